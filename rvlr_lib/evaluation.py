@@ -1,0 +1,201 @@
+"""From features to a report: retrieval under every relevance, floors, ceilings, structure."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rvlr_lib.data.pairs import ImageTextDataset
+from rvlr_lib.data.relevance import category_relevance, rouge_l_relevance
+from rvlr_lib.data.scenes import bayes_ceiling
+from rvlr_lib.metrics.protocol import evaluate_retrieval
+from rvlr_lib.metrics.structure import knn_overlap, modality_gap, relational_similarity
+from rvlr_lib.models.encoders import Towers, tokenize
+from rvlr_lib.models.student import Student
+from rvlr_lib.similarity import unit_rows
+from rvlr_lib.stages import Features
+
+NEIGHBOURS = 10
+SINGLE_MODAL = ("i2i/", "t2t")
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Graded relevance of one gallery; the square matrices are None where they are to be derived."""
+
+    caption_to_image: np.ndarray
+    image_to_image: np.ndarray | None = None
+    text_to_text: np.ndarray | None = None
+
+
+def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
+    """The relevances known for a data set, the headline one first.
+
+    Scenes: the truths, ``latent`` (whole scenes) and ``shown`` (what each view tells). Others: ``rouge_l`` and, where
+    there are categories, ``category``, which does not reward wording.
+    """
+    if gallery.scene is not None:
+        truths = {kind: gallery.scene.truth(kind) for kind in ("latent", "shown")}
+        return {
+            kind: Relevance(truth.caption_to_image, truth.image_to_image, truth.text_to_text)
+            for kind, truth in truths.items()
+        }
+    found = {"rouge_l": Relevance(rouge_l_relevance(gallery.captions, gallery.caption_image))}
+    if gallery.categories is not None:
+        found["category"] = Relevance(category_relevance(gallery.categories, gallery.caption_image))
+    return found
+
+
+def evaluate(
+    features: Features,
+    dataset: ImageTextDataset,
+    *,
+    protocol: str = "corrected",
+    matching_scores: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Every retrieval figure, a dict per relevance, each a mean over the galleries of the data set.
+
+    Args:
+        features: of pictures ``[I, D]`` and captions ``[C, D]``, unit rows.
+        dataset: what the features are of.
+        protocol: of :func:`rvlr_lib.metrics.evaluate_retrieval`.
+        matching_scores: ``scores_i2t [I, C]`` and ``scores_t2i [C, I]``; one gallery only.
+    """
+    reports: dict[str, list[dict[str, float]]] = {}
+    for gallery, (images, texts) in galleries(features, dataset):
+        scores_i2t, scores_t2i = matching_scores or (None, None)
+        for name, relevance in relevances(gallery).items():
+            report = evaluate_retrieval(
+                images,
+                texts,
+                torch.as_tensor(gallery.caption_image),
+                torch.as_tensor(relevance.caption_to_image),
+                scores_i2t=scores_i2t,
+                scores_t2i=scores_t2i,
+                image_relevance=None if relevance.image_to_image is None else torch.as_tensor(relevance.image_to_image),
+                text_relevance=None if relevance.text_to_text is None else torch.as_tensor(relevance.text_to_text),
+                protocol=protocol,
+            )
+            reports.setdefault(name, []).append(report)
+    return {name: _mean(rows) for name, rows in reports.items()}
+
+
+def noise_floor(dataset: ImageTextDataset, width: int, seed: int) -> dict[str, dict[str, float]]:
+    """What random embeddings reach: the floor of every figure."""
+    return evaluate(random_features(dataset, width, seed), dataset)
+
+
+def random_features(dataset: ImageTextDataset, width: int, seed: int) -> Features:
+    """Unit rows in random directions, for every picture and caption."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = len(dataset), len(dataset.captions)
+    images, texts = (unit_rows(torch.randn(count, width, generator=generator)) for count in shapes)
+    return images, texts
+
+
+def ceiling(dataset: ImageTextDataset) -> dict[str, float]:
+    """The Bayes ceiling of cross-modal recall, mean over galleries; empty where the truth is not known."""
+    if dataset.scene is None:
+        return {}
+    return _mean([bayes_ceiling(gallery) for gallery in dataset.gallery_sets()])
+
+
+def single_modal(report: dict[str, float]) -> dict[str, float]:
+    """The figures that teachers of one modality can have."""
+    return {key: value for key, value in report.items() if key.startswith(SINGLE_MODAL)}
+
+
+def structure(features: Features, teachers: Features, dataset: ImageTextDataset) -> dict[str, float]:
+    """Geometry of each modality against the teachers' and the truth, mean over galleries.
+
+    Captions are represented by the first of each picture, so that siblings do not stand for structure. Overlap: percent
+    of the ten nearest neighbours that are shared; relations: Spearman correlation of all cosines, in percent.
+    """
+    rows = []
+    for (gallery, pair), (_, teacher_pair) in zip(
+        galleries(features, dataset), galleries(teachers, dataset), strict=True
+    ):
+        first = torch.as_tensor([int(gallery.captions_of(i)[0]) for i in range(len(gallery))])
+        relevance = next(iter(relevances(gallery).values()))
+        spaces = {"image": (pair[0], teacher_pair[0]), "text": (pair[1][first], teacher_pair[1][first])}
+        truths = {"image": relevance.image_to_image, "text": relevance.text_to_text}
+        values = {"modality_gap": modality_gap(pair[0], pair[1][first])}
+        for name, (space, teacher) in spaces.items():
+            values[f"{name}/overlap_teacher"] = knn_overlap(space, teacher, k=min(NEIGHBOURS, len(space) - 1))
+            values[f"{name}/relations_teacher"] = relational_similarity(space, teacher)
+            truth = truths[name]
+            if truth is not None:
+                truth = torch.as_tensor(truth if name == "image" else truth[np.ix_(first, first)])
+                values[f"{name}/overlap_truth"] = knn_overlap(
+                    space, similarity_b=truth, k=min(NEIGHBOURS, len(space) - 1)
+                )
+                values[f"{name}/relations_truth"] = relational_similarity(space, similarity_b=truth)
+        rows.append(values)
+    return _mean(rows)
+
+
+@torch.inference_mode()
+def matching_scores(
+    student: Student,
+    towers: Towers,
+    dataset: ImageTextDataset,
+    features: Features,
+    top_k: int,
+    device: torch.device,
+    *,
+    batch_size: int = 512,
+) -> tuple[Tensor, Tensor]:
+    """Re-rank the best ``top_k`` of every query by the matching head.
+
+    Candidates outside the shortlist keep their order below it (their cosine minus 100).
+
+    Returns:
+        ``scores_i2t [I, C]`` and ``scores_t2i [C, I]``: the positive matching logit inside the shortlist.
+    """
+    student.to(device).eval()
+    pixels = dataset.pixels(torch.arange(len(dataset)), towers.image_size)
+    token_ids = tokenize(towers.tokenizer, dataset.captions)
+    image_tokens = torch.cat(
+        [_tokens(student.encode_image(part.to(device).float() / 255, tokens=True)) for part in pixels.split(batch_size)]
+    )
+    cosine = features[0] @ features[1].T
+    results = []
+    for scores, image_first in ((cosine, True), (cosine.T, False)):
+        shortlist = scores.topk(min(top_k, scores.shape[1]), dim=1).indices
+        queries = torch.arange(len(scores)).repeat_interleave(shortlist.shape[1])
+        candidates = shortlist.flatten()
+        image_rows, caption_rows = (queries, candidates) if image_first else (candidates, queries)
+        logits = []
+        for start in range(0, len(queries), batch_size):
+            part = slice(start, start + batch_size)
+            texts = student.encode_text(token_ids[caption_rows[part]].to(device), tokens=True)
+            assert texts.tokens is not None
+            assert texts.mask is not None
+            logits.append(student.match(image_tokens[image_rows[part]], texts.tokens, texts.mask)[0][:, 1].cpu())
+        reranked = scores - 100
+        reranked[queries, candidates] = torch.cat(logits).float()
+        results.append(reranked)
+    return results[0], results[1]
+
+
+def galleries(features: Features, dataset: ImageTextDataset) -> list[tuple[ImageTextDataset, Features]]:
+    """Each gallery of a data set with its rows of the features."""
+    if dataset.galleries is None:
+        return [(dataset, features)]
+    parts = []
+    for number, gallery in zip(np.unique(dataset.galleries), dataset.gallery_sets(), strict=True):
+        images = torch.as_tensor(np.flatnonzero(dataset.galleries == number))
+        texts = torch.as_tensor(np.flatnonzero(dataset.galleries[dataset.caption_image] == number))
+        parts.append((gallery, (features[0][images], features[1][texts])))
+    return parts
+
+
+def _tokens(encoded: Any) -> Tensor:
+    assert encoded.tokens is not None
+    return encoded.tokens
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}

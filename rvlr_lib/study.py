@@ -1,0 +1,395 @@
+"""A study: data set, teachers and variants to results, every stage cached."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rvlr_lib import evaluation, stages
+from rvlr_lib.checkpoints import load_tensors, load_weights, save_tensors
+from rvlr_lib.config import VARIANTS, Settings, TrainSettings, as_dict, load_settings, variant_weights
+from rvlr_lib.data import load_dataset
+from rvlr_lib.data.pairs import ImageTextDataset
+from rvlr_lib.models.encoders import Towers, build_towers
+from rvlr_lib.models.student import Student
+from rvlr_lib.models.teachers import Teacher, orthogonal_maps
+from rvlr_lib.runs import cached, default_root, provenance, read_json, source_hash, versions, write_json
+from rvlr_lib.stages import Features, derived_seed
+from rvlr_lib.training import Fitted, choose_device
+
+log = logging.getLogger(__name__)
+STAGE_MODULE = "rvlr_lib.stages"
+REFERENCES = ("floor", "teachers", "ceiling", "start")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of a table.
+
+    Attributes:
+        record: data set, variant, seed, ``metrics`` under the headline relevance, ``metrics_by_relevance``,
+            ``structure`` and ``provenance``.
+        features: of the test pictures and captions, None for floor and ceiling.
+        folder: of the trained weights and logs, None where nothing was trained.
+    """
+
+    record: dict[str, Any]
+    features: Features | None = None
+    folder: Path | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Retrieval figures under the headline relevance, in percent."""
+        return self.record["metrics"]
+
+    @property
+    def structure(self) -> dict[str, float]:
+        """Structure figures of the test split."""
+        return self.record["structure"]
+
+
+class Study:
+    """All stages of one setting and seed; each is computed when first asked for and read from the cache afterwards.
+
+    Args:
+        settings: decides every number.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        root: of runs and cache; default :func:`rvlr_lib.runs.default_root`.
+    """
+
+    def __init__(self, settings: Settings, *, device: str = "auto", root: Path | None = None) -> None:
+        self.settings = settings
+        self.device = choose_device(device)
+        self.root = Path(root) if root else default_root()
+
+    # ---- data -------------------------------------------------------------------------------------------------------
+
+    @cache  # noqa: B019  a study lives as long as its notebook
+    def dataset(self, split: str) -> ImageTextDataset:
+        """The ``train``, ``val`` or ``test`` split."""
+        return load_dataset(
+            self.settings.data.name, split=split, image_root=self.settings.data.image_root, **self._data_options(split)
+        )
+
+    @cached_property
+    def towers(self) -> Towers:
+        """Fresh towers of the student's architecture."""
+        model = self.settings.model
+        return build_towers(model.name, model.pretrained, seed=derived_seed(self.settings.seed, "towers"))
+
+    # ---- teachers ---------------------------------------------------------------------------------------------------
+
+    def teacher_folder(self, modality: str, *, trained: bool = True) -> Path:
+        """The folder of a teacher: weights, log and the features of every split."""
+        settings = self.settings.teacher
+        seed = derived_seed(self.settings.seed, "teacher", modality)
+        if not trained:
+            settings, seed = TrainSettings(epochs=0), derived_seed(self.settings.seed, "untrained", modality)
+        parts = {"modality": modality, "seed": seed, "train": as_dict(settings), "data": self._data_parts(modality),
+                 "model": self._tower_parts()}  # fmt: skip
+
+        def compute(folder: Path) -> None:
+            train, validation = self.dataset("train"), self.dataset("val")
+            towers = self.towers if trained else self._untrained_towers(seed)
+            alone = sum(len(train.captions_of(i)) == 1 for i in range(len(train)))
+            if modality == "text" and alone:
+                print(f"{alone} of {len(train)} pictures have one caption: two dropout views of it teach the text tower")
+            if settings.epochs:
+                teacher, fitted = stages.train_teacher(modality, towers, train, validation, settings, seed=seed,
+                                                       device=self.device, log_path=folder / "log.jsonl")  # fmt: skip
+                self._write_fit(folder, fitted)
+            else:
+                teacher = Teacher(towers, modality)
+            save_tensors(folder / "weights.safetensors", teacher.state_dict())
+            encode = teacher.to(self.device).eval()
+            for split in ("train", "val", "test"):
+                skip: Callable[[Tensor], Tensor] = lambda inputs: torch.zeros(len(inputs), 1)  # noqa: E731
+                images, texts = stages.encode(
+                    self.dataset(split), towers.tokenizer, towers.image_size, self.device,
+                    encode if modality == "image" else skip, encode if modality == "text" else skip,
+                )  # fmt: skip
+                save_tensors(folder / f"{split}.safetensors", {"features": images if modality == "image" else texts})
+
+        return cached(self.root, f"teacher-{modality}", parts, STAGE_MODULE, compute)
+
+    @cache  # noqa: B019
+    def teacher_features(self, split: str, *, trained: bool = True) -> Features:
+        """Frozen features of a split: pictures by the image teacher, captions by the text teacher."""
+        folders = [self.teacher_folder(modality, trained=trained) for modality in ("image", "text")]
+        images, texts = (load_tensors(folder / f"{split}.safetensors")["features"] for folder in folders)
+        return images, texts
+
+    # ---- students ---------------------------------------------------------------------------------------------------
+
+    def student_folder(self, variant: str) -> Path:
+        """The folder of a trained variant: weights, log and test features."""
+        settings, spec, weights = self.settings, VARIANTS[variant], variant_weights(self.settings, variant)
+        stage = settings.stage1 if spec.stage == 1 else settings.stage2
+        # stage 2 shares one seed: the same batches in the same order for every variant
+        seed = derived_seed(settings.seed, f"stage{spec.stage}")
+        distilled = bool(weights.structure or weights.image_representation or weights.text_representation)
+        parts: dict[str, Any] = {
+            "seed": seed,
+            "train": as_dict(stage),
+            "data": self._data_parts("both"),
+            "rows": settings.data.rows,
+            "model": as_dict(settings.model),
+            "weights": as_dict(weights),
+            "selection": settings.method.selection,
+        }
+        if settings.model.init == "teacher":
+            parts["towers"] = [self._teacher_key(modality) for modality in ("image", "text")]
+        if spec.stage == 2:
+            parts["start"] = self.student_folder("matching").name
+        if distilled:
+            parts["method"] = _training_switches(settings)
+            trained = spec.teacher != "untrained"
+            parts["teacher"] = [spec.teacher, *(self._teacher_key(m, trained=trained) for m in ("image", "text"))]
+
+        def compute(folder: Path) -> None:
+            student = self.start_student()
+            if spec.stage == 2:
+                self._load_student(student, self.student_folder("matching"))
+            teachers = self._distillation_features(spec.teacher) if distilled else None
+            split = "val" if settings.method.selection == "val" else "test"
+            selection = self.dataset(split).gallery_sets()[0]
+            fitted = stages.train_student(student, self.towers, self.dataset("train"), selection, settings, stage,
+                                          weights, teachers, seed=seed, device=self.device,
+                                          log_path=folder / "log.jsonl", label=variant)  # fmt: skip
+            self._write_fit(folder, fitted)
+            save_tensors(folder / "weights.safetensors", fitted.state)
+            images, texts = stages.encode_with_student(student, self.dataset("test"), self.towers, self.device)
+            save_tensors(folder / "test.safetensors", {"images": images, "texts": texts})
+
+        return cached(self.root, "student", parts, STAGE_MODULE, compute)
+
+    def start_student(self) -> Student:
+        """A student before any training: on the teachers' towers, or on random (or pretrained) ones."""
+        model = self.settings.model
+        student = Student(self.towers, fusion_layers=model.fusion_layers, temperature=model.temperature,
+                          seed=derived_seed(self.settings.seed, "fusion"))  # fmt: skip
+        if model.init == "teacher":
+            for modality, tower in (("image", student.visual), ("text", student.text)):
+                path = self.teacher_folder(modality) / "weights.safetensors"
+                weights = {
+                    name.removeprefix("tower."): tensor
+                    for name, tensor in load_tensors(path).items()
+                    if name.startswith("tower.")
+                }
+                load_weights(tower, weights, str(path))
+        return student
+
+    def trained_student(self, variant: str) -> Student:
+        """A trained variant's student, on the device, in evaluation mode."""
+        student = self.start_student()
+        self._load_student(student, self.student_folder(variant))
+        return student.to(self.device).eval()
+
+    def test_features(self, name: str) -> Features:
+        """Test features of a variant, of ``teachers``, or of the ``start``."""
+        if name == "teachers":
+            return self.teacher_features("test")
+        if name == "frozen":
+            train = self.dataset("train")
+            images, texts = self.teacher_features("train")
+            maps = orthogonal_maps(images[torch.as_tensor(train.caption_image)], texts)
+            images, texts = self.teacher_features("test")
+            return images @ maps[0], texts @ maps[1]
+        if name == "start":
+            if self.settings.model.init == "teacher":
+                return self.teacher_features("test")
+            return stages.encode_with_student(self.start_student(), self.dataset("test"), self.towers, self.device)
+        tensors = load_tensors(self.student_folder(name) / "test.safetensors")
+        return tensors["images"], tensors["texts"]
+
+    # ---- results ----------------------------------------------------------------------------------------------------
+
+    def result(self, name: str) -> Result:
+        """The evaluated result of a variant or of a reference row: ``floor``, ``teachers``, ``ceiling``, ``start``.
+
+        Raises:
+            ValueError: unknown name.
+        """
+        if name not in VARIANTS and name not in REFERENCES:
+            raise ValueError(f"unknown variant {name!r}: valid are {', '.join((*VARIANTS, *REFERENCES))}")
+        trained = name in VARIANTS and VARIANTS[name].stage > 0
+        folder = self.student_folder(name) if trained else None
+        parts: dict[str, Any] = {"name": name if folder is None else "student", "data": self._data_parts("both"),
+                                 "rerank_top_k": self.settings.rerank_top_k}  # fmt: skip
+        if folder is not None:
+            parts["student"] = folder.name
+        if name == "start":
+            parts["model"] = as_dict(self.settings.model)
+        if name not in ("floor", "ceiling"):
+            parts["teachers"] = [self._teacher_key(modality) for modality in ("image", "text")]
+
+        def compute(target: Path) -> None:
+            write_json(target / "result.json", self._evaluate(name, folder))
+
+        cell = cached(self.root, "result", parts, "rvlr_lib.evaluation", compute)
+        record = {"dataset": self.settings.data.name, "variant": name, "seed": self.settings.seed,
+                  **read_json(cell / "result.json")}  # fmt: skip
+        record["provenance"]["settings"] = as_dict(self.settings)
+        features = None if name in ("floor", "ceiling") else self.test_features(name)
+        return Result(record, features, folder)
+
+    def training_log(self, name: str) -> list[dict[str, Any]]:
+        """The log of a variant, or of a teacher as ``image teacher`` or ``text teacher``."""
+        modality = name.removesuffix(" teacher")
+        folder = self.teacher_folder(modality) if modality in ("image", "text") else self.student_folder(name)
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        return [{"variant": name, **json.loads(line)} for line in lines]
+
+    def _evaluate(self, name: str, folder: Path | None) -> dict[str, Any]:
+        dataset = self.dataset("test")
+        info = provenance() | {"device": str(self.device), "data": dataset.fingerprint(), "data_info": dataset.info,
+                               "rouge": "coco" if dataset.scene is None else None}  # fmt: skip
+        structure: dict[str, float] = {}
+        extra: dict[str, Any] = {}
+        if name == "floor":
+            width = self.towers.embed_dim
+            reports = evaluation.noise_floor(dataset, width, derived_seed(self.settings.seed, "floor"))
+        elif name == "ceiling":
+            reports = {"latent": evaluation.ceiling(dataset)}
+        else:
+            features = self.test_features(name)
+            reports = evaluation.evaluate(features, dataset)
+            structure = evaluation.structure(features, self.teacher_features("test"), dataset)
+            if name == "teachers":
+                reports = {key: evaluation.single_modal(report) for key, report in reports.items()}
+                structure.pop("modality_gap")
+            if folder is not None:
+                extra["training"] = read_json(folder / "fit.json")
+                extra["reranked"] = self._reranked(name, features, dataset)
+        return {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, "structure": structure,
+                "provenance": info, **extra}  # fmt: skip
+
+    def _reranked(self, name: str, features: Features, dataset: ImageTextDataset) -> dict[str, float] | None:
+        if not (self.settings.rerank_top_k and self.settings.model.fusion_layers and dataset.galleries is None):
+            return None
+        if not variant_weights(self.settings, name).matching:
+            return None
+        student = self.trained_student(name)
+        scores = evaluation.matching_scores(
+            student, self.towers, dataset, features, self.settings.rerank_top_k, self.device
+        )
+        report = next(iter(evaluation.evaluate(features, dataset, matching_scores=scores).values()))
+        return {key: value for key, value in report.items() if key.startswith(("i2t/", "t2i/", "r_mean"))}
+
+    # ---- keys -------------------------------------------------------------------------------------------------------
+
+    def _data_options(self, split: str) -> dict[str, Any]:
+        data = self.settings.data
+        size = {"train": data.train_size, "val": data.val_size}.get(split, 0)
+        if data.name != "scenes":
+            return {"limit": size or None} if data.name == "emoji" else {}
+        sizes = {"galleries": data.galleries or None, "gallery_size": data.gallery_size or None, "size": size or None}
+        options = {key: value for key, value in sizes.items() if value is not None}
+        return {"text_detail": data.text_detail, "seed": data.seed, **options}
+
+    def _data_parts(self, modality: str) -> dict[str, Any]:
+        """What decides the data; pictures do not depend on how much their captions tell."""
+        data = as_dict(self.settings.data)
+        data.pop("rows")
+        if modality == "image":
+            data.pop("text_detail")
+        if data["name"] in ("scenes", "emoji"):
+            data["source"] = source_hash(f"rvlr_lib.data.{data['name']}")
+            data["versions"] = {name: version for name, version in versions().items() if "emoji" in name}
+        else:
+            data["fingerprint"] = self.dataset("train").fingerprint() + self.dataset("test").fingerprint()
+        return data
+
+    def _tower_parts(self) -> dict[str, Any]:
+        model = self.settings.model
+        return {"name": model.name, "pretrained": model.pretrained,
+                "seed": derived_seed(self.settings.seed, "towers")}  # fmt: skip
+
+    def _teacher_key(self, modality: str, *, trained: bool = True) -> str:
+        return self.teacher_folder(modality, trained=trained).name
+
+    def _untrained_towers(self, seed: int) -> Towers:
+        return build_towers(self.settings.model.name, None, seed=seed)
+
+    def _distillation_features(self, kind: str) -> Features:
+        features = self.teacher_features("train", trained=kind != "untrained")
+        if kind != "shuffled":
+            return features
+        caption_image = torch.as_tensor(self.dataset("train").caption_image)
+        return stages.shuffle_teacher(features, caption_image, derived_seed(self.settings.seed, "shuffled"))
+
+    def _load_student(self, student: Student, folder: Path) -> None:
+        path = folder / "weights.safetensors"
+        weights = {
+            name.removeprefix("student."): tensor
+            for name, tensor in load_tensors(path).items()
+            if name.startswith("student.")
+        }
+        load_weights(student, weights, str(path))
+
+    @staticmethod
+    def _write_fit(folder: Path, fitted: Fitted) -> None:
+        summary = dataclasses.asdict(fitted)
+        summary.pop("state")
+        write_json(folder / "fit.json", summary)
+
+
+def _training_switches(settings: Settings) -> dict[str, Any]:
+    """The method's switches that act in training, so that an evaluation switch retrains nothing."""
+    switches = as_dict(settings.method)
+    for name in ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores", "siblings"):
+        switches.pop(name)
+    return switches
+
+
+OVERRIDES = {
+    "image_root": "data.image_root",
+    "text_detail": "data.text_detail",
+    "train_size": "data.train_size",
+    "val_size": "data.val_size",
+    "galleries": "data.galleries",
+    "gallery_size": "data.gallery_size",
+    "model": "model.name",
+    "pretrained": "model.pretrained",
+    "init": "model.init",
+    "fusion_layers": "model.fusion_layers",
+    "teacher_epochs": "teacher.epochs",
+    "stage1_epochs": "stage1.epochs",
+    "stage2_epochs": "stage2.epochs",
+    "rerank_top_k": "rerank_top_k",
+    "seed": "seed",
+}
+
+
+def open_study(
+    dataset: str, *, method: str = "corrected", device: str = "auto", root: Path | None = None, **overrides: Any
+) -> Study:
+    """A study of a data set by name, with the presets of the data set and of the method.
+
+    Args:
+        dataset: ``scenes``, ``emoji``, or a file that :func:`rvlr_lib.data.load_dataset` reads.
+        method: preset of the method's switches: ``corrected`` or ``official``.
+        device: to compute on.
+        root: of runs and cache.
+        overrides: short names (``train_size``, ``stage1_epochs``, …, those of :data:`OVERRIDES`) and their values;
+            None, -1 and "" leave the preset's.
+
+    Raises:
+        ValueError: an override that is unknown, naming the valid ones.
+    """
+    unknown = set(overrides) - set(OVERRIDES)
+    if unknown:
+        raise ValueError(f"unknown override {sorted(unknown)}: valid are {', '.join(OVERRIDES)}")
+    presets = [dataset] if dataset in ("scenes", "emoji") else []
+    chosen = {OVERRIDES[name]: value for name, value in overrides.items() if value not in (None, -1, "")}
+    return Study(load_settings(*presets, method, overrides={"data.name": dataset, **chosen}), device=device, root=root)
+
+
+__all__ = ["OVERRIDES", "REFERENCES", "Result", "Study", "open_study"]
