@@ -78,7 +78,8 @@ class MethodSettings:
         representation_temperature: row 24, ``own`` (fixed) or ``shared`` with the contrastive loss.
     """
 
-    weights: LossWeights = field(default_factory=LossWeights)
+    # the official weights; the control's own losses weigh as much as the representation losses they stand in for
+    weights: LossWeights = field(default_factory=lambda: LossWeights(image_intra=1.0, text_intra=2.0))
     teacher_terms: bool = False
     learn_relation_temperature: bool = False
     relation_temperature: float = 0.07

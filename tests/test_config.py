@@ -1,0 +1,73 @@
+import pytest
+
+from rvlr_lib.config import VARIANTS, Settings, available_presets, load_settings, variant_weights
+
+
+def test_presets_are_the_four_that_ship():
+    assert available_presets() == ["corrected", "emoji", "official", "scenes"]
+
+
+def test_later_presets_and_overrides_win():
+    settings = load_settings("scenes", "official", overrides={"stage1.epochs": 3, "model.fusion_layers": 2})
+    assert (settings.stage1.epochs, settings.model.fusion_layers, settings.data.name) == (3, 2, "scenes")
+    assert settings.method.structure_target == "fusion"
+    assert settings.stage2.epochs == load_settings("scenes").stage2.epochs
+
+
+def test_official_and_corrected_differ_only_in_named_switches():
+    official, corrected = load_settings("official").method, load_settings("corrected").method
+    different = {name for name in official.__dataclass_fields__ if getattr(official, name) != getattr(corrected, name)}
+    assert different == {
+        "teacher_terms", "learn_relation_temperature", "fusion_weight_form", "structure_target", "baseline",
+        "selection", "mixed_t2it", "mixed_scores", "siblings", "representation_bidirectional",
+        "representation_temperature",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"stage1.epoch": 3}, "stage1.epoch"),
+        ({"model.init": "pretrained"}, "'teacher', 'scratch'"),
+        ({"stage1.epochs": "three"}, "expected int"),
+        ({"stage1.epochs": True}, "expected int"),
+        ({"stage1.betas": [0.9]}, "2 numbers"),
+        ({"stage1": 3}, "settings under it"),
+    ],
+)
+def test_wrong_keys_and_values_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        load_settings("scenes", overrides=overrides)
+
+
+def test_unknown_preset_lists_the_valid_ones():
+    with pytest.raises(ValueError, match="corrected, emoji, official, scenes"):
+        load_settings("flicker")
+
+
+def test_weights_of_variants():
+    settings = load_settings("official", overrides={"model.fusion_layers": 1})
+    rvlr = variant_weights(settings, "rvlr")
+    assert (rvlr.contrastive, rvlr.matching, rvlr.image_representation, rvlr.text_representation) == (1, 2, 1, 2)
+    assert (rvlr.structure, rvlr.image_teacher_structure, rvlr.text_teacher_structure) == (2, 1, 1)
+    assert rvlr.image_intra == rvlr.text_intra == 0
+    assert variant_weights(settings, "shuffled") == rvlr
+    longer = variant_weights(settings, "matching_longer")
+    assert longer == variant_weights(settings, "matching")
+    assert longer.structure == longer.image_representation == 0
+    intra = variant_weights(settings, "intra")
+    assert intra.image_intra > 0
+    assert intra.structure == 0
+
+
+def test_weights_without_fusion_encoder_or_teacher_terms():
+    weights = variant_weights(Settings(), "rvlr")
+    assert weights.matching == 0
+    assert weights.image_teacher_structure == weights.text_teacher_structure == 0
+    assert variant_weights(Settings(), "contrastive") == variant_weights(Settings(), "matching")
+
+
+def test_unknown_variant_lists_the_valid_ones():
+    with pytest.raises(ValueError, match="matching_longer"):
+        variant_weights(Settings(), "rvl")
+    assert len(VARIANTS) == 10
