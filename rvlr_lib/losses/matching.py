@@ -1,0 +1,71 @@
+"""Image-text matching with hard negatives (METHOD: L_itm)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rvlr_lib.losses._checks import check_temperature, same_image
+
+
+@torch.no_grad()
+def sample_hard_negatives(
+    similarity: Tensor,
+    temperature: float | Tensor,
+    image_ids: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw one negative image for each text, then one negative text for each image.
+
+    The chance of a candidate is ``softmax(similarity / temperature) + 1e-5`` over all candidates, 0 for those of
+    the same image.
+
+    Args:
+        similarity: ``[B images, B texts]`` cosines. No gradient flows through the draw.
+        temperature: any real number but zero; a negative one prefers the easy negatives.
+        image_ids: ``[B]``; ``None``: only the own index is excluded.
+        generator: random state; the same draws as one ``multinomial`` call per row on the CPU.
+
+    Returns:
+        ``(negative image of each text, negative text of each image)``, each int64 ``[B]``.
+
+    Raises:
+        ValueError: not square, fewer than two rows, not finite, temperature zero, or a row without a negative.
+    """
+    if similarity.ndim != 2 or len(similarity) != similarity.shape[1] or len(similarity) < 2:
+        raise ValueError(f"similarity must be [B, B] with B >= 2, got {tuple(similarity.shape)}")
+    check_temperature(temperature)
+    same = same_image(image_ids, len(similarity), similarity.device)
+    if same.all(dim=1).any():
+        raise ValueError("a row has no negative: all its candidates show the same image")
+    logits = similarity.to(torch.promote_types(similarity.dtype, torch.float32)) / temperature
+    if not logits.isfinite().all():
+        raise ValueError("similarity / temperature must be finite to draw negatives from")
+    images, texts = (
+        torch.multinomial((F.softmax(rows, dim=1) + 1e-5).masked_fill(same, 0), 1, generator=generator)[:, 0]
+        for rows in (logits.T, logits)
+    )
+    return images, texts
+
+
+def image_text_matching_loss(positive_logits: Tensor, negative_logits: Tensor) -> Tensor:
+    """Two-way cross-entropy of the matching head, the official ``itm``.
+
+    Args:
+        positive_logits: ``[B, 2]`` of pairs that belong together (class 1).
+        negative_logits: ``[2B, 2]`` of hard negatives (class 0).
+
+    Returns:
+        Scalar: mean over the ``3B`` rows.
+
+    Raises:
+        ValueError: other shapes, or fewer than two positive rows.
+    """
+    rows = len(positive_logits)
+    if rows < 2 or positive_logits.shape != (rows, 2) or negative_logits.shape != (2 * rows, 2):
+        raise ValueError(
+            "expected positive_logits [B, 2] with B >= 2 and negative_logits [2B, 2], "
+            f"got {tuple(positive_logits.shape)} and {tuple(negative_logits.shape)}"
+        )
+    logits = torch.cat([positive_logits, negative_logits])
+    labels = torch.arange(3 * rows, device=logits.device) < rows
+    return F.cross_entropy(logits, labels.long())

@@ -1,0 +1,85 @@
+"""Structure-aware distillation: the student keeps its teachers' relations (METHOD: L_kd, L_kdi, L_kdt)."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from rvlr_lib.losses._checks import check_rows, check_temperature
+from rvlr_lib.losses.distances import DISTANCES, cosine_cost
+
+
+class StructureTerms(NamedTuple):
+    """The three scalars of the structure loss; the official names are ``kd``, ``kdi`` and ``kdt``."""
+
+    student: Tensor
+    """``D(F, E)``: the student against the target."""
+    image_teacher: Tensor
+    """``D(I, E)``: the image teacher against the target, what a learnable fusion weight is pulled by."""
+    text_teacher: Tensor
+    """``D(T, E)``: the text teacher against the target."""
+
+
+def structure_distillation_loss(
+    student_features: Tensor,
+    image_teacher_features: Tensor,
+    text_teacher_features: Tensor,
+    *,
+    fusion_weight: float | Tensor,
+    temperature: float | Tensor,
+    distance: str = "mae",
+    cost_features: Tensor | None = None,
+) -> StructureTerms:
+    """Compare the student's relations ``F`` with the teachers' ``I`` and ``T``, fused into one target.
+
+    ``E = fusion_weight T + (1 − fusion_weight) I``; the fusion weight is the share of the *text* teacher. Relations are
+    the off-diagonal cosines / temperature, or for the two RKD distances their mean-normalised distances and angles.
+
+    Args:
+        student_features: ``[B, D]``, unit-normalised inside, as all features here.
+        image_teacher_features: ``[B, D_image]``, not detached: frozen teachers get no gradient as they require none.
+        text_teacher_features: ``[B, D_text]``.
+        fusion_weight: any real number, also outside 0 to 1, or 0-d tensor; gradient flows.
+        temperature: any real number but zero, or 0-d tensor; gradient flows, and as every cosine distance falls with a
+            growing temperature, it is only ever upward. The RKD distances ignore it.
+        distance: ``mae``, ``mse``: mean over the ``B (B − 1)`` entries. ``cumulative_l1`` (official "kl"): mean
+            absolute difference of the running sums. ``wasserstein`` (official "wd"): per row, with weights
+            ``1 − cosine`` of ``cost_features``; its teacher terms are 0. ``row_kl``: KL of the row softmaxes.
+            ``rkd_distance``, ``rkd_angle`` (Park et al. 2019): Huber; angles take ``B^3`` memory and three rows.
+        cost_features: ``[B, D_cost]`` for ``wasserstein``, the student's text features; pass them detached to keep the
+            cost from shrinking the loss. Ignored by every other distance.
+
+    Returns:
+        StructureTerms, three scalars. A zero row has cosine 0 with every row; a NaN feature gives NaN.
+
+    Raises:
+        ValueError: numbers of rows differ, fewer than two rows (three for ``rkd_angle``), temperature zero, unknown
+            distance, ``wasserstein`` without ``cost_features``.
+
+    >>> import torch
+    >>> rows = torch.eye(3)
+    >>> terms = structure_distillation_loss(rows, rows, torch.ones(3, 3), fusion_weight=0.5, temperature=0.1)
+    >>> [round(float(term), 4) for term in terms]
+    [5.0, 5.0, 5.0]
+    """
+    if distance not in DISTANCES:
+        raise ValueError(f"unknown distance {distance!r}; valid: {', '.join(DISTANCES)}")
+    check_temperature(temperature)
+    check_rows(
+        minimum=3 if distance == "rkd_angle" else 2,
+        student_features=student_features,
+        image_teacher_features=image_teacher_features,
+        text_teacher_features=text_teacher_features,
+    )
+    relations_of, compare = DISTANCES[distance]
+    student, image, text = (
+        relations_of(features, temperature)
+        for features in (student_features, image_teacher_features, text_teacher_features)
+    )
+    target = fusion_weight * text + (1 - fusion_weight) * image
+    if distance == "wasserstein":
+        if cost_features is None:
+            raise ValueError("wasserstein needs cost_features")
+        check_rows(student_features=student_features, cost_features=cost_features)
+        loss = compare(student, target, cosine_cost(cost_features))
+        return StructureTerms(loss, loss.new_zeros(()), loss.new_zeros(()))
+    return StructureTerms(*(compare(relations, target) for relations in (student, image, text)))
