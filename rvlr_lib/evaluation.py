@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rvlr_lib.data.pairs import ImageTextDataset
 from rvlr_lib.data.relevance import category_relevance, rouge_l_relevance
-from rvlr_lib.data.scenes import bayes_ceiling
+from rvlr_lib.data.truth import bayes_ceiling
 from rvlr_lib.metrics.protocol import evaluate_retrieval
 from rvlr_lib.metrics.structure import knn_overlap, modality_gap, relational_similarity
 from rvlr_lib.models.encoders import Towers, tokenize

@@ -154,9 +154,9 @@ class StudentObjective(nn.Module):
         own = torch.arange(batch, device=ids.device)
         image_rows = torch.cat([own, negative_image, own])
         text_rows = torch.cat([own, own, negative_text])
-        with precision:
+        with precision:  # index_select: its backward is one deterministic index_add, not atomics
             logits, first = self.student.match(
-                images.tokens[image_rows], texts.tokens[text_rows], texts.mask[text_rows]
+                images.tokens.index_select(0, image_rows), texts.tokens.index_select(0, text_rows), texts.mask[text_rows]
             )
         return image_text_matching_loss(logits[:batch].float(), logits[batch:].float()), first[:batch].float()
 

@@ -184,7 +184,8 @@ def _optimizer(objective: nn.Module, settings: TrainSettings, steps: int) -> tup
     )
     warmup = max(1, round(settings.warmup * steps))
     rise = LinearLR(optimizer, 1 / warmup, 1.0, max(1, warmup - 1))
-    fall = LinearLR(optimizer, 1.0, 1 / max(1, steps - warmup), max(1, steps - warmup))
+    falling = max(1, steps - warmup)
+    fall = LinearLR(optimizer, 1.0, 1 / falling, max(1, falling - 1))
     return optimizer, SequentialLR(optimizer, [rise, fall], milestones=[warmup])
 
 
