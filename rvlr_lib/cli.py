@@ -1,0 +1,105 @@
+"""The ``rvlr`` command. A new verb is two functions, its arguments and its work, and a line in ``COMMANDS``.
+
+Exit codes: 0 done; 1 a notebook failed or a number moved; 2 bad input; 130 interrupted. The library raises
+``ValueError`` for bad input and its message is all that is shown; ``RVLR_DEBUG=1`` shows where it came from. Each verb
+imports what it needs when it runs, so ``rvlr --help`` is quick.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb: what it says of itself, its arguments, and its work, which returns the exit code."""
+
+    help: str
+    arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    what = "Rebalanced vision-language retrieval: the reproduction companion."
+    parser = ArgumentParser(prog="rvlr", allow_abbrev=False, description=what)
+    verbs = parser.add_subcommands(dest="command")
+    for name, command in COMMANDS.items():
+        verb = ArgumentParser(allow_abbrev=False, description=command.help)
+        command.arguments(verb)
+        verbs.add_subcommand(name, verb, help=command.help)
+    arguments = parser.parse_args(argv)
+    try:
+        return COMMANDS[arguments.command].run(arguments[arguments.command])
+    except ValueError as error:
+        if os.environ.get("RVLR_DEBUG"):
+            raise
+        print(f"rvlr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrvlr: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _reproduce_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--profile", default="quick", help="one of notebooks/profiles, or a file that ends in .yaml")
+    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                        help="set a parameter of every notebook that has it; may be repeated")  # fmt: skip
+    parser.add_argument("--device", type=str | None, help="auto, cpu, cuda or cuda:N; short for -p device")
+    parser.add_argument("--out", type=Path | None, help="run folder, runs/<profile> if not given")
+    parser.add_argument("--overwrite", action="store_true", help="replace what the folder holds of other settings")
+    parser.add_argument("--check", action="store_true", help="compare the results with data/reference/<profile>.json")
+    parser.add_argument("--update-reference", action="store_true", help="write that file from the results")
+
+
+def _reproduce(arguments: Namespace) -> int:
+    from rvlr_lib.notebooks import NotebookError, reproduce
+
+    parameters = dict(arguments.parameter)
+    if arguments.device:
+        parameters["device"] = arguments.device
+    try:
+        moved = reproduce(
+            arguments.profile,
+            out=arguments.out,
+            parameters=parameters,
+            overwrite=arguments.overwrite,
+            check=arguments.check,
+            update=arguments.update_reference,
+            say=partial(print, flush=True),
+        )
+    except NotebookError as error:
+        print(f"FAILED {error}", file=sys.stderr)
+        return 1
+    if arguments.check:
+        print(f"{len(moved)} numbers moved:\n" + "\n".join(moved) if moved else "check passed: no number moved")
+    return 1 if moved else 0
+
+
+def _table_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path | None, help="run folder, runs/quick if not given")
+    parser.add_argument("--select", default="*", help="pattern for <dataset>_<notebook>/<table>")
+    parser.add_argument("--insert", type=Path | None, help="put the tables between the results markers of this file")
+
+
+def _table(arguments: Namespace) -> int:
+    from rvlr_lib.report import insert, tables
+    from rvlr_lib.runs import default_root
+
+    text = tables(arguments.run or default_root() / "quick", arguments.select)
+    if arguments.insert:
+        insert(arguments.insert, text)
+    else:
+        print(text)
+    return 0
+
+
+COMMANDS = {
+    "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
+    "table": Command("print the result tables of a run, or insert them into a file", _table_arguments, _table),
+}

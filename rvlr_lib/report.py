@@ -1,0 +1,170 @@
+"""What a run folder tells: its tables and figures as one Markdown page, and its numbers beside a reference."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from rvlr_lib.runs import provenance, read_json, write_json
+
+DEFAULT_TOLERANCE = 3.0  # absolute, in the unit of the number
+CAUTION = "Small models on small pictures: these are not the scores of the paper."
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """The result JSON of each notebook of a run, in the order they ran, by ``<dataset>_<notebook>``.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    if not (folder / "run.json").is_file():
+        raise ValueError(f"{folder} holds no run: there is no run.json in it; `rvlr reproduce` makes one")
+    names = [f"{run['dataset']}_{run['notebook']}" for run in read_json(folder / "run.json")["runs"]]
+    paths = {name: folder / "results" / f"{name}.json" for name in names}
+    return {name: read_json(path) for name, path in paths.items() if path.is_file()}
+
+
+def tables(folder: Path, select: str = "*") -> str:
+    """The result tables of a run as Markdown.
+
+    Args:
+        folder: the run folder.
+        select: pattern that ``<dataset>_<notebook>/<table>`` must match.
+
+    Raises:
+        ValueError: no table matches; lists those there are.
+    """
+    found = {f"{name}/{title}": each for name, one in results(folder).items() for title, each in one["tables"].items()}
+    chosen = {name: records for name, records in found.items() if fnmatchcase(name, select)}
+    if not chosen:
+        raise ValueError(f"no table of {folder} matches '{select}'; there are: {', '.join(found) or 'none'}")
+    return "\n\n".join(f"**{name}**\n\n{_markdown(records)}" for name, records in chosen.items())
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.md``: results, figures, times, settings, versions and the command.
+
+    Returns:
+        Its path.
+    """
+    record = read_json(folder / "run.json")
+    origin = record["provenance"]
+    figures = sorted((folder / "figures").glob("*.png"))
+    found = results(folder)
+    runs = [
+        {"notebook": run["notebook"], "data set": run["dataset"], "seconds": run.get("seconds"),
+         "parameters": ", ".join(f"{key}={value}" for key, value in run["parameters"].items())}
+        for run in record["runs"]
+    ]  # fmt: skip
+    parts = [
+        f"# {record['profile']}",
+        record["description"],
+        f"{CAUTION} Made by `{record['command']}`.",
+        "## Results",
+        tables(folder) if any(result["tables"] for result in found.values()) else "No notebook wrote a table.",
+        *(["## Figures"] if figures else []),
+        *(f"{figure.stem} ([PDF](figures/{figure.stem}.pdf), [data](figures/{figure.stem}.csv))\n\n"
+          f"![{figure.stem}](figures/{figure.name})" for figure in figures),
+        "## Notebooks",
+        _markdown(runs),
+        f"In all {sum(run.get('seconds') or 0 for run in record['runs']):.0f} s.",
+        "## Environment",
+        _markdown([{"what": key, "version": value} for key, value in
+                   ({"commit": origin["commit"], "platform": origin["platform"]} | origin["versions"]).items()]),
+    ]  # fmt: skip
+    path = folder / "report.md"
+    write_text(path, "\n\n".join(parts) + "\n")
+    return path
+
+
+def compare(folder: Path, reference: Mapping[str, Any]) -> list[str]:
+    """The numbers of a run that left the tolerances of a reference, one line each.
+
+    Args:
+        folder: the run folder.
+        reference: content of ``data/reference/<profile>.json``. The first of its tolerance patterns that matches the
+            name of a number holds, else the default; tolerances are absolute.
+
+    Returns:
+        Lines for numbers that moved, are missing, or are new.
+    """
+    tolerance = reference["tolerance"]
+    now, then = _flat(_metrics(folder)), _flat(reference["metrics"])
+    moved = [f"{name}: missing, the reference has {_number(then[name])}" for name in then if name not in now]
+    moved += [f"{name}: new, {_number(now[name])}" for name in now if name not in then]
+    for name in (name for name in then if name in now):
+        patterns = (value for pattern, value in tolerance.get("patterns", {}).items() if fnmatchcase(name, pattern))
+        allowed = next(patterns, tolerance["default"])
+        old, new = (math.nan if value is None else value for value in (then[name], now[name]))
+        if not (abs(new - old) <= allowed or (math.isnan(new) and math.isnan(old))):
+            moved.append(f"{name}: {_number(old)} -> {_number(new)} (moved {new - old:+.4g}, allowed {allowed:g})")
+    return moved
+
+
+def update_reference(folder: Path, path: Path) -> Path:
+    """Write the numbers of a run as a reference, with the tolerances that the file had.
+
+    Returns:
+        The path of the reference.
+    """
+    record = read_json(folder / "run.json")
+    tolerance = read_json(path)["tolerance"] if path.is_file() else {"default": DEFAULT_TOLERANCE, "patterns": {}}
+    settings = {key: record[key] for key in ("command", "runs", "profile_sha256")}
+    origin = provenance() | {"cpu_cores": os.cpu_count()} | settings
+    value = {"profile": record["profile"], "tolerance": tolerance, "provenance": origin, "metrics": _metrics(folder)}
+    write_json(path, value)
+    return path
+
+
+def insert(path: Path, text: str, marker: str = "results") -> None:
+    """Put text between ``<!-- marker:begin -->`` and ``<!-- marker:end -->`` of a file.
+
+    Raises:
+        ValueError: the file does not hold each marker once, in this order.
+    """
+    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
+    content = path.read_text() if path.is_file() else ""
+    if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
+        raise ValueError(f"{path} must hold the lines {begin} and {end} once each, in this order")
+    before, after = content.split(begin)[0], content.split(end)[1]
+    write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _metrics(folder: Path) -> dict[str, dict[str, float]]:
+    return {name: result["metrics"] for name, result in results(folder).items()}
+
+
+def _flat(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {f"{name}: {key}": value for name, values in metrics.items() for key, value in values.items()}
+
+
+def _number(value: float | None) -> str:
+    return "nothing" if value is None or math.isnan(value) else f"{value:.4g}"
+
+
+def _markdown(records: Iterable[Mapping[str, Any]]) -> str:
+    """Records as a Markdown table, numbers to one decimal and on the right."""
+    rows = list(records)
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+
+    def cell(value: Any) -> str:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return ""
+        return (f"{value:.1f}" if isinstance(value, float) else str(value)).replace("|", "\\|").replace("\n", " ")
+
+    numeric = [any(isinstance(row.get(head), int | float) for row in rows) for head in heads]
+    lines = [heads, ["---:" if right else "---" for right in numeric]]
+    lines += [[cell(row.get(head)) for head in heads] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
