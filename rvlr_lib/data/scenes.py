@@ -1,0 +1,277 @@
+"""Scenes: pictures and captions that we draw ourselves from known factors, so that true similarity is known.
+
+A scene has 1 to 4 objects (8 shapes x 8 colours x 2 sizes) on distinct cells of a 3x3 grid over one of 8 grey textures.
+Position is a nuisance: no caption tells it and no truth counts it, so crops and flips are lawful. Five captions per
+picture come from a small grammar with synonyms; each factor is told with the chance ``text_detail``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from rvlr_lib.data.pairs import ArraySource, ImageTextDataset
+from rvlr_lib.data.truth import BACKGROUNDS, COLOURS, OBJECTS, SHAPES, SIZES, Facts, SceneViews
+
+SHAPE_WORDS = (
+    ("circle", "disc"),
+    ("square", "box"),
+    ("triangle", "pyramid"),
+    ("star", "spark"),
+    ("heart", "valentine"),
+    ("cross", "plus"),
+    ("ring", "hoop"),
+    ("diamond", "gem"),
+)
+COLOUR_WORDS = (
+    ("red", "crimson"),
+    ("orange", "amber"),
+    ("yellow", "golden", "lemon"),
+    ("green", "emerald"),
+    ("turquoise", "teal"),
+    ("blue", "azure"),
+    ("purple", "violet"),
+    ("pink", "rose"),
+)
+SIZE_WORDS = (("small", "little", "tiny"), ("large", "big", "huge"))
+BACKGROUND_WORDS = (
+    ("plain", "blank"),
+    ("striped", "lined"),
+    ("barred", "slatted"),
+    ("checked", "checkered"),
+    ("dotted", "spotted"),
+    ("diagonal", "slanted"),
+    ("wavy", "rippled"),
+    ("grainy", "sandy"),
+)
+THING_WORDS = ("thing", "shape", "object")
+GROUND_WORDS = ("background", "backdrop", "ground")
+JOINT_WORDS = ("and", "with")
+OPENINGS = ("", "there is", "a picture of", "we see", "this shows")
+PREPOSITIONS = ("on", "over", "against")
+
+PIXELS = 48
+CAPTIONS = 5
+TRAIN_IMAGES, VAL_IMAGES = 4_000, 500
+SPLITS = ("train", "val", "test")
+
+_COLOURS = (
+    (222, 40, 44),
+    (244, 128, 16),
+    (250, 214, 36),
+    (40, 150, 56),
+    (32, 190, 186),
+    (36, 84, 214),
+    (124, 52, 176),
+    (248, 134, 190),
+)
+_RADII = (4.0, 6.8)
+_SPRITE, _TEXTURE, _FINE = 15, 64, 16  # sprite and texture in pixels, and the factor they are drawn larger by
+
+
+def load_scenes(
+    *,
+    split: str,
+    text_detail: float = 0.6,
+    size: int | None = None,
+    galleries: int = 10,
+    gallery_size: int = 500,
+    seed: int = 0,
+) -> ImageTextDataset:
+    """Draw one split; every argument but ``text_detail`` and the numbers of pictures changes everything.
+
+    Args:
+        split: ``train`` (4,000 pictures), ``val`` (500) or ``test`` (galleries x gallery_size); independent streams.
+        text_detail: Chance of each factor to be told by a caption, 0..1. A caption tells at least one object: where
+            none is drawn, one object by its shape. Details are nested: what is told at 0.3 is told at 0.6.
+        size: Pictures of ``train`` or ``val``; fewer are the first of more.
+        galleries: Galleries of ``test``.
+        gallery_size: Pictures in each of them.
+        seed: Of all draws.
+
+    Returns:
+        Pictures of 48 x 48 pixels with five captions each, their factors and what each view shows of them.
+
+    Raises:
+        ValueError: If an argument is not lawful.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown; scenes has {', '.join(SPLITS)}")
+    if not 0 <= text_detail <= 1:
+        raise ValueError(f"text_detail={text_detail} is no chance; give 0 (one shape is told) to 1 (all is told)")
+    if split == "test" and size is not None:
+        raise ValueError(f"size={size} is for train and val; the size of test is galleries x gallery_size")
+    counts = {"size": size, "galleries": galleries, "gallery_size": gallery_size}
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} is too small; give at least 1")
+    if seed < 0:
+        raise ValueError(f"seed={seed} is negative; give 0 or more")
+    images = galleries * gallery_size if split == "test" else size or {"train": TRAIN_IMAGES, "val": VAL_IMAGES}[split]
+
+    streams = np.random.SeedSequence([seed, SPLITS.index(split)]).spawn(2)
+    scene, pixels = _draw_pictures(images, streams[0])
+    text, forced, captions = _tell(scene, text_detail, streams[1])
+    owner = np.repeat(np.arange(images), CAPTIONS)
+    return ImageTextDataset(
+        name="scenes",
+        split=split,
+        image_ids=[f"{split}-{seed}-{i:05d}" for i in range(images)],
+        captions=captions,
+        caption_image=owner,
+        source=ArraySource(pixels),
+        galleries=np.arange(images) // gallery_size if split == "test" else None,
+        scene=SceneViews(scene, scene, text, owner, forced, text_detail),
+        info={"text_detail": text_detail, "seed": seed, "images": images, "captions_per_image": CAPTIONS},
+    )
+
+
+def _generators(stream: np.random.SeedSequence, count: int) -> list[np.random.Generator]:
+    """One generator per quantity, so that a smaller data set holds the first rows of a larger one."""
+    return [np.random.default_rng(child) for child in stream.spawn(count)]
+
+
+def _draw_pictures(images: int, stream: np.random.SeedSequence) -> tuple[Facts, np.ndarray]:
+    """Draw factors and nuisances (cell, jitter, texture phase, brightness); compose uint8 [I, 48, 48, 3]."""
+    number, kinds, ground, cell, shift, phase, light = _generators(stream, 7)
+    present = np.arange(OBJECTS) < number.integers(1, OBJECTS + 1, size=(images, 1))
+    objects = kinds.integers(0, (SHAPES, COLOURS, SIZES), size=(images, OBJECTS, 3), dtype=np.int8)
+    objects[~present] = -1
+    background = ground.integers(0, BACKGROUNDS, size=images, dtype=np.int8)
+    cells = cell.random((images, 9)).argsort(1)[:, :OBJECTS]
+    corners = 2 + 15 * np.stack(np.divmod(cells, 3), -1) + shift.integers(-1, 2, size=(images, OBJECTS, 2))
+    phases = phase.integers(0, _TEXTURE - PIXELS, size=(images, 2))
+    lights = light.integers(-12, 13, size=images).astype(np.float32)
+
+    sprites, textures = _sprites(), _textures()
+    pixels = np.empty((images, PIXELS, PIXELS, 3), dtype=np.uint8)
+    for i in range(images):
+        y, x = phases[i]
+        canvas = np.repeat(textures[background[i], y : y + PIXELS, x : x + PIXELS, None] + lights[i], 3, axis=2)
+        for (shape, colour, size), (y, x) in zip(objects[i][present[i]], corners[i], strict=False):
+            sprite = sprites[shape, colour, size]
+            patch = canvas[y : y + _SPRITE, x : x + _SPRITE]
+            patch *= 1 - sprite[:, :, 3:]
+            patch += sprite[:, :, :3]
+        pixels[i] = canvas + 0.5
+    return Facts(objects, background), pixels
+
+
+@lru_cache(maxsize=1)
+def _sprites() -> np.ndarray:
+    """Every object with smooth edges and a darker rim: [shape, colour, size, 15, 15, (premultiplied RGB, alpha)]."""
+    sprites = np.empty((SHAPES, COLOURS, SIZES, _SPRITE, _SPRITE, 4), dtype=np.float32)
+    fills = np.array(_COLOURS, dtype=np.float32)[:, None, None]
+    for shape in range(SHAPES):
+        for size, radius in enumerate(_RADII):
+            whole, inner = (_mask(shape, radius, rim) for rim in (0.0, 0.12 * radius))
+            sprites[shape, :, size, ..., :3] = fills * (inner + 0.55 * (whole - inner))
+            sprites[shape, :, size, ..., 3:] = whole
+    return sprites
+
+
+def _contours(shape: int) -> list[np.ndarray]:
+    """Outer (and the ring's inner) contour of radius 1, [points, (x, y)]; every shape is its own mirror image."""
+    turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
+    circle = np.stack([np.sin(turn), -np.cos(turn)], axis=-1)
+    tips = np.arange(10) * np.pi / 5
+    star = np.stack([np.sin(tips), -np.cos(tips)], axis=-1) * np.where(np.arange(10) % 2, 0.48, 1.08)[:, None]
+    wave = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
+    heart = np.stack([16 * np.sin(turn) ** 3, -wave - 2.5], axis=-1) / 15.5
+    arm = np.array([(-0.34, -1), (0.34, -1), (0.34, -0.34), (1, -0.34)])
+    cross = np.concatenate([arm, arm[::-1] * (1, -1), -arm, arm[::-1] * (-1, 1)])
+    return [
+        [circle],
+        [np.array([(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)])],
+        [np.array([(0, -1), (1.02, 0.84), (-1.02, 0.84)])],
+        [star + np.array((0, 0.06))],
+        [heart],
+        [cross],
+        [circle, circle * 0.46],
+        [np.array([(0, -1.06), (0.76, 0), (0, 1.06), (-0.76, 0)])],
+    ][shape]
+
+
+def _mask(shape: int, radius: float, rim: float) -> np.ndarray:
+    """Coverage of each pixel, 0..1 [15, 15, 1], by a shape without a rim of so many pixels."""
+    fine = Image.new("L", (_SPRITE * _FINE,) * 2)
+    draw = ImageDraw.Draw(fine)
+    for fill, contour in zip((255, 0), _contours(shape), strict=False):
+        points = [tuple(point) for point in ((contour * radius + _SPRITE / 2) * _FINE).tolist()]
+        draw.polygon(points, fill=fill)
+        if rim:
+            draw.line([*points, *points[:2]], fill=0, width=round(2 * rim * _FINE), joint="curve")
+    return np.asarray(fine.resize((_SPRITE,) * 2, Image.Resampling.BOX), dtype=np.float32)[:, :, None] / 255
+
+
+@lru_cache(maxsize=1)
+def _textures() -> np.ndarray:
+    """Every background, larger than a picture so that its phase can vary: float32 grey [background, 64, 64]."""
+    dark, bright, step = 166, 218, 8
+    y, x = np.mgrid[: _TEXTURE * 4, : _TEXTURE * 4] / 4
+    wave = np.abs((x % 16) - 8) / 8  # a triangle wave: exact on every machine
+    grains = np.kron(np.random.default_rng(7).random((_TEXTURE // 2, _TEXTURE // 2)) < 0.5, np.ones((8, 8)))
+    inked = (
+        np.zeros_like(x),
+        y % step < step / 2,
+        x % step < step / 2,
+        (y % 16 < 8) != (x % 16 < 8),
+        (x % step - 4) ** 2 + (y % step - 4) ** 2 < 2.3**2,
+        (x + y) % 12 < 5,
+        (y + 6 * wave**2 * (3 - 2 * wave)) % 12 < 4,
+        grains,
+    )
+    fine = np.where(np.stack(inked), dark, bright).astype(np.float32)
+    return fine.reshape(BACKGROUNDS, _TEXTURE, 4, _TEXTURE, 4).mean((2, 4))
+
+
+def _tell(scene: Facts, detail: float, stream: np.random.SeedSequence) -> tuple[Facts, np.ndarray, list[str]]:
+    """Draw five captions per scene -> facts they tell [5I], captions forced to tell an object [5I], their words."""
+    images = len(scene.background)
+    told_of, told_ground, rank, spare, words, form = _generators(stream, 6)
+    shape = (images, CAPTIONS)
+    present = np.repeat(scene.objects, CAPTIONS, axis=0)
+    objects = np.where(told_of.random((*shape, OBJECTS, 3)).reshape(-1, OBJECTS, 3) < detail, present, -1)
+    ground = np.repeat(scene.background, CAPTIONS)
+    ground = np.where(told_ground.random(shape).ravel() < detail, ground, -1).astype(np.int8)
+
+    forced: np.ndarray = ~(objects >= 0).any((1, 2))
+    chosen = (spare.random(shape).ravel() * (present[:, :, 0] >= 0).sum(1)).astype(np.int64)
+    objects[forced, chosen[forced], 0] = present[forced, chosen[forced], 0]
+
+    mentioned = (objects >= 0).any(2)
+    order = np.where(mentioned, rank.random((*shape, OBJECTS)).reshape(-1, OBJECTS), 2.0).argsort(1)[:, :, None]
+    draws = words.random((*shape, OBJECTS, 3)).reshape(-1, OBJECTS, 3)
+    objects, draws = np.take_along_axis(objects, order, 1), np.take_along_axis(draws, order, 1)
+    forms = form.random((*shape, 6)).reshape(-1, 6)
+    parts = zip(objects.tolist(), ground.tolist(), draws.tolist(), forms.tolist(), strict=True)
+    return Facts(objects, ground), forced, [_sentence(*part) for part in parts]
+
+
+def _sentence(objects: list[list[int]], ground: int, draws: list[list[float]], form: list[float]) -> str:
+    """Words of the told facts; ``draws`` and ``form``, all in 0..1, choose among synonyms and templates."""
+    named = []
+    for (shape, colour, size), draw in zip(objects, draws, strict=True):
+        if max(shape, colour, size) < 0:
+            break
+        told = ((SIZE_WORDS, size, draw[2]), (COLOUR_WORDS, colour, draw[1]))
+        words = [_pick(table[value], u) for table, value, u in told if value >= 0]
+        words.append(_pick(SHAPE_WORDS[shape] if shape >= 0 else THING_WORDS, draw[0]))
+        named.append(_article(" ".join(words)))
+    things = f" {_pick(JOINT_WORDS, form[0])} ".join(named)
+    if ground < 0:
+        return f"{_pick(OPENINGS, form[1])} {things}".strip()
+    place = _article(f"{_pick(BACKGROUND_WORDS[ground], form[2])} {_pick(GROUND_WORDS, form[3])}")
+    if form[4] < 0.2:
+        return f"{place} with {things}"
+    return f"{_pick(OPENINGS, form[1])} {things} {_pick(PREPOSITIONS, form[5])} {place}".strip()
+
+
+def _pick(choices: tuple[str, ...], draw: float) -> str:
+    return choices[int(draw * len(choices))]
+
+
+def _article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"

@@ -1,0 +1,231 @@
+"""What is true about scenes: factors shown by each view, similarity of views, and the Bayes ceiling of recall."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from math import factorial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rvlr_lib.data.pairs import ImageTextDataset
+
+SHAPES, COLOURS, SIZES, BACKGROUNDS = 8, 8, 2, 8
+OBJECTS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """Factors shown by N views: ``objects`` [N, 4, 3] (shape, colour, size), ``background`` [N]; -1: not shown."""
+
+    objects: np.ndarray
+    background: np.ndarray
+
+    def __getitem__(self, rows: np.ndarray) -> Facts:
+        return Facts(self.objects[rows], self.background[rows])
+
+    def counts(self) -> np.ndarray:
+        """Weighted counts of factors, float32 [N, 90]: 8 backgrounds and 64 shape-colour pairs weigh 1, the rest 1/2.
+
+        A pair counts only where the view shows both of an object.
+        """
+        shape, colour, size = np.moveaxis(self.objects.astype(np.int64), -1, 0)
+        pair = np.where((shape >= 0) & (colour >= 0), shape * COLOURS + colour, -1)
+        blocks = (
+            (self.background[:, None], BACKGROUNDS, 1.0),
+            (pair, SHAPES * COLOURS, 1.0),
+            (shape, SHAPES, 0.5),
+            (colour, COLOURS, 0.5),
+            (size, SIZES, 0.5),
+        )
+        counted = [weight * (values[..., None] == np.arange(kinds)).sum(1) for values, kinds, weight in blocks]
+        return np.concatenate(counted, axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """True similarities in 0..1, float32: captions against pictures [C, I], pictures [I, I], captions [C, C]."""
+
+    caption_to_image: np.ndarray
+    image_to_image: np.ndarray
+    text_to_text: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class SceneViews:
+    """The factors of I scenes and what their pictures and their C captions show of them.
+
+    Attributes:
+        scene: All factors of each scene, [I]; an absent object is -1 throughout.
+        image: What each picture shows, [I].
+        text: What each caption tells, [C]: the objects it mentions in the order of mention.
+        caption_image: Scene of each caption, [C].
+        forced: Captions [C] whose one object is told only because none was drawn to be told.
+        text_detail: Chance of each factor to be told.
+    """
+
+    scene: Facts
+    image: Facts
+    text: Facts
+    caption_image: np.ndarray
+    forced: np.ndarray
+    text_detail: float
+
+    def subset(self, image_rows: np.ndarray, caption_rows: np.ndarray, caption_image: np.ndarray) -> SceneViews:
+        """Views of some scenes and captions; ``caption_image`` is the new row of each kept caption's scene."""
+        return SceneViews(
+            self.scene[image_rows],
+            self.image[image_rows],
+            self.text[caption_rows],
+            caption_image,
+            self.forced[caption_rows],
+            self.text_detail,
+        )
+
+    def truth(self, kind: Literal["latent", "shown"]) -> Truth:
+        """Cosines of factor counts: of the whole scenes (``latent``) or of what each view shows (``shown``).
+
+        A view that shows nothing has similarity 0 to everything.
+
+        Raises:
+            ValueError: If ``kind`` is unknown.
+        """
+        if kind not in ("latent", "shown"):
+            raise ValueError(f"truth {kind!r} is unknown; choose 'latent' (whole scene) or 'shown' (what a view shows)")
+        if kind == "latent":
+            images = _unit(self.scene.counts())
+            texts = images[self.caption_image]
+        else:
+            images, texts = _unit(self.image.counts()), _unit(self.text.counts())
+        return Truth(texts @ images.T, images @ images.T, texts @ texts.T)
+
+    def content(self) -> bytes:
+        """All of it as bytes, for a fingerprint."""
+        parts = (self.scene, self.image, self.text)
+        arrays = [a for part in parts for a in (part.objects, part.background)] + [self.forced]
+        return b"".join(a.astype("<i1").tobytes() for a in arrays) + f"{self.text_detail}".encode()
+
+
+def _unit(counts: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(counts, axis=1, keepdims=True)
+    return counts / np.where(norms > 0, norms, 1)
+
+
+def told_share(dataset: ImageTextDataset) -> float:
+    """Share of factors that the captions tell, 0..1; the shape of an object told by force is not counted.
+
+    Raises:
+        ValueError: If the data set has no known factors.
+    """
+    views = _views(dataset)
+    factors = 3 * (views.scene.objects[:, :, 0] >= 0).sum(1) + 1
+    told = (views.text.objects >= 0).sum() + (views.text.background >= 0).sum() - views.forced.sum()
+    return float(told / factors[views.caption_image].sum())
+
+
+def caption_likelihood(views: SceneViews) -> np.ndarray:
+    """Chance that the generator tells exactly a caption's facts of a scene, float64 [C, I].
+
+    Of the T = 3n + 1 factors of a scene with n objects the caption tells t, each with chance d; it mentions m objects
+    in random order, so the chance is d^t (1 - d)^(T - t) times the number of ways to match its mentions with objects of
+    the scene, over m!. A caption that tells one object by its shape alone may also have been forced to: with chance
+    (1 - d)^(3n) no object was drawn to be told, and one in n is the object told by force.
+    """
+    d, told, scene = views.text_detail, views.text, views.scene
+    objects = (scene.objects[:, :, 0] >= 0).sum(1)  # [I]
+    mentions = (told.objects >= 0).any(2).sum(1)  # [C]
+    facts = (told.objects >= 0).sum((1, 2))
+    background = np.where(
+        told.background[:, None] < 0, 1 - d, d * (told.background[:, None] == scene.background)
+    )  # [C, I]
+
+    # fits[a][b]: mention a may be object b; a mention that is none fits everything, and so do its (4 - m)! orders
+    fits = [[_fits(told.objects[:, a], scene.objects[:, b]) for b in range(OBJECTS)] for a in range(OBJECTS)]
+    ways = np.zeros(background.shape, dtype=np.uint8)
+    for order in permutations(range(OBJECTS)):
+        ways += np.logical_and.reduce([fits[a][b] for a, b in enumerate(order)])
+    repeats = np.array([factorial(m) * factorial(OBJECTS - m) for m in range(OBJECTS + 1)])[mentions]
+    untold = np.maximum(3 * objects - facts[:, None], 0)  # where negative there are no ways
+    likelihood = ways / repeats[:, None] * d ** facts[:, None] * (1 - d) ** untold
+
+    shape_alone = (mentions == 1) & (facts == 1) & (told.objects[:, 0, 0] >= 0)
+    alike = ways[shape_alone] / factorial(OBJECTS - 1)
+    likelihood[shape_alone] += alike / objects * (1 - d) ** (3 * objects)
+    return likelihood * background
+
+
+def _fits(mentions: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Whether each mention [C, 3] may speak of each object [I, 3] -> bool [C, I]; of an absent object none may."""
+    rows, codes = np.unique(mentions, axis=0, return_inverse=True)
+    kinds, at = np.unique(objects, axis=0, return_inverse=True)
+    table = ((rows[:, None] < 0) | (rows[:, None] == kinds)).all(2)
+    return table[codes.ravel()][:, at.ravel()]
+
+
+def bayes_ceiling(dataset: ImageTextDataset, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Expected recall of Bayes' rule that knows the generator and the gallery: exact, no sampling.
+
+    Text to image ranks the pictures by the chance of the caption's facts given the picture; image to text ranks the
+    captions by the posterior chance that they tell of the picture, every picture equally probable beforehand. Equal
+    chances are ties in random order, and the value is the expectation over these orders. So what is missing to 100 is
+    ambiguity of the captions, not weakness of a model. Limits: it sees each query on its own (a method that assigns all
+    captions of a gallery jointly may do better, and so may luck); and image to text ranks captions one by one, which is
+    best for k = 1 but does not spread its guesses where five captions of the picture are sought.
+
+    Args:
+        dataset: Scenes, one gallery: I pictures, C captions.
+        ks: Cut-offs of recall.
+
+    Returns:
+        ``i2t/R@1`` ..., ``t2i/R@1`` ..., ``i2t/R@mean``, ``t2i/R@mean`` and their mean ``r_mean``, in percent.
+
+    Raises:
+        ValueError: If the data set has no known factors or more than one gallery.
+    """
+    views = _views(dataset)
+    if dataset.galleries is not None and len(np.unique(dataset.galleries)) > 1:
+        raise ValueError(f"{dataset.name}/{dataset.split} has several galleries; ask each of dataset.gallery_sets()")
+    likelihood = caption_likelihood(views)
+    posterior = _rounded(likelihood / likelihood.sum(1, keepdims=True))  # ties of t2i are the same: one sum a caption
+    own = views.caption_image[:, None] == np.arange(len(dataset))
+    values: dict[str, float] = {}
+    for way, scores, positives in (("i2t", posterior.T, own.T), ("t2i", posterior, own)):
+        values |= {f"{way}/R@{k}": v for k, v in expected_recall(scores, positives, ks).items()}
+        values[f"{way}/R@mean"] = float(np.mean([values[f"{way}/R@{k}"] for k in ks]))
+    return values | {"r_mean": (values["i2t/R@mean"] + values["t2i/R@mean"]) / 2}
+
+
+def expected_recall(scores: np.ndarray, positives: np.ndarray, ks: Sequence[int]) -> dict[int, float]:
+    """Expected recall at k in percent where equal scores stand in random order; [Q, G] scores and bool positives.
+
+    Only the positives with a query's best positive score matter: P of them stand among E equals, of which s fill the
+    places up to k, so all are missed with the chance C(E - P, s) / C(E, s).
+    """
+    best = np.where(positives, scores, -np.inf).max(1, keepdims=True)
+    ahead, equals = (scores > best).sum(1), (scores == best).sum(1)
+    hits = ((scores == best) & positives).sum(1)
+    log_factorial = np.concatenate([[0.0], np.log(np.arange(1, scores.shape[1] + 1)).cumsum()])
+    recalls = {}
+    for k in ks:
+        places = np.clip(k - ahead, 0, equals)
+        certain = places > equals - hits
+        left = np.maximum(equals - hits - places, 0)
+        log_miss = log_factorial[equals - hits] - log_factorial[left]
+        log_miss += log_factorial[equals - places] - log_factorial[equals]
+        recalls[k] = float(100 * (1 - np.where(certain, 0.0, np.exp(log_miss))).mean())
+    return recalls
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Values to twelve significant binary-scaled digits, so that what is equal by arithmetic compares equal."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.round(mantissa, 12), exponent)
+
+
+def _views(dataset: ImageTextDataset) -> SceneViews:
+    if dataset.scene is None:
+        raise ValueError(f"{dataset.name} has no known factors; this needs load_dataset('scenes', ...)")
+    return dataset.scene
