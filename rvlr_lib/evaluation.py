@@ -111,7 +111,7 @@ def structure(features: Features, teachers: Features, dataset: ImageTextDataset)
     """Geometry of each modality against the teachers' and the truth, mean over galleries.
 
     Captions are represented by the first of each picture, so that siblings do not stand for structure. Overlap: percent
-    of the ten nearest neighbours that are shared; relations: Spearman correlation of all cosines, in percent.
+    of the ten nearest neighbours that are shared; relations: Spearman correlation of all cosines, -1 to 1.
     """
     rows = []
     for (gallery, pair), (_, teacher_pair) in zip(
@@ -121,7 +121,7 @@ def structure(features: Features, teachers: Features, dataset: ImageTextDataset)
         relevance = next(iter(relevances(gallery).values()))
         spaces = {"image": (pair[0], teacher_pair[0]), "text": (pair[1][first], teacher_pair[1][first])}
         truths = {"image": relevance.image_to_image, "text": relevance.text_to_text}
-        values = {"modality_gap": modality_gap(pair[0], pair[1][first])}
+        values = {"modality_gap": modality_gap(*pair, gallery.caption_image)}
         for name, (space, teacher) in spaces.items():
             values[f"{name}/overlap_teacher"] = knn_overlap(space, teacher, k=min(NEIGHBOURS, len(space) - 1))
             values[f"{name}/relations_teacher"] = relational_similarity(space, teacher)
@@ -131,7 +131,6 @@ def structure(features: Features, teachers: Features, dataset: ImageTextDataset)
                 values[f"{name}/overlap_truth"] = knn_overlap(
                     space, similarity_b=truth, k=min(NEIGHBOURS, len(space) - 1)
                 )
-                values[f"{name}/relations_truth"] = relational_similarity(space, similarity_b=truth)
         rows.append(values)
     return _mean(rows)
 

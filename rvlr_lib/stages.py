@@ -25,7 +25,7 @@ ENCODE_BATCH = 256
 def derived_seed(seed: int, *names: str) -> int:
     """A seed for one purpose, so that no two purposes share a stream."""
     digest = hashlib.sha256(":".join([str(seed), *names]).encode()).digest()
-    return int.from_bytes(digest[:6])
+    return int.from_bytes(digest[:4])
 
 
 @torch.inference_mode()
