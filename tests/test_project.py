@@ -1,0 +1,125 @@
+"""The house rules that a machine can hold: import order, file sizes, environments, no pickles, one test command."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = sorted((ROOT / "rvlr_lib").rglob("*.py"))
+LEVELS = [  # a module imports from its own level and those before it; a new module gets its place here
+    {"similarity"},
+    {"losses", "metrics", "data"},
+    {"config", "models"},
+    {"training", "evaluation", "checkpoints", "objectives", "stages"},
+    {"runs", "study"},
+    {"projection", "plots", "panels", "tables", "browser", "output"},
+    {"notebooks", "profiles", "report", "cli", "__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+CONDA_NAMES = {"pytorch": "torch"}
+
+
+def imported(source: str) -> set[str]:
+    """Modules of the library, directly below ``rvlr_lib``, that a source imports anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the order"
+            names |= {node.module} if node.module != "rvlr_lib" else {f"rvlr_lib.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("rvlr_lib.")}
+
+
+def order_faults(path: str, source: str) -> list[str]:
+    own = Path(path).parts[0].removesuffix(".py")
+    if own == "__init__":
+        return [f"{path} imports {name}" for name in imported(source)]
+    assert own in LEVEL, f"{path}: give '{own}' a place in LEVELS"
+    wrong = {name for name in imported(source) if LEVEL[name] > LEVEL[own]}
+    wrong |= imported(source) & {"config", "data", "models"} if own in {"losses", "metrics"} else set()
+    return [f"{path} imports {name}" for name in wrong]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT / "rvlr_lib")))
+def test_import_order(path):
+    assert not order_faults(str(path.relative_to(ROOT / "rvlr_lib")), path.read_text())
+
+
+def test_import_order_sees_faults():
+    assert order_faults("losses/x.py", "def f():\n    from rvlr_lib import training")
+    assert order_faults("metrics/x.py", "import rvlr_lib.data.pairs")
+    assert order_faults("runs.py", "from rvlr_lib.cli import main")
+    assert not order_faults("study.py", "from rvlr_lib.runs import cached\nimport torch")
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT / "rvlr_lib")))
+def test_file_length(path):
+    limit = 150 if path.parent.name == "losses" else 400
+    assert len(path.read_text().splitlines()) <= limit
+
+
+@pytest.mark.parametrize(("modules", "heavy"), [
+    ("rvlr_lib.losses, rvlr_lib.metrics", "open_clip torchvision umap numba matplotlib pandas seaborn papermill"),
+    ("rvlr_lib.cli, rvlr_lib.runs", "torch numpy open_clip umap matplotlib pandas papermill nbconvert IPython"),
+    ("rvlr_lib.training, rvlr_lib.data", "umap matplotlib pandas seaborn papermill"),
+    ("rvlr_lib.output, rvlr_lib.study", "umap sklearn matplotlib pandas seaborn papermill"),
+])  # fmt: skip
+def test_heavy_packages_are_imported_when_used(modules, heavy):
+    code = f"import sys, {modules}; print(*sorted(set(sys.modules) & set({heavy.split()!r})))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
+def test_no_pickles():
+    pattern = re.compile(r"weights_only\s*=\s*False|allow_pickle\s*=\s*True|\bc?[Pp]ickle\.loads?\b|read_pickle")
+    files = [*LIBRARY, *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "benchmarks").glob("*.py")]
+    assert not [path.name for path in files if pattern.search(path.read_text())]
+    assert pattern.search("torch.load(f, weights_only=False)")
+    assert pattern.search("pickle.load(f)")
+
+
+def requirement(text: str) -> tuple[str, str]:
+    name, specifier = re.fullmatch(r"\s*([\w.-]+)\s*(.*)", text).groups()
+    name = name.lower().replace("_", "-")
+    return CONDA_NAMES.get(name, name), specifier.replace(" ", "")
+
+
+def test_environment_agrees_with_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
+    names = [entry for entry in conda["dependencies"] if isinstance(entry, str) and entry != "pip"] + pip
+    theirs = dict(requirement(name) for name in names if name != "-e .")
+    ours = dict(map(requirement, project["dependencies"] + project["optional-dependencies"]["dev"]))
+    assert theirs == ours | {"python": project["requires-python"].replace(" ", "")}
+    assert conda["channels"] == ["conda-forge", "nodefaults"]
+    assert pip[-1] == "-e ."
+
+
+def test_constraints_are_names_and_versions():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert not [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {requirement(name)[0] for name in project["dependencies"] + project["optional-dependencies"]["dev"]}
+    assert needed <= {requirement(line)[0] for line in lines}
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    targets = set(re.findall(r"^([a-z]+):.* ## ", (ROOT / "Makefile").read_text(), re.M))
+    assert targets >= {"setup", "reproduce", "test", "lab", "format", "check", "clean", "help"}
+    readme = "\n".join(re.findall(r"```(?:bash|sh|console|text)?\n(.*?)```", (ROOT / "README.md").read_text(), re.S))
+    told = re.findall(r"^\s*(?:\$ )?(make [a-z]+)", readme, re.M)
+    run = re.findall(r"^\s*(make [a-z]+)", (ROOT / ".ci" / "run").read_text(), re.M)
+    assert {"make test", "make reproduce"} <= set(told) & set(run)
+    assert {command.removeprefix("make ") for command in told + run} <= targets
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert ".ci/run" in steps
