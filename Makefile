@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 
 setup: $(STAMP) ## create the environment and install everything into it (the other targets do it when needed)
 
-reproduce: $(STAMP) ## run the study: PROFILE=smoke (minutes) or quick (default) ...
+reproduce: $(STAMP) ## run the study headless: PROFILE=quick (default), smoke, ...
 	@$(BIN)/rvlr reproduce --profile $(PROFILE) $(ARGS)
 
 test: $(STAMP) ## run all tests, the notebooks with tiny settings among them
@@ -36,8 +36,9 @@ format: $(STAMP) ## sort imports and format code and notebooks
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-check: $(STAMP) ## lint code and notebooks, check the types of the library
+check: $(STAMP) ## lint code and notebooks, check their format and the library's types
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
 clean: ## remove the tools' caches; the environment and runs/ stay

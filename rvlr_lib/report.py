@@ -54,10 +54,14 @@ def write_report(folder: Path) -> Path:
     figures = sorted((folder / "figures").glob("*.png"))
     found = results(folder)
     runs = [
-        {"notebook": run["notebook"], "data set": run["dataset"], "seconds": run.get("seconds"),
-         "parameters": ", ".join(f"{key}={value}" for key, value in run["parameters"].items())}
+        {
+            "notebook": f"[{run['notebook']}]({run['dataset']}/{run['notebook']}.html)",
+            "data set": run["dataset"],
+            "seconds": run.get("seconds"),
+            "parameters": ", ".join(f"{key}={value}" for key, value in run["parameters"].items()),
+        }
         for run in record["runs"]
-    ]  # fmt: skip
+    ]
     parts = [
         f"# {record['profile']}",
         record["description"],
