@@ -378,17 +378,17 @@ def open_study(
         method: preset of the method's switches: ``corrected`` or ``official``.
         device: to compute on.
         root: of runs and cache.
-        overrides: short names (``train_size``, ``stage1_epochs``, …, those of :data:`OVERRIDES`) and their values;
-            None, -1 and "" leave the preset's.
+        overrides: short names (``train_size``, ``stage1_epochs``, …, those of :data:`OVERRIDES`) or dotted settings
+            (``**{"method.distance": "mse"}``) and their values; None, -1 and "" leave the preset's.
 
     Raises:
         ValueError: an override that is unknown, naming the valid ones.
     """
-    unknown = set(overrides) - set(OVERRIDES)
+    unknown = {name for name in overrides if "." not in name} - set(OVERRIDES)
     if unknown:
         raise ValueError(f"unknown override {sorted(unknown)}: valid are {', '.join(OVERRIDES)}")
     presets = [dataset] if dataset in ("scenes", "emoji") else []
-    chosen = {OVERRIDES[name]: value for name, value in overrides.items() if value not in (None, -1, "")}
+    chosen = {OVERRIDES.get(name, name): value for name, value in overrides.items() if value not in (None, -1, "")}
     return Study(load_settings(*presets, method, overrides={"data.name": dataset, **chosen}), device=device, root=root)
 
 
