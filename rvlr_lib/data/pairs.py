@@ -293,11 +293,11 @@ def augment(
         raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}; give uint8 [B, 3, S, S], see dataset.pixels")
     batch, _, height, width = pixels.shape
     draws = torch.rand(5, batch, generator=generator, device=generator.device).to(pixels.device)
-    side = (low + (high - low) * draws[0]).sqrt()
-    stretch = (0.9 + 0.2 * draws[1]).sqrt()
-    wide, high_ = (side * stretch).clamp(max=1) * width, (side / stretch).clamp(max=1) * height
-    left, top = draws[2] * (width - wide), draws[3] * (height - high_)
-    boxes = torch.stack([torch.arange(batch, device=pixels.device), left, top, left + wide, top + high_], dim=1)
+    area = low + (high - low) * draws[0]
+    aspect = (0.9 + 0.2 * draws[1]).clamp(area, 1 / area)  # so that no side leaves the picture
+    wide, tall = (area * aspect).sqrt() * width, (area / aspect).sqrt() * height
+    left, top = draws[2] * (width - wide), draws[3] * (height - tall)
+    boxes = torch.stack([torch.arange(batch, device=pixels.device), left, top, left + wide, top + tall], dim=1)
     crops = roi_align(pixels.float() / 255, boxes, (height, width), sampling_ratio=1, aligned=True).clamp(0, 1)
     return torch.where((draws[4] < 0.5)[:, None, None, None], crops.flip(-1), crops) if flip else crops
 

@@ -203,7 +203,8 @@ def _mask(shape: int, radius: float, rim: float) -> np.ndarray:
         draw.polygon(points, fill=fill)
         if rim:
             draw.line([*points, *points[:2]], fill=0, width=round(2 * rim * _FINE), joint="curve")
-    return np.asarray(fine.resize((_SPRITE,) * 2, Image.Resampling.BOX), dtype=np.float32)[:, :, None] / 255
+    mask = np.asarray(fine.resize((_SPRITE,) * 2, Image.Resampling.BOX), dtype=np.float32)[:, :, None] / 255
+    return (mask + mask[:, ::-1]) / 2  # the drawing is a mirror image only to a fraction of a pixel
 
 
 @lru_cache(maxsize=1)
@@ -237,7 +238,7 @@ def _tell(scene: Facts, detail: float, stream: np.random.SeedSequence) -> tuple[
     ground = np.repeat(scene.background, CAPTIONS)
     ground = np.where(told_ground.random(shape).ravel() < detail, ground, -1).astype(np.int8)
 
-    forced: np.ndarray = ~(objects >= 0).any((1, 2))
+    forced = np.all(objects < 0, axis=(1, 2))
     chosen = (spare.random(shape).ravel() * (present[:, :, 0] >= 0).sum(1)).astype(np.int64)
     objects[forced, chosen[forced], 0] = present[forced, chosen[forced], 0]
 

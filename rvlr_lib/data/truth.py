@@ -166,11 +166,11 @@ def _fits(mentions: np.ndarray, objects: np.ndarray) -> np.ndarray:
 
 
 def bayes_ceiling(dataset: ImageTextDataset, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Expected recall of Bayes' rule that knows the generator and the gallery: exact, no sampling.
+    """Recall that Bayes' rule reaches on this gallery's captions, knowing the generator and every factor of the gallery.
 
     Text to image ranks the pictures by the chance of the caption's facts given the picture; image to text ranks the
     captions by the posterior chance that they tell of the picture, every picture equally probable beforehand. Equal
-    chances are ties in random order, and the value is the expectation over these orders. So what is missing to 100 is
+    chances are ties in random order; the value is the exact expectation over these orders, no sampling. So what is missing to 100 is
     ambiguity of the captions, not weakness of a model. Limits: it sees each query on its own (a method that assigns all
     captions of a gallery jointly may do better, and so may luck); and image to text ranks captions one by one, which is
     best for k = 1 but does not spread its guesses where five captions of the picture are sought.

@@ -1,0 +1,265 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rvlr_lib.data import ImageTextDataset, augment, contact_sheet, iterate_batches, load_dataset
+from rvlr_lib.data.__main__ import ceiling_table, counts_table, sample_sheet, write
+from rvlr_lib.data.pairs import ArraySource, PixelSource
+
+COUNTS = [3, 1, 2, 5, 1]
+
+
+def make_dataset(counts=COUNTS, size=12, **changes):
+    rng = np.random.default_rng(0)
+    owner = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    parts = {
+        "name": "toy",
+        "split": "train",
+        "image_ids": [f"picture{i}" for i in range(len(counts))],
+        "captions": [f"caption {c} of {i}" for c, i in enumerate(owner)],
+        "caption_image": owner,
+        "source": ArraySource(rng.integers(0, 256, (len(counts), size, size, 3), dtype=np.uint8)),
+        "categories": [f"kind{i % 2}" for i in range(len(counts))],
+        "galleries": np.arange(len(counts)) % 2,
+    }
+    return ImageTextDataset(**(parts | changes))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_ids": ["a", "b", "c", "b", "d"]}, "'b' stands twice"),
+        ({"image_ids": ["a", "b"]}, "2 image ids for 5 pictures"),
+        ({"captions": ["only one"]}, "1 captions, but caption_image has 12"),
+        ({"caption_image": np.repeat(np.arange(6), 2)}, "names row 5, but there are 5"),
+        ({"caption_image": np.zeros(12, dtype=np.int64)}, "'picture1' has no caption"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_dataset(**changes)
+
+
+def test_captions_of_and_caption_ids():
+    dataset = make_dataset()
+    for i, count in enumerate(COUNTS):
+        rows = dataset.captions_of(i)
+        assert rows.tolist() == [c for c in range(12) if dataset.caption_image[c] == i]
+        assert [dataset.caption_ids[c] for c in rows] == [f"picture{i}#{k}" for k in range(count)]
+
+
+def test_subset_re_indexes_everything():
+    dataset = make_dataset()
+    part = dataset.subset([3, 0, 4]).subset([2, 0])
+    assert part.image_ids == ["picture4", "picture3"]
+    assert part.categories == ["kind0", "kind1"]
+    assert part.galleries.tolist() == [0, 1]
+    for i, row in enumerate([4, 3]):
+        own, before = ([d.captions[c] for c in d.captions_of(k)] for d, k in ((part, i), (dataset, row)))
+        assert own == before
+        assert part.image(i) == dataset.image(row)
+    assert torch.equal(part.pixels([0, 1], 7), dataset.pixels([4, 3], 7))
+    with pytest.raises(ValueError, match="empty"):
+        dataset.subset([])
+
+
+def test_subset_takes_the_factors_along():
+    dataset = load_dataset("scenes", split="val", size=9)
+    part = dataset.subset([7, 2])
+    assert np.array_equal(part.scene.scene.objects, dataset.scene.scene.objects[[7, 2]])
+    assert np.array_equal(part.scene.text.objects, dataset.scene.text.objects[[*range(35, 40), *range(10, 15)]])
+    assert part.scene.caption_image.tolist() == part.caption_image.tolist() == [0] * 5 + [1] * 5
+
+
+def test_galleries_partition_the_pictures():
+    parts = make_dataset().gallery_sets()
+    assert [p.image_ids for p in parts] == [["picture0", "picture2", "picture4"], ["picture1", "picture3"]]
+    alone = make_dataset(galleries=None)
+    assert alone.gallery_sets() == [alone]
+
+
+def test_pixels_are_resized_once_and_gathered():
+    class Counting(PixelSource):
+        reads = 0
+
+        def __len__(self):
+            return 5
+
+        def image(self, row):
+            self.reads += 1
+            return Image.new("RGB", (9 + row, 20), (row, 2 * row, 255))
+
+    source = Counting()
+    dataset = make_dataset(source=source)
+    pixels = dataset.pixels(torch.tensor([4, 1, 1]), 6)
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (3, 3, 6, 6)
+    assert pixels[:, :, 0, 0].tolist() == [[4, 8, 255], [1, 2, 255], [1, 2, 255]]
+    dataset.subset([2]).pixels(np.array([0]), 6)
+    assert source.reads == 5
+    source.in_memory = False
+    assert torch.equal(dataset.pixels([4, 1, 1], 6), pixels)
+    assert source.reads == 8
+
+
+def test_resizing_is_antialiased():
+    stripes = np.zeros((1, 40, 40, 3), dtype=np.uint8)
+    stripes[:, :, ::2] = 255
+    pixels = make_dataset(counts=[1], source=ArraySource(stripes)).pixels([0], 8).float()
+    assert (pixels - 127.5).abs().max() < 10
+
+
+def test_fingerprint_tells_data_apart():
+    dataset = make_dataset()
+    same = dataset.fingerprint()
+    assert same == make_dataset().fingerprint() == replace(dataset, name="other", info={"x": 1}).fingerprint()
+    grouped = dataset.subset(range(5))
+    assert grouped.fingerprint() == grouped.subset(range(5)).fingerprint()
+    other = dataset.source.array.copy()
+    other[2, 3, 4, 1] ^= 1
+    changes = [
+        {"source": ArraySource(other)},
+        {"captions": ["other", *dataset.captions[1:]]},
+        {"captions": ["caption 0\0of 1", *dataset.captions[1:]]},
+        {"image_ids": ["other", *dataset.image_ids[1:]]},
+        {"caption_image": np.roll(dataset.caption_image, 1)},
+        {"categories": ["other", *dataset.categories[1:]]},
+        {"galleries": None},
+    ]
+    assert len({same, *(make_dataset(**change).fingerprint() for change in changes)}) == len(changes) + 1
+
+
+def test_fingerprint_covers_the_truth():
+    dataset = load_dataset("scenes", split="val", size=3)
+    objects = dataset.scene.text.objects.copy()
+    objects[0, 0, 0] = (objects[0, 0, 0] + 2) % 8
+    scene = replace(dataset.scene, text=replace(dataset.scene.text, objects=objects))
+    assert replace(dataset, scene=scene).fingerprint() != dataset.fingerprint()
+
+
+@pytest.mark.parametrize("rows", ["images", "captions"])
+def test_an_epoch_takes_every_row_once(rows):
+    dataset = make_dataset()
+    batches = list(iterate_batches(dataset, 4, generator(), rows=rows, drop_last=False))
+    images, first, second = (
+        torch.cat([getattr(b, part) for b in batches]) for part in ("image_rows", "caption_rows", "second_caption_rows")
+    )
+    every = images if rows == "images" else first
+    assert sorted(every.tolist()) == list(range(5 if rows == "images" else 12))
+    owner = torch.from_numpy(dataset.caption_image)
+    assert torch.equal(owner[first], images)
+    assert torch.equal(owner[second], images)
+    alone = torch.tensor(COUNTS)[images] == 1
+    assert torch.equal(first == second, alone)
+
+
+@pytest.mark.parametrize("rows", ["images", "captions"])
+def test_captions_are_drawn_evenly(rows):
+    dataset, draw = make_dataset(), generator(1)
+    seen = np.zeros((12, 12))
+    for _ in range(2000 if rows == "images" else 500):
+        for batch in iterate_batches(dataset, 99, draw, rows=rows):
+            np.add.at(seen, (batch.caption_rows.numpy(), batch.second_caption_rows.numpy()), 1)
+    five = dataset.captions_of(3)
+    pairs = seen[np.ix_(five, five)]
+    expected = pairs.sum() / 20
+    assert np.abs(pairs[~np.eye(5, dtype=bool)] - expected).max() < 6 * expected**0.5
+    assert pairs.trace() == 0
+
+
+def test_batches_follow_the_generator_and_drop_the_rest():
+    dataset = make_dataset()
+    epochs = [[b.image_rows.tolist() for b in iterate_batches(dataset, 2, generator(s))] for s in (0, 0, 1)]
+    assert epochs[0] == epochs[1] != epochs[2]
+    assert [len(b) for b in epochs[0]] == [2, 2]
+    assert [len(b.image_rows) for b in iterate_batches(dataset, 2, generator(), drop_last=False)] == [2, 2, 1]
+    assert [len(b.image_rows) for b in iterate_batches(dataset, 64, generator())] == [5]
+    with pytest.raises(ValueError, match="'pictures' is unknown"):
+        next(iterate_batches(dataset, 2, generator(), rows="pictures"))
+    with pytest.raises(ValueError, match="batch_size=0"):
+        next(iterate_batches(dataset, 0, generator()))
+
+
+def test_augment_keeps_the_whole_picture_at_scale_one():
+    pixels = make_dataset().pixels(range(5), 12)
+    torch.testing.assert_close(augment(pixels, generator(), scale=(1, 1), flip=False), pixels / 255)
+    flipped = augment(pixels.repeat(40, 1, 1, 1), generator(), scale=(1, 1))
+    mirrored = [torch.allclose(a, b) for a, b in zip(flipped, (pixels / 255).flip(-1).repeat(40, 1, 1, 1), strict=True)]
+    assert 70 < sum(mirrored) < 130
+
+
+def test_augment_crops_what_it_says():
+    ramp = torch.arange(0, 240, 5, dtype=torch.uint8).expand(48, 48)
+    pixels = torch.stack([ramp, ramp.T, torch.full((48, 48), 77, dtype=torch.uint8)]).expand(400, 3, 48, 48)
+    views = augment(pixels, generator(), scale=(0.7, 0.9), flip=False)
+    steps = views[:, :2].mul(255 / 5)  # source coordinates of each output pixel
+    wide = (steps[:, 0, 24, 40] - steps[:, 0, 24, 8]) / 32
+    tall = (steps[:, 1, 40, 24] - steps[:, 1, 8, 24]) / 32
+    area, aspect = wide * tall, wide / tall
+    assert 0.7 - 1e-3 <= area.min() < 0.71
+    assert 0.89 < area.max() <= 0.9 + 1e-3
+    assert 0.9 - 1e-3 <= aspect.min() < 0.92
+    assert 1.08 < aspect.max() <= 1.1 + 1e-3
+    assert views[:, 2].sub(77 / 255).abs().max() < 1e-6
+    assert steps[:, 0, 24, 0].min() < 0.5
+    assert steps[:, 0, 24, 47].max() > 46.5
+
+
+def test_augment_follows_the_generator():
+    pixels = make_dataset().pixels(range(5), 12)
+    views = [augment(pixels, generator(s)) for s in (0, 0, 1)]
+    assert torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
+    assert 0 <= views[0].min() <= views[0].max() <= 1
+    with pytest.raises(ValueError, match=r"scale=\(0, 1\)"):
+        augment(pixels, generator(), scale=(0, 1))
+    with pytest.raises(ValueError, match=r"torch.float32 \[5, 3, 12, 12\]"):
+        augment(pixels / 255, generator())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_augment_on_a_gpu_agrees():
+    pixels = make_dataset().pixels(range(5), 12)
+    on_gpu = augment(pixels.cuda(), generator())
+    torch.testing.assert_close(on_gpu.cpu(), augment(pixels, generator()), atol=1e-5, rtol=0)
+    assert augment(pixels.cuda(), torch.Generator("cuda").manual_seed(0)).is_cuda
+
+
+def test_contact_sheet_shows_pictures_and_captions():
+    sheet = np.asarray(contact_sheet(make_dataset(), 2, 3, size=60))
+    blank = np.asarray(contact_sheet(make_dataset(counts=[1]), 2, 3, size=60))
+    assert sheet.shape == blank.shape
+    assert (sheet != 255).sum() > 4 * (blank != 255).sum()
+    assert (blank[blank.shape[0] // 2 :] == 255).all()
+
+
+def test_readme_counts_what_is_there(tmp_path):
+    folder = Path(__file__).parents[2] / "data"
+    text = (folder / "README.md").read_text("utf-8")
+    assert counts_table() in text
+    assert ceiling_table((0.6,)).splitlines()[-1] in text
+    assert (folder / "contact_sheet.png").stat().st_size < 300_000
+    shown = np.asarray(Image.open(folder / "contact_sheet.png").convert("RGB"))
+    assert (shown != np.asarray(sample_sheet())).mean() < 0.1
+    with pytest.raises(SystemExit, match="lacks the lines"):
+        write(tmp_path)
+
+
+def test_load_dataset_lists_what_there_is():
+    with pytest.raises(ValueError, match="'flickr' is unknown; choose one of: emoji, scenes"):
+        load_dataset("flickr", split="train")
+    for name in ("emoji", "scenes"):
+        with pytest.raises(ValueError, match=rf"'dev' is unknown; {name} has train, val, test"):
+            load_dataset(name, split="dev")
+        with pytest.raises(ValueError, match="image_root='photos'"):
+            load_dataset(name, split="train", image_root="photos")
+    with pytest.raises(ValueError, match="'detail' is unknown to scenes; it has: text_detail, size"):
+        load_dataset("scenes", split="train", detail=1)
