@@ -38,7 +38,7 @@ def rouge_l_relevance(
         variant: ``"coco"``: best P and best R, taken independently, ``2.44 P R / (R + 1.44 P)`` as the COCO scorer
             (and TERN's public script). ``"rouge_score"``: best ``F1`` over the references. ``"mean_f1"``: mean ``F1``.
         num_images: ``I``; default the highest image row + 1.
-        chunk_size: captions scored at once; changes memory, not results. Default: about 8 million pairs.
+        chunk_size: captions scored at once; changes memory, not results. Default: about a million pairs.
 
     Returns:
         float32 ``[C, I]`` in 0 to 1, computed in float64; 0 for an image or a caption without words. Under the first
@@ -68,7 +68,7 @@ def rouge_l_relevance(
     lengths = np.array([len(s) for s in sentences])
     reference_lengths = np.maximum(lengths[order], 1).astype(np.float64)
     counter = np.uint8 if lengths.max() < 256 else np.int32
-    step = chunk_size or max(1, 8_000_000 // len(captions))
+    step = chunk_size or max(1, 1_000_000 // len(captions))
 
     result = np.zeros((len(captions), images), np.float32)
     for begin in range(0, len(captions), step):

@@ -2,6 +2,7 @@
 
 from rvlr_lib.losses.contrastive import image_text_contrastive_loss, intra_modal_contrastive_loss
 from rvlr_lib.losses.distances import DISTANCES
+from rvlr_lib.losses.gather import gather_rows
 from rvlr_lib.losses.matching import image_text_matching_loss, sample_hard_negatives
 from rvlr_lib.losses.objective import FusionWeight, LossWeights, weighted_sum
 from rvlr_lib.losses.representation import representation_distillation_loss
@@ -12,6 +13,7 @@ __all__ = [
     "FusionWeight",
     "LossWeights",
     "StructureTerms",
+    "gather_rows",
     "image_text_contrastive_loss",
     "image_text_matching_loss",
     "intra_modal_contrastive_loss",

@@ -1,9 +1,12 @@
 """The seven distances between the relations of two sets of features (METHOD: D).
 
-Relations are ``[B, B]`` matrices whose diagonal is 0, so a sum over a matrix is a sum over its ``B (B - 1)`` pairs.
+Relations are ``[B, B]`` matrices whose diagonal is 0, so a sum over a matrix is a sum over its ``B (B − 1)`` pairs.
+The formulas divide cosines by the temperature first; where a distance scales with its inputs, dividing the scalar at
+the end is the same and spares a pass over each matrix.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,24 +15,24 @@ from torch import Tensor
 from rvlr_lib.similarity import cosine_matrix, off_diagonal, unit_rows
 
 
-def cosine_relations(features: Tensor, temperature: float | Tensor) -> Tensor:
-    """``[B, D] -> [B, B]``: cosines / temperature, diagonal 0."""
-    return (cosine_matrix(features) / temperature).fill_diagonal_(0)
+def cosine_relations(features: Tensor) -> Tensor:
+    """``[B, D] -> [B, B]``: cosines, diagonal 0."""
+    return cosine_matrix(features).fill_diagonal_(0)
 
 
-def distance_relations(features: Tensor, temperature: float | Tensor = 1) -> Tensor:
-    """``[B, D] -> [B, B]``: distances of the unit rows over their mean (RKD-D); temperature is ignored."""
+def distance_relations(features: Tensor) -> Tensor:
+    """``[B, D] -> [B, B]``: distances of the unit rows over their mean (RKD-D); 0 where all rows are equal."""
     rows = unit_rows(features)
     # The product form of cdist would leave rounding noise on equal rows, where the square root is steepest.
     distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    mean = distances.sum() / (len(rows) * (len(rows) - 1))
+    mean = distances.sum() / _pairs(distances)
     return distances / torch.where(mean > 0, mean, 1)
 
 
-def angle_relations(features: Tensor, temperature: float | Tensor = 1) -> Tensor:
+def angle_relations(features: Tensor) -> Tensor:
     """``[B, D] -> [B, B, B]``: entry ``jik`` is the cosine of the angle at ``j`` between ``i`` and ``k`` (RKD-A).
 
-    0 where two of the three coincide; temperature is ignored.
+    0 where two of the three coincide.
     """
     rows = unit_rows(features)
     directions = unit_rows(rows[None] - rows[:, None])
@@ -37,34 +40,34 @@ def angle_relations(features: Tensor, temperature: float | Tensor = 1) -> Tensor
     return angles.masked_fill(torch.eye(len(rows), dtype=torch.bool, device=rows.device), 0)
 
 
-def mae(relations: Tensor, target: Tensor) -> Tensor:
+def mae(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
     """Mean absolute difference over the pairs."""
-    return (relations - target).abs().sum() / _pairs(relations)
+    return (relations - target).abs().sum() / (_pairs(relations) * _magnitude(temperature))
 
 
-def mse(relations: Tensor, target: Tensor) -> Tensor:
+def mse(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
     """Mean squared difference over the pairs."""
-    return (relations - target).square().sum() / _pairs(relations)
+    return (relations - target).square().sum() / (_pairs(relations) * temperature**2)
 
 
-def cumulative_l1(relations: Tensor, target: Tensor) -> Tensor:
+def cumulative_l1(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
     """Mean absolute difference of the running sums over all pairs, row by row (official "kl"): batch order matters."""
-    return off_diagonal(relations - target).flatten().cumsum(0).abs().mean()
+    return off_diagonal(relations - target).flatten().cumsum(0).abs().mean() / _magnitude(temperature)
 
 
-def row_kl(relations: Tensor, target: Tensor) -> Tensor:
+def row_kl(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
     """``KL(softmax of the target's row || softmax of ours)`` over the other items, mean over rows, in nats."""
-    ours, theirs = (off_diagonal(x).log_softmax(dim=1) for x in (relations, target))
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    ours, theirs = ((off_diagonal(x) / temperature).log_softmax(dim=1) for x in (relations, target))
+    return (theirs.exp() * (theirs - ours)).sum(dim=1).mean()
 
 
-def huber(relations: Tensor, target: Tensor) -> Tensor:
-    """Mean Huber loss (threshold 1) over the pairs or the triples."""
+def huber(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
+    """Mean Huber loss (threshold 1) over the pairs, or over the distinct triples; temperature is ignored."""
     entries = _pairs(relations) * (len(relations) - 2 if relations.ndim == 3 else 1)
     return F.huber_loss(relations, target, reduction="sum") / entries
 
 
-def wasserstein(relations: Tensor, target: Tensor, cost: Tensor) -> Tensor:
+def wasserstein(relations: Tensor, target: Tensor, temperature: float | Tensor, cost: Tensor) -> Tensor:
     """1-D Wasserstein-1 distance per row between ``relations * cost`` and ``target * cost``, mean over rows.
 
     Both sides carry the weights ``cost [B, B]`` (official "wd"); a row without cost counts 0. The distance is the area
@@ -74,7 +77,7 @@ def wasserstein(relations: Tensor, target: Tensor, cost: Tensor) -> Tensor:
     values, order = torch.cat([relations * cost, target * cost], dim=1).sort(dim=1)
     height = torch.cat([cost, -cost], dim=1).gather(1, order).cumsum(dim=1)[:, :-1].abs()
     area, total = (height * values.diff(dim=1)).sum(dim=1), cost.sum(dim=1)
-    return (area / torch.where(total > 0, total, 1)).mean()
+    return (area / torch.where(total > 0, total, 1)).mean() / _magnitude(temperature)
 
 
 def cosine_cost(features: Tensor) -> Tensor:
@@ -82,11 +85,15 @@ def cosine_cost(features: Tensor) -> Tensor:
     return (1 - cosine_matrix(features)).clamp_min(0).fill_diagonal_(0)
 
 
+def _magnitude(temperature: float | Tensor) -> Any:
+    return abs(temperature)
+
+
 def _pairs(relations: Tensor) -> int:
     return len(relations) * (len(relations) - 1)
 
 
-DISTANCES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+DISTANCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]] = {
     "mae": (cosine_relations, mae),
     "mse": (cosine_relations, mse),
     "cumulative_l1": (cosine_relations, cumulative_l1),
@@ -95,4 +102,4 @@ DISTANCES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "rkd_distance": (distance_relations, huber),
     "rkd_angle": (angle_relations, huber),
 }
-"""Name of a distance -> (features to relations, relations and target to scalar)."""
+"""Name of a distance -> (features to relations; relations, target and temperature to scalar)."""

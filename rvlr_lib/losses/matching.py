@@ -41,7 +41,7 @@ def sample_hard_negatives(
     if not logits.isfinite().all():
         raise ValueError("similarity / temperature must be finite to draw negatives from")
     images, texts = (
-        torch.multinomial((F.softmax(rows, dim=1) + 1e-5).masked_fill(same, 0), 1, generator=generator)[:, 0]
+        torch.multinomial(F.softmax(rows, dim=1).add_(1e-5).masked_fill_(same, 0), 1, generator=generator)[:, 0]
         for rows in (logits.T, logits)
     )
     return images, texts

@@ -44,7 +44,7 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
         raise ValueError(f"terms must be some of {', '.join(factors)}; got {', '.join(terms) or 'none'}")
     values = torch.stack(list(terms.values()))
     if not values.isfinite().all():  # one device synchronisation for all terms
-        bad = {name: float(term) for name, term in terms.items() if not term.isfinite()}
+        bad = {name: float(term.detach()) for name, term in terms.items() if not term.isfinite()}
         raise FloatingPointError("not finite: " + ", ".join(f"{name} = {value}" for name, value in bad.items()))
     return values @ values.new_tensor([factors[name] for name in terms])
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from rvlr_lib.losses._checks import check_rows, check_temperature
@@ -72,14 +73,13 @@ def structure_distillation_loss(
     )
     relations_of, compare = DISTANCES[distance]
     student, image, text = (
-        relations_of(features, temperature)
-        for features in (student_features, image_teacher_features, text_teacher_features)
+        relations_of(features) for features in (student_features, image_teacher_features, text_teacher_features)
     )
-    target = fusion_weight * text + (1 - fusion_weight) * image
+    target = torch.lerp(image, text, fusion_weight.to(image) if isinstance(fusion_weight, Tensor) else fusion_weight)
     if distance == "wasserstein":
         if cost_features is None:
             raise ValueError("wasserstein needs cost_features")
         check_rows(student_features=student_features, cost_features=cost_features)
-        loss = compare(student, target, cosine_cost(cost_features))
+        loss = compare(student, target, temperature, cosine_cost(cost_features))
         return StructureTerms(loss, loss.new_zeros(()), loss.new_zeros(()))
-    return StructureTerms(*(compare(relations, target) for relations in (student, image, text)))
+    return StructureTerms(*(compare(relations, target, temperature) for relations in (student, image, text)))

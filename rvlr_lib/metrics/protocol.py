@@ -54,7 +54,7 @@ def evaluate_retrieval(
             score and relevance zeroed (i2i, t2t) or kept (mixed), matching scores beside cosines, ``t2it`` transposed.
         ks_recall: cut-offs of R@K.
         ks_ndcg: cut-offs of NDCG@K.
-        chunk_size: query rows scored at once; changes memory, not results. Default: about 4 million scores.
+        chunk_size: query rows scored at once; changes memory, not results. Default: about 1.5 million scores.
         per_query: float64 arrays, one value per query, NaN where undefined, instead of means over the defined queries.
             ``r_mean`` is then each image's share: half its ``i2t`` and half its captions' ``t2i``, scaled by I/C.
 
@@ -79,7 +79,7 @@ def evaluate_retrieval(
     if image_relevance is None and not official:
         image_relevance = world.mean_relevance()
     if chunk_size is None:
-        chunk_size = max(1, 4_000_000 // (images + captions))
+        chunk_size = max(1, 1_500_000 // (images + captions))
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be 1 or more, got {chunk_size}")
 

@@ -101,7 +101,6 @@ def ndcg_and_floor(
     if exclude is not None:
         candidates = candidates - exclude.sum(dim=1)
         relevance = relevance.masked_fill(exclude, 0)
-        scores = scores if scores.is_floating_point() else scores.double()
         # A real score of -inf still stands before what left the ranking.
         scores = scores.clamp_min(torch.finfo(scores.dtype).min).masked_fill(exclude, -torch.inf)
 
@@ -147,13 +146,13 @@ def average(values: Mapping[Any, np.ndarray]) -> dict[Any, float]:
 
 
 def check_scores(scores) -> Tensor:
-    """``scores`` as a ``[Q, G]`` tensor; ValueError when empty, of another shape or with NaN."""
+    """``scores`` as a floating ``[Q, G]`` tensor; ValueError when empty, of another shape or with NaN."""
     scores = torch.as_tensor(scores)
     if scores.ndim != 2 or not scores.numel():
         raise ValueError(f"scores must be [Q, G] with at least one query and candidate, got {tuple(scores.shape)}")
     if scores.isnan().any():
         raise ValueError("scores hold NaN, which has no rank")
-    return scores
+    return scores if scores.is_floating_point() else scores.double()
 
 
 def check_ks(ks: Sequence[int]) -> Sequence[int]:

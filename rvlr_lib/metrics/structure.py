@@ -1,5 +1,6 @@
 """How alike two spaces are, and how one space is shaped."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,54 +36,88 @@ def knn_overlap(
     >>> knn_overlap(x, 3 * x)
     100.0
     """
-    spaces = []
-    for name, features, similarity in (("a", features_a, similarity_a), ("b", features_b, similarity_b)):
-        if (features is None) == (similarity is None):
-            raise ValueError(f"give either features_{name} or similarity_{name}")
-        matrix = torch.as_tensor(features if similarity is None else similarity)
-        if (
-            matrix.ndim != 2
-            or not matrix.isfinite().all()
-            or (similarity is not None and len(matrix) != matrix.shape[1])
-        ):
-            raise ValueError(f"space {name}: expected finite [N, D] features or [N, N] similarity, got {matrix.shape}")
-        spaces.append((unit_rows(matrix), True) if similarity is None else (matrix, False))
-    count = len(spaces[0][0])
-    if len(spaces[1][0]) != count or not 1 <= k < count:
-        raise ValueError(f"{count} and {len(spaces[1][0])} items with k = {k}: needs equal numbers above k >= 1")
+    spaces = _two_spaces(features_a, features_b, similarity_a, similarity_b)
+    count = len(spaces[0])
+    if not 1 <= k < count:
+        raise ValueError(f"k = {k} neighbours of {count} items")
     shared = []
-    for rows in torch.arange(count).split(CHUNK):
-        a, b = (_neighbour_share(x[rows] @ x.T if dots else x[rows], rows, k) for x, dots in spaces)
+    for begin in range(0, count, CHUNK):
+        rows = slice(begin, begin + CHUNK)
+        a, b = (_neighbour_share(space.similarity(rows), begin, k) for space in spaces)
         shared.append(100 * torch.minimum(a, b.to(a.device)).sum(dim=1) / k)
     overlap = torch.cat(shared).cpu().numpy()
     return overlap if per_query else float(overlap.mean())
 
 
-def _neighbour_share(similarity: Tensor, rows: Tensor, k: int) -> Tensor:
+def _neighbour_share(similarity: Tensor, begin: int, k: int) -> Tensor:
     """float64 ``[q, N]`` summing to ``k``: 1 for each neighbour, a fraction for those tied at the last place."""
-    own = torch.arange(similarity.shape[1], device=similarity.device) == rows.to(similarity.device)[:, None]
-    similarity = similarity.double().masked_fill(own, -torch.inf)
+    similarity = similarity.clone()
+    similarity.diagonal(begin).fill_(-torch.inf)
     last = similarity.topk(k, dim=1).values[:, -1:]
     nearer, tied = similarity > last, similarity == last
     left = k - nearer.sum(dim=1, keepdim=True)
-    return nearer + tied * (left / tied.sum(dim=1, keepdim=True))
+    return nearer + tied * (left.double() / tied.sum(dim=1, keepdim=True))
 
 
-def relational_similarity(features_a, features_b, *, max_points: int = 3000, seed: int = 0) -> float:
+def relational_similarity(
+    features_a=None, features_b=None, *, similarity_a=None, similarity_b=None, max_points: int = 3000, seed: int = 0
+) -> float:
     """Spearman correlation (−1 to 1) between the off-diagonal cosines of two spaces.
 
     Args:
         features_a: ``[N, D]``.
         features_b: ``[N, E]``, the same items.
+        similarity_a: ``[N, N]`` in place of ``features_a``.
+        similarity_b: likewise.
         max_points: above it a seeded random subset is compared, since pairs grow with the square.
         seed: of the subset.
+
+    Raises:
+        ValueError: not exactly one of features and similarity for each space, other shapes, NaN.
     """
-    a, b = _same_items(features_a, features_b)
-    if len(a) > max_points:
-        rows = torch.randperm(len(a), generator=torch.Generator().manual_seed(seed))[:max_points].to(a.device)
-        a, b = a[rows], b[rows]
-    ranks = torch.stack([_ranks(off_diagonal(cosine_matrix(x)).flatten()) for x in (a, b)])
-    return float(torch.corrcoef(ranks)[0, 1])
+    spaces = _two_spaces(features_a, features_b, similarity_a, similarity_b)
+    rows = torch.arange(len(spaces[0]))
+    if len(rows) > max_points:
+        rows = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:max_points]
+    # Rounding lets equal cosines tie although their last bits differ.
+    pairs = (off_diagonal(space.among(rows)).flatten().round(decimals=10).cpu() for space in spaces)
+    return float(torch.corrcoef(torch.stack([_ranks(values) for values in pairs]))[0, 1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Space:
+    """Unit rows, or a similarity that is known as a whole."""
+
+    rows: Tensor
+    known: bool
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def similarity(self, rows: slice) -> Tensor:
+        """``[q, N]``: of some items to all."""
+        return self.rows[rows] if self.known else self.rows[rows] @ self.rows.T
+
+    def among(self, rows: Tensor) -> Tensor:
+        """float64 ``[q, q]``: of some items to each other."""
+        x = self.rows[rows.to(self.rows.device)].double()
+        return x[:, rows] if self.known else cosine_matrix(x)
+
+
+def _two_spaces(features_a, features_b, similarity_a, similarity_b) -> list[_Space]:
+    spaces = []
+    for name, features, similarity in (("a", features_a, similarity_a), ("b", features_b, similarity_b)):
+        if (features is None) == (similarity is None):
+            raise ValueError(f"give either features_{name} or similarity_{name}")
+        matrix, known = torch.as_tensor(features if similarity is None else similarity), features is None
+        matrix = matrix if matrix.is_floating_point() else matrix.double()
+        if matrix.ndim != 2 or not matrix.isfinite().all() or (known and len(matrix) != matrix.shape[1]):
+            expected = "similarity [N, N]" if known else "features [N, D]"
+            raise ValueError(f"space {name}: expected finite {expected}, got {tuple(matrix.shape)}")
+        spaces.append(_Space(matrix if known else unit_rows(matrix), known))
+    if len(spaces[0]) != len(spaces[1]):
+        raise ValueError(f"the spaces hold {len(spaces[0])} and {len(spaces[1])} items")
+    return spaces
 
 
 def _ranks(values: Tensor) -> Tensor:

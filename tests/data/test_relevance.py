@@ -1,0 +1,140 @@
+import unicodedata
+
+import numpy as np
+import pytest
+from emoji import EMOJI_DATA
+from rouge_score.rouge_scorer import RougeScorer
+
+from rvlr_lib.data.relevance import category_relevance, clean_caption, rouge_l_relevance
+
+WORDS = sorted({word for data in EMOJI_DATA.values() for word in clean_caption(data["en"]).split()})
+
+
+def captions(count, seed=0):
+    """Captions of 1 to 13 real words, few enough of them for overlaps of every length."""
+    rng, words = np.random.default_rng(seed), [word for word in WORDS if word.isascii()][:: len(WORDS) // 12]
+    return [" ".join(rng.choice(words, rng.integers(1, 14))) for _ in range(count)]
+
+
+def slow_lcs(a, b):
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+    return table[-1][-1]
+
+
+def slow_coco(candidate, references, beta=1.2):
+    """The COCO scorer's formula: best precision and best recall, taken independently."""
+    common = [slow_lcs(candidate.split(), reference.split()) for reference in references]
+    precision = max(n / len(candidate.split()) for n in common)
+    recall = max(n / len(reference.split()) for n, reference in zip(common, references, strict=True))
+    if precision == 0 or recall == 0:
+        return 0.0
+    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+
+
+def test_ten_thousand_pairs_equal_the_rouge_score_package():
+    a, b = captions(100, 1), captions(100, 2)
+    scorer = RougeScorer(["rougeL"])
+    package = np.array([[scorer.score(target, text)["rougeL"].fmeasure for target in b] for text in a])
+    ours = rouge_l_relevance(a + b, [*range(100, 200), *range(100)], variant="rouge_score")[:100, :100]
+    assert len(np.unique(package)) > 50
+    assert np.array_equal(ours, package.astype(np.float32))
+
+
+def test_variants_equal_the_loops_for_any_number_of_captions_in_any_order():
+    texts, rng = captions(60), np.random.default_rng(0)
+    owner = rng.permutation(np.concatenate([np.arange(15), rng.integers(0, 15, 45)]))
+    references = [[texts[c] for c in range(60) if owner[c] == i] for i in range(15)]
+    scorer = RougeScorer(["rougeL"])
+
+    def f1(candidate, reference):
+        return scorer.score(reference, candidate)["rougeL"].fmeasure
+
+    expected = {
+        "coco": [[slow_coco(text, own) for own in references] for text in texts],
+        "rouge_score": [[max(f1(text, r) for r in own) for own in references] for text in texts],
+        "mean_f1": [[np.mean([f1(text, r) for r in own]) for own in references] for text in texts],
+    }
+    for variant, values in expected.items():
+        found = rouge_l_relevance(texts, owner, variant=variant)
+        assert found.dtype == np.float32
+        assert found == pytest.approx(np.array(values), abs=1e-7)
+        if variant != "mean_f1":
+            assert (found[np.arange(60), owner] == 1).all()
+        chunked = rouge_l_relevance(texts, owner, variant=variant, chunk_size=7)
+        assert np.array_equal(found, chunked)
+
+
+def test_precision_and_recall_may_come_from_two_references_under_coco_alone():
+    texts, owner = ["a b c d", "a b", "a b c d x x x x"], [0, 1, 1]
+    assert rouge_l_relevance(texts, owner)[0, 1] == 1
+    assert rouge_l_relevance(texts, owner, variant="rouge_score")[0, 1] == pytest.approx(2 / 3)
+    assert rouge_l_relevance(texts, owner, variant="mean_f1")[0, 1] == pytest.approx(2 / 3)
+    short, long = rouge_l_relevance(["a b", "a b c d"], [0, 1])[[0, 1], [1, 0]]
+    assert long > short  # recall weighs more, so the order of the two counts
+
+
+def test_long_captions_and_images_or_captions_without_words():
+    long = " ".join(str(n) for n in range(700))
+    found = rouge_l_relevance([long, f"{long} x", ""], [0, 1, 2], num_images=5, variant="rouge_score")
+    assert found[0, 1] == pytest.approx(2 * 700 / 1401)
+    assert (found[:, 2:] == 0).all()
+    assert (found[2] == 0).all()
+    assert found.shape == (3, 5)
+
+
+def test_more_words_than_one_plane_of_characters():
+    texts = [" ".join(f"w{n}" for n in range(begin, begin + 1000)) for begin in range(0, 100_000, 1000)]
+    assert np.array_equal(rouge_l_relevance(texts, np.arange(100)), np.eye(100, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variant": "f1"}, "unknown variant 'f1'; valid: coco, rouge_score, mean_f1"),
+        ({"caption_image": [0]}, r"2 captions and caption_image \(1,\)"),
+        ({"captions": [], "caption_image": []}, "0 captions"),
+        ({"caption_image": [0, -1]}, "rows 0 to 0"),
+        ({"caption_image": [0, 2], "num_images": 2}, "rows 0 to 1"),
+    ],
+)
+def test_refuses(change, message):
+    arguments = {"captions": ["a", "b"], "caption_image": [0, 1], **change}
+    with pytest.raises(ValueError, match=message):
+        rouge_l_relevance(arguments.pop("captions"), arguments.pop("caption_image"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("A man's  T-shirt, No_2!", "a man s t shirt no 2"),
+        ("\tZwei Männer—im CAFÉ\n", "zwei männer im café"),
+        ("Ещё ОДИН кот №7", "ещё один кот 7"),
+        ("二只猫,黑色。", "二只猫 黑色"),
+        ("٣ قطط", "٣ قطط"),
+        ("<person> & 🐈 ...", "person"),
+        ("", ""),
+    ],
+)
+def test_clean_caption(text, clean):
+    assert clean_caption(text) == clean
+    assert clean_caption(clean) == clean
+
+
+def test_clean_caption_keeps_exactly_letters_and_digits_of_every_script():
+    for code in range(0x3000):
+        character = chr(code)
+        kept = clean_caption(f"a{character}b")
+        if unicodedata.category(character)[0] == "L" or character.isdigit():
+            assert kept == f"a{character.lower()}b" or len(character.lower()) > 1, hex(code)
+        elif unicodedata.category(character)[0] in "PZCSM":
+            assert kept == "a b", hex(code)
+
+
+def test_category_relevance_equals_the_loop():
+    categories, owner = ["food", "animal", "food"], [2, 0, 1, 1]
+    found = category_relevance(categories, owner)
+    assert found.dtype == np.float32
+    assert found.tolist() == [[float(categories[i] == name) for name in categories] for i in owner]

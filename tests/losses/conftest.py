@@ -1,0 +1,19 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for slow_losses
+
+
+@pytest.fixture
+def draw():
+    """Seeded float64 features that want a gradient."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(count: int, width: int, unit: bool = False):
+        x = torch.randn(count, width, generator=generator, dtype=torch.float64)
+        return (torch.nn.functional.normalize(x) if unit else x).requires_grad_()
+
+    return rows

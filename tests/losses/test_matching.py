@@ -1,0 +1,83 @@
+import pytest
+import torch
+from slow_losses import slow_hard_negatives, slow_matching
+from torch.autograd import gradcheck
+
+from rvlr_lib.losses import image_text_matching_loss, sample_hard_negatives
+
+IDS = torch.tensor([0, 1, 0, 2, 1, 0, 3, 4])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("ids", [None, IDS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_as_one_call_per_row(ids, dtype):
+    similarity = torch.randn(8, 8, generator=seeded(), dtype=dtype)
+    known = torch.arange(8) if ids is None else ids
+    for seed in range(20):
+        fast = sample_hard_negatives(similarity, 0.3, ids, seeded(seed))
+        slow = slow_hard_negatives(similarity, 0.3, known, seeded(seed))
+        assert [x.tolist() for x in fast] == [x.tolist() for x in slow]
+
+
+def test_frequencies_are_the_softmax_of_the_others():
+    similarity, temperature = torch.tensor([[0.9, 0.1, 0.4], [0.3, 0.8, -0.2], [0.0, 0.5, 0.7]]), 0.5
+    generator = seeded()
+    images, texts = zip(
+        *(sample_hard_negatives(similarity, temperature, generator=generator) for _ in range(400)), strict=True
+    )
+    for scores, drawn in ((similarity.T, torch.stack(images)), (similarity, torch.stack(texts))):
+        chances = (torch.softmax(scores / temperature, 1) + 1e-5).fill_diagonal_(0)
+        chances = chances / chances.sum(1, keepdim=True)
+        seen = torch.stack([(drawn == j).float().mean(0) for j in range(3)], 1)
+        assert torch.allclose(seen, chances, atol=0.1)
+
+
+def test_never_draws_the_same_image_even_where_it_alone_has_mass():
+    similarity = torch.eye(8) * 100 + (IDS[:, None] == IDS) * 50.0
+    for seed in range(10):
+        for drawn in sample_hard_negatives(similarity, 0.07, IDS, seeded(seed)):
+            assert (IDS[drawn] != IDS).all()
+
+
+def test_no_gradient_flows_through_the_draw(draw):
+    similarity, temperature = draw(5, 5), torch.tensor(0.1, requires_grad=True)
+    assert not any(x.requires_grad for x in sample_hard_negatives(similarity, temperature))
+
+
+@pytest.mark.parametrize(
+    ("similarity", "temperature", "ids", "message"),
+    [
+        (torch.zeros(3, 4), 0.1, None, r"\(3, 4\)"),
+        (torch.zeros(1, 1), 0.1, None, "B >= 2"),
+        (torch.zeros(3, 3), 0.0, None, "zero"),
+        (torch.zeros(3, 3), 0.1, torch.zeros(3), "no negative"),
+        (torch.zeros(3, 3), 0.1, torch.zeros(4), r"\(4,\)"),
+        (torch.full((3, 3), torch.nan), 0.1, None, "finite"),
+    ],
+)
+def test_sampling_refuses(similarity, temperature, ids, message):
+    with pytest.raises(ValueError, match=message):
+        sample_hard_negatives(similarity, temperature, ids)
+
+
+def test_matching_equals_the_loop_and_has_its_gradient(draw):
+    positive, negative = draw(4, 2), draw(8, 2)
+    loss = image_text_matching_loss(positive, negative)
+    assert loss.item() == pytest.approx(slow_matching(positive, negative))
+    assert gradcheck(image_text_matching_loss, (positive, negative))
+
+
+def test_class_one_means_they_belong_together():
+    right, wrong = torch.tensor([[-9.0, 9.0]] * 2), torch.tensor([[9.0, -9.0]] * 4)
+    assert image_text_matching_loss(right, wrong) < 1e-6
+    assert image_text_matching_loss(wrong[:2], torch.cat([right, right])) > 10
+
+
+@pytest.mark.parametrize("shapes", [((4, 2), (4, 2)), ((4, 3), (8, 3)), ((1, 2), (2, 2)), ((4,), (8, 2))])
+def test_matching_refuses(shapes):
+    with pytest.raises(ValueError, match="expected positive_logits"):
+        image_text_matching_loss(*(torch.zeros(shape) for shape in shapes))

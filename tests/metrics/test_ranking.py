@@ -1,0 +1,153 @@
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import ndcg_score
+from slow_protocol import slow_dcg, slow_ndcg, slow_recall
+
+from rvlr_lib.metrics import ndcg_and_floor, ndcg_at_k, recall_at_k
+
+rng = np.random.default_rng(0)
+
+
+def test_recall_equals_the_loop_also_with_ties():
+    scores = rng.integers(0, 4, (60, 12)).astype(float)
+    positives = rng.random((60, 12)) < 0.2
+    assert not positives.any(axis=1).all()  # some queries without a positive
+    found = recall_at_k(scores, positives, (1, 3, 7, 12, 40), per_query=True)
+    for k, hits in found.items():
+        assert hits.tolist() == [slow_recall(s, p, k) for s, p in zip(scores, positives, strict=True)]
+    assert recall_at_k(scores, positives, (3,)) == {3: pytest.approx(found[3].mean())}
+
+
+def test_recall_by_index_equals_recall_by_mask():
+    scores = torch.from_numpy(rng.integers(0, 5, (40, 9)))
+    index = torch.from_numpy(rng.integers(0, 9, 40))
+    mask = torch.nn.functional.one_hot(index, 9).bool()
+    assert recall_at_k(scores, index, (1, 2, 5)) == recall_at_k(scores, mask, (1, 2, 5))
+
+
+def test_recall_ties_count_against_the_method():
+    assert recall_at_k(torch.zeros(3, 4), [0, 1, 2], (1, 3, 4)) == {1: 0, 3: 0, 4: 100}
+    # Positives of one score do not stand in each other's way.
+    assert recall_at_k([[1.0, 1.0, 0.0]], [[True, True, False]], (1,)) == {1: 100}
+
+
+def test_recall_minus_infinity_is_a_score_like_any_other():
+    assert recall_at_k([[-np.inf, -np.inf, 0.0]], [0], (2, 3)) == {2: 0, 3: 100}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64])
+def test_every_dtype_counts(dtype):
+    scores = torch.tensor([[3, 2, 1], [1, 2, 3]]).to(dtype)
+    assert recall_at_k(scores, [0, 0], (1,)) == {1: 50}
+    assert ndcg_at_k(scores, [[1, 0, 0], [0, 0, 1]], (1,), [[False] * 3, [True, False, False]]) == {1: 100}
+
+
+def test_ndcg_equals_scikit_learn():
+    scores, relevance = rng.normal(size=(30, 25)), rng.random((30, 25))
+    for k, value in ndcg_at_k(scores, relevance, (1, 10, 25)).items():
+        assert value == pytest.approx(100 * ndcg_score(relevance, scores, k=k), abs=1e-9)
+
+
+def test_ndcg_ties_equal_scikit_learn_and_the_mean_over_all_orders():
+    scores, relevance = rng.integers(0, 6, (40, 25)).astype(np.float32), rng.random((40, 25))
+    for k, value in ndcg_at_k(scores, relevance, (1, 4, 10, 25)).items():
+        assert value == pytest.approx(100 * ndcg_score(relevance, scores, k=k), abs=1e-9)
+    tied, gains = [2.0, 1.0, 1.0, 1.0, 0.0], [0.3, 0.9, 0.0, 0.5, 1.0]
+    orders = [[0, *middle, 4] for middle in permutations((1, 2, 3))]
+    for k in (2, 3, 5):
+        expected = np.mean([slow_dcg([gains[g] for g in order], k) for order in orders])
+        ideal = slow_dcg(sorted(gains, reverse=True), k)
+        assert ndcg_at_k([tied], [gains], (k,))[k] == pytest.approx(100 * expected / ideal)
+
+
+def test_ndcg_of_a_constant_score_is_the_floor_and_so_is_the_mean_over_all_rankings():
+    relevance = rng.random((20, 30))
+    for value, floor in ndcg_and_floor(np.zeros((20, 30)), relevance, (1, 10, 50)).values():
+        assert value == pytest.approx(floor)
+    gains = [0.2, 0.0, 1.0, 0.7]
+    ((_, floor),) = ndcg_and_floor([[4.0, 3.0, 2.0, 1.0]], [gains], (3,)).values()
+    mean = np.mean([slow_ndcg(order, gains, 3)[0] for order in permutations(range(4))])
+    assert floor[0] == pytest.approx(mean)
+
+
+def test_ndcg_excluded_candidates_leave_ranking_and_ideal():
+    scores, relevance, exclude = rng.normal(size=(30, 20)), rng.random((30, 20)), rng.random((30, 20)) < 0.3
+    found = ndcg_and_floor(scores, relevance, (1, 5, 30), exclude)
+    for k, (value, floor) in found.items():
+        kept = [slow_ndcg(s[~e], r[~e], k) for s, r, e in zip(scores, relevance, exclude, strict=True)]
+        assert np.stack([value, floor], 1) == pytest.approx(np.array(kept))
+
+
+def test_ndcg_real_minus_infinity_stands_before_what_is_excluded():
+    assert ndcg_at_k([[0.0, -np.inf, 5.0]], [[0.0, 1.0, 1.0]], (2,), [[False, False, True]])[2] == pytest.approx(
+        100 / np.log2(3)
+    )
+
+
+def test_ndcg_without_anything_relevant_counts_zero():
+    ((value, floor),) = ndcg_and_floor([[1.0, 2.0], [2.0, 1.0]], [[0, 0], [1, 0]], (2,)).values()
+    assert value.tolist() == [0, 100]
+    assert np.isnan(floor).tolist() == [True, False]
+    assert ndcg_at_k([[1.0, 2.0], [2.0, 1.0]], [[0, 0], [1, 0]], (2,)) == {2: 50}
+    ((value, floor),) = ndcg_and_floor([[1.0, 2.0]], [[1, 1]], (2,), [[True, True]]).values()
+    assert value.tolist() == [0]
+    assert np.isnan(floor).all()
+
+
+def test_numpy_ties_follow_argsort_from_the_end():
+    scores, relevance = rng.integers(0, 3, (50, 40)).astype(np.float32), rng.random((50, 40))
+    order = np.argsort(scores, axis=1)[:, ::-1]
+    ((value, _),) = ndcg_and_floor(scores, relevance, (10,), numpy_ties=True).values()
+    by_rank = np.empty_like(scores)
+    np.put_along_axis(by_rank, order, -np.arange(40.0, dtype=np.float32)[None].repeat(50, 0), 1)
+    assert value == pytest.approx(ndcg_at_k(by_rank, relevance, (10,), per_query=True)[10])
+
+
+def test_laws_hold_for_any_increasing_map_of_scores_scale_of_relevance_and_order_of_candidates():
+    scores, relevance = rng.normal(size=(10, 15)), rng.random((10, 15))
+    positives, order = rng.random((10, 15)) < 0.3, rng.permutation(15)
+    plain = ndcg_at_k(scores, relevance, (5,)), recall_at_k(scores, positives, (2,))
+    assert ndcg_at_k(np.exp(scores), 7 * relevance, (5,)) == pytest.approx(plain[0])
+    assert recall_at_k(np.exp(scores), positives, (2,)) == plain[1]
+    assert ndcg_at_k(scores[:, order], relevance[:, order], (5,)) == pytest.approx(plain[0])
+    assert recall_at_k(scores[:, order], positives[:, order], (2,)) == plain[1]
+
+
+S = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "positives", "ks", "message"),
+    [
+        (S, torch.zeros(2, 4).bool(), (1,), r"\(2, 3\).*\(2, 4\)"),
+        (S, [0, 1, 2], (1,), r"\(2, 3\).*\(3,\)"),
+        (S, [0, 3], (1,), "indices 0 to 2"),
+        (S, [0, -1], (1,), "indices 0 to 2"),
+        (S, [0, 1], (0,), "cut-offs"),
+        (S, [0, 1], (), "cut-offs"),
+        (S * torch.nan, [0, 1], (1,), "NaN"),
+        (torch.zeros(0, 3), [], (1,), "at least one query"),
+        (torch.zeros(3), [0], (1,), r"\[Q, G\]"),
+    ],
+)
+def test_recall_refuses(scores, positives, ks, message):
+    with pytest.raises(ValueError, match=message):
+        recall_at_k(scores, positives, ks)
+
+
+@pytest.mark.parametrize(
+    ("scores", "relevance", "exclude", "message"),
+    [
+        (S, torch.zeros(3, 2), None, r"\(2, 3\) and relevance \(3, 2\)"),
+        (S, S, torch.zeros(3).bool(), r"exclude \(3,\)"),
+        (S, S - 1, None, "0 or more"),
+        (S, S * torch.nan, None, "without NaN"),
+        (S * torch.nan, S, None, "scores hold NaN"),
+    ],
+)
+def test_ndcg_refuses(scores, relevance, exclude, message):
+    with pytest.raises(ValueError, match=message):
+        ndcg_at_k(scores, relevance, (1,), exclude)
