@@ -150,7 +150,7 @@ def read_catalogue() -> list[Emoji]:
     if len(found) != PICTURES:
         raise RuntimeError(_repair(f"{len(found):,} emoji pictures have a name; {PICTURES:,} are expected"))
     of_base = {e.base: e.category for e in found if not e.tones and e.category}
-    return [e._replace(category=e.category or of_base.get(e.base, f"unlisted/{e.base}")) for e in found]
+    return [e._replace(category=of_base.get(e.base, f"unlisted/{e.base}")) for e in found]
 
 
 def _pictures() -> Traversable:

@@ -166,14 +166,14 @@ def _fits(mentions: np.ndarray, objects: np.ndarray) -> np.ndarray:
 
 
 def bayes_ceiling(dataset: ImageTextDataset, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Recall that Bayes' rule reaches on this gallery's captions, knowing the generator and every factor of the gallery.
+    """Recall that Bayes' rule reaches on this gallery's captions, knowing the generator and every picture's factors.
 
     Text to image ranks the pictures by the chance of the caption's facts given the picture; image to text ranks the
     captions by the posterior chance that they tell of the picture, every picture equally probable beforehand. Equal
-    chances are ties in random order; the value is the exact expectation over these orders, no sampling. So what is missing to 100 is
-    ambiguity of the captions, not weakness of a model. Limits: it sees each query on its own (a method that assigns all
-    captions of a gallery jointly may do better, and so may luck); and image to text ranks captions one by one, which is
-    best for k = 1 but does not spread its guesses where five captions of the picture are sought.
+    chances are ties in random order; the value is the exact expectation over these orders, no sampling. So what is
+    missing to 100 is ambiguity of the captions, not weakness of a model. Limits: it sees each query on its own (a
+    method that assigns all captions of a gallery jointly may do better, and so may luck); and image to text ranks
+    captions one by one, which is best for k = 1 but does not spread its guesses over what is uncertain for larger k.
 
     Args:
         dataset: Scenes, one gallery: I pictures, C captions.

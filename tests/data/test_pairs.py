@@ -131,6 +131,10 @@ def test_fingerprint_tells_data_apart():
         {"captions": ["caption 0\0of 1", *dataset.captions[1:]]},
         {"image_ids": ["other", *dataset.image_ids[1:]]},
         {"caption_image": np.roll(dataset.caption_image, 1)},
+        {
+            "image_ids": [*dataset.image_ids[:-1], "picture4c"],  # as if one letter moved across the border
+            "captions": [dataset.captions[0][1:], *dataset.captions[1:]],
+        },
         {"categories": ["other", *dataset.categories[1:]]},
         {"galleries": None},
     ]

@@ -385,6 +385,14 @@ def test_ceiling_against_brute_force(detail):
     assert ceiling["r_mean"] == pytest.approx((ceiling["i2t/R@mean"] + ceiling["t2i/R@mean"]) / 2)
 
 
+def test_chances_equal_by_arithmetic_are_ties():
+    chances = np.random.default_rng(0).random((10_000, 1)) * 0.3 ** np.arange(30)
+    thirds, tenths = chances / (chances + chances + chances), chances / np.repeat(chances[None], 10, 0).sum(0)
+    assert len(np.unique(thirds)) + len(np.unique(tenths)) > 2
+    assert len(np.unique(truth._rounded(thirds))) == len(np.unique(truth._rounded(tenths))) == 1
+    assert np.allclose(truth._rounded(chances), chances, rtol=1e-11, atol=0)
+
+
 def test_ceiling_falls_with_detail():
     galleries = [load("test", galleries=1, gallery_size=200, text_detail=d) for d in (1.0, 0.6, 0.3, 0.0)]
     means = [bayes_ceiling(g)["r_mean"] for g in galleries]
