@@ -52,16 +52,16 @@ def evaluate(
     features: Features,
     dataset: ImageTextDataset,
     *,
-    protocol: str = "corrected",
     matching_scores: tuple[Tensor, Tensor] | None = None,
+    **switches: Any,
 ) -> dict[str, dict[str, float]]:
     """Every retrieval figure, a dict per relevance, each a mean over the galleries of the data set.
 
     Args:
         features: of pictures ``[I, D]`` and captions ``[C, D]``, unit rows.
         dataset: what the features are of.
-        protocol: of :func:`rvlr_lib.metrics.evaluate_retrieval`.
         matching_scores: ``scores_i2t [I, C]`` and ``scores_t2i [C, I]``; one gallery only.
+        switches: ``protocol``, ``mixed_t2it`` and ``mixed_scores`` of :func:`rvlr_lib.metrics.evaluate_retrieval`.
     """
     reports: dict[str, list[dict[str, float]]] = {}
     for gallery, (images, texts) in galleries(features, dataset):
@@ -76,7 +76,7 @@ def evaluate(
                 scores_t2i=scores_t2i,
                 image_relevance=None if relevance.image_to_image is None else torch.as_tensor(relevance.image_to_image),
                 text_relevance=None if relevance.text_to_text is None else torch.as_tensor(relevance.text_to_text),
-                protocol=protocol,
+                **switches,
             )
             reports.setdefault(name, []).append(report)
     return {name: _mean(rows) for name, rows in reports.items()}
@@ -117,20 +117,19 @@ def structure(features: Features, teachers: Features, dataset: ImageTextDataset)
     for (gallery, pair), (_, teacher_pair) in zip(
         galleries(features, dataset), galleries(teachers, dataset), strict=True
     ):
-        first = torch.as_tensor([int(gallery.captions_of(i)[0]) for i in range(len(gallery))])
+        first = np.array([gallery.captions_of(i)[0] for i in range(len(gallery))])
         relevance = next(iter(relevances(gallery).values()))
         spaces = {"image": (pair[0], teacher_pair[0]), "text": (pair[1][first], teacher_pair[1][first])}
         truths = {"image": relevance.image_to_image, "text": relevance.text_to_text}
         values = {"modality_gap": modality_gap(*pair, gallery.caption_image)}
         for name, (space, teacher) in spaces.items():
-            values[f"{name}/overlap_teacher"] = knn_overlap(space, teacher, k=min(NEIGHBOURS, len(space) - 1))
+            neighbours = min(NEIGHBOURS, len(space) - 1)
+            values[f"{name}/overlap_teacher"] = knn_overlap(space, teacher, k=neighbours)
             values[f"{name}/relations_teacher"] = relational_similarity(space, teacher)
             truth = truths[name]
             if truth is not None:
-                truth = torch.as_tensor(truth if name == "image" else truth[np.ix_(first, first)])
-                values[f"{name}/overlap_truth"] = knn_overlap(
-                    space, similarity_b=truth, k=min(NEIGHBOURS, len(space) - 1)
-                )
+                known = truth if name == "image" else truth[np.ix_(first, first)]
+                values[f"{name}/overlap_truth"] = knn_overlap(space, similarity_b=known, k=neighbours)
         rows.append(values)
     return _mean(rows)
 

@@ -37,9 +37,7 @@ class TeacherObjective(nn.Module):
     def forward(self, inputs: Inputs, precision: AbstractContextManager) -> dict[str, Tensor]:
         """The one loss term of the teacher's modality."""
         image = self.teacher.modality == "image"
-        first, second = (
-            (inputs.pixels, inputs.second_pixels) if image else (inputs.token_ids, inputs.second_token_ids)
-        )
+        first, second = (inputs.pixels, inputs.second_pixels) if image else (inputs.token_ids, inputs.second_token_ids)
         dropout = 0.0 if image else TOKEN_DROPOUT
         with precision:
             views = [self.teacher(view, dropout=dropout) for view in (first, second)]
@@ -106,9 +104,7 @@ class StudentObjective(nn.Module):
         with precision:
             images = student.encode_image(inputs.pixels, tokens=matching)
             texts = student.encode_text(inputs.token_ids, tokens=matching)
-        terms = {
-            "contrastive": image_text_contrastive_loss(images.features, texts.features, student.temperature, ids)
-        }
+        terms = {"contrastive": image_text_contrastive_loss(images.features, texts.features, student.temperature, ids)}
         fused = None
         if matching:
             terms["matching"], fused = self._matching(images, texts, ids, precision)
@@ -156,7 +152,9 @@ class StudentObjective(nn.Module):
         text_rows = torch.cat([own, own, negative_text])
         with precision:  # index_select: its backward is one deterministic index_add, not atomics
             logits, first = self.student.match(
-                images.tokens.index_select(0, image_rows), texts.tokens.index_select(0, text_rows), texts.mask[text_rows]
+                images.tokens.index_select(0, image_rows),
+                texts.tokens.index_select(0, text_rows),
+                texts.mask[text_rows],
             )
         return image_text_matching_loss(logits[:batch].float(), logits[batch:].float()), first[:batch].float()
 

@@ -100,7 +100,7 @@ class Study:
             towers = self.towers if trained else self._untrained_towers(seed)
             alone = sum(len(train.captions_of(i)) == 1 for i in range(len(train)))
             if modality == "text" and alone:
-                print(f"{alone} of {len(train)} pictures have one caption: two dropout views of it teach the text tower")
+                print(f"{alone} of {len(train)} pictures have one caption: its two dropout views teach the text tower")
             if settings.epochs:
                 teacher, fitted = stages.train_teacher(modality, towers, train, validation, settings, seed=seed,
                                                        device=self.device, log_path=folder / "log.jsonl")  # fmt: skip

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from rvlr_lib.data.pairs import ImageTextDataset, augment, iterate_batches
 from rvlr_lib.losses.objective import LossWeights, weighted_sum
 from rvlr_lib.models.encoders import tokenize
 
+Rows = Literal["images", "captions"]
 SCALARS = ("fusion_weight", "relation_temperature")  # parameters with their own learning-rate multiplier
 
 
@@ -56,7 +58,7 @@ class BatchSource:
     """
 
     def __init__(
-        self, dataset: ImageTextDataset, tokenizer: Any, image_size: int, settings: TrainSettings, rows: str, seed: int
+        self, dataset: ImageTextDataset, tokenizer: Any, image_size: int, settings: TrainSettings, rows: Rows, seed: int
     ) -> None:
         self.dataset, self.image_size, self.settings, self.rows, self.seed = dataset, image_size, settings, rows, seed
         self.token_ids = tokenize(tokenizer, dataset.captions)
@@ -66,15 +68,15 @@ class BatchSource:
     def epoch(self, number: int, device: torch.device, *, two_views: bool) -> Iterator[Inputs]:
         """Batches of one epoch."""
         order, first, second = (torch.Generator().manual_seed(self.seed * 1_000_003 + number * 3 + i) for i in range(3))
-        crop = {"scale": self.settings.crop_scale, "flip": self.settings.flip}
+        crop = partial(augment, scale=self.settings.crop_scale, flip=self.settings.flip)
         for batch in iterate_batches(self.dataset, self.settings.batch_size, order, rows=self.rows):
             pixels = self.dataset.pixels(batch.image_rows, self.image_size).to(device)
             yield Inputs(
-                augment(pixels, first, **crop),
+                crop(pixels, first),
                 self.token_ids[batch.caption_rows].to(device),
                 batch.image_rows.to(device),
                 batch.caption_rows.to(device),
-                augment(pixels, second, **crop) if two_views else None,
+                crop(pixels, second) if two_views else None,
                 self.token_ids[batch.second_caption_rows].to(device) if two_views else None,
             )
 
@@ -132,7 +134,7 @@ def fit(
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("w") as log, tqdm(total=steps, desc=label, unit="step", mininterval=interval) as bar:
         for epoch in range(settings.epochs):
-            for inputs in source.epoch(epoch, device, two_views=objective.two_views):
+            for inputs in source.epoch(epoch, device, two_views=bool(objective.two_views)):
                 try:
                     terms = objective(inputs, precision)
                     total = weighted_sum(terms, weights)
@@ -145,7 +147,7 @@ def fit(
                     raise FloatingPointError(f"{label}, step {step}: the gradient norm is {norm.item()}")
                 if step % settings.log_every == 0 or step == steps - 1:
                     values = {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
-                    rate = schedule.get_last_lr()[0]
+                    rate = float(schedule.get_last_lr()[0])
                     _write(log, step=step, epoch=epoch, total=float(total.detach()), gradient_norm=float(norm),
                            learning_rate=rate, **values, **objective.scalars())  # fmt: skip
                 optimizer.step()

@@ -27,6 +27,8 @@ def evaluate_retrieval(
     image_relevance=None,
     text_relevance=None,
     protocol: str = "corrected",
+    mixed_t2it: str = "direct",
+    mixed_scores: str = "cosine",
     ks_recall: Sequence[int] = (1, 5, 10),
     ks_ndcg: Sequence[int] = (10, 20, 50),
     chunk_size: int | None = None,
@@ -52,6 +54,9 @@ def evaluate_retrieval(
             ``t2t_no_siblings`` (all captions of the query's image removed) and chance-corrected values.
             ``"official"`` reproduces the official numbers with METHOD rows 11, 12 and 14 to 17: the query's own
             score and relevance zeroed (i2i, t2t) or kept (mixed), matching scores beside cosines, ``t2it`` transposed.
+        mixed_t2it: ``"transposed"`` gives the corrected protocol row 11 alone: image ``j`` in the list of caption
+            ``q(i)`` has score and relevance of image ``i`` and caption ``q(j)``.
+        mixed_scores: ``"matching"`` gives it row 12 alone: matching scores, where given, beside cosines in mixed lists.
         ks_recall: cut-offs of R@K.
         ks_ndcg: cut-offs of NDCG@K.
         chunk_size: query rows scored at once; changes memory, not results. Default: about 1.5 million scores.
@@ -69,6 +74,11 @@ def evaluate_retrieval(
     """
     if protocol not in ("corrected", "official"):
         raise ValueError(f"unknown protocol {protocol!r}; valid: corrected, official")
+    if mixed_t2it not in ("direct", "transposed") or mixed_scores not in ("cosine", "matching"):
+        raise ValueError(
+            f"mixed_t2it is {mixed_t2it!r} (valid: direct, transposed), "
+            f"mixed_scores is {mixed_scores!r} (valid: cosine, matching)"
+        )
     official = protocol == "official"
     world = _World.build(image_features, text_features, caption_image, relevance, scores_i2t, scores_t2i)
     images, captions = len(world.z), len(world.w)
@@ -89,7 +99,10 @@ def evaluate_retrieval(
         scores = world.z[rows] @ world.w.T if world.scores_i2t is None else world.scores_i2t[rows]
         for k, hits in recall_at_k(scores, own, ks_recall, per_query=True).items():
             found[f"i2t/R@{k}"].append(hits)
-        lists = world.official(rows) if official else world.corrected(rows, own, image_relevance, text_relevance)
+        switches = mixed_t2it == "transposed", mixed_scores == "matching"
+        lists = (
+            world.official(rows) if official else world.corrected(rows, own, image_relevance, text_relevance, *switches)
+        )
         for name, scores, graded, exclude in lists:
             for k, (value, floor) in ndcg_and_floor(scores, graded, ks_ndcg, exclude, numpy_ties=official).items():
                 value[~world.captioned[rows].cpu().numpy()] = np.nan
@@ -164,7 +177,13 @@ class _World:
         return (mean + mean.T) / 2
 
     def corrected(
-        self, rows: Tensor, own: Tensor, image_relevance: Tensor, text_relevance: Tensor | None
+        self,
+        rows: Tensor,
+        own: Tensor,
+        image_relevance: Tensor,
+        text_relevance: Tensor | None,
+        transposed: bool,
+        matching: bool,
     ) -> Iterator[GradedList]:
         """The lists of the corrected protocol for the query rows; ``own``: their captions, ``[q, C]``."""
         z, w, R, q = self.z, self.w, self.relevance, self.q[rows]
@@ -176,9 +195,17 @@ class _World:
         yield "i2i", image_image, images, self_image
         yield "t2t", text_text, texts, self_text
         yield "t2t_no_siblings", text_text, texts, own
-        mixed = torch.cat([image_image, z[rows] @ w.T], 1), torch.cat([images, to_captions], 1)
+        i2t = self.scores_i2t if matching else None
+        cross = z[rows] @ w.T if i2t is None else i2t[rows]
+        mixed = torch.cat([image_image, cross], 1), torch.cat([images, to_captions], 1)
         yield "i2it", *mixed, torch.cat([self_image, torch.zeros_like(own)], 1)
-        mixed = torch.cat([text_text, w[q] @ z.T], 1), torch.cat([texts, R[q]], 1)
+        t2i = self.scores_t2i if matching else None
+        if transposed:
+            cross = z[rows] @ w[self.q].T if t2i is None else t2i[self.q][:, rows].T
+        else:
+            cross = w[q] @ z.T if t2i is None else t2i[q]
+        to_images = R[self.q][:, rows].T if transposed else R[q]
+        mixed = torch.cat([text_text, cross], 1), torch.cat([texts, to_images], 1)
         yield "t2it", *mixed, torch.cat([self_text, torch.zeros_like(self_image)], 1)
 
     def official(self, rows: Tensor) -> Iterator[GradedList]:
