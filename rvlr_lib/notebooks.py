@@ -100,7 +100,8 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    for logger in ("papermill", "asyncio"):  # what they would say of a failure, we say in one line
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     source = root / "notebooks" / f"{run.notebook}.ipynb"
     target = out / run.dataset / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +118,8 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
                 progress_bar=False, execution_timeout=timeout, on_cell_execute=progress.cell,
                 stdout_file=progress, stderr_file=progress,
             )  # fmt: skip
+        _write_html(executed, page, run.notebook)
+        os.replace(partial, target)
     except (papermill.PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
         os.replace(partial, target)
         if isinstance(error, papermill.PapermillExecutionError):
@@ -127,11 +130,8 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
             reason = "DeadKernelError: the kernel died, often for want of memory"
         place = f"{run}, cell [{progress.number}]"
         raise NotebookError(f"{place}: {reason}\nkept with its output: {_short(target)}") from None
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
-    _write_html(executed, page, run.notebook)
-    os.replace(partial, target)
     return target
 
 

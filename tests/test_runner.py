@@ -125,8 +125,9 @@ def test_the_heartbeat_names_the_cell_and_its_last_line(root, monkeypatch):
 def test_an_interrupt_leaves_nothing_half_written_and_the_run_goes_on(root):
     notebook(root, "03_wait", "import time\ntime.sleep(60)")
     profile(root, "wait", {"notebook": "01_good"}, {"notebook": "03_wait"})
-    code = f"""import functools, pathlib, sys, rvlr_lib.notebooks as n
+    code = f"""import functools, pathlib, signal, sys, rvlr_lib.notebooks as n
 from rvlr_lib.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 n.reproduce = functools.partial(n.reproduce, root=pathlib.Path({str(root)!r}))
 sys.exit(main(["reproduce", "--profile", "wait"]))"""
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
