@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return COMMANDS[arguments.command].run(arguments[arguments.command])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("RVLR_DEBUG"):
             raise
         print(f"rvlr: {error}", file=sys.stderr)
@@ -88,12 +88,13 @@ def _table_arguments(parser: ArgumentParser) -> None:
 
 
 def _table(arguments: Namespace) -> int:
-    from rvlr_lib.report import insert, tables
+    from rvlr_lib.report import tables
     from rvlr_lib.runs import default_root
+    from rvlr_lib.tables import insert_between
 
     text = tables(arguments.run or default_root() / "quick", arguments.select)
     if arguments.insert:
-        insert(arguments.insert, text)
+        insert_between(arguments.insert, "results", text)
     else:
         print(text)
     return 0

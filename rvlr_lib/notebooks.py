@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rvlr_lib.profiles import CHECKOUT, Profile, Run, load_profile, notebook_parameters
-from rvlr_lib.report import compare, update_reference, write_report, write_text
+from rvlr_lib.report import compare, update_reference, write_report
 from rvlr_lib.runs import default_root, provenance, read_json, write_json
+from rvlr_lib.tables import replacing
 
 HEARTBEAT_SECONDS = 60.0
 OWN_NAMES = {"results", "figures", "report.md", "run.json"}  # what a run folder holds beside its notebooks
@@ -220,7 +221,8 @@ def _write_html(notebook: Any, path: Path, title: str) -> None:
     if not any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown"):
         exporter.mathjax_url = ""
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
-    write_text(path, body)
+    with replacing(path) as partial:
+        partial.write_text(body)
 
 
 def _claim(out: Path, profile: Profile, overwrite: bool) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from rvlr_lib.runs import provenance, read_json, write_json
+from rvlr_lib.tables import replacing, to_markdown
 
 DEFAULT_TOLERANCE = 3.0  # absolute, in the unit of the number
 CAUTION = "Small models on small pictures: these are not the scores of the paper."
@@ -79,7 +80,8 @@ def write_report(folder: Path) -> Path:
                    ({"commit": origin["commit"], "platform": origin["platform"]} | origin["versions"]).items()]),
     ]  # fmt: skip
     path = folder / "report.md"
-    write_text(path, "\n\n".join(parts) + "\n")
+    with replacing(path) as partial:
+        partial.write_text("\n\n".join(parts) + "\n")
     return path
 
 
@@ -122,30 +124,6 @@ def update_reference(folder: Path, path: Path) -> Path:
     return path
 
 
-def insert(path: Path, text: str, marker: str = "results") -> None:
-    """Put text between ``<!-- marker:begin -->`` and ``<!-- marker:end -->`` of a file.
-
-    Raises:
-        ValueError: the file does not hold each marker once, in this order.
-    """
-    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
-    content = path.read_text() if path.is_file() else ""
-    if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
-        raise ValueError(f"{path} must hold the lines {begin} and {end} once each, in this order")
-    before, after = content.split(begin)[0], content.split(end)[1]
-    write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _metrics(folder: Path) -> dict[str, dict[str, float]]:
     return {name: result["metrics"] for name, result in results(folder).items()}
 
@@ -158,17 +136,7 @@ def _number(value: float | None) -> str:
     return "nothing" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
-def _markdown(records: Iterable[Mapping[str, Any]]) -> str:
-    """Records as a Markdown table, numbers to one decimal and on the right."""
-    rows = list(records)
-    heads = list(dict.fromkeys(key for row in rows for key in row))
+def _markdown(records: list[dict[str, Any]]) -> str:
+    import pandas as pd
 
-    def cell(value: Any) -> str:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return ""
-        return (f"{value:.1f}" if isinstance(value, float) else str(value)).replace("|", "\\|").replace("\n", " ")
-
-    numeric = [any(isinstance(row.get(head), int | float) for row in rows) for head in heads]
-    lines = [heads, ["---:" if right else "---" for right in numeric]]
-    lines += [[cell(row.get(head)) for head in heads] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return to_markdown(pd.DataFrame(records))

@@ -34,7 +34,7 @@ def test_table_prints_and_inserts(tmp_path, capsys):
     write_json(run / "run.json", {"runs": [{"dataset": "scenes", "notebook": "03"}]})
     records = [{"model": "rvlr", "r_mean": 12.345}, {"model": "floor|", "r_mean": None}]
     write_json(run / "results" / "scenes_03.json", {"metrics": {}, "tables": {"main": records, "more": records}})
-    table = "| model | r_mean |\n| --- | ---: |\n| rvlr | 12.3 |\n| floor\\| |  |"
+    table = "| model | r_mean |\n| --- | ---: |\n| rvlr | 12.3 |\n| floor\\| | – |"
     assert cli.main(["table", "--run", str(run), "--select", "*/main"]) == 0
     assert capsys.readouterr().out == f"**scenes_03/main**\n\n{table}\n"
 
