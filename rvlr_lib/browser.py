@@ -1,0 +1,200 @@
+"""Look at what is retrieved: the best items of each method for a query, as a figure or as a widget."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rvlr_lib.panels import Hit, Query, plot_retrieval_panel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rvlr_lib.data.pairs import ImageTextDataset
+
+DIRECTIONS = {
+    "i2t": "picture → captions",
+    "t2i": "caption → pictures",
+    "i2i": "picture → pictures",
+    "t2t": "caption → captions",
+}
+UNIMODAL = ("teacher", "teachers")
+Features = tuple[Any, Any]
+
+
+def make_query(
+    dataset: ImageTextDataset,
+    methods: Mapping[str, Features],
+    direction: str,
+    row: int,
+    *,
+    k: int = 5,
+    relevance: Any = None,
+    unimodal: Collection[str] = UNIMODAL,
+) -> Query:
+    """The ``k`` best items of each method for one query, by cosine; the query itself is never among them.
+
+    Args:
+        dataset: one gallery, of the ``I`` pictures and ``C`` captions that the features are of.
+        methods: name -> (image features ``[I, D]``, text features ``[C, D]``), arrays or CPU tensors.
+        direction: ``i2t``, ``t2i``, ``i2i`` or ``t2t``.
+        row: of the query, among the pictures or the captions.
+        k: how many.
+        relevance: :class:`rvlr_lib.evaluation.Relevance` or a scene's truth. Across modalities an item is right if it
+            belongs to the query. Within one it is right if it is among the ``k`` most relevant (of them, only what is
+            relevant at all); without relevance captions of the same picture are right, and of pictures nobody can say.
+        unimodal: methods without a common space, left out of ``i2t`` and ``t2i``.
+
+    Raises:
+        ValueError: unknown direction; a row that is not there; features of other counts; no method for the direction.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"unknown direction {direction!r}: valid are {', '.join(DIRECTIONS)}")
+    counts = {"i": len(dataset), "t": len(dataset.captions)}
+    source, target = direction[0], direction[2]
+    if not 0 <= row < counts[source]:
+        raise ValueError(f"row {row} of {direction} is not there: rows are 0 to {counts[source] - 1}")
+    chosen = {name: pair for name, pair in methods.items() if source == target or name.lower() not in unimodal}
+    if not chosen:
+        raise ValueError(f"none of {', '.join(methods) or 'no methods'} has a common space, which {direction} needs")
+    grades = _grades(dataset, direction, row, relevance)
+    right = _right(dataset, direction, row, grades, k)
+    results = {}
+    for name, pair in chosen.items():
+        features = {key: _unit(values) for key, values in zip("it", pair, strict=True)}
+        if {key: len(values) for key, values in features.items()} != counts:
+            raise ValueError(f"{name} has features of {[len(x) for x in features.values()]} pictures and captions, the "
+                             f"data set {list(counts.values())}")  # fmt: skip
+        scores = features[target] @ features[source][row]
+        if source == target:
+            scores[row] = -np.inf
+        best = np.argsort(-scores, kind="stable")[: min(k, len(scores) - (source == target))]
+        results[name] = [
+            Hit(
+                _item(dataset, target, i),
+                _name(dataset, target, i),
+                None if right is None else bool(right[i]),
+                None if grades is None else float(grades[i]),
+            )
+            for i in best
+        ]
+    return Query(_item(dataset, source, row), results, _name(dataset, source, row))
+
+
+def worst_rows(dataset: ImageTextDataset, features: Features, direction: str, count: int = 3) -> list[int]:
+    """The queries of ``i2t`` or ``t2i`` whose own item ranks last: for a gallery of failures."""
+    if direction not in ("i2t", "t2i"):
+        raise ValueError(f"failures are known for i2t and t2i, not for {direction!r}")
+    images, texts = map(_unit, features)
+    owner = np.asarray(dataset.caption_image)
+    own = owner[None, :] == np.arange(len(images))[:, None]
+    scores = images @ texts.T
+    if direction == "t2i":
+        scores, own = scores.T, own.T
+    best = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
+    return [int(row) for row in np.argsort(-(scores > best).sum(axis=1), kind="stable")[:count]]
+
+
+def query_browser(
+    dataset: ImageTextDataset,
+    methods: Mapping[str, Features],
+    *,
+    direction: str = "t2i",
+    rows: Sequence[int] = (0,),
+    k: int = 5,
+    relevance: Any = None,
+    unimodal: Collection[str] = UNIMODAL,
+    interactive: bool | None = None,
+) -> Any:
+    """Choose a direction and a query and see the best items of every method; without a reader, the static figure.
+
+    Args:
+        dataset: as for :func:`make_query`, like the arguments not named here.
+        methods: name -> features.
+        direction: to begin with.
+        rows: queries of the static figure; the widget begins with the first.
+        k: how many items.
+        relevance: graded relevance.
+        unimodal: methods without a common space.
+        interactive: a widget (True) or a figure (False). None: a widget in a notebook that a Jupyter server opened,
+            else a figure; ``RVLR_HEADLESS`` in the environment means a figure.
+
+    Returns:
+        An ipywidgets box, or a Figure.
+    """
+
+    def figure(direction: str, *rows: int) -> Figure:
+        queries = [make_query(dataset, methods, direction, row, k=k, relevance=relevance, unimodal=unimodal)
+                   for row in rows]  # fmt: skip
+        return plot_retrieval_panel(queries)
+
+    if interactive is None:
+        interactive = "JPY_SESSION_NAME" in os.environ and "RVLR_HEADLESS" not in os.environ
+    if not interactive:
+        return figure(direction, *rows)
+
+    import ipywidgets as widgets
+
+    counts = {"i": len(dataset), "t": len(dataset.captions)}
+    which = widgets.Dropdown(options=[(text, key) for key, text in DIRECTIONS.items()], value=direction,
+                             description="direction")  # fmt: skip
+    query = widgets.IntSlider(rows[0], 0, counts[direction[0]] - 1, description="query", continuous_update=False)
+    picture = widgets.Image(format="png", layout=widgets.Layout(max_width="1000px"))
+
+    def show(_: Any = None) -> None:
+        query.max = counts[which.value[0]] - 1  # a value beyond it falls back to it
+        buffer = io.BytesIO()
+        figure(which.value, query.value).savefig(buffer, format="png", dpi=140)
+        picture.value = buffer.getvalue()
+
+    for control in (which, query):
+        control.observe(show, names="value")
+    show()
+    return widgets.VBox([widgets.HBox([which, query]), picture])
+
+
+def _unit(features: Any) -> np.ndarray:
+    array = np.asarray(features, dtype=np.float32)
+    return array / np.linalg.norm(array, axis=1, keepdims=True).clip(1e-12)
+
+
+def _item(dataset: ImageTextDataset, kind: str, row: int) -> Any:
+    return dataset.image(int(row)) if kind == "i" else dataset.captions[row]
+
+
+def _name(dataset: ImageTextDataset, kind: str, row: int) -> str:
+    return dataset.image_ids[row] if kind == "i" else dataset.captions[row]
+
+
+def _grades(dataset: ImageTextDataset, direction: str, row: int, relevance: Any) -> np.ndarray | None:
+    """Relevance of every candidate, derived where it is not known as the corrected protocol derives it."""
+    if relevance is None:
+        return None
+    across, owner = np.asarray(relevance.caption_to_image), np.asarray(dataset.caption_image)
+    if direction == "i2t":
+        return across[:, row]
+    if direction == "t2i":
+        return across[row]
+    if direction == "t2t":
+        return across[:, owner[row]] if relevance.text_to_text is None else np.asarray(relevance.text_to_text)[row]
+    if relevance.image_to_image is not None:
+        return np.asarray(relevance.image_to_image)[row]
+    to, back = across[owner == row].mean(axis=0), np.bincount(owner, across[:, row]) / np.bincount(owner)
+    return (to + back) / 2
+
+
+def _right(dataset: ImageTextDataset, direction: str, row: int, grades: np.ndarray | None, k: int) -> np.ndarray | None:
+    owner = np.asarray(dataset.caption_image)
+    if direction == "i2t":
+        return owner == row
+    if direction == "t2i":
+        return np.arange(len(dataset)) == owner[row]
+    if grades is None:
+        return owner == owner[row] if direction == "t2t" else None
+    others = np.delete(grades, row)
+    least = np.sort(others)[-min(k, len(others))]
+    return (grades >= least) & (grades > 0)

@@ -1,0 +1,370 @@
+"""Charts of the study, each a function from a table to a figure, all in one style.
+
+Every table is in long form, and its columns are named in the function's docstring. Widths are those of an IEEE page,
+letters have 8 points or more, and no chart needs colour: markers, line styles and hatches say the same.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from rvlr_lib.tables import ROW_ORDER, replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+COLUMN, PAGE = 3.5, 7.16  # inches
+FONT_SIZE = 8
+STYLE: Any = {
+    "font.family": "DejaVu Sans", "font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "axes.labelsize": FONT_SIZE,
+    "xtick.labelsize": FONT_SIZE, "ytick.labelsize": FONT_SIZE, "legend.fontsize": FONT_SIZE,
+    "legend.title_fontsize": FONT_SIZE, "figure.titlesize": FONT_SIZE, "figure.labelsize": FONT_SIZE,
+    "text.parse_math": False, "axes.unicode_minus": True, "axes.titleweight": "bold",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.grid": True,
+    "axes.axisbelow": True, "grid.color": "0.88", "grid.linewidth": 0.5, "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4, "hatch.linewidth": 0.6,
+    "legend.frameon": False, "legend.handlelength": 2.4, "figure.facecolor": "white", "figure.dpi": 150,
+    "savefig.dpi": 200, "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none",
+}  # fmt: skip
+# Known names keep their looks in every figure.
+NAMES = ("matching", "matching_longer", "rvlr", "intra", "representation", "structure", "contrastive", "shuffled",
+         "untrained_teacher", "frozen", "start", "teachers")  # fmt: skip
+MODALITIES = ("image", "text", "both")
+MARKERS = "osD^vPX<>*ph"
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
+REFERENCES = {"floor": ":", "teachers": "--", "ceiling": "-"}
+LABELS = {
+    "overlap_teacher": "neighbours shared\nwith the teacher (%)",
+    "overlap_truth": "neighbours shared\nwith the truth (%)",
+    "relations_teacher": "relations like the\nteacher's (Spearman)",
+    "modality_gap": "modality gap\n(distance of means)",
+    "ceiling": "Bayes ceiling",
+    "r_mean": "r_mean",
+    "rvlr": "RVLR",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one series looks: in colour, and without."""
+
+    color: Any
+    marker: str
+    line: Any
+    hatch: str
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The style of every figure; ``with style():`` gives it to figures of one's own."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the style, once in full, so that nothing is left to the settings of whoever shows the figure."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with style():
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()
+        return figure
+
+    return wrapper
+
+
+def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:
+    """An empty figure, inches, that pyplot does not hold: a notebook shows it once, where it stands last in a cell."""
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(width, height), layout=layout)  # pyplot also teaches the notebook to show figures
+    plt.close(figure)
+    return figure
+
+
+def save_figure(figure: Figure, folder: Path | str, name: str, data: pd.DataFrame) -> dict[str, Path]:
+    """Write a figure as PNG and PDF, and the table it was drawn from as CSV, each whole or not at all.
+
+    The same figure gives the same bytes: no dates are written.
+
+    Args:
+        figure: to write, 200 dots an inch (300 for pictures and points inside the PDF).
+        folder: made where missing.
+        name: of the files, without suffix.
+        data: written with six digits; its index only if it has a name.
+
+    Returns:
+        The paths, by ``png``, ``pdf`` and ``csv``.
+    """
+    paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")}
+    with style():
+        with replacing(paths["png"]) as temporary:
+            figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
+        with replacing(paths["pdf"]) as temporary:
+            figure.savefig(temporary, format="pdf", dpi=300, metadata={"CreationDate": None})
+    named = any(level is not None for level in data.index.names)
+    with replacing(paths["csv"]) as temporary:
+        data.to_csv(temporary, index=named, float_format="%.6g", lineterminator="\n")
+    return paths
+
+
+def looks(names: Iterable[Any]) -> dict[str, Look]:
+    """A look for each name; the study's own names have the same one everywhere."""
+    import seaborn
+
+    palette = seaborn.color_palette("colorblind")
+    names = list(dict.fromkeys(names))
+    places = {name: NAMES.index(name.lower()) for name in names if name.lower() in NAMES}
+    free = (i for i in range(len(NAMES) + len(names)) if i not in places.values())
+    places |= {name: next(free) for name in names if name not in places}
+
+    def look(i: int) -> Look:
+        color, marker, line, hatch = (choice[i % len(choice)] for choice in (palette, MARKERS, LINES, HATCHES))
+        return Look(color, str(marker), line, str(hatch))
+
+    return {name: look(places[name]) for name in names}
+
+
+def pretty(name: str) -> str:
+    """A name as a reader sees it.
+
+    >>> pretty("matching_longer"), pretty("t2t_no_siblings/NDCG@10/above_floor")
+    ('matching longer', 't2t no siblings\\nNDCG@10 above floor')
+    """
+    known = LABELS.get(name.lower())
+    return known or name.removeprefix("loss/").replace("/", "\n", 1).replace("/", " ").replace("_", " ").replace(
+        "r mean", "r_mean"
+    )
+
+
+@styled
+def plot_structure_stages(
+    table: pd.DataFrame, *, trunk: Sequence[str] = ("start", "matching"), ylabel: str = "neighbours shared (%)"
+) -> Figure:
+    """What happens to the neighbourhoods of each modality: a row per modality, a column per reference.
+
+    Args:
+        table: columns modality, dial, stage, reference, value; drawn in the order in which they appear.
+        trunk: the stages that follow each other; every other stage is a branch from the last of them.
+        ylabel: what is measured.
+    """
+    modalities, references, stages, dials = (_unique(table[c]) for c in ("modality", "reference", "stage", "dial"))
+    figure = new_figure(PAGE if len(references) > 1 else COLUMN, 1.0 + 1.45 * len(modalities))
+    grid = figure.subplots(len(modalities), len(references), sharex=True, sharey="row", squeeze=False)
+    shared = [stage for stage in stages if stage in trunk]
+    paths = [shared, *([*shared[-1:], stage] for stage in stages if stage not in trunk)]
+    for (i, modality), (j, reference) in ((a, b) for a in enumerate(modalities) for b in enumerate(references)):
+        axes = grid[i, j]
+        part = table[(table["modality"] == modality) & (table["reference"] == reference)]
+        for (dial, look), shift in zip(looks(dials).items(), _spread(len(dials), 0.06), strict=True):
+            values = part[part["dial"] == dial].set_index("stage")["value"]
+            for path in paths:
+                known = [stage for stage in path if stage in values.index]
+                places = [stages.index(stage) + shift for stage in known]
+                axes.plot(places, values[known], color=look.color, marker=look.marker, linestyle=look.line,
+                          label=dial if path is shared else None)  # fmt: skip
+        axes.set_xticks(range(len(stages)), map(pretty, stages), rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_xlim(-0.3, len(stages) - 0.7)
+        if i == 0:
+            axes.set_title(f"with the {reference}")
+        if j == 0:
+            axes.set_ylabel(f"{modality}\n{ylabel}")
+    _legend(figure, grid[0, 0])
+    return figure
+
+
+@styled
+def plot_information(table: pd.DataFrame) -> Figure:
+    """How much each modality holds: bars per modality and dial point.
+
+    Args:
+        table: columns modality, dial, value and, where several things are measured, measure (a panel each).
+    """
+    table = table if "measure" in table else table.assign(measure="value")
+    return _bar_panels(table, panel="measure", row="dial", hue="modality", columns=2)
+
+
+@styled
+def plot_results(table: pd.DataFrame, *, columns: int = 3) -> Figure:
+    """Scores per metric and variant; floor dotted, teachers dashed, Bayes ceiling solid.
+
+    Args:
+        table: columns metric, variant, value (:func:`rvlr_lib.tables.result_rows`) and, where there are several seeds,
+            low and high; the rows ``floor``, ``teachers`` and ``ceiling`` become lines.
+        columns: panels side by side.
+    """
+    return _bar_panels(table, panel="metric", row="variant", hue=None, columns=columns)
+
+
+@styled
+def plot_structure_bars(table: pd.DataFrame) -> Figure:
+    """Geometry of the spaces: a panel per measure, a bar per method and modality.
+
+    Args:
+        table: columns method, modality, measure, value (:func:`rvlr_lib.tables.structure_rows`).
+    """
+    return _bar_panels(table, panel="measure", row="method", hue="modality", columns=4)
+
+
+@styled
+def plot_loss_curves(table: pd.DataFrame, terms: Sequence[str] | None = None) -> Figure:
+    """Every loss term and validation score over steps, a line per variant; long curves have their running mean on top.
+
+    Args:
+        table: columns variant, step, term, value (:func:`rvlr_lib.tables.log_rows`).
+        terms: those to draw; default all but those of :func:`plot_traces`.
+    """
+    return _curves(table, [term for term in _unique(table["term"]) if not _is_trace(term)] if terms is None else terms)
+
+
+@styled
+def plot_traces(table: pd.DataFrame, terms: Sequence[str] | None = None) -> Figure:
+    """Fusion weight, temperatures and gradient norm over steps, a line per variant.
+
+    Args:
+        table: as for :func:`plot_loss_curves`.
+        terms: those to draw; default the temperatures, the fusion weight and the gradient norm.
+    """
+    return _curves(table, list(filter(_is_trace, _unique(table["term"]))) if terms is None else terms)
+
+
+@styled
+def plot_dot_intervals(table: pd.DataFrame, *, baseline: str | None = None, xlabel: str = "") -> Figure:
+    """A dot with its interval per label, a panel per metric.
+
+    Args:
+        table: columns label, value and perhaps low, high (the interval) and metric (a panel each).
+        baseline: label of the row that a vertical line marks.
+        xlabel: of every panel.
+    """
+    table = table if "metric" in table else table.assign(metric="")
+    labels, metrics = _unique(table["label"]), _unique(table["metric"])
+    figure, panels = _panels(len(metrics), 4, 0.5 + 0.2 * len(labels), sharey=True)
+    color = looks(labels)[labels[0]].color
+    for axes, metric in zip(panels, metrics, strict=True):
+        part = table[table["metric"] == metric]
+        places = [labels.index(name) for name in part["label"]]
+        axes.errorbar(part["value"], places, xerr=_interval(part), fmt="o", color=color, capsize=2, elinewidth=1)
+        for value in part[part["label"] == baseline]["value"]:
+            axes.axvline(value, color="0.3", linewidth=0.8, linestyle="--", zorder=0)
+        axes.set_yticks(range(len(labels)), map(pretty, labels))
+        axes.set(title=pretty(metric), xlabel=xlabel, ylim=(len(labels) - 0.5, -0.5))
+        axes.margins(x=0.12)
+        axes.locator_params(axis="x", nbins=4)
+    return figure
+
+
+def _unique(values: pd.Series) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _spread(count: int, step: float) -> list[float]:
+    return [(i - (count - 1) / 2) * step for i in range(count)]
+
+
+def _is_trace(term: str) -> bool:
+    return "temperature" in term or term in ("fusion_weight", "gradient_norm")
+
+
+def _interval(rows: pd.DataFrame) -> Any:
+    """Distances down and up to low and high; None where no interval is known."""
+    if not {"low", "high"} <= set(rows) or not (rows["high"] > rows["low"]).any():
+        return None
+    return [(rows["value"] - rows["low"]).clip(lower=0), (rows["high"] - rows["value"]).clip(lower=0)]
+
+
+def _panels(count: int, columns: int, height: float, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """Panels in rows of at most ``columns``, each ``height`` inches; one alone has the width of a column."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = new_figure(PAGE if columns > 1 else COLUMN, rows * height + 0.35)
+    grid = figure.subplots(rows, columns, sharey=sharey, squeeze=False).flatten()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, list(grid[:count])
+
+
+def _legend(figure: Figure, *panels: Axes) -> None:
+    """One legend below all panels, of every label that any of them has."""
+    found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if found:
+        labels = [pretty(label) for label in found]
+        columns = max(1, int(figure.get_figwidth() / (0.6 + 0.065 * max(map(len, labels)))))
+        figure.legend(found.values(), labels, loc="outside lower center", ncols=min(len(labels), columns))
+
+
+def _bar_panels(table: pd.DataFrame, *, panel: str, row: str, hue: str | None, columns: int) -> Figure:
+    """Horizontal bars: a panel, a row and, within a row, a bar per value of those columns; reference rows are lines."""
+    from matplotlib.patheffects import withStroke
+
+    lines = table[table[row].isin(ROW_ORDER)]
+    bars = table[~table[row].isin(ROW_ORDER)]
+    if hue is not None:  # a teacher among methods is a row like any other
+        lines, bars = table[:0], table
+    titles, rows = _unique(table[panel]), _unique(bars[row])
+    hues = _unique(bars[hue]) if hue else [None]
+    if set(hues) <= set(MODALITIES):
+        hues = [name for name in MODALITIES if name in hues]
+    looked = looks(hues if hue else rows)
+    figure, panels = _panels(len(titles), columns, 0.45 + (0.1 + 0.15 * len(hues)) * len(rows), sharey=True)
+    for axes, title in zip(panels, titles, strict=True):
+        part = bars[bars[panel] == title]
+        own_hues = [name for name in hues if hue is None or (part[hue] == name).any()]
+        thick = 0.8 / max(1, len(own_hues))
+        for name, shift in zip(own_hues, _spread(len(own_hues), thick), strict=True):
+            own = part if hue is None else part[part[hue] == name]
+            drawn = [looked[key] for key in (own[row] if hue is None else own[hue])]
+            container = axes.barh([rows.index(key) + shift for key in own[row]], own["value"], thick * 0.92,
+                                  xerr=_interval(own), color=[look.color for look in drawn], edgecolor="white",
+                                  hatch=[look.hatch for look in drawn], linewidth=0, label=name,
+                                  error_kw={"elinewidth": 1, "capsize": 2})  # fmt: skip
+            digits = 1 if part["value"].abs().max() > 2 else 2
+            for text in axes.bar_label(container, fmt=f"{{:.{digits}f}}", padding=2):
+                text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+        for key, line in REFERENCES.items():
+            for value in lines[(lines[panel] == title) & (lines[row] == key)]["value"]:
+                axes.axvline(value, color="0.15", linewidth=1, linestyle=line, label=key)
+        most, least = axes.dataLim.x1, min(axes.dataLim.x0, 0)
+        axes.set_xlim(least * 1.25, max(most, 1e-9) * 1.25)
+        axes.set_yticks(range(len(rows)), map(pretty, rows))
+        axes.set(title=pretty(title), ylim=(len(rows) - 0.5, -0.5))
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(visible=False, axis="y")
+    if hue or len(lines):
+        _legend(figure, *panels)
+    return figure
+
+
+def _curves(table: pd.DataFrame, terms: Sequence[str]) -> Figure:
+    looked = looks(_unique(table["variant"]))
+    figure, panels = _panels(len(terms), 3, 1.55)
+    for number, (axes, term) in enumerate(zip(panels, terms, strict=True)):
+        part = table[table["term"] == term]
+        for variant in _unique(part["variant"]):
+            line, look = part[part["variant"] == variant].sort_values("step"), looked[variant]
+            shown = line["value"]
+            if len(line) > 60:
+                axes.plot(line["step"], shown, color=look.color, linewidth=0.4, alpha=0.35)
+                shown = shown.rolling(len(line) // 20, center=True, min_periods=1).mean()
+            axes.plot(line["step"], shown, color=look.color, linestyle=look.line, marker=look.marker,
+                      markevery=max(1, len(line) // 8), label=variant)  # fmt: skip
+        axes.set_title(pretty(term).replace("\n", " "))
+        if term == "gradient_norm":
+            axes.set_yscale("log")
+        if number >= len(terms) - 3:
+            axes.set_xlabel("step")
+        axes.locator_params(axis="x", nbins=4)
+    _legend(figure, *panels)
+    return figure
