@@ -78,7 +78,7 @@ ROWS = (
     Row(27, "asked-for weights are skipped without a word for some towers", "they load, or it is an error",
         why="never a silent random start"),
     Row(28, "YAML and scripts contradict each other (`wd` against `mae`)",
-        "one resolved setting, stored with the result", 
+        "one resolved setting, stored with the result",
         why="the scripts win in what was run: `mae`, learned fusion weight"),
     Row(29, "teacher rows are matched by position and never checked",
         "features are cached by stage and split; their rows are those of the data set",
