@@ -118,7 +118,7 @@ def training_switches(
 
     Args:
         studies: seed -> study of the reference.
-        changed: the study of a seed with changed settings.
+        changed: the study of a seed with changed settings; without changes the reference.
         metrics: wanted.
 
     Returns:
@@ -132,7 +132,7 @@ def training_switches(
             print("structure_target is left out: it needs the fusion encoder (fusion_layers >= 1)")
             changes.pop("structure_target")
         for name, switch in changes.items():
-            found = (changed(seed, switch.overrides) if switch.overrides else study).result("rvlr").metrics
+            found = changed(seed, switch.overrides).result("rvlr").metrics
             rows += [
                 {"switch": name, "group": switch.group, "metric": metric, "seed": seed, "value": found[metric]}
                 for metric in metrics
