@@ -1,6 +1,8 @@
 """Every oddity of the official code that is known: what it does, what we do, and the switch that goes between them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rvlr_lib.config import load_settings
 
@@ -96,15 +98,53 @@ ROWS = (
 )  # fmt: skip
 
 
-def table() -> str:
+def table(measured: Mapping[int, str] | None = None) -> str:
     """The table as Markdown: every row with its switch and the values of both presets, or why it has none.
+
+    Args:
+        measured: row -> what an ablation measured, a column of its own where given.
 
     >>> len(table().splitlines())
     35
     """
     official, corrected = load_settings("official").method, load_settings("corrected").method
-    lines = ["| row | official code | here | switch: official → corrected |", "|---:|---|---|---|"]
+    heads = ["row", "official code", "here", "switch: official → corrected", *(["measured"] if measured else [])]
+    lines = [f"| {' | '.join(heads)} |", "|---:" + "|---" * (len(heads) - 1) + "|"]
     for row in ROWS:
         values = (f"`{name}`: {getattr(official, name)} → {getattr(corrected, name)}" for name in row.switches)
-        lines.append(f"| {row.number} | {row.official} | {row.ours} | {'; '.join(values) or 'none: ' + row.why} |")
+        cells = [str(row.number), row.official, row.ours, "; ".join(values) or f"none: {row.why}"]
+        lines.append(f"| {' | '.join([*cells, *([measured.get(row.number, '–')] if measured else [])])} |")
     return "\n".join(lines)
+
+
+def measured(
+    results: Mapping[str, Any], metrics: Sequence[str] = ("r_mean", "t2t_no_siblings/NDCG@10")
+) -> dict[int, str]:
+    """What the ablation notebook found, per row of the table.
+
+    Args:
+        results: content of ``results/<dataset>_05_ablation.json``.
+        metrics: to name of the switches of training.
+
+    Returns:
+        Row -> differences ``official`` − ``corrected`` in points, with interval, seeds and reading where there are any.
+    """
+    from rvlr_lib.ablation import switches
+
+    found: dict[int, list[str]] = {}
+    rows = {name: switch.row for name, switch in switches().items()}
+    for record in results["tables"].get("training_switches", []):
+        row = rows.get(record["switch"], 0)
+        if row and record["metric"] in metrics:
+            interval = "" if record["low"] is None else f" [{record['low']:+.1f}, {record['high']:+.1f}]"
+            found.setdefault(row, []).append(
+                f"{record['switch']}: {record['metric']} {record['difference']:+.1f}{interval}, "
+                f"{record['seeds']} seed(s), {record['reading']}"
+            )
+    for name, value in results["metrics"].items():
+        if name.startswith("row ") and value is not None:
+            where, metric = name.split(" | ")
+            variant = where.split()[-1]
+            if abs(value) > 0.05 or metric.startswith("t2"):
+                found.setdefault(int(name[4:6]), []).append(f"{metric} of {variant} {value:+.1f}")
+    return {row: "; ".join(texts) for row, texts in found.items()}
