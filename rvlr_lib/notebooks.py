@@ -158,7 +158,7 @@ def clock(seconds: float) -> str:
     >>> clock(3.21), clock(151)
     ('3.2 s', '2 min 31 s')
     """
-    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    return f"{seconds:.1f} s" if seconds < 60 else "{} min {:02d} s".format(*divmod(round(seconds), 60))
 
 
 class _Progress:
@@ -233,7 +233,7 @@ def _claim(out: Path, profile: Profile, overwrite: bool) -> dict[str, Any]:
         "description": profile.description,
         "profile_sha256": profile.sha256,
         "runs": runs,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]]),
         "finished": False,
         "provenance": provenance(),
     }
