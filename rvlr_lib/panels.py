@@ -164,7 +164,7 @@ def plot_embedding(
     figure = new_figure(wide * len(spaces), len(projections) * (wide + 0.35) + 0.4)
     grid = figure.subplots(len(projections), len(spaces), squeeze=False)
     colors, labels = _groups(projections[0], image_labels, text_labels, most_labels)
-    for row, projection in zip(grid, projections, strict=True):
+    for number, (row, projection) in enumerate(zip(grid, projections, strict=True)):
         coords = projection.coords
         reach = 1.15 * max(float(np.abs(xy).max()) for pair in coords.values() for xy in pair)
         least = 1.5 * THUMBNAIL * 2 * reach / wide  # nearer ones would lie on each other
@@ -182,7 +182,7 @@ def plot_embedding(
                 f"trustworthiness {trust['joint']:.2f}\nimage {trust['image']:.2f}, text {trust['text']:.2f}"
             )
             axes.spines[:].set_visible(True)
-            if projection is projections[0]:
+            if number == 0:
                 axes.set_title(pretty(space))
         row[0].set_ylabel(projection.name, weight="bold")
     handles = _handles(colors)
@@ -303,6 +303,6 @@ def _wrap(text: str, width: float, most: int) -> list[str]:
     if len(lines) > most:
         last = lines[most - 1]
         while last and not fits(f"{last} …"):
-            last = last[:-1]
+            last = last.rsplit(" ", 1)[0] if " " in last else last[:-1]
         lines = [*lines[: most - 1], f"{last.rstrip()} …"]
     return lines

@@ -124,7 +124,7 @@ def looks(names: Iterable[Any]) -> dict[str, Look]:
     """A look for each name; the study's own names have the same one everywhere."""
     import seaborn
 
-    palette = seaborn.color_palette("colorblind")
+    palette = [*seaborn.color_palette("colorblind"), (0.2, 0.2, 0.2), (0.45, 0.45, 0.45)]  # as many as NAMES
     names = list(dict.fromkeys(names))
     places = {name: NAMES.index(name.lower()) for name in names if name.lower() in NAMES}
     free = (i for i in range(len(NAMES) + len(names)) if i not in places.values())
@@ -162,7 +162,7 @@ def plot_structure_stages(
     """
     modalities, references, stages, dials = (_unique(table[c]) for c in ("modality", "reference", "stage", "dial"))
     figure = new_figure(PAGE if len(references) > 1 else COLUMN, 1.0 + 1.45 * len(modalities))
-    grid = figure.subplots(len(modalities), len(references), sharex=True, sharey="row", squeeze=False)
+    grid = figure.subplots(len(modalities), len(references), sharex=True, sharey="col", squeeze=False)
     shared = [stage for stage in stages if stage in trunk]
     paths = [shared, *([*shared[-1:], stage] for stage in stages if stage not in trunk)]
     for (i, modality), (j, reference) in ((a, b) for a in enumerate(modalities) for b in enumerate(references)):
@@ -287,6 +287,8 @@ def _interval(rows: pd.DataFrame) -> Any:
 
 def _panels(count: int, columns: int, height: float, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     """Panels in rows of at most ``columns``, each ``height`` inches; one alone has the width of a column."""
+    if not count:
+        raise ValueError("there is nothing to draw: the table has no such rows")
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = new_figure(PAGE if columns > 1 else COLUMN, rows * height + 0.35)
@@ -299,10 +301,13 @@ def _panels(count: int, columns: int, height: float, *, sharey: bool = False) ->
 def _legend(figure: Figure, *panels: Axes) -> None:
     """One legend below all panels, of every label that any of them has."""
     found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    if found:
-        labels = [pretty(label) for label in found]
-        columns = max(1, int(figure.get_figwidth() / (0.6 + 0.065 * max(map(len, labels)))))
-        figure.legend(found.values(), labels, loc="outside lower center", ncols=min(len(labels), columns))
+    order = [*MODALITIES, *ROW_ORDER]
+    labels = sorted(found, key=lambda label: order.index(label) if label in order else -1)
+    if labels:
+        names = [pretty(label) for label in labels]
+        most = max(1, int(figure.get_figwidth() / (0.6 + 0.065 * max(map(len, names)))))
+        handles = [found[label] for label in labels]
+        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), most))
 
 
 def _bar_panels(table: pd.DataFrame, *, panel: str, row: str, hue: str | None, columns: int) -> Figure:
@@ -348,8 +353,11 @@ def _bar_panels(table: pd.DataFrame, *, panel: str, row: str, hue: str | None, c
 
 
 def _curves(table: pd.DataFrame, terms: Sequence[str]) -> Figure:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     looked = looks(_unique(table["variant"]))
-    figure, panels = _panels(len(terms), 3, 1.55)
+    columns = 2 if len(terms) in (2, 4) else 3
+    figure, panels = _panels(len(terms), columns, 1.55)
     for number, (axes, term) in enumerate(zip(panels, terms, strict=True)):
         part = table[table["term"] == term]
         for variant in _unique(part["variant"]):
@@ -361,9 +369,13 @@ def _curves(table: pd.DataFrame, terms: Sequence[str]) -> Figure:
             axes.plot(line["step"], shown, color=look.color, linestyle=look.line, marker=look.marker,
                       markevery=max(1, len(line) // 8), label=variant)  # fmt: skip
         axes.set_title(pretty(term).replace("\n", " "))
-        if term == "gradient_norm":
+        values = part["value"]
+        if term == "gradient_norm" and 0 < 10 * values.min() < values.max():
             axes.set_yscale("log")
-        if number >= len(terms) - 3:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        if number >= len(terms) - columns:
             axes.set_xlabel("step")
         axes.locator_params(axis="x", nbins=4)
     _legend(figure, *panels)
