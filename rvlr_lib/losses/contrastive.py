@@ -1,4 +1,4 @@
-"""Contrast between two views of the same items (METHOD: L_itc)."""
+"""Contrast between two views of the same items (official ``itc``)."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""The seven distances between the relations of two sets of features (METHOD: D).
+"""The seven distances between the relations of two sets of features.
 
 Relations are ``[B, B]`` matrices whose diagonal is 0, so a sum over a matrix is a sum over its ``B (B − 1)`` pairs.
 The formulas divide cosines by the temperature first; where a distance scales with its inputs, dividing the scalar at

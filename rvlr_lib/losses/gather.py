@@ -9,7 +9,7 @@ def gather_rows(features: Tensor) -> Tensor:
 
     The gradient is summed over the processes. So when each computes the loss of the whole batch and
     ``DistributedDataParallel`` averages, parameters get the gradient of one process with the whole batch. The official
-    gather keeps the local slice only, and encoders get 1 / W of it (METHOD row 22).
+    gather keeps the local slice only, and encoders get 1 / W of it (FIDELITY.md, row 22).
 
     Args:
         features: ``[B, D]``, the same ``B`` in every process.

@@ -1,4 +1,4 @@
-"""Image-text matching with hard negatives (METHOD: L_itm)."""
+"""Image-text matching with hard negatives (official ``itm``)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Representation-level distillation: a student's rows find their own teacher rows (METHOD: L_iic, L_ttc)."""
+"""Representation-level distillation: a student's rows find their own teacher rows (official ``iic``, ``ttc``)."""
 
 import torch
 import torch.nn.functional as F

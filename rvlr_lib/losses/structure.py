@@ -1,4 +1,4 @@
-"""Structure-aware distillation: the student keeps its teachers' relations (METHOD: L_kd, L_kdi, L_kdt)."""
+"""Structure-aware distillation: the student keeps its teachers' relations (official ``kd``, ``kdi``, ``kdt``)."""
 
 from typing import NamedTuple
 

@@ -16,6 +16,7 @@ GradedList = tuple[str, Tensor, Tensor, Tensor | None]
 """Name, scores ``[q, G]``, relevance ``[q, G]`` and what leaves the list."""
 
 
+@torch.no_grad()
 def evaluate_retrieval(
     image_features,
     text_features,
@@ -52,7 +53,7 @@ def evaluate_retrieval(
             Corrected protocol only.
         protocol: ``"corrected"`` removes the query itself from every graded list, uses cosines in mixed lists and adds
             ``t2t_no_siblings`` (all captions of the query's image removed) and chance-corrected values.
-            ``"official"`` reproduces the official numbers with METHOD rows 11, 12 and 14 to 17: the query's own
+            ``"official"`` reproduces the official numbers with rows 11, 12 and 14 to 17 of FIDELITY.md: the query's own
             score and relevance zeroed (i2i, t2t) or kept (mixed), matching scores beside cosines, ``t2it`` transposed.
         mixed_t2it: ``"transposed"`` gives the corrected protocol row 11 alone: image ``j`` in the list of caption
             ``q(i)`` has score and relevance of image ``i`` and caption ``q(j)``.

@@ -77,6 +77,7 @@ def ndcg_at_k(
     return values if per_query else average(values)
 
 
+@torch.no_grad()
 def ndcg_and_floor(
     scores, relevance, ks: Sequence[int] = (10, 20, 50), exclude=None, *, numpy_ties: bool = False
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:

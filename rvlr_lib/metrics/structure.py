@@ -11,6 +11,7 @@ from rvlr_lib.similarity import cosine_matrix, off_diagonal, unit_rows
 CHUNK = 1024  # rows compared at once; 30,000 points then take 120 MB a matrix
 
 
+@torch.no_grad()
 def knn_overlap(
     features_a=None, features_b=None, k: int = 10, *, similarity_a=None, similarity_b=None, per_query: bool = False
 ) -> Any:
@@ -59,6 +60,7 @@ def _neighbour_share(similarity: Tensor, begin: int, k: int) -> Tensor:
     return nearer + tied * (left.double() / tied.sum(dim=1, keepdim=True))
 
 
+@torch.no_grad()
 def relational_similarity(
     features_a=None, features_b=None, *, similarity_a=None, similarity_b=None, max_points: int = 3000, seed: int = 0
 ) -> float:
@@ -127,12 +129,14 @@ def _ranks(values: Tensor) -> Tensor:
     return (last - (counts - 1) / 2)[group]
 
 
+@torch.no_grad()
 def linear_cka(features_a, features_b) -> float:
     """Linear centred kernel alignment (0 to 1) of ``[N, D]`` and ``[N, E]`` features (Kornblith et al. 2019)."""
     a, b = (x.double() - x.double().mean(dim=0) for x in _same_items(features_a, features_b))
     return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
 
 
+@torch.no_grad()
 def modality_gap(image_features, text_features, pairs) -> float:
     """Distance between the mean unit image and the mean unit caption over all pairs (Liang et al. 2022).
 
@@ -145,12 +149,14 @@ def modality_gap(image_features, text_features, pairs) -> float:
     return float((images.mean(dim=0) - texts.mean(dim=0)).norm())
 
 
+@torch.no_grad()
 def alignment(image_features, text_features, pairs) -> float:
     """Mean squared distance of the unit rows of matched pairs (Wang and Isola 2020), as :func:`modality_gap`."""
     images, texts = _pairs(image_features, text_features, pairs)
     return float((images - texts).square().sum(dim=1).mean())
 
 
+@torch.no_grad()
 def uniformity(features, t: float = 2.0) -> float:
     """``log mean exp(−t d²)`` over all pairs of distinct unit rows ``[N, D]`` (Wang and Isola 2020); lower is wider."""
     x = unit_rows(torch.as_tensor(features).double())
