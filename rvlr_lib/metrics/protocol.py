@@ -83,8 +83,8 @@ def evaluate_retrieval(
     official = protocol == "official"
     world = _World.build(image_features, text_features, caption_image, relevance, scores_i2t, scores_t2i)
     images, captions = len(world.z), len(world.w)
-    if official and not world.captioned.all():
-        raise ValueError("the official protocol needs a caption for every image")
+    if (official or mixed_t2it == "transposed") and not world.captioned.all():
+        raise ValueError("the official protocol and a transposed t2it need a caption for every image")
     image_relevance = _matrix("image_relevance", image_relevance, (images, images), world.z)
     text_relevance = _matrix("text_relevance", text_relevance, (captions, captions), world.z)
     if image_relevance is None and not official:
@@ -190,7 +190,7 @@ class _World:
         z, w, R, q = self.z, self.w, self.relevance, self.q[rows]
         self_image = _at(rows, len(z))
         self_text = _at(q, len(w))
-        to_captions = R[:, rows].T
+        to_captions = R.T[rows]
         texts = to_captions if text_relevance is None else text_relevance[q]
         image_image, text_text, images = z[rows] @ z.T, w[q] @ w.T, image_relevance[rows]
         yield "i2i", image_image, images, self_image
@@ -212,7 +212,7 @@ class _World:
     def official(self, rows: Tensor) -> Iterator[GradedList]:
         """The lists of the official protocol for the query rows."""
         z, w, R, q = self.z, self.w, self.relevance, self.q[rows]
-        to_captions, from_first = R[:, rows].T, R[self.q]
+        to_captions, from_first = R.T[rows], R[self.q]
         image_image, text_text = z[rows] @ z.T, w[q] @ w.T
         cross = z[rows] @ w.T if self.scores_i2t is None else self.scores_i2t[rows]
         yield "i2it", torch.cat([image_image, cross], 1), torch.cat([from_first[rows], to_captions], 1), None

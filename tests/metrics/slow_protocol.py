@@ -59,7 +59,7 @@ class SlowWorld:
             "t2it": [(w[q[i]] @ w[c], R[c, i]) for c in captions] + [(self.t2i[q[j], i], R[q[j], i]) for j in images],
         }
 
-    def corrected_lists(self, i, image_relevance=None, text_relevance=None):
+    def corrected_lists(self, i, image_relevance=None, text_relevance=None, mixed_t2it="direct", mixed_scores="cosine"):
         z, w, R, q, owner = self.z, self.w, self.R, self.q, self.owner
         captions = range(self.C)
 
@@ -72,6 +72,15 @@ class SlowWorld:
         def texts(c):
             return R[c, i] if text_relevance is None else text_relevance[q[i], c]
 
+        def cell(j):  # caption and image whose score and relevance stand for image j
+            return (q[i], j) if mixed_t2it == "direct" else (q[j], i)
+
+        def i2t(a, c):
+            return self.i2t[a, c] if mixed_scores == "matching" else z[a] @ w[c]
+
+        def t2i(c, a):
+            return self.t2i[c, a] if mixed_scores == "matching" else w[c] @ z[a]
+
         others, rest = [j for j in range(self.I) if j != i], [c for c in captions if c != q[i]]
         text_list = [(w[q[i]] @ w[c], texts(c)) for c in rest]
         image_list = [(z[i] @ z[j], graded(j)) for j in others]
@@ -79,8 +88,8 @@ class SlowWorld:
             "i2i": image_list,
             "t2t": text_list,
             "t2t_no_siblings": [(w[q[i]] @ w[c], texts(c)) for c in captions if owner[c] != i],
-            "i2it": image_list + [(z[i] @ w[c], R[c, i]) for c in captions],
-            "t2it": text_list + [(w[q[i]] @ z[j], R[q[i], j]) for j in range(self.I)],
+            "i2it": image_list + [(i2t(i, c), R[c, i]) for c in captions],
+            "t2it": text_list + [(t2i(*cell(j)), R[cell(j)]) for j in range(self.I)],
         }
 
 

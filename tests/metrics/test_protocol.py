@@ -50,6 +50,16 @@ def test_known_relevance_of_images_and_texts_is_used():
     assert evaluate_retrieval(z, w, owner, relevance, protocol=OFFICIAL, **known) == official
 
 
+@pytest.mark.parametrize("mixed_scores", ["cosine", "matching"])
+@pytest.mark.parametrize("mixed_t2it", ["direct", "transposed"])
+def test_rows_11_and_12_can_be_turned_alone(mixed_t2it, mixed_scores):
+    rng, z, w, owner, relevance = world()
+    scores = {"scores_i2t": rng.normal(size=(len(z), len(w))), "scores_t2i": rng.normal(size=(len(w), len(z)))}
+    switches = {"mixed_t2it": mixed_t2it, "mixed_scores": mixed_scores}
+    _, means = slow_evaluation(SlowWorld(z, w, owner, relevance, **scores), CORRECTED, **switches)
+    assert evaluate_retrieval(z, w, owner, relevance, **scores, **switches) == close(means)
+
+
 @BOTH
 @pytest.mark.parametrize("chunk_size", [1, 4, 1000])
 def test_chunks_change_nothing(protocol, chunk_size):
@@ -207,6 +217,9 @@ def test_one_image_with_one_caption_is_enough():
         ({"ks_ndcg": (0, 10)}, "cut-offs"),
         ({"ks_recall": ()}, "cut-offs"),
         ({"protocol": OFFICIAL, "caption_image": np.zeros(33, int)}, "a caption for every image"),
+        ({"mixed_t2it": "transposed", "caption_image": np.zeros(33, int)}, "a caption for every image"),
+        ({"mixed_t2it": "official"}, "mixed_t2it is 'official'"),
+        ({"mixed_scores": "itm"}, "mixed_scores is 'itm'"),
     ],
 )
 def test_refuses(change, message):
