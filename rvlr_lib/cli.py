@@ -100,7 +100,33 @@ def _table(arguments: Namespace) -> int:
     return 0
 
 
+def _fidelity_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path | None, help="run folder whose ablation to quote; without it data/reference")
+    parser.add_argument("--insert", type=Path | None, help="put the table between the fidelity markers of this file")
+
+
+def _fidelity(arguments: Namespace) -> int:
+    from rvlr_lib.fidelity import measured, table
+    from rvlr_lib.profiles import CHECKOUT
+    from rvlr_lib.runs import read_json
+    from rvlr_lib.tables import insert_between
+
+    folder = arguments.run / "results" if arguments.run else CHECKOUT / "data" / "reference" / "ablation"
+    files = sorted(folder.glob("*_05_ablation.json"))
+    if arguments.run and not files:
+        raise ValueError(f"{arguments.run} holds no ablation: `rvlr reproduce --profile study` makes one")
+    text = table(measured(read_json(files[0])) if files else None)
+    if arguments.insert:
+        insert_between(arguments.insert, "fidelity", text)
+    else:
+        print(text)
+    return 0
+
+
 COMMANDS = {
     "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
+    "fidelity": Command(
+        "every oddity of the official code, our switch, and what it did", _fidelity_arguments, _fidelity
+    ),
     "table": Command("print the result tables of a run, or insert them into a file", _table_arguments, _table),
 }
