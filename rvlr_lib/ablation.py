@@ -93,7 +93,7 @@ def _switched_reports(study: Study, variant: str) -> dict[str, dict[str, float]]
         if matching:
             student = study.trained_student(variant)
             scores = matching_scores(student, study.towers, dataset, features, settings.rerank_top_k, study.device)
-        lists = {
+        lists: dict[str, dict[str, Any]] = {
             "corrected": {},
             "row 11: t2it transposed": {"mixed_t2it": "transposed"},
             **({"row 12: matching scores": {"mixed_scores": "matching"}} if matching else {}),

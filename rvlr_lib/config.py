@@ -164,6 +164,13 @@ def variant_weights(settings: Settings, variant: str) -> LossWeights:
     return LossWeights(**{name: weight if name in kept else 0.0 for name, weight in weights.items()})
 
 
+def headline_metrics(method: MethodSettings) -> tuple[str, ...]:
+    """The metrics of the tables; T2T with siblings where the switch of row 16 says so."""
+    text = "t2t" if method.siblings == "in" else "t2t_no_siblings"
+    graded = tuple(f"{name}/NDCG@10" for name in ("i2i", text, "i2it", "t2it"))
+    return ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean", *graded)
+
+
 def available_presets() -> list[str]:
     """Names of the YAML presets that ship with the library."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))

@@ -53,6 +53,7 @@ def evaluate(
     dataset: ImageTextDataset,
     *,
     matching_scores: tuple[Tensor, Tensor] | None = None,
+    mixed_matching: tuple[Tensor, Tensor] | None = None,
     **switches: Any,
 ) -> dict[str, dict[str, float]]:
     """Every retrieval figure, a dict per relevance, each a mean over the galleries of the data set.
@@ -61,8 +62,16 @@ def evaluate(
         features: of pictures ``[I, D]`` and captions ``[C, D]``, unit rows.
         dataset: what the features are of.
         matching_scores: ``scores_i2t [I, C]`` and ``scores_t2i [C, I]``; one gallery only.
+        mixed_matching: the same, but for mixed lists alone (row 12): R@K stays that of cosines.
         switches: ``protocol``, ``mixed_t2it`` and ``mixed_scores`` of :func:`rvlr_lib.metrics.evaluate_retrieval`.
     """
+    if mixed_matching is not None:
+        found = evaluate(features, dataset, **{**switches, "mixed_scores": "cosine"})
+        mixed = evaluate(features, dataset, matching_scores=mixed_matching, **switches)
+        return {
+            name: report | {key: value for key, value in mixed[name].items() if key.startswith(("i2it/", "t2it/"))}
+            for name, report in found.items()
+        }
     reports: dict[str, list[dict[str, float]]] = {}
     for gallery, (images, texts) in galleries(features, dataset):
         scores_i2t, scores_t2i = matching_scores or (None, None)
@@ -80,6 +89,16 @@ def evaluate(
             )
             reports.setdefault(name, []).append(report)
     return {name: _mean(rows) for name, rows in reports.items()}
+
+
+def cross_modal(
+    features: Features, dataset: ImageTextDataset, matching_scores: tuple[Tensor, Tensor] | None
+) -> dict[str, float] | None:
+    """Recall after re-ranking by the matching head; None without its scores."""
+    if matching_scores is None:
+        return None
+    report = next(iter(evaluate(features, dataset, matching_scores=matching_scores).values()))
+    return {key: value for key, value in report.items() if key.startswith(("i2t/", "t2i/", "r_mean"))}
 
 
 def noise_floor(dataset: ImageTextDataset, width: int, seed: int) -> dict[str, dict[str, float]]:

@@ -222,7 +222,7 @@ class Study:
         trained = name in VARIANTS and VARIANTS[name].stage > 0
         folder = self.student_folder(name) if trained else None
         parts: dict[str, Any] = {"name": name if folder is None else "student", "data": self._data_parts("both"),
-                                 "rerank_top_k": self.settings.rerank_top_k}  # fmt: skip
+                                 "rerank_top_k": self.settings.rerank_top_k, "mixed": self._mixed}  # fmt: skip
         if folder is not None:
             parts["student"] = folder.name
         if name == "start":
@@ -260,28 +260,32 @@ class Study:
             reports = {"latent": evaluation.ceiling(dataset)}
         else:
             features = self.test_features(name)
-            reports = evaluation.evaluate(features, dataset)
+            scores = self._matching_scores(name, features, dataset)
+            method = self.settings.method
+            reports = evaluation.evaluate(
+                features, dataset, mixed_t2it=method.mixed_t2it, mixed_scores=method.mixed_scores, mixed_matching=scores
+            )
             structure = evaluation.structure(features, self.teacher_features("test"), dataset)
             if name == "teachers":
                 reports = {key: evaluation.single_modal(report) for key, report in reports.items()}
                 structure.pop("modality_gap")
             if folder is not None:
                 extra["training"] = read_json(folder / "fit.json")
-                extra["reranked"] = self._reranked(name, features, dataset)
+                extra["reranked"] = evaluation.cross_modal(features, dataset, scores)
+                official = evaluation.evaluate(features, dataset, protocol="official", matching_scores=scores)
+                extra["official"] = next(iter(official.values()))
         return {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, "structure": structure,
                 "provenance": info, **extra}  # fmt: skip
 
-    def _reranked(self, name: str, features: Features, dataset: ImageTextDataset) -> dict[str, float] | None:
-        if not (self.settings.rerank_top_k and self.settings.model.fusion_layers and dataset.galleries is None):
-            return None
-        if not variant_weights(self.settings, name).matching:
+    def _matching_scores(
+        self, name: str, features: Features, dataset: ImageTextDataset
+    ) -> tuple[Tensor, Tensor] | None:
+        """Scores of the matching head, where there is a trained one and one gallery."""
+        top_k, trained = self.settings.rerank_top_k, name in VARIANTS and VARIANTS[name].stage > 0
+        if not (top_k and trained and dataset.galleries is None and variant_weights(self.settings, name).matching):
             return None
         student = self.trained_student(name)
-        scores = evaluation.matching_scores(
-            student, self.towers, dataset, features, self.settings.rerank_top_k, self.device
-        )
-        report = next(iter(evaluation.evaluate(features, dataset, matching_scores=scores).values()))
-        return {key: value for key, value in report.items() if key.startswith(("i2t/", "t2i/", "r_mean"))}
+        return evaluation.matching_scores(student, self.towers, dataset, features, top_k, self.device)
 
     # ---- keys -------------------------------------------------------------------------------------------------------
 
@@ -306,6 +310,10 @@ class Study:
         else:
             data["fingerprint"] = self.dataset("train").fingerprint() + self.dataset("test").fingerprint()
         return data
+
+    @property
+    def _mixed(self) -> list[str]:
+        return [self.settings.method.mixed_t2it, self.settings.method.mixed_scores]
 
     def _tower_parts(self) -> dict[str, Any]:
         model = self.settings.model
