@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -24,7 +23,6 @@ from rvlr_lib.runs import cached, default_root, provenance, read_json, source_ha
 from rvlr_lib.stages import Features, derived_seed
 from rvlr_lib.training import Fitted, choose_device
 
-log = logging.getLogger(__name__)
 STAGE_MODULE = "rvlr_lib.stages"
 REFERENCES = ("floor", "teachers", "ceiling", "start")
 
@@ -398,6 +396,3 @@ def open_study(
     presets = [dataset] if dataset in ("scenes", "emoji") else []
     chosen = {OVERRIDES.get(name, name): value for name, value in overrides.items() if value not in (None, -1, "")}
     return Study(load_settings(*presets, method, overrides={"data.name": dataset, **chosen}), device=device, root=root)
-
-
-__all__ = ["OVERRIDES", "REFERENCES", "Result", "Study", "open_study"]
