@@ -60,6 +60,8 @@ def reproduce(
     settled = load_profile(profile, parameters, root=root)
     require_devices({str(run.parameters.get("device", "auto")) for run in settled.runs})
     reference_file = root / "data" / "reference" / f"{settled.name}.json"
+    if check and not reference_file.is_file():
+        raise ValueError(f"there is no {_short(reference_file)} to check against: --update-reference writes it")
     reference = read_json(reference_file) if check else None
     out = (out or default_root() / settled.name).resolve()
     record = _claim(out, settled, overwrite)

@@ -258,7 +258,7 @@ def test_check_lists_what_moved(root, capsys, monkeypatch):
     profile(root, "short", {"notebook": "01_good"})
     command = ["reproduce", "--profile", "short"]
     assert cli.main([*command, "--check"]) == 2
-    assert "short.json cannot be read" in capsys.readouterr().err
+    assert "short.json to check against: --update-reference writes it" in capsys.readouterr().err
     assert not (root / "runs").exists()
     assert cli.main([*command, "--update-reference"]) == 0
     reference = read_json(path)
