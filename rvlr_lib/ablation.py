@@ -43,6 +43,7 @@ def switches() -> dict[str, Switch]:
             ("representation_temperature", 24),
         )
     }
+    found["cost_gradient"] = Switch("switch", 5, {"method.distance": "wasserstein", "method.cost_gradient": True})
     found["own teachers"] = Switch("structure teacher", 6, {"method.structure_teacher": "own"})
     for weight in (0.0, 0.5, 1.0):
         fixed = {"method.fusion_weight": weight, "method.learn_fusion_weight": False}

@@ -35,7 +35,7 @@ ROWS = (
     Row(4, "`kl` is an L1 distance of running sums and depends on the order of the batch",
         "`row_kl`, a KL divergence of row softmaxes; the official one is `cumulative_l1`", ("distance",)),
     Row(5, "`wd` trains teacher maps with no anchor and keeps the gradient of its cost",
-        "`wasserstein` compares frozen relations", ("distance",)),
+        "`wasserstein` compares frozen relations at a detached cost", ("distance", "cost_gradient")),
     Row(6, "imposes structure on the fusion encoder's first token, while single-modal retrieval uses the towers",
         "imposes it on the common space, on each modality", ("structure_target", "structure_teacher")),
     Row(7, "compares stage 2 with stage 1, which had half the steps",

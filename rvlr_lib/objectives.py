@@ -187,7 +187,7 @@ class StudentObjective(nn.Module):
                 fusion_weight=share,
                 temperature=self.relation_temperature,
                 distance=self.method.distance,
-                cost_features=texts,
+                cost_features=texts if self.method.cost_gradient else texts.detach(),
             )
             for space, share in spaces
         ]

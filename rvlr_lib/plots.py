@@ -372,7 +372,8 @@ def _curves(table: pd.DataFrame, terms: Sequence[str]) -> Figure:
         values = part["value"]
         if term == "gradient_norm" and 0 < 10 * values.min() < values.max():
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            subs = (1, 2, 5) if values.max() < 30 * values.min() else (1,)
+            axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
         if number >= len(terms) - columns:

@@ -63,7 +63,9 @@ def test_training_overfits_32_pairs(pairs, towers, tmp_path):
     weights = variant_weights(Settings(), "contrastive")
     train_student(student, towers, pairs, pairs, Settings(), stage, weights, None, seed=0, device=CPU,
                   log_path=tmp_path / "log.jsonl", label="overfit")  # fmt: skip
-    recalls = cross_modal_recall(*encode_with_student(student, pairs, towers, CPU), torch.as_tensor(pairs.caption_image))
+    recalls = cross_modal_recall(
+        *encode_with_student(student, pairs, towers, CPU), torch.as_tensor(pairs.caption_image)
+    )
     assert recalls["r_mean"] > 95
 
 
@@ -116,6 +118,21 @@ def test_fused_target_pulls_both_modalities_to_one_geometry(pairs, towers):
             gradients.append(gradient)
         values[teacher] = torch.equal(*gradients)
     assert values == {"own": True, "fused": False}
+
+
+def test_the_cost_of_wasserstein_has_gradient_only_where_the_switch_says_so(pairs, towers):
+    gradients = []
+    for kept in (True, False):
+        objective, _ = objective_for(
+            pairs, towers, "structure", **{"method.distance": "wasserstein", "method.structure_target": "common",
+                                           "method.structure_teacher": "own", "method.cost_gradient": kept}
+        )  # fmt: skip
+        images = unit_rows(torch.randn(16, 8, generator=torch.Generator().manual_seed(1))).requires_grad_()
+        texts = unit_rows(torch.randn(16, 8, generator=torch.Generator().manual_seed(2))).requires_grad_()
+        rows = torch.arange(16)
+        term = objective._structure(images, texts, None, Inputs(images, images, rows, rows))["structure"]
+        gradients.append(torch.autograd.grad(term, texts)[0])
+    assert not torch.allclose(*gradients)
 
 
 def test_same_seed_same_weights_and_log(pairs, towers, tmp_path):
