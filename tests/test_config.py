@@ -18,8 +18,8 @@ def test_official_and_corrected_differ_only_in_named_switches():
     official, corrected = load_settings("official").method, load_settings("corrected").method
     different = {name for name in official.__dataclass_fields__ if getattr(official, name) != getattr(corrected, name)}
     assert different == {
-        "teacher_terms", "learn_relation_temperature", "fusion_weight_form", "structure_target", "baseline", "cost_gradient",
-        "selection", "mixed_t2it", "mixed_scores", "siblings", "representation_bidirectional",
+        "teacher_terms", "learn_relation_temperature", "fusion_weight_form", "structure_target", "baseline",
+        "cost_gradient", "selection", "mixed_t2it", "mixed_scores", "siblings", "representation_bidirectional",
         "representation_temperature",
     }  # fmt: skip
 

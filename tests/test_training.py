@@ -89,7 +89,7 @@ def test_each_variant_computes_its_terms_and_no_other(pairs, towers, variant, ex
 @pytest.mark.parametrize("teacher", ["fused", "own"])
 def test_no_gradient_reaches_the_teachers_and_all_students_parts_get_some(pairs, towers, target, teacher):
     overrides = {"method.structure_target": target, "method.structure_teacher": teacher}
-    objective, weights = objective_for(pairs, towers, **overrides)
+    objective, _ = objective_for(pairs, towers, **overrides)
     terms = objective(inputs_for(pairs, towers), torch.autocast("cpu", enabled=False))
     sum(terms.values()).backward()
     assert not objective.image_teacher.requires_grad
