@@ -14,7 +14,7 @@ from rvlr_lib.runs import read_json
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MINIMUM = 4
+MINIMUM = 5
 EVERY_NOTEBOOK_HAS = {"dataset", "image_root", "model", "pretrained", "device", "seed", "output_dir"}
 MATHJAX = "https://cdnjs.cloudflare.com/ajax/libs/mathjax"  # where a notebook has formulas
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -49,13 +49,14 @@ def test_committed_without_outputs_and_for_any_python3(path):
 def test_only_imports_calls_and_shows(path):
     for cell in code_cells(path):
         source = "".join(line for line in cell["source"] if not line.startswith("%"))
-        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)], source
 
 
 @pytest.mark.parametrize("profile", profile_names())
 def test_profiles_name_known_notebooks_and_parameters(profile):
-    assert {run.notebook for run in load_profile(profile).runs} == {path.stem for path in NOTEBOOKS}
+    named = {run.notebook for run in load_profile(profile).runs}
+    assert named == {path.stem for path in NOTEBOOKS} if profile in {"smoke", "quick"} else named
 
 
 @pytest.mark.slow
