@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rvlr_lib.plots import FONT_SIZE, PAGE, looks, new_figure, pretty, styled
+from rvlr_lib.plots import FONT_SIZE, PAGE, legend_columns, looks, new_figure, pretty, style
 from rvlr_lib.projection import Projection
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Query:
     name: str = field(default="")
 
 
-@styled
+@style()
 def plot_examples(groups: Mapping[str, Sequence[tuple[Any, str]]]) -> Figure:
     """Pictures with their captions below, a row per group.
 
@@ -80,7 +80,7 @@ def plot_examples(groups: Mapping[str, Sequence[tuple[Any, str]]]) -> Figure:
     return figure
 
 
-@styled
+@style()
 def plot_retrieval_panel(queries: Sequence[Query], *, query_width: float = 1.2) -> Figure:
     """Queries on the left, then a row of the best items per method; right ones framed and ticked.
 
@@ -139,7 +139,7 @@ def retrieval_table(queries: Sequence[Query]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["query", "method", "rank", "item", "hit", "relevance"])
 
 
-@styled
+@style()
 def plot_embedding(
     *projections: Projection,
     image_labels: Sequence[Any] | None = None,
@@ -161,9 +161,12 @@ def plot_embedding(
     """
     spaces = list(projections[0].coords)
     wide = PAGE / max(len(spaces), 2)
-    figure = new_figure(wide * len(spaces), len(projections) * (wide + 0.35) + 0.4)
-    grid = figure.subplots(len(projections), len(spaces), squeeze=False)
     colors, labels = _groups(projections[0], image_labels, text_labels, most_labels)
+    handles = _handles(colors)
+    columns = legend_columns(list(handles), wide * len(spaces))
+    below = 0.2 + 0.17 * -(-len(handles) // columns)  # the legend
+    figure = new_figure(wide * len(spaces), len(projections) * (wide + 0.32) + 0.25 + below)
+    grid = figure.subplots(len(projections), len(spaces), squeeze=False)
     for number, (row, projection) in enumerate(zip(grid, projections, strict=True)):
         coords = projection.coords
         reach = 1.15 * max(float(np.abs(xy).max()) for pair in coords.values() for xy in pair)
@@ -185,8 +188,7 @@ def plot_embedding(
             if number == 0:
                 axes.set_title(pretty(space))
         row[0].set_ylabel(projection.name, weight="bold")
-    handles = _handles(colors)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 5))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
     return figure
 
 

@@ -6,12 +6,11 @@ letters have 8 points or more, and no chart needs colour: markers, line styles a
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 from rvlr_lib.tables import ROW_ORDER, replacing
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-P = ParamSpec("P")
 COLUMN, PAGE = 3.5, 7.16  # inches
 FONT_SIZE = 8
 STYLE: Any = {
@@ -65,24 +63,11 @@ class Look:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style of every figure; ``with style():`` gives it to figures of one's own."""
+    """The style of every figure; ``with style():`` or the decorator ``@style()`` gives it to figures of one's own."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
         yield
-
-
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in the style, once in full, so that nothing is left to the settings of whoever shows the figure."""
-
-    @functools.wraps(draw)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with style():
-            figure = draw(*args, **kwargs)
-            figure.draw_without_rendering()
-        return figure
-
-    return wrapper
 
 
 def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:
@@ -149,7 +134,7 @@ def pretty(name: str) -> str:
     )
 
 
-@styled
+@style()
 def plot_structure_stages(
     table: pd.DataFrame, *, trunk: Sequence[str] = ("start", "matching"), ylabel: str = "neighbours shared (%)"
 ) -> Figure:
@@ -185,7 +170,7 @@ def plot_structure_stages(
     return figure
 
 
-@styled
+@style()
 def plot_information(table: pd.DataFrame) -> Figure:
     """How much each modality holds: bars per modality and dial point.
 
@@ -196,7 +181,7 @@ def plot_information(table: pd.DataFrame) -> Figure:
     return _bar_panels(table, panel="measure", row="dial", hue="modality", columns=2)
 
 
-@styled
+@style()
 def plot_results(table: pd.DataFrame, *, columns: int = 3) -> Figure:
     """Scores per metric and variant; floor dotted, teachers dashed, Bayes ceiling solid.
 
@@ -208,7 +193,7 @@ def plot_results(table: pd.DataFrame, *, columns: int = 3) -> Figure:
     return _bar_panels(table, panel="metric", row="variant", hue=None, columns=columns)
 
 
-@styled
+@style()
 def plot_structure_bars(table: pd.DataFrame) -> Figure:
     """Geometry of the spaces: a panel per measure, a bar per method and modality.
 
@@ -218,7 +203,7 @@ def plot_structure_bars(table: pd.DataFrame) -> Figure:
     return _bar_panels(table, panel="measure", row="method", hue="modality", columns=4)
 
 
-@styled
+@style()
 def plot_loss_curves(table: pd.DataFrame, terms: Sequence[str] | None = None) -> Figure:
     """Every loss term and validation score over steps, a line per variant; long curves have their running mean on top.
 
@@ -229,7 +214,7 @@ def plot_loss_curves(table: pd.DataFrame, terms: Sequence[str] | None = None) ->
     return _curves(table, [term for term in _unique(table["term"]) if not _is_trace(term)] if terms is None else terms)
 
 
-@styled
+@style()
 def plot_traces(table: pd.DataFrame, terms: Sequence[str] | None = None) -> Figure:
     """Fusion weight, temperatures and gradient norm over steps, a line per variant.
 
@@ -240,7 +225,7 @@ def plot_traces(table: pd.DataFrame, terms: Sequence[str] | None = None) -> Figu
     return _curves(table, list(filter(_is_trace, _unique(table["term"]))) if terms is None else terms)
 
 
-@styled
+@style()
 def plot_dot_intervals(table: pd.DataFrame, *, baseline: str | None = None, xlabel: str = "") -> Figure:
     """A dot with its interval per label, a panel per metric.
 
@@ -264,6 +249,11 @@ def plot_dot_intervals(table: pd.DataFrame, *, baseline: str | None = None, xlab
         axes.margins(x=0.12)
         axes.locator_params(axis="x", nbins=4)
     return figure
+
+
+def legend_columns(names: Sequence[str], width: float) -> int:
+    """How many entries of a legend stand side by side in ``width`` inches."""
+    return min(len(names), max(1, int(width / (0.6 + 0.065 * max(map(len, names))))))
 
 
 def _unique(values: pd.Series) -> list[Any]:
@@ -305,9 +295,8 @@ def _legend(figure: Figure, *panels: Axes) -> None:
     labels = sorted(found, key=lambda label: order.index(label) if label in order else -1)
     if labels:
         names = [pretty(label) for label in labels]
-        most = max(1, int(figure.get_figwidth() / (0.6 + 0.065 * max(map(len, names)))))
         handles = [found[label] for label in labels]
-        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), most))
+        figure.legend(handles, names, loc="outside lower center", ncols=legend_columns(names, figure.get_figwidth()))
 
 
 def _bar_panels(table: pd.DataFrame, *, panel: str, row: str, hue: str | None, columns: int) -> Figure:

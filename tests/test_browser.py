@@ -26,12 +26,10 @@ def dataset():
 @pytest.fixture(scope="module")
 def relevance():
     rng = np.random.default_rng(2)
-    images, texts = IMAGES, len(OWNER)
-    return SimpleNamespace(
-        caption_to_image=rng.random((texts, images)),
-        image_to_image=rng.random((images, images)),
-        text_to_text=rng.random((texts, texts)),
-    )
+    across, images, texts = (rng.random(shape) for shape in ((len(OWNER), IMAGES), (IMAGES,) * 2, (len(OWNER),) * 2))
+    np.fill_diagonal(images, 1.0)
+    np.fill_diagonal(texts, 1.0)
+    return SimpleNamespace(caption_to_image=across, image_to_image=images, text_to_text=texts)
 
 
 def slow_ranking(method, direction, row):

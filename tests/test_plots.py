@@ -108,6 +108,8 @@ def test_results_draw_the_table():
         assert [bar.get_width() for bar in axes.patches] == list(part[list(VARIANTS)])
         lines = {line.get_label(): (line.get_xdata()[0], line.get_linestyle()) for line in axes.lines if
                  line.get_label() in plots.REFERENCES}  # fmt: skip
+        assert axes.yaxis_inverted()
+        assert axes.get_xlim()[1] == pytest.approx(1.25 * 90)
         assert lines == {"floor": (3.0, ":"), "teachers": (70.0, "--"), "ceiling": (90.0, "-")}
         ends = axes.collections[0].get_segments()
         assert np.allclose([segment[:, 0] for segment in ends], [(v - 2, v + 2) for v in part[list(VARIANTS)]])
@@ -143,7 +145,11 @@ def test_terms_are_shared_out_between_curves_and_traces():
     traces = plots.plot_traces(log())
     assert titles(traces) == ["gradient norm", "fusion weight", "relation temperature"]
     assert traces.axes[0].get_yscale() == "log"
-    assert not [text for text in traces.axes[0].get_yticklabels() if "$" in text.get_text()]
+    assert [text.get_text() for text in traces.axes[0].get_yticklabels()][1:-1] == ["0.1", "1", "10", "100"]
+    narrow = log()[lambda t: (t["term"] == "gradient_norm") & t["step"].between(20, 50)]
+    axes = plots.plot_traces(narrow).axes[0]
+    assert {"0.2", "0.5", "1"} <= {text.get_text() for text in axes.get_yticklabels()}
+    assert not [text for text in axes.get_yticklabels(minor=True) if text.get_text()]
 
 
 def test_dots_draw_the_table():
@@ -221,12 +227,10 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatc
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".csv", ".pdf", ".png"]
 
 
-def test_style_reaches_ticks_that_are_made_later():
-    figure = plots.plot_results(results())
-    figure.axes[0].set_xlim(0, 1e6)
-    with plots.style():
-        figure.draw_without_rendering()
-    assert {label.get_size() for axes in figure.axes for label in axes.get_xticklabels()} == {8.0}
+def test_style_reaches_ticks_that_are_made_later(figure_faults):
+    figure = plots.plot_loss_curves(log())
+    assert figure_faults(figure) == []  # draws outside the style
+    assert {label.get_size() for axes in figure.axes for label in axes.get_yticklabels()} == {8.0}
 
 
 def test_importing_is_light():

@@ -61,6 +61,9 @@ def test_trustworthiness(drawn):
     random = np.random.default_rng(0).normal(size=(80, 2))
     points = projection._stack("x", *clusters(0))
     assert projection._trust(points, random, 40, 15)["joint"] < 0.65
+    half = np.concatenate([projection._components(points[:40]), random[40:]])
+    assert projection._trust(points, half, 40, 15)["image"] > 0.9
+    assert projection._trust(points, half, 40, 15)["text"] < 0.65
     angles = np.random.default_rng(0).uniform(0, 6, 20)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     assert projection._trust(circle, circle, 10, 15) == {"image": 1.0, "text": 1.0, "joint": 1.0}
@@ -73,7 +76,14 @@ def test_same_seed_same_picture(drawn, spaces):
             assert np.array_equal(one, other)
 
 
-def test_quiet(spaces, capfd):
+def test_quiet(spaces, capfd, monkeypatch):
+    import umap.umap_ as library
+
+    def grumble(*args, original=library.find_ab_params, **kwargs):
+        warnings.warn("as a library may", stacklevel=1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(library, "find_ab_params", grumble)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         project_spaces({"a": spaces["teachers"]}, max_points=20)

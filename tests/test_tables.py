@@ -107,7 +107,8 @@ def test_insert_between(tmp_path):
 
 
 @pytest.mark.parametrize("page", [
-    "no markers", PAGE.replace("begin", "start"), PAGE.replace(":end", ":stop"), PAGE + PAGE,
+    "no markers", PAGE.replace("begin", "start"), PAGE.replace(":end", ":stop"),
+    "<!-- results:begin -->" + PAGE, PAGE + "<!-- results:end -->",
     "<!-- results:end -->\n<!-- results:begin -->",
 ])  # fmt: skip
 def test_insert_between_refuses_a_page_without_its_markers(tmp_path, page):
