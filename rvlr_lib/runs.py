@@ -34,7 +34,7 @@ def write_json(path: Path, value: Any) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "w") as file:
-            json.dump(_plain(value), file, indent=1, sort_keys=True, allow_nan=False)
+            json.dump(_plain(value), file, indent=1, allow_nan=False)  # in the order given: columns of tables
             file.write("\n")
         os.replace(temporary, path)
     except BaseException:

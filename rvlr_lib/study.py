@@ -4,12 +4,13 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from rvlr_lib import evaluation, stages
 from rvlr_lib.checkpoints import load_tensors, load_weights, save_tensors
@@ -69,18 +70,16 @@ class Study:
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
-    @cache  # noqa: B019  a study lives as long as its notebook
     def dataset(self, split: str) -> ImageTextDataset:
         """The ``train``, ``val`` or ``test`` split."""
-        return load_dataset(
-            self.settings.data.name, split=split, image_root=self.settings.data.image_root, **self._data_options(split)
-        )
+        data = self.settings.data
+        return _dataset(data.name, split, data.image_root, tuple(self._data_options(split).items()))
 
     @cached_property
     def towers(self) -> Towers:
         """Fresh towers of the student's architecture."""
         model = self.settings.model
-        return build_towers(model.name, model.pretrained, seed=derived_seed(self.settings.seed, "towers"))
+        return _towers(model.name, model.pretrained, derived_seed(self.settings.seed, "towers"))
 
     # ---- teachers ---------------------------------------------------------------------------------------------------
 
@@ -154,7 +153,7 @@ class Study:
         def compute(folder: Path) -> None:
             student = self.start_student()
             if spec.stage == 2:
-                self._load_student(student, self.student_folder("matching"))
+                _load_part(student, self.student_folder("matching"), "student.")
             teachers = self._distillation_features(spec.teacher) if distilled else None
             split = "val" if settings.method.selection == "val" else "test"
             selection = self.dataset(split).gallery_sets()[0]
@@ -175,19 +174,13 @@ class Study:
                           seed=derived_seed(self.settings.seed, "fusion"))  # fmt: skip
         if model.init == "teacher":
             for modality, tower in (("image", student.visual), ("text", student.text)):
-                path = self.teacher_folder(modality) / "weights.safetensors"
-                weights = {
-                    name.removeprefix("tower."): tensor
-                    for name, tensor in load_tensors(path).items()
-                    if name.startswith("tower.")
-                }
-                load_weights(tower, weights, str(path))
+                _load_part(tower, self.teacher_folder(modality), "tower.")
         return student
 
     def trained_student(self, variant: str) -> Student:
         """A trained variant's student, on the device, in evaluation mode."""
         student = self.start_student()
-        self._load_student(student, self.student_folder(variant))
+        _load_part(student, self.student_folder(variant), "student.")
         return student.to(self.device).eval()
 
     def test_features(self, name: str) -> Features:
@@ -289,12 +282,11 @@ class Study:
 
     def _data_options(self, split: str) -> dict[str, Any]:
         data = self.settings.data
-        size = {"train": data.train_size, "val": data.val_size}.get(split, 0)
+        size = {"train": data.train_size, "val": data.val_size, "test": data.gallery_size}[split]
         if data.name != "scenes":
-            return {"limit": size or None} if data.name == "emoji" else {}
-        sizes = {"galleries": data.galleries or None, "gallery_size": data.gallery_size or None, "size": size or None}
-        options = {key: value for key, value in sizes.items() if value is not None}
-        return {"text_detail": data.text_detail, "seed": data.seed, **options}
+            return {"limit": size} if data.name == "emoji" and size else {}
+        sizes = {"galleries": data.galleries, "gallery_size": size} if split == "test" else {"size": size}
+        return {"text_detail": data.text_detail, "seed": data.seed, **{k: v for k, v in sizes.items() if v}}
 
     def _data_parts(self, modality: str) -> dict[str, Any]:
         """What decides the data; pictures do not depend on how much their captions tell."""
@@ -331,20 +323,18 @@ class Study:
         caption_image = torch.as_tensor(self.dataset("train").caption_image)
         return stages.shuffle_teacher(features, caption_image, derived_seed(self.settings.seed, "shuffled"))
 
-    def _load_student(self, student: Student, folder: Path) -> None:
-        path = folder / "weights.safetensors"
-        weights = {
-            name.removeprefix("student."): tensor
-            for name, tensor in load_tensors(path).items()
-            if name.startswith("student.")
-        }
-        load_weights(student, weights, str(path))
-
     @staticmethod
     def _write_fit(folder: Path, fitted: Fitted) -> None:
         summary = dataclasses.asdict(fitted)
         summary.pop("state")
         write_json(folder / "fit.json", summary)
+
+
+def _load_part(module: Module, folder: Path, prefix: str) -> None:
+    """Load the weights of a stage whose names begin with ``prefix``."""
+    path = folder / "weights.safetensors"
+    found = {name.removeprefix(prefix): value for name, value in load_tensors(path).items() if name.startswith(prefix)}
+    load_weights(module, found, str(path))
 
 
 def _training_switches(settings: Settings) -> dict[str, Any]:
@@ -353,6 +343,16 @@ def _training_switches(settings: Settings) -> dict[str, Any]:
     for name in ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores", "siblings"):
         switches.pop(name)
     return switches
+
+
+@lru_cache(maxsize=6)  # studies that differ in a switch share their data and fresh towers; nobody writes to either
+def _dataset(name: str, split: str, image_root: str | None, options: tuple[tuple[str, Any], ...]) -> ImageTextDataset:
+    return load_dataset(name, split=split, image_root=image_root, **dict(options))
+
+
+@lru_cache(maxsize=2)
+def _towers(name: str, pretrained: str | None, seed: int) -> Towers:
+    return build_towers(name, pretrained, seed=seed)
 
 
 OVERRIDES = {
