@@ -1,6 +1,8 @@
 """Run the notebooks of a profile through papermill, in this interpreter's environment, into one run folder."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import shlex
@@ -14,7 +16,7 @@ from typing import Any
 
 from rvlr_lib.profiles import CHECKOUT, Profile, Run, load_profile, notebook_parameters
 from rvlr_lib.report import compare, update_reference, write_report
-from rvlr_lib.runs import default_root, provenance, read_json, write_json
+from rvlr_lib.runs import PACKAGE, default_root, provenance, read_json, versions, write_json
 from rvlr_lib.tables import replacing
 
 HEARTBEAT_SECONDS = 60.0
@@ -39,6 +41,9 @@ def reproduce(
     say: Say = print,
 ) -> list[str]:
     """Run all notebooks of a profile, write their HTML and ``report.md``; go on where an earlier run stopped.
+
+    A notebook of which nothing changed since it ran (its text, parameters, the library, versions) and whose files are
+    all there is kept as it is.
 
     Args:
         profile: name of a profile, or a path that ends in ``.yaml``.
@@ -69,10 +74,15 @@ def reproduce(
     say(f"{len(settled.runs)} notebooks, about {clock(settled.expected_seconds)} on 2 CPU cores, into {_short(out)}")
     start = time.monotonic()
     for number, (run, entry) in enumerate(zip(settled.runs, record["runs"], strict=True), 1):
+        key = _key(run, root)
+        if entry.get("key") == key and all((out / path).is_file() for path in entry["outputs"]):
+            say(f"[{number}/{len(settled.runs)}] {run}: nothing changed since it ran, kept")
+            continue
         say(f"[{number}/{len(settled.runs)}] {run} ...")
-        begin = time.monotonic()
+        begin, clock_time = time.monotonic(), time.time()
         run_notebook(run, out, settled.cell_timeout_seconds, root=root, say=say)
         entry["seconds"] = round(time.monotonic() - begin, 1)
+        entry["key"], entry["outputs"] = key, _outputs(run, out, clock_time)
         write_json(out / "run.json", record)
         say(f"[{number}/{len(settled.runs)}] {run} done in {clock(entry['seconds'])}, "
             f"{clock(time.monotonic() - start)} so far")  # fmt: skip
@@ -249,11 +259,32 @@ def _claim(out: Path, profile: Profile, overwrite: bool) -> dict[str, Any]:
     if overwrite:
         for path in (path for path in present if path.name in ours):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        earlier = record
     elif differences:
         ways = "choose another folder with --out, or replace that run with --overwrite"
         raise ValueError("\n  ".join([f"{_short(out)} belongs to a run of other settings:", *differences, ways]))
+    done = {(run["notebook"], run["dataset"]): run for run in earlier["runs"]}
+    for run in runs:
+        run.update(done.get((run["notebook"], run["dataset"]), {}))
     write_json(out / "run.json", record)
     return record
+
+
+def _key(run: Run, root: Path) -> str:
+    """Changes with the notebook, its parameters, any file of the library and the versions that decide a number."""
+    digest = hashlib.sha256(json.dumps([str(run), run.parameters, versions()], sort_keys=True).encode())
+    for path in (root / "notebooks" / f"{run.notebook}.ipynb", *sorted(PACKAGE.rglob("*.*"))):
+        if path.suffix in {".ipynb", ".py", ".yaml", ".json"}:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _outputs(run: Run, out: Path, since: float) -> list[str]:
+    """What a notebook wrote, relative to the run folder."""
+    book = out / run.dataset / f"{run.notebook}.ipynb"
+    others = [*out.glob(f"results/{run.dataset}_{run.notebook}.json"), *out.glob(f"figures/{run.dataset}_*")]
+    written = [path for path in others if path.stat().st_mtime >= since - 1]
+    return [str(path.relative_to(out)) for path in (book, book.with_suffix(".html"), *sorted(written))]
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

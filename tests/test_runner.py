@@ -84,6 +84,32 @@ def test_a_whole_run(root, monkeypatch):
     assert not list(out.rglob(".*"))
 
 
+def test_what_did_not_change_is_kept_and_what_did_runs_again(root):
+    out = root / "runs" / "good"
+    reproduce("good", root=root, say=lambda line: None)
+    first = read_json(out / "run.json")["runs"]
+    stamp = (out / "scenes" / "01_good.ipynb").stat().st_mtime_ns
+
+    said = []
+    reproduce("good", root=root, say=said.append)
+    assert sum("kept" in line for line in said) == 2
+    assert (out / "scenes" / "01_good.ipynb").stat().st_mtime_ns == stamp
+    assert read_json(out / "run.json")["runs"] == first
+    assert "results/emoji_01_good.json" in first[1]["outputs"]
+
+    (out / "results" / "emoji_01_good.json").unlink()  # only the notebook that wrote it runs again
+    said = []
+    reproduce("good", root=root, say=said.append)
+    assert [("scenes" in line) for line in said if "kept" in line] == [True]
+    assert (out / "results" / "emoji_01_good.json").is_file()
+
+    notebook(root, "01_good", WRITE + "\nmetrics")  # an edited notebook, then --overwrite
+    for options in ({}, {"overwrite": True}):
+        said = []
+        reproduce("good", root=root, say=said.append, **options)
+        assert not [line for line in said if "kept" in line]
+
+
 def test_a_failing_cell(root):
     page = root / "runs" / "bad" / "scenes" / "02_bad.html"
     page.parent.mkdir(parents=True)
