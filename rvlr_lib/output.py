@@ -37,7 +37,8 @@ class RunOutput:
 
     def table(self, frame: Any, name: str) -> Any:
         """Keep a DataFrame as a table of the report, and hand it back to be shown."""
-        self.tables[name] = frame.reset_index().to_dict(orient="records")
+        named = any(level is not None for level in frame.index.names)
+        self.tables[name] = (frame.reset_index() if named else frame).to_dict(orient="records")
         return frame
 
     def keep(self, row: str, metrics: dict[str, float]) -> None:
