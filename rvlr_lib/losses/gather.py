@@ -4,6 +4,24 @@ import torch
 from torch import Tensor
 
 
+class _GatherRows(torch.autograd.Function):
+    """All-gather whose gradient is summed over the processes; torch's own differentiable one is deprecated."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor) -> Tensor:
+        ctx.rows = len(features)
+        parts = [torch.empty_like(features) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, features.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        begin = torch.distributed.get_rank() * ctx.rows
+        return total[begin : begin + ctx.rows]
+
+
 def gather_rows(features: Tensor) -> Tensor:
     """Stack the rows of all processes, in rank order.
 
@@ -19,6 +37,4 @@ def gather_rows(features: Tensor) -> Tensor:
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return features
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(features))
+    return _GatherRows.apply(features)

@@ -5,6 +5,7 @@ temperature, over those of one process with the whole batch, and the cosine of t
 """
 
 import json
+import os
 import sys
 
 import torch
@@ -52,8 +53,10 @@ def main(rank: int, file: str) -> None:
         report[name] = [(part.norm() / full.norm()).item() for part, full in zip(parts, whole, strict=True)]
         report[name].append(torch.cosine_similarity(parts[0].flatten(), whole[0].flatten(), dim=0).item())
     if rank == 0:
-        print(json.dumps(report))
+        print(json.dumps(report), flush=True)
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may outlive the group, and a normal exit then aborts now and then
 
 
 if __name__ == "__main__":
