@@ -81,6 +81,35 @@ def _reproduce(arguments: Namespace) -> int:
     return 1 if moved else 0
 
 
+def _study_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile", default="study", help="a profile with a 'study' part, or a file that ends in .yaml"
+    )
+    parser.add_argument("--seeds", type=str, default="", help="such as 0-4 or 0,3; all that are planned if not given")
+    parser.add_argument("--jobs", type=int, default=1, help="processes over the cells")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--out", type=Path | None, help="folder of seed-<n>.json, runs/<profile>/seeds if not given")
+    parser.add_argument("-s", "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
+                        help="set a dotted setting everywhere, such as stage1.epochs 2; may be repeated")  # fmt: skip
+
+
+def _study(arguments: Namespace) -> int:
+    import yaml
+
+    from rvlr_lib.profiles import profile_path
+    from rvlr_lib.runs import default_root
+    from rvlr_lib.sweep import load_sweep, parse_seeds, run_sweep
+
+    path = profile_path(arguments.profile)
+    sweep = load_sweep(path, {key: yaml.safe_load(value) for key, value in arguments.set})
+    seeds = parse_seeds(arguments.seeds) if arguments.seeds else list(range(sweep.seeds))
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs {arguments.jobs}: at least one process is needed")
+    results = arguments.out or default_root() / path.stem / "seeds"
+    run_sweep(sweep, seeds, results, jobs=arguments.jobs, device=arguments.device, say=partial(print, flush=True))
+    return 0
+
+
 def _table_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--run", type=Path | None, help="run folder, runs/quick if not given")
     parser.add_argument("--select", default="*", help="pattern for <dataset>_<notebook>/<table>")
@@ -125,6 +154,7 @@ def _fidelity(arguments: Namespace) -> int:
 
 COMMANDS = {
     "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
+    "study": Command("train and evaluate the cells of the imbalance study, over seeds", _study_arguments, _study),
     "fidelity": Command(
         "every oddity of the official code, our switch, and what it did", _fidelity_arguments, _fidelity
     ),

@@ -20,7 +20,11 @@ class DataSettings:
 
     name: str = "scenes"
     image_root: str | None = None
-    text_detail: float = 0.6  # scenes: chance that a factor is told
+    text_detail: float = 1.0  # the dial, see rvlr_lib.data.ImbalanceSpec: chance that a factor or word is told
+    image_visibility: float = 1.0  # what is left of each picture
+    image_fault: Literal["occlusion", "blur", "noise", "darkness", "low_resolution"] = "occlusion"
+    mismatch_rate: float = 0.0  # share of wrong pairs in training
+    dial_splits: Literal["all", "train", "test"] = "all"  # train: and validation
     train_size: int = 0
     val_size: int = 0
     galleries: int = 0  # scenes: test galleries
@@ -123,11 +127,11 @@ class Variant:
 
     stage: Literal[0, 1, 2]
     terms: tuple[str, ...]
-    teacher: Literal["trained", "shuffled", "untrained"] = "trained"
+    teacher: Literal["trained", "half", "quarter", "untrained", "shuffled", "oracle"] = "trained"
     description: str = ""
 
 
-MATCHING = ("contrastive", "matching")
+MATCHING = ("contrastive", "alignment", "matching")  # alignment has no weight unless it is asked for
 REPRESENTATION = ("image_representation", "text_representation")
 STRUCTURE = ("structure", "image_teacher_structure", "text_teacher_structure")
 DISTILLATION = REPRESENTATION + STRUCTURE
@@ -143,6 +147,9 @@ VARIANTS: dict[str, Variant] = {
     ),
     "shuffled": Variant(2, MATCHING + DISTILLATION, "shuffled", "control: teacher rows permuted across pictures"),
     "untrained_teacher": Variant(2, MATCHING + DISTILLATION, "untrained", "control: teachers never trained"),
+    "rvlr_half": Variant(2, MATCHING + DISTILLATION, "half", "rvlr, its teachers trained for half the epochs"),
+    "rvlr_quarter": Variant(2, MATCHING + DISTILLATION, "quarter", "rvlr, its teachers trained for a quarter"),
+    "rvlr_oracle": Variant(2, MATCHING + DISTILLATION, "oracle", "rvlr, its teachers' relations are the truth"),
     "frozen": Variant(0, (), description="control: the teachers rotated into one space, nothing trained"),
 }
 

@@ -42,7 +42,7 @@ def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
             kind: Relevance(truth.caption_to_image, truth.image_to_image, truth.text_to_text)
             for kind, truth in truths.items()
         }
-    found = {"rouge_l": Relevance(rouge_l_relevance(gallery.captions, gallery.caption_image))}
+    found = {"rouge_l": Relevance(rouge_l_relevance(gallery.whole_captions or gallery.captions, gallery.caption_image))}
     if gallery.categories is not None:
         found["category"] = Relevance(category_relevance(gallery.categories, gallery.caption_image))
     return found

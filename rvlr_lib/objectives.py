@@ -13,6 +13,7 @@ from rvlr_lib.losses import (
     image_text_contrastive_loss,
     image_text_matching_loss,
     intra_modal_contrastive_loss,
+    pair_alignment_loss,
     representation_distillation_loss,
     sample_hard_negatives,
     structure_distillation_loss,
@@ -105,6 +106,8 @@ class StudentObjective(nn.Module):
             images = student.encode_image(inputs.pixels, tokens=matching)
             texts = student.encode_text(inputs.token_ids, tokens=matching)
         terms = {"contrastive": image_text_contrastive_loss(images.features, texts.features, student.temperature, ids)}
+        if weights.alignment:
+            terms["alignment"] = pair_alignment_loss(images.features, texts.features)
         fused = None
         if matching:
             terms["matching"], fused = self._matching(images, texts, ids, precision)

@@ -22,6 +22,7 @@ from rvlr_lib.runs import read_json
 
 CHECKOUT = Path(__file__).parents[1]
 PROFILE_KEYS = ("description", "expected_seconds", "cell_timeout_seconds", "parameters", "runs")
+OTHER_KEYS = ("study",)  # read by rvlr_lib.sweep
 RUNNER_SETS = {"output_dir"}  # parameters that nobody else may set
 
 
@@ -102,6 +103,18 @@ def profile_names(root: Path = CHECKOUT) -> list[str]:
     return sorted(path.stem for path in (root / "notebooks" / "profiles").glob("*.yaml"))
 
 
+def profile_path(profile: str, root: Path = CHECKOUT) -> Path:
+    """The file of a profile, by name or by path.
+
+    Raises:
+        ValueError: there is none of that name; lists the valid ones.
+    """
+    path = Path(profile) if profile.endswith(".yaml") else root / "notebooks" / "profiles" / f"{profile}.yaml"
+    if not path.is_file():
+        raise ValueError(f"unknown profile '{profile}'; valid: {', '.join(profile_names(root)) or 'none here'}")
+    return path
+
+
 def load_profile(profile: str, parameters: Mapping[str, Any] | None = None, *, root: Path = CHECKOUT) -> Profile:
     """Read a profile and settle the parameters of each of its notebooks.
 
@@ -116,12 +129,10 @@ def load_profile(profile: str, parameters: Mapping[str, Any] | None = None, *, r
     """
     import yaml
 
-    path = Path(profile) if profile.endswith(".yaml") else root / "notebooks" / "profiles" / f"{profile}.yaml"
-    if not path.is_file():
-        raise ValueError(f"unknown profile '{profile}'; valid: {', '.join(profile_names(root)) or 'none here'}")
+    path = profile_path(profile, root)
     text = path.read_text()
     settings = yaml.safe_load(text)
-    _only(settings, PROFILE_KEYS, f"key in {path}:")
+    _only(settings, (*PROFILE_KEYS, *OTHER_KEYS), f"key in {path}:")
     _only(PROFILE_KEYS, settings, f"{path}: missing key")
     common, given = settings["parameters"], parameters or {}
     notebooks = {file.stem: file for file in (root / "notebooks").glob("*.ipynb")}

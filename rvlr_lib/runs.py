@@ -1,6 +1,7 @@
 """Run folders, the cache of finished stages, and where every number came from."""
 
 import ast
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -73,16 +74,20 @@ def cached(root: Path, stage: str, parts: Mapping[str, Any], module: str, comput
     if (folder / "parts.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}-"))
-    try:
-        compute(temporary)
-        write_json(temporary / "parts.json", parts)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with (folder.parent / f".{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be computing it: wait and take its result
+        if (folder / "parts.json").is_file():
+            return folder
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}-"))
+        try:
+            compute(temporary)
+            write_json(temporary / "parts.json", parts)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     return folder
 
 

@@ -16,6 +16,7 @@ from rvlr_lib.models.encoders import Towers, tokenize
 from rvlr_lib.models.student import Student
 from rvlr_lib.models.teachers import Teacher
 from rvlr_lib.objectives import StudentObjective, TeacherObjective
+from rvlr_lib.similarity import unit_rows
 from rvlr_lib.training import BatchSource, Fitted, fit
 
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
@@ -147,6 +148,18 @@ def cross_modal_recall(images: Tensor, texts: Tensor, caption_image: Tensor) -> 
     i2t, t2i = recall_at_k(scores, positives), recall_at_k(scores.T, caption_image)
     values = {f"{name}/R@{k}": recall[k] for name, recall in (("i2t", i2t), ("t2i", t2i)) for k in recall}
     return values | {"r_mean": sum(values.values()) / len(values)}
+
+
+def oracle_teacher(dataset: ImageTextDataset) -> Features:
+    """Teachers whose relations are the truth of the whole scenes: unit factor counts, of pictures and captions alike.
+
+    Raises:
+        ValueError: the factors of the data set are not known.
+    """
+    if dataset.scene is None:
+        raise ValueError(f"{dataset.name} has no known factors: the oracle teacher is for scenes")
+    views = dataset.scene
+    return unit_rows(torch.from_numpy(views.scene.counts())), unit_rows(torch.from_numpy(views.told_of.counts()))
 
 
 def shuffle_teacher(features: Features, caption_image: Tensor, seed: int) -> Features:

@@ -15,16 +15,17 @@ from torch.nn import Module
 from rvlr_lib import evaluation, stages
 from rvlr_lib.checkpoints import load_tensors, load_weights, save_tensors
 from rvlr_lib.config import VARIANTS, Settings, TrainSettings, as_dict, load_settings, variant_weights
-from rvlr_lib.data import load_dataset
 from rvlr_lib.data.pairs import ImageTextDataset
+from rvlr_lib.inputs import data_parts, read_split
 from rvlr_lib.models.encoders import Towers, build_towers
 from rvlr_lib.models.student import Student
 from rvlr_lib.models.teachers import Teacher, orthogonal_maps
-from rvlr_lib.runs import cached, default_root, provenance, read_json, source_hash, versions, write_json
+from rvlr_lib.runs import cached, default_root, provenance, read_json, write_json
 from rvlr_lib.stages import Features, derived_seed
 from rvlr_lib.training import Fitted, choose_device
 
 STAGE_MODULE = "rvlr_lib.stages"
+TEACHER_SHARES = {"half": 0.5, "quarter": 0.25}
 REFERENCES = ("floor", "teachers", "ceiling", "start")
 
 
@@ -72,8 +73,7 @@ class Study:
 
     def dataset(self, split: str) -> ImageTextDataset:
         """The ``train``, ``val`` or ``test`` split."""
-        data = self.settings.data
-        return _dataset(data.name, split, data.image_root, tuple(self._data_options(split).items()))
+        return read_split(self.settings.data, split)
 
     @cached_property
     def towers(self) -> Towers:
@@ -83,14 +83,22 @@ class Study:
 
     # ---- teachers ---------------------------------------------------------------------------------------------------
 
-    def teacher_folder(self, modality: str, *, trained: bool = True) -> Path:
-        """The folder of a teacher: weights, log and the features of every split."""
-        settings = self.settings.teacher
+    def teacher_folder(self, modality: str, kind: str = "trained") -> Path:
+        """The folder of a teacher: weights, log and the features of every split.
+
+        Args:
+            modality: ``image`` or ``text``.
+            kind: ``trained``, ``half`` or ``quarter`` (of the epochs, at least one), or ``untrained``: random weights
+                that are not those the student starts from.
+        """
+        settings, trained = self.settings.teacher, kind != "untrained"
+        if kind in TEACHER_SHARES:
+            settings = dataclasses.replace(settings, epochs=max(1, round(settings.epochs * TEACHER_SHARES[kind])))
         seed = derived_seed(self.settings.seed, "teacher", modality)
         if not trained:
             settings, seed = TrainSettings(epochs=0), derived_seed(self.settings.seed, "untrained", modality)
-        parts = {"modality": modality, "seed": seed, "train": as_dict(settings), "data": self._data_parts(modality),
-                 "model": self._tower_parts()}  # fmt: skip
+        parts = {"modality": modality, "seed": seed, "train": as_dict(settings),
+                 "data": data_parts(self.settings.data, modality), "model": self._tower_parts()}  # fmt: skip
 
         def compute(folder: Path) -> None:
             train, validation = self.dataset("train"), self.dataset("val")
@@ -117,9 +125,9 @@ class Study:
         return cached(self.root, f"teacher-{modality}", parts, STAGE_MODULE, compute)
 
     @cache  # noqa: B019
-    def teacher_features(self, split: str, *, trained: bool = True) -> Features:
+    def teacher_features(self, split: str, kind: str = "trained") -> Features:
         """Frozen features of a split: pictures by the image teacher, captions by the text teacher."""
-        folders = [self.teacher_folder(modality, trained=trained) for modality in ("image", "text")]
+        folders = [self.teacher_folder(modality, kind) for modality in ("image", "text")]
         images, texts = (load_tensors(folder / f"{split}.safetensors")["features"] for folder in folders)
         return images, texts
 
@@ -135,7 +143,7 @@ class Study:
         parts: dict[str, Any] = {
             "seed": seed,
             "train": as_dict(stage),
-            "data": self._data_parts("both"),
+            "data": data_parts(self.settings.data, "both"),
             "rows": settings.data.rows,
             "model": as_dict(settings.model),
             "weights": as_dict(weights),
@@ -147,8 +155,9 @@ class Study:
             parts["start"] = self.student_folder("matching").name
         if distilled:
             parts["method"] = _training_switches(settings)
-            trained = spec.teacher != "untrained"
-            parts["teacher"] = [spec.teacher, *(self._teacher_key(m, trained=trained) for m in ("image", "text"))]
+            of_teacher = spec.teacher not in ("shuffled", "oracle")
+            keys = (self._teacher_key(m, spec.teacher if of_teacher else "trained") for m in ("image", "text"))
+            parts["teacher"] = [spec.teacher, *(keys if spec.teacher != "oracle" else ())]
 
         def compute(folder: Path) -> None:
             student = self.start_student()
@@ -212,7 +221,8 @@ class Study:
             raise ValueError(f"unknown variant {name!r}: valid are {', '.join((*VARIANTS, *REFERENCES))}")
         trained = name in VARIANTS and VARIANTS[name].stage > 0
         folder = self.student_folder(name) if trained else None
-        parts: dict[str, Any] = {"name": name if folder is None else "student", "data": self._data_parts("both"),
+        parts: dict[str, Any] = {"name": name if folder is None else "student",
+                                 "data": data_parts(self.settings.data, "both"),
                                  "rerank_top_k": self.settings.rerank_top_k, "mixed": self._mixed}  # fmt: skip
         if folder is not None:
             parts["student"] = folder.name
@@ -280,27 +290,6 @@ class Study:
 
     # ---- keys -------------------------------------------------------------------------------------------------------
 
-    def _data_options(self, split: str) -> dict[str, Any]:
-        data = self.settings.data
-        size = {"train": data.train_size, "val": data.val_size, "test": data.gallery_size}[split]
-        if data.name != "scenes":
-            return {"limit": size} if data.name == "emoji" and size else {}
-        sizes = {"galleries": data.galleries, "gallery_size": size} if split == "test" else {"size": size}
-        return {"text_detail": data.text_detail, "seed": data.seed, **{k: v for k, v in sizes.items() if v}}
-
-    def _data_parts(self, modality: str) -> dict[str, Any]:
-        """What decides the data; pictures do not depend on how much their captions tell."""
-        data = as_dict(self.settings.data)
-        data.pop("rows")
-        if modality == "image":
-            data.pop("text_detail")
-        if data["name"] in ("scenes", "emoji"):
-            data["source"] = source_hash(f"rvlr_lib.data.{data['name']}")
-            data["versions"] = {name: version for name, version in versions().items() if "emoji" in name}
-        else:
-            data["fingerprint"] = self.dataset("train").fingerprint() + self.dataset("test").fingerprint()
-        return data
-
     @property
     def _mixed(self) -> list[str]:
         return [self.settings.method.mixed_t2it, self.settings.method.mixed_scores]
@@ -310,16 +299,18 @@ class Study:
         return {"name": model.name, "pretrained": model.pretrained,
                 "seed": derived_seed(self.settings.seed, "towers")}  # fmt: skip
 
-    def _teacher_key(self, modality: str, *, trained: bool = True) -> str:
-        return self.teacher_folder(modality, trained=trained).name
+    def _teacher_key(self, modality: str, kind: str = "trained") -> str:
+        return self.teacher_folder(modality, kind).name
 
     def _untrained_towers(self, seed: int) -> Towers:
         return build_towers(self.settings.model.name, None, seed=seed)
 
     def _distillation_features(self, kind: str) -> Features:
-        features = self.teacher_features("train", trained=kind != "untrained")
+        if kind == "oracle":
+            return stages.oracle_teacher(self.dataset("train"))
         if kind != "shuffled":
-            return features
+            return self.teacher_features("train", kind)
+        features = self.teacher_features("train")
         caption_image = torch.as_tensor(self.dataset("train").caption_image)
         return stages.shuffle_teacher(features, caption_image, derived_seed(self.settings.seed, "shuffled"))
 
@@ -345,11 +336,6 @@ def _training_switches(settings: Settings) -> dict[str, Any]:
     return switches
 
 
-@lru_cache(maxsize=6)  # studies that differ in a switch share their data and fresh towers; nobody writes to either
-def _dataset(name: str, split: str, image_root: str | None, options: tuple[tuple[str, Any], ...]) -> ImageTextDataset:
-    return load_dataset(name, split=split, image_root=image_root, **dict(options))
-
-
 @lru_cache(maxsize=2)
 def _towers(name: str, pretrained: str | None, seed: int) -> Towers:
     return build_towers(name, pretrained, seed=seed)
@@ -358,6 +344,9 @@ def _towers(name: str, pretrained: str | None, seed: int) -> Towers:
 OVERRIDES = {
     "image_root": "data.image_root",
     "text_detail": "data.text_detail",
+    "image_visibility": "data.image_visibility",
+    "image_fault": "data.image_fault",
+    "mismatch_rate": "data.mismatch_rate",
     "train_size": "data.train_size",
     "val_size": "data.val_size",
     "galleries": "data.galleries",

@@ -17,7 +17,7 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"losses", "metrics", "data"},
     {"config", "models"},
     {"training", "evaluation", "checkpoints", "objectives", "stages"},
-    {"runs", "study", "ablation", "fidelity"},
+    {"runs", "inputs", "study", "sweep", "ablation", "fidelity"},
     {"projection", "plots", "panels", "tables", "browser", "output"},
     {"notebooks", "profiles", "report", "cli", "__main__"},
 ]

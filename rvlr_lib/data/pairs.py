@@ -104,6 +104,7 @@ class ImageTextDataset:
         categories: Category of each picture, [I], where the data set has any.
         scene: Factors and what each view shows of them, for the scenes.
         info: Settings that made this data set, for provenance.
+        whole_captions: The captions before words were dropped from them, [C]; None: they are whole.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -119,6 +120,7 @@ class ImageTextDataset:
     categories: list[str] | None = None
     scene: SceneViews | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    whole_captions: list[str] | None = None
 
     def __post_init__(self) -> None:
         images, where = len(self.image_ids), f"{self.name}/{self.split}"
@@ -182,6 +184,7 @@ class ImageTextDataset:
             galleries=None if self.galleries is None else self.galleries[rows],
             categories=None if self.categories is None else [self.categories[i] for i in rows],
             scene=None if self.scene is None else self.scene.subset(rows, caption_rows, owner),
+            whole_captions=None if self.whole_captions is None else [self.whole_captions[c] for c in caption_rows],
         )
 
     def gallery_sets(self) -> list[ImageTextDataset]:
@@ -201,7 +204,7 @@ class ImageTextDataset:
         def add(part: bytes) -> None:  # the length keeps neighbouring parts apart
             digest.update(len(part).to_bytes(8, "little") + part)
 
-        for words in (self.image_ids, self.captions, self.categories or []):
+        for words in (self.image_ids, self.captions, self.categories or [], self.whole_captions or []):
             add("\0".join(words).encode())
         add(self.caption_image.astype("<i8").tobytes())
         add(b"" if self.galleries is None else self.galleries.astype("<i8").tobytes())

@@ -2,7 +2,9 @@
 
 A scene has 1 to 4 objects (8 shapes x 8 colours x 2 sizes) on distinct cells of a 3x3 grid over one of 8 grey textures.
 Position is a nuisance: no caption tells it and no truth counts it, so crops and flips are lawful. Five captions per
-picture come from a small grammar with synonyms; each factor is told with the chance ``text_detail``.
+picture come from a small grammar with synonyms; each factor is told with the chance ``text_detail``. Of each picture
+the share ``image_visibility`` of a 3x3 tiling is left; what stood on the other tiles is gone, so that what a picture
+shows is known exactly.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from rvlr_lib.data.pairs import ArraySource, ImageTextDataset
-from rvlr_lib.data.truth import BACKGROUNDS, COLOURS, OBJECTS, SHAPES, SIZES, Facts, SceneViews
+from rvlr_lib.data.truth import BACKGROUNDS, COLOURS, OBJECTS, SHAPES, SIZES, TILES, Facts, SceneViews
 
 SHAPE_WORDS = (
     ("circle", "disc"),
@@ -68,6 +70,7 @@ _COLOURS = (
     (248, 134, 190),
 )
 _RADII = (4.0, 6.8)
+_COVER = 104.0  # flat grey, darker than every texture
 _SPRITE, _TEXTURE, _FINE = 15, 64, 16  # sprite and texture in pixels, and the factor they are drawn larger by
 
 
@@ -75,17 +78,20 @@ def load_scenes(
     *,
     split: str,
     text_detail: float = 0.6,
+    image_visibility: float = 1.0,
     size: int | None = None,
     galleries: int = 10,
     gallery_size: int = 500,
     seed: int = 0,
 ) -> ImageTextDataset:
-    """Draw one split; every argument but ``text_detail`` and the numbers of pictures changes everything.
+    """Draw one split; every argument but the two dials and the numbers of pictures changes everything.
 
     Args:
         split: ``train`` (4,000 pictures), ``val`` (500) or ``test`` (galleries x gallery_size); independent streams.
         text_detail: Chance of each factor to be told by a caption, 0..1. A caption tells at least one object: where
             none is drawn, one object by its shape. Details are nested: what is told at 0.3 is told at 0.6.
+        image_visibility: Share of the nine tiles that is left, 0..1, on average over pictures: 4 or 5 of them at 0.5.
+            An object on a covered tile is not drawn; the background is hidden where all tiles are. Nested as well.
         size: Pictures of ``train`` or ``val``; fewer are the first of more.
         galleries: Galleries of ``test``.
         gallery_size: Pictures in each of them.
@@ -101,6 +107,8 @@ def load_scenes(
         raise ValueError(f"split {split!r} is unknown; scenes has {', '.join(SPLITS)}")
     if not 0 <= text_detail <= 1:
         raise ValueError(f"text_detail={text_detail} is no chance; give 0 (one shape is told) to 1 (all is told)")
+    if not 0 <= image_visibility <= 1:
+        raise ValueError(f"image_visibility={image_visibility} is no share; give 0 (nothing is left) to 1 (all is)")
     if split == "test" and size is not None:
         raise ValueError(f"size={size} is for train and val; the size of test is galleries x gallery_size")
     counts = {"size": size, "galleries": galleries, "gallery_size": gallery_size}
@@ -112,7 +120,7 @@ def load_scenes(
     images = galleries * gallery_size if split == "test" else size or {"train": TRAIN_IMAGES, "val": VAL_IMAGES}[split]
 
     streams = np.random.SeedSequence([seed, SPLITS.index(split)]).spawn(2)
-    scene, pixels = _draw_pictures(images, streams[0])
+    scene, shown, covered, pixels = _draw_pictures(images, image_visibility, streams[0])
     text, forced, captions = _tell(scene, text_detail, streams[1])
     owner = np.repeat(np.arange(images), CAPTIONS)
     return ImageTextDataset(
@@ -123,8 +131,14 @@ def load_scenes(
         caption_image=owner,
         source=ArraySource(pixels),
         galleries=np.arange(images) // gallery_size if split == "test" else None,
-        scene=SceneViews(scene, scene, text, owner, forced, text_detail),
-        info={"text_detail": text_detail, "seed": seed, "images": images, "captions_per_image": CAPTIONS},
+        scene=SceneViews(scene, shown, text, owner, forced, text_detail, covered, scene[owner]),
+        info={
+            "text_detail": text_detail,
+            "image_visibility": image_visibility,
+            "seed": seed,
+            "images": images,
+            "captions_per_image": CAPTIONS,
+        },
     )
 
 
@@ -133,9 +147,15 @@ def _generators(stream: np.random.SeedSequence, count: int) -> list[np.random.Ge
     return [np.random.default_rng(child) for child in stream.spawn(count)]
 
 
-def _draw_pictures(images: int, stream: np.random.SeedSequence) -> tuple[Facts, np.ndarray]:
-    """Draw factors and nuisances (cell, jitter, texture phase, brightness); compose uint8 [I, 48, 48, 3]."""
-    number, kinds, ground, cell, shift, phase, light = _generators(stream, 7)
+def _draw_pictures(
+    images: int, visibility: float, stream: np.random.SeedSequence
+) -> tuple[Facts, Facts, np.ndarray, np.ndarray]:
+    """Draw factors and nuisances (cell, jitter, texture phase, brightness) and what is covered.
+
+    Returns:
+        All factors, those shown, covered tiles of each picture [I], and the pictures uint8 [I, 48, 48, 3].
+    """
+    number, kinds, ground, cell, shift, phase, light, cover = _generators(stream, 8)
     present = np.arange(OBJECTS) < number.integers(1, OBJECTS + 1, size=(images, 1))
     objects = kinds.integers(0, (SHAPES, COLOURS, SIZES), size=(images, OBJECTS, 3), dtype=np.int8)
     objects[~present] = -1
@@ -144,19 +164,26 @@ def _draw_pictures(images: int, stream: np.random.SeedSequence) -> tuple[Facts, 
     corners = 2 + 15 * np.stack(np.divmod(cells, 3), -1) + shift.integers(-1, 2, size=(images, OBJECTS, 2))
     phases = phase.integers(0, _TEXTURE - PIXELS, size=(images, 2))
     lights = light.integers(-12, 13, size=images).astype(np.float32)
+    covered = np.floor(TILES * (1 - visibility) + cover.random(images)).astype(np.int64)
+    gone = cover.random((images, TILES)).argsort(1).argsort(1) < covered[:, None]  # [I, tile]
+    drawn = present & ~np.take_along_axis(gone, cells, 1)
+    shown = Facts(np.where(drawn[:, :, None], objects, -1), np.where(covered < TILES, background, -1).astype(np.int8))
 
     sprites, textures = _sprites(), _textures()
     pixels = np.empty((images, PIXELS, PIXELS, 3), dtype=np.uint8)
     for i in range(images):
         y, x = phases[i]
         canvas = np.repeat(textures[background[i], y : y + PIXELS, x : x + PIXELS, None] + lights[i], 3, axis=2)
-        for (shape, colour, size), (y, x) in zip(objects[i][present[i]], corners[i], strict=False):
+        for tile in np.flatnonzero(gone[i]):  # before the objects: a tile never cuts off its neighbours' edges
+            y, x = (16 * k for k in divmod(int(tile), 3))
+            canvas[y : y + 16, x : x + 16] = _COVER
+        for (shape, colour, size), (y, x) in zip(objects[i][drawn[i]], corners[i][drawn[i]], strict=True):
             sprite = sprites[shape, colour, size]
             patch = canvas[y : y + _SPRITE, x : x + _SPRITE]
             patch *= 1 - sprite[:, :, 3:]
             patch += sprite[:, :, :3]
         pixels[i] = canvas + 0.5
-    return Facts(objects, background), pixels
+    return Facts(objects, background), shown, covered, pixels
 
 
 @lru_cache(maxsize=1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
-from math import factorial
+from math import comb, factorial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SHAPES, COLOURS, SIZES, BACKGROUNDS = 8, 8, 2, 8
 OBJECTS = 4
+TILES = 9  # of a picture: an object stands on one, and one can be covered
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,8 @@ class SceneViews:
         caption_image: Scene of each caption, [C].
         forced: Captions [C] whose one object is told only because none was drawn to be told.
         text_detail: Chance of each factor to be told.
+        covered: How many of the nine tiles of each picture are covered, [I]; None: none.
+        text_scene: The whole scene that each caption tells of, [C]; None: that of the picture it stands with.
     """
 
     scene: Facts
@@ -73,6 +76,23 @@ class SceneViews:
     caption_image: np.ndarray
     forced: np.ndarray
     text_detail: float
+    covered: np.ndarray | None = None
+    text_scene: Facts | None = None
+
+    @property
+    def told_of(self) -> Facts:
+        """The whole scene that each caption tells of, [C]."""
+        return self.scene[self.caption_image] if self.text_scene is None else self.text_scene
+
+    @property
+    def covered_tiles(self) -> np.ndarray:
+        """How many tiles of each picture are covered, [I]."""
+        return np.zeros(len(self.scene.background), dtype=np.int64) if self.covered is None else self.covered
+
+    def with_texts(self, source: np.ndarray) -> SceneViews:
+        """The caption ``source[c]`` in place of caption c, with what it tells and the scene it tells of."""
+        text, forced = self.text[source], self.forced[source]
+        return replace(self, text=text, forced=forced, text_scene=self.told_of[source])
 
     def subset(self, image_rows: np.ndarray, caption_rows: np.ndarray, caption_image: np.ndarray) -> SceneViews:
         """Views of some scenes and captions; ``caption_image`` is the new row of each kept caption's scene."""
@@ -83,6 +103,8 @@ class SceneViews:
             caption_image,
             self.forced[caption_rows],
             self.text_detail,
+            self.covered_tiles[image_rows],
+            self.told_of[caption_rows],
         )
 
     def truth(self, kind: Literal["latent", "shown"]) -> Truth:
@@ -96,15 +118,14 @@ class SceneViews:
         if kind not in ("latent", "shown"):
             raise ValueError(f"truth {kind!r} is unknown; choose 'latent' (whole scene) or 'shown' (what a view shows)")
         if kind == "latent":
-            images = _unit(self.scene.counts())
-            texts = images[self.caption_image]
+            images, texts = _unit(self.scene.counts()), _unit(self.told_of.counts())
         else:
             images, texts = _unit(self.image.counts()), _unit(self.text.counts())
         return Truth(texts @ images.T, images @ images.T, texts @ texts.T)
 
     def content(self) -> bytes:
         """All of it as bytes, for a fingerprint."""
-        parts = (self.scene, self.image, self.text)
+        parts = (self.scene, self.image, self.text, self.told_of)
         arrays = [a for part in parts for a in (part.objects, part.background)] + [self.forced]
         return b"".join(a.astype("<i1").tobytes() for a in arrays) + f"{self.text_detail}".encode()
 
@@ -121,40 +142,85 @@ def told_share(dataset: ImageTextDataset) -> float:
         ValueError: If the data set has no known factors.
     """
     views = _views(dataset)
-    factors = 3 * (views.scene.objects[:, :, 0] >= 0).sum(1) + 1
-    told = (views.text.objects >= 0).sum() + (views.text.background >= 0).sum() - views.forced.sum()
-    return float(told / factors[views.caption_image].sum())
+    return float((_factors(views.text) - views.forced).sum() / _factors(views.told_of).sum())
+
+
+def shown_share(dataset: ImageTextDataset) -> float:
+    """Share of factors that the pictures show, 0..1.
+
+    Raises:
+        ValueError: If the data set has no known factors.
+    """
+    views = _views(dataset)
+    return float(_factors(views.image).sum() / _factors(views.scene).sum())
+
+
+def _factors(facts: Facts) -> np.ndarray:
+    """Number of factors shown by each view, [N]: shape, colour and size of each object, and the background."""
+    return (facts.objects >= 0).sum((1, 2)) + (facts.background >= 0)
 
 
 def caption_likelihood(views: SceneViews) -> np.ndarray:
-    """Chance that the generator tells exactly a caption's facts of a scene, float64 [C, I].
+    """Chance that the generator tells exactly a caption's facts, given what a picture shows, float64 [C, I].
 
     Of the T = 3n + 1 factors of a scene with n objects the caption tells t, each with chance d; it mentions m objects
     in random order, so the chance is d^t (1 - d)^(T - t) times the number of ways to match its mentions with objects of
     the scene, over m!. A caption that tells one object by its shape alone may also have been forced to: with chance
     (1 - d)^(3n) no object was drawn to be told, and one in n is the object told by force.
+
+    Where tiles are covered, n is not known. Before anything is seen it is any of 1 to 4, and n objects on random tiles
+    leave v visible and h = n - v hidden with chance C(9 - k, v) C(k, h) / C(9, n) when k tiles are covered; hidden
+    objects are of any kind, so a mention fits one with the chance of the factors it tells. The result is the mean over
+    n given v and k.
     """
-    d, told, scene = views.text_detail, views.text, views.scene
-    objects = (scene.objects[:, :, 0] >= 0).sum(1)  # [I]
-    mentions = (told.objects >= 0).any(2).sum(1)  # [C]
-    facts = (told.objects >= 0).sum((1, 2))
-    background = np.where(
-        told.background[:, None] < 0, 1 - d, d * (told.background[:, None] == scene.background)
-    )  # [C, I]
+    d, told, shown, covered = views.text_detail, views.text, views.image, views.covered_tiles
+    present = shown.objects[:, :, 0] >= 0
+    visible = present.sum(1)  # [I]
+    first = np.take_along_axis(shown.objects, np.argsort(~present, axis=1, kind="stable")[:, :, None], 1)
+    facts = (told.objects >= 0).sum((1, 2))  # [C]
+    mentions = (told.objects >= 0).any(2)  # [C, 4]
+    by_luck = ((1 / np.array([SHAPES, COLOURS, SIZES])) ** (told.objects >= 0)).prod(2)  # [C, 4]
 
     # fits[a][b]: mention a may be object b; a mention that is none fits everything, and so do its (4 - m)! orders
-    fits = [[_fits(told.objects[:, a], scene.objects[:, b]) for b in range(OBJECTS)] for a in range(OBJECTS)]
-    ways = np.zeros(background.shape, dtype=np.uint8)
-    for order in permutations(range(OBJECTS)):
-        ways += np.logical_and.reduce([fits[a][b] for a, b in enumerate(order)])
-    repeats = np.array([factorial(m) * factorial(OBJECTS - m) for m in range(OBJECTS + 1)])[mentions]
-    untold = np.maximum(3 * objects - facts[:, None], 0)  # where negative there are no ways
-    likelihood = ways / repeats[:, None] * d ** facts[:, None] * (1 - d) ** untold
+    fits = [[_fits(told.objects[:, a], first[:, b]) for b in range(OBJECTS)] for a in range(OBJECTS)]
+    mentioned = mentions.sum(1)
+    repeats = np.array([factorial(m) * factorial(OBJECTS - m) for m in range(OBJECTS + 1)])[mentioned]
+    shape_alone = (mentioned == 1) & (facts == 1) & (told.objects[:, 0, 0] >= 0)
+    chances = _hidden_chances(visible, covered)
+    likelihood = np.zeros((len(facts), len(visible)))
+    for hidden in range(OBJECTS + 1):
+        some = np.flatnonzero(chances[:, hidden])
+        if not len(some):
+            continue
+        ways = np.zeros((len(facts), len(some)))
+        for order in permutations(range(OBJECTS)):
+            product = np.ones_like(ways)
+            for a, b in enumerate(order):
+                guess = (b >= visible[some]) & (b < visible[some] + hidden)
+                product *= np.where(guess, by_luck[:, [a]], fits[a][b][:, some]) if hidden else fits[a][b][:, some]
+            ways += product
+        objects = visible[some] + hidden
+        untold = np.maximum(3 * objects - facts[:, None], 0)  # where negative there are no ways
+        part = ways / repeats[:, None] * d ** facts[:, None] * (1 - d) ** untold
+        alike = ways[shape_alone] / factorial(OBJECTS - 1)
+        part[shape_alone] += alike / objects * (1 - d) ** (3 * objects)
+        likelihood[:, some] += part * chances[some, hidden]
 
-    shape_alone = (mentions == 1) & (facts == 1) & (told.objects[:, 0, 0] >= 0)
-    alike = ways[shape_alone] / factorial(OBJECTS - 1)
-    likelihood[shape_alone] += alike / objects * (1 - d) ** (3 * objects)
-    return likelihood * background
+    same = told.background[:, None] == shown.background
+    agrees = np.where(shown.background < 0, 1 / BACKGROUNDS, same)
+    return likelihood * np.where(told.background[:, None] < 0, 1 - d, d * agrees)
+
+
+def _hidden_chances(visible: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """Chance of h = 0..4 hidden objects given visible objects and covered tiles [I] -> [I, 5]."""
+    table = np.zeros((OBJECTS + 1, TILES + 1, OBJECTS + 1))
+    for v in range(OBJECTS + 1):
+        for k in range(TILES + 1):
+            for h in range(OBJECTS + 1 - v):
+                if v + h:
+                    table[v, k, h] = comb(TILES - k, v) * comb(k, h) / comb(TILES, v + h)
+    chances = table[visible, covered]
+    return chances / chances.sum(1, keepdims=True)
 
 
 def _fits(mentions: np.ndarray, objects: np.ndarray) -> np.ndarray:

@@ -1,6 +1,10 @@
 """Losses as short pure functions; every name here can be lifted into another project."""
 
-from rvlr_lib.losses.contrastive import image_text_contrastive_loss, intra_modal_contrastive_loss
+from rvlr_lib.losses.contrastive import (
+    image_text_contrastive_loss,
+    intra_modal_contrastive_loss,
+    pair_alignment_loss,
+)
 from rvlr_lib.losses.distances import DISTANCES
 from rvlr_lib.losses.gather import gather_rows
 from rvlr_lib.losses.matching import image_text_matching_loss, sample_hard_negatives
@@ -17,6 +21,7 @@ __all__ = [
     "image_text_contrastive_loss",
     "image_text_matching_loss",
     "intra_modal_contrastive_loss",
+    "pair_alignment_loss",
     "representation_distillation_loss",
     "sample_hard_negatives",
     "structure_distillation_loss",

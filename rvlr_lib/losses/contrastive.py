@@ -33,6 +33,31 @@ def image_text_contrastive_loss(
     return representation_distillation_loss(image_features, text_features, temperature, image_ids, bidirectional=True)
 
 
+def pair_alignment_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """Mean squared distance of the pairs, ``mean |z - w|^2``: pulls each pair together and pushes nothing apart.
+
+    On top of the contrastive loss its weight says how strictly pairs must coincide (Wang and Isola 2020, alignment).
+
+    Args:
+        image_features: ``[B, D]`` unit rows ``z``.
+        text_features: ``[B, D]`` unit rows ``w``.
+
+    Returns:
+        Scalar, 0 to 4.
+
+    Raises:
+        ValueError: shapes differ or fewer than two rows.
+
+    >>> import torch
+    >>> float(pair_alignment_loss(torch.eye(2), -torch.eye(2)))
+    4.0
+    """
+    if image_features.shape != text_features.shape or image_features.ndim != 2 or len(image_features) < 2:
+        shapes = f"{tuple(image_features.shape)} and {tuple(text_features.shape)}"
+        raise ValueError(f"expected image and text features [B, D] of two or more pairs, got {shapes}")
+    return (image_features - text_features).square().sum(dim=1).mean()
+
+
 def intra_modal_contrastive_loss(
     first_view: Tensor, second_view: Tensor, temperature: float | Tensor, image_ids: Tensor | None = None
 ) -> Tensor:

@@ -20,6 +20,7 @@ class LossWeights:
     text_teacher_structure: float = 1.0
     image_intra: float = 0.0
     text_intra: float = 0.0
+    alignment: float = 0.0
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
