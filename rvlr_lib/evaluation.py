@@ -1,5 +1,6 @@
 """From features to a report: retrieval under every relevance, floors, ceilings, structure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,16 @@ from rvlr_lib.data.pairs import ImageTextDataset
 from rvlr_lib.data.relevance import category_relevance, rouge_l_relevance
 from rvlr_lib.data.truth import bayes_ceiling
 from rvlr_lib.metrics.protocol import evaluate_retrieval
-from rvlr_lib.metrics.structure import knn_overlap, modality_gap, relational_similarity
+from rvlr_lib.metrics.structure import (
+    alignment,
+    continuity,
+    knn_overlap,
+    linear_cka,
+    modality_gap,
+    relational_similarity,
+    trustworthiness,
+    uniformity,
+)
 from rvlr_lib.models.encoders import Towers, tokenize
 from rvlr_lib.models.student import Student
 from rvlr_lib.similarity import unit_rows
@@ -126,29 +136,50 @@ def single_modal(report: dict[str, float]) -> dict[str, float]:
     return {key: value for key, value in report.items() if key.startswith(SINGLE_MODAL)}
 
 
-def structure(features: Features, teachers: Features, dataset: ImageTextDataset) -> dict[str, float]:
-    """Geometry of each modality against the teachers' and the truth, mean over galleries.
+def structure(features: Features, references: Mapping[str, Features], dataset: ImageTextDataset) -> dict[str, float]:
+    """Geometry of each modality against other spaces and both truths, mean over galleries.
 
-    Captions are represented by the first of each picture, so that siblings do not stand for structure. Overlap: percent
-    of the ten nearest neighbours that are shared; relations: Spearman correlation of all cosines, -1 to 1.
+    Captions are represented by the first of each picture, so that siblings do not stand for structure.
+
+    Args:
+        features: of the space to look at.
+        references: features to compare with, by name: ``teacher``, and ``start`` where that is another space.
+        dataset: what the features are of.
+
+    Returns:
+        ``<modality>/<measure>_<reference>``: ``overlap`` of the ten nearest neighbours, ``trust`` and ``continuity`` in
+        percent, ``relations`` (Spearman, -1 to 1) and ``cka``. On scenes overlap and relations also against ``truth``
+        (the whole scene) and ``shown`` (what the views show). ``<modality>/uniformity``, ``modality_gap`` and
+        ``alignment`` are of the space alone.
     """
+    parts = {name: galleries(pair, dataset) for name, pair in references.items()}
     rows = []
-    for (gallery, pair), (_, teacher_pair) in zip(
-        galleries(features, dataset), galleries(teachers, dataset), strict=True
-    ):
+    for number, (gallery, pair) in enumerate(galleries(features, dataset)):
         first = np.array([gallery.captions_of(i)[0] for i in range(len(gallery))])
-        relevance = next(iter(relevances(gallery).values()))
-        spaces = {"image": (pair[0], teacher_pair[0]), "text": (pair[1][first], teacher_pair[1][first])}
-        truths = {"image": relevance.image_to_image, "text": relevance.text_to_text}
-        values = {"modality_gap": modality_gap(*pair, gallery.caption_image)}
-        for name, (space, teacher) in spaces.items():
-            neighbours = min(NEIGHBOURS, len(space) - 1)
-            values[f"{name}/overlap_teacher"] = knn_overlap(space, teacher, k=neighbours)
-            values[f"{name}/relations_teacher"] = relational_similarity(space, teacher)
-            truth = truths[name]
-            if truth is not None:
-                known = truth if name == "image" else truth[np.ix_(first, first)]
-                values[f"{name}/overlap_truth"] = knn_overlap(space, similarity_b=known, k=neighbours)
+        values = {
+            "modality_gap": modality_gap(*pair, gallery.caption_image),
+            "alignment": alignment(*pair, gallery.caption_image),
+        }
+        truths = {"truth": "latent", "shown": "shown"} if gallery.scene is not None else {}
+        known = {name: relevances(gallery)[kind] for name, kind in truths.items()}
+        for at, modality in enumerate(("image", "text")):
+            rows_of = np.arange(len(gallery)) if modality == "image" else first
+            space = pair[at][rows_of]
+            k = min(NEIGHBOURS, (len(space) - 1) // 2)
+            values[f"{modality}/uniformity"] = uniformity(space)
+            for name, found in parts.items():
+                other = found[number][1][at][rows_of]
+                values[f"{modality}/overlap_{name}"] = knn_overlap(space, other, k=k)
+                values[f"{modality}/relations_{name}"] = relational_similarity(space, other)
+                values[f"{modality}/trust_{name}"] = trustworthiness(other, space, k)
+                values[f"{modality}/continuity_{name}"] = continuity(other, space, k)
+                values[f"{modality}/cka_{name}"] = linear_cka(space, other)
+            for name, truth in known.items():
+                square = truth.image_to_image if modality == "image" else truth.text_to_text
+                assert square is not None
+                square = square[np.ix_(rows_of, rows_of)]
+                values[f"{modality}/overlap_{name}"] = knn_overlap(space, similarity_b=square, k=k)
+                values[f"{modality}/relations_{name}"] = relational_similarity(space, similarity_b=square)
         rows.append(values)
     return _mean(rows)
 

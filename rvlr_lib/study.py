@@ -266,10 +266,13 @@ class Study:
             reports = evaluation.evaluate(
                 features, dataset, mixed_t2it=method.mixed_t2it, mixed_scores=method.mixed_scores, mixed_matching=scores
             )
-            structure = evaluation.structure(features, self.teacher_features("test"), dataset)
+            references = {"teacher": self.teacher_features("test")}
+            if self.settings.model.init != "teacher":
+                references["start"] = self.test_features("start")
+            structure = evaluation.structure(features, references, dataset)
             if name == "teachers":
                 reports = {key: evaluation.single_modal(report) for key, report in reports.items()}
-                structure.pop("modality_gap")
+                structure = {key: value for key, value in structure.items() if "/" in key}
             if folder is not None:
                 extra["training"] = read_json(folder / "fit.json")
                 extra["reranked"] = evaluation.cross_modal(features, dataset, scores)
