@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rvlr_lib.similarity import cosine_matrix, off_diagonal, unit_rows
 
-CHUNK = 512  # rows compared at once; 30,000 points then take 120 MB a float64 matrix
+CHUNK = 256  # rows compared at once; 30,000 points then take 60 MB a float64 matrix
 PAIR_CHUNK = 16384  # sampled pairs compared at once
 
 

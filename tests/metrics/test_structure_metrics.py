@@ -52,7 +52,7 @@ def unit(x):
 
 
 @pytest.mark.parametrize("k", [1, 5, 29])
-@pytest.mark.parametrize("chunk", [7, 512])
+@pytest.mark.parametrize("chunk", [7, 256])
 def test_trustworthiness_equals_sklearn(k, chunk, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", chunk)
     # sklearn measures the low space by Euclidean distance, which on unit rows has the order of the cosine.
