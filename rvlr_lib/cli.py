@@ -110,6 +110,45 @@ def _study(arguments: Namespace) -> int:
     return 0
 
 
+def _audit_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--image-features", type=Path | None, help=".npy [pictures, D]")
+    parser.add_argument("--text-features", type=Path | None, help=".npy [captions, D], picture by picture")
+    parser.add_argument("--captions", type=Path | None, help="JSON list, per picture a caption or a list of captions")
+    parser.add_argument("--dataset", type=str | None, help="instead of arrays: a data set for --model to encode")
+    parser.add_argument("--image-root", type=str | None, help="folder of the data set's pictures")
+    parser.add_argument("--split", default="test", help="train, val or test")
+    parser.add_argument("--model", default="tiny", help="any open_clip model")
+    parser.add_argument("--pretrained", type=str | None, help="open_clip tag or weight file")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--out", type=Path | None, help="folder of the audit, runs/audit/<name> if not given")
+
+
+def _audit(arguments: Namespace) -> int:
+    from rvlr_lib.audit import audit, audit_table, encode_with_model, read_features, write_audit
+    from rvlr_lib.runs import default_root
+    from rvlr_lib.tables import to_markdown
+
+    files = (arguments.image_features, arguments.text_features, arguments.captions)
+    if all(files) == bool(arguments.dataset) or (any(files) and not all(files)):
+        raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
+    if arguments.dataset:
+        dataset, images, texts = encode_with_model(
+            arguments.dataset, arguments.model, arguments.pretrained, split=arguments.split,
+            image_root=arguments.image_root, device=arguments.device,
+        )  # fmt: skip
+    else:
+        dataset, images, texts = read_features(*files)
+    found = audit(dataset, images, texts)
+    path = write_audit(found, (images, texts), arguments.out or default_root() / "audit" / dataset.name)
+    print(to_markdown(audit_table(found)))
+    for part in ("imbalance", "structure"):
+        print(f"\n{part}")
+        for key, value in found[part].items():
+            print(f"  {key}: {value:.3f}" if isinstance(value, float) else f"  {key}: {value}")
+    print(f"\n{path}")
+    return 0
+
+
 def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--claims", action="store_true", help="the page of claims, from the results of `rvlr study`")
     parser.add_argument("--profile", default="study", help="the profile whose questions are answered")
@@ -190,6 +229,7 @@ def _fidelity(arguments: Namespace) -> int:
 COMMANDS = {
     "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
     "study": Command("train and evaluate the cells of the imbalance study, over seeds", _study_arguments, _study),
+    "audit": Command("imbalance, retrieval, gap and structure of any model's features", _audit_arguments, _audit),
     "report": Command("the page of claims: what holds, what does not, how sure it is", _report_arguments, _report),
     "fidelity": Command(
         "every oddity of the official code, our switch, and what it did", _fidelity_arguments, _fidelity
