@@ -160,6 +160,26 @@ def share_of_ceiling(rows: "pd.DataFrame") -> "pd.DataFrame":
     return shares.dropna(subset=["value"])
 
 
+def against(rows: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
+    """Differences to a variant on the same seeds: ``label``, ``metric``, ``value`` and its ``low`` and ``high``.
+
+    The interval is the 95 % t-interval over seeds; with one seed it has no width.
+    """
+    import pandas as pd
+
+    base = rows[rows.variant == baseline].set_index(PLACE).value
+    others = rows[rows.variant != baseline].copy()
+    others["value"] -= base.reindex(others.set_index(PLACE).index).to_numpy()
+    found = []
+    for (label, metric), part in others.dropna(subset=["value"]).groupby(["variant", "metric"], sort=False):
+        values = part["value"].tolist()
+        mean = sum(values) / len(values)
+        known = t_interval(values) if len(values) > 1 else None
+        low, high = (known.low, known.high) if known else (mean, mean)
+        found.append({"label": label, "metric": metric, "value": mean, "low": low, "high": high, "seeds": len(values)})
+    return pd.DataFrame(found)
+
+
 def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin: Mapping[str, Any]) -> str:
     """The Markdown page of claims: verdicts, what does not hold, other differences, and how sure the rule is.
 

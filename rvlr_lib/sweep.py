@@ -325,3 +325,23 @@ def _only(names: Iterable[str], valid: Iterable[str], what: str) -> None:
     wrong = [name for name in names if name not in valid]
     if wrong:
         raise ValueError(f"{what} {wrong[0]!r}; valid: {', '.join(map(str, valid))}")
+
+
+def open_results(folder: str | Path = "", profile: str = "study") -> tuple[Sweep, dict[int, dict[str, Any]]] | None:
+    """The plan of a study and what its seeds found, for a notebook; None, and a line that says so, where there is none.
+
+    Args:
+        folder: of ``seed-<n>.json``; empty: the results that come with the checkout.
+        profile: whose ``study`` part is the plan.
+    """
+    checkout = Path(__file__).parents[1]
+    place = Path(folder) if folder else checkout / "data" / "reference" / "study"
+    plan = checkout / "notebooks" / "profiles" / f"{profile}.yaml"
+    if not plan.is_file() or not list(place.glob("seed-*.json")):
+        print(f"No results of the study in {place.name}: `rvlr study` makes them. What follows is one seed.")
+        return None
+    sweep = load_sweep(plan)
+    results = read_results(place, sweep)
+    whole = sum(len(cells) == len(sweep.cells()) for cells in results.values())
+    print(f"The study on {sweep.dataset}: {len(results)} seeds ({whole} whole) of {sweep.seeds} planned.")
+    return sweep, results
