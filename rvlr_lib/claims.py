@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvlr_lib.metrics.statistics import Verdict, bootstrap_false_holds, false_holds, t_interval, verdicts
+from rvlr_lib.metrics.statistics import Interval, Verdict, bootstrap_false_holds, false_holds, t_interval, verdicts
 from rvlr_lib.sweep import BEST, Cell, Claim, Sweep
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def others_table(sweep: Sweep, results: Mapping[int, Cells]) -> "pd.DataFrame":
                 "metric": claim.metric,
                 "effect, points": signed(sum(values) / len(values)),
                 "interval": interval_text(known.low, known.high) if known else "–",
+                "reading": _reading(known) if known else "not decided",
                 "seeds": len(values),
                 "in words": claim.text,
                 "measured as": claim.effect,
@@ -277,6 +278,13 @@ def interval_text(low: float, high: float) -> str:
     ('−1.0 to +2.5', '–')
     """
     return f"{signed(low)} to {signed(high)}" if low == low and high == high else "–"
+
+
+def _reading(known: Interval) -> str:
+    """Where an uncorrected interval lies; nothing is decided below five seeds."""
+    if known.seeds < 5 or known.low <= 0 <= known.high:
+        return "not decided"
+    return "above 0" if known.low > 0 else "below 0"
 
 
 def _names(cell: Cell) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def plot_strength(table: pd.DataFrame, *, columns: int = 2) -> Figure:
     strengths = sorted(set(table["alignment"]))
     renamed = table.rename(columns={"dial": "variant"})
     figure = _curves(renamed, "alignment", strengths, {s: f"{s:g}" for s in strengths}, columns, False)
-    figure.supxlabel("weight of the squared distance of pairs", fontsize=8)
+    for axes in figure.axes:
+        axes.set_xlabel("weight of the squared distance of pairs")
     return figure
 
 
@@ -101,12 +102,11 @@ def plot_claims(table: pd.DataFrame) -> Figure:
     spread = [(known["mean"] - known["low"]).fillna(0), (known["high"] - known["mean"]).fillna(0)]
     axes.axvline(0, color="0.2", linewidth=0.8)
     axes.errorbar(known["mean"], places, xerr=spread, fmt="o", color=looks(["rvlr"])["rvlr"].color, capsize=2.5)
-    axes.plot(table["delta"], range(len(table)), "|", color="0.35", markersize=11, label="delta")
+    axes.plot(table["delta"], range(len(table)), "|", color="0.35", markersize=11)
     for place, verdict in enumerate(table["verdict"]):
         axes.annotate(verdict, (1.01, place), xycoords=("axes fraction", "data"), va="center")
     axes.set_yticks(range(len(table)), list(table["claim"]))
-    axes.set(xlabel="effect, points", ylim=(len(table) - 0.5, -0.5))
-    axes.legend(loc="lower left")
+    axes.set(xlabel="effect, points (grey tick: delta)", ylim=(len(table) - 0.5, -0.5))
     return figure
 
 
