@@ -178,7 +178,7 @@ def against(rows: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
         known = t_interval(values) if len(values) > 1 else None
         low, high = (known.low, known.high) if known else (mean, mean)
         found.append({"label": label, "metric": metric, "value": mean, "low": low, "high": high, "seeds": len(values)})
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=["label", "metric", "value", "low", "high", "seeds"])
 
 
 def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin: Mapping[str, Any]) -> str:
