@@ -217,11 +217,15 @@ def run_sweep(
 
 def compute_cell(sweep: Sweep, cell: Cell, seed: int, device: str, root: str | None) -> dict[str, Any]:
     """The small record of one cell: metrics by relevance, structure, validation score, CPU seconds."""
+    from rvlr_lib import evaluation
     from rvlr_lib.study import Study
 
     begun = time.process_time()
     study = Study(sweep.settings(cell, seed), device=device, root=Path(root) if root else None)
-    record = study.result(cell.variant).record
+    result = study.result(cell.variant)
+    record, headline = result.record, result.metrics
+    if result.features is not None and "r_mean" in headline:  # within a seed the picture is the unit
+        headline |= evaluation.cluster_recall(result.features, study.dataset("test"))
     metrics = {}
     for number, (relevance, report) in enumerate(record["metrics_by_relevance"].items()):
         kept = {key: value for key, value in report.items() if "/NDCG@10" in key or (number == 0 and "NDCG" not in key)}
