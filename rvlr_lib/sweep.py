@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.config import VARIANTS, as_dict, load_settings
+from rvlr_lib.config import VARIANTS, Settings, as_dict, load_settings
 from rvlr_lib.runs import provenance, read_json, source_hash, write_json
 
 ALIGNMENT = "method.weights.alignment"
@@ -282,11 +282,21 @@ def _open(sweep: Sweep, seed: int, results: Path) -> dict[str, Any]:
 
 
 def _same(wanted: Any, found: Any, path: Path) -> None:
+    """Refuse other settings; one that did not exist when the results were made had its default's effect."""
+    defaults = _json(as_dict(Settings()))
+    found = {dial: _filled(settings, defaults) for dial, settings in found.items()}
     if wanted != found:
         raise ValueError(
             f"{path} was computed with other settings ({_first_difference(wanted, found)}); results of different "
             "settings are never put together: give another folder, or remove it"
         )
+
+
+def _filled(found: Any, defaults: Any) -> Any:
+    """Nested settings with those that are missing taken from ``defaults``."""
+    if not isinstance(found, dict) or not isinstance(defaults, dict):
+        return found
+    return {**defaults, **{key: _filled(value, defaults.get(key)) for key, value in found.items()}}
 
 
 def _first_difference(wanted: Any, found: Any, at: str = "") -> str:

@@ -153,6 +153,20 @@ def test_results_of_other_settings_are_never_put_together(finished, capsys, monk
         sweep.read_results(folder / "nothing")
 
 
+def test_a_setting_that_is_new_since_does_not_part_old_results(finished):
+    folder, path = finished
+    record = read_json(folder / "runs" / "tiny" / "seeds" / "seed-0.json")
+    removed = record["identity"]["text"]["stage1"].pop("clip_norm")
+    assert removed == 1.0
+    old = folder / "old"
+    write_json(old / "seed-0.json", record)
+    assert sweep.read_results(old, sweep.load_sweep(path))
+    record["identity"]["text"]["stage1"].pop("epochs")  # not the default: these results are of something else
+    write_json(old / "seed-0.json", record)
+    with pytest.raises(ValueError, match="text.stage1.epochs: 10 there, 1 here"):
+        sweep.read_results(old, sweep.load_sweep(path))
+
+
 def test_claims_from_the_files_alone(finished, capsys):
     folder, path = finished
     seeds = folder / "runs" / "tiny" / "seeds"
