@@ -14,6 +14,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rvlr_lib.cli_data import data_arguments, data_run
+
 
 @dataclass(frozen=True)
 class Command:
@@ -31,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subcommands(dest="command")
     for name, command in COMMANDS.items():
         verb = ArgumentParser(allow_abbrev=False, description=command.help)
+        verbs.add_subcommand(name, verb, help=command.help)  # before its arguments: a verb may have verbs of its own
         command.arguments(verb)
-        verbs.add_subcommand(name, verb, help=command.help)
     arguments = parser.parse_args(argv)
     try:
         return COMMANDS[arguments.command].run(arguments[arguments.command])
@@ -124,6 +126,7 @@ def _fidelity(arguments: Namespace) -> int:
 
 
 COMMANDS = {
+    "data": Command("check a collection of your own, prepare a published one", data_arguments, data_run),
     "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
     "fidelity": Command(
         "every oddity of the official code, our switch, and what it did", _fidelity_arguments, _fidelity

@@ -19,7 +19,7 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"training", "evaluation", "checkpoints", "objectives", "stages"},
     {"runs", "study", "ablation", "fidelity"},
     {"projection", "plots", "panels", "tables", "browser", "output"},
-    {"notebooks", "profiles", "report", "cli", "__main__"},
+    {"notebooks", "profiles", "report", "cli_data", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 CONDA_NAMES = {"pytorch": "torch"}

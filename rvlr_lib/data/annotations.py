@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -26,7 +27,8 @@ FORMATS = """formats understood:
   Karpathy JSON:             {"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "one"}]}]}
   COCO captions JSON:        {"images": [{"id": 1, "file_name": "a.jpg"}],
                               "annotations": [{"image_id": 1, "caption": "one"}]}
-  CSV or TSV with a header:  filepath,title (as open_clip); a picture may have several rows; also split, category
+  CSV or TSV with a header:  filepath,title (as open_clip); a picture may have several
+                              rows, or columns caption_1, caption_2; also split, category
   a folder:                  a.jpg beside a.txt, one caption a line; folders train, val, test are splits
   an index, JSON or YAML:    {train: a.json, val: b.json, test: c.json, image_root: pictures}"""
 
@@ -152,6 +154,7 @@ def _read_index(
     entries: list[Entry] = []
     faults: dict[str, list[str]] = {}
     kinds: dict[str, None] = {}
+    own = "all" not in index
     for key in (*SPLITS, "all", "held_out"):
         names = index.get(key) or []
         folder = (index.get("folders") or {}).get(key, "")
@@ -164,12 +167,12 @@ def _read_index(
             kind, found = _rows(part, content, columns, root)
             kinds[kind] = None
             rows += [row._replace(name=f"{folder}/{row.name}" if folder else row.name) for row in found]
-        more, _, bad = _group(path, rows, seed, None if key == "all" else key)
-        entries += more
+        more, told, bad = _group(path, rows, seed, None if key == "all" else key)
+        entries, own = entries + more, own or told
         for kind, messages in bad.items():
             faults.setdefault(kind, []).extend(messages)
     options = {key: index[key] for key in ("max_bad_pictures", "allow_overlap") if key in index}
-    return Annotations(path, f"index of {', '.join(kinds)}", root, entries, "all" not in index, faults, options)
+    return Annotations(path, f"index of {', '.join(kinds)}", root, entries, own, faults, options)
 
 
 def _group(
@@ -284,15 +287,18 @@ def _table_rows(path: Path, columns: Mapping[str, str | None]) -> Iterator[Row]:
     text = _text(path)
     header = text.splitlines()[:1]
     image = [columns["image_column"]] if columns["image_column"] else IMAGE_COLUMNS
-    caption = [columns["caption_column"]] if columns["caption_column"] else CAPTION_COLUMNS
+    caption: Sequence[str | None] = [columns["caption_column"]] if columns["caption_column"] else CAPTION_COLUMNS
     headers = {mark: [name.strip() for name in next(csv.reader(header, delimiter=mark), [])] for mark in ",\t;|"}
     mark = next((mark for mark, names in headers.items() if set(names) & set(image)), ",")
     names = headers[mark]
+    numbered = [name for name in names if re.fullmatch(rf"({'|'.join(CAPTION_COLUMNS)})[ _]?\d+", name)]
+    caption = caption if set(caption) & set(names) else numbered or caption
     for wanted, known, option in ((image, "picture", "image_column"), (caption, "caption", "caption_column")):
         if not set(names) & set(wanted):
             raise ValueError(f"{path} has columns {', '.join(names) or 'none'}; none of them is the {known}'s, which "
                              f"is one of {', '.join(map(str, wanted))}; or name it with {option}")  # fmt: skip
-    at, told = (next(names.index(name) for name in wanted if name in names) for wanted in (image, caption))
+    at = next(names.index(name) for name in image if name in names)
+    told = [names.index(name) for name in caption if name in names]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     try:
         for number, cells in enumerate(reader):
@@ -303,7 +309,8 @@ def _table_rows(path: Path, columns: Mapping[str, str | None]) -> Iterator[Row]:
                 raise ValueError(f"{where}: {len(cells)} fields, the header has {len(names)}; "
                                  f"a caption that holds {mark!r} needs quotes around it")  # fmt: skip
             row = dict(zip(names, cells, strict=True))
-            yield Row(cells[at].strip(), cells[told], where, row.get("image_id") or None,
+            texts = [cells[k] for k in told if cells[k].strip()] if caption is numbered else cells[told[0]]
+            yield Row(cells[at].strip(), texts, where, row.get("image_id") or None,
                       _split(row.get("split") or None, where), row.get("category") or None)  # fmt: skip
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}; check the quotes") from None

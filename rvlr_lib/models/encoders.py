@@ -1,7 +1,7 @@
 """Image and text towers from open_clip, with token outputs and padding that costs nothing."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,7 @@ def build_towers(model: str = "tiny", pretrained: str | None = None, *, seed: in
     """
     import open_clip
 
-    open_clip.add_model_config(ARCHITECTURES)
-    name = "rvlr_tiny" if model == "tiny" else model
-    if not name.startswith(("local-dir:", "hf-hub:")) and name not in open_clip.list_models():
-        raise ValueError(f"unknown model {model!r}: use 'tiny', 'local-dir:PATH' or a name of open_clip.list_models()")
+    name = _known_name(model)
     level = logging.root.level
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -77,6 +74,36 @@ def build_towers(model: str = "tiny", pretrained: str | None = None, *, seed: in
         embed_dim=open_clip.get_model_config(name)["embed_dim"],
         name=f"{model}:{pretrained or 'random'}",
     )
+
+
+def _known_name(model: str) -> str:
+    """The name by which open_clip knows a model, ours among them."""
+    import open_clip
+
+    open_clip.add_model_config(ARCHITECTURES)
+    name = "rvlr_tiny" if model == "tiny" else model
+    if not name.startswith(("local-dir:", "hf-hub:")) and name not in open_clip.list_models():
+        raise ValueError(f"unknown model {model!r}: use 'tiny', 'local-dir:PATH' or a name of open_clip.list_models()")
+    return name
+
+
+def token_counter(model: str = "tiny") -> tuple[Callable[[Sequence[str]], list[int]], int]:
+    """A function captions -> number of tokens of each, end marks included and nothing cut, and the model's context.
+
+    Raises:
+        ValueError: as :func:`build_towers`, but no weights are needed.
+    """
+    import open_clip
+
+    tokenizer = open_clip.get_tokenizer(_known_name(model))
+    context = int(tokenizer.context_length)
+
+    def lengths(captions: Sequence[str]) -> list[int]:
+        if hasattr(tokenizer, "encode"):
+            return [len(tokenizer.encode(caption)) + 2 for caption in captions]
+        return [len(ids) for ids in tokenizer.tokenizer(list(captions))["input_ids"]]
+
+    return lengths, context
 
 
 def tokenize(towers_tokenizer: Any, captions: Sequence[str]) -> Tensor:

@@ -260,6 +260,15 @@ def test_other_columns_can_be_named(tmp_path, root, told):
         load_dataset(str(path), split="train", columns=3)
 
 
+def test_numbered_caption_columns(tmp_path, root, told):
+    path = tmp_path / "x.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *(f"caption_{k}" for k in range(5))])
+        writer.writerows([name, *captions, *[""] * (5 - len(captions))] for name, captions in told)
+    expect(load_dataset(str(path), split="train", image_root=str(root)), hashed(told, "train"))
+
+
 def test_bad_pictures_are_errors_or_skipped_under_a_cap(tmp_path, draw_collection, capsys):
     made = draw_collection(tmp_path, 40)
     names = [name for name, _ in hashed(made, "train")]
