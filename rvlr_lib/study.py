@@ -14,13 +14,13 @@ from torch.nn import Module
 
 from rvlr_lib import evaluation, stages
 from rvlr_lib.checkpoints import load_tensors, load_weights, save_tensors
-from rvlr_lib.config import VARIANTS, Settings, TrainSettings, as_dict, load_settings, variant_weights
+from rvlr_lib.config import VARIANTS, Settings, TrainSettings, as_dict, data_presets, load_settings, variant_weights
 from rvlr_lib.data import load_dataset
 from rvlr_lib.data.pairs import ImageTextDataset
 from rvlr_lib.models.encoders import Towers, build_towers
 from rvlr_lib.models.student import Student
 from rvlr_lib.models.teachers import Teacher, orthogonal_maps
-from rvlr_lib.runs import cached, default_root, provenance, read_json, source_hash, versions, write_json
+from rvlr_lib.runs import cached, data_name, default_root, provenance, read_json, source_hash, versions, write_json
 from rvlr_lib.stages import Features, derived_seed
 from rvlr_lib.training import Fitted, choose_device
 
@@ -225,7 +225,7 @@ class Study:
             write_json(target / "result.json", self._evaluate(name, folder))
 
         cell = cached(self.root, "result", parts, "rvlr_lib.evaluation", compute)
-        record = {"dataset": self.settings.data.name, "variant": name, "seed": self.settings.seed,
+        record = {"dataset": data_name(self.settings.data.name), "variant": name, "seed": self.settings.seed,
                   **read_json(cell / "result.json")}  # fmt: skip
         record["provenance"]["settings"] = as_dict(self.settings)
         features = None if name in ("floor", "ceiling") else self.test_features(name)
@@ -284,7 +284,8 @@ class Study:
         data = self.settings.data
         size = {"train": data.train_size, "val": data.val_size, "test": data.gallery_size}[split]
         if data.name != "scenes":
-            return {"limit": size} if data.name == "emoji" and size else {}
+            allowed = {} if data.name == "emoji" else {"max_bad_pictures": data.max_bad_pictures or None}
+            return {key: value for key, value in {"limit": size, **allowed}.items() if value}
         sizes = {"galleries": data.galleries, "gallery_size": size} if split == "test" else {"size": size}
         return {"text_detail": data.text_detail, "seed": data.seed, **{k: v for k, v in sizes.items() if v}}
 
@@ -298,7 +299,11 @@ class Study:
             data["source"] = source_hash(f"rvlr_lib.data.{data['name']}")
             data["versions"] = {name: version for name, version in versions().items() if "emoji" in name}
         else:
-            data["fingerprint"] = self.dataset("train").fingerprint() + self.dataset("test").fingerprint()
+            data["name"], data["image_root"] = (
+                data_name(data["name"]),
+                None,
+            )  # the same files elsewhere are the same data
+            data["fingerprint"] = [self.dataset(split).fingerprint() for split in ("train", "val", "test")]
         return data
 
     @property
@@ -375,13 +380,15 @@ OVERRIDES = {
 
 
 def open_study(
-    dataset: str, *, method: str = "corrected", device: str = "auto", root: Path | None = None, **overrides: Any
-) -> Study:
+    dataset: str, *, method: str = "corrected", preset: str = "", device: str = "auto", root: Path | None = None,
+    **overrides: Any,
+) -> Study:  # fmt: skip
     """A study of a data set by name, with the presets of the data set and of the method.
 
     Args:
         dataset: ``scenes``, ``emoji``, or a file that :func:`rvlr_lib.data.load_dataset` reads.
         method: preset of the method's switches: ``corrected`` or ``official``.
+        preset: a shipped preset or a YAML file on top of the data set's own, such as ``frozen``.
         device: to compute on.
         root: of runs and cache.
         overrides: short names (``train_size``, ``stage1_epochs``, …, those of :data:`OVERRIDES`) or dotted settings
@@ -393,6 +400,6 @@ def open_study(
     unknown = {name for name in overrides if "." not in name} - set(OVERRIDES)
     if unknown:
         raise ValueError(f"unknown override {sorted(unknown)}: valid are {', '.join(OVERRIDES)}")
-    presets = [dataset] if dataset in ("scenes", "emoji") else []
+    presets = [dataset if dataset in data_presets() else "own", *([preset] if preset else [])]
     chosen = {OVERRIDES.get(name, name): value for name, value in overrides.items() if value not in (None, -1, "")}
     return Study(load_settings(*presets, method, overrides={"data.name": dataset, **chosen}), device=device, root=root)

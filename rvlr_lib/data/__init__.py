@@ -7,6 +7,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,4 +71,5 @@ def load_dataset(name_or_path: str, *, split: str, image_root: str | None = None
     for name in options:
         if name not in known:
             raise ValueError(f"option {name!r} is unknown to {name_or_path}; it has: {', '.join(known)}")
-    return loader(split=split, **first, **options)
+    dataset = loader(split=split, **first, **options)
+    return replace(dataset, name=name_or_path) if name_or_path in PREPARED else dataset

@@ -70,7 +70,7 @@ def load_files(
                          f"pictures, or an index with a file for each split ({found.describe()})")  # fmt: skip
     categories = [entry.category for entry in entries]
     return ImageTextDataset(
-        name=data_name(path),
+        name=Path(path).stem,
         split=split,
         image_ids=[entry.name for entry in entries],
         captions=[clean_caption(caption) for entry in entries for caption in entry.captions],
@@ -80,15 +80,6 @@ def load_files(
         info={"format": found.format, "own_splits": found.own_splits, "split_seed": split_seed or 0,
               "images": len(entries), "limit": limit, "bad_pictures_left_out": left_out},
     )  # fmt: skip
-
-
-def data_name(path: str | Path) -> str:
-    """Short name of a data set for tables and files: the file's stem, or the folder of an ``index``.
-
-    >>> data_name("mine/birds.csv"), data_name("data/coco/index.yaml"), data_name("emoji")
-    ('birds', 'coco', 'emoji')
-    """
-    return Path(path).parent.name if Path(path).stem == "index" and Path(path).parent.name else Path(path).stem
 
 
 def prepared_index(name: str) -> Path:
