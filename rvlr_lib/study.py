@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from rvlr_lib import evaluation, stages
+from rvlr_lib import evaluation, sources, stages
 from rvlr_lib.checkpoints import load_tensors, load_weights, save_tensors
 from rvlr_lib.config import VARIANTS, Settings, TrainSettings, as_dict, data_presets, load_settings, variant_weights
-from rvlr_lib.data import load_dataset
 from rvlr_lib.data.pairs import ImageTextDataset
-from rvlr_lib.models.encoders import Towers, build_towers
+from rvlr_lib.models.encoders import Towers
 from rvlr_lib.models.student import Student
-from rvlr_lib.models.teachers import Teacher, orthogonal_maps
+from rvlr_lib.models.teachers import orthogonal_maps
 from rvlr_lib.runs import cached, data_name, default_root, provenance, read_json, source_hash, versions, write_json
 from rvlr_lib.stages import Features, derived_seed
 from rvlr_lib.training import Fitted, choose_device
@@ -71,57 +69,48 @@ class Study:
     # ---- data -------------------------------------------------------------------------------------------------------
 
     def dataset(self, split: str) -> ImageTextDataset:
-        """The ``train``, ``val`` or ``test`` split."""
+        """The ``train``, ``val`` or ``test`` split, as the towers read it."""
+        return self._frozen.datasets[split] if self.settings.model.freeze_towers else self.pictures(split)
+
+    def pictures(self, split: str) -> ImageTextDataset:
+        """The same with pictures, where the towers read cached features."""
         data = self.settings.data
-        return _dataset(data.name, split, data.image_root, tuple(self._data_options(split).items()))
+        return sources.read_split(data.name, split, data.image_root, tuple(self._data_options(split).items()))
 
     @cached_property
     def towers(self) -> Towers:
-        """Fresh towers of the student's architecture."""
-        model = self.settings.model
-        return _towers(model.name, model.pretrained, derived_seed(self.settings.seed, "towers"))
+        """Fresh towers of the student's architecture, or heads on the features of frozen ones."""
+        model, seed = self.settings.model, derived_seed(self.settings.seed, "towers")
+        return self._frozen.towers if model.freeze_towers else sources.fresh_towers(model, seed)
+
+    @cached_property
+    def _frozen(self) -> sources.Frozen:
+        return sources.Frozen(self, {"model": self._tower_parts(), "data": self._data_parts("both")})
 
     # ---- teachers ---------------------------------------------------------------------------------------------------
 
     def teacher_folder(self, modality: str, *, trained: bool = True) -> Path:
         """The folder of a teacher: weights, log and the features of every split."""
-        settings = self.settings.teacher
+        settings, spec = self.settings.teacher, getattr(self.settings.model, f"{modality}_teacher")
         seed = derived_seed(self.settings.seed, "teacher", modality)
+        if not trained or self.settings.model.freeze_towers:
+            settings = TrainSettings(epochs=0)
         if not trained:
-            settings, seed = TrainSettings(epochs=0), derived_seed(self.settings.seed, "untrained", modality)
+            seed, spec = derived_seed(self.settings.seed, "untrained", modality), "train"
         parts = {"modality": modality, "seed": seed, "train": as_dict(settings), "data": self._data_parts(modality),
-                 "model": self._tower_parts()}  # fmt: skip
-
-        def compute(folder: Path) -> None:
-            train, validation = self.dataset("train"), self.dataset("val")
-            towers = self.towers if trained else self._untrained_towers(seed)
-            alone = sum(len(train.captions_of(i)) == 1 for i in range(len(train)))
-            if modality == "text" and alone:
-                print(f"{alone} of {len(train)} pictures have one caption: its two dropout views teach the text tower")
-            if settings.epochs:
-                teacher, fitted = stages.train_teacher(modality, towers, train, validation, settings, seed=seed,
-                                                       device=self.device, log_path=folder / "log.jsonl")  # fmt: skip
-                self._write_fit(folder, fitted)
-            else:
-                teacher = Teacher(towers, modality)
-            save_tensors(folder / "weights.safetensors", teacher.state_dict())
-            encode = teacher.to(self.device).eval()
-            for split in ("train", "val", "test"):
-                skip: Callable[[Tensor], Tensor] = lambda inputs: torch.zeros(len(inputs), 1)  # noqa: E731
-                images, texts = stages.encode(
-                    self.dataset(split), towers.tokenizer, towers.image_size, self.device,
-                    encode if modality == "image" else skip, encode if modality == "text" else skip,
-                )  # fmt: skip
-                save_tensors(folder / f"{split}.safetensors", {"features": images if modality == "image" else texts})
-
-        return cached(self.root, f"teacher-{modality}", parts, STAGE_MODULE, compute)
+                 "model": self._tower_parts(), "teacher": spec}  # fmt: skip
+        if spec.startswith("arrays:"):
+            parts["modified"] = sources.stamp(spec)
+        module = STAGE_MODULE if spec == "train" else "rvlr_lib.models.pretrained"
+        make = partial(sources.make_teacher, self, modality, settings, spec, seed, trained=trained)
+        return cached(self.root, f"teacher-{modality}", parts, module, make)
 
     @cache  # noqa: B019
     def teacher_features(self, split: str, *, trained: bool = True) -> Features:
         """Frozen features of a split: pictures by the image teacher, captions by the text teacher."""
         folders = [self.teacher_folder(modality, trained=trained) for modality in ("image", "text")]
         images, texts = (load_tensors(folder / f"{split}.safetensors")["features"] for folder in folders)
-        return images, texts
+        return sources.same_width((images, texts))
 
     # ---- students ---------------------------------------------------------------------------------------------------
 
@@ -141,7 +130,7 @@ class Study:
             "weights": as_dict(weights),
             "selection": settings.method.selection,
         }
-        if settings.model.init == "teacher":
+        if self._starts_on_teachers:
             parts["towers"] = [self._teacher_key(modality) for modality in ("image", "text")]
         if spec.stage == 2:
             parts["start"] = self.student_folder("matching").name
@@ -160,7 +149,7 @@ class Study:
             fitted = stages.train_student(student, self.towers, self.dataset("train"), selection, settings, stage,
                                           weights, teachers, seed=seed, device=self.device,
                                           log_path=folder / "log.jsonl", label=variant)  # fmt: skip
-            self._write_fit(folder, fitted)
+            self.write_fit(folder, fitted)
             save_tensors(folder / "weights.safetensors", fitted.state)
             images, texts = stages.encode_with_student(student, self.dataset("test"), self.towers, self.device)
             save_tensors(folder / "test.safetensors", {"images": images, "texts": texts})
@@ -172,7 +161,7 @@ class Study:
         model = self.settings.model
         student = Student(self.towers, fusion_layers=model.fusion_layers, temperature=model.temperature,
                           seed=derived_seed(self.settings.seed, "fusion"))  # fmt: skip
-        if model.init == "teacher":
+        if self._starts_on_teachers:
             for modality, tower in (("image", student.visual), ("text", student.text)):
                 _load_part(tower, self.teacher_folder(modality), "tower.")
         return student
@@ -194,7 +183,7 @@ class Study:
             images, texts = self.teacher_features("test")
             return images @ maps[0], texts @ maps[1]
         if name == "start":
-            if self.settings.model.init == "teacher":
+            if self._starts_on_teachers:
                 return self.teacher_features("test")
             return stages.encode_with_student(self.start_student(), self.dataset("test"), self.towers, self.device)
         tensors = load_tensors(self.student_folder(name) / "test.safetensors")
@@ -241,6 +230,7 @@ class Study:
     def _evaluate(self, name: str, folder: Path | None) -> dict[str, Any]:
         dataset = self.dataset("test")
         info = provenance() | {"device": str(self.device), "data": dataset.fingerprint(), "data_info": dataset.info,
+                               "preprocessing": self.towers.preprocessing(),
                                "rouge": "coco" if dataset.scene is None else None}  # fmt: skip
         structure: dict[str, float] = {}
         extra: dict[str, Any] = {}
@@ -303,7 +293,7 @@ class Study:
                 data_name(data["name"]),
                 None,
             )  # the same files elsewhere are the same data
-            data["fingerprint"] = [self.dataset(split).fingerprint() for split in ("train", "val", "test")]
+            data["fingerprint"] = [self.pictures(split).fingerprint() for split in ("train", "val", "test")]
         return data
 
     @property
@@ -312,14 +302,17 @@ class Study:
 
     def _tower_parts(self) -> dict[str, Any]:
         model = self.settings.model
-        return {"name": model.name, "pretrained": model.pretrained,
-                "seed": derived_seed(self.settings.seed, "towers")}  # fmt: skip
+        others = ("init", "image_teacher", "text_teacher", "fusion_layers", "temperature")  # act on what stands on them
+        parts = {name: value for name, value in as_dict(model).items() if name not in others}
+        return parts | {"seed": derived_seed(self.settings.seed, "towers")}
+
+    @property
+    def _starts_on_teachers(self) -> bool:
+        model = self.settings.model
+        return model.init == "teacher" and {model.image_teacher, model.text_teacher} == {"train"}
 
     def _teacher_key(self, modality: str, *, trained: bool = True) -> str:
         return self.teacher_folder(modality, trained=trained).name
-
-    def _untrained_towers(self, seed: int) -> Towers:
-        return build_towers(self.settings.model.name, None, seed=seed)
 
     def _distillation_features(self, kind: str) -> Features:
         features = self.teacher_features("train", trained=kind != "untrained")
@@ -329,7 +322,8 @@ class Study:
         return stages.shuffle_teacher(features, caption_image, derived_seed(self.settings.seed, "shuffled"))
 
     @staticmethod
-    def _write_fit(folder: Path, fitted: Fitted) -> None:
+    def write_fit(folder: Path, fitted: Fitted) -> None:
+        """Keep how a training went beside its weights."""
         summary = dataclasses.asdict(fitted)
         summary.pop("state")
         write_json(folder / "fit.json", summary)
@@ -348,16 +342,6 @@ def _training_switches(settings: Settings) -> dict[str, Any]:
     for name in ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores", "siblings"):
         switches.pop(name)
     return switches
-
-
-@lru_cache(maxsize=6)  # studies that differ in a switch share their data and fresh towers; nobody writes to either
-def _dataset(name: str, split: str, image_root: str | None, options: tuple[tuple[str, Any], ...]) -> ImageTextDataset:
-    return load_dataset(name, split=split, image_root=image_root, **dict(options))
-
-
-@lru_cache(maxsize=2)
-def _towers(name: str, pretrained: str | None, seed: int) -> Towers:
-    return build_towers(name, pretrained, seed=seed)
 
 
 OVERRIDES = {

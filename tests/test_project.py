@@ -16,8 +16,8 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"similarity"},
     {"losses", "metrics", "data"},
     {"config", "models"},
-    {"training", "evaluation", "checkpoints", "objectives", "stages"},
-    {"runs", "study", "ablation", "fidelity"},
+    {"training", "evaluation", "checkpoints", "objectives", "stages", "frozen"},
+    {"runs", "study", "sources", "ablation", "fidelity"},
     {"projection", "plots", "panels", "tables", "browser", "output"},
     {"notebooks", "profiles", "report", "cli_data", "cli", "__main__"},
 ]
