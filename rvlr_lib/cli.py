@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rvlr_lib.cli_data import data_arguments, data_run
+from rvlr_lib.cli_data import config_arguments, config_run, data_arguments, data_run
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ def _fidelity(arguments: Namespace) -> int:
 
 
 COMMANDS = {
+    "config": Command("print the settings that presets resolve to", config_arguments, config_run),
     "data": Command("check a collection of your own, prepare a published one", data_arguments, data_run),
     "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
     "fidelity": Command(

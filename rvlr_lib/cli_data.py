@@ -1,4 +1,4 @@
-"""``rvlr data check`` and ``rvlr data prepare``."""
+"""``rvlr data check`` and ``rvlr data prepare``, and ``rvlr config``."""
 
 import sys
 from pathlib import Path
@@ -33,6 +33,27 @@ def data_arguments(parser: ArgumentParser) -> None:
 def data_run(arguments: Namespace) -> int:
     """Run one of them; the exit code."""
     return (_check if arguments.verb == "check" else _prepare)(arguments[arguments.verb])
+
+
+def config_arguments(parser: ArgumentParser) -> None:
+    """Presets, and settings on top of them."""
+    parser.add_argument("presets", nargs="+", help="shipped presets or YAML files, later ones win: flickr30k official")
+    parser.add_argument("-s", "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
+                        help="a setting such as stage1.epochs and its value; may be repeated")  # fmt: skip
+
+
+def config_run(arguments: Namespace) -> int:
+    """Print the settings that presets resolve to, as YAML."""
+    import json
+
+    import yaml
+
+    from rvlr_lib.config import as_dict, load_settings
+
+    overrides = {key: yaml.safe_load(value) for key, value in arguments.set}
+    settings = as_dict(load_settings(*arguments.presets, overrides=overrides))
+    print(yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False), end="")
+    return 0
 
 
 def _check(arguments: Namespace) -> int:
