@@ -84,7 +84,10 @@ def build_towers(
 
     name = _known_name(model)
     options: dict[str, Any] = {"force_context_length": context_length or None}
-    config = open_clip.get_model_config(name) or {}
+    try:
+        config = open_clip.get_model_config(name) or {}
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model {model!r} cannot be loaded: {error}") from error
     if image_weights and "timm_model_name" not in config.get("vision_cfg", {}):
         raise ValueError(f"image_weights={image_weights!r}: the image tower of {model!r} is not timm's; use pretrained")
     hugging_face = "hf_model_name" in config.get("text_cfg", {})
