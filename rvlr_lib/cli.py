@@ -14,6 +14,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rvlr_lib.cli_data import config_arguments, config_run, data_arguments, data_run
+
 
 @dataclass(frozen=True)
 class Command:
@@ -31,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subcommands(dest="command")
     for name, command in COMMANDS.items():
         verb = ArgumentParser(allow_abbrev=False, description=command.help)
+        verbs.add_subcommand(name, verb, help=command.help)  # before its arguments: a verb may have verbs of its own
         command.arguments(verb)
-        verbs.add_subcommand(name, verb, help=command.help)
     arguments = parser.parse_args(argv)
     try:
         return COMMANDS[arguments.command].run(arguments[arguments.command])
@@ -227,6 +229,8 @@ def _fidelity(arguments: Namespace) -> int:
 
 
 COMMANDS = {
+    "config": Command("print the settings that presets resolve to", config_arguments, config_run),
+    "data": Command("check a collection of your own, prepare a published one", data_arguments, data_run),
     "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
     "study": Command("train and evaluate the cells of the imbalance study, over seeds", _study_arguments, _study),
     "audit": Command("imbalance, retrieval, gap and structure of any model's features", _audit_arguments, _audit),

@@ -6,7 +6,7 @@ from typing import Any
 from rvlr_lib.config import DataSettings, as_dict
 from rvlr_lib.data import ImbalanceSpec, load_dataset
 from rvlr_lib.data.pairs import ImageTextDataset
-from rvlr_lib.runs import source_hash, versions
+from rvlr_lib.runs import data_name, source_hash, versions
 
 DIAL = ("text_detail", "image_visibility", "image_fault", "mismatch_rate", "dial_splits")
 SPLITS = {"all": ("train", "val", "test"), "train": ("train", "val"), "test": ("test",)}
@@ -33,8 +33,9 @@ def data_parts(data: DataSettings, modality: str) -> dict[str, Any]:
     if data.name in ("scenes", "emoji"):
         parts["source"] = source_hash(f"rvlr_lib.data.{data.name}")
         parts["versions"] = {name: version for name, version in versions().items() if "emoji" in name}
-    else:
-        parts["fingerprint"] = read_split(data, "train").fingerprint() + read_split(data, "test").fingerprint()
+    else:  # the same files elsewhere are the same data
+        parts["name"], parts["image_root"] = data_name(data.name), None
+        parts["fingerprint"] = [read_split(data, split).fingerprint() for split in SPLITS["all"]]
     if not imbalance_spec(data).neutral and (data.name != "scenes" or data.image_fault != "occlusion"):
         parts["dial"] = source_hash("rvlr_lib.data.imbalance")
     return parts
@@ -43,7 +44,8 @@ def data_parts(data: DataSettings, modality: str) -> dict[str, Any]:
 def _options(data: DataSettings, split: str) -> dict[str, Any]:
     size = {"train": data.train_size, "val": data.val_size, "test": data.gallery_size}[split]
     if data.name != "scenes":
-        return {"limit": size} if data.name == "emoji" and size else {}
+        allowed = {} if data.name == "emoji" else {"max_bad_pictures": data.max_bad_pictures}
+        return {key: value for key, value in {"limit": size, **allowed}.items() if value}
     sizes = {"galleries": data.galleries, "gallery_size": size} if split == "test" else {"size": size}
     return {"seed": data.seed, **{name: value for name, value in sizes.items() if value}}
 

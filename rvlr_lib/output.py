@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rvlr_lib.plots import save_figure
-from rvlr_lib.runs import default_root, provenance, write_json
+from rvlr_lib.runs import data_name, default_root, provenance, write_json
 
 
 @dataclass
@@ -28,7 +28,7 @@ class RunOutput:
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder) if self.folder else default_root() / "quick"
-        self.dataset = Path(self.dataset).stem
+        self.dataset = data_name(self.dataset)
 
     def figure(self, figure: Any, name: str, data: Any) -> Any:
         """Save a figure as PNG and PDF with the CSV it was drawn from, and hand it back to be shown."""

@@ -29,6 +29,16 @@ def default_root() -> Path:
     return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
 
 
+def data_name(dataset: str) -> str:
+    """Short name of a data set for tables and files: a file's stem, or the folder of an ``index``.
+
+    >>> data_name("mine/birds.csv"), data_name("data/coco/index.yaml"), data_name("emoji")
+    ('birds', 'coco', 'emoji')
+    """
+    path = Path(dataset)
+    return path.parent.name if path.stem == "index" and path.parent.name else path.stem
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON through a temporary file; NaN and infinities become null, as JSON has none."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,10 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"similarity"},
     {"losses", "metrics", "data"},
     {"config", "models"},
-    {"training", "evaluation", "checkpoints", "objectives", "stages"},
-    {"runs", "inputs", "study", "sweep", "ablation", "fidelity"},
+    {"training", "evaluation", "checkpoints", "objectives", "stages", "frozen"},
+    {"runs", "inputs", "study", "sources", "sweep", "ablation", "fidelity"},
     {"projection", "plots", "panels", "tables", "browser", "output", "claims", "audit", "study_plots"},
-    {"notebooks", "profiles", "report", "cli", "__main__"},
+    {"notebooks", "profiles", "report", "cli_data", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 CONDA_NAMES = {"pytorch": "torch"}
