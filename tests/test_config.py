@@ -88,4 +88,4 @@ def test_weights_without_fusion_encoder_or_teacher_terms():
 def test_unknown_variant_lists_the_valid_ones():
     with pytest.raises(ValueError, match="matching_longer"):
         variant_weights(Settings(), "rvl")
-    assert len(VARIANTS) == 10
+    assert len(VARIANTS) == 13
