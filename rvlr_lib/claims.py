@@ -193,13 +193,16 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
     from rvlr_lib.tables import to_markdown
 
     found, others = judge(sweep, results), others_table(sweep, results)
+    whole = sum(all(str(cell) in cells for cell in sweep.cells()) for cells in results.values())
+    hours = sum(cell.get("cpu_seconds", 0.0) for cells in results.values() for cell in cells.values()) / 3600
     least = min((verdict.seeds for verdict in found.values()), default=0)
     chance, bootstrap = false_holds(seeds=sweep.seeds, claims=len(found)), bootstrap_false_holds()
     lines = [
         "# Claims",
         "",
-        f"Made by `{command}` from {len(results)} seeds (of {sweep.seeds} planned) on {sweep.dataset}; commit "
-        f"{origin.get('commit', 'unknown')}. Questions, metrics and deltas stood in the profile before any run.",
+        f"Made by `{command}` on {sweep.dataset} from {len(results)} seeds of {sweep.seeds} planned, {whole} of them "
+        f"whole ({len(sweep.cells())} cells); {hours:.1f} CPU hours so far; commit {origin.get('commit', 'unknown')}. "
+        "Questions, metrics and deltas stood in the profile before any run.",
         "",
         "An effect is a mean over seeds; its interval is a t-interval over seeds at the level that Holm's correction "
         f"over the {len(found)} claims asks for. **holds**: the interval lies above 0. **does not hold**: it lies "

@@ -178,6 +178,7 @@ def test_claims_from_the_files_alone(finished, capsys):
     assert capsys.readouterr().out.strip() == str(out / "claims.md")
     page = (out / "claims.md").read_text()
     assert "With 2 seeds there is no verdict yet." in page
+    assert "from 2 seeds of 6 planned, 2 of them whole (8 cells)" in page
     assert "2 of 6" in readme.read_text()
     assert "no verdict" in readme.read_text()
     assert "\\toprule" in (out / "claims.tex").read_text()
