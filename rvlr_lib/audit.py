@@ -71,8 +71,9 @@ def imbalance_index(image_share: float, text_share: float) -> float:
 
     Limits. From exact shares of factors it is a fact about the data. From predictability it is a lead: linear
     predictability is nearly the same in both directions, since what either side leaves out at random is noise to the
-    other. So what pictures hold is taken as the share they predict of what captions tell *reliably*, that is what one
-    caption predicts of another of the same picture; pictures have no such siblings, and what they hide at random still
+    other. So what pictures hold is taken as the share they predict of what captions tell *reliably*: divided by the
+    root of what one caption predicts of another of the same picture (Spearman's correction for attenuation; the
+    sibling is as noisy as the caption). Pictures have no such siblings, and what they hide at random still
     counts against captions: an index below 0 is too near to 0. With one caption per picture the same holds on both
     sides. It mixes what the data hold with what the features keep, and sees only what is encoded linearly.
 
@@ -107,8 +108,9 @@ def imbalance_report(dataset: ImageTextDataset, image_features: Tensor, text_fea
     shown: tuple[float | None, float | None] = (None, None)
     siblings = _sibling_pairs(dataset, text_features)
     reliable = predictability(*siblings) if len(siblings[0]) >= LEAST else None
-    probes, basis = shown, (min(1.0, across[0] / reliable) if reliable else across[0], across[1])
-    if dataset.scene is not None:
+    probes, basis = shown, (min(1.0, across[0] / reliable**0.5) if reliable else across[0], across[1])
+    exact = dataset.scene is not None and "image_fault" not in dataset.info  # blur hides no factor for certain
+    if exact and dataset.scene is not None:
         factors = dataset.scene.scene.counts()
         shown = basis = shown_share(dataset), told_share(dataset)
         probes = predictability(images, factors), predictability(texts, factors)
@@ -120,7 +122,7 @@ def imbalance_report(dataset: ImageTextDataset, image_features: Tensor, text_fea
         cka=linear_cka(images, texts),
         overlap=knn_overlap(torch.as_tensor(images), torch.as_tensor(texts), k=evaluation.NEIGHBOURS),
         index=imbalance_index(*basis),
-        index_from="exact shares of factors" if dataset.scene is not None else "predictability",
+        index_from="exact shares of factors" if exact else "predictability",
     )
 
 
@@ -273,11 +275,16 @@ def read_features(image_path: Path, text_path: Path, captions_path: Path) -> tup
             f"{captions_path} holds {len(captions)} pictures and {sum(counts)} captions, but there are "
             f"{len(arrays[0])} rows in {image_path} and {len(arrays[1])} in {text_path}"
         )
+    cleaned = [clean_caption(caption) for each in captions for caption in each]
+    if not all(cleaned):
+        raise ValueError(
+            f"{captions_path}: caption {cleaned.index('')} has no letter or digit; give it words or leave it out"
+        )
     dataset = ImageTextDataset(
         name=captions_path.stem,
         split="test",
         image_ids=[str(row) for row in range(len(captions))],
-        captions=[clean_caption(caption) for each in captions for caption in each],
+        captions=cleaned,
         caption_image=np.repeat(np.arange(len(captions)), counts),
         source=ArraySource(np.zeros((len(captions), 1, 1, 3), dtype=np.uint8)),
     )

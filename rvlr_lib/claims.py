@@ -1,5 +1,6 @@
 """What the study's seeds say about each claim, from the small result files alone."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +18,24 @@ PLACE = ["dial", "metric", "seed"]
 def metric_of(cell: Mapping[str, Any], metric: str) -> float:
     """A metric of a cell under the headline relevance, or one of its structure figures.
 
+    ``log r_mean`` is 100 times the natural logarithm of ``r_mean``: differences are relative (percent, where small).
+
     Raises:
-        ValueError: the cell has no such figure; names some it has.
+        ValueError: the cell has no such figure, or it is not defined; names some it has.
     """
+    if metric.startswith("log "):
+        return 100 * math.log(metric_of(cell, metric.removeprefix("log ")))
     headline = next(iter(cell["metrics"].values()))
     found = {**cell["structure"], **headline}
-    if metric not in found:
+    if found.get(metric) is None:
         raise ValueError(f"a cell has no metric {metric!r}; it has: {', '.join(list(found)[:40])}")
     return float(found[metric])
 
 
-def resolve(cells: Cells, name: str) -> str | None:
+def resolve(sweep: Sweep, cells: Cells, name: str) -> str | None:
     """The cell that a claim's term names; ``matching+best`` is the strength inside the axis that validation prefers.
+
+    Inside: above 0, which is plain matching, and below the largest, which stands for ultimate matching.
 
     Returns:
         Its name, or None while a cell it needs is not computed.
@@ -37,36 +44,34 @@ def resolve(cells: Cells, name: str) -> str | None:
     if not variant.endswith(f"+{BEST}"):
         return name if name in cells else None
     plain = variant.removesuffix(f"+{BEST}")
-    strengths = sorted(
-        (float(key.split("|")[0].split("+")[1]), key)
-        for key in cells
-        if key.startswith(f"{plain}+") and key.endswith(f"|{dial}")
-    )
-    inside = [key for _, key in strengths[:-1]]  # the largest is what ultimate matching means
-    return max(inside, key=lambda key: cells[key]["validation_r_mean"]) if inside else None
+    axis = [cell for cell in sweep.cells() if cell.dial == dial and cell.variant == plain and cell.alignment]
+    inside = [str(cell) for cell in sorted(axis, key=lambda cell: cell.alignment)[:-1]]
+    if not inside or not all(key in cells for key in inside):
+        return None
+    return max(inside, key=lambda key: cells[key]["validation_r_mean"])
 
 
-def effect(claim: Claim, cells: Cells) -> float | None:
+def effect(sweep: Sweep, claim: Claim, cells: Cells) -> float | None:
     """The claim's weighted sum for one seed; None while one of its cells is missing."""
     total = 0.0
     for factor, name in claim.terms:
-        cell = resolve(cells, name)
+        cell = resolve(sweep, cells, name)
         if cell is None:
             return None
         total += factor * metric_of(cells[cell], claim.metric)
     return total
 
 
-def effects(claim: Claim, results: Mapping[int, Cells]) -> dict[int, float]:
+def effects(sweep: Sweep, claim: Claim, results: Mapping[int, Cells]) -> dict[int, float]:
     """The claim's weighted sum by seed, of all seeds that have its cells."""
-    found = {seed: effect(claim, cells) for seed, cells in results.items()}
+    found = {seed: effect(sweep, claim, cells) for seed, cells in results.items()}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
 def judge(sweep: Sweep, results: Mapping[int, Cells]) -> dict[str, Verdict]:
     """Verdicts on the primary claims, all together; see :func:`rvlr_lib.metrics.verdicts`."""
     primary = {name: claim for name, claim in sweep.claims.items() if claim.primary}
-    differences = {name: list(effects(claim, results).values()) for name, claim in primary.items()}
+    differences = {name: list(effects(sweep, claim, results).values()) for name, claim in primary.items()}
     delta = {name: sweep.delta[claim.metric] for name, claim in primary.items()}
     return verdicts(differences, delta, planned_seeds=sweep.seeds)
 
@@ -98,7 +103,7 @@ def others_table(sweep: Sweep, results: Mapping[int, Cells]) -> "pd.DataFrame":
 
     rows = []
     for name, claim in sweep.claims.items():
-        values = list(effects(claim, results).values())
+        values = list(effects(sweep, claim, results).values())
         if claim.primary or not values:
             continue
         known = t_interval(values) if len(values) > 1 else None
@@ -201,12 +206,15 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
         "# Claims",
         "",
         f"Made by `{command}` on {sweep.dataset} from {len(results)} seeds of {sweep.seeds} planned, {whole} of them "
-        f"whole ({len(sweep.cells())} cells); {hours:.1f} CPU hours so far; commit {origin.get('commit', 'unknown')}. "
-        "Questions, metrics and deltas stood in the profile before any run.",
+        f"whole ({len(sweep.cells())} cells); at least {hours:.1f} CPU hours; commit {origin.get('commit', '?')}. "
+        "Metrics, effects and deltas of the primary claims stood in the profile before any run; their words were made "
+        "plainer afterwards, where they promised more than the effect measures.",
         "",
         "An effect is a mean over seeds; its interval is a t-interval over seeds at the level that Holm's correction "
         f"over the {len(found)} claims asks for. **holds**: the interval lies above 0. **does not hold**: it lies "
-        "below delta. **inconclusive**: neither. Below 5 seeds there is no verdict.",
+        "below delta. **inconclusive**: neither. Below 5 seeds there is no verdict; the planned look is at "
+        f"{sweep.seeds} seeds, and one before it is marked (so far). Seeds vary the training, not the pictures: an "
+        "interval is about other trainings on this one draw of pictures.",
         "",
         *([f"With {least} seeds there is no verdict yet.", ""] if least < 5 else []),
         "## Primary claims",
@@ -221,8 +229,9 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
         "",
         "## Other differences",
         "",
-        "Not corrected for their number: leads, no claims. The controls with teachers of other pictures, or never "
-        "trained, must not lie above 0.",
+        "Not corrected for their number: leads, no claims. Read a primary claim beside its parts: a difference of "
+        "differences can be above 0 although both differences are losses, and in points and in percent (log) they may "
+        "disagree. The controls with teachers of other pictures, or never trained, must not lie above 0.",
         "",
         to_markdown(others) if len(others) else "None yet.",
         "",
@@ -240,9 +249,9 @@ def control_faults(sweep: Sweep, results: Mapping[int, Cells]) -> list[str]:
     """Controls that come out as helping (interval above 0, at five seeds or more): then the study is broken."""
     faults = []
     for name, claim in sweep.claims.items():
-        values = list(effects(claim, results).values()) if name.startswith("control") else []
+        values = list(effects(sweep, claim, results).values()) if name.startswith("control") else []
         if len(values) >= 5 and t_interval(values).low > 0:
-            faults.append(name)
+            faults.append(f"{name} ({signed(sum(values) / len(values))} points)")
     return faults
 
 

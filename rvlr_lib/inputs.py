@@ -1,5 +1,6 @@
 """What a study reads: a split of its data set under the dial, and what decides it."""
 
+import dataclasses
 from functools import lru_cache
 from typing import Any
 
@@ -35,8 +36,12 @@ def data_parts(data: DataSettings, modality: str) -> dict[str, Any]:
         parts["versions"] = {name: version for name, version in versions().items() if "emoji" in name}
     else:  # the same files elsewhere are the same data
         parts["name"], parts["image_root"] = data_name(data.name), None
-        parts["fingerprint"] = [read_split(data, split).fingerprint() for split in SPLITS["all"]]
-    if not imbalance_spec(data).neutral and (data.name != "scenes" or data.image_fault != "occlusion"):
+        whole = dataclasses.replace(data, text_detail=1.0, image_visibility=1.0, mismatch_rate=0.0)
+        parts["fingerprint"] = [read_split(whole, split).fingerprint() for split in SPLITS["all"]]
+    # scenes drop factors and cover tiles where they are drawn; all else goes through the dial's own code
+    words = bool(data.mismatch_rate) or (data.text_detail < 1 and data.name != "scenes")
+    looks = data.image_visibility < 1 and (data.name != "scenes" or data.image_fault != "occlusion")
+    if {"image": looks, "text": words, "both": words or looks}[modality]:
         parts["dial"] = source_hash("rvlr_lib.data.imbalance")
     return parts
 

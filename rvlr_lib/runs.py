@@ -159,7 +159,7 @@ def commit() -> str:
 
 def provenance() -> dict[str, Any]:
     """Commit, versions and platform, for every result."""
-    return {"commit": commit(), "versions": versions(), "platform": platform.platform()}
+    return {"commit": commit(), "versions": versions(), "platform": f"{platform.system()} {platform.machine()}"}
 
 
 def _is_docstring(node: ast.stmt) -> bool:

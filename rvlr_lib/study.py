@@ -217,6 +217,8 @@ class Study:
                                  "rerank_top_k": self.settings.rerank_top_k, "mixed": self._mixed}  # fmt: skip
         if folder is not None:
             parts["student"] = folder.name
+        if name == "floor":
+            parts |= {"seed": self.settings.seed, "towers": self._tower_parts()}
         if name == "start":
             parts["model"] = as_dict(self.settings.model)
         if name not in ("floor", "ceiling"):

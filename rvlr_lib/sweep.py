@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rvlr_lib.config import VARIANTS, Settings, as_dict, load_settings
+from rvlr_lib.metrics.statistics import MAX_CLAIMS
 from rvlr_lib.runs import provenance, read_json, source_hash, write_json
 
 ALIGNMENT = "method.weights.alignment"
@@ -96,7 +97,7 @@ class Sweep:
 
     def settings(self, cell: Cell, seed: int) -> Any:
         """The settings of a cell."""
-        chosen = {"seed": seed, **self.overrides, **self.dials[cell.dial]}
+        chosen = {**self.overrides, **self.dials[cell.dial], "seed": seed}
         if cell.alignment:
             chosen[ALIGNMENT] = cell.alignment
         return load_settings(self.dataset, "corrected", overrides=chosen)
@@ -123,6 +124,7 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
     _only(needed, plan, f"{path}: 'study' lacks")
     for name, claim in plan["claims"].items():
         _only(claim, [item.name for item in dataclasses.fields(Claim)], f"{path}: claim {name}: unknown key")
+        _only(("text", "metric", "effect"), claim, f"{path}: claim {name} lacks")
     claims = {name: Claim(**claim) for name, claim in plan["claims"].items()}
     sweep = Sweep(**plan | {"claims": claims, "overrides": {**plan.get("overrides", {}), **(overrides or {})}})
     references = ("start", "teachers", "floor", "ceiling")
@@ -134,7 +136,14 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
     names |= {f"{cell.variant}+{BEST}|{cell.dial}" for cell in sweep.cells() if cell.alignment}
     for name, claim in claims.items():
         _only((cell for _, cell in claim.terms), names, f"{path}: claim {name} names a cell that is not computed:")
-        _only([claim.metric], sweep.delta, f"{path}: claim {name}: no delta for")
+        if claim.primary:
+            _only([claim.metric], sweep.delta, f"{path}: claim {name}: no delta for")
+    dialled = {key for dial in sweep.dials.values() for key in dial}
+    for key in overrides or {}:
+        if key == "seed" or key in dialled:
+            raise ValueError(f"{key} belongs to the plan of {path} (seeds and dial points) and cannot be set")
+    if sweep.seeds < 2 or sum(claim.primary for claim in claims.values()) > MAX_CLAIMS:
+        raise ValueError(f"{path}: a study plans two seeds or more and at most {MAX_CLAIMS} primary claims")
     sweep.identity()  # every setting is checked before anything runs
     return sweep
 
@@ -198,10 +207,11 @@ def run_sweep(
         }
         for done, future in enumerate(as_completed(running), start=1):
             cell, seed = running[future]
-            records[seed]["cells"][str(cell)] = found = future.result()
-            records[seed]["cells"] = {
-                str(c): records[seed]["cells"][str(c)] for c in cells if str(c) in records[seed]["cells"]
-            }
+            found = future.result()
+            records[seed] = _open(sweep, seed, results)  # another process may have added cells since
+            kept = records[seed]["cells"] | {str(cell): found}
+            order = [*(str(planned) for planned in cells), *kept]  # cells of another plan stay, behind
+            records[seed]["cells"] = {name: kept[name] for name in dict.fromkeys(order) if name in kept}
             write_json(_file(results, seed), records[seed])
             spent += found["cpu_seconds"]
             elapsed = time.monotonic() - started
@@ -223,18 +233,20 @@ def compute_cell(sweep: Sweep, cell: Cell, seed: int, device: str, root: str | N
     begun = time.process_time()
     study = Study(sweep.settings(cell, seed), device=device, root=Path(root) if root else None)
     result = study.result(cell.variant)
-    record, headline = result.record, result.metrics
+    record = result.record
+    headline = next(iter(record["metrics_by_relevance"].values()))
     if result.features is not None and "r_mean" in headline:  # within a seed the picture is the unit
         headline |= evaluation.cluster_recall(result.features, study.dataset("test"))
     metrics = {}
     for number, (relevance, report) in enumerate(record["metrics_by_relevance"].items()):
         kept = {key: value for key, value in report.items() if "/NDCG@10" in key or (number == 0 and "NDCG" not in key)}
-        metrics[relevance] = {key: round(value, 3) for key, value in kept.items()}
-    found = {"metrics": metrics, "structure": {key: round(value, 4) for key, value in record["structure"].items()}}
+        metrics[relevance] = {key: _rounded(value, 3) for key, value in kept.items()}
+    found = {"metrics": metrics, "structure": {key: _rounded(value, 4) for key, value in record["structure"].items()}}
     if "training" in record:
         found["validation_r_mean"] = round(record["training"]["best_score"], 4)
         found["train_seconds"] = round(record["training"]["seconds"], 1)
-    return {**found, "device": record["provenance"]["device"], "cpu_seconds": round(time.process_time() - begun, 1)}
+    return {**found, "device": record["provenance"]["device"], "commit": record["provenance"]["commit"],
+            "cpu_seconds": round(time.process_time() - begun, 1)}  # fmt: skip
 
 
 def read_results(folder: Path, sweep: Sweep | None = None) -> dict[int, dict[str, Any]]:
@@ -257,13 +269,19 @@ def read_results(folder: Path, sweep: Sweep | None = None) -> dict[int, dict[str
     wanted = _json(sweep.identity()) if sweep else next(iter(records.values()))["identity"]
     for path, record in records.items():
         _same(wanted, record["identity"], path)
+    devices = {str(cell["device"]).split(":")[0] for record in records.values() for cell in record["cells"].values()}
+    if len(devices) > 1:
+        raise ValueError(f"{folder} holds results of {' and '.join(sorted(devices))}, whose precision differs: give "
+                         "each device its own folder, they are never put together")  # fmt: skip
     return {record["seed"]: record["cells"] for record in records.values()}
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Where the results of a folder came from: that of the first seed, and the commits of all."""
     found = [read_json(path)["provenance"] for path in sorted(folder.glob("seed-*.json"))]
-    return {**found[0], "commit": ", ".join(dict.fromkeys(one["commit"] for one in found))}
+    cells = [cell for path in sorted(folder.glob("seed-*.json")) for cell in read_json(path)["cells"].values()]
+    commits = dict.fromkeys([one["commit"] for one in found] + [cell["commit"] for cell in cells if "commit" in cell])
+    return {**found[0], "commit": ", ".join(commits)}
 
 
 def _open(sweep: Sweep, seed: int, results: Path) -> dict[str, Any]:
@@ -272,7 +290,8 @@ def _open(sweep: Sweep, seed: int, results: Path) -> dict[str, Any]:
         record = read_json(path)
         _same(_json(sweep.identity()), record.get("identity"), path)
         return record
-    code = {"training": source_hash("rvlr_lib.stages")[:16], "evaluation": source_hash("rvlr_lib.evaluation")[:16]}
+    modules = {"data": "rvlr_lib.inputs", "training": "rvlr_lib.stages", "evaluation": "rvlr_lib.evaluation"}
+    code = {part: source_hash(module)[:16] for part, module in modules.items()}
     return {
         "seed": seed,
         "identity": _json(sweep.identity()),
@@ -284,7 +303,7 @@ def _open(sweep: Sweep, seed: int, results: Path) -> dict[str, Any]:
 def _same(wanted: Any, found: Any, path: Path) -> None:
     """Refuse other settings; one that did not exist when the results were made had its default's effect."""
     defaults = _json(as_dict(Settings()))
-    found = {dial: _filled(settings, defaults) for dial, settings in found.items()}
+    wanted, found = ({dial: _filled(own, defaults) for dial, own in each.items()} for each in (wanted, found or {}))
     if wanted != found:
         raise ValueError(
             f"{path} was computed with other settings ({_first_difference(wanted, found)}); results of different "
@@ -316,6 +335,11 @@ def _json(value: Any) -> Any:
     import json
 
     return json.loads(json.dumps(value))
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    """None stays: a figure that is not defined."""
+    return None if value is None else round(value, digits)
 
 
 def _spawn() -> Any:
