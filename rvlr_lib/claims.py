@@ -231,7 +231,8 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
         "",
         "Not corrected for their number: leads, no claims. Read a primary claim beside its parts: a difference of "
         "differences can be above 0 although both differences are losses, and in points and in percent (log) they may "
-        "disagree. The controls with teachers of other pictures, or never trained, must not lie above 0.",
+        "disagree. The controls with teachers of other pictures, or never "
+        "trained, must not lie above 0 by more than delta.",
         "",
         to_markdown(others) if len(others) else "None yet.",
         "",
@@ -246,12 +247,18 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
 
 
 def control_faults(sweep: Sweep, results: Mapping[int, Cells]) -> list[str]:
-    """Controls that come out as helping (interval above 0, at five seeds or more): then the study is broken."""
+    """Controls that come out as helping, at five seeds or more: then the study is broken.
+
+    Helping: the 95 % t-interval lies above 0 and the mean above delta, the smallest difference that matters.
+    """
     faults = []
     for name, claim in sweep.claims.items():
         values = list(effects(sweep, claim, results).values()) if name.startswith("control") else []
-        if len(values) >= 5 and t_interval(values).low > 0:
-            faults.append(f"{name} ({signed(sum(values) / len(values))} points)")
+        if len(values) < 5:
+            continue
+        known = t_interval(values)
+        if known.low > 0 and known.mean > sweep.delta.get(claim.metric, 0.0):
+            faults.append(f"{name} ({signed(known.mean)} points, {interval_text(known.low, known.high)})")
     return faults
 
 

@@ -274,7 +274,7 @@ def test_verdicts_and_broken_controls(tmp_path):
     found = claims.judge(tiny, steady)
     assert found["one"].verdict == "holds"  # start 7 against matching 2, every time
     assert found["two"].verdict == "does not hold"  # 4 against 5.5 and more
-    assert claims.control_faults(tiny, steady) == ["control, x (+7.0 points)"]
+    assert claims.control_faults(tiny, steady) == ["control, x (+7.0 points, +7.0 to +7.0)"]
     assert claims.control_faults(tiny, {seed: steady[seed] for seed in range(3)}) == []
     page = claims.claims_page(tiny, steady, "rvlr study", {})
     assert "- two: peaks." in page
