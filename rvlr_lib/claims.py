@@ -197,6 +197,7 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
     """
     from rvlr_lib.tables import to_markdown
 
+    faults = control_faults(sweep, results)
     found, others = judge(sweep, results), others_table(sweep, results)
     whole = sum(all(str(cell) in cells for cell in sweep.cells()) for cells in results.values())
     hours = sum(cell.get("cpu_seconds", 0.0) for cells in results.values() for cell in cells.values()) / 3600
@@ -235,6 +236,12 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
         "trained, must not lie above 0 by more than delta.",
         "",
         to_markdown(others) if len(others) else "None yet.",
+        "",
+        "## Controls",
+        "",
+        *([f"- **{fault}** comes out as helping: so much is gained without the teachers, and has to be taken "
+           "off every gain of distillation on that metric before it is believed." for fault in faults]
+          or ["- No control with five seeds comes out as helping."]),
         "",
         "## How often the rule is wrong",
         "",

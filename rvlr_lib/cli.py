@@ -182,7 +182,7 @@ def _report(arguments: Namespace) -> int:
         insert_between(arguments.insert, "claims", to_markdown(short))
     faults = control_faults(sweep, results)
     if faults:
-        print(f"the study is broken: these controls come out as helping: {', '.join(faults)}", file=sys.stderr)
+        print(f"controls that come out as helping, so something is wrong: {', '.join(faults)}", file=sys.stderr)
     return 1 if faults else 0
 
 
