@@ -365,11 +365,14 @@ def _only(names: Iterable[str], valid: Iterable[str], what: str) -> None:
         raise ValueError(f"{what} {wrong[0]!r}; valid: {', '.join(map(str, valid))}")
 
 
-def open_results(folder: str | Path = "", profile: str = "study") -> tuple[Sweep, dict[int, dict[str, Any]]] | None:
+def open_results(
+    folder: str | Path = "", dataset: str = "scenes", profile: str = "study"
+) -> tuple[Sweep, dict[int, dict[str, Any]]] | None:
     """The plan of a study and what its seeds found, for a notebook; None, and a line that says so, where there is none.
 
     Args:
         folder: of ``seed-<n>.json``; empty: the results that come with the checkout.
+        dataset: that is looked at; a study of another one is not shown.
         profile: whose ``study`` part is the plan.
     """
     checkout = Path(__file__).parents[1]
@@ -379,6 +382,9 @@ def open_results(folder: str | Path = "", profile: str = "study") -> tuple[Sweep
         print(f"No results of the study in {place.name}: `rvlr study` makes them. What follows is one seed.")
         return None
     sweep = load_sweep(plan)
+    if sweep.dataset != dataset:
+        print(f"The study is of {sweep.dataset}; for {dataset} there is none, what follows is one seed.")
+        return None
     results = read_results(place, sweep)
     whole = sum(len(cells) == len(sweep.cells()) for cells in results.values())
     print(f"The study on {sweep.dataset}: {len(results)} seeds ({whole} whole) of {sweep.seeds} planned.")
