@@ -84,7 +84,9 @@ def cached(root: Path, stage: str, parts: Mapping[str, Any], module: str, comput
     if (folder / "parts.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{key}.lock").open("w") as lock:
+    locks = root / "cache" / "locks"
+    locks.mkdir(exist_ok=True)
+    with (locks / f"{stage}-{key}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be computing it: wait and take its result
         if (folder / "parts.json").is_file():
             return folder
