@@ -121,10 +121,10 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
     known = {item.name: item for item in dataclasses.fields(Sweep)}
     needed = [name for name, item in known.items() if item.default is item.default_factory is dataclasses.MISSING]
     _only(plan, known, f"{path}: unknown key of 'study'")
-    _only(needed, plan, f"{path}: 'study' lacks")
+    _needs(needed, plan, f"{path}: 'study'")
     for name, claim in plan["claims"].items():
         _only(claim, [item.name for item in dataclasses.fields(Claim)], f"{path}: claim {name}: unknown key")
-        _only(("text", "metric", "effect"), claim, f"{path}: claim {name} lacks")
+        _needs(("text", "metric", "effect"), claim, f"{path}: claim {name}")
     claims = {name: Claim(**claim) for name, claim in plan["claims"].items()}
     sweep = Sweep(**plan | {"claims": claims, "overrides": {**plan.get("overrides", {}), **(overrides or {})}})
     references = ("start", "teachers", "floor", "ceiling")
@@ -356,6 +356,12 @@ def _quiet(threads: int) -> None:
 
     torch.set_num_threads(threads)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _needs(names: Iterable[str], there: Iterable[str], what: str) -> None:
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise ValueError(f"{what} lacks {', '.join(map(repr, missing))}")
 
 
 def _only(names: Iterable[str], valid: Iterable[str], what: str) -> None:

@@ -283,6 +283,14 @@ def test_verdicts_and_broken_controls(tmp_path):
     assert table.loc["two", "effect, points"].startswith("−")
 
 
+def test_a_cell_keeps_recall_over_clusters(finished, monkeypatch):
+    """What the record holds is what the picture, and not the caption, as the unit gives."""
+    folder, path = finished
+    monkeypatch.setattr("rvlr_lib.evaluation.cluster_recall", lambda *_: {"t2i/R@1": 1.25, "r_mean": 2.5})
+    found = sweep.compute_cell(sweep.load_sweep(path), sweep.Cell("text", "matching"), 0, "cpu", str(folder / "runs"))
+    assert (found["metrics"]["latent"]["t2i/R@1"], found["metrics"]["latent"]["r_mean"]) == (1.25, 2.5)
+
+
 def test_records_are_small(finished):
     folder, _ = finished
     path = folder / "runs" / "tiny" / "seeds" / "seed-0.json"
