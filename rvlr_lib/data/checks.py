@@ -116,7 +116,14 @@ def _pictures(found: Annotations, full: bool, allowed: int) -> list[Finding]:
     names = list(dict.fromkeys(entry.name for entry in found.entries))
     bar = partial(tqdm, total=len(names), desc="pictures", unit="file", disable=len(names) < 1000,
                   mininterval=0.5 if sys.stderr.isatty() else 15.0)  # fmt: skip
-    bad = faults(decode if full else check_header, found.root, names, bar)
+    flat: list[Path] = []
+
+    def look(path: Path) -> None:
+        colours = decode(path).getextrema()
+        if all(low == high for low, high in colours):
+            flat.append(path)
+
+    bad = faults(look if full else check_header, found.root, names, bar)
     missing = [why for why in bad.values() if " is missing" in why]
     unreadable = [why for why in bad.values() if " is missing" not in why]
     per_split = max(sum(entry.name in bad for entry in found.split(split)) for split in SPLITS)
@@ -124,10 +131,13 @@ def _pictures(found: Annotations, full: bool, allowed: int) -> list[Finding]:
     out = (f"to leave them out, counted: max_bad_pictures: {per_split} in an index (data/README.md)",) if spoils else ()
     findings = [Finding(what, len(group), spoils, (*group[:EXAMPLES], *out))
                 for what, group in (("missing pictures", missing), ("unreadable pictures", unreadable))]  # fmt: skip
-    within, across = _equal_files(found, [name for name in names if name not in bad])
-    texts = [[" = ".join(group) for group in groups[:EXAMPLES]] for groups in (within, across)]
-    return [*findings, Finding("equal picture files within a split, groups", len(within), False, tuple(texts[0])),
-            Finding("equal picture files in two splits, groups", len(across), True, tuple(texts[1]))]  # fmt: skip
+    names_of = [str(path.relative_to(found.root)) for path in sorted(flat)]
+    within, across = ([" = ".join(group) for group in groups]
+                      for groups in _equal_files(found, [name for name in names if name not in bad]))  # fmt: skip
+    others = (("pictures of a single colour (transparency lies on white)", names_of, False),
+              ("equal picture files within a split, groups", within, False),
+              ("equal picture files in two splits, groups", across, True))  # fmt: skip
+    return findings + [Finding(what, len(told), spoils, tuple(told[:EXAMPLES])) for what, told, spoils in others]
 
 
 def _equal_files(found: Annotations, names: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
