@@ -119,8 +119,7 @@ def _pictures(found: Annotations, full: bool, allowed: int) -> list[Finding]:
     flat: list[Path] = []
 
     def look(path: Path) -> None:
-        colours = decode(path).getextrema()
-        if all(low == high for low, high in colours):
+        if decode(path).getcolors(maxcolors=1):  # None of more than one
             flat.append(path)
 
     bad = faults(look if full else check_header, found.root, names, bar)
