@@ -24,8 +24,7 @@ from rvlr_lib.metrics.structure import (
     trustworthiness,
     uniformity,
 )
-from rvlr_lib.models.encoders import Towers, tokenize
-from rvlr_lib.models.student import Student
+from rvlr_lib.reranking import matching_scores as matching_scores
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.stages import Features
 
@@ -207,50 +206,6 @@ def structure(features: Features, references: Mapping[str, Features], dataset: I
     return _mean(rows)
 
 
-@torch.inference_mode()
-def matching_scores(
-    student: Student,
-    towers: Towers,
-    dataset: ImageTextDataset,
-    features: Features,
-    top_k: int,
-    device: torch.device,
-    *,
-    batch_size: int = 512,
-) -> tuple[Tensor, Tensor]:
-    """Re-rank the best ``top_k`` of every query by the matching head.
-
-    Candidates outside the shortlist keep their order below it (their cosine minus 100).
-
-    Returns:
-        ``scores_i2t [I, C]`` and ``scores_t2i [C, I]``: the positive matching logit inside the shortlist.
-    """
-    student.to(device).eval()
-    pixels = dataset.pixels(torch.arange(len(dataset)), towers.image_size)
-    token_ids = tokenize(towers.tokenizer, dataset.captions)
-    image_tokens = torch.cat(
-        [_tokens(student.encode_image(part.to(device).float() / 255, tokens=True)) for part in pixels.split(batch_size)]
-    )
-    cosine = features[0] @ features[1].T
-    results = []
-    for scores, image_first in ((cosine, True), (cosine.T, False)):
-        shortlist = scores.topk(min(top_k, scores.shape[1]), dim=1).indices
-        queries = torch.arange(len(scores)).repeat_interleave(shortlist.shape[1])
-        candidates = shortlist.flatten()
-        image_rows, caption_rows = (queries, candidates) if image_first else (candidates, queries)
-        logits = []
-        for start in range(0, len(queries), batch_size):
-            part = slice(start, start + batch_size)
-            texts = student.encode_text(token_ids[caption_rows[part]].to(device), tokens=True)
-            assert texts.tokens is not None
-            assert texts.mask is not None
-            logits.append(student.match(image_tokens[image_rows[part]], texts.tokens, texts.mask)[0][:, 1].cpu())
-        reranked = scores - 100
-        reranked[queries, candidates] = torch.cat(logits).float()
-        results.append(reranked)
-    return results[0], results[1]
-
-
 def galleries(features: Features, dataset: ImageTextDataset) -> list[tuple[ImageTextDataset, Features]]:
     """Each gallery of a data set with its rows of the features."""
     if dataset.galleries is None:
@@ -261,11 +216,6 @@ def galleries(features: Features, dataset: ImageTextDataset) -> list[tuple[Image
         texts = torch.as_tensor(np.flatnonzero(dataset.galleries[dataset.caption_image] == number))
         parts.append((gallery, (features[0][images], features[1][texts])))
     return parts
-
-
-def _tokens(encoded: Any) -> Tensor:
-    assert encoded.tokens is not None
-    return encoded.tokens
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
