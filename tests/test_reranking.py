@@ -77,7 +77,7 @@ def test_scores_are_those_of_one_padded_pair_at_a_time(towers, emoji, features, 
 def test_parts_of_pictures_and_captions_change_nothing(towers, emoji, features, monkeypatch):
     student = a_student(towers, 2)
     whole = matching_scores(student, towers, emoji, features, TOP_K, CPU)
-    monkeypatch.setattr(reranking, "PICTURES_AT_ONCE", 2)
+    monkeypatch.setattr(reranking, "PICTURES_AT_ONCE", 3)
     monkeypatch.setattr(reranking, "CAPTIONS_AT_ONCE", 9)
     monkeypatch.setattr(reranking, "TOKENS_AT_ONCE", 30)
     monkeypatch.setattr(reranking, "QUERIES_AT_ONCE", 11)
@@ -85,10 +85,10 @@ def test_parts_of_pictures_and_captions_change_nothing(towers, emoji, features, 
     parts = []
     taken = reranking._picture_parts
     monkeypatch.setattr(reranking, "_picture_parts", lambda *a: (parts.append(len(p[1][0][0])) or p for p in taken(*a)))
-    in_parts = matching_scores(student, towers, emoji, features, TOP_K, CPU, memory_limit=2 * per_picture / 1e9)
-    assert parts[:20] == [2] * 20
-    assert len(parts) > 20  # and again for the next part of captions
-    assert len(parts) % 20 == 0
+    in_parts = matching_scores(student, towers, emoji, features, TOP_K, CPU, memory_limit=3 * per_picture / 1e9)
+    assert parts[:14] == [3] * 13 + [1]
+    assert len(parts) > 14  # and again for the next part of captions
+    assert len(parts) % 14 == 0
     for ours, theirs in zip(in_parts, whole, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
