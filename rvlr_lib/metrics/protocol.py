@@ -202,24 +202,25 @@ class _World:
         yield "i2it", *mixed, torch.cat([self_image, torch.zeros_like(own)], 1)
         t2i = self.scores_t2i if matching else None
         if transposed:
-            cross = z[rows] @ w[self.q].T if t2i is None else t2i[self.q][:, rows].T
+            cross = z[rows] @ w[self.q].T if t2i is None else t2i[self.q, rows[:, None]]
         else:
             cross = w[q] @ z.T if t2i is None else t2i[q]
-        to_images = R[self.q][:, rows].T if transposed else R[q]
+        to_images = R[self.q, rows[:, None]] if transposed else R[q]
         mixed = torch.cat([text_text, cross], 1), torch.cat([texts, to_images], 1)
         yield "t2it", *mixed, torch.cat([self_text, torch.zeros_like(self_image)], 1)
 
     def official(self, rows: Tensor) -> Iterator[GradedList]:
         """The lists of the official protocol for the query rows."""
         z, w, R, q = self.z, self.w, self.relevance, self.q[rows]
-        to_captions, from_first = R.T[rows], R[self.q]
+        to_captions = R.T[rows]
+        to_images, from_images = R[q], R[self.q, rows[:, None]]
         image_image, text_text = z[rows] @ z.T, w[q] @ w.T
         cross = z[rows] @ w.T if self.scores_i2t is None else self.scores_i2t[rows]
-        yield "i2it", torch.cat([image_image, cross], 1), torch.cat([from_first[rows], to_captions], 1), None
-        cross = z[rows] @ w[self.q].T if self.scores_t2i is None else self.scores_t2i[self.q][:, rows].T
-        yield "t2it", torch.cat([text_text, cross], 1), torch.cat([to_captions, from_first[:, rows].T], 1), None
+        yield "i2it", torch.cat([image_image, cross], 1), torch.cat([to_images, to_captions], 1), None
+        cross = z[rows] @ w[self.q].T if self.scores_t2i is None else self.scores_t2i[self.q, rows[:, None]]
+        yield "t2it", torch.cat([text_text, cross], 1), torch.cat([to_captions, from_images], 1), None
         for name, scores, graded, self_index in (
-            ("i2i", image_image, from_first[rows], rows),
+            ("i2i", image_image, to_images, rows),
             ("t2t", text_text, to_captions, q),
         ):
             is_self = _at(self_index, scores.shape[1])
