@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,15 @@ class Row:
     met: bool | None
     notes: str = ""
     values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def equal(self) -> bool:
+        """Whether both sides gave the same, as far as both gave something to compare."""
+        return bool(self.values.get("difference", 0) <= self.values.get("allowed_difference", 0))
+
+    def without_goal(self) -> "Row":
+        """As measured at another size than the claim's: only equality counts."""
+        return replace(self, met=None if self.equal else False)
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,18 @@ def rounded(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
+def duration(seconds: float) -> str:
+    """A time with its unit.
+
+    >>> duration(2e-8), duration(0.0123), duration(61.2)
+    ('20 ns', '12 ms', '61 s')
+    """
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{rounded(seconds / size)} {unit}"
+    return f"{rounded(seconds / 1e-9)} ns"
+
+
 def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     """Largest absolute difference over the same keys; infinite where a key is missing or a value is no number."""
     if ours.keys() != theirs.keys():
@@ -143,7 +164,7 @@ def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
 def in_child(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
     """Call a module's function in a process of its own, whose peak memory is then its own too."""
     code = (
-        "import importlib, json, sys; from benchmarks._harness import *; name, function, *rest = json.loads(sys.argv[1]);"
+        "import importlib, json, sys; name, function, *rest = json.loads(sys.argv[1]);"
         "print(json.dumps(getattr(importlib.import_module(name), function)(*rest)))"
     )
     call = json.dumps([function.__module__, function.__name__, *arguments])
@@ -157,6 +178,9 @@ def in_child(function: Callable[..., dict[str, float]], *arguments: Any) -> dict
 
 def peak_gb() -> float:
     """Most memory that this process has held so far, GB (10⁹ bytes)."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux's getrusage starts a child at its parent's peak
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
 
@@ -196,10 +220,10 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown; "missed" is said plainly."""
     verdict = {True: "yes", False: "**missed**", None: "–"}
     lines = ["| what | against | goal | measured | reached | notes |", "| --- | --- | --- | ---: | --- | --- |"]
-    lines += [
-        f"| {row.what} | {row.against} | {row.goal} | {row.measured} | {verdict[row.met]} | {row.notes} |"
-        for row in rows
-    ]
+    for row in rows:
+        lines.append(
+            "| " + " | ".join([row.what, row.against, row.goal, row.measured, verdict[row.met], row.notes]) + " |"
+        )
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from benchmarks._harness import Options, Row, alternate, speed_row
+from benchmarks._harness import Options, Row, alternate, duration, speed_row
 from rvlr_lib.losses import sample_hard_negatives
 
 
@@ -55,6 +55,6 @@ def rows(options: Options) -> list[Row]:
             timing.ratio,
             3.5,
             equal=(max(gaps), 1e-4),
-            notes=f"{timing.ours:.2g} s and {timing.theirs:.2g} s",
+            notes=f"{duration(timing.ours)} and {duration(timing.theirs)}",
         )
     ]

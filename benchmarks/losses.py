@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._harness import Options, Row, alternate, in_child, peak_gb, speed_row
+from benchmarks._harness import Options, Row, alternate, duration, in_child, peak_gb, speed_row
 from rvlr_lib import losses
 
 TEMPERATURE, RELATIONS = 0.07, 0.07
@@ -121,7 +121,7 @@ def rows(options: Options) -> list[Row]:
     what, against = f"whole losses, batch {batch:,}, {device}", "the official formulas written plainly"
     return [
         speed_row(f"{what}, time", against, timing.ratio, 1, equal=(gap, 1e-4),
-                  notes=f"relative; {1000 * timing.ours:.0f} and {1000 * timing.theirs:.0f} ms"),
+                  notes=f"relative; {duration(timing.ours)} and {duration(timing.theirs)}"),
         speed_row(f"{what}, peak memory", against, sides["plain"] / max(sides["ours"], 1e-6), 2,
                   notes=f"{1000 * sides['ours']:.0f} and {1000 * sides['plain']:.0f} MB beside the inputs"),
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from benchmarks._harness import Options, Row, alternate, speed_row
+from benchmarks._harness import Options, Row, alternate, duration, speed_row
 from rvlr_lib.models.fusion import FusionEncoder
 from rvlr_lib.reranking import PackedTexts, score_pairs
 
@@ -44,6 +44,6 @@ def rows(options: Options) -> list[Row]:
             timing.ratio,
             3,
             equal=(float((timing.our_result - timing.their_result).abs().max()), 1e-5),
-            notes=f"{1000 * timing.ours / pairs:.2g} and {1000 * timing.theirs / pairs:.2g} ms a pair; towers not counted",
+            notes=f"{duration(timing.ours / pairs)} and {duration(timing.theirs / pairs)} a pair; towers not counted",
         )
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks._harness import Options, Row, alternate, in_child, limit_row, peak_gb, speed_row
+from benchmarks._harness import Options, Row, alternate, duration, in_child, limit_row, peak_gb, speed_row
 from rvlr_lib.data import clean_caption, load_dataset, rouge_l_relevance
 
 
@@ -53,7 +53,7 @@ def rows(options: Options) -> list[Row]:
         theirs / ours,
         1500,
         equal=(float(np.abs(found - best).max()), 1e-6),
-        notes=f"{1e9 * ours:.0f} ns and {1e6 * theirs:.0f} µs a pair",
+        notes=f"{duration(ours)} and {duration(theirs)} a pair",
         captions=source,
     )
     path = None if options.captions is None else str(options.captions)

@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks._harness import Options, Row, alternate, skipped, speed_row
+from benchmarks._harness import Options, Row, alternate, duration, skipped, speed_row
 from rvlr_lib.reranking import shortlist
 from rvlr_lib.similarity import unit_rows
 
@@ -31,6 +31,6 @@ def rows(options: Options) -> list[Row]:
             timing.ratio,
             0.9,
             equal=(others, 0),
-            notes=f"{1e6 * timing.ours / queries:.0f} and {1e6 * timing.theirs / queries:.0f} µs a query",
+            notes=f"{duration(timing.ours / queries)} and {duration(timing.theirs / queries)} a query",
         )
     ]

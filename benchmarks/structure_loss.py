@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._harness import Options, Row, alternate, speed_row
+from benchmarks._harness import Options, Row, alternate, duration, speed_row
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "losses"))
 from slow_losses import slow_hard_negatives, slow_structure
@@ -73,7 +73,7 @@ def rows(options: Options) -> list[Row]:
                 timing.ratio,
                 None,
                 equal=(gap, 1e-5),
-                notes=f"relative; {1000 * timing.ours:.0f} and {1000 * timing.theirs:.0f} ms",
+                notes=f"relative; {duration(timing.ours)} and {duration(timing.theirs)}",
             )
         )
     return found
