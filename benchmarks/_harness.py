@@ -1,5 +1,6 @@
 """What the benchmarks share: alternating runs and their medians, memory of a child process, the machine, the table."""
 
+import contextlib
 import importlib
 import json
 import math
@@ -176,13 +177,26 @@ def in_child(function: Callable[..., dict[str, float]], *arguments: Any) -> dict
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def peak_gb() -> float:
-    """Most memory that this process has held so far, GB (10⁹ bytes)."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # Linux's getrusage starts a child at its parent's peak
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
+class PeakMemory:
+    """Most memory that a block takes beside what the process held before it, GB (10⁹ bytes), as ``peak.gb``."""
+
+    gb = math.nan
+
+    def __enter__(self) -> "PeakMemory":
+        with contextlib.suppress(OSError):  # Linux: forget the peak so far, imports and all
+            Path("/proc/self/clear_refs").write_text("5")
+        self.before = self._read("VmRSS")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.gb = max(0.0, self._read("VmHWM") - self.before)
+
+    @staticmethod
+    def _read(key: str) -> float:
+        status = Path("/proc/self/status")
+        if status.is_file():  # Linux's getrusage starts a child at its parent's peak
+            return int(status.read_text().split(f"{key}:")[1].split()[0]) * 1024 / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def machine() -> dict[str, Any]:

@@ -11,13 +11,14 @@ import numpy as np
 
 from benchmarks._harness import (
     Options,
+    PeakMemory,
     Row,
     alternate,
     duration,
     in_child,
     largest_difference,
     limit_row,
-    peak_gb,
+    rounded,
     speed_row,
 )
 from rvlr_lib.metrics import evaluate_retrieval
@@ -119,7 +120,7 @@ def rows(options: Options) -> list[Row]:
     large, few = options.pick((60, 6), (1000, 10), (5000, 10))
     repeats = options.pick(1, 1, 3)
     memory = in_child(whole_suite, large)
-    note = f"all lists in {duration(memory['s'])}, memory beside the imports and {memory['inputs_gb']:.1f} GB of inputs"
+    note = f"all lists in {duration(memory['s'])}, {rounded(memory['inputs_gb'])} GB of it are the inputs"
     return [
         comparison(small, sampled, repeats, 30),
         comparison(small, max(10, sampled // 5), repeats, 30, look=False),
@@ -131,7 +132,8 @@ def rows(options: Options) -> list[Row]:
 def whole_suite(images: int) -> dict[str, float]:
     """Seconds and peak memory of the corrected protocol, which has the most lists."""
     inputs = [part.astype(np.float32) if part.dtype == np.float64 else part for part in world(images)]
-    before, begin = peak_gb(), time.perf_counter()
-    evaluate_retrieval(*inputs)
     used = sum(part.nbytes for part in inputs) / 1e9
-    return {"s": time.perf_counter() - begin, "GB": peak_gb() - before, "inputs_gb": used}
+    begin = time.perf_counter()
+    with PeakMemory() as peak:
+        evaluate_retrieval(*inputs)
+    return {"s": time.perf_counter() - begin, "GB": peak.gb + used, "inputs_gb": used}

@@ -15,7 +15,7 @@ from rvlr_lib.metrics import evaluate_folds, evaluate_retrieval
 ROOT = Path(__file__).parents[1]
 MEMORY = """
 import sys, torch
-from benchmarks._harness import peak_gb as peak
+from benchmarks._harness import PeakMemory
 from rvlr_lib.metrics import evaluate_retrieval
 
 images, captions = 5000, 25000
@@ -24,9 +24,9 @@ z, w = (torch.randn(n, 256, generator=generator) for n in (images, captions))
 relevance = torch.rand(captions, images, generator=generator)
 owner = torch.arange(images).repeat_interleave(5)
 evaluate_retrieval(z[:50], w[:250], owner[:250], relevance[:250, :50])
-before = peak()
-evaluate_retrieval(z, w, owner, relevance, protocol=sys.argv[1])
-print(peak() - before)
+with PeakMemory() as peak:
+    evaluate_retrieval(z, w, owner, relevance, protocol=sys.argv[1])
+print(peak.gb)
 """
 
 
