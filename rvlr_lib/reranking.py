@@ -11,7 +11,7 @@ from rvlr_lib.models.encoders import Towers, tokenize
 from rvlr_lib.models.fusion import FusionEncoder
 from rvlr_lib.models.student import Student
 
-PICTURES_AT_ONCE = 32  # through the tower: a Swin-B at 384 px takes about 20 MB of activations for each
+PIXELS_AT_ONCE = 8 * 384**2  # through the tower: a Swin-B at 384 px takes 110 MB of activations for each picture
 CAPTIONS_AT_ONCE = 512
 TOKENS_AT_ONCE = 4096  # through the fusion encoder: pairs of one length are put together up to that many text tokens
 QUERIES_AT_ONCE = 1024  # rows of scores that are ranked together
@@ -195,7 +195,7 @@ def _picture_parts(
     assert student.fusion is not None
     room: Tensor | None = None
     first = used = 0
-    for rows in torch.arange(len(dataset)).split(PICTURES_AT_ONCE):
+    for rows in torch.arange(len(dataset)).split(max(1, PIXELS_AT_ONCE // towers.image_size**2)):
         pixels = dataset.pixels(rows, towers.image_size).to(device).float() / 255
         encoded = student.encode_image(pixels, tokens=True)
         assert encoded.tokens is not None

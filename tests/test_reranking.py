@@ -77,7 +77,7 @@ def test_scores_are_those_of_one_padded_pair_at_a_time(towers, emoji, features, 
 def test_parts_of_pictures_and_captions_change_nothing(towers, emoji, features, monkeypatch):
     student = a_student(towers, 2)
     whole = matching_scores(student, towers, emoji, features, TOP_K, CPU)
-    monkeypatch.setattr(reranking, "PICTURES_AT_ONCE", 3)
+    monkeypatch.setattr(reranking, "PIXELS_AT_ONCE", 3 * towers.image_size**2)
     monkeypatch.setattr(reranking, "CAPTIONS_AT_ONCE", 9)
     monkeypatch.setattr(reranking, "TOKENS_AT_ONCE", 30)
     monkeypatch.setattr(reranking, "QUERIES_AT_ONCE", 11)
