@@ -6,7 +6,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: setup reproduce test lab format check clean help
+.PHONY: setup reproduce test bench lab format check clean help
 
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { \
@@ -29,6 +29,9 @@ reproduce: $(STAMP) ## run the study headless: PROFILE=quick (default), smoke, .
 test: $(STAMP) ## run all tests, the notebooks with tiny settings among them
 	@$(BIN)/python -m pytest $(ARGS)
 
+bench: $(STAMP) ## measure speed and memory on this machine into PERFORMANCE.md: ARGS=--quick for a first look
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
 
@@ -47,4 +50,4 @@ clean: ## remove the tools' caches; the environment and runs/ stay
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Settings: PYTHON=$(PYTHON)  VENV=$(VENV)  PROFILE=$(PROFILE)  ARGS='more arguments for reproduce or test'"
+	@echo "Settings: PYTHON=$(PYTHON)  VENV=$(VENV)  PROFILE=$(PROFILE)  ARGS='more arguments for reproduce, test or bench'"

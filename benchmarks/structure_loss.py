@@ -1,16 +1,15 @@
 """Hard-negative sampling and the structure loss, forward and backward, against the slow twin of the tests.
 
 The twin samples one negative per call and, for ``wasserstein``, loops over the rows. Both sides run in turn
-(A B A B ...) on the same inputs; only the ratio of the medians means anything on another machine.
+on the same inputs.
 """
 
-import argparse
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
+
+from benchmarks._harness import Options, Row, alternate, duration, speed_row
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "losses"))
 from slow_losses import slow_hard_negatives, slow_structure
@@ -54,30 +53,27 @@ def step(sample, structure, distance: str, x, scalars, ids) -> float:
     return loss.item()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1024], help="batch sizes (default 1024)")
-    parser.add_argument("--distance", nargs="+", default=["mae", "wasserstein"], help="default mae wasserstein")
-    parser.add_argument("--width", type=int, default=768, help="width of the student's features (default 768)")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each side (default 7)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    args = parser.parse_args()
-    sides = ((slow_hard_negatives, slow_structure), (sample_hard_negatives, structure_distillation_loss))
-    print(f"{'distance':14} {'batch':>6} {'slow ms':>9} {'ours ms':>9} {'ratio':>6}  loss agrees to")
-    for batch in args.batch:
-        data = inputs(batch, args.width, args.device)
-        for distance in args.distance:
-            losses = [step(*side, distance, *data) for side in sides]  # warm-up
-            times: list[list[float]] = [[], []]
-            for _ in range(args.repeats):
-                for side, spent in zip(sides, times, strict=True):
-                    begin = time.perf_counter()
-                    step(*side, distance, *data)  # ends with .item(), so the device has finished
-                    spent.append(1000 * (time.perf_counter() - begin))
-            slow, ours = (statistics.median(spent) for spent in times)
-            gap = abs(losses[0] - losses[1]) / abs(losses[0])
-            print(f"{distance:14} {batch:6} {slow:9.1f} {ours:9.1f} {slow / ours:6.2f}  {gap:.0e}")
-
-
-if __name__ == "__main__":
-    main()
+def rows(options: Options) -> list[Row]:
+    """Both distances that the official scripts use; nothing was promised of them alone."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch = options.pick(12, 256, 1024)
+    data = inputs(batch, 768, device)
+    found = []
+    for distance in ("mae", "wasserstein"):
+        timing = alternate(
+            lambda distance=distance: step(sample_hard_negatives, structure_distillation_loss, distance, *data),
+            lambda distance=distance: step(slow_hard_negatives, slow_structure, distance, *data),
+            options.repeats,
+        )
+        gap = abs(timing.our_result - timing.their_result) / abs(timing.their_result)
+        found.append(
+            speed_row(
+                f"sampling + structure loss, {distance}, batch {batch:,}, {device}",
+                "the tests' slow twin",
+                timing.ratio,
+                None,
+                equal=(gap, 1e-5),
+                notes=f"relative; {duration(timing.ours)} and {duration(timing.theirs)}",
+            )
+        )
+    return found

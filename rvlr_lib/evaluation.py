@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from rvlr_lib.data.pairs import ImageTextDataset
 from rvlr_lib.data.relevance import category_relevance, rouge_l_relevance
 from rvlr_lib.data.truth import bayes_ceiling
+from rvlr_lib.metrics.folds import evaluate_folds
 from rvlr_lib.metrics.protocol import evaluate_retrieval
-from rvlr_lib.metrics.ranking import recall_at_k
+from rvlr_lib.metrics.ranking import average, recall_at_k
 from rvlr_lib.metrics.statistics import cluster_mean
 from rvlr_lib.metrics.structure import (
     alignment,
@@ -24,13 +26,15 @@ from rvlr_lib.metrics.structure import (
     trustworthiness,
     uniformity,
 )
-from rvlr_lib.models.encoders import Towers, tokenize
-from rvlr_lib.models.student import Student
+from rvlr_lib.reranking import matching_scores as matching_scores
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.stages import Features
 
 NEIGHBOURS = 10
+FOLD_SIZE = {"coco": 1000}  # COCO 1K: its 5,000 pictures are reported as one gallery and as five of that size
 SINGLE_MODAL = ("i2i/", "t2t")
+CROSS_MODAL = ("i2t/", "t2i/", "r_mean")
+ROWS = 512  # of scores, ranked at once
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,20 @@ class Relevance:
 
 
 def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
-    """The relevances known for a data set, the headline one first.
+    """The relevances known for a data set, the headline one first; computed once and kept as long as the data set is.
 
     Scenes: the truths, ``latent`` (whole scenes) and ``shown`` (what each view tells). Others: ``rouge_l`` and, where
     there are categories, ``category``, which does not reward wording.
     """
+    if gallery not in _KNOWN:
+        _KNOWN[gallery] = _relevances(gallery)
+    return _KNOWN[gallery]
+
+
+_KNOWN: WeakKeyDictionary[ImageTextDataset, dict[str, Relevance]] = WeakKeyDictionary()
+
+
+def _relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
     if gallery.scene is not None:
         truths = {kind: gallery.scene.truth(kind) for kind in ("latent", "shown")}
         return {
@@ -70,6 +83,8 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Every retrieval figure, a dict per relevance, each a mean over the galleries of the data set.
 
+    COCO also gets ``rouge_l_1k``: the mean over five disjoint folds of 1,000 pictures, beside the whole 5,000.
+
     Args:
         features: of pictures ``[I, D]`` and captions ``[C, D]``, unit rows.
         dataset: what the features are of.
@@ -87,30 +102,32 @@ def evaluate(
     reports: dict[str, list[dict[str, float]]] = {}
     for gallery, (images, texts) in galleries(features, dataset):
         scores_i2t, scores_t2i = matching_scores or (None, None)
+        fold = FOLD_SIZE.get(gallery.name, len(gallery))
         for name, relevance in relevances(gallery).items():
-            report = evaluate_retrieval(
-                images,
-                texts,
-                torch.as_tensor(gallery.caption_image),
-                torch.as_tensor(relevance.caption_to_image),
-                scores_i2t=scores_i2t,
-                scores_t2i=scores_t2i,
-                image_relevance=None if relevance.image_to_image is None else torch.as_tensor(relevance.image_to_image),
-                text_relevance=None if relevance.text_to_text is None else torch.as_tensor(relevance.text_to_text),
-                **switches,
-            )
-            reports.setdefault(name, []).append(report)
+            square = {"image_relevance": relevance.image_to_image, "text_relevance": relevance.text_to_text}
+            inputs = (images, texts, gallery.caption_image, relevance.caption_to_image)
+            options = {"scores_i2t": scores_i2t, "scores_t2i": scores_t2i, **square, **switches}
+            reports.setdefault(name, []).append(evaluate_retrieval(*inputs, **options))
+            if fold < len(gallery) and len(gallery) % fold == 0:
+                report = evaluate_folds(*inputs, fold_size=fold, **options)
+                reports.setdefault(f"{name}_{_short(fold)}", []).append(report)
     return {name: _mean(rows) for name, rows in reports.items()}
 
 
 def cross_modal(
     features: Features, dataset: ImageTextDataset, matching_scores: tuple[Tensor, Tensor] | None
 ) -> dict[str, float] | None:
-    """Recall after re-ranking by the matching head; None without its scores."""
+    """Recall after re-ranking by the matching head, that of COCO 1K under ``1k/...``; None without its scores."""
     if matching_scores is None:
         return None
-    report = next(iter(evaluate(features, dataset, matching_scores=matching_scores).values()))
-    return {key: value for key, value in report.items() if key.startswith(("i2t/", "t2i/", "r_mean"))}
+    reports = evaluate(features, dataset, matching_scores=matching_scores)
+    headline = next(iter(reports))
+    found = {key: value for key, value in reports[headline].items() if key.startswith(CROSS_MODAL)}
+    fold = _short(FOLD_SIZE.get(dataset.name, 0))
+    for key, value in reports.get(f"{headline}_{fold}", {}).items():
+        if key.startswith(CROSS_MODAL):
+            found[f"{fold}/{key}"] = value
+    return found
 
 
 def cluster_recall(features: Features, dataset: ImageTextDataset) -> dict[str, float]:
@@ -125,8 +142,7 @@ def cluster_recall(features: Features, dataset: ImageTextDataset) -> dict[str, f
     rows = []
     for gallery, (images, texts) in galleries(features, dataset):
         scores, owner = texts @ images.T, torch.as_tensor(gallery.caption_image)
-        i2t = recall_at_k(scores.T, owner == torch.arange(len(images)).unsqueeze(1))
-        hits = recall_at_k(scores, owner, per_query=True)
+        i2t, hits = _recall_both_ways(scores, owner)
         t2i = {k: cluster_mean(values, gallery.caption_image) for k, values in hits.items()}
         values = {f"t2i/R@{k}": value for k, value in t2i.items()}
         values["t2i/R@mean"] = float(np.mean(list(t2i.values())))
@@ -207,50 +223,6 @@ def structure(features: Features, references: Mapping[str, Features], dataset: I
     return _mean(rows)
 
 
-@torch.inference_mode()
-def matching_scores(
-    student: Student,
-    towers: Towers,
-    dataset: ImageTextDataset,
-    features: Features,
-    top_k: int,
-    device: torch.device,
-    *,
-    batch_size: int = 512,
-) -> tuple[Tensor, Tensor]:
-    """Re-rank the best ``top_k`` of every query by the matching head.
-
-    Candidates outside the shortlist keep their order below it (their cosine minus 100).
-
-    Returns:
-        ``scores_i2t [I, C]`` and ``scores_t2i [C, I]``: the positive matching logit inside the shortlist.
-    """
-    student.to(device).eval()
-    pixels = dataset.pixels(torch.arange(len(dataset)), towers.image_size)
-    token_ids = tokenize(towers.tokenizer, dataset.captions)
-    image_tokens = torch.cat(
-        [_tokens(student.encode_image(part.to(device).float() / 255, tokens=True)) for part in pixels.split(batch_size)]
-    )
-    cosine = features[0] @ features[1].T
-    results = []
-    for scores, image_first in ((cosine, True), (cosine.T, False)):
-        shortlist = scores.topk(min(top_k, scores.shape[1]), dim=1).indices
-        queries = torch.arange(len(scores)).repeat_interleave(shortlist.shape[1])
-        candidates = shortlist.flatten()
-        image_rows, caption_rows = (queries, candidates) if image_first else (candidates, queries)
-        logits = []
-        for start in range(0, len(queries), batch_size):
-            part = slice(start, start + batch_size)
-            texts = student.encode_text(token_ids[caption_rows[part]].to(device), tokens=True)
-            assert texts.tokens is not None
-            assert texts.mask is not None
-            logits.append(student.match(image_tokens[image_rows[part]], texts.tokens, texts.mask)[0][:, 1].cpu())
-        reranked = scores - 100
-        reranked[queries, candidates] = torch.cat(logits).float()
-        results.append(reranked)
-    return results[0], results[1]
-
-
 def galleries(features: Features, dataset: ImageTextDataset) -> list[tuple[ImageTextDataset, Features]]:
     """Each gallery of a data set with its rows of the features."""
     if dataset.galleries is None:
@@ -263,9 +235,21 @@ def galleries(features: Features, dataset: ImageTextDataset) -> list[tuple[Image
     return parts
 
 
-def _tokens(encoded: Any) -> Tensor:
-    assert encoded.tokens is not None
-    return encoded.tokens
+def _short(count: int) -> str:
+    return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
+
+
+def _recall_both_ways(scores: Tensor, owner: Tensor) -> tuple[dict[int, float], dict[int, np.ndarray]]:
+    """From scores ``[C, I]``: mean recall of the pictures, and recall of each caption; a few rows at once."""
+    parts: tuple[dict[int, list], dict[int, list]] = {}, {}
+    for rows in torch.arange(scores.shape[1]).split(ROWS):
+        for k, hits in recall_at_k(scores[:, rows].T, owner == rows[:, None], per_query=True).items():
+            parts[0].setdefault(k, []).append(hits)
+    for rows in torch.arange(len(scores)).split(ROWS):
+        for k, hits in recall_at_k(scores[rows], owner[rows], per_query=True).items():
+            parts[1].setdefault(k, []).append(hits)
+    i2t, t2i = ({k: np.concatenate(found) for k, found in part.items()} for part in parts)
+    return average(i2t), t2i
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Retrieval and structure metrics on plain tensors and arrays, percent as Python floats; statistics over seeds."""
 
+from rvlr_lib.metrics.folds import evaluate_folds
 from rvlr_lib.metrics.protocol import evaluate_retrieval
 from rvlr_lib.metrics.ranking import ndcg_and_floor, ndcg_at_k, recall_at_k
 from rvlr_lib.metrics.statistics import (
@@ -31,6 +32,7 @@ __all__ = [
     "bootstrap_false_holds",
     "cluster_mean",
     "continuity",
+    "evaluate_folds",
     "evaluate_retrieval",
     "false_holds",
     "holm",

@@ -95,23 +95,26 @@ def evaluate_retrieval(
         raise ValueError(f"chunk_size must be 1 or more, got {chunk_size}")
 
     found: dict[str, list[np.ndarray]] = defaultdict(list)
-    for rows in torch.arange(images, device=world.z.device).split(chunk_size):
-        own = world.caption_image == rows[:, None]
-        scores = world.z[rows] @ world.w.T if world.scores_i2t is None else world.scores_i2t[rows]
+    for rows in _chunks(images, chunk_size):
+        own = world.caption_image == world.numbers(rows)[:, None]
+        cosines = world.z[rows] @ world.w.T
+        scores = cosines if world.scores_i2t is None else world.scores_i2t[rows]
         for k, hits in recall_at_k(scores, own, ks_recall, per_query=True).items():
             found[f"i2t/R@{k}"].append(hits)
         switches = mixed_t2it == "transposed", mixed_scores == "matching"
         lists = (
-            world.official(rows) if official else world.corrected(rows, own, image_relevance, text_relevance, *switches)
+            world.official(rows, scores)
+            if official
+            else world.corrected(rows, own, cosines, image_relevance, text_relevance, *switches)
         )
         for name, scores, graded, exclude in lists:
-            for k, (value, floor) in ndcg_and_floor(scores, graded, ks_ndcg, exclude, numpy_ties=official).items():
+            for k, (value, floor) in ndcg_and_floor(scores, graded, ks_ndcg, exclude, official=official).items():
                 value[~world.captioned[rows].cpu().numpy()] = np.nan
                 found[f"{name}/NDCG@{k}"].append(value)
                 if not official:
                     room = np.where(floor < 100 - 1e-9, 100 - floor, np.nan)
                     found[f"{name}/NDCG@{k}/above_floor"].append(100 * (value - floor) / room)
-    for rows in torch.arange(captions, device=world.z.device).split(chunk_size):
+    for rows in _chunks(captions, chunk_size):
         scores = world.w[rows] @ world.z.T if world.scores_t2i is None else world.scores_t2i[rows]
         for k, hits in recall_at_k(scores, world.caption_image[rows], ks_recall, per_query=True).items():
             found[f"t2i/R@{k}"].append(hits)
@@ -169,6 +172,10 @@ class _World:
             captioned=first < len(w),
         )
 
+    def numbers(self, rows: slice) -> Tensor:
+        """The rows of a chunk as indices."""
+        return torch.arange(rows.start, rows.stop, device=self.z.device)
+
     def mean_relevance(self) -> Tensor:
         """``[I, I]``: relevance of image ``j`` averaged over the captions of image ``i``, both ways."""
         counts = torch.bincount(self.caption_image, minlength=len(self.z))
@@ -179,51 +186,59 @@ class _World:
 
     def corrected(
         self,
-        rows: Tensor,
+        rows: slice,
         own: Tensor,
+        cosines: Tensor,
         image_relevance: Tensor,
         text_relevance: Tensor | None,
         transposed: bool,
         matching: bool,
     ) -> Iterator[GradedList]:
-        """The lists of the corrected protocol for the query rows; ``own``: their captions, ``[q, C]``."""
-        z, w, R, q = self.z, self.w, self.relevance, self.q[rows]
-        self_image = _at(rows, len(z))
+        """The lists of the corrected protocol for the query rows.
+
+        ``own [q, C]``: their captions; ``cosines [q, C]``: with all captions.
+        """
+        z, w, R, q, numbers = self.z, self.w, self.relevance, self.q[rows], self.numbers(rows)
+        self_image = _at(numbers, len(z))
         self_text = _at(q, len(w))
-        to_captions = R.T[rows]
+        to_captions = R[:, rows].T.contiguous()
         texts = to_captions if text_relevance is None else text_relevance[q]
         image_image, text_text, images = z[rows] @ z.T, w[q] @ w.T, image_relevance[rows]
         yield "i2i", image_image, images, self_image
         yield "t2t", text_text, texts, self_text
         yield "t2t_no_siblings", text_text, texts, own
         i2t = self.scores_i2t if matching else None
-        cross = z[rows] @ w.T if i2t is None else i2t[rows]
+        cross = cosines if i2t is None else i2t[rows]
         mixed = torch.cat([image_image, cross], 1), torch.cat([images, to_captions], 1)
         yield "i2it", *mixed, torch.cat([self_image, torch.zeros_like(own)], 1)
         t2i = self.scores_t2i if matching else None
         if transposed:
-            cross = z[rows] @ w[self.q].T if t2i is None else t2i[self.q][:, rows].T
+            cross = z[rows] @ w[self.q].T if t2i is None else t2i[self.q, numbers[:, None]]
         else:
             cross = w[q] @ z.T if t2i is None else t2i[q]
-        to_images = R[self.q][:, rows].T if transposed else R[q]
+        to_images = R[self.q, numbers[:, None]] if transposed else R[q]
         mixed = torch.cat([text_text, cross], 1), torch.cat([texts, to_images], 1)
         yield "t2it", *mixed, torch.cat([self_text, torch.zeros_like(self_image)], 1)
 
-    def official(self, rows: Tensor) -> Iterator[GradedList]:
-        """The lists of the official protocol for the query rows."""
-        z, w, R, q = self.z, self.w, self.relevance, self.q[rows]
-        to_captions, from_first = R.T[rows], R[self.q]
+    def official(self, rows: slice, cross: Tensor) -> Iterator[GradedList]:
+        """The lists of the official protocol for the query rows; ``cross [q, C]``: their scores of all captions."""
+        z, w, R, q, numbers = self.z, self.w, self.relevance, self.q[rows], self.numbers(rows)
+        to_captions = R[:, rows].T.contiguous()
+        to_images, from_images = R[q], R[self.q, numbers[:, None]]
         image_image, text_text = z[rows] @ z.T, w[q] @ w.T
-        cross = z[rows] @ w.T if self.scores_i2t is None else self.scores_i2t[rows]
-        yield "i2it", torch.cat([image_image, cross], 1), torch.cat([from_first[rows], to_captions], 1), None
-        cross = z[rows] @ w[self.q].T if self.scores_t2i is None else self.scores_t2i[self.q][:, rows].T
-        yield "t2it", torch.cat([text_text, cross], 1), torch.cat([to_captions, from_first[:, rows].T], 1), None
+        yield "i2it", torch.cat([image_image, cross], 1), torch.cat([to_images, to_captions], 1), None
+        cross = z[rows] @ w[self.q].T if self.scores_t2i is None else self.scores_t2i[self.q, numbers[:, None]]
+        yield "t2it", torch.cat([text_text, cross], 1), torch.cat([to_captions, from_images], 1), None
         for name, scores, graded, self_index in (
-            ("i2i", image_image, from_first[rows], rows),
+            ("i2i", image_image, to_images, numbers),
             ("t2t", text_text, to_captions, q),
         ):
             is_self = _at(self_index, scores.shape[1])
             yield name, scores.masked_fill(is_self, 0), graded.masked_fill(is_self, 0), None
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + size, count)) for begin in range(0, count, size))
 
 
 def _at(index: Tensor, width: int) -> Tensor:

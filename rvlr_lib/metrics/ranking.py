@@ -79,12 +79,12 @@ def ndcg_at_k(
 
 @torch.no_grad()
 def ndcg_and_floor(
-    scores, relevance, ks: Sequence[int] = (10, 20, 50), exclude=None, *, numpy_ties: bool = False
+    scores, relevance, ks: Sequence[int] = (10, 20, 50), exclude=None, *, official: bool = False
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """NDCG of each query and its floor, the exact expectation of a random ranking; arguments as :func:`ndcg_at_k`.
 
-    ``numpy_ties`` breaks ties by ``numpy.argsort(scores)[::-1]`` as the official code does: an arbitrary order, but
-    float32 cosines do tie, and only this order gives the official numbers.
+    ``official`` breaks ties by ``numpy.argsort(scores)[::-1]`` as the official code does: an arbitrary order, but
+    float32 cosines do tie, and only this order gives the official numbers. It knows no floor, which is then NaN.
 
     Returns:
         ``{k: (ndcg [Q], floor [Q])}`` in percent; the floor is mean relevance of the candidates × sum of discounts /
@@ -96,7 +96,7 @@ def ndcg_and_floor(
     for name, matrix in (("relevance", relevance), ("exclude", exclude)):
         if matrix is not None and matrix.shape != scores.shape:
             raise ValueError(f"scores {tuple(scores.shape)} and {name} {tuple(matrix.shape)} do not fit")
-    if not (relevance >= 0).all():
+    if not relevance.amin() >= 0:  # NaN is not
         raise ValueError("relevance must be 0 or more, without NaN")
     candidates = torch.full((len(scores),), scores.shape[1], device=scores.device)
     if exclude is not None:
@@ -111,17 +111,17 @@ def ndcg_and_floor(
     top, order = scores.topk(min(deepest + 1, scores.shape[1]), dim=1)
     gains = relevance.gather(1, order[:, :deepest]).double()
     ideal_gains = relevance.topk(deepest, dim=1).values.double()
-    mean = relevance.sum(dim=1, dtype=torch.float64) / candidates
+    mean = torch.full((), torch.nan) if official else relevance.sum(dim=1, dtype=torch.float64) / candidates
     tied = (top[:, 1:] == top[:, :-1]).any(dim=1).nonzero()[:, 0]
-    if numpy_ties:
-        official = np.argsort(scores[tied].cpu().numpy(), axis=1)[:, ::-1][:, :deepest].copy()
-        gains[tied] = relevance[tied].gather(1, torch.from_numpy(official).to(scores.device)).double()
+    if official:
+        theirs = np.argsort(scores[tied].cpu().numpy(), axis=1)[:, ::-1][:, :deepest].copy()
+        gains[tied] = relevance[tied].gather(1, torch.from_numpy(theirs).to(scores.device)).double()
 
     result = {}
     for k in ks:
         depth = min(k, deepest)
         dcg = gains[:, :depth] @ discounts[:depth]
-        if len(tied) and not numpy_ties:
+        if len(tied) and not official:
             dcg[tied] = _expected_dcg(scores[tied], relevance[tied], summed[: depth + 1])
         ideal = ideal_gains[:, :depth] @ discounts[:depth]
         floor = mean * summed[candidates.clamp_max(depth)] / ideal
@@ -151,7 +151,7 @@ def check_scores(scores) -> Tensor:
     scores = torch.as_tensor(scores)
     if scores.ndim != 2 or not scores.numel():
         raise ValueError(f"scores must be [Q, G] with at least one query and candidate, got {tuple(scores.shape)}")
-    if scores.isnan().any():
+    if scores.amax().isnan():  # the largest is NaN as soon as one is
         raise ValueError("scores hold NaN, which has no rank")
     return scores if scores.is_floating_point() else scores.double()
 

@@ -1,5 +1,7 @@
 """The cross-attention fusion encoder and its two-way matching head."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -40,3 +42,71 @@ class FusionEncoder(nn.Module):
         fused = self.layers(text_tokens, self.image_in(image_tokens), tgt_key_padding_mask=~text_mask)
         first = fused[:, 0]
         return self.matching_head(first), first
+
+    @property
+    def width(self) -> int:
+        """Width ``W`` of the text tokens."""
+        return self.image_in.out_features
+
+    def project_images(self, image_tokens: Tensor) -> Tensor:
+        """Keys and values that every layer's cross-attention takes from pictures, whatever the caption.
+
+        Args:
+            image_tokens: ``[B, N, W_image]``.
+
+        Returns:
+            ``[layers, 2, B, heads, N, W / heads]``. With it :meth:`begin_texts` and :meth:`match_projected` give the
+            logits of :meth:`forward` to rounding, without its repeated work.
+        """
+        memory, width = self.image_in(image_tokens), self.width
+        return torch.stack([_project(layer.multihead_attn, memory, 1, 3, width) for layer in self.layers.layers])
+
+    def begin_texts(self, text_tokens: Tensor, text_mask: Tensor) -> Tensor:
+        """Text tokens ``[B, L, W]``, bool mask ``[B, L]`` -> ``[B, L, W]`` after the first layer's self-attention."""
+        layer = self.layers.layers[0]
+        normed = layer.norm1(text_tokens)
+        return text_tokens + _attend(layer.self_attn, normed, normed, text_mask[:, None, None])
+
+    def match_projected(self, keys_values: Tensor, image_rows: Tensor, texts: Tensor) -> Tensor:
+        """Score pairs of pictures from :meth:`project_images` and captions of one length from :meth:`begin_texts`.
+
+        The last layer computes the first token alone, on which the matching head stands.
+
+        Args:
+            keys_values: of ``I`` pictures.
+            image_rows: int64 ``[P]``, row of the picture of each pair.
+            texts: ``[P, L, W]``, all tokens real.
+
+        Returns:
+            Matching logits ``[P, 2]``.
+        """
+        x, last = texts, len(self.layers.layers) - 1
+        for number, layer in enumerate(self.layers.layers):
+            if number:
+                normed = layer.norm1(x)
+                queries = normed[:, :1] if number == last else normed
+                x = x[:, : queries.shape[1]] + _attend(layer.self_attn, queries, normed)
+            elif last == 0:
+                x = x[:, :1]
+            queries = _project(layer.multihead_attn, layer.norm2(x), 0, 1, self.width)[0]
+            keys, values = keys_values[number, 0, image_rows], keys_values[number, 1, image_rows]
+            attended = F.scaled_dot_product_attention(queries, keys, values)
+            x = x + layer.multihead_attn.out_proj(attended.transpose(1, 2).flatten(2))
+            x = x + layer.linear2(layer.activation(layer.linear1(layer.norm3(x))))
+        assert self.layers.norm is not None
+        return self.matching_head(self.layers.norm(x[:, 0]))
+
+
+def _project(attention: nn.MultiheadAttention, x: Tensor, begin: int, end: int, width: int) -> Tensor:
+    """Queries (0), keys (1), values (2) from ``begin`` to before ``end``: ``[.., B, heads, L, W / heads]``."""
+    rows = slice(begin * width, end * width)
+    projected = F.linear(x, attention.in_proj_weight[rows], attention.in_proj_bias[rows])
+    return projected.unflatten(-1, (end - begin, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def _attend(attention: nn.MultiheadAttention, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Self-attention of ``x [B, L, W]`` to ``context [B, L', W]`` of the same captions; mask True where real."""
+    width = x.shape[-1]
+    queries, (keys, values) = _project(attention, x, 0, 1, width)[0], _project(attention, context, 1, 3, width)
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    return attention.out_proj(attended.transpose(1, 2).flatten(2))

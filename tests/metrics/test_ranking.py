@@ -97,10 +97,10 @@ def test_ndcg_without_anything_relevant_counts_zero():
     assert np.isnan(floor).all()
 
 
-def test_numpy_ties_follow_argsort_from_the_end():
+def test_official_ties_follow_argsort_from_the_end():
     scores, relevance = rng.integers(0, 3, (50, 40)).astype(np.float32), rng.random((50, 40))
     order = np.argsort(scores, axis=1)[:, ::-1]
-    ((value, _),) = ndcg_and_floor(scores, relevance, (10,), numpy_ties=True).values()
+    ((value, _),) = ndcg_and_floor(scores, relevance, (10,), official=True).values()
     by_rank = np.empty_like(scores)
     np.put_along_axis(by_rank, order, -np.arange(40.0, dtype=np.float32)[None].repeat(50, 0), 1)
     assert value == pytest.approx(ndcg_at_k(by_rank, relevance, (10,), per_query=True)[10])

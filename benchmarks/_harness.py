@@ -1,0 +1,257 @@
+"""What the benchmarks share: alternating runs and their medians, memory of a child process, the machine, the table."""
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+SIZES = ("tiny", "quick", "full")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much a benchmark measures: ``full`` is the size of its claim, ``tiny`` only shows that it runs."""
+
+    size: str = "full"
+    captions: Path | None = None  # JSON list of {image, caption: [...]}; drawn scenes' captions where there is none
+
+    def pick(self, tiny: Any, quick: Any, full: Any) -> Any:
+        """The value for this size."""
+        return {"tiny": tiny, "quick": quick, "full": full}[self.size]
+
+    @property
+    def repeats(self) -> int:
+        """Runs of each side."""
+        return self.pick(1, 3, 5)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``met`` is None where nothing is promised or nothing was measured."""
+
+    what: str
+    against: str
+    goal: str
+    measured: str
+    met: bool | None
+    notes: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def equal(self) -> bool:
+        """Whether both sides gave the same, as far as both gave something to compare."""
+        return bool(self.values.get("difference", 0) <= self.values.get("allowed_difference", 0))
+
+    def without_goal(self) -> "Row":
+        """As measured at another size than the claim's: only equality counts."""
+        return replace(self, met=None if self.equal else False)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds of both sides and what each returned the last time."""
+
+    ours: float
+    theirs: float
+    our_result: Any
+    their_result: Any
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster ours is."""
+        return self.theirs / self.ours
+
+
+def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int, *, warm_up: bool = True) -> Timing:
+    """Run theirs, ours, theirs, ours, ... so that a busy machine slows both; medians."""
+    if warm_up:
+        theirs(), ours()
+    seconds: tuple[list[float], list[float]] = [], []
+    results = [None, None]
+    for _ in range(repeats):
+        for side, run in enumerate((theirs, ours)):
+            begin = time.perf_counter()
+            results[side] = run()
+            synchronize()
+            seconds[side].append(time.perf_counter() - begin)
+    theirs_seconds, our_seconds = map(statistics.median, seconds)
+    return Timing(our_seconds, theirs_seconds, results[1], results[0])
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where one is used."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def speed_row(
+    what: str,
+    against: str,
+    ratio: float,
+    at_least: float | None,
+    *,
+    equal: tuple[float, float] | None = None,
+    notes: str = "",
+    **values: Any,
+) -> Row:
+    """A line for a ratio of times; ``equal`` is the largest difference of the results and what is allowed."""
+    goal = f"{at_least:g}×" if at_least else "–"
+    met = None if at_least is None else ratio >= at_least
+    if equal is not None:
+        goal += f", equal to {equal[1]:g}"
+        notes = "; ".join(filter(None, [f"differ by {equal[0]:.0e}" if equal[0] else "no difference", notes]))
+        met = bool(met in (None, True) and equal[0] <= equal[1])
+        values |= {"difference": equal[0], "allowed_difference": equal[1]}
+    return Row(what, against, goal, f"{rounded(ratio)}×", met, notes, {"ratio": ratio, "at_least": at_least, **values})
+
+
+def limit_row(what: str, limits: dict[str, float], found: dict[str, float], notes: str = "") -> Row:
+    """A line for amounts that must stay below limits, by unit (``s``, ``GB``)."""
+    goal = ", ".join(f"≤ {limit:g} {unit}" for unit, limit in limits.items())
+    measured = ", ".join(f"{rounded(found[unit])} {unit}" for unit in limits)
+    met = all(found[unit] <= limit for unit, limit in limits.items())
+    return Row(what, "–", goal, measured, met, notes, {"limits": limits, "found": found})
+
+
+def skipped(what: str, against: str, goal: str, reason: str) -> Row:
+    """A line for what cannot be measured here."""
+    return Row(what, against, goal, "not measured", None, reason)
+
+
+def rounded(value: float) -> str:
+    """Two digits, or all before the point.
+
+    >>> rounded(0.1234), rounded(3.456), rounded(1791.2)
+    ('0.12', '3.5', '1,791')
+    """
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """A time with its unit.
+
+    >>> duration(2e-8), duration(0.0123), duration(61.2)
+    ('20 ns', '12 ms', '61 s')
+    """
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{rounded(seconds / size)} {unit}"
+    return f"{rounded(seconds / 1e-9)} ns"
+
+
+def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """Largest absolute difference over the same keys; infinite where a key is missing or a value is no number."""
+    if ours.keys() != theirs.keys():
+        return math.inf
+    largest = max(float((torch.as_tensor(ours[key]) - torch.as_tensor(theirs[key])).abs().max()) for key in theirs)
+    return largest if math.isfinite(largest) else math.inf
+
+
+def in_child(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+    """Call a module's function in a process of its own, whose peak memory is then its own too."""
+    code = (
+        "import importlib, json, sys; name, function, *rest = json.loads(sys.argv[1]);"
+        "print(json.dumps(getattr(importlib.import_module(name), function)(*rest)))"
+    )
+    call = json.dumps([function.__module__, function.__name__, *arguments])
+    run = subprocess.run(
+        [sys.executable, "-c", code, call], cwd=ROOT, capture_output=True, text=True, env=_environment()
+    )
+    if run.returncode:
+        raise RuntimeError(f"{function.__module__}.{function.__name__} failed:\n{run.stderr[-2000:]}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+class PeakMemory:
+    """Most memory that a block takes beside what the process held before it, GB (10⁹ bytes), as ``peak.gb``."""
+
+    gb = math.nan
+
+    def __enter__(self) -> "PeakMemory":
+        with contextlib.suppress(OSError):  # Linux: forget the peak so far, imports and all
+            Path("/proc/self/clear_refs").write_text("5")
+        self.before = self._read("VmRSS")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.gb = max(0.0, self._read("VmHWM") - self.before)
+
+    @staticmethod
+    def _read(key: str) -> float:
+        status = Path("/proc/self/status")
+        if status.is_file():  # Linux's getrusage starts a child at its parent's peak
+            return int(status.read_text().split(f"{key}:")[1].split()[0]) * 1024 / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def machine() -> dict[str, Any]:
+    """What the figures belong to; names no host."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.M)
+        cpu = found[1].strip() if found else cpu
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": cpu,
+        "cores": usable,
+        "ram_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "busy_before": round(os.getloadavg()[0], 1),
+    }
+
+
+def slug(described: dict[str, Any]) -> str:
+    """A file name for a machine.
+
+    >>> slug({"cpu": "AMD EPYC 9R14", "cores": 2, "gpu": None})
+    'amd-epyc-9r14-2-cores'
+    """
+    words = f"{described['gpu'] or described['cpu']} {described['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown; "missed" is said plainly."""
+    verdict = {True: "yes", False: "**missed**", None: "–"}
+    lines = ["| what | against | goal | measured | reached | notes |", "| --- | --- | --- | ---: | --- | --- |"]
+    for row in rows:
+        lines.append(
+            "| " + " | ".join([row.what, row.against, row.goal, row.measured, verdict[row.met], row.notes]) + " |"
+        )
+    return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as plain values."""
+    return [asdict(row) for row in rows]
+
+
+def load(name: str) -> Any:
+    """The module of a benchmark."""
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the checkout first on the path."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path}
