@@ -16,7 +16,7 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"similarity"},
     {"losses", "metrics", "data"},
     {"config", "models"},
-    {"training", "evaluation", "checkpoints", "objectives", "stages", "frozen"},
+    {"training", "batches", "execution", "evaluation", "checkpoints", "objectives", "stages", "frozen"},
     {"runs", "inputs", "study", "sources", "sweep", "ablation", "fidelity"},
     {"projection", "plots", "panels", "tables", "browser", "output", "claims", "audit", "study_plots"},
     {"notebooks", "profiles", "report", "cli_data", "cli", "__main__"},
