@@ -38,7 +38,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what :func:`save_tensors` wrote.
+    """Read what :func:`save_tensors` wrote; beside a manifest, after comparing it with its SHA-256.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -46,7 +46,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: remove its folder and run again to make it anew")
+    manifest = path.parent / MANIFEST
     try:
+        if manifest.is_file() and _sha256(path) != json.loads(manifest.read_text()).get(path.name):
+            raise ValueError(f"{path} is damaged (its SHA-256 is not that of {MANIFEST}): remove its folder and run "
+                             "again")  # fmt: skip
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): remove its folder and run again") from error
@@ -106,7 +110,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             _write_tensors(temporary / f"{name}.safetensors", tensors, path)
         (temporary / "resume.json").write_text(json.dumps(checkpoint.record, indent=1, allow_nan=False) + "\n")
         (temporary / "log.jsonl").write_text(checkpoint.log)
-        _write_manifest(temporary)
+        write_manifest(temporary)
         if path.exists():  # a second timeline from an older checkpoint
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -127,7 +131,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     _verify(path)
     files = sorted(path.glob("*.safetensors"))
-    tensors = {file.stem: load_tensors(file) for file in files}
+    tensors = {file.stem: load_file(file) for file in files}
     for file in files:
         try:
             _check_finite(tensors[file.stem], str(file))
@@ -184,11 +188,13 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Path) -> Non
         raise OSError(f"{told} could not be written: {error}") from error
 
 
-def _write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
+    """Write the SHA-256 sums of a folder's files, after all of them have reached the disk."""
     sums = {}
     for path in sorted(folder.iterdir()):
-        _flush(path)
-        sums[path.name] = _sha256(path)
+        if path.is_file():
+            _flush(path)
+            sums[path.name] = _sha256(path)
     (folder / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n")
     _flush(folder / MANIFEST)
     _flush(folder)

@@ -121,7 +121,7 @@ def broadcast_json(value: Any) -> Any:
     """What the main process holds, in every process: anything that JSON can hold."""
     if processes()[1] == 1:
         return value
-    device = _carrier()
+    device = carrier()
     content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
     length = torch.tensor(len(content), device=device)
     torch.distributed.broadcast(length, 0)
@@ -130,13 +130,18 @@ def broadcast_json(value: Any) -> Any:
     return json.loads(bytes(content.cpu().tolist()))
 
 
+def max_over_processes(value: int) -> int:
+    """The greatest of the processes' numbers."""
+    if processes()[1] == 1:
+        return value
+    found = torch.tensor(value, device=carrier())
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
 def same_everywhere(value: int) -> bool:
     """Whether all processes hold the same number."""
-    if processes()[1] == 1:
-        return True
-    ends = torch.tensor([value, -value], device=_carrier())
-    torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
-    return bool(ends[0] == -ends[1])
+    return max_over_processes(value) == -max_over_processes(-value)
 
 
 def every_random_state(device: torch.device) -> dict[str, Tensor]:
@@ -144,7 +149,7 @@ def every_random_state(device: torch.device) -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
-    return {name: gather_rows(state[None].to(_carrier())).cpu() for name, state in states.items()}
+    return {name: gather_rows(state[None].to(carrier())).cpu() for name, state in states.items()}
 
 
 def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
@@ -158,8 +163,8 @@ def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
             torch.cuda.set_rng_state(state, device)
 
 
-def _carrier() -> torch.device:
-    """The device whose tensors the process group can send."""
+def carrier() -> torch.device:
+    """The device whose tensors the process group can send; the CPU in a single process."""
     if processes()[1] == 1:
         return torch.device("cpu")
     return torch.device("cuda" if "nccl" in torch.distributed.get_backend() else "cpu")

@@ -17,7 +17,7 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"losses", "metrics", "data"},
     {"config", "models"},
     {"training", "batches", "execution", "evaluation", "checkpoints", "objectives", "stages", "frozen"},
-    {"runs", "inputs", "study", "sources", "sweep", "ablation", "fidelity"},
+    {"runs", "inputs", "plan", "study", "sources", "sweep", "ablation", "fidelity"},
     {"projection", "plots", "panels", "tables", "browser", "output", "claims", "audit", "study_plots"},
     {"notebooks", "profiles", "report", "cli_data", "cli", "__main__"},
 ]
