@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,11 +188,11 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Path) -> Non
         raise OSError(f"{told} could not be written: {error}") from error
 
 
-def write_manifest(folder: Path) -> None:
-    """Write the SHA-256 sums of a folder's files, after all of them have reached the disk."""
+def write_manifest(folder: Path, names: Sequence[str] | None = None) -> None:
+    """Write the SHA-256 sums of a folder's files, all of them or those of these names, once they are on the disk."""
     sums = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        if names is None or path.name in names:
             _flush(path)
             sums[path.name] = _sha256(path)
     (folder / MANIFEST).write_text(json.dumps(sums, indent=1) + "\n")

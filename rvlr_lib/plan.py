@@ -27,6 +27,7 @@ class Stage:
         train: its optimisation; no epochs where nothing is trained.
         rows: what a row of its batches is.
         seed: of the stage.
+        kind: of a teacher.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Stage:
     train: TrainSettings
     rows: str
     seed: int
+    kind: str = "trained"
 
     @cached_property
     def key(self) -> str:
@@ -71,7 +73,7 @@ class Plan:
         module = STAGE_MODULE if spec == "train" else "rvlr_lib.models.pretrained"
         label = f"{modality} teacher" if kind == "trained" else f"{modality} teacher ({kind})"
         settings = settings if spec == "train" else TrainSettings(epochs=0)
-        return Stage(f"teacher-{modality}", label, parts, module, settings, "images", seed)
+        return Stage(f"teacher-{modality}", label, parts, module, settings, "images", seed, kind)
 
     def student(self, variant: str) -> Stage:
         """A trained variant."""

@@ -129,6 +129,8 @@ def _cached(
 def _compute(folder: Path, parts: Mapping[str, Any], compute: Callable[[Path], None]) -> None:
     from rvlr_lib.checkpoints import write_manifest
 
+    for killed in folder.parent.glob(f".{folder.name}-*"):  # nobody else is at it: we hold its lock
+        shutil.rmtree(killed, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         compute(temporary)

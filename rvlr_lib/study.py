@@ -266,6 +266,12 @@ class Study:
 
     # ---- cache and checkpoints --------------------------------------------------------------------------------------
 
+    def folder_of(self, stage: Stage) -> Path:
+        """The folder of a stage of :attr:`plan`, trained if it is not there."""
+        if stage.name == "student":
+            return self.student_folder(stage.label)
+        return self.teacher_folder(stage.name.removeprefix("teacher-"), stage.kind)
+
     def is_there(self, stage: Stage) -> bool:
         """Whether a stage is trained already."""
         return (cache_folder(self.root, stage.name, stage.key) / "parts.json").is_file()

@@ -19,7 +19,7 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"training", "batches", "execution", "evaluation", "checkpoints", "objectives", "stages", "frozen"},
     {"runs", "inputs", "plan", "study", "sources", "sweep", "ablation", "fidelity"},
     {"projection", "plots", "panels", "tables", "browser", "output", "claims", "audit", "study_plots"},
-    {"notebooks", "profiles", "report", "cli_data", "cli", "__main__"},
+    {"notebooks", "profiles", "report", "cli_data", "cli_train", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 CONDA_NAMES = {"pytorch": "torch"}
