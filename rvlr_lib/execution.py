@@ -85,8 +85,11 @@ def spread(objective: nn.Module) -> nn.Module:
         raise ValueError(f"{batch_norm[0]} is batch normalisation, which sees the rows of one process only: train this "
                          "model in a single process")  # fmt: skip
     device = next(objective.parameters()).device
-    # some switches leave a parameter without gradient; buffers are frozen teachers, the same everywhere
-    options = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    # buffers are frozen teachers and pixel statistics, the same everywhere: nothing to send at every step
+    ignored = [name for name, _ in objective.named_buffers()]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, ignored)
+    # static: the switches, not the batch, decide which parameters have no gradient
+    options = DistributedDataParallelKwargs(static_graph=True)
     return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[options]).prepare_model(objective)
 
 
