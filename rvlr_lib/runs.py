@@ -90,17 +90,16 @@ def cached(root: Path, stage: str, parts: Mapping[str, Any], module: str, comput
     Raises:
         ValueError: the processes were given different settings or data.
     """
-    from rvlr_lib.execution import broadcast_json, is_main  # torch is imported when it is needed
+    from rvlr_lib.execution import broadcast_json, is_main, max_over_processes  # torch, when it is needed
 
     key = stage_key(parts, module)
+    if max_over_processes(int(broadcast_json(key) != key)):
+        raise ValueError(f"stage {stage} is not the same in all processes (its key here is {key}): they need the same "
+                         "settings, data and version of the library")  # fmt: skip
     folder = cache_folder(root, stage, key)
     if is_main():
         return _cached(folder, stage, parts, compute, broadcast_json)
-    theirs, missing = broadcast_json(None)
-    if theirs != key:
-        raise ValueError(f"stage {stage}: this process has key {key}, the main one {theirs}; all need the same "
-                         "settings, data and version of the library")  # fmt: skip
-    if missing:
+    if broadcast_json(None):  # it is missing
         with tempfile.TemporaryDirectory() as scratch:
             compute(Path(scratch))
         broadcast_json(None)  # until the main process has it whole
@@ -118,11 +117,11 @@ def _cached(
         with (locks / f"{stage}-{folder.name}").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another job may be computing it: wait and take its result
             if not (folder / "parts.json").is_file():
-                tell([folder.name, True])
+                tell(True)
                 _compute(folder, parts, compute)
-                tell("whole")
+                tell(False)
                 return folder
-    tell([folder.name, False])
+    tell(False)
     return folder
 
 
