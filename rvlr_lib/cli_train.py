@@ -124,10 +124,14 @@ def _out(study: "Study", arguments: Namespace) -> Path:
 def _announce(study: "Study", arguments: Namespace, count: int) -> None:
     """Say what will be trained; refuse a checkpoint to resume from that is not there."""
     from rvlr_lib.checkpoints import checkpoints_in
+    from rvlr_lib.losses.gather import own_rows
 
     train, stages = study.dataset("train"), study.plan.stages(arguments.variant)
     print(f"{study.settings.data.name}: {len(train):,} pictures and {len(train.captions):,} captions to train on; "
           f"{study.device}, {count} process{'es' * (count > 1)}", flush=True)  # fmt: skip
+    for stage in stages:
+        if stage.train.epochs:
+            own_rows(min(stage.train.batch_size, _rows(train, stage)))  # better an error now than after a stage
     seconds = {stage.label: _seconds_per_step(study, stage) for stage in stages}
     names: set[str] = set()
     for stage in stages:
