@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,19 +41,19 @@ def pairs():
     return ImageTextDataset("toy", "train", [str(i) for i in range(32)], captions, np.arange(32), ArraySource(pictures))
 
 
-@pytest.fixture
-def train(pairs, towers, tmp_path):
+@pytest.fixture(scope="module")
+def train(pairs, towers, tmp_path_factory):
     """Function: a control with second views, token dropout and hard negatives, so that every generator is drawn from.
 
-    ``stop_before``: the step that a power cut prevents; ``change``: what happens to the objective before a step.
+    ``stop_before``: the step that a power cut prevents; ``change``: what happens to the training before a step.
     """
+    settings = load_settings("scenes", overrides={"model.fusion_layers": 1})
+    weights = dataclasses.replace(variant_weights(settings, "intra"), matching=1.0)
+    step, nowhere = training.Training.train_step, tmp_path_factory.mktemp("logs") / "log.jsonl"
 
-    def run(folder=None, *, stop_before=-1, change=None, log=tmp_path / "log.jsonl", **execution):
-        settings = load_settings("scenes", overrides={"model.fusion_layers": 1})
-        weights = dataclasses.replace(variant_weights(settings, "intra"), matching=1.0)
+    def run(folder=None, *, stop_before=-1, change=None, log=nowhere):
         objective = StudentObjective(Student(towers, fusion_layers=1), weights, settings.method, None, 96, seed=0)
         source = BatchSource(pairs, towers.tokenizer, 48, SETTINGS, "images", seed=0)
-        forward, step = objective.forward, training.Training.train_step
 
         def train_step(self, inputs):
             if self.step == stop_before:
@@ -63,41 +64,53 @@ def train(pairs, towers, tmp_path):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(training.Training, "train_step", train_step)
-            assert objective.forward == forward
             return fit(objective, weights, source, SETTINGS, seed=0, device=CPU, log_path=log, label="toy",
                        validate=lambda: {"score": float(objective.student.log_temperature.detach())},
-                       execution=Execution(checkpoints=folder, save_every=5, **execution))  # fmt: skip
+                       execution=Execution(checkpoints=folder, save_every=5))  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory):
+    """An uninterrupted training of 20 steps, and its log."""
+    log = tmp_path_factory.mktemp("whole") / "log.jsonl"
+    return train(log=log), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def broken_off(train, tmp_path_factory):
+    """Checkpoints of a training that was broken off after 12 steps; copy them before use."""
+    folder = tmp_path_factory.mktemp("broken_off") / "checkpoints"
+    with pytest.raises(PowerCut):
+        train(folder, stop_before=12)
+    return folder
+
+
+@pytest.fixture
+def interrupted(broken_off, tmp_path):
+    """A copy of them."""
+    return Path(shutil.copytree(broken_off, tmp_path / "checkpoints"))
 
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_ten_steps_and_ten_more_are_twenty(train, tmp_path):
-    folder, log = tmp_path / "checkpoints", tmp_path / "log.jsonl"
-    whole = train(log=tmp_path / "whole.jsonl")
-    with pytest.raises(PowerCut):
-        train(folder, stop_before=12)
-    assert [path.name for path in checkpoints_in(folder)] == ["step-000005", "step-000010"]
-    assert read_checkpoint(folder / "step-000010").record["position"] == 2
-    resumed = train(folder)
-    assert same(whole.state, resumed.state)
-    assert (whole.best_epoch, whole.best_score, whole.history) == (
+def test_ten_steps_and_ten_more_are_twenty(train, whole, interrupted, tmp_path):
+    assert [path.name for path in checkpoints_in(interrupted)] == ["step-000005", "step-000010"]
+    assert read_checkpoint(interrupted / "step-000010").record["position"] == 2  # inside an epoch
+    resumed, (once, log) = train(interrupted, log=tmp_path / "log.jsonl"), whole
+    assert same(once.state, resumed.state)
+    assert (once.best_epoch, once.best_score, once.history) == (
         resumed.best_epoch, resumed.best_score, resumed.history,
     )  # fmt: skip
-    assert log.read_text() == (tmp_path / "whole.jsonl").read_text()
-    assert not list(folder.glob(".*"))
+    assert (tmp_path / "log.jsonl").read_text() == log
+    assert not list(interrupted.glob(".*"))
 
 
 @pytest.mark.parametrize("left_out", ["random/cpu", "generators/negatives", "views/first", "views/second"])
-def test_a_resume_without_one_random_state_is_another_training(train, tmp_path, monkeypatch, left_out):
-    with pytest.raises(PowerCut):
-        train(tmp_path / "c", stop_before=10)
-    shutil.copytree(tmp_path / "c", tmp_path / "d")
-    whole = train(tmp_path / "c")
-
+def test_a_resume_without_one_random_state_is_another_training(train, whole, interrupted, monkeypatch, left_out):
     def forget(*arguments):
         found = find_checkpoint(*arguments)
         state = found.tensors["resume"][left_out]
@@ -105,7 +118,7 @@ def test_a_resume_without_one_random_state_is_another_training(train, tmp_path, 
         return found
 
     monkeypatch.setattr(training, "find_checkpoint", forget)
-    assert not same(whole.state, train(tmp_path / "d").state)
+    assert not same(whole[0].state, train(interrupted).state)
 
 
 def tensors(seed=0):
@@ -285,19 +298,17 @@ def test_a_temperature_that_no_loss_shows_stops_training_too(train, tmp_path):
         train(tmp_path / "c", change=change)
 
 
-def test_a_checkpoint_of_another_training_is_refused(train, tmp_path):
-    with pytest.raises(PowerCut):
-        train(tmp_path / "c", stop_before=12)
-    found = read_checkpoint(tmp_path / "c" / "step-000010")
+def test_a_checkpoint_of_another_training_is_refused(train, interrupted):
+    found = read_checkpoint(interrupted / "step-000010")
     found.record["steps"] = 40
-    write_checkpoint(tmp_path / "c", found)
+    write_checkpoint(interrupted, found)
     with pytest.raises(ValueError, match="of a training of 40 steps, this one has 20: --resume no"):
-        train(tmp_path / "c")
+        train(interrupted)
     found.record["steps"] = 20
     found.tensors["weights"].pop("student.log_temperature")
-    write_checkpoint(tmp_path / "c", found)
+    write_checkpoint(interrupted, found)
     with pytest.raises(ValueError, match=r"(?s)step 10.*another architecture.*log_temperature"):
-        train(tmp_path / "c")
+        train(interrupted)
 
 
 def test_a_flipped_bit_in_a_finished_stage_is_found(tmp_path):
