@@ -17,6 +17,7 @@ from rvlr_lib.checkpoints import Checkpoint, checkpoints_in, find_checkpoint, re
 from rvlr_lib.config import TrainSettings, load_settings, variant_weights
 from rvlr_lib.data.pairs import ArraySource, ImageTextDataset
 from rvlr_lib.execution import Execution
+from rvlr_lib.losses import LossWeights
 from rvlr_lib.models import Student, build_towers
 from rvlr_lib.objectives import StudentObjective
 from rvlr_lib.training import BatchSource, fit
@@ -107,6 +108,49 @@ def test_ten_steps_and_ten_more_are_twenty(train, whole, interrupted, tmp_path):
     )  # fmt: skip
     assert (tmp_path / "log.jsonl").read_text() == log
     assert not list(interrupted.glob(".*"))
+
+
+class Drift(torch.nn.Module):
+    """Weights that fall with every step."""
+
+    two_views = False
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def generators(self, device):
+        return {}
+
+    def forward(self, inputs, precision):
+        return {"contrastive": self.weight.sum()}
+
+    def scalars(self):
+        return {}
+
+
+class Steps:
+    """Batches without content."""
+
+    steps_per_epoch, batch_rows, generators = 4, 1, {}
+
+    def epoch(self, number, device, *, position, **_):
+        yield from range(position, 4)
+
+
+def test_the_best_weights_from_before_an_interruption_are_kept(tmp_path):
+    def run(folder, scores):
+        objective, scores = Drift(), iter(scores)
+        return fit(objective, LossWeights(), Steps(), SETTINGS, seed=0, device=CPU, log_path=tmp_path / "log.jsonl",
+                   label="drift", validate=lambda: {"score": next(scores)},
+                   execution=Execution(checkpoints=folder, save_every=3))  # fmt: skip
+
+    whole = run(None, [1.0, 3.0, 2.0, 0.0, 2.5])
+    with pytest.raises(StopIteration):
+        run(tmp_path / "c", [1.0, 3.0, 2.0])
+    resumed = run(tmp_path / "c", [0.0, 2.5])
+    assert (resumed.best_epoch, resumed.best_score) == (whole.best_epoch, whole.best_score) == (1, 3.0)
+    assert same(whole.state, resumed.state)
 
 
 @pytest.mark.parametrize("left_out", ["random/cpu", "generators/negatives", "views/first", "views/second"])
