@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rvlr_lib.plan import Stage
     from rvlr_lib.study import Study
 
+NOT_FINITE = "Checkpoints before it stay; a smaller learning_rate is the usual remedy"
 COPIED = ("weights.safetensors", "log.jsonl")  # from the variant's stage to the run folder
 
 
@@ -40,7 +41,11 @@ def train_arguments(parser: ArgumentParser) -> None:
 def train_run(arguments: Namespace) -> int:
     """Train; the exit code. Under torchrun this ends the process, as threads of a process group may not end in time."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return _train(arguments)
+        try:
+            return _train(arguments)
+        except FloatingPointError as error:
+            print(f"rvlr: {error}. {NOT_FINITE}", file=sys.stderr)
+            return 1
     with contextlib.ExitStack() as stack:
         if os.environ.get("RANK", "0") != "0":  # one process speaks for all
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -58,6 +63,9 @@ def _guarded(arguments: Namespace) -> int:
     except (ValueError, OSError) as error:
         print(f"{own}: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"{own}: {error}. {NOT_FINITE}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except Exception:
@@ -78,13 +86,8 @@ def _train(arguments: Namespace) -> int:
             raise ValueError(f"--device {arguments.device}: under torchrun each process takes a GPU of its own: cuda")
         _out(study, arguments)
         _announce(study, arguments, count)
-        try:
-            for stage in study.plan.stages(arguments.variant):
-                study.folder_of(stage)
-        except FloatingPointError as error:
-            print(f"rvlr: {error}. Checkpoints before it stay; a smaller learning_rate is the usual remedy",
-                  file=sys.stderr)  # fmt: skip
-            return 1
+        for stage in study.plan.stages(arguments.variant):
+            study.folder_of(stage)
         main = is_main()
     return _write(study, arguments, count) if main else 0
 

@@ -92,3 +92,11 @@ def test_wrong_arguments_are_refused_before_anything_is_trained(rvlr, tmp_path, 
     (tmp_path / "file").touch()
     assert rvlr("--out", tmp_path / "file")[0] == 2
     assert not list((tmp_path / "cache").glob("teacher-*/*"))
+
+
+def test_a_training_that_leaves_the_numbers_exits_with_1_and_keeps_its_checkpoints(rvlr, tmp_path):
+    code, _, errors = rvlr("-s", "stage1.learning_rate", "1.0e+30", "-s", "stage1.clip_norm", 0)
+    assert code == 1
+    assert "rvlr: contrastive, step" in errors
+    assert "smaller learning_rate" in errors
+    assert not (tmp_path / "train" / "scenes-contrastive" / "result.json").exists()
