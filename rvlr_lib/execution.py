@@ -61,10 +61,8 @@ def process_group(device: torch.device, timeout: float) -> Iterator[tuple[int, i
 
         limit = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
         Accelerator(cpu=device.type == "cpu", kwargs_handlers=[limit])
-    try:
-        yield processes()
-    finally:
-        leave()
+    yield processes()
+    leave()  # not after an error: leaving waits for the others, who may wait for us
 
 
 def leave() -> None:
