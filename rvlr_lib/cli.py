@@ -15,6 +15,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from rvlr_lib.cli_data import config_arguments, config_run, data_arguments, data_run
+from rvlr_lib.cli_train import train_arguments, train_run
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,7 @@ def _fidelity(arguments: Namespace) -> int:
 COMMANDS = {
     "config": Command("print the settings that presets resolve to", config_arguments, config_run),
     "data": Command("check a collection of your own, prepare a published one", data_arguments, data_run),
+    "train": Command("train and evaluate one variant, on one or more GPUs, resumable", train_arguments, train_run),
     "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
     "study": Command("train and evaluate the cells of the imbalance study, over seeds", _study_arguments, _study),
     "audit": Command("imbalance, retrieval, gap and structure of any model's features", _audit_arguments, _audit),

@@ -68,7 +68,7 @@ ROWS = (
     Row(21, "gathers whole fused sequences, whose lengths differ between GPUs", "uses the first token alone",
         why="a crash or undefined, never a result"),
     Row(22, "gathered losses carry 1/W of their gradient on W GPUs", "the gather keeps the whole gradient",
-        why="shown by a test with two processes; on one device it equals weights divided by W"),
+        why="shown by tests with two and three processes; on one device it equals weights divided by W"),
     Row(23, "the learning-rate multiplier of new layers is dead code", "parameter groups that work",
         why="dead code changes no number"),
     Row(24, "representation losses go one way and share the contrastive temperature",

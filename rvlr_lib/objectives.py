@@ -1,4 +1,8 @@
-"""What is trained: modules that turn a batch into named loss terms."""
+"""What is trained: modules that turn a batch into named loss terms.
+
+Of several processes each encodes its own rows of a batch and gathers the others' features, so that every loss is that
+of the whole batch; the mean of their gradients is the gradient of a single process (:mod:`rvlr_lib.losses.gather`).
+"""
 
 import math
 from contextlib import AbstractContextManager
@@ -18,7 +22,8 @@ from rvlr_lib.losses import (
     sample_hard_negatives,
     structure_distillation_loss,
 )
-from rvlr_lib.models.student import Encoded, Student
+from rvlr_lib.losses.gather import gather_rows, gather_tokens, own_rows
+from rvlr_lib.models.student import Encoded, Student, full_precision
 from rvlr_lib.models.teachers import Teacher
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.training import Inputs
@@ -42,12 +47,17 @@ class TeacherObjective(nn.Module):
         dropout = 0.0 if image else TOKEN_DROPOUT
         with precision:
             views = [self.teacher(view, dropout=dropout) for view in (first, second)]
-        loss = intra_modal_contrastive_loss(views[0], views[1], self.teacher.temperature, inputs.image_rows)
+        views, ids = [gather_rows(view) for view in views], gather_rows(inputs.image_rows)
+        loss = intra_modal_contrastive_loss(views[0], views[1], self.teacher.temperature, ids)
         return {f"{self.teacher.modality}_intra": loss}
 
     def scalars(self) -> dict[str, float]:
         """Values to log."""
         return {"temperature": float(self.teacher.temperature.detach())}
+
+    def generators(self, device: torch.device) -> dict[str, torch.Generator]:
+        """Generators of its own that a checkpoint must keep: none."""
+        return {}
 
 
 class StudentObjective(nn.Module):
@@ -72,7 +82,7 @@ class StudentObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.student, self.weights, self.method = student, weights, method
-        self.negatives = torch.Generator().manual_seed(seed)
+        self.seed, self.negatives = seed, torch.Generator().manual_seed(seed)
         self.represent = bool(weights.image_representation or weights.text_representation)
         self.two_views = bool(weights.image_intra or weights.text_intra)
         self.structured = bool(weights.structure)
@@ -100,24 +110,34 @@ class StudentObjective(nn.Module):
 
     def forward(self, inputs: Inputs, precision: AbstractContextManager) -> dict[str, Tensor]:
         """Named terms of one batch; towers run under ``precision``, losses in full precision."""
-        weights, student, ids = self.weights, self.student, inputs.image_rows
+        weights, student = self.weights, self.student
         matching = student.fusion is not None and bool(weights.matching or self._fusion_structure)
         with precision:
             images = student.encode_image(inputs.pixels, tokens=matching)
             texts = student.encode_text(inputs.token_ids, tokens=matching)
-        terms = {"contrastive": image_text_contrastive_loss(images.features, texts.features, student.temperature, ids)}
+        own, (image_features, text_features) = inputs, (gather_rows(images.features), gather_rows(texts.features))
+        inputs = inputs._replace(image_rows=gather_rows(own.image_rows), caption_rows=gather_rows(own.caption_rows))
+        terms = {"contrastive": image_text_contrastive_loss(image_features, text_features, student.temperature,
+                                                            inputs.image_rows)}  # fmt: skip
         if weights.alignment:
-            terms["alignment"] = pair_alignment_loss(images.features, texts.features)
+            terms["alignment"] = pair_alignment_loss(image_features, text_features)
         fused = None
         if matching:
-            terms["matching"], fused = self._matching(images, texts, ids, precision)
+            similarity = (image_features @ text_features.T).detach()
+            terms["matching"], fused = self._matching(images, texts, similarity, inputs.image_rows, precision)
         if self.represent:
-            terms |= self._representation(images.features, texts.features, inputs)
+            terms |= self._representation(image_features, text_features, inputs)
         if self.structured:
-            terms |= self._structure(images.features, texts.features, fused, inputs)
+            terms |= self._structure(image_features, text_features, fused, inputs)
         if self.two_views:
-            terms |= self._intra(images.features, texts.features, inputs, precision)
+            terms |= self._intra(image_features, text_features, inputs, precision)
         return terms
+
+    def generators(self, device: torch.device) -> dict[str, torch.Generator]:
+        """Generators of its own that a checkpoint must keep: that of the hard negatives, on the device of the draw."""
+        if self.negatives.device.type != device.type:
+            self.negatives = torch.Generator(device).manual_seed(self.seed)
+        return {"negatives": self.negatives}
 
     def scalars(self) -> dict[str, float]:
         """Values to log: temperatures and the fusion weight."""
@@ -138,28 +158,31 @@ class StudentObjective(nn.Module):
         return self.student.temperature if shared else self.log_representation_temperature.exp()
 
     def _matching(
-        self, images: Encoded, texts: Encoded, ids: Tensor, precision: AbstractContextManager
+        self, images: Encoded, texts: Encoded, similarity: Tensor, ids: Tensor, precision: AbstractContextManager
     ) -> tuple[Tensor, Tensor]:
-        """Score each pair, each text with a hard negative picture, each picture with a hard negative text: 3B pairs."""
+        """Score each pair, each text with a hard negative picture, each picture with a hard negative text: 3B pairs.
+
+        Negatives come from the whole batch. A process scores the pairs of its own rows, so the mean over the processes
+        is the loss; the fused first tokens are of all rows.
+        """
         assert images.tokens is not None
         assert texts.tokens is not None
         assert texts.mask is not None
-        batch = len(ids)
-        similarity = (images.features @ texts.features.T).detach()
-        generator = self.negatives if similarity.device.type == "cpu" else None
         negative_image, negative_text = sample_hard_negatives(
-            similarity, self.student.temperature.detach(), ids, generator=generator
+            similarity, self.student.temperature.detach(), ids, generator=self.generators(ids.device)["negatives"]
         )
-        own = torch.arange(batch, device=ids.device)
-        image_rows = torch.cat([own, negative_image, own])
-        text_rows = torch.cat([own, own, negative_text])
+        part = own_rows(len(ids))
+        own = torch.arange(len(ids), device=ids.device)[part]
+        image_rows = torch.cat([own, negative_image[part], own])
+        text_rows = torch.cat([own, own, negative_text[part]])
+        image_tokens, (text_tokens, text_mask) = gather_rows(images.tokens), gather_tokens(texts.tokens, texts.mask)
         with precision:  # index_select: its backward is one deterministic index_add, not atomics
             logits, first = self.student.match(
-                images.tokens.index_select(0, image_rows),
-                texts.tokens.index_select(0, text_rows),
-                texts.mask[text_rows],
+                image_tokens.index_select(0, image_rows), text_tokens.index_select(0, text_rows), text_mask[text_rows]
             )
-        return image_text_matching_loss(logits[:batch].float(), logits[batch:].float()), first[:batch].float()
+        logits, first = full_precision(logits), full_precision(first[: len(own)])
+        loss = image_text_matching_loss(logits[: len(own)], logits[len(own) :])
+        return loss, gather_rows(first) if self._fusion_structure else first
 
     def _representation(self, images: Tensor, texts: Tensor, inputs: Inputs) -> dict[str, Tensor]:
         temperature, both = self._representation_temperature, self.method.representation_bidirectional
@@ -210,6 +233,6 @@ class StudentObjective(nn.Module):
             second_texts = self.student.encode_text(inputs.second_token_ids, dropout=TOKEN_DROPOUT).features
         temperature = self.log_intra_temperature.exp()
         return {
-            f"{name}_intra": intra_modal_contrastive_loss(first, second, temperature, inputs.image_rows)
+            f"{name}_intra": intra_modal_contrastive_loss(first, gather_rows(second), temperature, inputs.image_rows)
             for name, first, second in (("image", images, second_images), ("text", texts, second_texts))
         }

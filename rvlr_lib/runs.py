@@ -65,6 +65,11 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read ({error}): remove it and run again") from error
 
 
+def cache_folder(root: Path, stage: str, key: str) -> Path:
+    """Where a finished stage lies; it is whole where it holds ``parts.json``."""
+    return root / "cache" / stage / key
+
+
 def cached(root: Path, stage: str, parts: Mapping[str, Any], module: str, compute: Callable[[Path], None]) -> Path:
     """The folder of a finished stage, computed once.
 
@@ -72,35 +77,70 @@ def cached(root: Path, stage: str, parts: Mapping[str, Any], module: str, comput
     edited plot does not. A stage is computed in a temporary folder and renamed when whole: an interrupted stage leaves
     nothing that a later run takes for finished.
 
+    Over several processes all of them call it and compute; the main one decides whether the stage is there already,
+    and what it wrote is kept.
+
     Args:
-        root: of all runs; the cache is ``root/cache``.
+        root: of all runs; the cache is ``root/cache``. Several nodes must share it.
         stage: name of the stage, first part of the folder.
         parts: all settings that decide its outcome.
         module: library module whose source, with all it imports, belongs to the key, such as ``rvlr_lib.training``.
         compute: fills the folder it is given.
+
+    Raises:
+        ValueError: the processes were given different settings or data.
     """
+    from rvlr_lib.execution import broadcast_json, is_main, max_over_processes  # torch, when it is needed
+
     key = stage_key(parts, module)
-    folder = root / "cache" / stage / key
-    if (folder / "parts.json").is_file():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    locks = root / "cache" / "locks"
-    locks.mkdir(exist_ok=True)
-    with (locks / f"{stage}-{key}").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be computing it: wait and take its result
-        if (folder / "parts.json").is_file():
-            return folder
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{key}-"))
-        try:
-            compute(temporary)
-            write_json(temporary / "parts.json", parts)
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(temporary, folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    if max_over_processes(int(broadcast_json(key) != key)):
+        raise ValueError(f"stage {stage} is not the same in all processes (its key here is {key}): they need the same "
+                         "settings, data and version of the library")  # fmt: skip
+    folder = cache_folder(root, stage, key)
+    if is_main():
+        return _cached(folder, stage, parts, compute, broadcast_json)
+    if broadcast_json(None):  # it is missing
+        with tempfile.TemporaryDirectory() as scratch:
+            compute(Path(scratch))
+        broadcast_json(None)  # until the main process has it whole
     return folder
+
+
+def _cached(
+    folder: Path, stage: str, parts: Mapping[str, Any], compute: Callable[[Path], None], tell: Callable[[Any], Any]
+) -> Path:
+    """The main process's part of :func:`cached`; ``tell`` sends the others what they wait for."""
+    if not (folder / "parts.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        locks = folder.parents[1] / "locks"
+        locks.mkdir(exist_ok=True)
+        with (locks / f"{stage}-{folder.name}").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another job may be computing it: wait and take its result
+            if not (folder / "parts.json").is_file():
+                tell(True)
+                _compute(folder, parts, compute)
+                tell(False)
+                return folder
+    tell(False)
+    return folder
+
+
+def _compute(folder: Path, parts: Mapping[str, Any], compute: Callable[[Path], None]) -> None:
+    from rvlr_lib.checkpoints import write_manifest
+
+    for killed in folder.parent.glob(f".{folder.name}-*"):  # nobody else is at it: we hold its lock
+        shutil.rmtree(killed, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        compute(temporary)
+        write_json(temporary / "parts.json", parts)
+        write_manifest(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def stage_key(parts: Mapping[str, Any], module: str) -> str:

@@ -16,6 +16,7 @@ from rvlr_lib.checkpoints import load_tensors, save_tensors
 from rvlr_lib.config import ModelSettings, TrainSettings
 from rvlr_lib.data.annotations import SPLITS
 from rvlr_lib.data.pairs import ImageTextDataset
+from rvlr_lib.execution import Execution
 from rvlr_lib.frozen import frozen_towers, with_features
 from rvlr_lib.models.encoders import Towers, build_towers
 from rvlr_lib.models.pretrained import pretrained_teacher
@@ -54,7 +55,15 @@ def random_towers(model: ModelSettings, seed: int) -> Towers:
 
 
 def make_teacher(
-    study: Study, modality: str, settings: TrainSettings, spec: str, seed: int, folder: Path, *, trained: bool
+    study: Study,
+    modality: str,
+    settings: TrainSettings,
+    spec: str,
+    seed: int,
+    folder: Path,
+    *,
+    trained: bool,
+    execution: Execution,
 ) -> None:
     """Fill the folder of a teacher: log, weights where it is trained here, and the features of every split."""
     (folder / "log.jsonl").touch()
@@ -72,7 +81,8 @@ def make_teacher(
         print(f"{alone} of {len(train)} pictures have one caption: its two dropout views teach the text tower")
     if settings.epochs:
         teacher, fitted = stages.train_teacher(modality, towers, train, data("val"), settings, seed=seed,
-                                               device=study.device, log_path=folder / "log.jsonl")  # fmt: skip
+                                               device=study.device, log_path=folder / "log.jsonl",
+                                               execution=execution)  # fmt: skip
         study.write_fit(folder, fitted)
     else:
         teacher = Teacher(towers, modality)

@@ -1,7 +1,7 @@
 """The stages of a study, each from data and settings to weights and features."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from rvlr_lib.config import Settings, TrainSettings
 from rvlr_lib.data.pairs import ImageTextDataset
+from rvlr_lib.execution import Execution, carrier, max_over_processes
+from rvlr_lib.losses.gather import add_up, processes
 from rvlr_lib.losses.objective import LossWeights
 from rvlr_lib.metrics.ranking import recall_at_k
 from rvlr_lib.models.encoders import Towers, tokenize
@@ -40,17 +42,33 @@ def encode(
 ) -> Features:
     """Features of all pictures and captions of a data set, on the CPU in float32.
 
-    Captions are encoded in order of length, so that trimming saves most.
+    Captions are encoded in order of length, so that trimming saves most. Several processes share the work, and all of
+    them get all features.
     """
-    images = []
-    for start in range(0, len(dataset), ENCODE_BATCH):
-        rows = torch.arange(start, min(start + ENCODE_BATCH, len(dataset)))
-        pixels = dataset.pixels(rows, image_size).to(device)
-        images.append(image(pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels).float().cpu())
     token_ids = tokenize(tokenizer, dataset.captions)
     order = torch.argsort((token_ids != 0).sum(dim=1), stable=True)
-    texts = [text(token_ids[rows].to(device)).float().cpu() for rows in order.split(2 * ENCODE_BATCH)]
-    return torch.cat(images), torch.cat(texts)[torch.argsort(order)]
+
+    def encode_pictures(rows: Tensor) -> Tensor:
+        pixels = dataset.pixels(rows, image_size).to(device)
+        return image(pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels)
+
+    images = _in_shares(torch.arange(len(dataset)).split(ENCODE_BATCH), encode_pictures)
+    texts = _in_shares(order.split(2 * ENCODE_BATCH), lambda rows: text(token_ids[rows].to(device)))
+    return images, texts
+
+
+def _in_shares(batches: Sequence[Tensor], encode_rows: Callable[[Tensor], Tensor]) -> Tensor:
+    """Features ``[N, D]`` of batches of rows; process r of W takes every W-th batch, from the r-th.
+
+    The batches do not depend on W, so neither does a bit of the features.
+    """
+    rank, count = processes()
+    found = [(rows, encode_rows(rows).float().to(carrier())) for rows in batches[rank::count]]
+    width = max_over_processes(found[0][1].shape[1] if found else 0)
+    features = torch.zeros(sum(map(len, batches)), width, device=carrier())
+    for rows, part in found:
+        features[rows.to(carrier())] = part
+    return add_up(features).cpu()
 
 
 def encode_with_student(student: Student, dataset: ImageTextDataset, towers: Towers, device: torch.device) -> Features:
@@ -84,6 +102,7 @@ def train_teacher(
     seed: int,
     device: torch.device,
     log_path: Path,
+    execution: Execution | None = None,
 ) -> tuple[Teacher, Fitted]:
     """Train one unimodal teacher; its score is how often a second view finds the first among the validation items."""
     teacher = Teacher(towers, modality)
@@ -107,7 +126,7 @@ def train_teacher(
 
     weights = LossWeights(image_intra=1.0, text_intra=1.0)
     fitted = fit(objective, weights, source, settings, seed=seed, device=device, validate=validate,
-                 log_path=log_path, label=f"{modality} teacher")  # fmt: skip
+                 log_path=log_path, label=f"{modality} teacher", execution=execution)  # fmt: skip
     objective.load_state_dict(fitted.state)
     return teacher, fitted
 
@@ -126,6 +145,7 @@ def train_student(
     device: torch.device,
     log_path: Path,
     label: str,
+    execution: Execution | None = None,
 ) -> Fitted:
     """Train a student in place; ``selection`` chooses the epoch by ``r_mean`` of cosine retrieval."""
     objective = StudentObjective(student, weights, settings.method, teacher_features, towers.embed_dim, seed)
@@ -137,7 +157,7 @@ def train_student(
         return {"score": recalls["r_mean"], **recalls}
 
     fitted = fit(objective, weights, source, stage, seed=seed, device=device, validate=validate,
-                 log_path=log_path, label=label)  # fmt: skip
+                 log_path=log_path, label=label, execution=execution)  # fmt: skip
     objective.load_state_dict(fitted.state)
     return fitted
 

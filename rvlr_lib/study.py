@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -12,19 +14,19 @@ from torch import Tensor
 from torch.nn import Module
 
 from rvlr_lib import evaluation, sources, stages
-from rvlr_lib.checkpoints import load_tensors, load_weights, save_tensors
-from rvlr_lib.config import VARIANTS, Settings, TrainSettings, as_dict, data_presets, load_settings, variant_weights
+from rvlr_lib.checkpoints import checkpoints_in, load_tensors, load_weights, save_tensors
+from rvlr_lib.config import VARIANTS, Settings, as_dict, data_presets, load_settings, variant_weights
 from rvlr_lib.data.pairs import ImageTextDataset
+from rvlr_lib.execution import Execution, is_main
 from rvlr_lib.inputs import data_parts, read_split
 from rvlr_lib.models.encoders import Towers
 from rvlr_lib.models.student import Student
 from rvlr_lib.models.teachers import orthogonal_maps
-from rvlr_lib.runs import cached, data_name, default_root, provenance, read_json, write_json
+from rvlr_lib.plan import Plan, Stage
+from rvlr_lib.runs import cache_folder, cached, data_name, default_root, provenance, read_json, write_json
 from rvlr_lib.stages import Features, derived_seed
 from rvlr_lib.training import Fitted, choose_device
 
-STAGE_MODULE = "rvlr_lib.stages"
-TEACHER_SHARES = {"half": 0.5, "quarter": 0.25}
 REFERENCES = ("floor", "teachers", "ceiling", "start")
 
 
@@ -61,12 +63,18 @@ class Study:
         settings: decides every number.
         device: ``auto``, ``cpu`` or ``cuda``.
         root: of runs and cache; default :func:`rvlr_lib.runs.default_root`.
+        execution: how to train; ``checkpoints`` is the folder of all stages' checkpoints. By default there are none.
+
+    Over several processes (``torchrun``), all of them call the same methods and share ``root``.
     """
 
-    def __init__(self, settings: Settings, *, device: str = "auto", root: Path | None = None) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: Settings, *, device: str = "auto", root: Path | None = None, execution: Execution | None = None
+    ) -> None:
+        self.settings, self.plan = settings, Plan(settings)
         self.device = choose_device(device)
         self.root = Path(root) if root else default_root()
+        self.execution = execution or Execution()
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -86,7 +94,7 @@ class Study:
 
     @cached_property
     def _frozen(self) -> sources.Frozen:
-        return sources.Frozen(self, {"model": self._tower_parts(), "data": data_parts(self.settings.data, "both")})
+        return sources.Frozen(self, {"model": self.plan.tower_parts(), "data": data_parts(self.settings.data, "both")})
 
     # ---- teachers ---------------------------------------------------------------------------------------------------
 
@@ -98,22 +106,10 @@ class Study:
             kind: ``trained`` (or taken from where the settings say), ``half`` or ``quarter`` (of the epochs, at least
                 one), or ``untrained``: random weights that are not those the student starts from.
         """
-        settings, spec = self.settings.teacher, getattr(self.settings.model, f"{modality}_teacher")
-        seed, trained = derived_seed(self.settings.seed, "teacher", modality), kind != "untrained"
-        if kind in TEACHER_SHARES:
-            settings = dataclasses.replace(settings, epochs=max(1, round(settings.epochs * TEACHER_SHARES[kind])))
-        if not trained or self.settings.model.freeze_towers:
-            settings = TrainSettings(epochs=0)
-        if not trained:
-            seed, spec = derived_seed(self.settings.seed, "untrained", modality), "train"
-        parts = {"modality": modality, "seed": seed, "train": as_dict(settings),
-                 "data": data_parts(self.settings.data, modality), "model": self._tower_parts(),
-                 "teacher": spec}  # fmt: skip
-        if spec.startswith("arrays:"):
-            parts["modified"] = sources.stamp(spec)
-        module = STAGE_MODULE if spec == "train" else "rvlr_lib.models.pretrained"
-        make = partial(sources.make_teacher, self, modality, settings, spec, seed, trained=trained)
-        return cached(self.root, f"teacher-{modality}", parts, module, make)
+        stage = self.plan.teacher(modality, kind)
+        make = partial(sources.make_teacher, self, modality, stage.train, stage.parts["teacher"], stage.seed,
+                       trained=kind != "untrained")  # fmt: skip
+        return self._folder(stage, make)
 
     @cache  # noqa: B019
     def teacher_features(self, split: str, kind: str = "trained") -> Features:
@@ -127,52 +123,35 @@ class Study:
     def student_folder(self, variant: str) -> Path:
         """The folder of a trained variant: weights, log and test features."""
         settings, spec, weights = self.settings, VARIANTS[variant], variant_weights(self.settings, variant)
-        stage = settings.stage1 if spec.stage == 1 else settings.stage2
-        # stage 2 shares one seed: the same batches in the same order for every variant
-        seed = derived_seed(settings.seed, f"stage{spec.stage}")
-        distilled = bool(weights.structure or weights.image_representation or weights.text_representation)
-        parts: dict[str, Any] = {
-            "seed": seed,
-            "train": as_dict(stage),
-            "data": data_parts(self.settings.data, "both"),
-            "rows": settings.data.rows,
-            "model": as_dict(settings.model),
-            "weights": as_dict(weights),
-            "selection": settings.method.selection,
-        }
-        if self._starts_on_teachers:
-            parts["towers"] = [self._teacher_key(modality) for modality in ("image", "text")]
-        if spec.stage == 2:
-            parts["start"] = self.student_folder("matching").name
-        if distilled:
-            parts["method"] = _training_switches(settings)
-            of_teacher = spec.teacher not in ("shuffled", "oracle")
-            keys = (self._teacher_key(m, spec.teacher if of_teacher else "trained") for m in ("image", "text"))
-            parts["teacher"] = [spec.teacher, *(keys if spec.teacher != "oracle" else ())]
+        stage = self.plan.student(variant)
 
-        def compute(folder: Path) -> None:
+        def compute(folder: Path, execution: Execution) -> None:
             student = self.start_student()
             if spec.stage == 2:
                 _load_part(student, self.student_folder("matching"), "student.")
-            teachers = self._distillation_features(spec.teacher) if distilled else None
+            teachers = self._distillation_features(spec.teacher) if self.plan.distils(variant) else None
             split = "val" if settings.method.selection == "val" else "test"
             selection = self.dataset(split).gallery_sets()[0]
-            fitted = stages.train_student(student, self.towers, self.dataset("train"), selection, settings, stage,
-                                          weights, teachers, seed=seed, device=self.device,
-                                          log_path=folder / "log.jsonl", label=variant)  # fmt: skip
+            fitted = stages.train_student(student, self.towers, self.dataset("train"), selection, settings, stage.train,
+                                          weights, teachers, seed=stage.seed, device=self.device,
+                                          log_path=folder / "log.jsonl", label=variant,
+                                          execution=execution)  # fmt: skip
             self.write_fit(folder, fitted)
             save_tensors(folder / "weights.safetensors", fitted.state)
             images, texts = stages.encode_with_student(student, self.dataset("test"), self.towers, self.device)
             save_tensors(folder / "test.safetensors", {"images": images, "texts": texts})
 
-        return cached(self.root, "student", parts, STAGE_MODULE, compute)
+        for needed in self.plan.stages(variant)[:-1]:
+            if needed.name == "student":
+                self.student_folder(needed.label)
+        return self._folder(stage, compute)
 
     def start_student(self) -> Student:
         """A student before any training: on the teachers' towers, or on random (or pretrained) ones."""
         model = self.settings.model
         student = Student(self.towers, fusion_layers=model.fusion_layers, temperature=model.temperature,
                           seed=derived_seed(self.settings.seed, "fusion"))  # fmt: skip
-        if self._starts_on_teachers:
+        if self.plan.starts_on_teachers:
             for modality, tower in (("image", student.visual), ("text", student.text)):
                 _load_part(tower, self.teacher_folder(modality), "tower.")
         return student
@@ -194,7 +173,7 @@ class Study:
             images, texts = self.teacher_features("test")
             return images @ maps[0], texts @ maps[1]
         if name == "start":
-            if self._starts_on_teachers:
+            if self.plan.starts_on_teachers:
                 return self.teacher_features("test")
             return stages.encode_with_student(self.start_student(), self.dataset("test"), self.towers, self.device)
         tensors = load_tensors(self.student_folder(name) / "test.safetensors")
@@ -218,11 +197,11 @@ class Study:
         if folder is not None:
             parts["student"] = folder.name
         if name == "floor":
-            parts |= {"seed": self.settings.seed, "towers": self._tower_parts()}
+            parts |= {"seed": self.settings.seed, "towers": self.plan.tower_parts()}
         if name == "start":
             parts["model"] = as_dict(self.settings.model)
         if name not in ("floor", "ceiling"):
-            parts["teachers"] = [self._teacher_key(modality) for modality in ("image", "text")]
+            parts["teachers"] = [self.plan.teacher(modality).key for modality in ("image", "text")]
 
         def compute(target: Path) -> None:
             write_json(target / "result.json", self._evaluate(name, folder))
@@ -261,7 +240,7 @@ class Study:
                 features, dataset, mixed_t2it=method.mixed_t2it, mixed_scores=method.mixed_scores, mixed_matching=scores
             )
             references = {"teacher": self.teacher_features("test")}
-            if not self._starts_on_teachers:
+            if not self.plan.starts_on_teachers:
                 references["start"] = self.test_features("start")
             structure = evaluation.structure(features, references, dataset)
             if name == "teachers":
@@ -285,25 +264,37 @@ class Study:
         student = self.trained_student(name)
         return evaluation.matching_scores(student, self.towers, dataset, features, top_k, self.device)
 
-    # ---- keys -------------------------------------------------------------------------------------------------------
+    # ---- cache and checkpoints --------------------------------------------------------------------------------------
+
+    def folder_of(self, stage: Stage) -> Path:
+        """The folder of a stage of :attr:`plan`, trained if it is not there."""
+        if stage.name == "student":
+            return self.student_folder(stage.label)
+        return self.teacher_folder(stage.name.removeprefix("teacher-"), stage.kind)
+
+    def is_there(self, stage: Stage) -> bool:
+        """Whether a stage is trained already."""
+        return (cache_folder(self.root, stage.name, stage.key) / "parts.json").is_file()
+
+    def checkpoints(self, stage: Stage) -> Path | None:
+        """Where a stage's checkpoints are while it trains; None where none are wanted."""
+        folder = self.execution.checkpoints
+        return None if folder is None else folder / f"{stage.name}-{stage.key}"
+
+    def _folder(self, stage: Stage, compute: Callable[..., None]) -> Path:
+        """The stage's folder, computed if it is not there; its checkpoints go when it is whole."""
+        kept = self.checkpoints(stage)
+        execution = dataclasses.replace(self.execution, checkpoints=kept)
+        if kept is not None and execution.resume != "no" and not checkpoints_in(kept):
+            execution = dataclasses.replace(execution, resume="last")  # a name is meant for the interrupted stage
+        folder = cached(self.root, stage.name, stage.parts, stage.module, partial(compute, execution=execution))
+        if kept is not None and is_main():
+            shutil.rmtree(kept, ignore_errors=True)
+        return folder
 
     @property
     def _mixed(self) -> list[str]:
         return [self.settings.method.mixed_t2it, self.settings.method.mixed_scores]
-
-    def _tower_parts(self) -> dict[str, Any]:
-        model = self.settings.model
-        others = ("init", "image_teacher", "text_teacher", "fusion_layers", "temperature")  # act on what stands on them
-        parts = {name: value for name, value in as_dict(model).items() if name not in others}
-        return parts | {"seed": derived_seed(self.settings.seed, "towers")}
-
-    @property
-    def _starts_on_teachers(self) -> bool:
-        model = self.settings.model
-        return model.init == "teacher" and {model.image_teacher, model.text_teacher} == {"train"}
-
-    def _teacher_key(self, modality: str, kind: str = "trained") -> str:
-        return self.teacher_folder(modality, kind).name
 
     def _distillation_features(self, kind: str) -> Features:
         if kind == "oracle":
@@ -327,14 +318,6 @@ def _load_part(module: Module, folder: Path, prefix: str) -> None:
     path = folder / "weights.safetensors"
     found = {name.removeprefix(prefix): value for name, value in load_tensors(path).items() if name.startswith(prefix)}
     load_weights(module, found, str(path))
-
-
-def _training_switches(settings: Settings) -> dict[str, Any]:
-    """The method's switches that act in training, so that an evaluation switch retrains nothing."""
-    switches = as_dict(settings.method)
-    for name in ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores", "siblings"):
-        switches.pop(name)
-    return switches
 
 
 OVERRIDES = {
@@ -361,7 +344,7 @@ OVERRIDES = {
 
 def open_study(
     dataset: str, *, method: str = "corrected", preset: str = "", device: str = "auto", root: Path | None = None,
-    **overrides: Any,
+    execution: Execution | None = None, **overrides: Any,
 ) -> Study:  # fmt: skip
     """A study of a data set by name, with the presets of the data set and of the method.
 
@@ -371,6 +354,7 @@ def open_study(
         preset: a shipped preset or a YAML file on top of the data set's own, such as ``frozen``.
         device: to compute on.
         root: of runs and cache.
+        execution: how to train, see :class:`rvlr_lib.execution.Execution`.
         overrides: short names (``train_size``, ``stage1_epochs``, …, those of :data:`OVERRIDES`) or dotted settings
             (``**{"method.distance": "mse"}``) and their values; None, -1 and "" leave the preset's.
 
@@ -382,4 +366,5 @@ def open_study(
         raise ValueError(f"unknown override {sorted(unknown)}: valid are {', '.join(OVERRIDES)}")
     presets = [dataset if dataset in data_presets() else "own", *([preset] if preset else [])]
     chosen = {OVERRIDES.get(name, name): value for name, value in overrides.items() if value not in (None, -1, "")}
-    return Study(load_settings(*presets, method, overrides={"data.name": dataset, **chosen}), device=device, root=root)
+    settings = load_settings(*presets, method, overrides={"data.name": dataset, **chosen})
+    return Study(settings, device=device, root=root, execution=execution)

@@ -1,14 +1,14 @@
 """One readable loop that trains teachers and students alike."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,22 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR, SequentialLR
 from tqdm import tqdm
 
+from rvlr_lib.batches import BatchSource, Inputs
+from rvlr_lib.checkpoints import Checkpoint, find_checkpoint, load_weights, write_checkpoint
 from rvlr_lib.config import TrainSettings
-from rvlr_lib.data.pairs import ImageTextDataset, augment, iterate_batches
+from rvlr_lib.execution import (
+    Execution,
+    checkpoint_gradients,
+    compile_blocks,
+    every_random_state,
+    is_main,
+    same_everywhere,
+    set_random_states,
+    spread,
+)
+from rvlr_lib.losses.gather import add_up, own_rows, processes
 from rvlr_lib.losses.objective import LossWeights, weighted_sum
-from rvlr_lib.models.encoders import tokenize
 
-Rows = Literal["images", "captions"]
-FEATURE_DROPOUT = 0.1  # of the second view of cached features
 SCALARS = ("fusion_weight", "relation_temperature")  # parameters with their own learning-rate multiplier
 
 
@@ -38,58 +47,6 @@ def choose_device(name: str = "auto") -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} is asked for, but torch {torch.__version__} sees no CUDA device: use cpu")
     return torch.device(name)
-
-
-class Inputs(NamedTuple):
-    """One batch on the device; the second views are None where nobody asks for them."""
-
-    pixels: Tensor  # [B, 3, S, S] in 0..1, augmented
-    token_ids: Tensor  # [B, L]
-    image_rows: Tensor  # [B] row of the image in the data set; equal rows are one image
-    caption_rows: Tensor  # [B]
-    second_pixels: Tensor | None = None
-    second_token_ids: Tensor | None = None
-
-
-class BatchSource:
-    """Batches of a data set, augmented and on the device; the same seed gives the same batches to every variant.
-
-    The order, the first views and the second views draw from generators of their own, so that a variant that needs
-    second views sees the same batches as its twin that does not.
-    """
-
-    def __init__(
-        self, dataset: ImageTextDataset, tokenizer: Any, image_size: int, settings: TrainSettings, rows: Rows, seed: int
-    ) -> None:
-        self.dataset, self.image_size, self.settings, self.rows, self.seed = dataset, image_size, settings, rows, seed
-        self.token_ids = tokenize(tokenizer, dataset.captions)
-        count = len(dataset) if rows == "images" else len(dataset.captions)
-        self.steps_per_epoch = max(1, count // settings.batch_size)
-
-    def epoch(self, number: int, device: torch.device, *, two_views: bool) -> Iterator[Inputs]:
-        """Batches of one epoch."""
-        order, first, second = (torch.Generator().manual_seed(self.seed * 1_000_003 + number * 3 + i) for i in range(3))
-        view = partial(view_of, settings=self.settings)
-        for batch in iterate_batches(self.dataset, self.settings.batch_size, order, rows=self.rows):
-            pixels = self.dataset.pixels(batch.image_rows, self.image_size).to(device)
-            yield Inputs(
-                view(pixels, first),
-                self.token_ids[batch.caption_rows].to(device),
-                batch.image_rows.to(device),
-                batch.caption_rows.to(device),
-                view(pixels, second, second=True) if two_views else None,
-                self.token_ids[batch.second_caption_rows].to(device) if two_views else None,
-            )
-
-
-def view_of(pixels: Tensor, generator: torch.Generator, *, settings: TrainSettings, second: bool = False) -> Tensor:
-    """An augmented view of pictures; of cached features the first view is themselves, the second drops a tenth."""
-    if pixels.dtype == torch.uint8:
-        return augment(pixels, generator, scale=settings.crop_scale, flip=settings.flip)
-    if not second:
-        return pixels
-    kept = torch.rand(pixels.shape, generator=generator) >= FEATURE_DROPOUT
-    return pixels * kept.to(pixels.device) / (1 - FEATURE_DROPOUT)
 
 
 @dataclass
@@ -115,66 +72,245 @@ def fit(
     validate: Callable[[], dict[str, float]],
     log_path: Path,
     label: str,
+    execution: Execution | None = None,
 ) -> Fitted:
-    """Train an objective.
+    """Train an objective, in one process or, called by all of them, in several.
 
     Args:
         objective: module whose ``forward(inputs)`` gives named loss terms and whose ``scalars()`` gives what to log;
-            ``two_views`` says whether it needs second views.
+            ``two_views`` says whether it needs second views, ``generators(device)`` what else is random in it.
         weights: of the terms.
-        source: of the batches.
+        source: of the batches; each process takes its share of every batch.
         settings: of the optimisation.
         seed: of everything random in the forward pass.
         device: to compute on.
         validate: scores after each epoch; the epoch with the highest ``score`` is kept.
         log_path: JSONL, a line each ``log_every`` steps and one for each epoch.
         label: of the progress bar.
+        execution: how to carry it out, and where checkpoints go; without it there are none.
 
     Raises:
-        FloatingPointError: a loss term or the gradient is not finite; names it and the step.
+        FloatingPointError: a loss term, the gradient or a temperature is not finite; names it and the step.
+        ValueError: a batch does not divide over the processes, or the checkpoint to resume from is damaged.
     """
+    execution = execution or Execution()
     torch.manual_seed(seed)
     objective.to(device).train()
-    steps = settings.epochs * source.steps_per_epoch
-    optimizer, schedule = _optimizer(objective, settings, steps)
-    use_bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
-    precision = torch.autocast(device.type, torch.bfloat16) if use_bfloat16 else nullcontext()
-    fitted = Fitted({}, -1, -float("inf"), 0.0, steps)
-    started, step = time.monotonic(), 0
+    training = Training(objective, weights, source, settings, device, label, execution)
+    lines = training.resume()
     interval = 0.5 if sys.stderr.isatty() else 15.0  # notebooks and logs keep every refresh
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open("w") as log, tqdm(total=steps, desc=label, unit="step", mininterval=interval) as bar:
-        for epoch in range(settings.epochs):
-            for inputs in source.epoch(epoch, device, two_views=bool(objective.two_views)):
-                try:
-                    terms = objective(inputs, precision)
-                    total = weighted_sum(terms, weights)
-                except FloatingPointError as error:
-                    raise FloatingPointError(f"{label}, step {step}: {error}") from None
-                optimizer.zero_grad(set_to_none=True)
-                total.backward()
-                norm = _clip(objective, settings.clip_norm)
-                if not torch.isfinite(norm):
-                    raise FloatingPointError(f"{label}, step {step}: the gradient norm is {norm.item()}")
-                if step % settings.log_every == 0 or step == steps - 1:
-                    values = {f"loss/{name}": float(term.detach()) for name, term in terms.items()}
-                    rate = float(schedule.get_last_lr()[0])
-                    _write(log, step=step, epoch=epoch, total=float(total.detach()), gradient_norm=float(norm),
-                           learning_rate=rate, **values, **objective.scalars())  # fmt: skip
-                optimizer.step()
-                schedule.step()
-                step += 1
+    with (
+        _Log(log_path, lines) as log,
+        tqdm(total=training.steps, initial=training.step, desc=label, unit="step", mininterval=interval,
+             disable=not is_main()) as bar,
+    ):  # fmt: skip
+        while training.epoch < settings.epochs:
+            for inputs in training.batches():
+                log.write(training.train_step(inputs))
                 bar.update()
+                if training.position < source.steps_per_epoch:
+                    training.save_if_due(log)
             objective.eval()
             scores = validate()
             objective.train()
-            fitted.history.append({"epoch": epoch, "step": step, **scores})
-            _write(log, step=step, epoch=epoch, **{f"validation/{name}": value for name, value in scores.items()})
-            if scores["score"] > fitted.best_score:
-                fitted.best_epoch, fitted.best_score = epoch, scores["score"]
-                fitted.state = {name: tensor.detach().cpu().clone() for name, tensor in objective.state_dict().items()}
-    fitted.seconds = time.monotonic() - started
-    return fitted
+            log.write(training.close_epoch(scores))
+            training.save_if_due(log)
+    training.fitted.seconds = training.seconds()
+    return training.fitted
+
+
+class Training:
+    """A training under way: where it stands, one step of it, and its checkpoints. Arguments as of :func:`fit`."""
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        weights: LossWeights,
+        source: BatchSource,
+        settings: TrainSettings,
+        device: torch.device,
+        label: str,
+        execution: Execution,
+    ) -> None:
+        self.objective, self.weights, self.source, self.settings = objective, weights, source, settings
+        self.device, self.label, self.execution = device, label, execution
+        self.rows = own_rows(source.batch_rows)
+        if execution.gradient_checkpointing:
+            checkpoint_gradients(objective)
+        if execution.compile:
+            compile_blocks(objective)
+        self.model = spread(objective)
+        self.steps = settings.epochs * source.steps_per_epoch
+        self.optimizer, self.schedule = _optimizer(objective, settings, self.steps)
+        use_bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
+        self.precision: Any = torch.autocast(device.type, torch.bfloat16) if use_bfloat16 else nullcontext()
+        self.fitted = Fitted({}, -1, -float("inf"), 0.0, self.steps)
+        self.step = self.epoch = self.position = 0  # position: batches of the epoch that are done
+        self.generator_states: dict[str, Tensor] = {}  # of the views, where an epoch is resumed
+        self.started = time.monotonic()
+
+    def seconds(self) -> float:
+        """Time spent training, before an interruption included."""
+        return self.fitted.seconds + time.monotonic() - self.started
+
+    def batches(self) -> Iterator[Inputs]:
+        """What is left of the epoch under way."""
+        states, self.generator_states = self.generator_states, {}
+        return self.source.epoch(self.epoch, self.device, two_views=bool(self.objective.two_views), rows=self.rows,
+                                 position=self.position, states=states)  # fmt: skip
+
+    def train_step(self, inputs: Inputs) -> dict[str, float]:
+        """One step of the optimiser; what to log of it, empty where it is not a step to log."""
+        try:
+            terms = self.model(inputs, self.precision)
+            total = weighted_sum(terms, self.weights)
+        except (FloatingPointError, ValueError) as error:
+            if isinstance(error, ValueError) and not self._bad_scalars():
+                raise
+            raise FloatingPointError(f"{self.label}, step {self.step}: {error}{self._bad_scalars()}") from None
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = _clip(self.objective, self.settings.clip_norm)
+        self._check_finite(norm)
+        record: dict[str, float] = {}
+        if self.step % self.settings.log_every == 0 or self.step == self.steps - 1:
+            values = _mean_over_processes({"total": total, **{f"loss/{name}": term for name, term in terms.items()}})
+            record = {"step": self.step, "epoch": self.epoch, "total": values.pop("total"),
+                      "gradient_norm": float(norm), "learning_rate": float(self.schedule.get_last_lr()[0]),
+                      **values, **self.objective.scalars()}  # fmt: skip
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        self.position += 1
+        return record
+
+    def close_epoch(self, scores: dict[str, float]) -> dict[str, float]:
+        """Keep the weights if the scores are the best so far; what to log."""
+        fitted = self.fitted
+        fitted.history.append({"epoch": self.epoch, "step": self.step, **scores})
+        record = {"step": self.step, "epoch": self.epoch, **{f"validation/{key}": v for key, v in scores.items()}}
+        if scores["score"] > fitted.best_score:
+            fitted.best_epoch, fitted.best_score = self.epoch, scores["score"]
+            fitted.state = {name: tensor.detach().cpu().clone() for name, tensor in self.objective.state_dict().items()}
+        self.epoch, self.position = self.epoch + 1, 0
+        return record
+
+    def save_if_due(self, log: "_Log") -> None:
+        """Write a checkpoint every ``save_every`` steps; only the main process writes."""
+        folder = self.execution.checkpoints
+        if folder is None or self.step % self.execution.save_every or self.step == self.steps:
+            return
+        checkpoint = Checkpoint(self._tensors(), self._record(), log.text())
+        if is_main():
+            write_checkpoint(folder, checkpoint)
+
+    def resume(self) -> str:
+        """Go on from the checkpoint that is asked for; the log so far."""
+        folder = self.execution.checkpoints
+        found = find_checkpoint(folder, self.execution.resume) if folder is not None else None
+        if not same_everywhere(found.record["step"] if found else 0):
+            raise ValueError(f"processes find different checkpoints in {folder}: all nodes must share this folder")
+        if found is None:
+            return ""
+        record, where = found.record, f"the checkpoint of step {found.record['step']} in {folder}"
+        if record["steps"] != self.steps:
+            raise ValueError(f"{where} is of a training of {record['steps']} steps, this one has {self.steps}: "
+                             "--resume no starts anew")  # fmt: skip
+        load_weights(self.objective, found.tensors["weights"], where)
+        states = _nested(found.tensors["resume"])
+        moments = {int(number): values for number, values in _nested(states.get("optimizer", {})).items()}
+        self.optimizer.load_state_dict({"state": moments, "param_groups": record["param_groups"]})
+        self.schedule.load_state_dict(record["schedule"])
+        set_random_states(states["random"], self.device)
+        for name, generator in self.objective.generators(self.device).items():
+            generator.set_state(states["generators"][name])
+        self.generator_states = states.get("views", {})
+        self.step, self.epoch, self.position = record["step"], record["epoch"], record["position"]
+        best = -float("inf") if record["best_score"] is None else record["best_score"]
+        self.fitted = Fitted(found.tensors.get("best", {}), record["best_epoch"], best, record["seconds"], self.steps,
+                             record["history"])  # fmt: skip
+        if is_main():
+            print(f"{self.label}: going on from step {self.step} of {self.steps}")
+        return found.log
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors of a checkpoint, by file."""
+        generators = self.objective.generators(self.device)
+        resume = {f"random/{name}": states for name, states in every_random_state(self.device).items()}
+        resume |= {f"generators/{name}": generator.get_state() for name, generator in generators.items()}
+        if self.position:
+            resume |= {f"views/{name}": generator.get_state() for name, generator in self.source.generators.items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            resume |= {f"optimizer/{number}/{name}": moment for name, moment in moments.items()}
+        files = {"weights": self.objective.state_dict(), "resume": resume}
+        return files | ({"best": self.fitted.state} if self.fitted.state else {})
+
+    def _record(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors."""
+        fitted = self.fitted
+        return {"step": self.step, "steps": self.steps, "epoch": self.epoch, "position": self.position,
+                "best_epoch": fitted.best_epoch, "best_score": fitted.best_score if fitted.state else None,
+                "history": fitted.history, "seconds": self.seconds(), "schedule": self.schedule.state_dict(),
+                "param_groups": self.optimizer.state_dict()["param_groups"]}  # fmt: skip
+
+    def _check_finite(self, norm: Tensor) -> None:
+        """One look at the gradient's norm and at every single-number parameter, such as a temperature."""
+        values = torch.stack([norm, *(value.detach().to(norm.dtype) for value in self._scalars().values())])
+        if not values.isfinite().all():
+            what = "a parameter left the numbers" if norm.isfinite() else f"the gradient norm is {norm.item()}"
+            raise FloatingPointError(f"{self.label}, step {self.step}: {what}{self._bad_scalars()}")
+
+    def _scalars(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.objective.named_parameters() if value.ndim == 0}
+
+    def _bad_scalars(self) -> str:
+        bad = {name: value.item() for name, value in self._scalars().items() if not value.isfinite()}
+        return f" (not finite: {', '.join(f'{name} = {value}' for name, value in bad.items())})" if bad else ""
+
+
+class _Log:
+    """The log of a training: JSON lines, written by the main process as they come."""
+
+    def __init__(self, path: Path, lines: str) -> None:
+        self.path = path if is_main() else Path(os.devnull)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.lines = [lines]
+
+    def __enter__(self) -> "_Log":
+        self.file = self.path.open("w")
+        self.file.write(self.text())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, record: dict[str, float]) -> None:
+        """Add a line; nothing for an empty record."""
+        if record:
+            self.lines.append(json.dumps(record) + "\n")
+            self.file.write(self.lines[-1])
+            self.file.flush()
+
+    def text(self) -> str:
+        """All lines so far."""
+        return "".join(self.lines)
+
+
+def _mean_over_processes(values: dict[str, Tensor]) -> dict[str, float]:
+    """The values of the whole batch: each process has the matching loss of its own rows only."""
+    if processes()[1] == 1:
+        return {name: float(value.detach()) for name, value in values.items()}
+    means = add_up(torch.stack([value.detach() for value in values.values()])) / processes()[1]
+    return dict(zip(values, means.tolist(), strict=True))
+
+
+def _nested(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Names ``a/b`` as nested dictionaries."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        outer, inner = name.split("/", 1)
+        found.setdefault(outer, {})[inner] = value
+    return found
 
 
 def _optimizer(objective: nn.Module, settings: TrainSettings, steps: int) -> tuple[AdamW, SequentialLR]:
@@ -219,8 +355,3 @@ def _clip(objective: nn.Module, limit: float) -> Tensor:
     if limit > 0:
         return clip_grad_norm_(parameters, limit)
     return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-
-
-def _write(log: Any, **record: float) -> None:
-    log.write(json.dumps(record) + "\n")
-    log.flush()

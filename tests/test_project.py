@@ -16,10 +16,21 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"similarity"},
     {"losses", "metrics", "data"},
     {"config", "models"},
-    {"training", "evaluation", "reranking", "checkpoints", "objectives", "stages", "frozen", "export"},
-    {"runs", "inputs", "study", "sources", "sweep", "ablation", "fidelity", "sentences"},
+    {
+        "training",
+        "batches",
+        "execution",
+        "evaluation",
+        "reranking",
+        "checkpoints",
+        "objectives",
+        "stages",
+        "frozen",
+        "export",
+    },
+    {"runs", "inputs", "plan", "study", "sources", "sweep", "ablation", "fidelity", "sentences"},
     {"projection", "plots", "panels", "tables", "browser", "output", "claims", "audit", "study_plots"},
-    {"notebooks", "profiles", "report", "cli_data", "cli", "__main__"},
+    {"notebooks", "profiles", "report", "cli_data", "cli_train", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 CONDA_NAMES = {"pytorch": "torch"}

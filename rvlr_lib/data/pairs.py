@@ -270,7 +270,12 @@ def iterate_batches(
 
 
 def augment(
-    pixels: torch.Tensor, generator: torch.Generator, *, scale: tuple[float, float] = (0.7, 1.0), flip: bool = True
+    pixels: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    scale: tuple[float, float] = (0.7, 1.0),
+    flip: bool = True,
+    part: tuple[slice, int] | None = None,
 ) -> torch.Tensor:
     """Gentle random crop and horizontal flip, drawn per sample; colours stay as they are.
 
@@ -280,6 +285,7 @@ def augment(
         scale: Smallest and largest share of the picture's area that a crop keeps, 0 < low <= high <= 1; its aspect
             ratio lies between 0.9 and 1.1.
         flip: Flip every second picture, on average.
+        part: The pixels are these rows of a batch of that size, for all of which the draws are made.
 
     Returns:
         float32 [B, 3, S, S] in 0..1, on the device of ``pixels``.
@@ -295,7 +301,8 @@ def augment(
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}; give uint8 [B, 3, S, S], see dataset.pixels")
     batch, _, height, width = pixels.shape
-    draws = torch.rand(5, batch, generator=generator, device=generator.device).to(pixels.device)
+    rows, whole = part or (slice(None), batch)
+    draws = torch.rand(5, whole, generator=generator, device=generator.device)[:, rows].to(pixels.device)
     area = low + (high - low) * draws[0]
     aspect = (0.9 + 0.2 * draws[1]).clamp(area, 1 / area)  # so that no side leaves the picture
     wide, tall = (area * aspect).sqrt() * width, (area / aspect).sqrt() * height

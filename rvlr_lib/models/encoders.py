@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rvlr_lib.losses.gather import batch_dropout
+
 ARCHITECTURES = Path(__file__).parent / "architectures"
 
 
@@ -284,7 +286,7 @@ def encode_text_tokens(
         buffers = {"attn_mask": mask[:length, :length]} if mask is not None else {}
     hook = None
     if dropout and hasattr(text, "token_embedding"):
-        hook = text.token_embedding.register_forward_hook(lambda _m, _i, out: nn.functional.dropout(out, dropout))
+        hook = text.token_embedding.register_forward_hook(lambda _m, _i, out: batch_dropout(out, dropout))
     wants_tokens = tokens and hasattr(text, "output_tokens")
     try:
         if wants_tokens:

@@ -49,12 +49,12 @@ class Student(nn.Module):
     def encode_image(self, pixels: Tensor, *, tokens: bool = False) -> Encoded:
         """Pictures ``[B, 3, S, S]`` in 0..1 -> unit features and patch tokens."""
         features, image_tokens = encode_image_tokens(self.visual, (pixels - self.mean) / self.std, tokens=tokens)
-        return Encoded(unit_rows(_full(features)), image_tokens)
+        return Encoded(unit_rows(full_precision(features)), image_tokens)
 
     def encode_text(self, token_ids: Tensor, *, tokens: bool = False, dropout: float = 0.0) -> Encoded:
         """Token ids ``[B, L]`` -> unit features, token features and their mask."""
         features, text_tokens, mask = encode_text_tokens(self.text, token_ids, tokens=tokens, dropout=dropout)
-        return Encoded(unit_rows(_full(features)), text_tokens, mask)
+        return Encoded(unit_rows(full_precision(features)), text_tokens, mask)
 
     def match(self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Matching logits ``[B, 2]`` and fused first token ``[B, W]`` of pairs.
@@ -84,6 +84,6 @@ class Student(nn.Module):
             return FusionEncoder(width, image_tokens.shape[-1], layers, heads)
 
 
-def _full(features: Tensor) -> Tensor:
+def full_precision(features: Tensor) -> Tensor:
     """Half-precision features in float32: losses and cosines are computed in full precision."""
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
