@@ -110,6 +110,41 @@ def _study(arguments: Namespace) -> int:
     return 0
 
 
+def _report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--claims", action="store_true", help="the page of claims, from the results of `rvlr study`")
+    parser.add_argument("--profile", default="study", help="the profile whose questions are answered")
+    parser.add_argument(
+        "--results", type=Path | None, help="folder of seed-<n>.json, data/reference/study if not given"
+    )
+    parser.add_argument(
+        "--out", type=Path | None, help="folder of the page and its tables, that of the results' if not given"
+    )
+    parser.add_argument("--insert", type=Path | None, help="put the table between the claims markers of this file")
+
+
+def _report(arguments: Namespace) -> int:
+    from rvlr_lib.claims import claims_table, control_faults, write_claims
+    from rvlr_lib.profiles import CHECKOUT, profile_path
+    from rvlr_lib.sweep import load_sweep, read_provenance, read_results
+    from rvlr_lib.tables import insert_between, to_markdown
+
+    if not arguments.claims:
+        raise ValueError("say what to report: --claims")
+    folder = arguments.results or CHECKOUT / "data" / "reference" / "study"
+    sweep = load_sweep(profile_path(arguments.profile))
+    results = read_results(folder, sweep)
+    command = f"rvlr study --profile {arguments.profile}"
+    page = write_claims(sweep, results, arguments.out or folder, command, read_provenance(folder))
+    print(page)
+    if arguments.insert:
+        short = claims_table(sweep, results)[["in words", "verdict", "effect, points", "interval", "delta", "seeds"]]
+        insert_between(arguments.insert, "claims", to_markdown(short))
+    faults = control_faults(sweep, results)
+    if faults:
+        print(f"the study is broken: these controls come out as helping: {', '.join(faults)}", file=sys.stderr)
+    return 1 if faults else 0
+
+
 def _table_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--run", type=Path | None, help="run folder, runs/quick if not given")
     parser.add_argument("--select", default="*", help="pattern for <dataset>_<notebook>/<table>")
@@ -169,6 +204,7 @@ def _explore(arguments: Namespace) -> int:
 COMMANDS = {
     "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
     "study": Command("train and evaluate the cells of the imbalance study, over seeds", _study_arguments, _study),
+    "report": Command("the page of claims: what holds, what does not, how sure it is", _report_arguments, _report),
     "fidelity": Command(
         "every oddity of the official code, our switch, and what it did", _fidelity_arguments, _fidelity
     ),

@@ -256,6 +256,12 @@ def read_results(folder: Path, sweep: Sweep | None = None) -> dict[int, dict[str
     return {record["seed"]: record["cells"] for record in records.values()}
 
 
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Where the results of a folder came from: that of the first seed, and the commits of all."""
+    found = [read_json(path)["provenance"] for path in sorted(folder.glob("seed-*.json"))]
+    return {**found[0], "commit": ", ".join(dict.fromkeys(one["commit"] for one in found))}
+
+
 def _open(sweep: Sweep, seed: int, results: Path) -> dict[str, Any]:
     path = _file(results, seed)
     if path.is_file():

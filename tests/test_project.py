@@ -18,7 +18,7 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"config", "models"},
     {"training", "evaluation", "checkpoints", "objectives", "stages"},
     {"runs", "inputs", "study", "sweep", "ablation", "fidelity"},
-    {"projection", "plots", "panels", "tables", "browser", "output"},
+    {"projection", "plots", "panels", "tables", "browser", "output", "claims", "audit"},
     {"notebooks", "profiles", "report", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

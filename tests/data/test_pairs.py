@@ -265,5 +265,5 @@ def test_load_dataset_lists_what_there_is():
             load_dataset(name, split="dev")
         with pytest.raises(ValueError, match="image_root='photos'"):
             load_dataset(name, split="train", image_root="photos")
-    with pytest.raises(ValueError, match="'detail' is unknown to scenes; it has: text_detail, size"):
+    with pytest.raises(ValueError, match="'detail' is unknown to scenes; it has: text_detail, image_visibility, size"):
         load_dataset("scenes", split="train", detail=1)
