@@ -169,7 +169,7 @@ def collect_points(
             f"{layout.method}. Trustworthiness: "
             + ", ".join(f"{name} {trust['joint']:.2f}" for name, trust in layout.trustworthiness.items())
             + " (1: no false neighbours). Sizes of clusters and distances between them mean nothing.",
-            "The two teachers never met: how their pictures lie to their captions means nothing, and they have no hits.",
+            "The two teachers never met: how pictures lie to captions there means nothing, and they have no hits.",
         ],
     )
 

@@ -16,6 +16,10 @@ GLUE = Path(__file__).with_name("explorer.js")
 # Okabe and Ito, then two greys: told apart by the colour-blind; modality is told by the marker as well.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8A7A00", "#404040")
 LEVELS = 11  # of the scale of overlaps, 0 to 100 %
+HELP = (
+    "<p><b>Click a point</b> to see its neighbours in every space, <b>choose a space</b> and watch the points move, or "
+    "<b>search by words</b>. Drag to move the map, turn the wheel to zoom.</p>"
+)
 MAP, PANEL, CONTROL = 640, 520, 200  # pixels
 
 
@@ -50,14 +54,18 @@ def view(points: Points) -> Any:
     for mode, colours in modes.items():
         everything |= {f"{mode}|{name}": codes.astype(np.uint8) for name, codes in colours.codes.items()}
     width = next(iter(points.neighbours.values()))[0].shape[1]
-    near = {f"{kind}|{name}": pair[at].astype(np.int32).flatten()
-            for name, pair in points.neighbours.items() for at, kind in enumerate(("pictures", "captions"))}  # fmt: skip
+    kinds = ("pictures", "captions")
+    near = {
+        f"{kind}|{name}": pair[at].astype(np.int32).flatten()
+        for name, pair in points.neighbours.items()
+        for at, kind in enumerate(kinds)
+    }
     rings = ColumnDataSource({"x": [], "y": [], "size": [], "point": []})
     lines = ColumnDataSource({"x0": [], "y0": [], "x1": [], "y1": []})
 
     plot = figure(width=MAP, height=MAP, tools="pan,wheel_zoom,box_zoom,reset", active_scroll="wheel_zoom",
                   x_axis_location=None, y_axis_location=None, toolbar_location="above",
-                  match_aspect=True)  # fmt: skip
+                  match_aspect=True, name="map")  # fmt: skip
     plot.grid.visible = False
     plot.segment("x0", "y0", "x1", "y1", source=lines, color="#555555", line_width=1)
     style = {"fill_color": "color", "line_color": "white", "line_width": 0.4, "size": 8}
@@ -94,8 +102,7 @@ def view(points: Points) -> Any:
     mode.js_on_change("value", glue)
     words.js_on_change("value_input", glue)
     source.selected.js_on_change("indices", glue)
-    panel.text = ("<p><b>Click a point</b> to see its neighbours in every space, <b>choose a space</b> and watch the "
-                  "points move, or <b>search by words</b>. Drag to move the map, turn the wheel to zoom.</p>")  # fmt: skip
+    panel.text = HELP
     notes = Div(text="".join(f"<p>{escape(note)}</p>" for note in points.notes), width=MAP + PANEL)
     return column(row(space, mode, words), row(column(plot, legend), panel), notes)
 

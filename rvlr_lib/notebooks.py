@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from rvlr_lib.profiles import CHECKOUT, Profile, Run, load_profile, notebook_parameters
-from rvlr_lib.report import compare, update_reference, write_report
+from rvlr_lib.publish import write_report
+from rvlr_lib.report import compare, update_reference
 from rvlr_lib.runs import PACKAGE, default_root, provenance, read_json, versions, write_json
 from rvlr_lib.tables import replacing
 
 HEARTBEAT_SECONDS = 60.0
-OWN_NAMES = {"results", "figures", "report.md", "run.json"}  # what a run folder holds beside its notebooks
+OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html", "run.json"}  # beside notebooks
 
 Say = Callable[[str], None]
 
@@ -40,7 +41,7 @@ def reproduce(
     root: Path = CHECKOUT,
     say: Say = print,
 ) -> list[str]:
-    """Run all notebooks of a profile, write their HTML and ``report.md``; go on where an earlier run stopped.
+    """Run all notebooks of a profile, write their HTML and the report; go on where an earlier run stopped.
 
     A notebook of which nothing changed since it ran (its text, parameters, the library, versions) and whose files are
     all there is kept as it is.

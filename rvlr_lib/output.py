@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.plots import save_figure
+from rvlr_lib.redraw import save_recipe
 from rvlr_lib.runs import default_root, provenance, write_json
+from rvlr_lib.style import save_figure
 
 
 @dataclass
@@ -31,8 +32,12 @@ class RunOutput:
         self.dataset = Path(self.dataset).stem
 
     def figure(self, figure: Any, name: str, data: Any) -> Any:
-        """Save a figure as PNG and PDF with the CSV it was drawn from, and hand it back to be shown."""
+        """Save a figure as PNG and PDF with the CSV it was drawn from, and hand it back to be shown.
+
+        Beside them lies, as JSON, what ``rvlr figures`` needs to draw it again.
+        """
         save_figure(figure, Path(self.folder) / "figures", f"{self.dataset}_{name}", data)
+        save_recipe(figure, Path(self.folder) / "figures", f"{self.dataset}_{name}", data)
         return figure
 
     def table(self, frame: Any, name: str) -> Any:

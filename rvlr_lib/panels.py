@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rvlr_lib.plots import FONT_SIZE, PAGE, legend_columns, looks, new_figure, pretty, style
+from rvlr_lib.plots import legend_columns, looks, pretty
 from rvlr_lib.projection import Projection
+from rvlr_lib.style import FONT_SIZE, is_narrow, new_figure, page_width, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 LINE = 0.14  # inches from one line of text to the next
 MARGIN = 0.06
 THUMBNAIL, PICTURE, LINES = 0.27, 0.8, 7  # inches, inches, most lines of a retrieved caption
+NARROW_ITEMS = 3  # side by side in a figure as wide as a column
 HIT, MISS = "✓", "✗"
 OTHER = "other"
 
@@ -62,13 +64,15 @@ def plot_examples(groups: Mapping[str, Sequence[tuple[Any, str]]]) -> Figure:
     Args:
         groups: title of the row, such as ``detail 0.6`` -> (picture, caption), the same number in each row.
     """
+    if is_narrow():
+        groups = {title: row[:NARROW_ITEMS] for title, row in groups.items()}
     count = max(map(len, groups.values()))
     left = LINE + 2 * MARGIN
-    wide = (PAGE - left) / count
+    wide = (page_width() - left) / count
     size = min(wide - 2 * MARGIN, 1.1)
     texts = {title: [_wrap(text, wide - 2 * MARGIN, 9) for _, text in row] for title, row in groups.items()}
     heights = {title: size + 3 * MARGIN + LINE * max(map(len, rows)) for title, rows in texts.items()}
-    figure = new_figure(PAGE, sum(heights.values()) + MARGIN, layout=None)
+    figure = new_figure(page_width(), sum(heights.values()) + MARGIN, layout=None)
     top = MARGIN
     for title, row in groups.items():
         _write(figure, MARGIN + LINE / 2, top + size / 2, title, rotation=90, ha="center", va="center", weight="bold")
@@ -91,14 +95,18 @@ def plot_retrieval_panel(queries: Sequence[Query], *, query_width: float = 1.2) 
         queries: from :func:`rvlr_lib.browser.make_query`.
         query_width: inches for the query.
     """
+    if is_narrow():
+        query_width = min(query_width, PICTURE)
+        queries = [replace(query, results={name: row[:NARROW_ITEMS] for name, row in query.results.items()})
+                   for query in queries]  # fmt: skip
     count = max(len(row) for query in queries for row in query.results.values())
     left = query_width + 2 * LINE + 5 * MARGIN
-    wide = (PAGE - left - MARGIN) / count
+    wide = (page_width() - left - MARGIN) / count
     inner = wide - 2 * MARGIN
     heights = [max(_height(hit.item, inner) for row in query.results.values() for hit in row) for query in queries]
     steps = [high + LINE + 2 * MARGIN for high in heights]
     blocks = [max(len(query.results) * step, query_width) for query, step in zip(queries, steps, strict=True)]
-    figure = new_figure(PAGE, MARGIN + LINE + sum(blocks) + MARGIN * len(blocks), layout=None)
+    figure = new_figure(page_width(), MARGIN + LINE + sum(blocks) + MARGIN * len(blocks), layout=None)
     for i in range(count):
         _write(figure, left + (i + 0.5) * wide, MARGIN / 2, f"{i + 1}", ha="center", va="top", color="0.35")
     top = MARGIN + LINE
@@ -160,13 +168,17 @@ def plot_embedding(
         most_labels: labels with a colour of their own, the most frequent ones; the others are grey.
     """
     spaces = list(projections[0].coords)
-    wide = PAGE / max(len(spaces), 2)
+    across, down = len(spaces), len(projections)
+    if is_narrow():  # then a row per space, a column per projection
+        across, down = down, across
+    wide = page_width() / max(across, 2)
     colors, labels = _groups(projections[0], image_labels, text_labels, most_labels)
     handles = _handles(colors)
-    columns = legend_columns(list(handles), wide * len(spaces))
+    columns = legend_columns(list(handles), wide * across)
     below = 0.2 + 0.17 * -(-len(handles) // columns)  # the legend
-    figure = new_figure(wide * len(spaces), len(projections) * (wide + 0.32) + 0.25 + below)
-    grid = figure.subplots(len(projections), len(spaces), squeeze=False)
+    figure = new_figure(wide * across, down * (wide + 0.32) + 0.25 + below)
+    grid = figure.subplots(down, across, squeeze=False)
+    grid = grid.T if is_narrow() else grid
     for number, (row, projection) in enumerate(zip(grid, projections, strict=True)):
         coords = projection.coords
         reach = 1.15 * max(float(np.abs(xy).max()) for pair in coords.values() for xy in pair)
@@ -185,9 +197,14 @@ def plot_embedding(
                 f"trustworthiness {trust['joint']:.2f}\nimage {trust['image']:.2f}, text {trust['text']:.2f}"
             )
             axes.spines[:].set_visible(True)
-            if number == 0:
+            if number == 0 and is_narrow():
+                axes.set_ylabel(pretty(space), weight="bold")
+            elif number == 0:
                 axes.set_title(pretty(space))
-        row[0].set_ylabel(projection.name, weight="bold")
+        if is_narrow():
+            row[0].set_title(projection.name)
+        else:
+            row[0].set_ylabel(projection.name, weight="bold")
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
     return figure
 

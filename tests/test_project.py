@@ -17,9 +17,22 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"losses", "metrics", "data"},
     {"config", "models"},
     {"training", "evaluation", "checkpoints", "objectives", "stages"},
-    {"runs", "inputs", "study", "sweep", "ablation", "fidelity"},
-    {"projection", "plots", "panels", "tables", "browser", "output", "claims", "audit"},
-    {"notebooks", "profiles", "report", "cli", "__main__"},
+    {"runs", "inputs", "study", "sweep", "ablation", "fidelity", "saved"},
+    {
+        "projection",
+        "plots",
+        "panels",
+        "tables",
+        "style",
+        "redraw",
+        "explore",
+        "explorer_view",
+        "browser",
+        "output",
+        "claims",
+        "audit",
+    },
+    {"notebooks", "profiles", "report", "publish", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 CONDA_NAMES = {"pytorch": "torch"}
