@@ -6,7 +6,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: setup reproduce test lab format check clean help
+.PHONY: setup reproduce test lab docs format check clean help
 
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { \
@@ -31,6 +31,9 @@ test: $(STAMP) ## run all tests, the notebooks with tiny settings among them
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
+
+docs: $(STAMP) ## build the static site of PROFILE's run into site/
+	@$(BIN)/python docs/build.py runs/$(PROFILE) site
 
 format: $(STAMP) ## sort imports and format code and notebooks
 	@$(BIN)/ruff check --fix .

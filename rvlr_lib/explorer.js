@@ -1,6 +1,11 @@
 // Glue of the explorer: bokeh runs it whenever a control changes or a point is clicked.
 // source: the points drawn; all: coordinates and colour codes of every space; near: neighbours, `width` of each kind.
+const { picture: pictures, captions } = store.data;
 const name = spaces[space.active], n = pictures.length, d = source.data;
+if (cb_obj.id === words.id && source.selected.indices.length) {
+  source.selected.indices = []; // a new search leaves the chosen point; this code then runs again
+  return;
+}
 const safe = (text) => { const e = document.createElement("i"); e.textContent = text; return e.innerHTML; };
 const chosen = source.selected.indices.length ? source.selected.indices[0] : -1;
 const asked = (words.value_input || "").toLowerCase().split(/[^\p{L}\p{N}]+/u).filter((word) => word);
@@ -65,7 +70,7 @@ if (chosen >= 0) {
   const seen = found.filter((p) => p < n), told = found.filter((p) => p >= n);
   panel.text = `<p><b>${seen.length} pictures, ${told.length} captions</b> with these words are ringed; click one.</p>` +
     seen.slice(0, 24).map((p) => picture(p, false, 44)).join("") + told.slice(0, 16).map((p) => caption(p, false)).join("");
-}
+} else panel.text = help;
 
 // move to the space asked for
 const target = { x: all.data[`x|${name}`], y: all.data[`y|${name}`] };

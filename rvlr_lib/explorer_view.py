@@ -33,6 +33,7 @@ def view(points: Points) -> Any:
         Div,
         HoverTool,
         RadioButtonGroup,
+        Range1d,
         Select,
         TapTool,
         TextInput,
@@ -63,21 +64,19 @@ def view(points: Points) -> Any:
     rings = ColumnDataSource({"x": [], "y": [], "size": [], "point": []})
     lines = ColumnDataSource({"x0": [], "y0": [], "x1": [], "y1": []})
 
+    reach = 1.06 * max(float(np.abs(xy).max()) for xy in points.coords.values())  # one scale for all spaces
     plot = figure(width=MAP, height=MAP, tools="pan,wheel_zoom,box_zoom,reset", active_scroll="wheel_zoom",
-                  x_axis_location=None, y_axis_location=None, toolbar_location="above",
-                  match_aspect=True, name="map")  # fmt: skip
+                  x_axis_location=None, y_axis_location=None, toolbar_location="above", name="map",
+                  x_range=Range1d(-reach, reach), y_range=Range1d(-reach, reach))  # fmt: skip
     plot.grid.visible = False
     plot.segment("x0", "y0", "x1", "y1", source=lines, color="#555555", line_width=1)
     style = {"fill_color": "color", "line_color": "white", "line_width": 0.4, "size": 8}
     dots = plot.scatter("x", "y", marker="marker", source=source, fill_alpha=0.85, nonselection_fill_alpha=0.85,
                         nonselection_line_alpha=1, **style)  # fmt: skip
     plot.scatter("x", "y", size="size", source=rings, fill_color=None, line_color="black", line_width=2)
-    pictures = {"pictures": points.pictures}
-    caption_of = CustomJSHover(
-        args={"captions": points.captions, "source": source},
-        code="const d = document.createElement('i'); d.textContent = captions[value][0]; return d.innerHTML",
-    )
-    show = CustomJSHover(args=pictures, code="return pictures[value]")
+    store = ColumnDataSource({"picture": points.pictures, "captions": points.captions})
+    caption_of = CustomJSHover(args={"store": store}, code="return store.data.captions[value][0]")
+    show = CustomJSHover(args={"store": store}, code="return store.data.picture[value]")
     plot.add_tools(TapTool(renderers=[dots]), HoverTool(
         renderers=[dots], formatters={"@picture": show, "@{picture}": caption_of}, attachment="right",
         tooltips='<div style="width:150px"><img src="@picture{custom}" width="64" style="float:left;margin-right:6px">'
@@ -88,11 +87,11 @@ def view(points: Points) -> Any:
     mode = Select(title="colour", value="modality", options=list(modes), width=CONTROL, name="colour")
     words = TextInput(title="words in a caption", placeholder="such as: red star", width=CONTROL, name="words")
     legend = Div(text=first.legend, width=MAP)
-    panel = Div(text="", width=PANEL, height=MAP, styles={"overflow-y": "auto"}, name="panel")
+    panel = Div(text=HELP, width=PANEL, height=MAP, styles={"overflow-y": "auto"}, name="panel")
     glue = CustomJS(
         args={"source": source, "all": ColumnDataSource(everything), "near": ColumnDataSource(near), "rings": rings,
               "lines": lines, "space": space, "mode": mode, "words": words, "legend": legend, "panel": panel,
-              "spaces": spaces, "width": width, "captions": points.captions, "pictures": points.pictures,
+              "spaces": spaces, "width": width, "store": store, "help": HELP,
               "palettes": {name: colours.palette for name, colours in modes.items()},
               "legends": {name: colours.legend for name, colours in modes.items()},
               "groups": points.groups, "common": [name for name, hits in points.hits.items() if hits is not None]},
@@ -102,7 +101,6 @@ def view(points: Points) -> Any:
     mode.js_on_change("value", glue)
     words.js_on_change("value_input", glue)
     source.selected.js_on_change("indices", glue)
-    panel.text = HELP
     notes = Div(text="".join(f"<p>{escape(note)}</p>" for note in points.notes), width=MAP + PANEL)
     return column(row(space, mode, words), row(column(plot, legend), panel), notes)
 

@@ -101,7 +101,11 @@ def report_html(markdown: str, folder: Path) -> str:
 
     body = re.sub(r'src="(figures/[^"]+\.png)"', embedded, markdown2html(markdown))
     body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
-    title = markdown.partition("\n")[0].lstrip("# ")
+    return page_html(markdown.partition("\n")[0].lstrip("# "), body)
+
+
+def page_html(title: str, body: str) -> str:
+    """A page of our own look around an HTML body."""
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
             f"<style>{PAGE_STYLE}</style></head><body>\n{body}</body></html>\n")  # fmt: skip
 

@@ -27,6 +27,7 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
         "redraw",
         "explore",
         "explorer_view",
+        "queries",
         "browser",
         "output",
         "claims",
