@@ -86,7 +86,7 @@ def view(points: Points) -> Any:
     space = RadioButtonGroup(labels=spaces, active=len(spaces) - 1, width=260, height=32, align="end", name="space")
     mode = Select(title="colour", value="modality", options=list(modes), width=CONTROL, name="colour")
     words = TextInput(title="words in a caption", placeholder="such as: red star", width=CONTROL, name="words")
-    legend = Div(text=first.legend, width=MAP)
+    legend = Div(text=first.legend, width=MAP, name="legend")
     panel = Div(text=HELP, width=PANEL, height=MAP, styles={"overflow-y": "auto"}, name="panel")
     glue = CustomJS(
         args={"source": source, "all": ColumnDataSource(everything), "near": ColumnDataSource(near), "rings": rings,
