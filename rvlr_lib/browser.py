@@ -167,9 +167,7 @@ def query_browser(
                    for row in rows]  # fmt: skip
         return plot_retrieval_panel(queries)
 
-    if interactive is None:
-        interactive = "JPY_SESSION_NAME" in os.environ and "RVLR_HEADLESS" not in os.environ
-    if not interactive:
+    if not _has_reader(interactive):
         return known(direction, *rows)
 
     import ipywidgets as widgets
@@ -197,6 +195,44 @@ def query_browser(
     if encoders:
         rows_of_controls.append(_own_query(dataset, methods, encoders, k, show, said))
     return widgets.VBox([*rows_of_controls, said, picture] if encoders else [*rows_of_controls, picture])
+
+
+def play(draw: Callable[..., Figure], *, interactive: bool | None = None, **choices: Sequence[Any]) -> Any:
+    """A figure with a menu for each of its settings; without a reader, the figure of the first choices.
+
+    Args:
+        draw: takes one value of each choice by name and returns a figure.
+        interactive: as for :func:`query_browser`.
+        choices: name -> what may be chosen, the first to begin with.
+
+    Raises:
+        ValueError: a menu without choices.
+    """
+    empty = [name for name, values in choices.items() if not values]
+    if empty:
+        raise ValueError(f"there is nothing to choose for {', '.join(empty)}")
+    if not _has_reader(interactive):
+        return draw(**{name: values[0] for name, values in choices.items()})
+    import ipywidgets as widgets
+
+    menus = {name: widgets.Dropdown(options=list(values), description=name) for name, values in choices.items()}
+    picture = widgets.Image(format="png", layout=widgets.Layout(max_width="1000px"))
+
+    def show(_: Any = None) -> None:
+        buffer = io.BytesIO()
+        draw(**{name: menu.value for name, menu in menus.items()}).savefig(buffer, format="png", dpi=140)
+        picture.value = buffer.getvalue()
+
+    for menu in menus.values():
+        menu.observe(show, names="value")
+    show()
+    return widgets.VBox([widgets.HBox(list(menus.values())), picture])
+
+
+def _has_reader(interactive: bool | None) -> bool:
+    if interactive is None:
+        return "JPY_SESSION_NAME" in os.environ and "RVLR_HEADLESS" not in os.environ
+    return interactive
 
 
 def _own_query(

@@ -51,7 +51,7 @@ class RunOutput:
         self.metrics |= {f"{row} | {key}": value for key, value in metrics.items()}
 
     def save(self) -> Path:
-        """Write ``results/<dataset>_<notebook>.json``; without it the notebook has not finished."""
+        """Write ``results/<dataset>_<notebook>.json`` and say how long it took; without it nothing has finished."""
         path = Path(self.folder) / "results" / f"{self.dataset}_{self.notebook}.json"
         value = {
             "notebook": self.notebook,
@@ -61,4 +61,5 @@ class RunOutput:
             "provenance": provenance() | {"seconds": time.monotonic() - self.started},
         }
         write_json(path, value)
+        print(f"{self.notebook} on {self.dataset}: {value['provenance']['seconds']:.0f} s, numbers in {path.name}")
         return path

@@ -140,6 +140,24 @@ def test_the_widget_takes_words_and_pictures(dataset):
     assert "a.txt is no picture" in said.value
 
 
+def test_play_draws_what_is_chosen(dataset, monkeypatch):
+    drawn = []
+
+    def draw(kind, row):
+        drawn.append((kind, row))
+        return browser.query_browser(dataset, METHODS, direction=kind, rows=(row,), interactive=False)
+
+    choices = {"kind": ["t2i", "i2t"], "row": [1, 2]}
+    assert isinstance(browser.play(draw, interactive=False, **choices), Figure)
+    menus, picture = browser.play(draw, interactive=True, **choices).children
+    first = picture.value
+    menus.children[0].value = "i2t"
+    assert drawn == [("t2i", 1), ("t2i", 1), ("i2t", 1)]
+    assert picture.value != first
+    with pytest.raises(ValueError, match="nothing to choose for row"):
+        browser.play(draw, kind=["t2i"], row=[])
+
+
 def test_derived_relevance_is_that_of_the_corrected_protocol(dataset, relevance):
     bare = SimpleNamespace(caption_to_image=relevance.caption_to_image, image_to_image=None, text_to_text=None)
     mean = np.stack([relevance.caption_to_image[i == OWNER].mean(axis=0) for i in range(IMAGES)])
