@@ -143,17 +143,17 @@ def collect_points(
     unit = {label: tuple(_unit(part)[at] for part, at in zip(pair, (rows, texts), strict=True))
             for label, pair in spaces.items()}  # fmt: skip
     k = min(NEIGHBOURS, count - 1)
-    overlaps: dict[str, dict[str, np.ndarray]] = {"the teachers'": {}}
+    overlaps: dict[str, dict[str, np.ndarray]] = {"the teachers": {}}
     truth = None if gallery.scene is None else gallery.scene.truth("latent")
     for label, pair in unit.items():
         shared = [knn_overlap(mine, theirs, k=k, per_query=True)
                   for mine, theirs in zip(pair, unit[UNIMODAL], strict=True)]  # fmt: skip
-        overlaps["the teachers'"][label] = np.concatenate(shared)
+        overlaps["the teachers"][label] = np.concatenate(shared)
         if truth is not None:
             squares = truth.image_to_image[np.ix_(rows, rows)], truth.text_to_text[np.ix_(texts, texts)]
             shared = [knn_overlap(mine, similarity_b=square, k=k, per_query=True)
                       for mine, square in zip(pair, squares, strict=True)]  # fmt: skip
-            overlaps.setdefault("the truth's", {})[label] = np.concatenate(shared)
+            overlaps.setdefault("the truth", {})[label] = np.concatenate(shared)
     return Points(
         dataset=gallery.name,
         captions=[[gallery.captions[c] for c in gallery.captions_of(row)] for row in rows],

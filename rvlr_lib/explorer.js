@@ -29,7 +29,7 @@ d.color = Array.from(codes, (code) => palettes[mode.value][code]);
 legend.text = legends[mode.value];
 
 const neighbours = (p, kind, where) =>
-  Array.from(near.data[`${kind}|${where}`].slice(p * width, (p + 1) * width)).filter((q) => q >= 0);
+  Array.from({ length: width }, (_, i) => near.data[`${kind}|${where}`][p * width + i]).filter((q) => q >= 0);
 const around = chosen < 0 ? [] : ["pictures", "captions"].flatMap((kind) => neighbours(chosen, kind, name).slice(0, 5));
 const ringed = chosen < 0 ? found : [chosen, ...around];
 

@@ -59,6 +59,7 @@ def report_markdown(folder: Path, *, root: Path = CHECKOUT) -> str:
     record, found = read_run(folder), read_results(folder)
     origin = record["provenance"]
     environment = {"commit": origin.get("commit"), "platform": origin.get("platform"), **origin.get("versions", {})}
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     seconds = sum(run.get("seconds") or 0 for run in record["runs"])
     parts = [
         f"# {record['profile']}",
@@ -82,9 +83,9 @@ def report_markdown(folder: Path, *, root: Path = CHECKOUT) -> str:
         records_markdown([{"what": key, "version": value} for key, value in environment.items()]),
         "## Commands",
         f"```bash\n{record['command']}  # everything\n"
-        f"rvlr figures {folder} --all  # every figure again, without a model\n"
-        f"rvlr report {folder}  # this page, its HTML and the tables\n"
-        f"rvlr explore {folder}  # the common space to walk in\n```",
+        f"rvlr figures {shown} --all  # every figure again, without a model\n"
+        f"rvlr report {shown}  # this page, its HTML and the tables\n"
+        f"rvlr explore {shown}  # the common space to walk in\n```",
     ]
     return "\n\n".join(parts) + "\n"
 

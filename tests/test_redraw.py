@@ -150,6 +150,7 @@ def test_grey_tells_series_apart():
     figure = plots.plot_loss_curves(log())
     lines = figure.axes[0].lines
     assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == len(lines)
-    bars = plots.plot_results(results()).axes[0].patches
-    hatches = [bar.get_hatch() for bar in bars]
-    assert len(set(hatches)) == len(hatches)
+    rows = [("rvlr", modality, "overlap", 40.0) for modality in plots.MODALITIES]
+    table = pd.DataFrame(rows, columns=["method", "modality", "measure", "value"])
+    hatches = [bar.get_hatch() for bar in plots.plot_structure_bars(table).axes[0].patches]
+    assert len(set(hatches)) == len(hatches) == 3
