@@ -14,6 +14,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from rvlr_lib.cli_data import config_arguments, config_run, data_arguments, data_run
+
 
 @dataclass(frozen=True)
 class Command:
@@ -31,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subcommands(dest="command")
     for name, command in COMMANDS.items():
         verb = ArgumentParser(allow_abbrev=False, description=command.help)
+        verbs.add_subcommand(name, verb, help=command.help)  # before its arguments: a verb may have verbs of its own
         command.arguments(verb)
-        verbs.add_subcommand(name, verb, help=command.help)
     arguments = parser.parse_args(argv)
     try:
         return COMMANDS[arguments.command].run(arguments[arguments.command])
@@ -110,6 +112,45 @@ def _study(arguments: Namespace) -> int:
     return 0
 
 
+def _audit_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--image-features", type=Path | None, help=".npy [pictures, D]")
+    parser.add_argument("--text-features", type=Path | None, help=".npy [captions, D], picture by picture")
+    parser.add_argument("--captions", type=Path | None, help="JSON list, per picture a caption or a list of captions")
+    parser.add_argument("--dataset", type=str | None, help="instead of arrays: a data set for --model to encode")
+    parser.add_argument("--image-root", type=str | None, help="folder of the data set's pictures")
+    parser.add_argument("--split", default="test", help="train, val or test")
+    parser.add_argument("--model", default="tiny", help="any open_clip model")
+    parser.add_argument("--pretrained", type=str | None, help="open_clip tag or weight file")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--out", type=Path | None, help="folder of the audit, runs/audit/<name> if not given")
+
+
+def _audit(arguments: Namespace) -> int:
+    from rvlr_lib.audit import audit, audit_table, encode_with_model, read_features, write_audit
+    from rvlr_lib.runs import default_root
+    from rvlr_lib.tables import to_markdown
+
+    files = (arguments.image_features, arguments.text_features, arguments.captions)
+    if all(files) == bool(arguments.dataset) or (any(files) and not all(files)):
+        raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
+    if arguments.dataset:
+        dataset, images, texts = encode_with_model(
+            arguments.dataset, arguments.model, arguments.pretrained, split=arguments.split,
+            image_root=arguments.image_root, device=arguments.device,
+        )  # fmt: skip
+    else:
+        dataset, images, texts = read_features(*files)
+    found = audit(dataset, images, texts)
+    path = write_audit(found, (images, texts), arguments.out or default_root() / "audit" / dataset.name)
+    print(to_markdown(audit_table(found)))
+    for part in ("imbalance", "structure"):
+        print(f"\n{part}")
+        for key, value in found[part].items():
+            print(f"  {key}: {value:.3f}" if isinstance(value, float) else f"  {key}: {value}")
+    print(f"\n{path}")
+    return 0
+
+
 def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("folder", type=Path | None, nargs="?", help="run folder, such as runs/quick: its report")
     parser.add_argument("--claims", action="store_true", help="the page of claims, from the results of `rvlr study`")
@@ -148,7 +189,7 @@ def _report(arguments: Namespace) -> int:
         insert_between(arguments.insert, "claims", to_markdown(short))
     faults = control_faults(sweep, results)
     if faults:
-        print(f"the study is broken: these controls come out as helping: {', '.join(faults)}", file=sys.stderr)
+        print(f"controls that come out as helping, so something is wrong: {', '.join(faults)}", file=sys.stderr)
     return 1 if faults else 0
 
 
@@ -231,9 +272,16 @@ def _figures(arguments: Namespace) -> int:
 
 
 COMMANDS = {
+    "config": Command("print the settings that presets resolve to", config_arguments, config_run),
+    "data": Command("check a collection of your own, prepare a published one", data_arguments, data_run),
     "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
     "study": Command("train and evaluate the cells of the imbalance study, over seeds", _study_arguments, _study),
-    "report": Command("the report of a run, or the page of claims", _report_arguments, _report),
+    "audit": Command("imbalance, retrieval, gap and structure of any model's features", _audit_arguments, _audit),
+    "report": Command(
+        "the report of a run, or the page of claims: what holds, what does not, how sure it is",
+        _report_arguments,
+        _report,
+    ),  # fmt: skip
     "fidelity": Command(
         "every oddity of the official code, our switch, and what it did", _fidelity_arguments, _fidelity
     ),

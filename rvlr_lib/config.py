@@ -31,6 +31,7 @@ class DataSettings:
     gallery_size: int = 0
     seed: int = 0  # of the data, not of the training
     rows: Literal["images", "captions"] = "images"  # one row per image with a sampled caption, or one per caption
+    max_bad_pictures: int = 0  # own pictures: missing or damaged ones that a split may lose
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,14 @@ class ModelSettings:
 
     name: str = "tiny"
     pretrained: str | None = None
+    image_weights: str | None = None  # of a timm image tower alone: a file, or "timm" for its own tag
+    text_weights: str | None = None  # of a Hugging Face text tower alone: a local folder
+    text_layers: int = 0  # of a Hugging Face text tower: only its first layers; 0 keeps all
+    context_length: int = 0  # tokens of a caption; 0 is the model's own
     init: Literal["teacher", "scratch"] = "teacher"
+    freeze_towers: bool = False  # train a linear head on cached features of each tower, and nothing else
+    image_teacher: str = "train"  # where a teacher comes from, see rvlr_lib.models.pretrained
+    text_teacher: str = "train"
     fusion_layers: int = 0  # 0 leaves the fusion encoder and the matching loss out
     temperature: float = 0.07
 
@@ -55,6 +63,7 @@ class TrainSettings:
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = 0.1  # share of the steps
     clip_norm: float = 1.0  # 0 leaves gradients as they are
+    tower_lr_multiplier: float = 1.0  # of the towers' bodies; their projections and all that is new take the whole rate
     scalar_lr_multiplier: float = 1.0  # of the relation temperature and the fusion weight
     crop_scale: tuple[float, float] = (0.7, 1.0)
     flip: bool = True
@@ -178,6 +187,11 @@ def headline_metrics(method: MethodSettings) -> tuple[str, ...]:
     text = "t2t" if method.siblings == "in" else "t2t_no_siblings"
     graded = tuple(f"{name}/NDCG@10" for name in ("i2i", text, "i2it", "t2it"))
     return ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean", *graded)
+
+
+def data_presets() -> list[str]:
+    """Presets that belong to a data set by name."""
+    return [name for name in available_presets() if name not in ("corrected", "official", "own", "frozen")]
 
 
 def available_presets() -> list[str]:

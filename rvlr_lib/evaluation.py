@@ -12,6 +12,8 @@ from rvlr_lib.data.pairs import ImageTextDataset
 from rvlr_lib.data.relevance import category_relevance, rouge_l_relevance
 from rvlr_lib.data.truth import bayes_ceiling
 from rvlr_lib.metrics.protocol import evaluate_retrieval
+from rvlr_lib.metrics.ranking import recall_at_k
+from rvlr_lib.metrics.statistics import cluster_mean
 from rvlr_lib.metrics.structure import (
     alignment,
     continuity,
@@ -109,6 +111,27 @@ def cross_modal(
         return None
     report = next(iter(evaluate(features, dataset, matching_scores=matching_scores).values()))
     return {key: value for key, value in report.items() if key.startswith(("i2t/", "t2i/", "r_mean"))}
+
+
+def cluster_recall(features: Features, dataset: ImageTextDataset) -> dict[str, float]:
+    """Recall with every picture as one cluster: a caption query counts as its share of its picture's captions.
+
+    Pictures are what was sampled, so they are the unit within a seed. Where all pictures have as many captions this is
+    plain recall; ``i2t`` asks each picture once anyway. Mean over galleries.
+
+    Returns:
+        ``t2i/R@K``, ``t2i/R@mean`` and ``r_mean``, in percent.
+    """
+    rows = []
+    for gallery, (images, texts) in galleries(features, dataset):
+        scores, owner = texts @ images.T, torch.as_tensor(gallery.caption_image)
+        i2t = recall_at_k(scores.T, owner == torch.arange(len(images)).unsqueeze(1))
+        hits = recall_at_k(scores, owner, per_query=True)
+        t2i = {k: cluster_mean(values, gallery.caption_image) for k, values in hits.items()}
+        values = {f"t2i/R@{k}": value for k, value in t2i.items()}
+        values["t2i/R@mean"] = float(np.mean(list(t2i.values())))
+        rows.append(values | {"r_mean": (values["t2i/R@mean"] + float(np.mean(list(i2t.values())))) / 2})
+    return _mean(rows)
 
 
 def noise_floor(dataset: ImageTextDataset, width: int, seed: int) -> dict[str, dict[str, float]]:

@@ -128,7 +128,7 @@ def enough_galleries(
         parts = {label: galleries(pair, test)[0] for label, pair in features.items()}
         return next(iter(parts.values()))[0], {label: pair for label, (_, pair) in parts.items()}
     rows = np.flatnonzero(np.isin(test.galleries, numbers[:wanted]))
-    captions = np.concatenate([test.captions_of(row) for row in rows])
+    captions = np.concatenate([test.captions_of(int(row)) for row in rows])
     return test.subset(rows), {label: (pair[0][rows], pair[1][captions]) for label, pair in features.items()}
 
 
@@ -136,24 +136,14 @@ def collect_points(
     gallery: ImageTextDataset, spaces: Mapping[str, Features], layout: Projection, *, baseline: str = "baseline"
 ) -> Points:
     """Neighbours, hits and overlaps of the drawn items, all among the drawn items."""
-    from rvlr_lib.metrics import knn_overlap
-
     rows, count = layout.image_rows, len(layout.image_rows)
-    texts = np.array([gallery.captions_of(row)[0] for row in rows])
-    unit = {label: tuple(_unit(part)[at] for part, at in zip(pair, (rows, texts), strict=True))
-            for label, pair in spaces.items()}  # fmt: skip
+    texts = np.array([gallery.captions_of(int(row))[0] for row in rows])
+    unit = {label: (_unit(images)[rows], _unit(captions)[texts]) for label, (images, captions) in spaces.items()}
     k = min(NEIGHBOURS, count - 1)
-    overlaps: dict[str, dict[str, np.ndarray]] = {"the teachers": {}}
-    truth = None if gallery.scene is None else gallery.scene.truth("latent")
-    for label, pair in unit.items():
-        shared = [knn_overlap(mine, theirs, k=k, per_query=True)
-                  for mine, theirs in zip(pair, unit[UNIMODAL], strict=True)]  # fmt: skip
-        overlaps["the teachers"][label] = np.concatenate(shared)
-        if truth is not None:
-            squares = truth.image_to_image[np.ix_(rows, rows)], truth.text_to_text[np.ix_(texts, texts)]
-            shared = [knn_overlap(mine, similarity_b=square, k=k, per_query=True)
-                      for mine, square in zip(pair, squares, strict=True)]  # fmt: skip
-            overlaps.setdefault("the truth", {})[label] = np.concatenate(shared)
+    squares = {"the teachers": tuple(part @ part.T for part in unit[UNIMODAL])}
+    if gallery.scene is not None:
+        truth = gallery.scene.truth("latent")
+        squares["the truth"] = truth.image_to_image[np.ix_(rows, rows)], truth.text_to_text[np.ix_(texts, texts)]
     return Points(
         dataset=gallery.name,
         captions=[[gallery.captions[c] for c in gallery.captions_of(row)] for row in rows],
@@ -161,7 +151,10 @@ def collect_points(
         coords={label: np.concatenate(pair) for label, pair in layout.coords.items()},
         groups=picture_groups(gallery.subset(rows)),
         hits={label: None if label == UNIMODAL else _hits(*pair) for label, pair in unit.items()},
-        overlaps=overlaps,
+        overlaps={
+            reference: {label: _overlap(pair, square, k) for label, pair in unit.items()}
+            for reference, square in squares.items()
+        },
         neighbours={label: _neighbours(*pair, k, across=label != UNIMODAL) for label, pair in unit.items()},
         notes=[
             f"{count} test pictures of {gallery.name} and one caption of each; the baseline is {baseline}. "
@@ -210,6 +203,14 @@ def explorer_page(parts: Mapping[str, Points | str], title: str) -> str:
 def _unit(features: Any) -> np.ndarray:
     array = np.asarray(features, dtype=np.float32)
     return array / np.linalg.norm(array, axis=1, keepdims=True).clip(1e-12)
+
+
+def _overlap(features: Features, squares: Features, k: int) -> np.ndarray:
+    """Percent of each item's nearest neighbours, within its modality, that are its nearest by given similarities."""
+    from rvlr_lib.metrics import knn_overlap
+
+    return np.concatenate([knn_overlap(mine, similarity_b=square, k=k, per_query=True)
+                           for mine, square in zip(features, squares, strict=True)])  # fmt: skip
 
 
 def _hits(images: np.ndarray, texts: np.ndarray) -> np.ndarray:

@@ -134,7 +134,7 @@ def colour_modes(points: Points) -> dict[str, Colours]:
     modes["hit or miss"] = Colours(hits, (PALETTE[0], PALETTE[1], GREY),
                                    ("partner among the first ten", "not", "no common space"))  # fmt: skip
     for reference, shares in points.overlaps.items():
-        codes = {name: np.rint(values / 100 * (LEVELS - 1)).astype(int) for name, values in shares.items()}
+        steps = {name: np.rint(values / 100 * (LEVELS - 1)).astype(int) for name, values in shares.items()}
         ends = [f"{10 * i} %" if i % 5 == 0 else "" for i in range(LEVELS)]
-        modes[f"neighbours shared with {reference}"] = Colours(codes, cividis(LEVELS), ends)
+        modes[f"neighbours shared with {reference}"] = Colours(steps, cividis(LEVELS), ends)
     return modes

@@ -1,12 +1,13 @@
 """What a study reads: a split of its data set under the dial, and what decides it."""
 
+import dataclasses
 from functools import lru_cache
 from typing import Any
 
 from rvlr_lib.config import DataSettings, as_dict
 from rvlr_lib.data import ImbalanceSpec, load_dataset
 from rvlr_lib.data.pairs import ImageTextDataset
-from rvlr_lib.runs import source_hash, versions
+from rvlr_lib.runs import data_name, source_hash, versions
 
 DIAL = ("text_detail", "image_visibility", "image_fault", "mismatch_rate", "dial_splits")
 SPLITS = {"all": ("train", "val", "test"), "train": ("train", "val"), "test": ("test",)}
@@ -33,9 +34,14 @@ def data_parts(data: DataSettings, modality: str) -> dict[str, Any]:
     if data.name in ("scenes", "emoji"):
         parts["source"] = source_hash(f"rvlr_lib.data.{data.name}")
         parts["versions"] = {name: version for name, version in versions().items() if "emoji" in name}
-    else:
-        parts["fingerprint"] = read_split(data, "train").fingerprint() + read_split(data, "test").fingerprint()
-    if not imbalance_spec(data).neutral and (data.name != "scenes" or data.image_fault != "occlusion"):
+    else:  # the same files elsewhere are the same data
+        parts["name"], parts["image_root"] = data_name(data.name), None
+        whole = dataclasses.replace(data, text_detail=1.0, image_visibility=1.0, mismatch_rate=0.0)
+        parts["fingerprint"] = [read_split(whole, split).fingerprint() for split in SPLITS["all"]]
+    # scenes drop factors and cover tiles where they are drawn; all else goes through the dial's own code
+    words = bool(data.mismatch_rate) or (data.text_detail < 1 and data.name != "scenes")
+    looks = data.image_visibility < 1 and (data.name != "scenes" or data.image_fault != "occlusion")
+    if {"image": looks, "text": words, "both": words or looks}[modality]:
         parts["dial"] = source_hash("rvlr_lib.data.imbalance")
     return parts
 
@@ -43,7 +49,8 @@ def data_parts(data: DataSettings, modality: str) -> dict[str, Any]:
 def _options(data: DataSettings, split: str) -> dict[str, Any]:
     size = {"train": data.train_size, "val": data.val_size, "test": data.gallery_size}[split]
     if data.name != "scenes":
-        return {"limit": size} if data.name == "emoji" and size else {}
+        allowed = {} if data.name == "emoji" else {"max_bad_pictures": data.max_bad_pictures}
+        return {key: value for key, value in {"limit": size, **allowed}.items() if value}
     sizes = {"galleries": data.galleries, "gallery_size": size} if split == "test" else {"size": size}
     return {"seed": data.seed, **{name: value for name, value in sizes.items() if value}}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rvlr_lib.redraw import save_recipe
-from rvlr_lib.runs import default_root, provenance, write_json
+from rvlr_lib.runs import data_name, default_root, provenance, write_json
 from rvlr_lib.style import save_figure
 
 
@@ -29,7 +29,7 @@ class RunOutput:
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder) if self.folder else default_root() / "quick"
-        self.dataset = Path(self.dataset).stem
+        self.dataset = data_name(self.dataset)
 
     def figure(self, figure: Any, name: str, data: Any) -> Any:
         """Save a figure as PNG and PDF with the CSV it was drawn from, and hand it back to be shown.
@@ -53,13 +53,14 @@ class RunOutput:
     def save(self) -> Path:
         """Write ``results/<dataset>_<notebook>.json`` and say how long it took; without it nothing has finished."""
         path = Path(self.folder) / "results" / f"{self.dataset}_{self.notebook}.json"
+        seconds = time.monotonic() - self.started
         value = {
             "notebook": self.notebook,
             "dataset": self.dataset,
             "metrics": self.metrics,
             "tables": self.tables,
-            "provenance": provenance() | {"seconds": time.monotonic() - self.started},
+            "provenance": provenance() | {"seconds": seconds},
         }
         write_json(path, value)
-        print(f"{self.notebook} on {self.dataset}: {value['provenance']['seconds']:.0f} s, numbers in {path.name}")
+        print(f"{self.notebook} on {self.dataset}: {seconds:.0f} s, numbers in {path.name}")
         return path

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.runs import read_json
+from rvlr_lib.runs import data_name, read_json
 
 CHECKOUT = Path(__file__).parents[1]
 PROFILE_KEYS = ("description", "expected_seconds", "cell_timeout_seconds", "parameters", "runs")
@@ -145,7 +145,7 @@ def load_profile(profile: str, parameters: Mapping[str, Any] | None = None, *, r
         valid = known[name]
         _only(own, set(valid) - RUNNER_SETS, f"parameter of {name}")
         merged = {key: typed(valid[key], value) for key, value in {**common, **own, **given}.items() if key in valid}
-        dataset = Path(merged.get("dataset", valid["dataset"].default)).stem if "dataset" in valid else "all"
+        dataset = data_name(merged.get("dataset", valid["dataset"].default)) if "dataset" in valid else "all"
         runs.append(Run(name, dataset, merged))
     runs = [run for number, run in enumerate(runs) if run not in runs[:number]]
     if len({str(run) for run in runs}) < len(runs):

@@ -33,6 +33,16 @@ def default_root() -> Path:
     return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
 
 
+def data_name(dataset: str) -> str:
+    """Short name of a data set for tables and files: a file's stem, or the folder of an ``index``.
+
+    >>> data_name("mine/birds.csv"), data_name("data/coco/index.yaml"), data_name("emoji")
+    ('birds', 'coco', 'emoji')
+    """
+    path = Path(dataset)
+    return path.parent.name if path.stem == "index" and path.parent.name else path.stem
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON through a temporary file; NaN and infinities become null, as JSON has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +90,9 @@ def cached(root: Path, stage: str, parts: Mapping[str, Any], module: str, comput
     if _WAY_OUT.get():
         raise ValueError(f"{folder} is not there: {_WAY_OUT.get()}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{key}.lock").open("w") as lock:
+    locks = root / "cache" / "locks"
+    locks.mkdir(exist_ok=True)
+    with (locks / f"{stage}-{key}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be computing it: wait and take its result
         if (folder / "parts.json").is_file():
             return folder
@@ -169,7 +181,7 @@ def commit() -> str:
 
 def provenance() -> dict[str, Any]:
     """Commit, versions and platform, for every result."""
-    return {"commit": commit(), "versions": versions(), "platform": platform.platform()}
+    return {"commit": commit(), "versions": versions(), "platform": f"{platform.system()} {platform.machine()}"}
 
 
 def _is_docstring(node: ast.stmt) -> bool:

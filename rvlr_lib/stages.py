@@ -45,7 +45,8 @@ def encode(
     images = []
     for start in range(0, len(dataset), ENCODE_BATCH):
         rows = torch.arange(start, min(start + ENCODE_BATCH, len(dataset)))
-        images.append(image(dataset.pixels(rows, image_size).to(device).float() / 255).float().cpu())
+        pixels = dataset.pixels(rows, image_size).to(device)
+        images.append(image(pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels).float().cpu())
     token_ids = tokenize(tokenizer, dataset.captions)
     order = torch.argsort((token_ids != 0).sum(dim=1), stable=True)
     texts = [text(token_ids[rows].to(device)).float().cpu() for rows in order.split(2 * ENCODE_BATCH)]

@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from rvlr_lib import evaluation, stages
+from rvlr_lib import evaluation, sources, stages
 from rvlr_lib.checkpoints import load_tensors, load_weights, save_tensors
-from rvlr_lib.config import VARIANTS, Settings, TrainSettings, as_dict, load_settings, variant_weights
+from rvlr_lib.config import VARIANTS, Settings, TrainSettings, as_dict, data_presets, load_settings, variant_weights
 from rvlr_lib.data.pairs import ImageTextDataset
 from rvlr_lib.inputs import data_parts, read_split
-from rvlr_lib.models.encoders import Towers, build_towers
+from rvlr_lib.models.encoders import Towers
 from rvlr_lib.models.student import Student
-from rvlr_lib.models.teachers import Teacher, orthogonal_maps
-from rvlr_lib.runs import cached, default_root, provenance, read_json, write_json
+from rvlr_lib.models.teachers import orthogonal_maps
+from rvlr_lib.runs import cached, data_name, default_root, provenance, read_json, write_json
 from rvlr_lib.stages import Features, derived_seed
 from rvlr_lib.training import Fitted, choose_device
 
@@ -72,14 +71,22 @@ class Study:
     # ---- data -------------------------------------------------------------------------------------------------------
 
     def dataset(self, split: str) -> ImageTextDataset:
-        """The ``train``, ``val`` or ``test`` split."""
+        """The ``train``, ``val`` or ``test`` split, as the towers read it."""
+        return self._frozen.datasets[split] if self.settings.model.freeze_towers else self.pictures(split)
+
+    def pictures(self, split: str) -> ImageTextDataset:
+        """The same with pictures, where the towers read cached features."""
         return read_split(self.settings.data, split)
 
     @cached_property
     def towers(self) -> Towers:
-        """Fresh towers of the student's architecture."""
-        model = self.settings.model
-        return _towers(model.name, model.pretrained, derived_seed(self.settings.seed, "towers"))
+        """Fresh towers of the student's architecture, or heads on the features of frozen ones."""
+        model, seed = self.settings.model, derived_seed(self.settings.seed, "towers")
+        return self._frozen.towers if model.freeze_towers else sources.fresh_towers(model, seed)
+
+    @cached_property
+    def _frozen(self) -> sources.Frozen:
+        return sources.Frozen(self, {"model": self._tower_parts(), "data": data_parts(self.settings.data, "both")})
 
     # ---- teachers ---------------------------------------------------------------------------------------------------
 
@@ -88,48 +95,32 @@ class Study:
 
         Args:
             modality: ``image`` or ``text``.
-            kind: ``trained``, ``half`` or ``quarter`` (of the epochs, at least one), or ``untrained``: random weights
-                that are not those the student starts from.
+            kind: ``trained`` (or taken from where the settings say), ``half`` or ``quarter`` (of the epochs, at least
+                one), or ``untrained``: random weights that are not those the student starts from.
         """
-        settings, trained = self.settings.teacher, kind != "untrained"
+        settings, spec = self.settings.teacher, getattr(self.settings.model, f"{modality}_teacher")
+        seed, trained = derived_seed(self.settings.seed, "teacher", modality), kind != "untrained"
         if kind in TEACHER_SHARES:
             settings = dataclasses.replace(settings, epochs=max(1, round(settings.epochs * TEACHER_SHARES[kind])))
-        seed = derived_seed(self.settings.seed, "teacher", modality)
+        if not trained or self.settings.model.freeze_towers:
+            settings = TrainSettings(epochs=0)
         if not trained:
-            settings, seed = TrainSettings(epochs=0), derived_seed(self.settings.seed, "untrained", modality)
+            seed, spec = derived_seed(self.settings.seed, "untrained", modality), "train"
         parts = {"modality": modality, "seed": seed, "train": as_dict(settings),
-                 "data": data_parts(self.settings.data, modality), "model": self._tower_parts()}  # fmt: skip
-
-        def compute(folder: Path) -> None:
-            train, validation = self.dataset("train"), self.dataset("val")
-            towers = self.towers if trained else self._untrained_towers(seed)
-            alone = sum(len(train.captions_of(i)) == 1 for i in range(len(train)))
-            if modality == "text" and alone:
-                print(f"{alone} of {len(train)} pictures have one caption: its two dropout views teach the text tower")
-            if settings.epochs:
-                teacher, fitted = stages.train_teacher(modality, towers, train, validation, settings, seed=seed,
-                                                       device=self.device, log_path=folder / "log.jsonl")  # fmt: skip
-                self._write_fit(folder, fitted)
-            else:
-                teacher = Teacher(towers, modality)
-            save_tensors(folder / "weights.safetensors", teacher.state_dict())
-            encode = teacher.to(self.device).eval()
-            for split in ("train", "val", "test"):
-                skip: Callable[[Tensor], Tensor] = lambda inputs: torch.zeros(len(inputs), 1)  # noqa: E731
-                images, texts = stages.encode(
-                    self.dataset(split), towers.tokenizer, towers.image_size, self.device,
-                    encode if modality == "image" else skip, encode if modality == "text" else skip,
-                )  # fmt: skip
-                save_tensors(folder / f"{split}.safetensors", {"features": images if modality == "image" else texts})
-
-        return cached(self.root, f"teacher-{modality}", parts, STAGE_MODULE, compute)
+                 "data": data_parts(self.settings.data, modality), "model": self._tower_parts(),
+                 "teacher": spec}  # fmt: skip
+        if spec.startswith("arrays:"):
+            parts["modified"] = sources.stamp(spec)
+        module = STAGE_MODULE if spec == "train" else "rvlr_lib.models.pretrained"
+        make = partial(sources.make_teacher, self, modality, settings, spec, seed, trained=trained)
+        return cached(self.root, f"teacher-{modality}", parts, module, make)
 
     @cache  # noqa: B019
     def teacher_features(self, split: str, kind: str = "trained") -> Features:
         """Frozen features of a split: pictures by the image teacher, captions by the text teacher."""
         folders = [self.teacher_folder(modality, kind) for modality in ("image", "text")]
         images, texts = (load_tensors(folder / f"{split}.safetensors")["features"] for folder in folders)
-        return images, texts
+        return sources.same_width((images, texts))
 
     # ---- students ---------------------------------------------------------------------------------------------------
 
@@ -149,7 +140,7 @@ class Study:
             "weights": as_dict(weights),
             "selection": settings.method.selection,
         }
-        if settings.model.init == "teacher":
+        if self._starts_on_teachers:
             parts["towers"] = [self._teacher_key(modality) for modality in ("image", "text")]
         if spec.stage == 2:
             parts["start"] = self.student_folder("matching").name
@@ -169,7 +160,7 @@ class Study:
             fitted = stages.train_student(student, self.towers, self.dataset("train"), selection, settings, stage,
                                           weights, teachers, seed=seed, device=self.device,
                                           log_path=folder / "log.jsonl", label=variant)  # fmt: skip
-            self._write_fit(folder, fitted)
+            self.write_fit(folder, fitted)
             save_tensors(folder / "weights.safetensors", fitted.state)
             images, texts = stages.encode_with_student(student, self.dataset("test"), self.towers, self.device)
             save_tensors(folder / "test.safetensors", {"images": images, "texts": texts})
@@ -181,7 +172,7 @@ class Study:
         model = self.settings.model
         student = Student(self.towers, fusion_layers=model.fusion_layers, temperature=model.temperature,
                           seed=derived_seed(self.settings.seed, "fusion"))  # fmt: skip
-        if model.init == "teacher":
+        if self._starts_on_teachers:
             for modality, tower in (("image", student.visual), ("text", student.text)):
                 _load_part(tower, self.teacher_folder(modality), "tower.")
         return student
@@ -203,7 +194,7 @@ class Study:
             images, texts = self.teacher_features("test")
             return images @ maps[0], texts @ maps[1]
         if name == "start":
-            if self.settings.model.init == "teacher":
+            if self._starts_on_teachers:
                 return self.teacher_features("test")
             return stages.encode_with_student(self.start_student(), self.dataset("test"), self.towers, self.device)
         tensors = load_tensors(self.student_folder(name) / "test.safetensors")
@@ -226,6 +217,8 @@ class Study:
                                  "rerank_top_k": self.settings.rerank_top_k, "mixed": self._mixed}  # fmt: skip
         if folder is not None:
             parts["student"] = folder.name
+        if name == "floor":
+            parts |= {"seed": self.settings.seed, "towers": self._tower_parts()}
         if name == "start":
             parts["model"] = as_dict(self.settings.model)
         if name not in ("floor", "ceiling"):
@@ -235,7 +228,7 @@ class Study:
             write_json(target / "result.json", self._evaluate(name, folder))
 
         cell = cached(self.root, "result", parts, "rvlr_lib.evaluation", compute)
-        record = {"dataset": self.settings.data.name, "variant": name, "seed": self.settings.seed,
+        record = {"dataset": data_name(self.settings.data.name), "variant": name, "seed": self.settings.seed,
                   **read_json(cell / "result.json")}  # fmt: skip
         record["provenance"]["settings"] = as_dict(self.settings)
         features = None if name in ("floor", "ceiling") else self.test_features(name)
@@ -251,6 +244,7 @@ class Study:
     def _evaluate(self, name: str, folder: Path | None) -> dict[str, Any]:
         dataset = self.dataset("test")
         info = provenance() | {"device": str(self.device), "data": dataset.fingerprint(), "data_info": dataset.info,
+                               "preprocessing": self.towers.preprocessing(),
                                "rouge": "coco" if dataset.scene is None else None}  # fmt: skip
         structure: dict[str, float] = {}
         extra: dict[str, Any] = {}
@@ -267,7 +261,7 @@ class Study:
                 features, dataset, mixed_t2it=method.mixed_t2it, mixed_scores=method.mixed_scores, mixed_matching=scores
             )
             references = {"teacher": self.teacher_features("test")}
-            if self.settings.model.init != "teacher":
+            if not self._starts_on_teachers:
                 references["start"] = self.test_features("start")
             structure = evaluation.structure(features, references, dataset)
             if name == "teachers":
@@ -299,14 +293,17 @@ class Study:
 
     def _tower_parts(self) -> dict[str, Any]:
         model = self.settings.model
-        return {"name": model.name, "pretrained": model.pretrained,
-                "seed": derived_seed(self.settings.seed, "towers")}  # fmt: skip
+        others = ("init", "image_teacher", "text_teacher", "fusion_layers", "temperature")  # act on what stands on them
+        parts = {name: value for name, value in as_dict(model).items() if name not in others}
+        return parts | {"seed": derived_seed(self.settings.seed, "towers")}
+
+    @property
+    def _starts_on_teachers(self) -> bool:
+        model = self.settings.model
+        return model.init == "teacher" and {model.image_teacher, model.text_teacher} == {"train"}
 
     def _teacher_key(self, modality: str, kind: str = "trained") -> str:
         return self.teacher_folder(modality, kind).name
-
-    def _untrained_towers(self, seed: int) -> Towers:
-        return build_towers(self.settings.model.name, None, seed=seed)
 
     def _distillation_features(self, kind: str) -> Features:
         if kind == "oracle":
@@ -318,7 +315,8 @@ class Study:
         return stages.shuffle_teacher(features, caption_image, derived_seed(self.settings.seed, "shuffled"))
 
     @staticmethod
-    def _write_fit(folder: Path, fitted: Fitted) -> None:
+    def write_fit(folder: Path, fitted: Fitted) -> None:
+        """Keep how a training went beside its weights."""
         summary = dataclasses.asdict(fitted)
         summary.pop("state")
         write_json(folder / "fit.json", summary)
@@ -337,11 +335,6 @@ def _training_switches(settings: Settings) -> dict[str, Any]:
     for name in ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores", "siblings"):
         switches.pop(name)
     return switches
-
-
-@lru_cache(maxsize=2)
-def _towers(name: str, pretrained: str | None, seed: int) -> Towers:
-    return build_towers(name, pretrained, seed=seed)
 
 
 OVERRIDES = {
@@ -367,13 +360,15 @@ OVERRIDES = {
 
 
 def open_study(
-    dataset: str, *, method: str = "corrected", device: str = "auto", root: Path | None = None, **overrides: Any
-) -> Study:
+    dataset: str, *, method: str = "corrected", preset: str = "", device: str = "auto", root: Path | None = None,
+    **overrides: Any,
+) -> Study:  # fmt: skip
     """A study of a data set by name, with the presets of the data set and of the method.
 
     Args:
         dataset: ``scenes``, ``emoji``, or a file that :func:`rvlr_lib.data.load_dataset` reads.
         method: preset of the method's switches: ``corrected`` or ``official``.
+        preset: a shipped preset or a YAML file on top of the data set's own, such as ``frozen``.
         device: to compute on.
         root: of runs and cache.
         overrides: short names (``train_size``, ``stage1_epochs``, …, those of :data:`OVERRIDES`) or dotted settings
@@ -385,6 +380,6 @@ def open_study(
     unknown = {name for name in overrides if "." not in name} - set(OVERRIDES)
     if unknown:
         raise ValueError(f"unknown override {sorted(unknown)}: valid are {', '.join(OVERRIDES)}")
-    presets = [dataset] if dataset in ("scenes", "emoji") else []
+    presets = [dataset if dataset in data_presets() else "own", *([preset] if preset else [])]
     chosen = {OVERRIDES.get(name, name): value for name, value in overrides.items() if value not in (None, -1, "")}
     return Study(load_settings(*presets, method, overrides={"data.name": dataset, **chosen}), device=device, root=root)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.config import VARIANTS, as_dict, load_settings
+from rvlr_lib.config import VARIANTS, Settings, as_dict, load_settings
+from rvlr_lib.metrics.statistics import MAX_CLAIMS
 from rvlr_lib.runs import provenance, read_json, source_hash, write_json
 
 ALIGNMENT = "method.weights.alignment"
@@ -96,7 +97,7 @@ class Sweep:
 
     def settings(self, cell: Cell, seed: int) -> Any:
         """The settings of a cell."""
-        chosen = {"seed": seed, **self.overrides, **self.dials[cell.dial]}
+        chosen = {**self.overrides, **self.dials[cell.dial], "seed": seed}
         if cell.alignment:
             chosen[ALIGNMENT] = cell.alignment
         return load_settings(self.dataset, "corrected", overrides=chosen)
@@ -120,9 +121,10 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
     known = {item.name: item for item in dataclasses.fields(Sweep)}
     needed = [name for name, item in known.items() if item.default is item.default_factory is dataclasses.MISSING]
     _only(plan, known, f"{path}: unknown key of 'study'")
-    _only(needed, plan, f"{path}: 'study' lacks")
+    _needs(needed, plan, f"{path}: 'study'")
     for name, claim in plan["claims"].items():
         _only(claim, [item.name for item in dataclasses.fields(Claim)], f"{path}: claim {name}: unknown key")
+        _needs(("text", "metric", "effect"), claim, f"{path}: claim {name}")
     claims = {name: Claim(**claim) for name, claim in plan["claims"].items()}
     sweep = Sweep(**plan | {"claims": claims, "overrides": {**plan.get("overrides", {}), **(overrides or {})}})
     references = ("start", "teachers", "floor", "ceiling")
@@ -134,7 +136,14 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
     names |= {f"{cell.variant}+{BEST}|{cell.dial}" for cell in sweep.cells() if cell.alignment}
     for name, claim in claims.items():
         _only((cell for _, cell in claim.terms), names, f"{path}: claim {name} names a cell that is not computed:")
-        _only([claim.metric], sweep.delta, f"{path}: claim {name}: no delta for")
+        if claim.primary:
+            _only([claim.metric], sweep.delta, f"{path}: claim {name}: no delta for")
+    dialled = {key for dial in sweep.dials.values() for key in dial}
+    for key in overrides or {}:
+        if key == "seed" or key in dialled:
+            raise ValueError(f"{key} belongs to the plan of {path} (seeds and dial points) and cannot be set")
+    if sweep.seeds < 2 or sum(claim.primary for claim in claims.values()) > MAX_CLAIMS:
+        raise ValueError(f"{path}: a study plans two seeds or more and at most {MAX_CLAIMS} primary claims")
     sweep.identity()  # every setting is checked before anything runs
     return sweep
 
@@ -198,10 +207,11 @@ def run_sweep(
         }
         for done, future in enumerate(as_completed(running), start=1):
             cell, seed = running[future]
-            records[seed]["cells"][str(cell)] = found = future.result()
-            records[seed]["cells"] = {
-                str(c): records[seed]["cells"][str(c)] for c in cells if str(c) in records[seed]["cells"]
-            }
+            found = future.result()
+            records[seed] = _open(sweep, seed, results)  # another process may have added cells since
+            kept = records[seed]["cells"] | {str(cell): found}
+            order = [*(str(planned) for planned in cells), *kept]  # cells of another plan stay, behind
+            records[seed]["cells"] = {name: kept[name] for name in dict.fromkeys(order) if name in kept}
             write_json(_file(results, seed), records[seed])
             spent += found["cpu_seconds"]
             elapsed = time.monotonic() - started
@@ -217,20 +227,26 @@ def run_sweep(
 
 def compute_cell(sweep: Sweep, cell: Cell, seed: int, device: str, root: str | None) -> dict[str, Any]:
     """The small record of one cell: metrics by relevance, structure, validation score, CPU seconds."""
+    from rvlr_lib import evaluation
     from rvlr_lib.study import Study
 
     begun = time.process_time()
     study = Study(sweep.settings(cell, seed), device=device, root=Path(root) if root else None)
-    record = study.result(cell.variant).record
+    result = study.result(cell.variant)
+    record = result.record
+    headline = next(iter(record["metrics_by_relevance"].values()))
+    if result.features is not None and "r_mean" in headline:  # within a seed the picture is the unit
+        headline |= evaluation.cluster_recall(result.features, study.dataset("test"))
     metrics = {}
     for number, (relevance, report) in enumerate(record["metrics_by_relevance"].items()):
         kept = {key: value for key, value in report.items() if "/NDCG@10" in key or (number == 0 and "NDCG" not in key)}
-        metrics[relevance] = {key: round(value, 3) for key, value in kept.items()}
-    found = {"metrics": metrics, "structure": {key: round(value, 4) for key, value in record["structure"].items()}}
+        metrics[relevance] = {key: _rounded(value, 3) for key, value in kept.items()}
+    found = {"metrics": metrics, "structure": {key: _rounded(value, 4) for key, value in record["structure"].items()}}
     if "training" in record:
         found["validation_r_mean"] = round(record["training"]["best_score"], 4)
         found["train_seconds"] = round(record["training"]["seconds"], 1)
-    return {**found, "device": record["provenance"]["device"], "cpu_seconds": round(time.process_time() - begun, 1)}
+    return {**found, "device": record["provenance"]["device"], "commit": record["provenance"]["commit"],
+            "cpu_seconds": round(time.process_time() - begun, 1)}  # fmt: skip
 
 
 def read_results(folder: Path, sweep: Sweep | None = None) -> dict[int, dict[str, Any]]:
@@ -253,13 +269,19 @@ def read_results(folder: Path, sweep: Sweep | None = None) -> dict[int, dict[str
     wanted = _json(sweep.identity()) if sweep else next(iter(records.values()))["identity"]
     for path, record in records.items():
         _same(wanted, record["identity"], path)
+    devices = {str(cell["device"]).split(":")[0] for record in records.values() for cell in record["cells"].values()}
+    if len(devices) > 1:
+        raise ValueError(f"{folder} holds results of {' and '.join(sorted(devices))}, whose precision differs: give "
+                         "each device its own folder, they are never put together")  # fmt: skip
     return {record["seed"]: record["cells"] for record in records.values()}
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Where the results of a folder came from: that of the first seed, and the commits of all."""
     found = [read_json(path)["provenance"] for path in sorted(folder.glob("seed-*.json"))]
-    return {**found[0], "commit": ", ".join(dict.fromkeys(one["commit"] for one in found))}
+    cells = [cell for path in sorted(folder.glob("seed-*.json")) for cell in read_json(path)["cells"].values()]
+    commits = dict.fromkeys([one["commit"] for one in found] + [cell["commit"] for cell in cells if "commit" in cell])
+    return {**found[0], "commit": ", ".join(commits)}
 
 
 def _open(sweep: Sweep, seed: int, results: Path) -> dict[str, Any]:
@@ -268,7 +290,8 @@ def _open(sweep: Sweep, seed: int, results: Path) -> dict[str, Any]:
         record = read_json(path)
         _same(_json(sweep.identity()), record.get("identity"), path)
         return record
-    code = {"training": source_hash("rvlr_lib.stages")[:16], "evaluation": source_hash("rvlr_lib.evaluation")[:16]}
+    modules = {"data": "rvlr_lib.inputs", "training": "rvlr_lib.stages", "evaluation": "rvlr_lib.evaluation"}
+    code = {part: source_hash(module)[:16] for part, module in modules.items()}
     return {
         "seed": seed,
         "identity": _json(sweep.identity()),
@@ -278,11 +301,21 @@ def _open(sweep: Sweep, seed: int, results: Path) -> dict[str, Any]:
 
 
 def _same(wanted: Any, found: Any, path: Path) -> None:
+    """Refuse other settings; one that did not exist when the results were made had its default's effect."""
+    defaults = _json(as_dict(Settings()))
+    wanted, found = ({dial: _filled(own, defaults) for dial, own in each.items()} for each in (wanted, found or {}))
     if wanted != found:
         raise ValueError(
             f"{path} was computed with other settings ({_first_difference(wanted, found)}); results of different "
             "settings are never put together: give another folder, or remove it"
         )
+
+
+def _filled(found: Any, defaults: Any) -> Any:
+    """Nested settings with those that are missing taken from ``defaults``."""
+    if not isinstance(found, dict) or not isinstance(defaults, dict):
+        return found
+    return {**defaults, **{key: _filled(value, defaults.get(key)) for key, value in found.items()}}
 
 
 def _first_difference(wanted: Any, found: Any, at: str = "") -> str:
@@ -304,6 +337,11 @@ def _json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+def _rounded(value: float | None, digits: int) -> float | None:
+    """None stays: a figure that is not defined."""
+    return None if value is None else round(value, digits)
+
+
 def _spawn() -> Any:
     import multiprocessing
 
@@ -320,8 +358,40 @@ def _quiet(threads: int) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
+def _needs(names: Iterable[str], there: Iterable[str], what: str) -> None:
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise ValueError(f"{what} lacks {', '.join(map(repr, missing))}")
+
+
 def _only(names: Iterable[str], valid: Iterable[str], what: str) -> None:
     valid = list(valid)
     wrong = [name for name in names if name not in valid]
     if wrong:
         raise ValueError(f"{what} {wrong[0]!r}; valid: {', '.join(map(str, valid))}")
+
+
+def open_results(
+    folder: str | Path = "", dataset: str = "scenes", profile: str = "study"
+) -> tuple[Sweep, dict[int, dict[str, Any]]] | None:
+    """The plan of a study and what its seeds found, for a notebook; None, and a line that says so, where there is none.
+
+    Args:
+        folder: of ``seed-<n>.json``; empty: the results that come with the checkout.
+        dataset: that is looked at; a study of another one is not shown.
+        profile: whose ``study`` part is the plan.
+    """
+    checkout = Path(__file__).parents[1]
+    place = Path(folder) if folder else checkout / "data" / "reference" / "study"
+    plan = checkout / "notebooks" / "profiles" / f"{profile}.yaml"
+    if not plan.is_file() or not list(place.glob("seed-*.json")):
+        print(f"No results of the study in {place.name}: `rvlr study` makes them. What follows is one seed.")
+        return None
+    sweep = load_sweep(plan)
+    if sweep.dataset != dataset:
+        print(f"The study is of {sweep.dataset}; for {dataset} there is none, what follows is one seed.")
+        return None
+    results = read_results(place, sweep)
+    whole = sum(len(cells) == len(sweep.cells()) for cells in results.values())
+    print(f"The study on {sweep.dataset}: {len(results)} seeds ({whole} whole) of {sweep.seeds} planned.")
+    return sweep, results

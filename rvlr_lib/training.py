@@ -23,6 +23,7 @@ from rvlr_lib.losses.objective import LossWeights, weighted_sum
 from rvlr_lib.models.encoders import tokenize
 
 Rows = Literal["images", "captions"]
+FEATURE_DROPOUT = 0.1  # of the second view of cached features
 SCALARS = ("fusion_weight", "relation_temperature")  # parameters with their own learning-rate multiplier
 
 
@@ -68,17 +69,27 @@ class BatchSource:
     def epoch(self, number: int, device: torch.device, *, two_views: bool) -> Iterator[Inputs]:
         """Batches of one epoch."""
         order, first, second = (torch.Generator().manual_seed(self.seed * 1_000_003 + number * 3 + i) for i in range(3))
-        crop = partial(augment, scale=self.settings.crop_scale, flip=self.settings.flip)
+        view = partial(view_of, settings=self.settings)
         for batch in iterate_batches(self.dataset, self.settings.batch_size, order, rows=self.rows):
             pixels = self.dataset.pixels(batch.image_rows, self.image_size).to(device)
             yield Inputs(
-                crop(pixels, first),
+                view(pixels, first),
                 self.token_ids[batch.caption_rows].to(device),
                 batch.image_rows.to(device),
                 batch.caption_rows.to(device),
-                crop(pixels, second) if two_views else None,
+                view(pixels, second, second=True) if two_views else None,
                 self.token_ids[batch.second_caption_rows].to(device) if two_views else None,
             )
+
+
+def view_of(pixels: Tensor, generator: torch.Generator, *, settings: TrainSettings, second: bool = False) -> Tensor:
+    """An augmented view of pictures; of cached features the first view is themselves, the second drops a tenth."""
+    if pixels.dtype == torch.uint8:
+        return augment(pixels, generator, scale=settings.crop_scale, flip=settings.flip)
+    if not second:
+        return pixels
+    kept = torch.rand(pixels.shape, generator=generator) >= FEATURE_DROPOUT
+    return pixels * kept.to(pixels.device) / (1 - FEATURE_DROPOUT)
 
 
 @dataclass
@@ -168,19 +179,17 @@ def fit(
 
 def _optimizer(objective: nn.Module, settings: TrainSettings, steps: int) -> tuple[AdamW, SequentialLR]:
     """AdamW without decay on biases, norms, temperatures and the fusion weight; warm-up, then linear decay."""
-    groups: dict[str, list[Tensor]] = {"decay": [], "plain": [], "scalars": []}
+    rate = settings.learning_rate
+    groups: dict[tuple[float, float], list[Tensor]] = {(rate, settings.weight_decay): []}  # first: its rate is logged
     for name, parameter in objective.named_parameters():
         if not parameter.requires_grad:
             continue
-        kind = "scalars" if any(scalar in name for scalar in SCALARS) else "decay" if parameter.ndim > 1 else "plain"
-        groups[kind].append(parameter)
-    rate = settings.learning_rate
+        scalar = any(part in name for part in SCALARS)
+        own = settings.scalar_lr_multiplier if scalar else settings.tower_lr_multiplier if is_tower_body(name) else 1.0
+        decay = 0.0 if scalar or parameter.ndim <= 1 else settings.weight_decay
+        groups.setdefault((rate * own, decay), []).append(parameter)
     optimizer = AdamW(
-        [
-            {"params": groups["decay"], "weight_decay": settings.weight_decay},
-            {"params": groups["plain"], "weight_decay": 0.0},
-            {"params": groups["scalars"], "weight_decay": 0.0, "lr": rate * settings.scalar_lr_multiplier},
-        ],
+        [{"params": group, "lr": own, "weight_decay": decay} for (own, decay), group in groups.items()],
         lr=rate,
         betas=settings.betas,
     )
@@ -189,6 +198,20 @@ def _optimizer(objective: nn.Module, settings: TrainSettings, steps: int) -> tup
     falling = max(1, steps - warmup)
     fall = LinearLR(optimizer, 1.0, 1 / falling, max(1, falling - 1))
     return optimizer, SequentialLR(optimizer, [rise, fall], milestones=[warmup])
+
+
+def is_tower_body(name: str) -> bool:
+    """Whether a parameter belongs to a tower's body, and not to its projection into the common space or a new head.
+
+    >>> names = ("visual.conv1.weight", "visual.proj", "text.text_projection", "fusion.layers.weight")
+    >>> [is_tower_body(f"student.{name}") for name in names]
+    [True, False, False, False]
+    """
+    parts = name.split(".")
+    tower = next((place for place, part in enumerate(parts) if part in ("visual", "text", "tower")), None)
+    if tower is None or "fusion" in parts[:tower]:
+        return False
+    return parts[tower + 1] not in ("proj", "text_projection", "head")
 
 
 def _clip(objective: nn.Module, limit: float) -> Tensor:

@@ -4,6 +4,25 @@ from unittest.mock import patch
 import pytest
 
 
+@pytest.fixture(scope="session")
+def draw_collection():
+    """Function (folder, count) -> list of (file name, captions): drawn pictures as JPEG and PNG of several sizes."""
+    return _draw_collection
+
+
+def _draw_collection(folder, count, *, detail=1.0):
+    from rvlr_lib.data import load_dataset
+
+    scenes = load_dataset("scenes", split="train", size=count, text_detail=detail)
+    found = []
+    for row in range(count):
+        name = f"{'ab'[row % 2]}/{row:04d}.{'png' if row % 3 == 0 else 'jpg'}"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        scenes.image(row).resize((60 + row % 7, 50)).save(folder / name, quality=95)
+        found.append((name, [scenes.captions[c] for c in scenes.captions_of(row)[: 1 + row % 5]]))
+    return found
+
+
 @pytest.fixture
 def figure_faults():
     """What no figure may have: small letters, text that is cut off, text upon text."""

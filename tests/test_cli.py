@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from rvlr_lib import cli
 from rvlr_lib.runs import write_json
@@ -50,3 +51,14 @@ def test_table_prints_and_inserts(tmp_path, capsys):
     assert "there are: scenes_03/main, scenes_03/more" in capsys.readouterr().err
     assert cli.main(["table", "--run", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_config_prints_what_presets_resolve_to(capsys):
+    assert cli.main(["config", "flickr30k", "official", "-s", "stage1.epochs", "3", "-s", "model.pretrained", "x"]) == 0
+    text = capsys.readouterr().out
+    settings = yaml.safe_load(text)
+    assert (settings["stage1"]["epochs"], settings["stage2"]["epochs"], settings["seed"]) == (3, 10, 0)
+    assert settings["model"]["pretrained"] == "x"
+    assert settings["method"]["structure_target"] == "fusion"
+    assert cli.main(["config", "flickr30k", "-s", "stage1.epoch", "3"]) == 2
+    assert "unknown setting 'stage1.epoch'" in capsys.readouterr().err

@@ -1,10 +1,28 @@
 import pytest
 
-from rvlr_lib.config import VARIANTS, Settings, available_presets, load_settings, variant_weights
+from rvlr_lib.config import VARIANTS, Settings, available_presets, data_presets, load_settings, variant_weights
+
+SHIPPED = ["coco", "corrected", "emoji", "flickr30k", "frozen", "official", "own", "scenes", "vizwiz"]
 
 
-def test_presets_are_the_four_that_ship():
-    assert available_presets() == ["corrected", "emoji", "official", "scenes"]
+def test_presets_are_those_that_ship_and_each_is_lawful():
+    assert available_presets() == SHIPPED
+    assert data_presets() == ["coco", "emoji", "flickr30k", "scenes", "vizwiz"]
+    for name in SHIPPED:
+        load_settings(name)
+
+
+@pytest.mark.parametrize(("name", "rate", "words", "shortlist"), [
+    ("flickr30k", 5e-5, 60, 128), ("coco", 3e-5, 40, 256), ("vizwiz", 5e-5, 40, 128)
+])  # fmt: skip
+def test_published_sets_have_the_official_hyper_parameters(name, rate, words, shortlist):
+    settings = load_settings(name, "official")
+    assert (settings.model.context_length, settings.rerank_top_k) == (words, shortlist)
+    assert (settings.model.name, settings.model.text_layers, settings.model.fusion_layers) == ("swin_b384_bert", 6, 6)
+    for stage in (settings.stage1, settings.stage2):
+        assert (stage.learning_rate, stage.batch_size, stage.epochs, stage.clip_norm) == (rate, 36, 10, 0)
+        assert (stage.betas, stage.weight_decay, stage.warmup, stage.crop_scale) == ((0.9, 0.98), 0.01, 0.1, (0.5, 1.0))
+    assert settings.data.rows == "captions"
 
 
 def test_later_presets_and_overrides_win():
@@ -41,7 +59,7 @@ def test_wrong_keys_and_values_are_refused(overrides, message):
 
 
 def test_unknown_preset_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="corrected, emoji, official, scenes"):
+    with pytest.raises(ValueError, match=", ".join(SHIPPED)):
         load_settings("flicker")
 
 
@@ -70,4 +88,4 @@ def test_weights_without_fusion_encoder_or_teacher_terms():
 def test_unknown_variant_lists_the_valid_ones():
     with pytest.raises(ValueError, match="matching_longer"):
         variant_weights(Settings(), "rvl")
-    assert len(VARIANTS) == 10
+    assert len(VARIANTS) == 13

@@ -16,8 +16,8 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"similarity"},
     {"losses", "metrics", "data"},
     {"config", "models"},
-    {"training", "evaluation", "checkpoints", "objectives", "stages"},
-    {"runs", "inputs", "study", "sweep", "ablation", "fidelity", "saved"},
+    {"training", "evaluation", "checkpoints", "objectives", "stages", "frozen"},
+    {"runs", "inputs", "study", "sources", "sweep", "ablation", "fidelity", "saved"},
     {
         "projection",
         "plots",
@@ -32,8 +32,9 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
         "output",
         "claims",
         "audit",
-    },
-    {"notebooks", "profiles", "report", "publish", "cli", "__main__"},
+        "study_plots",
+    },  # fmt: skip
+    {"notebooks", "profiles", "report", "publish", "cli_data", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 CONDA_NAMES = {"pytorch": "torch"}

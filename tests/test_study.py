@@ -119,3 +119,25 @@ def test_a_damaged_cache_file_is_named(study, root, tmp_path):
             study.trained_student("structure")
     finally:
         weights.write_bytes(content)
+
+
+def test_pictures_are_the_clusters_of_recall():
+    """Equal numbers of captions: plain recall. Otherwise every picture weighs the same, whatever it has."""
+    from rvlr_lib import evaluation
+    from rvlr_lib.data import load_dataset
+
+    scenes = load_dataset("scenes", split="test", galleries=2, gallery_size=20)
+    features = evaluation.random_features(scenes, 8, 0)
+    plain = evaluation.evaluate(features, scenes)["latent"]
+    for key, value in evaluation.cluster_recall(features, scenes).items():
+        assert value == pytest.approx(plain[key])
+    emoji = load_dataset("emoji", split="train", limit=60)
+    images, texts = evaluation.random_features(emoji, 8, 0)
+    hits = [
+        [float((texts[c] @ images.T).argsort(descending=True)[:5].eq(row).any()) for c in emoji.captions_of(row)]
+        for row in range(60)
+    ]
+    slow = 100 * sum(sum(own) / len(own) for own in hits) / 60
+    found = evaluation.cluster_recall((images, texts), emoji)
+    assert found["t2i/R@5"] == pytest.approx(slow)
+    assert found["t2i/R@5"] != pytest.approx(evaluation.evaluate((images, texts), emoji)["rouge_l"]["t2i/R@5"])

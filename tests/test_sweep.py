@@ -1,4 +1,6 @@
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,12 @@ PLAN = {
 
 def plan(tmp_path, **changes):
     path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"study": {**PLAN, **changes}}))
+    return path
+
+
+def tmp_plan(folder, **changes):
+    path = folder / "small.yaml"
     path.write_text(yaml.safe_dump({"study": {**PLAN, **changes}}))
     return path
 
@@ -66,6 +74,8 @@ def test_cells_have_names_and_stand_dial_by_dial(tmp_path):
         ({"claims": {"x": {"text": "", "metric": "r_mean", "effect": "rvlr|text"}}}, "not computed: 'rvlr|text'"),
         ({"claims": {"x": {"text": "", "metric": "R", "effect": "start|text"}}}, "no delta for 'R'"),
         ({"claims": {"x": {"text": "", "metric": "r_mean", "effect": "start text"}}}, "is no sum such as"),
+        ({"seeds": 1}, "plans two seeds or more"),
+        ({"claims": {"x": {"text": "", "metric": "r_mean"}}}, "claim x lacks 'effect'"),
         ({"claims": {"x": {"txt": "", "metric": "r_mean", "effect": "start|text"}}}, "claim x: unknown key 'txt'"),
     ],
 )
@@ -130,6 +140,38 @@ def test_a_study_goes_on_where_it_stopped(finished, capsys, monkeypatch):
     assert "0 to compute" in capsys.readouterr().out
 
 
+def test_cells_of_another_plan_stay(finished, monkeypatch):
+    """A smaller plan with the same settings adds to the files and takes nothing from them."""
+    folder, _ = finished
+    monkeypatch.setenv("RVLR_RUNS", str(folder / "runs"))
+    seeds = folder / "copy"
+    shutil.copytree(folder / "runs" / "tiny" / "seeds", seeds)
+    record = read_json(seeds / "seed-1.json")
+    record["cells"].pop("start|none")
+    write_json(seeds / "seed-1.json", record)
+    small = tmp_plan(folder, variants=["start"], axes=[], claims={})
+    sweep.run_sweep(sweep.load_sweep(small), [1], seeds, root=folder / "runs", device="cpu")
+    assert read_json(seeds / "seed-1.json")["cells"].keys() == read_json(seeds / "seed-0.json")["cells"].keys()
+
+
+def test_seeds_and_dial_points_cannot_be_set(tmp_path):
+    for key in ("seed", "data.text_detail"):
+        with pytest.raises(ValueError, match=f"{key} belongs to the plan"):
+            sweep.load_sweep(plan(tmp_path), {key: 1})
+
+
+def test_devices_are_never_put_together(finished):
+    folder, _ = finished
+    other = folder / "devices"
+    for number, device in ((0, "cpu"), (1, "cuda:0")):
+        record = read_json(folder / "runs" / "tiny" / "seeds" / f"seed-{number}.json")
+        for cell in record["cells"].values():
+            cell["device"] = device
+        write_json(other / f"seed-{number}.json", record)
+    with pytest.raises(ValueError, match="results of cpu and cuda"):
+        sweep.read_results(other)
+
+
 def test_results_of_other_settings_are_never_put_together(finished, capsys, monkeypatch):
     folder, path = finished
     monkeypatch.setenv("RVLR_RUNS", str(folder / "runs"))
@@ -153,6 +195,20 @@ def test_results_of_other_settings_are_never_put_together(finished, capsys, monk
         sweep.read_results(folder / "nothing")
 
 
+def test_a_setting_that_is_new_since_does_not_part_old_results(finished):
+    folder, path = finished
+    record = read_json(folder / "runs" / "tiny" / "seeds" / "seed-0.json")
+    removed = record["identity"]["text"]["stage1"].pop("clip_norm")
+    assert removed == 1.0
+    old = folder / "old"
+    write_json(old / "seed-0.json", record)
+    assert sweep.read_results(old, sweep.load_sweep(path))
+    record["identity"]["text"]["stage1"].pop("epochs")  # not the default: these results are of something else
+    write_json(old / "seed-0.json", record)
+    with pytest.raises(ValueError, match="text.stage1.epochs: 10 there, 1 here"):
+        sweep.read_results(old, sweep.load_sweep(path))
+
+
 def test_claims_from_the_files_alone(finished, capsys):
     folder, path = finished
     seeds = folder / "runs" / "tiny" / "seeds"
@@ -164,6 +220,7 @@ def test_claims_from_the_files_alone(finished, capsys):
     assert capsys.readouterr().out.strip() == str(out / "claims.md")
     page = (out / "claims.md").read_text()
     assert "With 2 seeds there is no verdict yet." in page
+    assert "from 2 seeds of 6 planned, 2 of them whole (8 cells)" in page
     assert "2 of 6" in readme.read_text()
     assert "no verdict" in readme.read_text()
     assert "\\toprule" in (out / "claims.tex").read_text()
@@ -171,7 +228,7 @@ def test_claims_from_the_files_alone(finished, capsys):
     tiny = sweep.load_sweep(path)
     cells = results[0]
     own = claims.metric_of(cells["start|text"], "i2i/NDCG@10") - claims.metric_of(cells["matching|text"], "i2i/NDCG@10")
-    assert claims.effects(tiny.claims["one"], results)[0] == pytest.approx(own)
+    assert claims.effects(tiny, tiny.claims["one"], results)[0] == pytest.approx(own)
     rows = claims.dial_rows(tiny, results, {"i2t/R@10": "R@10", "i2i/NDCG@10": "i2i"})
     assert set(rows.variant) == {"ceiling", "start", "matching"}
     shares = claims.share_of_ceiling(rows)
@@ -193,30 +250,45 @@ def made_up(values, validation=(50.0, 60.0, 70.0)):
     }  # fmt: skip
 
 
-def test_the_strength_is_chosen_on_validation_and_inside_the_axis():
+def test_the_strength_is_chosen_on_validation_and_inside_the_axis(tmp_path):
+    axes = [{"variants": ["matching"], "alignment": [0.5, 1, 3], "dials": ["text"]}]
+    tiny = sweep.load_sweep(plan(tmp_path, axes=axes))
     cells = made_up([1, 2, 3, 4, 5, 6])
-    assert claims.resolve(cells, "matching+best|text") == "matching+1|text"  # the largest stands for ultimate matching
-    assert claims.resolve(made_up([1, 2, 3, 4, 5, 6], (70.0, 60.0, 90.0)), "matching+best|text") == "matching+0.5|text"
-    assert claims.resolve(cells, "rvlr|text") is None
-    assert claims.effect(sweep.Claim("", "r_mean", "rvlr|text - start|text"), cells) is None
-    assert claims.effect(sweep.Claim("", "r_mean", "matching+best|text - 0.5*matching|none"), cells) == 3.5
+    best = "matching+best|text"
+    assert claims.resolve(tiny, cells, best) == "matching+1|text"  # the largest stands for ultimate matching
+    assert claims.resolve(tiny, made_up([1, 2, 3, 4, 5, 6], (70.0, 60.0, 90.0)), best) == "matching+0.5|text"
+    assert claims.resolve(tiny, {k: v for k, v in cells.items() if k != "matching+0.5|text"}, best) is None
+    assert claims.resolve(tiny, cells, "rvlr|text") is None
+    assert claims.effect(tiny, sweep.Claim("", "r_mean", "rvlr|text - start|text"), cells) is None
+    assert claims.effect(tiny, sweep.Claim("", "r_mean", "matching+best|text - 0.5*matching|none"), cells) == 3.5
+    relative = claims.effect(tiny, sweep.Claim("", "log r_mean", "matching|text - matching|none"), cells)
+    assert relative == pytest.approx(100 * math.log(2))
     with pytest.raises(ValueError, match="has no metric 'R'"):
         claims.metric_of(cells["start|text"], "R")
 
 
 def test_verdicts_and_broken_controls(tmp_path):
-    tiny = sweep.load_sweep(plan(tmp_path))
+    axes = [{"variants": ["matching"], "alignment": [0.5, 1, 3], "dials": ["text"]}]
+    tiny = sweep.load_sweep(plan(tmp_path, axes=axes))
     steady = {seed: made_up([9 + 0.01 * seed, 2, 3, 4, 5.5 + 0.1 * seed, 7]) for seed in range(6)}
     found = claims.judge(tiny, steady)
     assert found["one"].verdict == "holds"  # start 7 against matching 2, every time
     assert found["two"].verdict == "does not hold"  # 4 against 5.5 and more
-    assert claims.control_faults(tiny, steady) == ["control, x"]
+    assert claims.control_faults(tiny, steady) == ["control, x (+7.0 points, +7.0 to +7.0)"]
     assert claims.control_faults(tiny, {seed: steady[seed] for seed in range(3)}) == []
     page = claims.claims_page(tiny, steady, "rvlr study", {})
     assert "- two: peaks." in page
     table = claims.claims_table(tiny, steady)
     assert table.loc["one", "seeds"] == "6 of 6"
     assert table.loc["two", "effect, points"].startswith("−")
+
+
+def test_a_cell_keeps_recall_over_clusters(finished, monkeypatch):
+    """What the record holds is what the picture, and not the caption, as the unit gives."""
+    folder, path = finished
+    monkeypatch.setattr("rvlr_lib.evaluation.cluster_recall", lambda *_: {"t2i/R@1": 1.25, "r_mean": 2.5})
+    found = sweep.compute_cell(sweep.load_sweep(path), sweep.Cell("text", "matching"), 0, "cpu", str(folder / "runs"))
+    assert (found["metrics"]["latent"]["t2i/R@1"], found["metrics"]["latent"]["r_mean"]) == (1.25, 2.5)
 
 
 def test_records_are_small(finished):

@@ -8,11 +8,13 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rvlr_lib.data.emoji import load_emoji
 from rvlr_lib.data.imbalance import ImbalanceSpec, impose, mismatch_index
 from rvlr_lib.data.pairs import Batch, ImageTextDataset, PixelSource, augment, contact_sheet, iterate_batches
+from rvlr_lib.data.readers import PREPARED, load_files, prepared_index
 from rvlr_lib.data.relevance import clean_caption, rouge_l_relevance
 from rvlr_lib.data.scenes import load_scenes
 from rvlr_lib.data.truth import Facts, SceneViews, Truth, bayes_ceiling, shown_share, told_share
@@ -35,6 +37,7 @@ __all__ = [
     "impose",
     "iterate_batches",
     "load_dataset",
+    "load_files",
     "mismatch_index",
     "rouge_l_relevance",
     "shown_share",
@@ -50,31 +53,40 @@ def load_dataset(
     imbalance: ImbalanceSpec | None = None,
     **options: Any,
 ) -> ImageTextDataset:
-    """Load one split of a data set by name.
+    """Load one split of a data set by name, or of your own pictures.
 
     Args:
-        name_or_path: ``scenes`` or ``emoji``.
+        name_or_path: ``scenes`` or ``emoji``; ``flickr30k``, ``coco`` or ``vizwiz`` once ``rvlr data prepare`` has
+            written their index; or an annotation file, a folder or an index of your own (:func:`load_files`).
         split: ``train``, ``val`` or ``test``.
         image_root: Folder of the pictures; the embedded sets carry their own and take none.
         imbalance: The dial, see :class:`ImbalanceSpec`; scenes then tell all, or what the dial says, not 0.6.
-        options: Settings of that data set, see ``load_scenes`` and ``load_emoji``.
+        options: Settings of that data set, see ``load_scenes``, ``load_emoji`` and ``load_files``.
 
     Raises:
-        ValueError: If the name, the split or an option is unknown, or an option's value is not lawful.
+        ValueError: If the name, the split or an option is unknown, an option's value is not lawful, or the files are
+            not as they must be.
     """
-    if name_or_path not in LOADERS:
-        raise ValueError(f"data set {name_or_path!r} is unknown; choose one of: {', '.join(LOADERS)}")
-    if image_root:
+    loader: Callable[..., ImageTextDataset] = LOADERS.get(name_or_path, load_files)
+    own = name_or_path not in LOADERS
+    if name_or_path in PREPARED:
+        first: dict[str, Any] = {"path": prepared_index(name_or_path), "image_root": image_root or None}
+    elif own:
+        if not (Path(name_or_path).exists() or Path(name_or_path).suffix or "/" in name_or_path):
+            names = ", ".join((*LOADERS, *PREPARED))
+            raise ValueError(f"data set {name_or_path!r} is unknown; choose one of: {names}, or give a file or folder")
+        first = {"path": name_or_path, "image_root": image_root or None}
+    elif image_root:
         raise ValueError(f"image_root={image_root!r}: {name_or_path} carries its own pictures; leave it out")
-    loader = LOADERS[name_or_path]
-    known = [name for name in inspect.signature(loader).parameters if name != "split"]
+    else:
+        first = {}
+    known = [name for name in inspect.signature(loader).parameters if name not in ("split", "path", "image_root")]
     for name in options:
         if name not in known:
             raise ValueError(f"option {name!r} is unknown to {name_or_path}; it has: {', '.join(known)}")
-    if imbalance is None:
-        return loader(split=split, **options)
-    here = imbalance.on(split)
-    if name_or_path == "scenes":  # words and tiles go where the scenes are drawn, so that the truth stays known
+    spec = imbalance or ImbalanceSpec()
+    here = spec.on(split)
+    if name_or_path == "scenes" and imbalance:  # words and tiles go where scenes are drawn: the truth stays known
         taken = {"text_detail": here.text_detail, "image_visibility": here.image_visibility}
         if here.image_fault != "occlusion":
             taken.pop("image_visibility")
@@ -83,4 +95,5 @@ def load_dataset(
         options |= taken
         left = here.image_visibility if "image_visibility" not in taken else 1.0
         here = replace(here, text_detail=1.0, image_visibility=left)
-    return impose(loader(split=split, **options), here)
+    dataset = impose(loader(split=split, **first, **options), here)
+    return replace(dataset, name=name_or_path) if name_or_path in PREPARED else dataset

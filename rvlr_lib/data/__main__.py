@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rvlr_lib.data import ImageTextDataset, bayes_ceiling, contact_sheet, load_dataset, told_share
+from rvlr_lib.data import ImageTextDataset, bayes_ceiling, contact_sheet, load_dataset, shown_share, told_share
 
 BEGIN, END = "<!-- begin: written by python -m rvlr_lib.data -->", "<!-- end -->"
 COLUMNS = 8
@@ -31,15 +31,22 @@ def counts_table() -> str:
     return "\n".join(lines)
 
 
-def ceiling_table(details: tuple[float, ...] = (1.0, 0.6, 0.3)) -> str:
-    """Told share and Bayes ceilings of the scenes' test galleries at some details, as Markdown."""
+DIALS = ((1.0, 1.0), (0.6, 1.0), (0.5, 1.0), (0.3, 1.0), (1.0, 0.5), (0.5, 0.5))  # text detail, image visibility
+
+
+def ceiling_table(dials: tuple[tuple[float, float], ...] = DIALS) -> str:
+    """Told and shown shares and Bayes ceilings of the scenes' test galleries at some dial points, as Markdown."""
     keys = [f"{way}/R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
-    lines = [f"| text detail | factors told | {' | '.join(keys)} |", "|--:|--:|" + "--:|" * len(keys)]
-    for detail in details:
-        test = load_dataset("scenes", split="test", text_detail=detail)
+    lines = [
+        f"| text detail | image visibility | factors told | factors shown | {' | '.join(keys)} |",
+        "|--:|--:|--:|--:|" + "--:|" * len(keys),
+    ]
+    for detail, visibility in dials:
+        test = load_dataset("scenes", split="test", text_detail=detail, image_visibility=visibility)
         ceilings = [bayes_ceiling(gallery) for gallery in test.gallery_sets()]
         means = [f"{np.mean([c[key] for c in ceilings]):.1f}" for key in keys]
-        lines.append(f"| {detail} | {100 * told_share(test):.1f} % | {' | '.join(means)} |")
+        shares = f"{100 * told_share(test):.1f} % | {100 * shown_share(test):.1f} %"
+        lines.append(f"| {detail} | {visibility} | {shares} | {' | '.join(means)} |")
     return "\n".join(lines)
 
 

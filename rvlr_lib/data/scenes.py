@@ -92,6 +92,7 @@ def load_scenes(
             none is drawn, one object by its shape. Details are nested: what is told at 0.3 is told at 0.6.
         image_visibility: Share of the nine tiles that is left, 0..1, on average over pictures: 4 or 5 of them at 0.5.
             An object on a covered tile is not drawn; the background is hidden where all tiles are. Nested as well.
+            Which tiles are covered changes with the number of pictures.
         size: Pictures of ``train`` or ``val``; fewer are the first of more.
         galleries: Galleries of ``test``.
         gallery_size: Pictures in each of them.

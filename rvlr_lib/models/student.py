@@ -35,8 +35,8 @@ class Student(nn.Module):
         self.visual = copy.deepcopy(towers.visual)
         self.text = copy.deepcopy(towers.text)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
-        self.register_buffer("mean", torch.tensor(towers.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(towers.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(towers.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(towers.std).view(1, -1, 1, 1), persistent=False)
         self.fusion: FusionEncoder | None = None
         if fusion_layers:
             self.fusion = self._build_fusion(towers, fusion_layers, seed)

@@ -30,8 +30,8 @@ class Teacher(nn.Module):
         self.modality = modality
         self.tower = copy.deepcopy(towers.visual if modality == "image" else towers.text)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
-        self.register_buffer("mean", torch.tensor(towers.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(towers.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(towers.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(towers.std).view(1, -1, 1, 1), persistent=False)
 
     @property
     def temperature(self) -> Tensor:

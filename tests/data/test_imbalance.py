@@ -228,6 +228,8 @@ def test_errors_say_what_to_do():
         mismatch_index(np.arange(10), 0.1)
     with pytest.raises(ValueError, match="raise the rate or take more pictures"):
         mismatch_index(np.array([0, 0, 0, 1]), 1.0)
+    with pytest.raises(ValueError, match="moves no caption of 10"):
+        mismatch_index(np.arange(10), 0.01)
     with pytest.raises(ValueError, match="lies outside 0 to 1"):
         mismatch_index(np.arange(10), 1.5)
     with pytest.raises(ValueError, match="drop factors where they are drawn"):

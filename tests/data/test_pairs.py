@@ -249,7 +249,7 @@ def test_readme_counts_what_is_there(tmp_path):
     folder = Path(__file__).parents[2] / "data"
     text = (folder / "README.md").read_text("utf-8")
     assert counts_table() in text
-    assert ceiling_table((0.6,)).splitlines()[-1] in text
+    assert ceiling_table(((0.6, 1.0),)).splitlines()[-1] in text
     assert (folder / "contact_sheet.png").stat().st_size < 300_000
     shown = np.asarray(Image.open(folder / "contact_sheet.png").convert("RGB"))
     assert (shown != np.asarray(sample_sheet())).mean() < 0.1

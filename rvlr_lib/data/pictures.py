@@ -1,0 +1,171 @@
+"""Picture files: paths that stay inside their root, decoding that is right or says why not, and reading on demand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from rvlr_lib.data.pairs import PixelSource
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no format that starts another program
+MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs; about 270 MB decoded
+THREADS = 4
+MEMORY_BUDGET = 2**30  # bytes of resized pictures that a data set keeps
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+def safe_path(root: Path, name: str) -> Path:
+    r"""The file ``name`` below ``root``; backslashes are read as slashes.
+
+    Raises:
+        ValueError: the name is absolute, an address, climbs with ``..``, or passes a link that leads out of ``root``.
+
+    >>> safe_path(Path("photos"), "cats\\1.jpg").as_posix()
+    'photos/cats/1.jpg'
+    """
+    check_name(name)
+    path = root / name.replace("\\", "/")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"picture {name!r} is a link that leads out of {root}: put the picture itself there")
+    return path
+
+
+def check_name(name: str) -> None:
+    """Refuse a picture's name that its spelling alone leads out of the root; touches no file.
+
+    Raises:
+        ValueError: as :func:`safe_path`, except links.
+    """
+    spelt = name.replace("\\", "/")
+    if "://" in spelt:
+        raise ValueError(f"picture {name!r} is an address: pictures are read from disk, give its path below image_root")
+    if spelt.startswith("/") or re.match(r"[A-Za-z]:", spelt):
+        raise ValueError(f"picture {name!r} has an absolute path: write it relative to image_root")
+    if ".." in PurePosixPath(spelt).parts or "\0" in spelt:
+        raise ValueError(f"picture {name!r} climbs out with '..': write it relative to image_root")
+    if not spelt.strip() or PurePosixPath(spelt) == PurePosixPath("."):
+        raise ValueError(f"picture {name!r} has an empty name: give its path below image_root")
+
+
+def check_header(path: Path) -> tuple[int, int]:
+    """Width and height from the file's header, without decoding it.
+
+    Raises:
+        ValueError: names the file and the fault: missing, empty, no picture, or too large.
+    """
+    with _open(path) as picture:
+        return picture.size
+
+
+def decode(path: Path) -> Image.Image:
+    """The whole picture as RGB, upright.
+
+    EXIF rotation is applied, transparency laid on white, CMYK, palettes and grey converted, 16 bits scaled to 8; of an
+    animation the first frame is taken.
+
+    Raises:
+        ValueError: names the file and the fault: missing, empty, truncated, damaged, too large, or of floats.
+    """
+    with _open(path) as opened:
+        try:
+            opened.load()
+            picture = ImageOps.exif_transpose(opened)
+        except Exception as error:  # decoders of damaged files raise whatever they please
+            raise ValueError(f"picture {path} is damaged or truncated ({error}): replace it or leave it out") from None
+        if picture.mode == "F":
+            raise ValueError(f"picture {path} holds floating-point values, whose white is not known: save it as PNG")
+        if picture.mode.startswith("I"):
+            wide = np.asarray(picture).astype(np.float64) * (255 / 65535)
+            return Image.fromarray(wide.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        if picture.has_transparency_data:
+            drawn = picture.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
+        return picture.convert("RGB")
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise ValueError(f"picture {path} is missing: see image_root, or leave its captions out")
+    if not path.stat().st_size:
+        raise ValueError(f"picture {path} is empty (0 bytes): replace it or leave it out")
+    try:
+        picture = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(f"picture {path} has more than {2 * MAX_PIXELS:,} pixels: make it smaller") from None
+    except Exception as error:
+        reason = "its header is none of a known kind" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"picture {path} cannot be read ({reason}); known: {', '.join(FORMATS)}") from None
+    if picture.width * picture.height > MAX_PIXELS:
+        size = f"{picture.width} x {picture.height}"
+        picture.close()
+        raise ValueError(f"picture {path} has {size} pixels, more than {MAX_PIXELS:,}: make it smaller")
+    return picture
+
+
+def fault(look: Callable[[Path], object], root: Path, name: str) -> str | None:
+    """What ``look`` (:func:`check_header` or :func:`decode`) finds wrong with a file below ``root``, or None."""
+    try:
+        look(safe_path(root, name))
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
+
+
+def in_threads(work: Callable[[Item], Found], items: Iterable[Item], *, threads: int = THREADS) -> Iterator[Found]:
+    """``map`` in threads, in order; Pillow decodes without holding the interpreter."""
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(work, items)
+
+
+class FileSource(PixelSource):
+    """Pictures in files, read when asked for.
+
+    Resized copies are kept in memory as long as all of them take at most ``memory_budget`` bytes at the size asked for;
+    beyond that every batch reads its files again.
+
+    Args:
+        root: folder that no file may leave.
+        names: of the files below it, by row.
+        memory_budget: bytes.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], *, memory_budget: int = MEMORY_BUDGET) -> None:
+        super().__init__()
+        self.root, self.names, self.memory_budget = Path(root), list(names), memory_budget
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, row: int) -> Image.Image:
+        """Picture of one row as RGB, upright, in its own size."""
+        return decode(safe_path(self.root, self.names[row]))
+
+    def content(self, row: int) -> bytes:
+        """The file's bytes."""
+        return safe_path(self.root, self.names[row]).read_bytes()
+
+    def pixels(self, rows: Sequence[int] | np.ndarray | torch.Tensor, size: int) -> torch.Tensor:
+        """Resized pictures of ``rows`` -> uint8 [n, 3, size, size]."""
+        self.in_memory = 3 * size * size * len(self) <= self.memory_budget
+        return super().pixels(rows, size)
+
+    def _resize(self, rows: Sequence[int], size: int) -> torch.Tensor:
+        def one(row: int) -> np.ndarray:
+            return np.asarray(self.image(row).resize((size, size), Image.Resampling.BICUBIC))
+
+        if not len(rows):
+            return torch.empty(0, 3, size, size, dtype=torch.uint8)
+        result = np.empty((len(rows), size, size, 3), np.uint8)
+        for place, array in enumerate(in_threads(one, rows)):
+            result[place] = array
+        return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
