@@ -281,7 +281,7 @@ COMMANDS = {
         "the report of a run, or the page of claims: what holds, what does not, how sure it is",
         _report_arguments,
         _report,
-    ),  # fmt: skip
+    ),
     "fidelity": Command(
         "every oddity of the official code, our switch, and what it did", _fidelity_arguments, _fidelity
     ),

@@ -18,22 +18,8 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"config", "models"},
     {"training", "evaluation", "checkpoints", "objectives", "stages", "frozen"},
     {"runs", "inputs", "study", "sources", "sweep", "ablation", "fidelity", "saved"},
-    {
-        "projection",
-        "plots",
-        "panels",
-        "tables",
-        "style",
-        "redraw",
-        "explore",
-        "explorer_view",
-        "queries",
-        "browser",
-        "output",
-        "claims",
-        "audit",
-        "study_plots",
-    },  # fmt: skip
+    {"tables", "style", "projection", "plots", "panels", "study_plots", "redraw"},
+    {"explore", "explorer_view", "queries", "browser", "output", "claims", "audit"},
     {"notebooks", "profiles", "report", "publish", "cli_data", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
