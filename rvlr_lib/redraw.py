@@ -19,8 +19,7 @@ import numpy as np
 
 from rvlr_lib.runs import read_json, write_json
 from rvlr_lib.saved import read_run, way_back
-from rvlr_lib.style import Recipe, Remembering, one_column, style
-from rvlr_lib.tables import replacing
+from rvlr_lib.style import Recipe, Remembering, one_column, write_pictures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,10 +100,10 @@ def redraw_run(folder: Path | str, select: Sequence[str] = ("*",), *, narrow: bo
         if not path.is_file():
             raise ValueError(f"{path} is missing, so {name} cannot be drawn again: {way_back(record)} "
                              "with --overwrite makes it")  # fmt: skip
-        written.append(_write(redraw(path), figures / name))
+        written.append(write_pictures(redraw(path), figures, name)["png"])
         if narrow:
             with one_column():
-                written.append(_write(redraw(path), figures / NARROW / name))
+                written.append(write_pictures(redraw(path), figures / NARROW, name)["png"])
         say(name)
     return written
 
@@ -112,15 +111,6 @@ def redraw_run(folder: Path | str, select: Sequence[str] = ("*",), *, narrow: bo
 def figure_names(folder: Path | str) -> list[str]:
     """The names of a run's figures, each that of its CSV."""
     return sorted(path.stem for path in (Path(folder) / "figures").glob("*.csv"))
-
-
-def _write(figure: Figure, path: Path) -> Path:
-    with style():
-        for suffix, options in (("pdf", {"dpi": 300, "metadata": {"CreationDate": None}}),
-                                ("png", {"dpi": 200, "metadata": {"Software": None}})):  # fmt: skip
-            with replacing(path.with_name(f"{path.name}.{suffix}")) as temporary:
-                figure.savefig(temporary, format=suffix, **options)  # type: ignore[arg-type]
-    return path.with_name(f"{path.name}.png")
 
 
 def encode(value: Any, table: Any = None) -> Any:

@@ -120,13 +120,19 @@ def save_figure(figure: Figure, folder: Path | str, name: str, data: pd.DataFram
     Returns:
         The paths, by ``png``, ``pdf`` and ``csv``.
     """
-    paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")}
-    with style():
+    paths = write_pictures(figure, folder, name) | {"csv": Path(folder) / f"{name}.csv"}
+    named = any(level is not None for level in data.index.names)
+    with replacing(paths["csv"]) as temporary:
+        data.to_csv(temporary, index=named, float_format="%.6g", lineterminator="\n")
+    return paths
+
+
+def write_pictures(figure: Figure, folder: Path | str, name: str) -> dict[str, Path]:
+    """Write a figure as PNG and PDF, as :func:`save_figure` does; the paths, by ``png`` and ``pdf``."""
+    paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf")}
+    with style():  # PNG first, always: the layout still moves by a hair when a figure is drawn a second time
         with replacing(paths["png"]) as temporary:
             figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
         with replacing(paths["pdf"]) as temporary:
             figure.savefig(temporary, format="pdf", dpi=300, metadata={"CreationDate": None})
-    named = any(level is not None for level in data.index.names)
-    with replacing(paths["csv"]) as temporary:
-        data.to_csv(temporary, index=named, float_format="%.6g", lineterminator="\n")
     return paths

@@ -1,6 +1,5 @@
 import shutil
 import subprocess
-import time
 
 import pandas as pd
 import pytest
@@ -35,9 +34,7 @@ def run(tmp_path):
 
 
 def test_report_says_it_all(run, tmp_path):
-    begin = time.monotonic()
     path = publish.write_report(run)
-    assert time.monotonic() - begin < 5
     text, page = path.read_text(), path.with_suffix(".html").read_text()
     for heading in ("Results", "Figures", "Claims", "What did not hold", "Data card", "Settings", "Notebooks",
                     "Environment", "Commands"):  # fmt: skip

