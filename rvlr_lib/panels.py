@@ -95,43 +95,61 @@ def plot_retrieval_panel(queries: Sequence[Query], *, query_width: float = 1.2) 
         queries: from :func:`rvlr_lib.browser.make_query`.
         query_width: inches for the query.
     """
-    if is_narrow():
-        query_width = min(query_width, PICTURE)
+    narrow = is_narrow()  # then the query stands above its lists
+    if narrow:
         queries = [replace(query, results={name: row[:NARROW_ITEMS] for name, row in query.results.items()})
                    for query in queries]  # fmt: skip
     count = max(len(row) for query in queries for row in query.results.values())
-    left = query_width + 2 * LINE + 5 * MARGIN
+    left = 2 * LINE + (MARGIN if narrow else query_width + 5 * MARGIN)
     wide = (page_width() - left - MARGIN) / count
-    inner = wide - 2 * MARGIN
-    heights = [max(_height(hit.item, inner) for row in query.results.values() for hit in row) for query in queries]
-    steps = [high + LINE + 2 * MARGIN for high in heights]
-    blocks = [max(len(query.results) * step, query_width) for query, step in zip(queries, steps, strict=True)]
-    figure = new_figure(page_width(), MARGIN + LINE + sum(blocks) + MARGIN * len(blocks), layout=None)
+    top, blocks = MARGIN + LINE, []
+    for query in queries:
+        head = _query_height(query.item) if narrow else 0.0
+        high = max(_height(hit.item, wide - 2 * MARGIN) for row in query.results.values() for hit in row)
+        step = high + LINE + 2 * MARGIN
+        blocks.append((top, head, high, step))
+        top += max(head + len(query.results) * step, 0 if narrow else query_width) + MARGIN
+    figure = new_figure(page_width(), top + MARGIN, layout=None)
     for i in range(count):
         _write(figure, left + (i + 0.5) * wide, MARGIN / 2, f"{i + 1}", ha="center", va="top", color="0.35")
-    top = MARGIN + LINE
-    for query, block, high, step in zip(queries, blocks, heights, steps, strict=True):
-        if isinstance(query.item, str):
-            text = _wrap(query.item, query_width, max(1, int(block / LINE) - 1))
-            _write(figure, MARGIN, top + MARGIN, "\n".join(text), va="top")
-        else:
-            _picture(_axes(figure, MARGIN, top + MARGIN, query_width, query_width - MARGIN), query.item)
+    for query, (top, head, high, step) in zip(queries, blocks, strict=True):
+        if top > MARGIN + LINE:
+            y = 1 - (top - MARGIN / 2) / figure.get_figheight()
+            figure.add_artist(_line([0.01, 0.99], [y, y]))
+        _query(figure, query.item, top, page_width() - 2 * MARGIN if narrow else query_width,
+               head or len(query.results) * step)  # fmt: skip
         for j, (method, row) in enumerate(query.results.items()):
-            y = top + j * step + MARGIN
+            y = top + head + j * step + MARGIN
             name = "\n".join(_wrap(pretty(method), 0.85 * step, 2))  # bold letters are wider
             _write(figure, left - LINE, y + high / 2, name, rotation=90, ha="center", va="center", weight="bold")
             for i, hit in enumerate(row):
-                x = left + i * wide + MARGIN
-                axes = _axes(figure, x, y, inner, high)
-                _show(axes, hit, inner)
-                mark = {True: HIT, False: MISS, None: ""}[hit.hit]
-                value = "" if hit.relevance is None else f"{hit.relevance:.2f}"
-                _write(figure, x + inner / 2, y + high + MARGIN / 2, f"{mark} {value}".strip(), ha="center", va="top")
-        top += block + MARGIN
-        if query is not queries[-1]:
-            y = 1 - (top - MARGIN / 2) / figure.get_figheight()
-            figure.add_artist(_line([0.01, 0.99], [y, y]))
+                _result(figure, hit, left + i * wide + MARGIN, y, wide - 2 * MARGIN, high)
     return figure
+
+
+def _query_height(item: Any) -> float:
+    """Inches of a query that stands above its lists."""
+    if isinstance(item, str):
+        return LINE * len(_wrap(item, page_width() - 2 * MARGIN, LINES)) + MARGIN
+    return PICTURE
+
+
+def _query(figure: Figure, item: Any, top: float, width: float, height: float) -> None:
+    """The query, in the upper left corner of its block."""
+    if isinstance(item, str):
+        text = _wrap(item, width, max(1, int(height / LINE)))
+        _write(figure, MARGIN, top + MARGIN, "\n".join(text), va="top")
+    else:
+        size = min(width, height) - MARGIN
+        _picture(_axes(figure, MARGIN, top + MARGIN, size, size), item)
+
+
+def _result(figure: Figure, hit: Hit, x: float, y: float, width: float, height: float) -> None:
+    """One retrieved item, with its mark and its relevance below."""
+    _show(_axes(figure, x, y, width, height), hit, width)
+    mark = {True: HIT, False: MISS, None: ""}[hit.hit]
+    value = "" if hit.relevance is None else f"{hit.relevance:.2f}"
+    _write(figure, x + width / 2, y + height + MARGIN / 2, f"{mark} {value}".strip(), ha="center", va="top")
 
 
 def retrieval_table(queries: Sequence[Query]) -> pd.DataFrame:
