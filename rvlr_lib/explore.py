@@ -188,16 +188,24 @@ def picture_groups(gallery: ImageTextDataset) -> dict[str, list[str]]:
 
 def explorer_page(parts: Mapping[str, Points | str], title: str) -> str:
     """The page as HTML: a tab for each data set; a text stands in place of one whose points are not there."""
+    from bokeh.document import Document
     from bokeh.embed import file_html
+    from bokeh.events import DocumentReady
     from bokeh.models import Div, TabPanel, Tabs
     from bokeh.resources import INLINE
 
     from rvlr_lib.explorer_view import view
 
-    shown = {name: view(part) if isinstance(part, Points) else Div(text=escape(part), width=900)
-             for name, part in parts.items()}  # fmt: skip
-    body = Tabs(tabs=[TabPanel(child=child, title=name) for name, child in shown.items()])
-    return file_html(body if len(shown) > 1 else next(iter(shown.values())), INLINE, title)
+    document, shown = Document(), {}
+    for name, part in parts.items():
+        if isinstance(part, Points):
+            shown[name], glue = view(part)
+            document.js_on_event(DocumentReady, glue)
+        else:
+            shown[name] = Div(text=escape(part), width=900)
+    tabs = Tabs(tabs=[TabPanel(child=child, title=name) for name, child in shown.items()])
+    document.add_root(tabs if len(shown) > 1 else next(iter(shown.values())))
+    return file_html(document, INLINE, title)
 
 
 def _unit(features: Any) -> np.ndarray:

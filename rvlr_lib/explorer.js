@@ -1,4 +1,4 @@
-// Glue of the explorer: bokeh runs it whenever a control changes or a point is clicked.
+// Glue of the explorer: bokeh runs it at first, whenever a control changes, and when a point is clicked.
 // source: the points drawn; all: coordinates and colour codes of every space; near: neighbours, `width` of each kind.
 const { picture: pictures, captions } = store.data;
 const name = spaces[space.active], n = pictures.length, d = source.data;
@@ -62,7 +62,7 @@ if (chosen >= 0) {
     const seen = neighbours(chosen, "pictures", where).slice(0, 8), told = neighbours(chosen, "captions", where).slice(0, 5);
     parts.push(`<h3 style="margin:10px 0 2px">${safe(where)}${where === name ? " (on the map)" : ""}</h3>`);
     parts.push(seen.map((q) => picture(q, mine(q), 44)).join("") + told.map((q) => caption(q, mine(q))).join(""));
-    if (!common.includes(where)) parts.push("<i>no common space: only its own modality</i>");
+    if (!common.includes(where)) parts.push("<div><i>no common space: only its own modality</i></div>");
   }
   parts.push("<p>A black frame or &#10003; is the partner. Lines lead to the five nearest of each kind.</p>");
   panel.text = parts.join("");
@@ -70,7 +70,7 @@ if (chosen >= 0) {
   const seen = found.filter((p) => p < n), told = found.filter((p) => p >= n);
   panel.text = `<p><b>${seen.length} pictures, ${told.length} captions</b> with these words are ringed; click one.</p>` +
     seen.slice(0, 24).map((p) => picture(p, false, 44)).join("") + told.slice(0, 16).map((p) => caption(p, false)).join("");
-} else panel.text = help;
+} else panel.text = help + Array.from({ length: Math.min(n, 40) }, (_, i) => picture(i, false, 44)).join("");
 
 // move to the space asked for
 const target = { x: all.data[`x|${name}`], y: all.data[`y|${name}`] };

@@ -10,99 +10,118 @@ from typing import Any
 
 import numpy as np
 
-from rvlr_lib.explore import GREY, KINDS, OTHER, Points
+from rvlr_lib.explore import GREY, KINDS, OTHER, UNIMODAL, Points
 
 GLUE = Path(__file__).with_name("explorer.js")
 # Okabe and Ito, then two greys: told apart by the colour-blind; modality is told by the marker as well.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8A7A00", "#404040")
-LEVELS = 11  # of the scale of overlaps, 0 to 100 %
 HELP = (
     "<p><b>Click a point</b> to see its neighbours in every space, <b>choose a space</b> and watch the points move, or "
-    "<b>search by words</b>. Drag to move the map, turn the wheel to zoom.</p>"
+    "<b>search by words</b>. Drag to move the map, turn the wheel to zoom.</p><p>Or begin with one of these:</p>"
 )
-MAP, PANEL, CONTROL = 640, 520, 200  # pixels
+MAP, PANEL, CONTROL = 640, 520, 270  # pixels
+CROWD = 700  # pictures from which points are drawn smaller
 
 
-def view(points: Points) -> Any:
-    """One data set: controls above, the map on the left, the chosen point on the right."""
+def view(points: Points) -> tuple[Any, Any]:
+    """One data set: controls above, the map on the left, the chosen point on the right.
+
+    Returns:
+        The layout, and the glue, which is to run once when the page is ready.
+    """
     from bokeh.layouts import column, row
-    from bokeh.models import (
-        ColumnDataSource,
-        CustomJS,
-        CustomJSHover,
-        Div,
-        HoverTool,
-        RadioButtonGroup,
-        Range1d,
-        Select,
-        TapTool,
-        TextInput,
-    )
-    from bokeh.plotting import figure
+    from bokeh.models import CustomJS, Div
+
+    modes = colour_modes(points)
+    stores, spaces = _stores(points, modes), list(points.coords)
+    plot, controls = _map(points, stores), _controls(points, modes)
+    legend = Div(text=modes["modality"].legend, width=MAP, name=_name(points, "legend"))
+    panel = Div(text=HELP, width=PANEL, height=MAP, styles={"overflow-y": "auto"}, name=_name(points, "panel"))
+    glue = CustomJS(
+        args=stores | controls | {
+            "legend": legend, "panel": panel, "help": HELP, "spaces": spaces, "groups": points.groups,
+            "width": next(iter(points.neighbours.values()))[0].shape[1],
+            "palettes": {mode: colours.palette for mode, colours in modes.items()},
+            "legends": {mode: colours.legend for mode, colours in modes.items()},
+            "common": [space for space, hits in points.hits.items() if hits is not None]},
+        code=GLUE.read_text(encoding="utf-8"),
+    )  # fmt: skip
+    for key, changed in {"space": "active", "mode": "value", "words": "value_input"}.items():
+        controls[key].js_on_change(changed, glue)
+    stores["source"].selected.js_on_change("indices", glue)
+    notes = Div(text="".join(f"<p>{escape(note)}</p>" for note in points.notes), width=MAP + PANEL)
+    return column(row(*controls.values()), row(column(plot, legend), panel), notes), glue
+
+
+def _name(points: Points, part: str) -> str:
+    return f"{points.dataset} {part}"  # a page may show several data sets
+
+
+def _stores(points: Points, modes: dict[str, Colours]) -> dict[str, Any]:
+    """What the page knows: points drawn, all spaces and colours, neighbours, pictures and words, rings and lines."""
+    from bokeh.models import ColumnDataSource
 
     spaces, count = list(points.coords), len(points.pictures)
-    modes = colour_modes(points)
-    start = spaces[-1]
-    marks = np.repeat(["circle", "triangle"], count)
-    first = modes["modality"]
-    source = ColumnDataSource({
-        "x": points.coords[start][:, 0].astype(np.float32), "y": points.coords[start][:, 1].astype(np.float32),
-        "color": [first.palette[code] for code in first.codes[start]], "marker": marks.tolist(),
-        "picture": np.tile(np.arange(count, dtype=np.int32), 2),
-    })  # fmt: skip
-    everything = {f"{axis}|{name}": xy[:, at].astype(np.float32)
-                  for name, xy in points.coords.items() for at, axis in enumerate("xy")}  # fmt: skip
-    for mode, colours in modes.items():
-        everything |= {f"{mode}|{name}": codes.astype(np.uint8) for name, codes in colours.codes.items()}
-    width = next(iter(points.neighbours.values()))[0].shape[1]
-    kinds = ("pictures", "captions")
+    first, coords = modes["modality"], points.coords[spaces[-1]].astype(np.float32)
+    source = {"x": coords[:, 0], "y": coords[:, 1], "color": [first.palette[i] for i in first.codes[spaces[-1]]],
+              "marker": ["circle"] * count + ["triangle"] * count,
+              "picture": np.tile(np.arange(count, dtype=np.int32), 2)}  # fmt: skip
+    places = {f"{axis}|{space}": xy[:, at].astype(np.float32)
+              for space, xy in points.coords.items() for at, axis in enumerate("xy")}  # fmt: skip
+    codes = {f"{mode}|{space}": values.astype(np.uint8)
+             for mode, colours in modes.items() for space, values in colours.codes.items()}  # fmt: skip
     near = {
-        f"{kind}|{name}": pair[at].astype(np.int32).flatten()
-        for name, pair in points.neighbours.items()
-        for at, kind in enumerate(kinds)
+        f"{kind}|{space}": pair[at].astype(np.int32).flatten()
+        for space, pair in points.neighbours.items()
+        for at, kind in enumerate(("pictures", "captions"))
     }
-    rings = ColumnDataSource({"x": [], "y": [], "size": [], "point": []})
-    lines = ColumnDataSource({"x0": [], "y0": [], "x1": [], "y1": []})
+    tables: dict[str, dict[str, Any]] = {
+        "source": source, "all": places | codes, "near": near,
+        "store": {"picture": points.pictures, "captions": points.captions},
+        "rings": {"x": [], "y": [], "size": [], "point": []}, "lines": {"x0": [], "y0": [], "x1": [], "y1": []},
+    }  # fmt: skip
+    return {name: ColumnDataSource(table) for name, table in tables.items()}
+
+
+def _map(points: Points, stores: dict[str, Any]) -> Any:
+    """The points, rings and lines on top, and what a point shows below the mouse."""
+    from bokeh.models import CustomJSHover, HoverTool, Range1d, TapTool
+    from bokeh.plotting import figure
 
     reach = 1.06 * max(float(np.abs(xy).max()) for xy in points.coords.values())  # one scale for all spaces
     plot = figure(width=MAP, height=MAP, tools="pan,wheel_zoom,box_zoom,reset", active_scroll="wheel_zoom",
-                  x_axis_location=None, y_axis_location=None, toolbar_location="above", name="map",
+                  x_axis_location=None, y_axis_location=None, toolbar_location="above", name=_name(points, "map"),
                   x_range=Range1d(-reach, reach), y_range=Range1d(-reach, reach))  # fmt: skip
     plot.grid.visible = False
-    plot.segment("x0", "y0", "x1", "y1", source=lines, color="#555555", line_width=1)
-    style = {"fill_color": "color", "line_color": "white", "line_width": 0.4, "size": 8}
-    dots = plot.scatter("x", "y", marker="marker", source=source, fill_alpha=0.85, nonselection_fill_alpha=0.85,
-                        nonselection_line_alpha=1, **style)  # fmt: skip
-    plot.scatter("x", "y", size="size", source=rings, fill_color=None, line_color="black", line_width=2)
-    store = ColumnDataSource({"picture": points.pictures, "captions": points.captions})
-    caption_of = CustomJSHover(args={"store": store}, code="return store.data.captions[value][0]")
-    show = CustomJSHover(args={"store": store}, code="return store.data.picture[value]")
+    plot.segment("x0", "y0", "x1", "y1", source=stores["lines"], color="#555555", line_width=1)
+    dots = plot.scatter("x", "y", marker="marker", source=stores["source"], fill_color="color", line_color="white",
+                        line_width=0.4, size=8 if len(points.pictures) < CROWD else 6, fill_alpha=0.85,
+                        nonselection_fill_alpha=0.85, nonselection_line_alpha=1)  # fmt: skip
+    plot.scatter("x", "y", size="size", source=stores["rings"], fill_color=None, line_color="black", line_width=2)
+    looked_up = {"store": stores["store"]}
+    caption_of = CustomJSHover(args=looked_up, code="return store.data.captions[value][0]")
+    picture_of = CustomJSHover(args=looked_up, code="return store.data.picture[value]")
     plot.add_tools(TapTool(renderers=[dots]), HoverTool(
-        renderers=[dots], formatters={"@picture": show, "@{picture}": caption_of}, attachment="right",
+        renderers=[dots], formatters={"@picture": picture_of, "@{picture}": caption_of}, attachment="right",
         tooltips='<div style="width:150px"><img src="@picture{custom}" width="64" style="float:left;margin-right:6px">'
                  '<span>@{picture}{custom}</span></div>',
     ))  # fmt: skip
+    return plot
 
-    space = RadioButtonGroup(labels=spaces, active=len(spaces) - 1, width=260, height=32, align="end", name="space")
-    mode = Select(title="colour", value="modality", options=list(modes), width=CONTROL, name="colour")
-    words = TextInput(title="words in a caption", placeholder="such as: red star", width=CONTROL, name="words")
-    legend = Div(text=first.legend, width=MAP, name="legend")
-    panel = Div(text=HELP, width=PANEL, height=MAP, styles={"overflow-y": "auto"}, name="panel")
-    glue = CustomJS(
-        args={"source": source, "all": ColumnDataSource(everything), "near": ColumnDataSource(near), "rings": rings,
-              "lines": lines, "space": space, "mode": mode, "words": words, "legend": legend, "panel": panel,
-              "spaces": spaces, "width": width, "store": store, "help": HELP,
-              "palettes": {name: colours.palette for name, colours in modes.items()},
-              "legends": {name: colours.legend for name, colours in modes.items()},
-              "groups": points.groups, "common": [name for name, hits in points.hits.items() if hits is not None]},
-        code=GLUE.read_text(encoding="utf-8"),
-    )  # fmt: skip
-    space.js_on_change("active", glue)
-    mode.js_on_change("value", glue)
-    words.js_on_change("value_input", glue)
-    source.selected.js_on_change("indices", glue)
-    notes = Div(text="".join(f"<p>{escape(note)}</p>" for note in points.notes), width=MAP + PANEL)
-    return column(row(space, mode, words), row(column(plot, legend), panel), notes)
+
+def _controls(points: Points, modes: dict[str, Colours]) -> dict[str, Any]:
+    """The space, the colour and the words to look for."""
+    from bokeh.models import RadioButtonGroup, Select, TextInput
+
+    spaces, example = list(points.coords), " ".join(points.captions[0][0].split()[-2:])
+    return {
+        "space": RadioButtonGroup(labels=spaces, active=len(spaces) - 1, width=260, height=32, align="end",
+                                  name=_name(points, "space")),
+        "mode": Select(title="colour", value="modality", options=list(modes), width=CONTROL,
+                       name=_name(points, "colour")),
+        "words": TextInput(title="words in a caption", placeholder=f"such as: {example}", width=CONTROL,
+                           name=_name(points, "words")),
+    }  # fmt: skip
 
 
 class Colours:
@@ -110,10 +129,13 @@ class Colours:
 
     def __init__(self, codes: dict[str, np.ndarray], palette: Sequence[str], names: Sequence[str]) -> None:
         self.codes, self.palette = codes, list(palette)
-        swatch = '<span style="display:inline-block;width:11px;height:11px;background:{}"></span> {}'
+        swatch = (
+            '<span style="white-space:nowrap"><span style="display:inline-block;width:11px;height:11px;'
+            'background:{}"></span> {}</span>'
+        )
         marks = ["&#9679; picture", "&#9650; caption"]
-        shown = [swatch.format(color, escape(name)) for color, name in zip(palette, names, strict=True) if name]
-        self.legend = "&emsp;".join([*marks, *shown])
+        shown = [swatch.format(color, escape(name)) for color, name in zip(palette, names, strict=True)]
+        self.legend = "&emsp; ".join([*marks, *shown])
 
 
 def colour_modes(points: Points) -> dict[str, Colours]:
@@ -132,9 +154,12 @@ def colour_modes(points: Points) -> dict[str, Colours]:
     hits = {name: np.full(2 * count, 2) if found is None else 1 - found.astype(int)
             for name, found in points.hits.items()}  # fmt: skip
     modes["hit or miss"] = Colours(hits, (PALETTE[0], PALETTE[1], GREY),
-                                   ("partner among the first ten", "not", "no common space"))  # fmt: skip
+                                   ("hit: partner among the first ten", "miss", "no common space"))  # fmt: skip
     for reference, shares in points.overlaps.items():
-        steps = {name: np.rint(values / 100 * (LEVELS - 1)).astype(int) for name, values in shares.items()}
-        ends = [f"{10 * i} %" if i % 5 == 0 else "" for i in range(LEVELS)]
-        modes[f"neighbours shared with {reference}"] = Colours(steps, cividis(LEVELS), ends)
+        tenths = {name: np.rint(values / 10).astype(int) for name, values in shares.items()}
+        told = [values for name, values in tenths.items() if name != UNIMODAL or len(tenths) == 1]
+        top = max(1, int(np.percentile(np.concatenate(told), 98)))  # few points share more; they have the last colour
+        steps = {name: values.clip(max=top) for name, values in tenths.items()}
+        names = [f"{10 * i} %" for i in range(top)] + [f"{10 * top} %" + (" or more" if top < 10 else "")]
+        modes[f"neighbours shared with {reference}"] = Colours(steps, cividis(top + 1), names)
     return modes

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import shutil
 
@@ -128,7 +129,7 @@ const find = (root) => { for (const e of root.querySelectorAll('*')) {
   const inside = e.shadowRoot && find(e.shadowRoot); if (inside) return inside; } return null; };
 return find(document);
 """
-MODEL = "const model = (name) => Bokeh.documents[0].get_model_by_name(name);"
+MODEL = "const model = (name) => Bokeh.documents[0].get_model_by_name('scenes ' + name);"
 PLACE = (
     MODEL
     + """
@@ -148,7 +149,8 @@ def browser(points, tmp_path_factory):
     from selenium.webdriver.support.ui import WebDriverWait
 
     page = tmp_path_factory.mktemp("page") / "explore.html"
-    page.write_text(explore.explorer_page({"scenes": points}, "a title"), encoding="utf-8")
+    parts = {"scenes": points, "twin": dataclasses.replace(points, dataset="twin"), "emoji": "not there"}
+    page.write_text(explore.explorer_page(parts, "a title"), encoding="utf-8")
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1300,1000"):
@@ -173,19 +175,22 @@ def drawn(driver):
     )).T  # fmt: skip
 
 
-@pytest.mark.slow
 def test_clicks(browser, points):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import WebDriverWait
 
     wait = WebDriverWait(browser, 60)
-    assert "Click a point" in panel(browser)
+    wait.until(lambda d: "Click a point" in panel(d) and panel(d).count("data-point") == COUNT)
     assert np.allclose(drawn(browser), points.coords["RVLR"], atol=1e-5)
     lonely = int(np.argmax(np.linalg.norm(points.coords["RVLR"], axis=1)))  # no other point lies on it
     x, y = browser.execute_script(PLACE, lonely)
     actions = ActionChains(browser)
     actions.w3c_actions.pointer_action.move_to_location(int(x), int(y))
+    actions.perform()
+    shown = wait.until(lambda d: d.execute_script(DEEP, ".bk-tooltip-content, .bk-Tooltip, .bk-tooltip", " "))
+    assert points.captions[lonely % COUNT][0] in shown.text
+    assert shown.find_element("css selector", "img").get_attribute("src") == points.pictures[lonely % COUNT]
     actions.w3c_actions.pointer_action.click()
     actions.perform()
     kind = "This picture" if lonely < COUNT else "This caption"
@@ -210,4 +215,7 @@ def test_clicks(browser, points):
 
     browser.execute_script(DEEP, "select", "modality").send_keys("hit or miss")
     wait.until(lambda d: "no common space" in d.execute_script(MODEL + "return model('legend').text"))
+    browser.execute_script(DEEP, ".bk-tab", "emoji").click()
+    wait.until(lambda d: d.execute_script(DEEP, ".bk-clearfix", "not there"))
     assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
