@@ -165,19 +165,23 @@ def _report_arguments(parser: ArgumentParser) -> None:
 
 
 def _report(arguments: Namespace) -> int:
+    if bool(arguments.folder) == arguments.claims:
+        raise ValueError("say what to report: a run folder such as runs/quick, or --claims")
+    if arguments.claims:
+        return _claims(arguments)
+    from rvlr_lib.publish import write_report
+
+    page = write_report(arguments.folder)
+    print(f"{page} and {page.with_suffix('.html').name}, tables in {page.parent / 'tables'}")
+    return 0
+
+
+def _claims(arguments: Namespace) -> int:
     from rvlr_lib.claims import claims_table, control_faults, write_claims
     from rvlr_lib.profiles import CHECKOUT, profile_path
     from rvlr_lib.sweep import load_sweep, read_provenance, read_results
     from rvlr_lib.tables import insert_between, to_markdown
 
-    if bool(arguments.folder) == arguments.claims:
-        raise ValueError("say what to report: a run folder such as runs/quick, or --claims")
-    if arguments.folder:
-        from rvlr_lib.publish import write_report
-
-        page = write_report(arguments.folder)
-        print(f"{page} and {page.with_suffix('.html').name}, tables in {page.parent / 'tables'}")
-        return 0
     folder = arguments.results or CHECKOUT / "data" / "reference" / "study"
     sweep = load_sweep(profile_path(arguments.profile))
     results = read_results(folder, sweep)

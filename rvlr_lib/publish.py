@@ -10,21 +10,25 @@ from typing import Any
 
 from rvlr_lib.profiles import CHECKOUT
 from rvlr_lib.redraw import figure_names
-from rvlr_lib.report import records_markdown
+from rvlr_lib.report import kept_decimals, records_markdown
 from rvlr_lib.saved import read_results, read_run
 from rvlr_lib.tables import replacing, write_table
 
 CAUTION = "Small models on small pictures: these are not the scores of the paper."
 PRESETS = Path(__file__).parent / "presets"
 METHOD = "corrected"  # preset of the method that the notebooks use
+OWN_DATA = "own"  # preset of data sets that have none of their own
 RIVALS = ("matching_longer", "intra")  # "RVLR helps" needs a score above both
 NOT_SETTINGS = ("output_dir", "interactive", "device")
+LONG = 14  # rows from which a table is folded
+OF_THE_STUDY = ("claims", "other_differences", "study")
 PAGE_STYLE = """
-body{max-width:62em;margin:2em auto;padding:0 1em;font:16px/1.5 system-ui,sans-serif;color:#1a1a1a}
+body{max-width:68em;margin:2em auto;padding:0 1em;font:16px/1.5 system-ui,sans-serif;color:#1a1a1a}
 table{border-collapse:collapse;display:block;overflow-x:auto;font-size:14px;margin:1em 0}
 th,td{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:left;font-variant-numeric:tabular-nums}
 thead{border-bottom:2px solid #444;border-top:2px solid #444}
-img{max-width:100%;height:auto}code{background:#f2f2f2;padding:.1em .3em}h2{margin-top:2em;border-bottom:1px solid #ccc}
+img{max-width:56em;width:100%;height:auto}nav{line-height:1.9}summary{cursor:pointer;font-weight:bold;margin:1em 0}
+code{background:#f2f2f2;padding:.1em .3em}h2{margin-top:2em;border-bottom:1px solid #ccc}
 """
 
 
@@ -62,19 +66,20 @@ def report_markdown(folder: Path, *, root: Path = CHECKOUT) -> str:
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     seconds = sum(run.get("seconds") or 0 for run in record["runs"])
     parts = [
-        f"# {record['profile']}",
-        record["description"],
+        f"# Report of the run {record['profile']}",
+        f"{record['description'][:1].upper()}{record['description'][1:]}.",
         f"{CAUTION} Made by `{record['command']}`.",
         *_unfinished(record, found),
         "## Results",
         *(_tables(found) or ["No notebook wrote a table."]),
-        *_figures(folder),
+        *_figures(folder, record),
         "## Claims",
         claims_part(root),
-        "## What did not hold",
+        "## What did not hold in this run",
         *did_not_hold(found),
         *_data_cards(record, root),
         "## Settings",
+        "What a preset does not name has the default of `rvlr_lib.config`; `rvlr config` prints all of them.",
         records_markdown(list(settings_rows(record))),
         "## Notebooks",
         records_markdown([_notebook_row(run) for run in record["runs"]]),
@@ -101,8 +106,20 @@ def report_html(markdown: str, folder: Path) -> str:
         return f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"'
 
     body = re.sub(r'src="(figures/[^"]+\.png)"', embedded, markdown2html(markdown))
-    body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
-    return page_html(markdown.partition("\n")[0].lstrip("# "), body)
+    body = re.sub(r"<th[^>]*>.*?</th>", lambda match: re.sub("([/_])(?!th>)", r"\1<wbr>", match[0]), body)
+    return page_html(markdown.partition("\n")[0].lstrip("# "), with_contents(plain_headings(body)))
+
+
+def plain_headings(body: str) -> str:
+    """An HTML body without the paragraph signs that notebooks have beside headings."""
+    return re.sub(r'<a class="anchor-link".*?</a>', "", body)
+
+
+def with_contents(body: str) -> str:
+    """An HTML body with links to its sections below the title."""
+    sections = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', body)
+    links = " · ".join(f'<a href="#{name}">{text}</a>' for name, text in sections)
+    return body.replace("</h1>", f"</h1>\n<nav>{links}</nav>", 1)
 
 
 def page_html(title: str, body: str) -> str:
@@ -116,7 +133,7 @@ def write_tables(folder: Path) -> list[Path]:
     import pandas as pd
 
     return [
-        write_table(pd.DataFrame(records), folder / "tables", f"{name}_{title}")["tex"]
+        write_table(pd.DataFrame(records), folder / "tables", f"{name}_{title}", kept_decimals(records))["tex"]
         for name, result in read_results(folder).items()
         for title, records in result["tables"].items()
     ]
@@ -126,14 +143,15 @@ def settings_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What decided the numbers: presets of the data sets and of the method, and what the run set beside them."""
     import yaml
 
-    for dataset in dict.fromkeys(run["dataset"] for run in record["runs"]):
-        presets = [name for name in (dataset, METHOD) if (PRESETS / f"{name}.yaml").is_file()]
-        for preset in presets:
-            for part, values in yaml.safe_load((PRESETS / f"{preset}.yaml").read_text()).items():
-                items = values.items() if isinstance(values, dict) else [("", values)]
-                for key, value in items:
-                    name = f"{part}.{key}" if key else part
-                    yield {"data set": dataset, "setting": name, "value": str(value), "from": f"preset {preset}"}
+    datasets = list(dict.fromkeys(run["dataset"] for run in record["runs"]))
+    for dataset, preset in [*((name, name) for name in datasets), ("all", METHOD)]:
+        path = PRESETS / f"{preset}.yaml"
+        path = path if path.is_file() else PRESETS / f"{OWN_DATA}.yaml"
+        for part, values in yaml.safe_load(path.read_text()).items():
+            for key, value in values.items() if isinstance(values, dict) else [("", values)]:
+                name = f"{part}.{key}" if key else part
+                yield {"data set": dataset, "setting": name, "value": str(value), "from": f"preset {path.stem}"}
+    for dataset in datasets:
         given: dict[tuple[str, str], list[str]] = {}
         for run in record["runs"]:
             for key, value in run["parameters"].items():
@@ -152,6 +170,7 @@ def claims_part(root: Path = CHECKOUT) -> str:
     wanted = text.partition("## Primary claims")[2].partition("## Other differences")[0].strip()
     if not wanted:
         return f"The claims stand in {page.relative_to(root)}."
+    wanted = re.sub(r"(?<!\*)\*(?!\*)", r"\\*", wanted)  # a product of a weight and a cell, no emphasis
     return "From the stored study, not from this run.\n\n" + re.sub(r"^##", "###", wanted, flags=re.MULTILINE)
 
 
@@ -183,21 +202,30 @@ def _unfinished(record: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
 
 
 def _tables(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return [
-        f"**{name}/{title}** ([CSV](tables/{name}_{title}.csv), [LaTeX](tables/{name}_{title}.tex))\n\n"
-        + records_markdown(records)
-        for name, result in found.items()
-        for title, records in result["tables"].items()
-    ]
+    """The tables of each notebook; long ones and those of the study are folded."""
+    parts = []
+    for name, result in found.items():
+        parts += [f"### {name}"] if result["tables"] else []
+        for title, records in result["tables"].items():
+            files = f"[CSV](tables/{name}_{title}.csv), [LaTeX](tables/{name}_{title}.tex)"
+            shown = f"**{title.replace('_', ' ')}** ({files})\n\n{records_markdown(records, kept_decimals(records))}"
+            if len(records) > LONG or title in OF_THE_STUDY:
+                shown = f"<details><summary>{title.replace('_', ' ')}</summary>\n\n{shown}\n\n</details>"
+            parts.append(shown)
+    return parts
 
 
-def _figures(folder: Path) -> list[str]:
-    names = figure_names(folder)
-    shown = [
-        f"{name} ([PDF](figures/{name}.pdf), [data](figures/{name}.csv))\n\n![{name}](figures/{name}.png)"
-        for name in names
-    ]
-    return ["## Figures", *shown] if names else []
+def _figures(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    """All figures, by data set in the order in which these ran."""
+    names, parts = figure_names(folder), ["## Figures"]
+    for dataset in dict.fromkeys(run["dataset"] for run in record["runs"]):
+        own = [name for name in names if name.startswith(f"{dataset}_")]
+        parts += [f"### Figures of {dataset}"] if own else []
+        for name in own:
+            title = name.removeprefix(f"{dataset}_").replace("_", " ")
+            parts.append(f"**{title}** ([PDF](figures/{name}.pdf), [data](figures/{name}.csv))\n\n"
+                         f"![{name}](figures/{name}.png)")  # fmt: skip
+    return parts if len(parts) > 1 else []
 
 
 def _notebook_row(run: Mapping[str, Any]) -> dict[str, Any]:

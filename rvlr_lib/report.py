@@ -9,7 +9,7 @@ from typing import Any
 
 from rvlr_lib.runs import provenance, read_json, write_json
 from rvlr_lib.saved import read_results
-from rvlr_lib.tables import to_markdown
+from rvlr_lib.tables import DECIMALS, to_markdown
 
 DEFAULT_TOLERANCE = 3.0  # absolute, in the unit of the number
 
@@ -84,8 +84,18 @@ def _number(value: float | None) -> str:
     return "nothing" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
-def records_markdown(records: list[dict[str, Any]]) -> str:
+def records_markdown(records: list[dict[str, Any]], decimals: int = DECIMALS) -> str:
     """Records, a dict each, as a Markdown table."""
     import pandas as pd
 
-    return to_markdown(pd.DataFrame(records))
+    return to_markdown(pd.DataFrame(records), decimals)
+
+
+def kept_decimals(records: list[dict[str, Any]]) -> int:
+    """One where all numbers of a table were rounded to one decimal, else two.
+
+    >>> kept_decimals([{"r_mean": 31.2}]), kept_decimals([{"index": 0.253}])
+    (1, 2)
+    """
+    numbers = (value for record in records for value in record.values() if isinstance(value, float))
+    return 1 if all(math.isnan(value) or value == round(value, 1) for value in numbers) else 2

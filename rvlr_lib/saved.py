@@ -82,4 +82,5 @@ def run_study(folder: Path | str, record: dict[str, Any], dataset: str) -> Study
 
     parameters = run_parameters(record, dataset)
     chosen = {name: value for name, value in parameters.items() if name in OVERRIDES}
-    return open_study(parameters.get("dataset", dataset), device="cpu", root=run_root(folder), **chosen)
+    options = {"preset": parameters.get("preset", ""), "device": "cpu", "root": run_root(folder)}
+    return open_study(parameters.get("dataset", dataset), **options, **chosen)

@@ -22,7 +22,8 @@ def run(tmp_path):
     write_json(folder / "run.json", record)
     output = RunOutput("03_retrieval_results", "scenes", folder)
     frame = pd.DataFrame(
-        {"r_mean": [32.04, None], "a_b%&": [1.0, 2.0]}, index=pd.Index(["rvlr", "x_y"], name="variant")
+        {"r_mean": [32.04, None], "a_b%&": [1.0, 2.0], "effect": ["−1.5 …", "≥ 2 →"]},
+        index=pd.Index(["rvlr", "x_y"], name="variant"),
     )
     output.table(frame, "retrieval")
     output.keep("rvlr", {"r_mean": 32.0, "i2i/NDCG@10": 60.0})
@@ -36,11 +37,11 @@ def run(tmp_path):
 def test_report_says_it_all(run, tmp_path):
     path = publish.write_report(run)
     text, page = path.read_text(), path.with_suffix(".html").read_text()
-    for heading in ("Results", "Figures", "Claims", "What did not hold", "Data card", "Settings", "Notebooks",
-                    "Environment", "Commands"):  # fmt: skip
+    for heading in ("Results", "Figures", "Claims", "What did not hold in this run", "Data card", "Settings",
+                    "Notebooks", "Environment", "Commands"):  # fmt: skip
         assert f"## {heading}\n" in text
-        assert f">{heading}" in page
-    assert "| rvlr | 32.0 | 1.0 |" in text
+        assert page.count(f">{heading}<") == 2  # in the contents and as a heading
+    assert "| rvlr | 32.04 | 1.00 |" in text
     assert "RVLR is not above `matching_longer` in r_mean (32.0 against 40.0)." in text
     assert "RVLR is not above `intra` in i2i/NDCG@10 (60.0 against 61.0)." in text
     assert "**Not finished**: 04_common_space_umap (mine)" in text
