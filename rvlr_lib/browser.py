@@ -229,6 +229,24 @@ def play(draw: Callable[..., Figure], *, interactive: bool | None = None, **choi
     return widgets.VBox([widgets.HBox(list(menus.values())), picture])
 
 
+def dial_examples(pictures: ImageTextDataset, name: str, dial: Any, count: int = 5) -> list[tuple[Any, str]]:
+    """The first pictures of a data set at a dial point, each with its first caption.
+
+    Args:
+        pictures: its test pictures, nothing taken.
+        name: of the data set, from which scenes are drawn anew, so that their truth is kept.
+        dial: a :class:`rvlr_lib.data.ImbalanceSpec`.
+        count: how many.
+    """
+    from rvlr_lib.data import impose, load_dataset
+
+    if pictures.scene is None:
+        part = impose(pictures.subset(range(count)), dial)
+    else:
+        part = load_dataset(name, split="test", imbalance=dial).subset(range(count))
+    return [(part.image(row), part.captions[part.captions_of(row)[0]]) for row in range(count)]
+
+
 def _has_reader(interactive: bool | None) -> bool:
     if interactive is None:
         return "JPY_SESSION_NAME" in os.environ and "RVLR_HEADLESS" not in os.environ

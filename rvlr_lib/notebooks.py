@@ -21,6 +21,7 @@ from rvlr_lib.runs import PACKAGE, default_root, provenance, read_json, versions
 from rvlr_lib.tables import replacing
 
 HEARTBEAT_SECONDS = 60.0
+FOLDED = ("parameters", "setup")  # cells whose code a page does not show
 OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html", "run.json"}  # beside notebooks
 
 Say = Callable[[str], None]
@@ -227,10 +228,12 @@ def _kernel_manager_class() -> type:
 
 
 def _write_html(notebook: Any, path: Path, title: str) -> None:
-    """HTML with everything embedded; only a notebook with formulas asks the network, for MathJax."""
+    """HTML with everything embedded, without the folded cells; only a notebook with formulas asks for MathJax."""
     from nbconvert import HTMLExporter
+    from traitlets.config import Config
 
-    exporter = HTMLExporter(embed_images=True, require_js_url="", jquery_url="")
+    folded = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": set(FOLDED)}})
+    exporter = HTMLExporter(config=folded, embed_images=True, require_js_url="", jquery_url="")
     if not any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown"):
         exporter.mathjax_url = ""
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +11,27 @@ if TYPE_CHECKING:
 
     from rvlr_lib.study import Study
 
+TOWERS = ("teachers", "start", "frozen")  # spaces of the teachers themselves
 Encoder = Callable[[Any], "np.ndarray"]
+
+
+def query_encoders(study: Study, names: Mapping[str, str]) -> dict[str, Encoder]:
+    """The encoders of several spaces, of those that can take a query of one's own.
+
+    Towers that are frozen read stored features and take none; teachers that were not trained here have no weights.
+
+    Args:
+        study: from :func:`rvlr_lib.study.open_study`.
+        names: label -> variant, ``teachers`` or ``frozen``.
+
+    Returns:
+        label -> :func:`query_encoder`, perhaps empty.
+    """
+    model = study.settings.model
+    if model.freeze_towers:
+        return {}
+    trained_here = {model.image_teacher, model.text_teacher} == {"train"}
+    return {label: query_encoder(study, name) for label, name in names.items() if trained_here or name not in TOWERS}
 
 
 def query_encoder(study: Study, name: str) -> Encoder:
@@ -72,7 +92,7 @@ def _towers(study: Study, name: str) -> tuple[Callable[[Tensor], Tensor], Callab
     if name in VARIANTS and VARIANTS[name].stage > 0:
         student = study.trained_student(name)
         return lambda pixels: student.encode_image(pixels).features, lambda ids: student.encode_text(ids).features
-    if name not in ("teachers", "start", "frozen"):
+    if name not in TOWERS:
         raise ValueError(f"{name!r} has no encoder: take a trained variant, teachers or frozen")
     teachers = []
     for modality in ("image", "text"):
