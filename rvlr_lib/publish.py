@@ -27,7 +27,8 @@ body{max-width:68em;margin:2em auto;padding:0 1em;font:16px/1.5 system-ui,sans-s
 table{border-collapse:collapse;display:block;overflow-x:auto;font-size:14px;margin:1em 0}
 th,td{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:left;font-variant-numeric:tabular-nums}
 thead{border-bottom:2px solid #444;border-top:2px solid #444}
-img{max-width:56em;width:100%;height:auto}nav{line-height:1.9}summary{cursor:pointer;font-weight:bold;margin:1em 0}
+pre{overflow-x:auto}img{max-width:56em;width:100%;height:auto}nav{line-height:1.9}
+summary{cursor:pointer;font-weight:bold;margin:1em 0}
 code{background:#f2f2f2;padding:.1em .3em}h2{margin-top:2em;border-bottom:1px solid #ccc}
 """
 
