@@ -27,6 +27,7 @@ DIRECTIONS = {
 }
 TARGETS = {"it": "pictures and captions", "i": "pictures", "t": "captions"}
 UNIMODAL = ("teacher", "teachers")
+CONTROL = "26em"  # width of a menu with long words
 Features = tuple[Any, Any]
 
 
@@ -174,7 +175,7 @@ def query_browser(
 
     counts = {"i": len(dataset), "t": len(dataset.captions)}
     which = widgets.Dropdown(options=[(text, key) for key, text in DIRECTIONS.items()], value=direction,
-                             description="direction")  # fmt: skip
+                             description="direction", layout=widgets.Layout(width=CONTROL))  # fmt: skip
     query = widgets.IntSlider(rows[0], 0, counts[direction[0]] - 1, description="query", continuous_update=False)
     picture = widgets.Image(format="png", layout=widgets.Layout(max_width="1000px"))
     said = widgets.HTML()
@@ -215,7 +216,9 @@ def play(draw: Callable[..., Figure], *, interactive: bool | None = None, **choi
         return draw(**{name: values[0] for name, values in choices.items()})
     import ipywidgets as widgets
 
-    menus = {name: widgets.Dropdown(options=list(values), description=name) for name, values in choices.items()}
+    menus = {name: widgets.Dropdown(options=list(values), description=name.replace("_", " "),
+                                     style={"description_width": "initial"})
+             for name, values in choices.items()}  # fmt: skip
     picture = widgets.Image(format="png", layout=widgets.Layout(max_width="1000px"))
 
     def show(_: Any = None) -> None:
@@ -265,7 +268,8 @@ def _own_query(
     import ipywidgets as widgets
     from PIL import Image, UnidentifiedImageError
 
-    words = widgets.Text(description="or type", placeholder="words, then Enter", continuous_update=False)
+    words = widgets.Text(description="or type", placeholder="words, then Enter", continuous_update=False,
+                         layout=widgets.Layout(width=CONTROL))  # fmt: skip
     own = widgets.FileUpload(accept="image/*", multiple=False, description="own picture")
     wanted = widgets.Dropdown(options=[(text, key) for key, text in TARGETS.items()], value="it", description="find")
     asked: list[Any] = []
