@@ -158,6 +158,20 @@ def test_play_draws_what_is_chosen(dataset, monkeypatch):
         browser.play(draw, kind=["t2i"], row=[])
 
 
+def test_dial_examples_of_scenes_and_of_real_captions(dataset):
+    from rvlr_lib.data import ImbalanceSpec, load_dataset
+
+    scenes = load_dataset("scenes", split="test", galleries=1, gallery_size=4)
+    dial = ImbalanceSpec(text_detail=0.2, image_visibility=0.25)
+    whole, poor = (browser.dial_examples(scenes, "scenes", at, 4) for at in (ImbalanceSpec(), dial))
+    assert sum(len(caption) for _, caption in poor) < sum(len(caption) for _, caption in whole)
+    assert any(np.asarray(a[0]).tobytes() != np.asarray(b[0]).tobytes() for a, b in zip(whole, poor, strict=True))
+    emoji = load_dataset("emoji", split="test", limit=6)
+    shown = browser.dial_examples(emoji, "emoji", ImbalanceSpec(text_detail=0.5), 3)
+    assert [set(caption.split()) <= set(emoji.captions[emoji.captions_of(i)[0]].split())
+            for i, (_, caption) in enumerate(shown)] == [True] * 3  # fmt: skip
+
+
 def test_derived_relevance_is_that_of_the_corrected_protocol(dataset, relevance):
     bare = SimpleNamespace(caption_to_image=relevance.caption_to_image, image_to_image=None, text_to_text=None)
     mean = np.stack([relevance.caption_to_image[i == OWNER].mean(axis=0) for i in range(IMAGES)])

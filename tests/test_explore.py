@@ -7,6 +7,7 @@ import pytest
 
 from rvlr_lib import explore
 from rvlr_lib.data import load_dataset
+from rvlr_lib.explorer_view import colour_modes
 from rvlr_lib.projection import Projection
 from rvlr_lib.runs import cached, only_cached, write_json
 
@@ -86,6 +87,16 @@ def test_enough_galleries():
         gallery, spaces = explore.enough_galleries(test, {"a": rows}, most)
         assert len(gallery) == len(spaces["a"][0]) == count
         assert [test.captions[row] for row in np.asarray(spaces["a"][1]).flatten()] == gallery.captions
+
+
+def test_the_scale_of_overlaps_ends_where_most_points_do(points):
+    shares = {name: np.full(2 * COUNT, 20.0) for name in points.coords}
+    shares["RVLR"] = np.r_[90.0, np.full(2 * COUNT - 1, 30.0)]
+    mode = colour_modes(dataclasses.replace(points, overlaps={"x": shares}))["neighbours shared with x"]
+    assert len(mode.palette) == 4
+    assert "30 % or more" in mode.legend
+    assert set(mode.codes["RVLR"]) == {3}
+    assert set(mode.codes["baseline"]) == {2}
 
 
 def test_page_is_whole_and_says_what_is_missing(points, tmp_path):
