@@ -266,10 +266,10 @@ def _figures(arguments: Namespace) -> int:
     from rvlr_lib.redraw import figure_names, redraw_run
     from rvlr_lib.saved import read_run
 
-    read_run(arguments.folder)
+    record = read_run(arguments.folder)
     select = ["*"] if arguments.all else arguments.names
     if not select:
-        print("\n".join(figure_names(arguments.folder)))
+        print("\n".join(figure_names(arguments.folder, record)))
         return 0
     redraw_run(arguments.folder, select, narrow=arguments.narrow, say=partial(print, flush=True))
     return 0

@@ -218,7 +218,7 @@ def _tables(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _figures(folder: Path, record: Mapping[str, Any]) -> list[str]:
     """All figures, by data set in the order in which these ran."""
-    names, parts = figure_names(folder), ["## Figures"]
+    names, parts = figure_names(folder, record), ["## Figures"]
     for dataset in dict.fromkeys(run["dataset"] for run in record["runs"]):
         own = [name for name in names if name.startswith(f"{dataset}_")]
         parts += [f"### Figures of {dataset}"] if own else []

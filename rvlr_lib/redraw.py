@@ -69,8 +69,16 @@ def redraw(path: Path | str) -> Figure:
     if draw is None:
         raise ValueError(f"{path} names {recipe['function']!r}, which this version does not have: run again")
     csv = path.with_suffix(".csv")
-    arguments = [decode(value, csv) for value in recipe["arguments"]]
-    return draw(*arguments, **{key: decode(value, csv) for key, value in recipe["options"].items()})
+    if not csv.is_file():
+        raise ValueError(f"{csv} is missing, from which its figure is drawn: run again")
+    try:
+        arguments = [decode(value, csv) for value in recipe["arguments"]]
+        return draw(*arguments, **{key: decode(value, csv) for key, value in recipe["options"].items()})
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and str(csv) in str(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{csv} or {path.name} was changed and cannot be drawn ({reason}): run again") from error
 
 
 def redraw_run(folder: Path | str, select: Sequence[str] = ("*",), *, narrow: bool = False,
@@ -90,7 +98,7 @@ def redraw_run(folder: Path | str, select: Sequence[str] = ("*",), *, narrow: bo
         ValueError: no such figure, listing those there are; or a figure without what it needs, naming the file.
     """
     record, figures = read_run(folder), Path(folder) / "figures"
-    names = figure_names(folder)
+    names = figure_names(folder, record)
     chosen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in select)]
     if not chosen:
         raise ValueError(f"no figure of {folder} matches {' '.join(select)}; there are: {', '.join(names) or 'none'}")
@@ -108,9 +116,11 @@ def redraw_run(folder: Path | str, select: Sequence[str] = ("*",), *, narrow: bo
     return written
 
 
-def figure_names(folder: Path | str) -> list[str]:
-    """The names of a run's figures, each that of its CSV."""
-    return sorted(path.stem for path in (Path(folder) / "figures").glob("*.csv"))
+def figure_names(folder: Path | str, record: Mapping[str, Any]) -> list[str]:
+    """The names of a run's figures: those whose files are there, and those that its record says it drew."""
+    written = (Path(path) for run in record["runs"] for path in run.get("outputs", ()))
+    there = (path for suffix in ("csv", "json", "png") for path in (Path(folder) / "figures").glob(f"*.{suffix}"))
+    return sorted({path.stem for path in written if path.parent.name == "figures"} | {path.stem for path in there})
 
 
 def encode(value: Any, table: Any = None) -> Any:

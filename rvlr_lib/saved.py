@@ -38,7 +38,7 @@ def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
     A notebook that has not finished has none and is left out.
 
     Raises:
-        ValueError: the folder holds no run, or a result was damaged; names the file.
+        ValueError: the folder holds no run, or a result was damaged or removed; names the file.
     """
     if not (Path(folder) / "run.json").is_file():
         read_run(folder)
@@ -46,6 +46,8 @@ def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
     for run in read_json(Path(folder) / "run.json")["runs"]:
         name = f"{run['dataset']}_{run['notebook']}"
         path = Path(folder) / "results" / f"{name}.json"
+        if not path.is_file() and f"results/{path.name}" in run.get("outputs", ()):
+            raise ValueError(f"{path} is missing, though its notebook had finished: `rvlr reproduce` makes it again")
         if not path.is_file():
             continue
         found[name] = read_json(path)

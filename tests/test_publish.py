@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 
@@ -77,6 +78,12 @@ def test_damage_is_named(run, tmp_path, capsys):
     (run / "results" / "scenes_03_retrieval_results.json").write_text("{")
     assert cli.main(["report", str(run)]) == 2
     assert "scenes_03_retrieval_results.json cannot be read" in capsys.readouterr().err
+    (run / "results" / "scenes_03_retrieval_results.json").unlink()
+    record = json.loads((run / "run.json").read_text())
+    record["runs"][0]["outputs"] = ["results/scenes_03_retrieval_results.json"]
+    write_json(run / "run.json", record)
+    with pytest.raises(ValueError, match=r"scenes_03_retrieval_results\.json is missing, though"):
+        publish.write_report(run)
     assert cli.main(["report"]) == 2
     assert "run folder" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path / "none")]) == 2

@@ -112,6 +112,19 @@ def test_what_is_missing_is_named(run):
     (figures / "scenes_results.csv").write_text("")
     with pytest.raises(ValueError, match=r"scenes_results\.csv cannot be read"):
         redraw.redraw_run(run, ["scenes_results"])
+    (figures / "scenes_results.csv").write_text("metric,variant,value\na,b,not a number\n")
+    with pytest.raises(ValueError, match=r"scenes_results\.csv or scenes_results\.json was changed"):
+        redraw.redraw_run(run, ["scenes_results"])
+    (figures / "scenes_examples.csv").unlink()
+    with pytest.raises(ValueError, match=r"scenes_examples\.csv is missing"):
+        redraw.redraw_run(run)
+    for suffix in ("csv", "json", "png"):
+        (figures / f"scenes_curves.{suffix}").unlink()
+    record = redraw.read_run(run) | {"runs": [{"notebook": "02", "dataset": "scenes", "parameters": {},
+                                               "outputs": ["figures/scenes_curves.csv"]}]}  # fmt: skip
+    write_json(run / "run.json", record)
+    with pytest.raises(ValueError, match=r"scenes_curves\.json is missing"):
+        redraw.redraw_run(run, ["*_curves"])
     (figures / "scenes_map.json").unlink()
     with pytest.raises(ValueError, match=r"scenes_map\.json is missing.*rvlr reproduce --profile smoke"):
         redraw.redraw_run(run, ["scenes_map"])
