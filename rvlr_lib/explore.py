@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -63,13 +63,16 @@ class Points:
     notes: list[str]
 
 
-def write_explorer(run: Path | str, out: Path | str | None = None, *, points: int = 0) -> Path:
+def write_explorer(
+    run: Path | str, out: Path | str | None = None, *, points: int = 0, say: Callable[[str], None] = print
+) -> Path:
     """Write the page of a run: a tab for each of its data sets, from cached stages only.
 
     Args:
         run: the run folder.
         out: the page, ``explore.html`` of the run if not given.
         points: most pictures and captions together; 0: as many as notebook 04 drew, whose map is then used again.
+        say: takes a line for each data set that cannot be shown; the page says it as well.
 
     Returns:
         Its path.
@@ -88,6 +91,9 @@ def write_explorer(run: Path | str, out: Path | str | None = None, *, points: in
             found[dataset] = str(error)
     if not any(isinstance(part, Points) for part in found.values()):
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in found.items()))
+    for name, reason in found.items():
+        if isinstance(reason, str):
+            say(f"{name} is left out: {reason}")
     path = Path(out) if out else Path(run) / "explore.html"
     with replacing(path) as partial:
         partial.write_text(explorer_page(found, f"{record['profile']}: the common space"), encoding="utf-8")

@@ -123,6 +123,21 @@ def test_a_run_without_what_is_needed(tmp_path, monkeypatch):
         explore.write_explorer(tmp_path / "run")
 
 
+def test_a_data_set_that_cannot_be_shown_is_said(points, tmp_path, monkeypatch):
+    runs = [{"notebook": "04", "dataset": name, "parameters": {}} for name in ("scenes", "emoji")]
+    record = {"profile": "smoke", "description": "", "command": "", "provenance": {}, "runs": runs}
+    write_json(tmp_path / "run.json", record)
+    monkeypatch.setattr(explore, "explorer_points", lambda _, __, name, ___: points if name == "scenes" else fail(name))
+    said = []
+    page = explore.write_explorer(tmp_path, say=said.append)
+    assert said == ["emoji is left out: x.safetensors is damaged"]
+    assert "x.safetensors is damaged" in page.read_text()
+
+
+def fail(name):
+    raise ValueError("x.safetensors is damaged")
+
+
 def test_only_cached_computes_nothing(tmp_path):
     folder = cached(tmp_path, "stage", {"a": 1}, "rvlr_lib.similarity", lambda _: None)
     with only_cached("so make it"):
