@@ -130,9 +130,10 @@ def save_figure(figure: Figure, folder: Path | str, name: str, data: pd.DataFram
 def write_pictures(figure: Figure, folder: Path | str, name: str) -> dict[str, Path]:
     """Write a figure as PNG and PDF, as :func:`save_figure` does; the paths, by ``png`` and ``pdf``."""
     paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf")}
-    with style():  # PNG first, always: the layout still moves by a hair when a figure is drawn a second time
+    with style():
         with replacing(paths["png"]) as temporary:
             figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
+        figure.set_layout_engine("none")  # both have one layout, computed once
         with replacing(paths["pdf"]) as temporary:
             figure.savefig(temporary, format="pdf", dpi=300, metadata={"CreationDate": None})
     return paths
