@@ -98,6 +98,7 @@ def test_a_query_of_ones_own(dataset):
     query = browser.typed_query(dataset, METHODS, encoders, "red star", targets="i", k=3)
     assert list(query.results) == ["a"]
     assert query.results["a"][0].name == "id3"
+    assert all(hit.name.startswith("id") for hit in query.results["a"])  # pictures alone were asked for
     assert {hit.hit for hit in query.results["a"]} == {None}
     mixed = browser.typed_query(dataset, METHODS, encoders, dataset.image(0), k=40)
     assert mixed.results["a"][0].name == "caption 5 of 2"
