@@ -67,6 +67,10 @@ def test_the_share_of_pictures_is_corrected_for_captions_that_tell_unreliably():
     assert report.image_to_text == pytest.approx(0.5, abs=0.06)
     assert report.text_to_text == pytest.approx(0.25, abs=0.06)
     assert report.index == pytest.approx((1 - 0.5) / (1 + 0.5), abs=0.06)
+    noisy = images + torch.randn(400, 6, generator=generator)  # now a picture tells half of what captions could say
+    report = audits.imbalance_report(replace(dataset, scene=None), noisy, texts)
+    assert report.image_to_text == pytest.approx(0.25, abs=0.06)
+    assert report.index == pytest.approx((0.5 - 0.25) / (0.5 + 0.25), abs=0.12)
 
 
 def test_index_laws():

@@ -15,7 +15,7 @@ from rvlr_lib.data.emoji import load_emoji
 from rvlr_lib.data.imbalance import ImbalanceSpec, impose, mismatch_index
 from rvlr_lib.data.pairs import Batch, ImageTextDataset, PixelSource, augment, contact_sheet, iterate_batches
 from rvlr_lib.data.readers import PREPARED, load_files, prepared_index
-from rvlr_lib.data.relevance import clean_caption, rouge_l_relevance
+from rvlr_lib.data.relevance import clean_caption, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.scenes import load_scenes
 from rvlr_lib.data.truth import Facts, SceneViews, Truth, bayes_ceiling, shown_share, told_share
 
@@ -34,6 +34,7 @@ __all__ = [
     "bayes_ceiling",
     "clean_caption",
     "contact_sheet",
+    "embedding_relevance",
     "impose",
     "iterate_batches",
     "load_dataset",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from rvlr_lib.data.pictures import SUFFIXES, check_name
+from rvlr_lib.data.pictures import SUFFIXES, check_name, equal_files
 from rvlr_lib.data.relevance import clean_caption
 
 SPLITS = ("train", "val", "test")
@@ -125,14 +125,15 @@ def read_annotations(
         return _read_index(path, content, image_root, columns, split_seed)
     root = _existing(image_root or (path if path.is_dir() else path.parent))
     kind, rows = _rows(path, content, columns, root)
-    entries, own, faults = _group(path, rows, split_seed, None)
+    entries, own, faults = _group(path, rows, split_seed, None, root)
     return Annotations(path, kind, root, entries, own, faults)
 
 
 def hashed_split(image_id: str, seed: int = 0) -> str:
     """The split of a picture whose file says none: 80 % train, 10 % val, 10 % test, by SHA-256 of seed and id.
 
-    It depends on nothing but these two, so adding or removing pictures moves no other.
+    It depends on nothing but these two, so adding or removing pictures moves no other. Files that are equal byte for
+    byte take the split of the first of their names.
 
     >>> [hashed_split(f"{i}.jpg") for i in range(5)]
     ['train', 'train', 'train', 'train', 'val']
@@ -167,7 +168,7 @@ def _read_index(
             kind, found = _rows(part, content, columns, root)
             kinds[kind] = None
             rows += [row._replace(name=f"{folder}/{row.name}" if folder else row.name) for row in found]
-        more, told, bad = _group(path, rows, seed, None if key == "all" else key)
+        more, told, bad = _group(path, rows, seed, None if key == "all" else key, root)
         entries, own = entries + more, own or told
         for kind, messages in bad.items():
             faults.setdefault(kind, []).extend(messages)
@@ -176,7 +177,7 @@ def _read_index(
 
 
 def _group(
-    path: Path, rows: Sequence[Row], seed: int, split: str | None
+    path: Path, rows: Sequence[Row], seed: int, split: str | None, root: Path
 ) -> tuple[list[Entry], bool, dict[str, list[str]]]:
     """Rows to pictures: captions of one picture together, in order; whether the rows said the splits; and faults."""
     captions: dict[str, list[str]] = {}
@@ -211,16 +212,20 @@ def _group(
     bare = next((name for name, (value, _) in about.items() if own_splits and value is None), None)
     if bare is not None:
         raise ValueError(f"{path}: {bare!r} has no split, others have; give one to every picture or to none")
+    hashed = split == "held_out" or not (split or own_splits)
+    groups = equal_files(root, captions) if hashed else []
+    first = {name: min(group) for group in groups for name in group}  # equal files under one name: never in two splits
     entries = []
     for name, texts in captions.items():
+        alike = first.get(name, name)
         if not texts:
             faults.setdefault("pictures without a caption", []).append(f"{path}: picture {name!r} has no caption")
             continue
         own_split, category = about[name]
         if split == "held_out":
-            place = "val" if _half(name, seed) else "test"
+            place = "val" if _half(alike, seed) else "test"
         else:
-            place = split or own_split or hashed_split(name, seed)
+            place = split or own_split or hashed_split(alike, seed)
         entries.append(Entry(name, tuple(texts), place, category))
     return entries, own_splits, faults
 

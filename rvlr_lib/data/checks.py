@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from rvlr_lib.data.annotations import SPLITS, Annotations, read_annotations
-from rvlr_lib.data.pictures import check_header, decode, fault, in_threads, safe_path
+from rvlr_lib.data.pictures import check_header, decode, equal_files, faults
 from rvlr_lib.data.readers import FEWEST
 from rvlr_lib.data.relevance import clean_caption
 
@@ -113,36 +114,38 @@ def _splits(found: Annotations) -> list[Finding]:
 def _pictures(found: Annotations, full: bool, allowed: int) -> list[Finding]:
     """Missing and unreadable pictures, and files that are equal byte for byte."""
     names = list(dict.fromkeys(entry.name for entry in found.entries))
-    look = partial(fault, decode if full else check_header, found.root)
-    bad = {name: why for name, why in zip(names, _watched(look, names, "pictures"), strict=True) if why}
+    bar = partial(tqdm, total=len(names), desc="pictures", unit="file", disable=len(names) < 1000,
+                  mininterval=0.5 if sys.stderr.isatty() else 15.0)  # fmt: skip
+    flat: list[Path] = []
+
+    def look(path: Path) -> None:
+        if decode(path).getcolors(maxcolors=1):  # None of more than one
+            flat.append(path)
+
+    bad = faults(look if full else check_header, found.root, names, bar)
     missing = [why for why in bad.values() if " is missing" in why]
     unreadable = [why for why in bad.values() if " is missing" not in why]
     per_split = max(sum(entry.name in bad for entry in found.split(split)) for split in SPLITS)
-    findings = [Finding(what, len(group), per_split > allowed, tuple(group[:EXAMPLES]))
+    spoils = per_split > allowed
+    out = (f"to leave them out, counted: max_bad_pictures: {per_split} in an index (data/README.md)",) if spoils else ()
+    findings = [Finding(what, len(group), spoils, (*group[:EXAMPLES], *out))
                 for what, group in (("missing pictures", missing), ("unreadable pictures", unreadable))]  # fmt: skip
-    within, across = _equal_files(found, [name for name in names if name not in bad])
-    texts = [[" = ".join(group) for group in groups[:EXAMPLES]] for groups in (within, across)]
-    return [*findings, Finding("equal picture files within a split, groups", len(within), False, tuple(texts[0])),
-            Finding("equal picture files in two splits, groups", len(across), True, tuple(texts[1]))]  # fmt: skip
+    names_of = [str(path.relative_to(found.root)) for path in sorted(flat)]
+    within, across = ([" = ".join(group) for group in groups]
+                      for groups in _equal_files(found, [name for name in names if name not in bad]))  # fmt: skip
+    others = (("pictures of a single colour (transparency lies on white)", names_of, False),
+              ("equal picture files within a split, groups", within, False),
+              ("equal picture files in two splits, groups", across, True))  # fmt: skip
+    return findings + [Finding(what, len(told), spoils, tuple(told[:EXAMPLES])) for what, told, spoils in others]
 
 
 def _equal_files(found: Annotations, names: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
-    """Groups of equal files within one split, and across splits; only files of equal size are read."""
-    paths = {name: safe_path(found.root, name).resolve() for name in names}
-    sizes = defaultdict(list)
-    for name, path in paths.items():
-        sizes[path.stat().st_size].append(name)
-    asked = [name for group in sizes.values() if len(group) > 1 for name in group]
-    digests = _watched(lambda name: hashlib.sha256(paths[name].read_bytes()).digest(), asked, "equal sizes")
-    groups = defaultdict(list)
-    for name, digest in zip(asked, digests, strict=True):
-        groups[digest].append(name)
+    """Groups of equal files within one split, and across splits."""
     splits = {entry.name: entry.split for entry in found.entries}
     within: list[list[str]] = []
     across: list[list[str]] = []
-    for group in groups.values():
-        if len(group) > 1:
-            (within if len({splits[name] for name in group}) == 1 else across).append(group)
+    for group in equal_files(found.root, names):
+        (within if len({splits[name] for name in group}) == 1 else across).append(group)
     return within, across
 
 
@@ -170,12 +173,3 @@ def _lengths(found: Annotations, token_lengths: Callable, context: int) -> list[
     long = [caption for caption, length in zip(captions, lengths, strict=True) if length > context]
     what = f"captions longer than the model's context of {context} tokens (longest {max(lengths)}), cut there"
     return [Finding(what, len(long), False, tuple(f"{caption[:70]} ..." for caption in long[:EXAMPLES]))]
-
-
-def _watched(work: Callable, items: Sequence[Any], what: str) -> Iterable[Any]:
-    """The work done in threads, under a progress bar."""
-    from tqdm import tqdm
-
-    interval = 0.5 if sys.stderr.isatty() else 15.0
-    return tqdm(in_threads(work, items), total=len(items), desc=what, unit="file", mininterval=interval,
-                disable=len(items) < 1000)  # fmt: skip

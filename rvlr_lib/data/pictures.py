@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -119,6 +123,49 @@ def fault(look: Callable[[Path], object], root: Path, name: str) -> str | None:
     except (ValueError, OSError) as error:
         return str(error)
     return None
+
+
+def faults(
+    look: Callable[[Path], object],
+    root: Path,
+    names: Sequence[str],
+    follow: Callable[[Iterable[str | None]], Iterable[str | None]] = iter,
+) -> dict[str, str]:
+    """Files with a :func:`fault` -> what it is; ``follow`` may show how far the looking is."""
+    with warnings.catch_warnings():  # here, not in the threads: the filters are the whole process's
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused, so no need to warn
+        found = follow(in_threads(partial(fault, look, root), names))
+        return {name: why for name, why in zip(names, found, strict=True) if why}
+
+
+def equal_files(root: Path, names: Iterable[str]) -> list[list[str]]:
+    """Groups of names below ``root`` whose files are equal byte for byte, in order; files not there are passed over.
+
+    Only files of equal size that begin alike are read whole.
+    """
+    paths = {name: path for name in names if (path := (root / name.replace("\\", "/")).resolve()).is_file()}
+    groups = [list(paths)]
+    for look in (_size, _beginning, _digest):
+        asked = [name for group in groups for name in group]
+        found: dict[tuple[int, object], list[str]] = defaultdict(list)
+        place = {name: number for number, group in enumerate(groups) for name in group}
+        for name, value in zip(asked, in_threads(look, [paths[name] for name in asked]), strict=True):
+            found[place[name], value].append(name)
+        groups = [group for group in found.values() if len(group) > 1]
+    return groups
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096)
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def in_threads(work: Callable[[Item], Found], items: Iterable[Item], *, threads: int = THREADS) -> Iterator[Found]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from rvlr_lib.data.annotations import SPLITS, Annotations, Entry, read_annotations
 from rvlr_lib.data.pairs import ImageTextDataset
-from rvlr_lib.data.pictures import FileSource, check_header, decode, fault, in_threads
+from rvlr_lib.data.pictures import FileSource, check_header, decode, faults
 from rvlr_lib.data.relevance import clean_caption
 
 FEWEST = 4  # pictures in a split; the notebooks show the first four queries
@@ -121,9 +121,7 @@ def _without_bad(
     found: Annotations, split: str, entries: Sequence[Entry], allowed: int
 ) -> tuple[list[Entry], list[str]]:
     """The pictures that can be read, and the names of those left out."""
-    look = partial(fault, decode if allowed else check_header, found.root)
-    names = [entry.name for entry in entries]
-    bad = {name: why for name, why in zip(names, in_threads(look, names), strict=True) if why}
+    bad = faults(decode if allowed else check_header, found.root, [entry.name for entry in entries])
     if len(bad) > allowed:
         cap = f"max_bad_pictures={allowed} allows {allowed}" if allowed else "none is allowed (max_bad_pictures=0)"
         raise ValueError(f"{found.path}: {len(bad)} pictures of {split} cannot be used, {cap}; the first: "

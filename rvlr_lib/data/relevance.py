@@ -99,6 +99,49 @@ def category_relevance(categories: Sequence[str], caption_image: Sequence[int] |
     return (names[np.asarray(caption_image)][:, None] == names).astype(np.float32)
 
 
+def embedding_relevance(
+    caption_features: np.ndarray, caption_image: Sequence[int] | np.ndarray, num_images: int | None = None
+) -> np.ndarray:
+    """Best cosine of every caption with the captions of every image: rewards what a sentence encoder takes for meaning.
+
+    Args:
+        caption_features: ``[C, E]`` of any encoder, not zero; unit-normalised inside.
+        caption_image: ``[C]`` row of the image of each caption.
+        num_images: ``I``; default the highest image row + 1.
+
+    Returns:
+        float32 ``[C, I]`` in 0 to 1; negative cosines and images without captions count 0, and a caption has 1 at its
+        own image.
+
+    Raises:
+        ValueError: shapes that do not fit, an image row out of range, a row that is zero or not finite.
+
+    >>> embedding_relevance(np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 4.0]]), [0, 0, 1]).round(2)
+    array([[1. , 0.6],
+           [1. , 0.8],
+           [0.8, 1. ]], dtype=float32)
+    """
+    features, owner = np.asarray(caption_features, np.float64), np.asarray(caption_image)
+    images = int(owner.max(initial=-1)) + 1 if num_images is None else num_images
+    if features.ndim != 2 or not len(features) or owner.shape != features.shape[:1]:
+        raise ValueError(f"caption_features {features.shape} and caption_image {owner.shape} do not fit")
+    if owner.min() < 0 or owner.max() >= images:
+        raise ValueError(f"caption_image must hold image rows 0 to {images - 1}")
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    if not (np.isfinite(norms) & (norms > 0)).all():
+        row = int(np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[0])
+        raise ValueError(f"caption_features: row {row} is zero or not finite")
+    features = features / norms
+    order = np.argsort(owner, kind="stable")  # the captions of one image side by side
+    present, starts = np.unique(owner[order], return_index=True)
+    result = np.zeros((len(owner), images), np.float32)
+    for begin in range(0, len(owner), 1000):
+        rows = slice(begin, begin + 1000)
+        cosines = features[rows] @ features[order].T
+        result[rows, present] = np.maximum.reduceat(cosines, starts, axis=1).clip(0, 1)
+    return result
+
+
 def _f_score(precision: np.ndarray, recall: np.ndarray, beta_squared: float) -> np.ndarray:
     """``(1 + β²) P R / (R + β² P)``, 0 where both are."""
     below = recall + beta_squared * precision

@@ -82,7 +82,7 @@ def build_towers(
     """
     import open_clip
 
-    name = _known_name(model)
+    name = known_name(model)
     options: dict[str, Any] = {"force_context_length": context_length or None}
     try:
         config = open_clip.get_model_config(name) or {}
@@ -193,7 +193,7 @@ def load_timm_trunk(trunk: nn.Module, name: str, weights: str) -> None:
     trunk.load_state_dict({key: found[key] for key in wanted})
 
 
-def _known_name(model: str) -> str:
+def known_name(model: str) -> str:
     """The name by which open_clip knows a model, ours among them."""
     import open_clip
 
@@ -212,7 +212,7 @@ def token_counter(model: str = "tiny") -> tuple[Callable[[Sequence[str]], list[i
     """
     import open_clip
 
-    tokenizer = open_clip.get_tokenizer(_known_name(model))
+    tokenizer = open_clip.get_tokenizer(known_name(model))
     context = int(tokenizer.context_length)
 
     def lengths(captions: Sequence[str]) -> list[int]:

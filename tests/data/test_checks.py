@@ -51,6 +51,14 @@ def test_missing_and_unreadable_pictures_spoil_unless_allowed(collection):
     assert not checked(full=True, max_bad_pictures=3).spoiled
 
 
+def test_pictures_of_one_colour_are_noted_when_decoded(collection):
+    folder, rows, checked = collection
+    Image.new("RGBA", (9, 9), (255, 255, 255, 0)).save(folder / rows[0]["image"])  # png: white on transparent
+    finding = found(checked(full=True))["pictures of a single colour"]
+    assert (finding.count, finding.spoils, finding.examples) == (1, False, (rows[0]["image"],))
+    assert "pictures of a single colour" not in found(checked())
+
+
 def test_equal_files_across_splits_spoil_and_within_are_noted(collection):
     folder, rows, checked = collection
     splits = ["train"] * 40 + ["val"] * 10 + ["test"] * 10

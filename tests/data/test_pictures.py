@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, fault, safe_path
+from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, fault, faults, safe_path
 
 RED = (200, 30, 40)
 
@@ -145,6 +145,26 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(tmp_path, side,
     for look in (decode, check_header):
         with pytest.raises(ValueError, match=message):
             look(tmp_path / "bomb.png")
+
+
+def test_equal_files_are_found_by_content_and_absent_ones_passed_over(tmp_path):
+    contents = {
+        "a": b"1" * 5000,
+        "b": b"1" * 5000,
+        "c": b"1" * 4999 + b"2",
+        "d": b"2" * 5000,
+        "e": b"1",
+        "f": b"2" * 5000,
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    assert equal_files(tmp_path, [*contents, "absent"]) == [["a", "b"], ["d", "f"]]
+
+
+def test_faults_of_many_files_come_without_pillows_warning(tmp_path, recwarn):
+    write_png(tmp_path / "bomb.png", 10_000, 10_000, 1, 0, b"\0" * (10_000 * 1251))
+    assert "make it smaller" in faults(decode, tmp_path, ["bomb.png"])["bomb.png"]
+    assert not recwarn.list
 
 
 def test_a_source_reads_lazily_and_keeps_what_fits(tmp_path, monkeypatch):

@@ -141,6 +141,21 @@ def test_hash_split_is_stable_seeded_and_about_80_10_10(tmp_path, root, told):
         assert {entry.name for entry in less} <= {entry.name for entry in more}
 
 
+def test_equal_files_never_fall_into_two_splits(tmp_path, told, draw_collection):
+    draw_collection(tmp_path / "p", COUNT)
+    sides = {split: [name for name, _ in told if hashed_split(name) == split] for split in ("train", "val", "test")}
+    first, second = sorted((sides["train"][0], sides["test"][0]))
+    (tmp_path / "p" / second).write_bytes((tmp_path / "p" / first).read_bytes())
+    found = read_annotations(table(tmp_path / "a.csv", told), tmp_path / "p")
+    splits = {entry.name: entry.split for entry in found.entries}
+    assert splits[second] == splits[first] == hashed_split(first)
+    assert all(splits[name] == hashed_split(name) for name in splits if name != second)
+    save(tmp_path / "i.yaml", {"train": "t.csv", "held_out": "a.csv", "image_root": "p"})
+    table(tmp_path / "t.csv", [("x.jpg", ["a"])])
+    splits = {entry.name: entry.split for entry in read_annotations(tmp_path / "i.yaml").entries}
+    assert splits[second] == splits[first]
+
+
 def test_separate_files_held_out_in_halves(tmp_path, root, told, capsys):
     for name, part in (("train", told[:30]), ("rest", told[30:])):
         save(tmp_path / f"{name}.json", coco(part))

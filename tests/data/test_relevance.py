@@ -5,7 +5,7 @@ import pytest
 from emoji import EMOJI_DATA
 from rouge_score.rouge_scorer import RougeScorer
 
-from rvlr_lib.data.relevance import category_relevance, clean_caption, rouge_l_relevance
+from rvlr_lib.data.relevance import category_relevance, clean_caption, embedding_relevance, rouge_l_relevance
 
 WORDS = sorted({word for data in EMOJI_DATA.values() for word in clean_caption(data["en"]).split()})
 
@@ -138,3 +138,29 @@ def test_category_relevance_equals_the_loop():
     found = category_relevance(categories, owner)
     assert found.dtype == np.float32
     assert found.tolist() == [[float(categories[i] == name) for name in categories] for i in owner]
+
+
+def test_embedding_relevance_is_the_best_cosine_with_an_images_captions():
+    rng = np.random.default_rng(0)
+    features, owner = rng.normal(size=(40, 6)), rng.permutation(np.arange(40) % 13)
+    ours = embedding_relevance(features, owner, 15)
+    for c in range(40):
+        for i in range(15):
+            pairs = [(features[c], features[other]) for other in np.flatnonzero(owner == i)]
+            cosines = [a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in pairs]
+            assert ours[c, i] == pytest.approx(max([0.0, *cosines]), abs=1e-6)
+    np.testing.assert_array_equal(ours[np.arange(40), owner], 1)
+    order = rng.permutation(40)
+    np.testing.assert_array_equal(embedding_relevance(features[order], owner[order], 15), ours[order])
+    np.testing.assert_allclose(embedding_relevance(7 * features, owner, 15), ours, atol=1e-6)
+
+
+@pytest.mark.parametrize(("features", "owner", "message"), [
+    (np.ones((3, 2)), [0, 1], r"\(3, 2\).*\(2,\)"),
+    (np.ones((2, 2)), [0, 5], "image rows 0 to 1"),
+    (np.array([[1.0, 0.0], [0.0, 0.0]]), [0, 1], "row 1 is zero"),
+    (np.array([[np.nan, 0.0], [0.0, 1.0]]), [0, 1], "row 0 is zero or not finite"),
+])  # fmt: skip
+def test_embedding_relevance_refuses(features, owner, message):
+    with pytest.raises(ValueError, match=message):
+        embedding_relevance(features, owner, 2)
