@@ -6,7 +6,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: setup reproduce test bench lab format check clean help
+.PHONY: setup reproduce test bench lab docs format check clean help
 
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { \
@@ -34,6 +34,9 @@ bench: $(STAMP) ## measure speed and memory on this machine into PERFORMANCE.md:
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
+
+docs: $(STAMP) ## build the static site of PROFILE's run into site/
+	@$(BIN)/python docs/build.py runs/$(PROFILE) site
 
 format: $(STAMP) ## sort imports and format code and notebooks
 	@$(BIN)/ruff check --fix .

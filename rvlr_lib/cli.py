@@ -153,6 +153,7 @@ def _audit(arguments: Namespace) -> int:
 
 
 def _report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path | None, nargs="?", help="run folder, such as runs/quick: its report")
     parser.add_argument("--claims", action="store_true", help="the page of claims, from the results of `rvlr study`")
     parser.add_argument("--profile", default="study", help="the profile whose questions are answered")
     parser.add_argument(
@@ -165,13 +166,23 @@ def _report_arguments(parser: ArgumentParser) -> None:
 
 
 def _report(arguments: Namespace) -> int:
+    if bool(arguments.folder) == arguments.claims:
+        raise ValueError("say what to report: a run folder such as runs/quick, or --claims")
+    if arguments.claims:
+        return _claims(arguments)
+    from rvlr_lib.publish import write_report
+
+    page = write_report(arguments.folder)
+    print(f"{page} and {page.with_suffix('.html').name}, tables in {page.parent / 'tables'}")
+    return 0
+
+
+def _claims(arguments: Namespace) -> int:
     from rvlr_lib.claims import claims_table, control_faults, write_claims
     from rvlr_lib.profiles import CHECKOUT, profile_path
     from rvlr_lib.sweep import load_sweep, read_provenance, read_results
     from rvlr_lib.tables import insert_between, to_markdown
 
-    if not arguments.claims:
-        raise ValueError("say what to report: --claims")
     folder = arguments.results or CHECKOUT / "data" / "reference" / "study"
     sweep = load_sweep(profile_path(arguments.profile))
     results = read_results(folder, sweep)
@@ -229,6 +240,42 @@ def _fidelity(arguments: Namespace) -> int:
     return 0
 
 
+def _explore_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="run folder, such as runs/quick")
+    parser.add_argument("--out", type=Path | None, help="the page, explore.html of the run if not given")
+    parser.add_argument("--points", type=int, default=0, help="most pictures and captions; 0: as notebook 04 has it")
+
+
+def _explore(arguments: Namespace) -> int:
+    from rvlr_lib.explore import write_explorer
+
+    page = write_explorer(arguments.folder, arguments.out, points=arguments.points)
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
+    return 0
+
+
+def _figures_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="run folder, such as runs/quick")
+    parser.add_argument(
+        "names", nargs="*", help="names or patterns, such as 'scenes_*'; without any the names are listed"
+    )
+    parser.add_argument("--all", action="store_true", help="every figure of the run")
+    parser.add_argument("--narrow", action="store_true", help="also as wide as a column of text, in figures/column")
+
+
+def _figures(arguments: Namespace) -> int:
+    from rvlr_lib.redraw import figure_names, redraw_run
+    from rvlr_lib.saved import read_run
+
+    record = read_run(arguments.folder)
+    select = ["*"] if arguments.all else arguments.names
+    if not select:
+        print("\n".join(figure_names(arguments.folder, record)))
+        return 0
+    redraw_run(arguments.folder, select, narrow=arguments.narrow, say=partial(print, flush=True))
+    return 0
+
+
 COMMANDS = {
     "config": Command("print the settings that presets resolve to", config_arguments, config_run),
     "data": Command("check a collection of your own, prepare a published one", data_arguments, data_run),
@@ -236,9 +283,15 @@ COMMANDS = {
     "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
     "study": Command("train and evaluate the cells of the imbalance study, over seeds", _study_arguments, _study),
     "audit": Command("imbalance, retrieval, gap and structure of any model's features", _audit_arguments, _audit),
-    "report": Command("the page of claims: what holds, what does not, how sure it is", _report_arguments, _report),
+    "report": Command(
+        "the report of a run, or the page of claims: what holds, what does not, how sure it is",
+        _report_arguments,
+        _report,
+    ),
     "fidelity": Command(
         "every oddity of the official code, our switch, and what it did", _fidelity_arguments, _fidelity
     ),
+    "explore": Command("write the explorer of a run: one HTML page to walk in", _explore_arguments, _explore),
+    "figures": Command("draw the figures of a run again, without a model", _figures_arguments, _figures),
     "table": Command("print the result tables of a run, or insert them into a file", _table_arguments, _table),
 }

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from rvlr_lib.profiles import CHECKOUT, Profile, Run, load_profile, notebook_parameters
-from rvlr_lib.report import compare, update_reference, write_report
+from rvlr_lib.publish import write_report
+from rvlr_lib.report import compare, update_reference
 from rvlr_lib.runs import PACKAGE, default_root, provenance, read_json, versions, write_json
 from rvlr_lib.tables import replacing
 
 HEARTBEAT_SECONDS = 60.0
-OWN_NAMES = {"results", "figures", "report.md", "run.json"}  # what a run folder holds beside its notebooks
+FOLDED = ("parameters", "setup")  # cells whose code a page does not show
+OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html", "run.json"}  # beside notebooks
 
 Say = Callable[[str], None]
 
@@ -40,7 +42,7 @@ def reproduce(
     root: Path = CHECKOUT,
     say: Say = print,
 ) -> list[str]:
-    """Run all notebooks of a profile, write their HTML and ``report.md``; go on where an earlier run stopped.
+    """Run all notebooks of a profile, write their HTML and the report; go on where an earlier run stopped.
 
     A notebook of which nothing changed since it ran (its text, parameters, the library, versions) and whose files are
     all there is kept as it is.
@@ -226,10 +228,12 @@ def _kernel_manager_class() -> type:
 
 
 def _write_html(notebook: Any, path: Path, title: str) -> None:
-    """HTML with everything embedded; only a notebook with formulas asks the network, for MathJax."""
+    """HTML with everything embedded, without the folded cells; only a notebook with formulas asks for MathJax."""
     from nbconvert import HTMLExporter
+    from traitlets.config import Config
 
-    exporter = HTMLExporter(embed_images=True, require_js_url="", jquery_url="")
+    folded = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": set(FOLDED)}})
+    exporter = HTMLExporter(config=folded, embed_images=True, require_js_url="", jquery_url="")
     if not any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown"):
         exporter.mathjax_url = ""
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})

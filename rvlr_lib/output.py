@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.plots import save_figure
+from rvlr_lib.redraw import save_recipe
 from rvlr_lib.runs import data_name, default_root, provenance, write_json
+from rvlr_lib.style import save_figure
 
 
 @dataclass
@@ -31,8 +32,12 @@ class RunOutput:
         self.dataset = data_name(self.dataset)
 
     def figure(self, figure: Any, name: str, data: Any) -> Any:
-        """Save a figure as PNG and PDF with the CSV it was drawn from, and hand it back to be shown."""
+        """Save a figure as PNG and PDF with the CSV it was drawn from, and hand it back to be shown.
+
+        Beside them lies, as JSON, what ``rvlr figures`` needs to draw it again.
+        """
         save_figure(figure, Path(self.folder) / "figures", f"{self.dataset}_{name}", data)
+        save_recipe(figure, Path(self.folder) / "figures", f"{self.dataset}_{name}", data)
         return figure
 
     def table(self, frame: Any, name: str) -> Any:
@@ -46,14 +51,16 @@ class RunOutput:
         self.metrics |= {f"{row} | {key}": value for key, value in metrics.items()}
 
     def save(self) -> Path:
-        """Write ``results/<dataset>_<notebook>.json``; without it the notebook has not finished."""
+        """Write ``results/<dataset>_<notebook>.json`` and say how long it took; without it nothing has finished."""
         path = Path(self.folder) / "results" / f"{self.dataset}_{self.notebook}.json"
+        seconds = time.monotonic() - self.started
         value = {
             "notebook": self.notebook,
             "dataset": self.dataset,
             "metrics": self.metrics,
             "tables": self.tables,
-            "provenance": provenance() | {"seconds": time.monotonic() - self.started},
+            "provenance": provenance() | {"seconds": seconds},
         }
         write_json(path, value)
+        print(f"{self.notebook} on {self.dataset}: {seconds:.0f} s, numbers in {path.name}")
         return path

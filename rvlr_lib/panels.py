@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rvlr_lib.plots import FONT_SIZE, PAGE, legend_columns, looks, new_figure, pretty, style
+from rvlr_lib.plots import legend_columns, looks, pretty
 from rvlr_lib.projection import Projection
+from rvlr_lib.style import FONT_SIZE, is_narrow, new_figure, page_width, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 LINE = 0.14  # inches from one line of text to the next
 MARGIN = 0.06
 THUMBNAIL, PICTURE, LINES = 0.27, 0.8, 7  # inches, inches, most lines of a retrieved caption
+NARROW_ITEMS = 3  # side by side in a figure as wide as a column
 HIT, MISS = "✓", "✗"
 OTHER = "other"
 
@@ -62,13 +64,15 @@ def plot_examples(groups: Mapping[str, Sequence[tuple[Any, str]]]) -> Figure:
     Args:
         groups: title of the row, such as ``detail 0.6`` -> (picture, caption), the same number in each row.
     """
+    if is_narrow():
+        groups = {title: row[:NARROW_ITEMS] for title, row in groups.items()}
     count = max(map(len, groups.values()))
     left = LINE + 2 * MARGIN
-    wide = (PAGE - left) / count
+    wide = (page_width() - left) / count
     size = min(wide - 2 * MARGIN, 1.1)
     texts = {title: [_wrap(text, wide - 2 * MARGIN, 9) for _, text in row] for title, row in groups.items()}
     heights = {title: size + 3 * MARGIN + LINE * max(map(len, rows)) for title, rows in texts.items()}
-    figure = new_figure(PAGE, sum(heights.values()) + MARGIN, layout=None)
+    figure = new_figure(page_width(), sum(heights.values()) + MARGIN, layout=None)
     top = MARGIN
     for title, row in groups.items():
         _write(figure, MARGIN + LINE / 2, top + size / 2, title, rotation=90, ha="center", va="center", weight="bold")
@@ -91,39 +95,61 @@ def plot_retrieval_panel(queries: Sequence[Query], *, query_width: float = 1.2) 
         queries: from :func:`rvlr_lib.browser.make_query`.
         query_width: inches for the query.
     """
+    narrow = is_narrow()  # then the query stands above its lists
+    if narrow:
+        queries = [replace(query, results={name: row[:NARROW_ITEMS] for name, row in query.results.items()})
+                   for query in queries]  # fmt: skip
     count = max(len(row) for query in queries for row in query.results.values())
-    left = query_width + 2 * LINE + 5 * MARGIN
-    wide = (PAGE - left - MARGIN) / count
-    inner = wide - 2 * MARGIN
-    heights = [max(_height(hit.item, inner) for row in query.results.values() for hit in row) for query in queries]
-    steps = [high + LINE + 2 * MARGIN for high in heights]
-    blocks = [max(len(query.results) * step, query_width) for query, step in zip(queries, steps, strict=True)]
-    figure = new_figure(PAGE, MARGIN + LINE + sum(blocks) + MARGIN * len(blocks), layout=None)
+    left = 2 * LINE + (MARGIN if narrow else query_width + 5 * MARGIN)
+    wide = (page_width() - left - MARGIN) / count
+    top, blocks = MARGIN + LINE, []
+    for query in queries:
+        head = _query_height(query.item) if narrow else 0.0
+        high = max(_height(hit.item, wide - 2 * MARGIN) for row in query.results.values() for hit in row)
+        step = high + LINE + 2 * MARGIN
+        blocks.append((top, head, high, step))
+        top += max(head + len(query.results) * step, 0 if narrow else query_width) + MARGIN
+    figure = new_figure(page_width(), top + MARGIN, layout=None)
     for i in range(count):
         _write(figure, left + (i + 0.5) * wide, MARGIN / 2, f"{i + 1}", ha="center", va="top", color="0.35")
-    top = MARGIN + LINE
-    for query, block, high, step in zip(queries, blocks, heights, steps, strict=True):
-        if isinstance(query.item, str):
-            text = _wrap(query.item, query_width, max(1, int(block / LINE) - 1))
-            _write(figure, MARGIN, top + MARGIN, "\n".join(text), va="top")
-        else:
-            _picture(_axes(figure, MARGIN, top + MARGIN, query_width, query_width - MARGIN), query.item)
+    for query, (top, head, high, step) in zip(queries, blocks, strict=True):
+        if top > MARGIN + LINE:
+            y = 1 - (top - MARGIN / 2) / figure.get_figheight()
+            figure.add_artist(_line([0.01, 0.99], [y, y]))
+        _query(figure, query.item, top, page_width() - 2 * MARGIN if narrow else query_width,
+               head or len(query.results) * step)  # fmt: skip
         for j, (method, row) in enumerate(query.results.items()):
-            y = top + j * step + MARGIN
+            y = top + head + j * step + MARGIN
             name = "\n".join(_wrap(pretty(method), 0.85 * step, 2))  # bold letters are wider
             _write(figure, left - LINE, y + high / 2, name, rotation=90, ha="center", va="center", weight="bold")
             for i, hit in enumerate(row):
-                x = left + i * wide + MARGIN
-                axes = _axes(figure, x, y, inner, high)
-                _show(axes, hit, inner)
-                mark = {True: HIT, False: MISS, None: ""}[hit.hit]
-                value = "" if hit.relevance is None else f"{hit.relevance:.2f}"
-                _write(figure, x + inner / 2, y + high + MARGIN / 2, f"{mark} {value}".strip(), ha="center", va="top")
-        top += block + MARGIN
-        if query is not queries[-1]:
-            y = 1 - (top - MARGIN / 2) / figure.get_figheight()
-            figure.add_artist(_line([0.01, 0.99], [y, y]))
+                _result(figure, hit, left + i * wide + MARGIN, y, wide - 2 * MARGIN, high)
     return figure
+
+
+def _query_height(item: Any) -> float:
+    """Inches of a query that stands above its lists."""
+    if isinstance(item, str):
+        return LINE * len(_wrap(item, page_width() - 2 * MARGIN, LINES)) + MARGIN
+    return PICTURE
+
+
+def _query(figure: Figure, item: Any, top: float, width: float, height: float) -> None:
+    """The query, in the upper left corner of its block."""
+    if isinstance(item, str):
+        text = _wrap(item, width, max(1, int(height / LINE)))
+        _write(figure, MARGIN, top + MARGIN, "\n".join(text), va="top")
+    else:
+        size = min(width, height) - MARGIN
+        _picture(_axes(figure, MARGIN, top + MARGIN, size, size), item)
+
+
+def _result(figure: Figure, hit: Hit, x: float, y: float, width: float, height: float) -> None:
+    """One retrieved item, with its mark and its relevance below."""
+    _show(_axes(figure, x, y, width, height), hit, width)
+    mark = {True: HIT, False: MISS, None: ""}[hit.hit]
+    value = "" if hit.relevance is None else f"{hit.relevance:.2f}"
+    _write(figure, x + width / 2, y + height + MARGIN / 2, f"{mark} {value}".strip(), ha="center", va="top")
 
 
 def retrieval_table(queries: Sequence[Query]) -> pd.DataFrame:
@@ -160,13 +186,17 @@ def plot_embedding(
         most_labels: labels with a colour of their own, the most frequent ones; the others are grey.
     """
     spaces = list(projections[0].coords)
-    wide = PAGE / max(len(spaces), 2)
+    across, down = len(spaces), len(projections)
+    if is_narrow():  # then a row per space, a column per projection
+        across, down = down, across
+    wide = page_width() / max(across, 2)
     colors, labels = _groups(projections[0], image_labels, text_labels, most_labels)
     handles = _handles(colors)
-    columns = legend_columns(list(handles), wide * len(spaces))
+    columns = legend_columns(list(handles), wide * across)
     below = 0.2 + 0.17 * -(-len(handles) // columns)  # the legend
-    figure = new_figure(wide * len(spaces), len(projections) * (wide + 0.32) + 0.25 + below)
-    grid = figure.subplots(len(projections), len(spaces), squeeze=False)
+    figure = new_figure(wide * across, down * (wide + 0.32) + 0.25 + below)
+    grid = figure.subplots(down, across, squeeze=False)
+    grid = grid.T if is_narrow() else grid
     for number, (row, projection) in enumerate(zip(grid, projections, strict=True)):
         coords = projection.coords
         reach = 1.15 * max(float(np.abs(xy).max()) for pair in coords.values() for xy in pair)
@@ -185,9 +215,14 @@ def plot_embedding(
                 f"trustworthiness {trust['joint']:.2f}\nimage {trust['image']:.2f}, text {trust['text']:.2f}"
             )
             axes.spines[:].set_visible(True)
-            if number == 0:
+            if number == 0 and is_narrow():
+                axes.set_ylabel(pretty(space), weight="bold")
+            elif number == 0:
                 axes.set_title(pretty(space))
-        row[0].set_ylabel(projection.name, weight="bold")
+        if is_narrow():
+            row[0].set_title(projection.name)
+        else:
+            row[0].set_ylabel(projection.name, weight="bold")
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
     return figure
 

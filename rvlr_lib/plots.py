@@ -6,32 +6,21 @@ letters have 8 points or more, and no chart needs colour: markers, line styles a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvlr_lib.tables import ROW_ORDER, replacing
+from rvlr_lib.style import COLUMN, is_narrow, new_figure, page_width, style
+from rvlr_lib.style import FONT_SIZE as FONT_SIZE
+from rvlr_lib.style import PAGE as PAGE
+from rvlr_lib.style import save_figure as save_figure
+from rvlr_lib.tables import ROW_ORDER
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMN, PAGE = 3.5, 7.16  # inches
-FONT_SIZE = 8
-STYLE: Any = {
-    "font.family": "DejaVu Sans", "font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "axes.labelsize": FONT_SIZE,
-    "xtick.labelsize": FONT_SIZE, "ytick.labelsize": FONT_SIZE, "legend.fontsize": FONT_SIZE,
-    "legend.title_fontsize": FONT_SIZE, "figure.titlesize": FONT_SIZE, "figure.labelsize": FONT_SIZE,
-    "text.parse_math": False, "axes.unicode_minus": True, "axes.titleweight": "bold",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.grid": True,
-    "axes.axisbelow": True, "grid.color": "0.88", "grid.linewidth": 0.5, "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4, "hatch.linewidth": 0.6,
-    "legend.frameon": False, "legend.handlelength": 2.4, "figure.facecolor": "white", "figure.dpi": 150,
-    "savefig.dpi": 200, "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none",
-}  # fmt: skip
 # Known names keep their looks in every figure.
 NAMES = ("matching", "matching_longer", "rvlr", "intra", "representation", "structure", "contrastive", "shuffled",
          "untrained_teacher", "frozen", "start", "teachers")  # fmt: skip
@@ -59,50 +48,6 @@ class Look:
     marker: str
     line: Any
     hatch: str
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """The style of every figure; ``with style():`` or the decorator ``@style()`` gives it to figures of one's own."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        yield
-
-
-def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:
-    """An empty figure, inches, that pyplot does not hold: a notebook shows it once, where it stands last in a cell."""
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(width, height), layout=layout)  # pyplot also teaches the notebook to show figures
-    plt.close(figure)
-    return figure
-
-
-def save_figure(figure: Figure, folder: Path | str, name: str, data: pd.DataFrame) -> dict[str, Path]:
-    """Write a figure as PNG and PDF, and the table it was drawn from as CSV, each whole or not at all.
-
-    The same figure gives the same bytes: no dates are written.
-
-    Args:
-        figure: to write, 200 dots an inch (300 for pictures and points inside the PDF).
-        folder: made where missing.
-        name: of the files, without suffix.
-        data: written with six digits; its index only if it has a name.
-
-    Returns:
-        The paths, by ``png``, ``pdf`` and ``csv``.
-    """
-    paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")}
-    with style():
-        with replacing(paths["png"]) as temporary:
-            figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
-        with replacing(paths["pdf"]) as temporary:
-            figure.savefig(temporary, format="pdf", dpi=300, metadata={"CreationDate": None})
-    named = any(level is not None for level in data.index.names)
-    with replacing(paths["csv"]) as temporary:
-        data.to_csv(temporary, index=named, float_format="%.6g", lineterminator="\n")
-    return paths
 
 
 def looks(names: Iterable[Any]) -> dict[str, Look]:
@@ -146,8 +91,12 @@ def plot_structure_stages(
         ylabel: what is measured.
     """
     modalities, references, stages, dials = (_unique(table[c]) for c in ("modality", "reference", "stage", "dial"))
-    figure = new_figure(PAGE if len(references) > 1 else COLUMN, 1.0 + 1.45 * len(modalities))
-    grid = figure.subplots(len(modalities), len(references), sharex=True, sharey="col", squeeze=False)
+    turned = is_narrow() and len(references) > 1  # then a row per reference, a column per modality
+    figure = new_figure(page_width() if len(references) > 1 else COLUMN,
+                        1.0 + 1.45 * len(references if turned else modalities))  # fmt: skip
+    shape = (len(references), len(modalities)) if turned else (len(modalities), len(references))
+    grid = figure.subplots(*shape, sharex=True, sharey="row" if turned else "col", squeeze=False)
+    grid = grid.T if turned else grid
     shared = [stage for stage in stages if stage in trunk]
     paths = [shared, *([*shared[-1:], stage] for stage in stages if stage not in trunk)]
     for (i, modality), (j, reference) in ((a, b) for a in enumerate(modalities) for b in enumerate(references)):
@@ -162,10 +111,12 @@ def plot_structure_stages(
                           label=dial if path is shared else None)  # fmt: skip
         axes.set_xticks(range(len(stages)), map(pretty, stages), rotation=35, ha="right", rotation_mode="anchor")
         axes.set_xlim(-0.3, len(stages) - 0.7)
-        if i == 0:
+        if i == 0 and not turned:
             axes.set_title(f"with the {reference}")
         if j == 0:
-            axes.set_ylabel(f"{modality}\n{ylabel}")
+            axes.set_title(modality) if turned else axes.set_ylabel(f"{modality}\n{ylabel}")
+        if i == 0 and turned:
+            axes.set_ylabel(f"with the {reference}\n{ylabel}")
     _legend(figure, grid[0, 0])
     return figure
 
@@ -280,8 +231,10 @@ def _panels(count: int, columns: int, height: float, *, sharey: bool = False) ->
     if not count:
         raise ValueError("there is nothing to draw: the table has no such rows")
     columns = min(columns, count)
+    if is_narrow():
+        columns = min(columns, 1 if sharey and count <= 4 else 2)
     rows = -(-count // columns)
-    figure = new_figure(PAGE if columns > 1 else COLUMN, rows * height + 0.35)
+    figure = new_figure(page_width() if columns > 1 else COLUMN, rows * height + 0.35)
     grid = figure.subplots(rows, columns, sharey=sharey, squeeze=False).flatten()
     for axes in grid[count:]:
         axes.set_visible(False)
@@ -345,7 +298,7 @@ def _curves(table: pd.DataFrame, terms: Sequence[str]) -> Figure:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     looked = looks(_unique(table["variant"]))
-    columns = 2 if len(terms) in (2, 4) else 3
+    columns = 2 if len(terms) in (2, 4) or is_narrow() else 3
     figure, panels = _panels(len(terms), columns, 1.55)
     for number, (axes, term) in enumerate(zip(panels, terms, strict=True)):
         part = table[table["term"] == term]

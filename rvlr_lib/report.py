@@ -1,4 +1,4 @@
-"""What a run folder tells: its tables and figures as one Markdown page, and its numbers beside a reference."""
+"""What a run folder tells: its tables, and its numbers beside a reference."""
 
 import math
 import os
@@ -8,23 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rvlr_lib.runs import provenance, read_json, write_json
-from rvlr_lib.tables import replacing, to_markdown
+from rvlr_lib.saved import read_results
+from rvlr_lib.tables import DECIMALS, to_markdown
 
 DEFAULT_TOLERANCE = 3.0  # absolute, in the unit of the number
-CAUTION = "Small models on small pictures: these are not the scores of the paper."
-
-
-def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The result JSON of each notebook of a run, in the order they ran, by ``<dataset>_<notebook>``.
-
-    Raises:
-        ValueError: the folder holds no run.
-    """
-    if not (folder / "run.json").is_file():
-        raise ValueError(f"{folder} holds no run: there is no run.json in it; `rvlr reproduce` makes one")
-    names = [f"{run['dataset']}_{run['notebook']}" for run in read_json(folder / "run.json")["runs"]]
-    paths = {name: folder / "results" / f"{name}.json" for name in names}
-    return {name: read_json(path) for name, path in paths.items() if path.is_file()}
 
 
 def tables(folder: Path, select: str = "*") -> str:
@@ -37,52 +24,13 @@ def tables(folder: Path, select: str = "*") -> str:
     Raises:
         ValueError: no table matches; lists those there are.
     """
-    found = {f"{name}/{title}": each for name, one in results(folder).items() for title, each in one["tables"].items()}
+    found = {
+        f"{name}/{title}": each for name, one in read_results(folder).items() for title, each in one["tables"].items()
+    }
     chosen = {name: records for name, records in found.items() if fnmatchcase(name, select)}
     if not chosen:
         raise ValueError(f"no table of {folder} matches '{select}'; there are: {', '.join(found) or 'none'}")
-    return "\n\n".join(f"**{name}**\n\n{_markdown(records)}" for name, records in chosen.items())
-
-
-def write_report(folder: Path) -> Path:
-    """Write ``report.md``: results, figures, times, settings, versions and the command.
-
-    Returns:
-        Its path.
-    """
-    record = read_json(folder / "run.json")
-    origin = record["provenance"]
-    figures = sorted((folder / "figures").glob("*.png"))
-    found = results(folder)
-    runs = [
-        {
-            "notebook": f"[{run['notebook']}]({run['dataset']}/{run['notebook']}.html)",
-            "data set": run["dataset"],
-            "seconds": run.get("seconds"),
-            "parameters": ", ".join(f"{key}={value}" for key, value in run["parameters"].items()),
-        }
-        for run in record["runs"]
-    ]
-    parts = [
-        f"# {record['profile']}",
-        record["description"],
-        f"{CAUTION} Made by `{record['command']}`.",
-        "## Results",
-        tables(folder) if any(result["tables"] for result in found.values()) else "No notebook wrote a table.",
-        *(["## Figures"] if figures else []),
-        *(f"{figure.stem} ([PDF](figures/{figure.stem}.pdf), [data](figures/{figure.stem}.csv))\n\n"
-          f"![{figure.stem}](figures/{figure.name})" for figure in figures),
-        "## Notebooks",
-        _markdown(runs),
-        f"In all {sum(run.get('seconds') or 0 for run in record['runs']):.0f} s.",
-        "## Environment",
-        _markdown([{"what": key, "version": value} for key, value in
-                   ({"commit": origin["commit"], "platform": origin["platform"]} | origin["versions"]).items()]),
-    ]  # fmt: skip
-    path = folder / "report.md"
-    with replacing(path) as partial:
-        partial.write_text("\n\n".join(parts) + "\n")
-    return path
+    return "\n\n".join(f"**{name}**\n\n{records_markdown(records)}" for name, records in chosen.items())
 
 
 def compare(folder: Path, reference: Mapping[str, Any]) -> list[str]:
@@ -125,7 +73,7 @@ def update_reference(folder: Path, path: Path) -> Path:
 
 
 def _metrics(folder: Path) -> dict[str, dict[str, float]]:
-    return {name: result["metrics"] for name, result in results(folder).items()}
+    return {name: result["metrics"] for name, result in read_results(folder).items()}
 
 
 def _flat(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -136,7 +84,18 @@ def _number(value: float | None) -> str:
     return "nothing" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
-def _markdown(records: list[dict[str, Any]]) -> str:
+def records_markdown(records: list[dict[str, Any]], decimals: int = DECIMALS) -> str:
+    """Records, a dict each, as a Markdown table."""
     import pandas as pd
 
-    return to_markdown(pd.DataFrame(records))
+    return to_markdown(pd.DataFrame(records), decimals)
+
+
+def kept_decimals(records: list[dict[str, Any]]) -> int:
+    """One where all numbers of a table were rounded to one decimal, else two.
+
+    >>> kept_decimals([{"r_mean": 31.2}]), kept_decimals([{"index": 0.253}])
+    (1, 2)
+    """
+    numbers = (value for record in records for value in record.values() if isinstance(value, float))
+    return 1 if all(math.isnan(value) or value == round(value, 1) for value in numbers) else 2

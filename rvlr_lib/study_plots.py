@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rvlr_lib.metrics.statistics import t_interval
-from rvlr_lib.plots import COLUMN, PAGE, legend_columns, looks, new_figure, pretty, style
+from rvlr_lib.plots import legend_columns, looks, pretty
+from rvlr_lib.style import COLUMN, is_narrow, new_figure, page_width, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +96,8 @@ def plot_claims(table: pd.DataFrame) -> Figure:
     Args:
         table: columns claim, mean, low, high, delta, verdict; one unit for all.
     """
-    figure = new_figure(PAGE, 0.6 + 0.3 * len(table))
+    beside = not is_narrow()  # where the verdict stands; else below the name
+    figure = new_figure(page_width(), 0.6 + (0.3 if beside else 0.38) * len(table))
     axes = figure.subplots()
     known = table.dropna(subset=["mean"])
     places = [list(table["claim"]).index(name) for name in known["claim"]]
@@ -103,9 +105,10 @@ def plot_claims(table: pd.DataFrame) -> Figure:
     axes.axvline(0, color="0.2", linewidth=0.8)
     axes.errorbar(known["mean"], places, xerr=spread, fmt="o", color=looks(["rvlr"])["rvlr"].color, capsize=2.5)
     axes.plot(table["delta"], range(len(table)), "|", color="0.35", markersize=11)
-    for place, verdict in enumerate(table["verdict"]):
+    for place, verdict in enumerate(table["verdict"] if beside else ()):
         axes.annotate(verdict, (1.01, place), xycoords=("axes fraction", "data"), va="center")
-    axes.set_yticks(range(len(table)), list(table["claim"]))
+    names = table["claim"] if beside else table["claim"] + "\n" + table["verdict"]
+    axes.set_yticks(range(len(table)), list(names))
     axes.set(xlabel="effect, points (grey tick: delta)", ylim=(len(table) - 0.5, -0.5))
     return figure
 
@@ -114,9 +117,9 @@ def _curves(table: pd.DataFrame, along: str, places: list, labels: Mapping, colu
     metrics, variants = list(dict.fromkeys(table["metric"])), list(dict.fromkeys(table["variant"]))
     if not metrics:
         raise ValueError("there is nothing to draw: the table has no rows")
-    columns = min(columns, len(metrics))
+    columns = min(columns, len(metrics), 1 if is_narrow() else columns)
     rows = -(-len(metrics) // columns)
-    figure = new_figure(PAGE if columns > 1 else COLUMN, rows * 1.75 + 0.45)
+    figure = new_figure(page_width() if columns > 1 else COLUMN, rows * 1.75 + 0.45)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     look = looks(variants)
     shift = 0.035

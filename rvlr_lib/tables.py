@@ -15,6 +15,7 @@ HEADLINE = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean", "i2i/NDCG@10
             "i2it/NDCG@10", "t2it/NDCG@10")  # fmt: skip
 ROW_ORDER = {"floor": 0, "teachers": 1, "ceiling": 3}  # everything that is trained stands between
 NOT_A_TERM = ("variant", "step", "epoch")
+LATEX_SIGNS = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$"}  # pdflatex knows no other
 DECIMALS = 1
 
 
@@ -119,10 +120,17 @@ def to_markdown(table: pd.DataFrame, decimals: int = DECIMALS) -> str:
 def to_latex(
     table: pd.DataFrame, decimals: int = DECIMALS, *, caption: str | None = None, label: str | None = None
 ) -> str:
-    """A LaTeX table for the package booktabs; with a caption or label a floating one."""
-    return _flat(table).to_latex(
-        index=False, escape=True, na_rep="--", float_format=f"%.{decimals}f", caption=caption, label=label
-    )
+    r"""A LaTeX table for the package booktabs; with a caption or label a floating one.
+
+    >>> import pandas as pd
+    >>> print(to_latex(pd.DataFrame({"a_b": ["−1.5 to 2", "5 %"]})).splitlines()[2:6])
+    ['a\\_b \\\\', '\\midrule', '$-$1.5 to 2 \\\\', '5 \\% \\\\']
+    """
+    text = _flat(table).to_latex(index=False, escape=True, na_rep="--", caption=caption, label=label,
+                                 float_format=lambda value: _number(value, decimals).replace("-", "−"))  # fmt: skip
+    for sign, known in LATEX_SIGNS.items():
+        text = text.replace(sign, known)
+    return text
 
 
 def write_table(table: pd.DataFrame, folder: Path | str, name: str, decimals: int = DECIMALS) -> dict[str, Path]:
@@ -172,8 +180,12 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index() if any(name is not None for name in table.index.names) else table
 
 
+def _number(value: float, decimals: int) -> str:
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no minus before a zero
+
+
 def _cell(value: Any, decimals: int) -> str:
     if value is None or value != value:
         return "–"
-    text = f"{value:.{decimals}f}" if isinstance(value, float) else str(value)
+    text = _number(value, decimals) if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")

@@ -1,3 +1,5 @@
+import io
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -49,7 +51,7 @@ def slow_ranking(method, direction, row):
     return [(name, j) for _, name, j in sorted(found)]
 
 
-@pytest.mark.parametrize("direction", browser.DIRECTIONS)
+@pytest.mark.parametrize("direction", ["i2t", "t2i", "i2i", "t2t"])
 @pytest.mark.parametrize("row", [0, 5])
 def test_best_items_against_loops(dataset, relevance, direction, row):
     query = browser.make_query(dataset, METHODS, direction, row, k=4, relevance=relevance)
@@ -68,6 +70,107 @@ def test_best_items_against_loops(dataset, relevance, direction, row):
                 assert hit.item == name
             else:
                 assert np.array_equal(np.asarray(hit.item), np.asarray(dataset.image(j)))
+
+
+@pytest.mark.parametrize(("direction", "row"), [("i2it", 2), ("t2it", 7)])
+def test_mixed_lists_against_loops(dataset, relevance, direction, row):
+    source = direction[0]
+    query = browser.make_query(dataset, METHODS, direction, row, k=9, relevance=relevance)
+    assert set(query.results) == {"a", "rvlr"}
+    parts = {target: browser.make_query(dataset, METHODS, f"{source}2{target}", row, k=9, relevance=relevance)
+             for target in "it"}  # fmt: skip
+    for method, hits in query.results.items():
+        images, texts = (np.asarray(x) / np.linalg.norm(x, axis=1, keepdims=True) for x in METHODS[method])
+        vector = {"i": images, "t": texts}[source][row]
+        scored = [(-float(x @ vector), f"id{j}") for j, x in enumerate(images) if (source, j) != ("i", row)]
+        scored += [(-float(x @ vector), f"caption {j} of {OWNER[j]}") for j, x in enumerate(texts)
+                   if (source, j) != ("t", row)]  # fmt: skip
+        assert [hit.name for hit in hits] == [name for _, name in sorted(scored)[:9]]
+        known = {hit.name: hit for part in parts.values() for hit in part.results[method]}
+        assert [(hit.hit, hit.relevance) for hit in hits] == [
+            (known[hit.name].hit, known[hit.name].relevance) for hit in hits
+        ]
+
+
+def test_a_query_of_ones_own(dataset):
+    vectors = {"words": METHODS["a"][0][3], "picture": np.asarray(METHODS["a"][1][5])}
+    encoders = {"a": lambda item: vectors["words" if isinstance(item, str) else "picture"]}
+    query = browser.typed_query(dataset, METHODS, encoders, "red star", targets="i", k=3)
+    assert list(query.results) == ["a"]
+    assert query.results["a"][0].name == "id3"
+    assert all(hit.name.startswith("id") for hit in query.results["a"])  # pictures alone were asked for
+    assert {hit.hit for hit in query.results["a"]} == {None}
+    mixed = browser.typed_query(dataset, METHODS, encoders, dataset.image(0), k=40)
+    assert mixed.results["a"][0].name == "caption 5 of 2"
+    assert len(mixed.results["a"]) == IMAGES + len(OWNER)
+    with pytest.raises(ValueError, match="is empty"):
+        browser.typed_query(dataset, METHODS, encoders, "  ")
+    with pytest.raises(ValueError, match="valid are it, i, t"):
+        browser.typed_query(dataset, METHODS, encoders, "x", targets="x")
+    with pytest.raises(ValueError, match="none of a, rvlr, teachers has an encoder"):
+        browser.typed_query(dataset, METHODS, {}, "x")
+
+
+def test_the_widget_takes_words_and_pictures(dataset):
+    asked = []
+
+    def encoder(item):
+        asked.append(item)
+        if item == "?":
+            raise ValueError("'?' holds no word")
+        return METHODS["a"][0][1]
+
+    box = browser.query_browser(dataset, METHODS, encoders={"a": encoder}, interactive=True)
+    _, own, said, picture = box.children
+    words, upload, wanted = own.children
+    before = picture.value
+    words.value = "a red star"
+    assert asked == ["a red star"]
+    assert picture.value != before
+    words.value = "?"
+    assert "holds no word" in said.value
+    buffer = io.BytesIO()
+    dataset.image(0).save(buffer, "PNG")
+    upload.value = ({"name": "a.png", "type": "image/png", "size": 1, "content": buffer.getvalue(),
+                     "last_modified": datetime.now(UTC)},)  # fmt: skip
+    assert asked[-1].size == dataset.image(0).size
+    assert said.value == ""
+    wanted.value = "i"
+    assert len(asked) == 4
+    upload.value = ({"name": "a.txt", "type": "", "size": 1, "content": b"x", "last_modified": datetime.now(UTC)},)
+    assert "a.txt is no picture" in said.value
+
+
+def test_play_draws_what_is_chosen(dataset, monkeypatch):
+    drawn = []
+
+    def draw(kind, row):
+        drawn.append((kind, row))
+        return browser.query_browser(dataset, METHODS, direction=kind, rows=(row,), interactive=False)
+
+    choices = {"kind": ["t2i", "i2t"], "row": [1, 2]}
+    assert isinstance(browser.play(draw, interactive=False, **choices), Figure)
+    menus, picture = browser.play(draw, interactive=True, **choices).children
+    first = picture.value
+    menus.children[0].value = "i2t"
+    assert drawn == [("t2i", 1), ("t2i", 1), ("i2t", 1)]
+    assert picture.value != first
+    with pytest.raises(ValueError, match="nothing to choose for row"):
+        browser.play(draw, kind=["t2i"], row=[])
+
+
+def test_dial_examples_of_scenes_and_of_real_captions(dataset):
+    from rvlr_lib.data import ImbalanceSpec, load_dataset
+
+    scenes = load_dataset("scenes", split="test", galleries=1, gallery_size=4)
+    dial = ImbalanceSpec(text_detail=0.2, image_visibility=0.25)
+    whole, poor = (browser.dial_examples(scenes, "scenes", at, 4) for at in (ImbalanceSpec(), dial))
+    assert sum(len(caption) for _, caption in poor) < sum(len(caption) for _, caption in whole)
+    assert any(np.asarray(a[0]).tobytes() != np.asarray(b[0]).tobytes() for a, b in zip(whole, poor, strict=True))
+    emoji = load_dataset("emoji", split="test", limit=6)
+    shown = browser.dial_examples(emoji, "emoji", ImbalanceSpec(text_detail=0.5), 3)
+    assert [set(caption.split()) <= set(emoji.captions[emoji.captions_of(i)[0]].split())
+            for i, (_, caption) in enumerate(shown)] == [True] * 3  # fmt: skip
 
 
 def test_derived_relevance_is_that_of_the_corrected_protocol(dataset, relevance):

@@ -16,21 +16,12 @@ LEVELS = [  # a module imports from its own level and those before it; a new mod
     {"similarity"},
     {"losses", "metrics", "data"},
     {"config", "models"},
-    {
-        "training",
-        "batches",
-        "execution",
-        "evaluation",
-        "reranking",
-        "checkpoints",
-        "objectives",
-        "stages",
-        "frozen",
-        "export",
-    },
-    {"runs", "inputs", "plan", "study", "sources", "sweep", "ablation", "fidelity", "sentences"},
-    {"projection", "plots", "panels", "tables", "browser", "output", "claims", "audit", "study_plots"},
-    {"notebooks", "profiles", "report", "cli_data", "cli_train", "cli", "__main__"},
+    {"training", "batches", "execution", "checkpoints", "objectives", "stages", "frozen", "export"},
+    {"evaluation", "reranking"},
+    {"runs", "inputs", "plan", "study", "sources", "sweep", "ablation", "fidelity", "saved", "sentences"},
+    {"tables", "style", "projection", "plots", "panels", "study_plots", "redraw"},
+    {"explore", "explorer_view", "queries", "browser", "output", "claims", "audit"},
+    {"notebooks", "profiles", "report", "publish", "cli_data", "cli_train", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 CONDA_NAMES = {"pytorch": "torch"}
