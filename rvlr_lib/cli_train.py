@@ -171,6 +171,7 @@ def _seconds_per_step(study: "Study", stage: "Stage") -> float:
 def _write(study: "Study", arguments: Namespace, count: int) -> int:
     """Evaluate and fill the run folder."""
     from rvlr_lib.checkpoints import write_manifest
+    from rvlr_lib.export import save_open_clip
     from rvlr_lib.runs import write_json
 
     result = study.result(arguments.variant)
@@ -181,6 +182,11 @@ def _write(study: "Study", arguments: Namespace, count: int) -> int:
     execution = {"processes": count, "device": str(study.device), "compile": arguments.compile,
                  "gradient_checkpointing": arguments.gradient_checkpointing}  # fmt: skip
     result.record["provenance"]["execution"] = execution
+    try:
+        save_open_clip(study.trained_student(arguments.variant), study.towers, out / "open_clip")
+        print(f"for open_clip and `rvlr audit --model`: local-dir:{out / 'open_clip'}")
+    except ValueError as error:
+        print(f"no open_clip folder: {error}")
     write_json(out / "result.json", result.record)
     write_manifest(out, [*COPIED, "result.json"])
     for key in ("i2t/R@1", "t2i/R@1", "r_mean"):

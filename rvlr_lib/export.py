@@ -40,6 +40,8 @@ def save_open_clip(student: Student, towers: Towers, folder: Path) -> Path:
     tensors["logit_scale"] = -student.log_temperature.detach().cpu()
     folder.mkdir(parents=True, exist_ok=True)
     written = {"model_cfg": {**config, "custom_text": True}, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(written, indent=1) + "\n")
     save_tensors(folder / "open_clip_model.safetensors", tensors)
+    half = folder / ".open_clip_config.json"  # the config comes last and whole: without it the folder is no model
+    half.write_text(json.dumps(written, indent=1) + "\n")
+    half.replace(folder / "open_clip_config.json")
     return folder

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,18 @@ if TYPE_CHECKING:
 
 COLUMN, PAGE = 3.5, 7.16  # inches
 FONT_SIZE = 8
+OTHER_SCRIPTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "Hiragino Sans", "PingFang SC",
+                 "Microsoft YaHei", "Malgun Gothic", "Nirmala UI", "Noto Sans Devanagari", "Noto Sans Thai",
+                 "Arial Unicode MS", "Droid Sans Fallback")  # fmt: skip
 STYLE_FILE = Path(__file__).with_name("rvlr.mplstyle")
+
+
+@cache
+def _more_fonts() -> list[str]:
+    """Installed fonts for the scripts that DejaVu Sans lacks, so that captions of any language can be read."""
+    from matplotlib.font_manager import get_font_names
+
+    return [name for name in OTHER_SCRIPTS if name in set(get_font_names())]
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class style:
     def __enter__(self) -> None:
         from matplotlib.style import context
 
-        self._context = context(STYLE_FILE)
+        self._context = context([STYLE_FILE, {"font.family": ["DejaVu Sans", *_more_fonts()]}])
         self._context.__enter__()
 
     def __exit__(self, *error: Any) -> None:

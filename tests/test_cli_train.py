@@ -7,6 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from rvlr_lib import cli, training
+from rvlr_lib.models.encoders import build_towers
+from rvlr_lib.models.student import Student
+from rvlr_lib.stages import encode_with_student
 from rvlr_lib.study import open_study
 
 SIZES = {"train_size": 32, "val_size": 16, "galleries": 1, "gallery_size": 16, "teacher_epochs": 1, "stage1_epochs": 4,
@@ -59,6 +62,9 @@ def test_an_interrupted_training_goes_on_to_the_same_weights_and_notebooks_find_
     study = open_study("scenes", device="cpu", root=tmp_path, **SIZES)
     assert all(study.is_there(stage) for stage in study.plan.stages("contrastive"))
     assert study.result("contrastive").metrics == pytest.approx(result["metrics"])
+    towers = build_towers(f"local-dir:{folder / 'open_clip'}")
+    features, _ = encode_with_student(Student(towers), study.dataset("test"), towers, study.device)
+    torch.testing.assert_close(features, study.test_features("contrastive")[0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_damaged_checkpoint_stops_it_and_the_older_one_takes_over(rvlr, tmp_path):

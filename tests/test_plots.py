@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from rvlr_lib import plots
+from rvlr_lib import style as style_module
 
 VARIANTS = ("start", "matching", "matching_longer", "rvlr", "intra")
 METRICS = ("i2t/R@1", "t2i/R@10", "r_mean", "i2i/NDCG@10", "t2t_no_siblings/NDCG@10/above_floor")
@@ -238,3 +239,11 @@ def test_importing_is_light():
     modules = "rvlr_lib.plots, rvlr_lib.panels, rvlr_lib.browser, rvlr_lib.tables, rvlr_lib.projection"
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_installed_fonts_of_other_scripts_stand_behind_the_first(monkeypatch):
+    monkeypatch.setattr("matplotlib.font_manager.get_font_names", lambda: ["Nirmala UI", "Comic Sans MS"])
+    style_module._more_fonts.cache_clear()
+    with style_module.style():
+        assert matplotlib.rcParams["font.family"] == ["DejaVu Sans", "Nirmala UI"]
+    style_module._more_fonts.cache_clear()
