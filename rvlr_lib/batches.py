@@ -1,8 +1,10 @@
 """Batches for training: augmented, on the device, and the same for every variant and any number of processes."""
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from rvlr_lib.data.pairs import ImageTextDataset, augment, iterate_batches
 from rvlr_lib.models.encoders import tokenize
 
 Rows = Literal["images", "captions"]
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 FEATURE_DROPOUT = 0.1  # of the second view of cached features
 
 
@@ -68,10 +72,10 @@ class BatchSource:
         for name, state in (states or {}).items():
             self.generators[name].set_state(state)
         batches = iterate_batches(self.dataset, self.settings.batch_size, order, rows=self.rows)
-        for batch in islice(batches, position, None):
+        for batch, read in ahead(islice(batches, position, None), lambda batch: self._read(batch.image_rows[rows])):
             part = (rows, len(batch.image_rows))
             images, captions = batch.image_rows[rows], batch.caption_rows[rows]
-            pixels = self.dataset.pixels(images, self.image_size).to(device)
+            pixels = read.to(device)
             yield Inputs(
                 view_of(pixels, first, settings=self.settings, part=part),
                 self.token_ids[captions].to(device),
@@ -80,6 +84,26 @@ class BatchSource:
                 view_of(pixels, second, settings=self.settings, part=part, second=True) if two_views else None,
                 self.token_ids[batch.second_caption_rows[rows]].to(device) if two_views else None,
             )
+
+    def _read(self, image_rows: Tensor) -> Tensor:
+        return self.dataset.pixels(image_rows, self.image_size)
+
+
+def ahead(items: Iterable[Item], work: Callable[[Item], Found]) -> Iterator[tuple[Item, Found]]:
+    """Each item and what the work makes of it; the next one is worked on in a thread while the caller uses this one.
+
+    >>> list(ahead([1, 2, 3], lambda number: number * number))
+    [(1, 1), (2, 4), (3, 9)]
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[tuple[Item, Future[Found]]] = deque()
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) > 1:
+                first, found = waiting.popleft()
+                yield first, found.result()
+        for last, found in waiting:
+            yield last, found.result()
 
 
 def view_of(

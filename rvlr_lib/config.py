@@ -5,6 +5,7 @@ Order of precedence: dataclass default < preset of the data set < preset of the 
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -267,6 +268,9 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, str):  # YAML takes 1e-4 for text, as it wants 1.0e-4
+        with suppress(ValueError):
+            return float(value)
     kinds = tuple(kind for kind in (get_args(hint) or (hint,)))
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise ValueError(f"{name} is {value!r}, expected {getattr(hint, '__name__', hint)}")

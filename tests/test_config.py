@@ -58,6 +58,12 @@ def test_wrong_keys_and_values_are_refused(overrides, message):
         load_settings("scenes", overrides=overrides)
 
 
+def test_numbers_that_yaml_takes_for_text_are_numbers():
+    assert load_settings("scenes", overrides={"stage1.learning_rate": "1e-4"}).stage1.learning_rate == 1e-4
+    with pytest.raises(ValueError, match="stage1.learning_rate is 'fast', expected float"):
+        load_settings("scenes", overrides={"stage1.learning_rate": "fast"})
+
+
 def test_unknown_preset_lists_the_valid_ones():
     with pytest.raises(ValueError, match=", ".join(SHIPPED)):
         load_settings("flicker")

@@ -1,10 +1,12 @@
 import dataclasses
 import json
+import threading
 
 import numpy as np
 import pytest
 import torch
 
+from rvlr_lib.batches import ahead
 from rvlr_lib.config import MethodSettings, Settings, TrainSettings, load_settings, variant_weights
 from rvlr_lib.data.pairs import ArraySource, ImageTextDataset
 from rvlr_lib.models import Student, Teacher, build_towers
@@ -233,3 +235,20 @@ def test_a_demanded_gpu_that_is_not_there_is_an_error():
     with pytest.raises(ValueError, match="sees no CUDA device"):
         choose_device("cuda")
     assert choose_device("auto") == CPU
+
+
+def test_the_next_batch_is_read_while_this_one_is_used():
+    begun = [threading.Event() for _ in range(3)]
+
+    def read(number):
+        begun[number].set()
+        if number == 2:
+            raise ValueError("a damaged picture")
+        return -number
+
+    seen = []
+    with pytest.raises(ValueError, match="damaged"):
+        for number, found in ahead(range(3), read):
+            assert begun[number + 1].wait(timeout=60)
+            seen.append((number, found))
+    assert seen == [(0, 0), (1, -1)]
