@@ -198,7 +198,7 @@ def plot_dot_intervals(table: pd.DataFrame, *, baseline: str | None = None, xlab
         axes.set_yticks(range(len(labels)), map(pretty, labels))
         axes.set(title=pretty(metric), xlabel=xlabel, ylim=(len(labels) - 0.5, -0.5))
         axes.margins(x=0.12)
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3 if is_narrow() else 4)
     return figure
 
 
@@ -310,7 +310,8 @@ def _curves(table: pd.DataFrame, terms: Sequence[str]) -> Figure:
                 shown = shown.rolling(len(line) // 20, center=True, min_periods=1).mean()
             axes.plot(line["step"], shown, color=look.color, linestyle=look.line, marker=look.marker,
                       markevery=max(1, len(line) // 8), label=variant)  # fmt: skip
-        axes.set_title(pretty(term).replace("\n", " "))
+        title = pretty(term).replace("\n", " ")
+        axes.set_title(title.replace(" ", "\n", 1) if is_narrow() else title)
         values = part["value"]
         if term == "gradient_norm" and 0 < 10 * values.min() < values.max():
             axes.set_yscale("log")

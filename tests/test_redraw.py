@@ -55,10 +55,17 @@ def maps():
     return [Projection(coords, np.arange(12), np.arange(12), trust, f"{name}: made up") for name in ("UMAP", "PCA")]
 
 
+def traces():
+    terms = ("relation_temperature", "representation_temperature", "fusion_weight")
+    return pd.DataFrame([("rvlr", s, term, 0.07) for s in range(9) for term in terms],
+                        columns=["variant", "step", "term", "value"])  # fmt: skip
+
+
 CASES = {
     "results": lambda: (plots.plot_results(table := results(), columns=3), table),
     "stages": lambda: (plots.plot_structure_stages(table := stages()), table),
     "curves": lambda: (plots.plot_loss_curves(table := log()), table),
+    "traces": lambda: (plots.plot_traces(table := traces()), table),
     "panel": lambda: (panels.plot_retrieval_panel(found := queries()), panels.retrieval_table(found)),
     "examples": lambda: (
         panels.plot_examples({"all": [(picture(i), f"picture {i}") for i in range(5)]}),

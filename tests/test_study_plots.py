@@ -3,6 +3,7 @@ import pytest
 
 from rvlr_lib import claims, study_plots
 from rvlr_lib.metrics.statistics import t_interval
+from rvlr_lib.style import COLUMN, one_column
 
 
 def rows(seeds=3):
@@ -58,6 +59,20 @@ def test_strength_claims_and_gap_draw():
     points = pd.DataFrame({"modality": ["image", "image", "text"], "x": [0.0, 2.0, 5.0], "y": [1.0, 1.0, 3.0]})
     figure = study_plots.plot_gap(points)
     assert figure.axes[0].lines[-1].get_xydata().tolist() == [[1, 1], [5, 3]]
+
+
+def test_as_wide_as_a_column_panels_stand_below_each_other(figure_faults):
+    forest = pd.DataFrame(
+        {"claim": ["Q3 beyond unimodal losses", "b"], "mean": [1.0, -30.0], "low": [0.5, -50.0], "high": [2.0, -1.0],
+         "delta": [1.0, 0.5], "verdict": ["holds", "does not hold"]}
+    )  # fmt: skip
+    with one_column():
+        dial = study_plots.plot_dial(rows(), ["image", "none", "text"], labels={"image": "poor\npictures"}, columns=3)
+        claims_ = study_plots.plot_claims(forest)
+    assert dial.get_figwidth() == claims_.get_figwidth() == COLUMN
+    assert figure_faults(dial) == figure_faults(claims_) == []
+    assert len({axes.get_subplotspec().colspan.start for axes in dial.axes}) == 1
+    assert claims_.axes[0].get_yticklabels()[1].get_text() == "b\ndoes not hold"
 
 
 def test_differences_to_a_variant_are_paired_by_seed():
