@@ -95,6 +95,7 @@ def matching_scores(
             rows = rows[place[pairs[rows] % len(captions)] >= 0]
             image_rows, text_rows = pairs[rows] // len(captions) - first, place[pairs[rows] % len(captions)]
             logits[rows] = score_pairs(student.fusion, keys_values, texts, image_rows, text_rows)
+        del texts, keys_values  # before the next part takes as much again
     results = []
     for queries, candidates, columns, image_first in (
         (images, captions, chosen[0], True), (captions, images, chosen[1], False),
