@@ -14,7 +14,8 @@ from rvlr_lib.models.student import Student
 PIXELS_AT_ONCE = 8 * 384**2  # through the tower: a Swin-B at 384 px takes 110 MB of activations for each picture
 CAPTIONS_AT_ONCE = 512
 TOKENS_AT_ONCE = 4096  # through the fusion encoder: pairs of one length are put together up to that many text tokens
-QUERIES_AT_ONCE = 1024  # rows of scores that are ranked together
+QUERIES_AT_ONCE = 512  # rows of scores that are ranked together
+BLOCK = 64  # candidates of which only the best is looked at first
 
 
 class PackedTexts(NamedTuple):
@@ -94,6 +95,7 @@ def matching_scores(
             rows = rows[place[pairs[rows] % len(captions)] >= 0]
             image_rows, text_rows = pairs[rows] // len(captions) - first, place[pairs[rows] % len(captions)]
             logits[rows] = score_pairs(student.fusion, keys_values, texts, image_rows, text_rows)
+        del texts, keys_values  # before the next part takes as much again
     results = []
     for queries, candidates, columns, image_first in (
         (images, captions, chosen[0], True), (captions, images, chosen[1], False),
@@ -106,6 +108,7 @@ def matching_scores(
     return results[0], results[1]
 
 
+@torch.no_grad()
 def shortlist(queries: Tensor, candidates: Tensor, top_k: int) -> Tensor:
     """Exact search: the ``min(top_k, G)`` candidates of each query with the highest dot products, best first.
 
@@ -115,10 +118,26 @@ def shortlist(queries: Tensor, candidates: Tensor, top_k: int) -> Tensor:
         top_k: how many.
 
     Returns:
-        Indices, int64 ``[Q, min(top_k, G)]``; never more than 1,024 rows of scores are held.
+        Indices, int64 ``[Q, min(top_k, G)]``; never more than 512 rows of scores are held.
     """
     k = min(top_k, len(candidates))
-    return torch.cat([(part @ candidates.T).topk(k, dim=1).indices for part in queries.split(QUERIES_AT_ONCE)])
+    room = queries.new_empty(
+        min(QUERIES_AT_ONCE, len(queries)), len(candidates)
+    )  # fresh memory costs as much as a topk
+    parts = queries.split(QUERIES_AT_ONCE)
+    return torch.cat([_best(torch.mm(part, candidates.T, out=room[: len(part)]), k) for part in parts])
+
+
+def _best(scores: Tensor, k: int) -> Tensor:
+    """``scores.topk(k).indices``, sooner: the k best stand in the k blocks whose best are highest (or in the rest)."""
+    blocks = scores.shape[1] // BLOCK
+    if blocks < 4 * k:
+        return scores.topk(k, dim=1).indices
+    highest = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).amax(dim=2)
+    chosen = highest.topk(k, dim=1).indices[:, :, None] * BLOCK + torch.arange(BLOCK, device=scores.device)
+    rest = torch.arange(blocks * BLOCK, scores.shape[1], device=scores.device).expand(len(scores), -1)
+    columns = torch.cat([chosen.flatten(1), rest], dim=1)
+    return columns.gather(1, scores.gather(1, columns).topk(k, dim=1).indices)
 
 
 @torch.inference_mode()

@@ -144,5 +144,15 @@ def test_a_shortlist_longer_than_the_gallery_takes_all(features):
     assert torch.equal(shortlist(images, captions, 3), (images @ captions.T).topk(3).indices)
 
 
+@pytest.mark.parametrize("count", [64 * 40, 64 * 40 + 5])
+def test_exact_search_looks_at_blocks_first_and_finds_the_same(count):
+    generator = torch.Generator().manual_seed(0)
+    queries, candidates = (torch.randn(n, 4, generator=generator) for n in (300, count))
+    scores = queries @ candidates.T
+    best = shortlist(queries, candidates, 10)
+    assert torch.equal(best, scores.topk(10).indices)
+    assert count % 64 == 0 or (best >= 64 * 40).any()  # behind the last whole block
+
+
 def test_evaluation_offers_it_by_name():
     assert evaluation.matching_scores is matching_scores
