@@ -22,7 +22,8 @@ from rvlr_lib.similarity import unit_rows
 from rvlr_lib.training import BatchSource, Fitted, fit
 
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
-ENCODE_BATCH = 256
+ENCODE_BATCH = 256  # pictures of a batch, fewer where they are large
+PIXELS_AT_ONCE = 16 * 384**2  # a Swin-B at 384 px takes 110 MB of activations for each picture
 
 
 def derived_seed(seed: int, *names: str) -> int:
@@ -52,7 +53,8 @@ def encode(
         pixels = dataset.pixels(rows, image_size).to(device)
         return image(pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels)
 
-    images = _in_shares(torch.arange(len(dataset)).split(ENCODE_BATCH), encode_pictures)
+    pictures = max(1, min(ENCODE_BATCH, PIXELS_AT_ONCE // max(1, image_size) ** 2))
+    images = _in_shares(torch.arange(len(dataset)).split(pictures), encode_pictures)
     texts = _in_shares(order.split(2 * ENCODE_BATCH), lambda rows: text(token_ids[rows].to(device)))
     return images, texts
 
