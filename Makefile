@@ -6,7 +6,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: setup reproduce test bench lab docs format check clean help
+.PHONY: setup reproduce test test-slow bench lab docs format check clean help
 
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { \
@@ -26,8 +26,11 @@ setup: $(STAMP) ## create the environment and install everything into it (the ot
 reproduce: $(STAMP) ## run the study headless: PROFILE=quick (default), smoke, ...
 	@$(BIN)/rvlr reproduce --profile $(PROFILE) $(ARGS)
 
-test: $(STAMP) ## run all tests, the notebooks with tiny settings among them
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## run the tests, the notebooks with tiny settings among them, but for the slow ones
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(STAMP) ## run the slow tests: several processes, killed ones, compilation, large models
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: $(STAMP) ## measure speed and memory on this machine into PERFORMANCE.md: ARGS=--quick for a first look
 	@$(BIN)/python -m benchmarks.run $(ARGS)
@@ -52,5 +55,5 @@ clean: ## remove the tools' caches; the environment and runs/ stay
 	@find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Settings: PYTHON=$(PYTHON)  VENV=$(VENV)  PROFILE=$(PROFILE)  ARGS='more arguments for reproduce, test or bench'"
