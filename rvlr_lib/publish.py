@@ -248,5 +248,8 @@ def _data_cards(record: Mapping[str, Any], root: Path) -> list[str]:
         if section:
             parts += [f"### {dataset}", section[1].strip()]
         else:
-            parts += [f"### {dataset}", "A data set of one's own: `rvlr data card` tells what is in it."]
+            own = next(run["parameters"] for run in record["runs"] if run["dataset"] == dataset)
+            root_of = f" --image-root {own['image_root']}" if own.get("image_root") else ""
+            command = f"rvlr data check {own.get('dataset', dataset)}{root_of} --decode"
+            parts += [f"### {dataset}", f"A collection of your own: `{command}` tells what is in it."]
     return ["## Data card", *parts]

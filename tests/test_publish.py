@@ -16,7 +16,11 @@ def run(tmp_path):
     folder = tmp_path / "run"
     runs = [
         {"notebook": "03_retrieval_results", "dataset": "scenes", "parameters": {"train_size": 128}, "seconds": 1.5},
-        {"notebook": "04_common_space_umap", "dataset": "mine", "parameters": {"seed": 1}},
+        {
+            "notebook": "04_common_space_umap",
+            "dataset": "mine",
+            "parameters": {"seed": 1, "dataset": "mine.csv", "image_root": "pics"},
+        },
     ]
     record = {"profile": "smoke", "description": "tiny", "command": "rvlr reproduce --profile smoke", "runs": runs,
               "provenance": {"commit": "abc", "platform": "Linux", "versions": {"torch": "2.15.0"}}}  # fmt: skip
@@ -48,7 +52,7 @@ def test_report_says_it_all(run, tmp_path):
     assert "**Not finished**: 04_common_space_umap (mine)" in text
     assert "| scenes | train_size | 128 | notebooks 03 |" in text
     assert "preset scenes" in text
-    assert "### mine" in text
+    assert "### mine\n\nA collection of your own: `rvlr data check mine.csv --image-root pics --decode`" in text
     assert "rvlr figures" in text
     assert 'src="data:image/png;base64,' in page
     assert 'src="http' not in page
