@@ -14,7 +14,7 @@ from rvlr_lib.models.student import Student
 PIXELS_AT_ONCE = 8 * 384**2  # through the tower: a Swin-B at 384 px takes 110 MB of activations for each picture
 CAPTIONS_AT_ONCE = 512
 TOKENS_AT_ONCE = 4096  # through the fusion encoder: pairs of one length are put together up to that many text tokens
-QUERIES_AT_ONCE = 512  # rows of scores that are ranked together
+QUERIES_AT_ONCE = 256  # rows of scores that are ranked together
 BLOCK = 64  # candidates of which only the best is looked at first
 
 
@@ -118,26 +118,28 @@ def shortlist(queries: Tensor, candidates: Tensor, top_k: int) -> Tensor:
         top_k: how many.
 
     Returns:
-        Indices, int64 ``[Q, min(top_k, G)]``; never more than 512 rows of scores are held.
+        Indices, int64 ``[Q, min(top_k, G)]``; never more than 256 queries are scored at once.
     """
     k = min(top_k, len(candidates))
-    room = queries.new_empty(
-        min(QUERIES_AT_ONCE, len(queries)), len(candidates)
-    )  # fresh memory costs as much as a topk
-    parts = queries.split(QUERIES_AT_ONCE)
-    return torch.cat([_best(torch.mm(part, candidates.T, out=room[: len(part)]), k) for part in parts])
+    room = queries.new_empty(len(candidates) * min(QUERIES_AT_ONCE, len(queries)))  # fresh memory costs as much as topk
+    found = []
+    for part in queries.split(QUERIES_AT_ONCE):  # candidates in rows: the faster way round for tall matrices
+        scores = room[: len(candidates) * len(part)].view(len(candidates), len(part))
+        found.append(_best(torch.mm(candidates, part.T, out=scores), k))
+    return torch.cat(found)
 
 
 def _best(scores: Tensor, k: int) -> Tensor:
-    """``scores.topk(k).indices``, sooner: the k best stand in the k blocks whose best are highest (or in the rest)."""
-    blocks = scores.shape[1] // BLOCK
+    """The k best rows of each column, best first, ``[Q, k]``; they stand in the k blocks whose best are highest."""
+    blocks = len(scores) // BLOCK
     if blocks < 4 * k:
-        return scores.topk(k, dim=1).indices
-    highest = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).amax(dim=2)
-    chosen = highest.topk(k, dim=1).indices[:, :, None] * BLOCK + torch.arange(BLOCK, device=scores.device)
-    rest = torch.arange(blocks * BLOCK, scores.shape[1], device=scores.device).expand(len(scores), -1)
-    columns = torch.cat([chosen.flatten(1), rest], dim=1)
-    return columns.gather(1, scores.gather(1, columns).topk(k, dim=1).indices)
+        return scores.T.topk(k, dim=1).indices
+    highest = scores[: blocks * BLOCK].unflatten(0, (blocks, BLOCK)).amax(dim=1)
+    chosen = highest.T.topk(k, dim=1).indices[:, :, None] * BLOCK + torch.arange(BLOCK, device=scores.device)
+    rest = torch.arange(blocks * BLOCK, len(scores), device=scores.device).expand(scores.shape[1], -1)
+    rows = torch.cat([chosen.flatten(1), rest], dim=1)
+    own = torch.arange(scores.shape[1], device=scores.device)[:, None]
+    return rows.gather(1, scores[rows, own].topk(k, dim=1).indices)
 
 
 @torch.inference_mode()
