@@ -44,7 +44,7 @@ def ours(x: dict[str, Tensor]) -> Tensor:
 
 
 def plain(x: dict[str, Tensor]) -> Tensor:
-    """The same terms as METHOD writes them: target masses, a draw per sample, flattened off-diagonal relations."""
+    """The official formulas as written: target masses, a draw per sample, flattened off-diagonal relations."""
     ids = x["ids"]
     same = (ids[:, None] == ids[None]).float()
     mass = same / same.sum(1, keepdim=True)

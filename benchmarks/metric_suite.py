@@ -1,4 +1,4 @@
-"""Six recalls and twelve NDCG of the official protocol, against one query at a time as METHOD describes it.
+"""Six recalls and twelve NDCG of the official protocol, against one query at a time as the official code does.
 
 The twin asks query by query and cut-off by cut-off, and looks through the whole relevance matrix each time whether it
 holds anything (row 32 of FIDELITY.md). The second line leaves that look out. Both sides are timed in float32 and
@@ -104,7 +104,7 @@ def comparison(images: int, sampled: int, repeats: int, at_least: float, look: b
     part = "" if len(asked) == images else f", extrapolated from {len(asked)} of {images:,} queries"
     return speed_row(
         f"metric suite, {images:,} × {5 * images:,}",
-        f"one query at a time{' as METHOD has it' if look else ', without the repeated look'}{part}",
+        f"one query at a time{' as the official code does' if look else ', without the repeated look'}{part}",
         theirs / timing.ours,
         at_least if look else None,
         equal=(difference, 1e-9),

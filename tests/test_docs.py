@@ -25,6 +25,13 @@ def test_links_of_a_page():
     assert linked == ["GLOSSARY.html#x", "notebooks/scenes/03_b.html", "https://x.org/a.md", "#here"]
 
 
+@pytest.mark.parametrize("name", docs.PAGES)
+def test_every_page_that_a_page_links_to_is_there(name):
+    linked = re.findall(r"\]\((?!https?:)([^)#\s]+\.md)", (ROOT / name).read_text(encoding="utf-8"))
+    places = {((ROOT / name).parent / link).resolve().relative_to(ROOT).as_posix() for link in linked}
+    assert places <= set(docs.PAGES)
+
+
 def test_every_page_has_the_links_on_top():
     page = docs.with_navigation('<html><body class="x"><h1>a</h1></body></html>', BOOKS, 2)
     assert page.index("<body") < page.index("<nav") < page.index("<h1>")
