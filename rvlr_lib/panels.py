@@ -10,7 +10,7 @@ import numpy as np
 
 from rvlr_lib.plots import legend_columns, looks, pretty
 from rvlr_lib.projection import Projection
-from rvlr_lib.style import FONT_SIZE, is_narrow, new_figure, page_width, style
+from rvlr_lib.style import FONT_SIZE, caption_fonts, is_narrow, new_figure, page_width, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -285,7 +285,7 @@ def _show(axes: Axes, hit: Hit, width: float) -> None:
     color, line, thick = {True: (good, "-", 2.2), False: (bad, (0, (3, 2)), 0.9), None: ("0.6", "-", 0.6)}[hit.hit]
     if isinstance(hit.item, str):
         axes.text(0.5, 0.5, "\n".join(_wrap(hit.item, width - MARGIN, LINES)), ha="center", va="center",
-                  transform=axes.transAxes, linespacing=1.15)  # fmt: skip
+                  transform=axes.transAxes, linespacing=1.15, family=caption_fonts())  # fmt: skip
         axes.set(xticks=[], yticks=[])
     else:
         _picture(axes, hit.item)
@@ -307,6 +307,8 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float) 
 
 def _write(figure: Figure, x: float, y: float, text: str, **how: Any) -> None:
     across, down = figure.get_size_inches()
+    if "weight" not in how:  # words of people; titles of rows are ours
+        how["family"] = caption_fonts()
     figure.text(x / across, 1 - y / down, text, linespacing=1.15, **how)
 
 

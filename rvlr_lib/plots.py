@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rvlr_lib.style import COLUMN, is_narrow, new_figure, page_width, style
 from rvlr_lib.style import FONT_SIZE as FONT_SIZE
 from rvlr_lib.style import PAGE as PAGE
 from rvlr_lib.style import save_figure as save_figure
-from rvlr_lib.tables import ROW_ORDER
+from rvlr_lib.tables import ROW_ORDER, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -278,7 +279,7 @@ def _bar_panels(table: pd.DataFrame, *, panel: str, row: str, hue: str | None, c
                                   hatch=[look.hatch for look in drawn], linewidth=0, label=name,
                                   error_kw={"elinewidth": 1, "capsize": 2})  # fmt: skip
             digits = 1 if part["value"].abs().max() > 2 else 2
-            for text in axes.bar_label(container, fmt=f"{{:.{digits}f}}", padding=2):
+            for text in axes.bar_label(container, fmt=partial(shown, decimals=digits), padding=2):
                 text.set_path_effects([withStroke(linewidth=2, foreground="white")])
         for key, line in REFERENCES.items():
             for value in lines[(lines[panel] == title) & (lines[row] == key)]["value"]:

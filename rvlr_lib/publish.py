@@ -12,7 +12,7 @@ from rvlr_lib.profiles import CHECKOUT
 from rvlr_lib.redraw import figure_names
 from rvlr_lib.report import kept_decimals, records_markdown
 from rvlr_lib.saved import read_results, read_run
-from rvlr_lib.tables import replacing, write_table
+from rvlr_lib.tables import replacing, shown, write_table
 
 CAUTION = "Small models on small pictures: these are not the scores of the paper."
 PRESETS = Path(__file__).parent / "presets"
@@ -183,7 +183,7 @@ def did_not_hold(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for rival in RIVALS:
             pairs = {key: (metrics.get(f"rvlr | {key}"), metrics.get(f"{rival} | {key}"))
                      for key in (full.split(" | ")[1] for full in metrics if full.startswith("rvlr | "))}  # fmt: skip
-            below = [f"{key} ({a:.1f} against {b:.1f})" for key, (a, b) in pairs.items()
+            below = [f"{key} ({shown(a)} against {shown(b)})" for key, (a, b) in pairs.items()
                      if a is not None and b is not None and a <= b]  # fmt: skip
             if below:
                 lines.append(f"- {name}: RVLR is not above `{rival}` in {', '.join(below)}.")

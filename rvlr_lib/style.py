@@ -25,11 +25,14 @@ STYLE_FILE = Path(__file__).with_name("rvlr.mplstyle")
 
 
 @cache
-def _more_fonts() -> list[str]:
-    """Installed fonts for the scripts that DejaVu Sans lacks, so that captions of any language can be read."""
+def caption_fonts() -> list[str]:
+    """Families for words of people: the figures' own, behind it what is installed for the scripts that it lacks.
+
+    Not for all text of a figure: few of these fonts come in bold.
+    """
     from matplotlib.font_manager import get_font_names
 
-    return [name for name in OTHER_SCRIPTS if name in set(get_font_names())]
+    return ["DejaVu Sans", *(name for name in OTHER_SCRIPTS if name in set(get_font_names()))]
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class style:
     def __enter__(self) -> None:
         from matplotlib.style import context
 
-        self._context = context([STYLE_FILE, {"font.family": ["DejaVu Sans", *_more_fonts()]}])
+        self._context = context(STYLE_FILE)
         self._context.__enter__()
 
     def __exit__(self, *error: Any) -> None:

@@ -47,6 +47,7 @@ def result_rows(records: Iterable[Mapping[str, Any]], keys: Sequence[str] = HEAD
     frame = pd.DataFrame(lines, columns=["dataset", "variant", "metric", "value"])
     grouped = frame.groupby(["dataset", "variant", "metric"], sort=False)["value"]
     rows = grouped.agg(value="mean", low="min", high="max", seeds="count").reset_index()
+    rows = rows.round(9)  # 94.14999999999999 of a mean is 94.15: noise must not decide how a half is rounded
     place = rows["variant"].map(lambda name: ROW_ORDER.get(name, 2))
     rows = rows.assign(_place=place, _metric=rows["metric"].map(list(keys).index))
     rows = rows.sort_values(["_place", "_metric"], kind="stable")
@@ -97,6 +98,17 @@ def log_rows(log: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         if term not in NOT_A_TERM and value is not None
     ]
     return pd.DataFrame(lines, columns=["variant", "step", "term", "value"])
+
+
+def shown(value: float, decimals: int = DECIMALS) -> str:
+    """A number as in a rounded table, where halves go to the even digit: figures and sentences show the same.
+
+    >>> shown(43.45), f"{43.45:.1f}"
+    ('43.4', '43.5')
+    """
+    import numpy as np
+
+    return f"{np.round(value, decimals):.{decimals}f}"
 
 
 def to_markdown(table: pd.DataFrame, decimals: int = DECIMALS) -> str:

@@ -6,6 +6,7 @@ from PIL import Image
 from rvlr_lib import panels, plots
 from rvlr_lib.panels import Hit, Query
 from rvlr_lib.projection import project_spaces
+from rvlr_lib.style import caption_fonts
 
 LONG = "a huge golden hexagon with a tiny emerald valentine and a large crimson square over a speckled background " * 2
 WORDS = (
@@ -63,6 +64,20 @@ def test_retrieval_table_holds_what_is_drawn():
     assert list(table.columns) == ["query", "method", "rank", "item", "hit", "relevance"]
     assert len(table) == 15
     assert table.iloc[6].to_list() == ["the query", "matching_longer", 2, "item 1", True, 0.25]
+
+
+def test_captions_of_any_script_find_their_font_and_bold_titles_ask_for_none(monkeypatch):
+    monkeypatch.setattr("matplotlib.font_manager.get_font_names", lambda: ["Nirmala UI", "Comic Sans MS"])
+    caption_fonts.cache_clear()
+    for figure in (
+        panels.plot_examples({"dial": [(picture(1), "a cat")]}),
+        panels.plot_retrieval_panel([query(False, "a")]),
+    ):
+        written = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
+        for text in written:
+            bold = text.get_weight() == "bold"
+            assert text.get_fontfamily() == (["DejaVu Sans"] if bold else ["DejaVu Sans", "Nirmala UI"])
+    caption_fonts.cache_clear()
 
 
 def test_examples_are_legible_and_wrapped(figure_faults):

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from rvlr_lib import plots
-from rvlr_lib import style as style_module
 
 VARIANTS = ("start", "matching", "matching_longer", "rvlr", "intra")
 METRICS = ("i2t/R@1", "t2i/R@10", "r_mean", "i2i/NDCG@10", "t2t_no_siblings/NDCG@10/above_floor")
@@ -241,9 +240,12 @@ def test_importing_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_installed_fonts_of_other_scripts_stand_behind_the_first(monkeypatch):
-    monkeypatch.setattr("matplotlib.font_manager.get_font_names", lambda: ["Nirmala UI", "Comic Sans MS"])
-    style_module._more_fonts.cache_clear()
-    with style_module.style():
-        assert matplotlib.rcParams["font.family"] == ["DejaVu Sans", "Nirmala UI"]
-    style_module._more_fonts.cache_clear()
+def test_labels_of_bars_round_as_tables_do():
+    from rvlr_lib.tables import shown
+
+    values = pd.DataFrame({"r_mean": [43.45, 0.35, 94.25]})
+    table = values.round(1)["r_mean"].map("{:.1f}".format).tolist()
+    assert [shown(value) for value in values["r_mean"]] == table == ["43.4", "0.4", "94.2"]
+    rows = results(["i2t/R@1"]).assign(value=43.45, low=43.0, high=44.0)
+    figure = plots.plot_results(rows[~rows.variant.isin(("floor", "teachers", "ceiling"))])
+    assert {text.get_text() for axes in figure.axes for text in axes.texts} == {"43.4"}

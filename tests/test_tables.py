@@ -132,3 +132,11 @@ def test_replacing_is_all_or_nothing(tmp_path):
         broken()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_noise_of_a_mean_does_not_decide_a_half():
+    record = {"dataset": "d", "variant": "rvlr", "metrics": {"r_mean": 94.14999999999999}}
+    assert tables.result_rows([record], ["r_mean"])["value"].tolist() == [94.15]
+    assert (
+        tables.results_table([record], ["r_mean"]).round(1).loc["rvlr", "r_mean"] == 94.2 == float(tables.shown(94.15))
+    )
