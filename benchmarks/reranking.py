@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from benchmarks._harness import Options, Row, alternate, duration, speed_row
+from rvlr_lib.evaluation.rerank import PackedTexts, score_pairs
 from rvlr_lib.models.fusion import FusionEncoder
-from rvlr_lib.reranking import PackedTexts, score_pairs
 
 
 @torch.inference_mode()

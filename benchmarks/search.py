@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks._harness import Options, Row, alternate, duration, skipped, speed_row
-from rvlr_lib.reranking import shortlist
+from rvlr_lib.evaluation.rerank import shortlist
 from rvlr_lib.similarity import unit_rows
 
 

@@ -14,8 +14,8 @@ from benchmarks._harness import Options, Row, alternate, skipped, speed_row
 from rvlr_lib.config import MethodSettings
 from rvlr_lib.losses import LossWeights, weighted_sum
 from rvlr_lib.models import Student, build_towers
-from rvlr_lib.objectives import StudentObjective
-from rvlr_lib.training import Inputs
+from rvlr_lib.training.loop import Inputs
+from rvlr_lib.training.objectives import StudentObjective
 
 WHAT, AGAINST = "training step, all losses", "the contrastive step"
 CONTRASTIVE = LossWeights(*[1.0], **dict.fromkeys(list(LossWeights.__dataclass_fields__)[1:], 0.0))

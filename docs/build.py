@@ -14,9 +14,9 @@ from pathlib import Path
 
 from nbconvert.filters import markdown2html
 
-from rvlr_lib.explore import write_explorer
-from rvlr_lib.publish import page_html, plain_headings, write_report
-from rvlr_lib.saved import read_run, way_back
+from rvlr_lib.report.explorer import write_explorer
+from rvlr_lib.report.publish import page_html, plain_headings, write_report
+from rvlr_lib.study.saved import read_run, way_back
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "GLOSSARY.md", "FIDELITY.md", "PERFORMANCE.md", "CHANGELOG.md", "CONTRIBUTING.md",

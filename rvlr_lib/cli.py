@@ -14,8 +14,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rvlr_lib.cli_data import config_arguments, config_run, data_arguments, data_run
-from rvlr_lib.cli_train import train_arguments, train_run
+from rvlr_lib.report.cli_data import config_arguments, config_run, data_arguments, data_run
+from rvlr_lib.report.cli_train import train_arguments, train_run
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _reproduce_arguments(parser: ArgumentParser) -> None:
 
 
 def _reproduce(arguments: Namespace) -> int:
-    from rvlr_lib.notebooks import NotebookError, reproduce
+    from rvlr_lib.report.reproduce import NotebookError, reproduce
 
     parameters = dict(arguments.parameter)
     if arguments.device:
@@ -99,9 +99,9 @@ def _study_arguments(parser: ArgumentParser) -> None:
 def _study(arguments: Namespace) -> int:
     import yaml
 
-    from rvlr_lib.profiles import profile_path
-    from rvlr_lib.runs import default_root
-    from rvlr_lib.sweep import load_sweep, parse_seeds, run_sweep
+    from rvlr_lib.report.profiles import profile_path
+    from rvlr_lib.study.cache import default_root
+    from rvlr_lib.study.sweep import load_sweep, parse_seeds, run_sweep
 
     path = profile_path(arguments.profile)
     sweep = load_sweep(path, {key: yaml.safe_load(value) for key, value in arguments.set})
@@ -127,8 +127,8 @@ def _audit_arguments(parser: ArgumentParser) -> None:
 
 
 def _audit(arguments: Namespace) -> int:
-    from rvlr_lib.audit import audit, audit_table, encode_with_model, read_features, write_audit
-    from rvlr_lib.runs import default_root
+    from rvlr_lib.evaluation.audit import audit, audit_table, encode_with_model, read_features, write_audit
+    from rvlr_lib.study.cache import default_root
     from rvlr_lib.tables import to_markdown
 
     files = (arguments.image_features, arguments.text_features, arguments.captions)
@@ -170,7 +170,7 @@ def _report(arguments: Namespace) -> int:
         raise ValueError("say what to report: a run folder such as runs/quick, or --claims")
     if arguments.claims:
         return _claims(arguments)
-    from rvlr_lib.publish import write_report
+    from rvlr_lib.report.publish import write_report
 
     page = write_report(arguments.folder)
     print(f"{page} and {page.with_suffix('.html').name}, tables in {page.parent / 'tables'}")
@@ -178,9 +178,9 @@ def _report(arguments: Namespace) -> int:
 
 
 def _claims(arguments: Namespace) -> int:
-    from rvlr_lib.claims import claims_table, control_faults, write_claims
-    from rvlr_lib.profiles import CHECKOUT, profile_path
-    from rvlr_lib.sweep import load_sweep, read_provenance, read_results
+    from rvlr_lib.report.profiles import CHECKOUT, profile_path
+    from rvlr_lib.study.claims import claims_table, control_faults, write_claims
+    from rvlr_lib.study.sweep import load_sweep, read_provenance, read_results
     from rvlr_lib.tables import insert_between, to_markdown
 
     folder = arguments.results or CHECKOUT / "data" / "reference" / "study"
@@ -205,8 +205,8 @@ def _table_arguments(parser: ArgumentParser) -> None:
 
 
 def _table(arguments: Namespace) -> int:
-    from rvlr_lib.report import tables
-    from rvlr_lib.runs import default_root
+    from rvlr_lib.report.report import tables
+    from rvlr_lib.study.cache import default_root
     from rvlr_lib.tables import insert_between
 
     text = tables(arguments.run or default_root() / "quick", arguments.select)
@@ -223,9 +223,9 @@ def _fidelity_arguments(parser: ArgumentParser) -> None:
 
 
 def _fidelity(arguments: Namespace) -> int:
-    from rvlr_lib.fidelity import measured, table
-    from rvlr_lib.profiles import CHECKOUT
-    from rvlr_lib.runs import read_json
+    from rvlr_lib.disk import read_json
+    from rvlr_lib.report.fidelity import measured, table
+    from rvlr_lib.report.profiles import CHECKOUT
     from rvlr_lib.tables import insert_between
 
     folder = arguments.run / "results" if arguments.run else CHECKOUT / "data" / "reference" / "ablation"
@@ -247,7 +247,7 @@ def _explore_arguments(parser: ArgumentParser) -> None:
 
 
 def _explore(arguments: Namespace) -> int:
-    from rvlr_lib.explore import write_explorer
+    from rvlr_lib.report.explorer import write_explorer
 
     page = write_explorer(arguments.folder, arguments.out, points=arguments.points)
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
@@ -264,8 +264,8 @@ def _figures_arguments(parser: ArgumentParser) -> None:
 
 
 def _figures(arguments: Namespace) -> int:
-    from rvlr_lib.redraw import figure_names, redraw_run
-    from rvlr_lib.saved import read_run
+    from rvlr_lib.figures.redraw import figure_names, redraw_run
+    from rvlr_lib.study.saved import read_run
 
     record = read_run(arguments.folder)
     select = ["*"] if arguments.all else arguments.names

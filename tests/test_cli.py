@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from rvlr_lib import cli
-from rvlr_lib.runs import write_json
+from rvlr_lib.disk import write_json
 
 
 def test_help_lists_the_commands_without_torch():

@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rvlr_lib import cli, training
-from rvlr_lib.models.encoders import build_towers
+from rvlr_lib import cli
 from rvlr_lib.models.student import Student
-from rvlr_lib.stages import encode_with_student
-from rvlr_lib.study import open_study
+from rvlr_lib.models.towers import build_towers
+from rvlr_lib.study.study import open_study
+from rvlr_lib.training import loop as training
+from rvlr_lib.training.stages import encode_with_student
 
 SIZES = {"train_size": 32, "val_size": 16, "galleries": 1, "gallery_size": 16, "teacher_epochs": 1, "stage1_epochs": 4,
          "stage1.batch_size": 8}  # fmt: skip

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rvlr_lib.runs import write_json
+from rvlr_lib.disk import write_json
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")

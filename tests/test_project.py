@@ -56,9 +56,9 @@ def test_import_order(path):
 
 def test_import_order_sees_faults():
     assert order_faults("losses/x.py", "def f():\n    from rvlr_lib import training")
-    assert order_faults("metrics/x.py", "import rvlr_lib.data.pairs")
+    assert order_faults("metrics/x.py", "import rvlr_lib.data.dataset")
     assert order_faults("runs.py", "from rvlr_lib.cli import main")
-    assert not order_faults("study.py", "from rvlr_lib.runs import cached\nimport torch")
+    assert not order_faults("study.py", "from rvlr_lib.study.cache import cached\nimport torch")
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT / "rvlr_lib")))
@@ -69,9 +69,9 @@ def test_file_length(path):
 
 @pytest.mark.parametrize(("modules", "heavy"), [
     ("rvlr_lib.losses, rvlr_lib.metrics", "open_clip torchvision umap numba matplotlib pandas seaborn papermill"),
-    ("rvlr_lib.cli, rvlr_lib.runs", "torch numpy open_clip umap matplotlib pandas papermill nbconvert IPython"),
-    ("rvlr_lib.training, rvlr_lib.data", "umap matplotlib pandas seaborn papermill"),
-    ("rvlr_lib.output, rvlr_lib.study", "umap sklearn matplotlib pandas seaborn papermill"),
+    ("rvlr_lib.cli, rvlr_lib.study.cache", "torch numpy open_clip umap matplotlib pandas papermill nbconvert IPython"),
+    ("rvlr_lib.training.loop, rvlr_lib.data", "umap matplotlib pandas seaborn papermill"),
+    ("rvlr_lib.report.output, rvlr_lib.study.study", "umap sklearn matplotlib pandas seaborn papermill"),
 ])  # fmt: skip
 def test_heavy_packages_are_imported_when_used(modules, heavy):
     code = f"import sys, {modules}; print(*sorted(set(sys.modules) & set({heavy.split()!r})))"

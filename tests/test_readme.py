@@ -12,7 +12,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_recipe_trains_an_open_clip_model():
-    from rvlr_lib.models.encoders import ARCHITECTURES
+    from rvlr_lib.models.towers import ARCHITECTURES
 
     recipe = BLOCKS[0]
     assert len([line for line in recipe.splitlines() if line]) <= 16

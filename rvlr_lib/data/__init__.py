@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rvlr_lib.data.dataset import Batch, ImageTextDataset, PixelSource, augment, contact_sheet, iterate_batches
+from rvlr_lib.data.dial import ImbalanceSpec, impose, mismatch_index
 from rvlr_lib.data.emoji import load_emoji
-from rvlr_lib.data.imbalance import ImbalanceSpec, impose, mismatch_index
-from rvlr_lib.data.pairs import Batch, ImageTextDataset, PixelSource, augment, contact_sheet, iterate_batches
 from rvlr_lib.data.readers import PREPARED, load_files, prepared_index
 from rvlr_lib.data.relevance import clean_caption, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.scenes import load_scenes

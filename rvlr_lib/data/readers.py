@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rvlr_lib.data.annotations import SPLITS, Annotations, Entry, read_annotations
-from rvlr_lib.data.pairs import ImageTextDataset
+from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.data.pictures import FileSource, check_header, decode, faults
 from rvlr_lib.data.relevance import clean_caption
 

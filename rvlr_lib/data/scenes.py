@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rvlr_lib.data.pairs import ArraySource, ImageTextDataset
+from rvlr_lib.data.dataset import ArraySource, ImageTextDataset
 from rvlr_lib.data.truth import BACKGROUNDS, COLOURS, OBJECTS, SHAPES, SIZES, TILES, Facts, SceneViews
 
 SHAPE_WORDS = (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from rvlr_lib.data.pairs import ImageTextDataset
+    from rvlr_lib.data.dataset import ImageTextDataset
 
 SHAPES, COLOURS, SIZES, BACKGROUNDS = 8, 8, 2, 8
 OBJECTS = 4

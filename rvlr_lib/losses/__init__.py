@@ -6,11 +6,11 @@ from rvlr_lib.losses.contrastive import (
     pair_alignment_loss,
 )
 from rvlr_lib.losses.distances import DISTANCES
-from rvlr_lib.losses.gather import gather_rows
 from rvlr_lib.losses.matching import image_text_matching_loss, sample_hard_negatives
-from rvlr_lib.losses.objective import FusionWeight, LossWeights, weighted_sum
 from rvlr_lib.losses.representation import representation_distillation_loss
 from rvlr_lib.losses.structure import StructureTerms, structure_distillation_loss
+from rvlr_lib.losses.weights import FusionWeight, LossWeights, weighted_sum
+from rvlr_lib.training.gather import gather_rows
 
 __all__ = [
     "DISTANCES",

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvlr_lib.data.pairs import ImageTextDataset
-from rvlr_lib.models.encoders import build_towers, load_timm_trunk, tokenize
+from rvlr_lib.data.dataset import ImageTextDataset
+from rvlr_lib.models.towers import build_towers, load_timm_trunk, tokenize
 from rvlr_lib.similarity import unit_rows
 
 KINDS = {

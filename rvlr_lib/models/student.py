@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rvlr_lib.models.encoders import Towers, encode_image_tokens, encode_text_tokens
 from rvlr_lib.models.fusion import FusionEncoder
+from rvlr_lib.models.towers import Towers, encode_image_tokens, encode_text_tokens
 from rvlr_lib.similarity import unit_rows
 
 

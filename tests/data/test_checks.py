@@ -7,7 +7,7 @@ from PIL import Image
 
 from rvlr_lib import cli
 from rvlr_lib.data import load_dataset
-from rvlr_lib.data.checks import check
+from rvlr_lib.data.check import check
 from rvlr_lib.data.prepare import PUBLISHED, prepare
 
 

@@ -15,7 +15,7 @@ from rvlr_lib.data import (
     told_share,
 )
 from rvlr_lib.data import truth as truths
-from rvlr_lib.data.imbalance import FAULTS, degrade, drop_words
+from rvlr_lib.data.dial import FAULTS, degrade, drop_words
 
 
 def scenes(split="val", size=40, **dial):
@@ -134,7 +134,7 @@ def test_words_of_real_captions_drop_and_relevance_stays():
     assert half.info["text_detail"] == 0.5
     part = half.subset([3, 1])
     assert part.whole_captions == [whole.captions[c] for i in (3, 1) for c in whole.captions_of(i)]
-    from rvlr_lib.evaluation import relevances
+    from rvlr_lib.evaluation.evaluate import relevances
 
     found = relevances(half)["rouge_l"].caption_to_image
     np.testing.assert_array_equal(found, rouge_l_relevance(whole.captions, whole.caption_image))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from rvlr_lib.data import ImageTextDataset, augment, contact_sheet, iterate_batches, load_dataset
 from rvlr_lib.data.__main__ import ceiling_table, counts_table, sample_sheet, write
-from rvlr_lib.data.pairs import ArraySource, PixelSource
+from rvlr_lib.data.dataset import ArraySource, PixelSource
 
 COUNTS = [3, 1, 2, 5, 1]
 

@@ -5,8 +5,8 @@ import torch
 
 from rvlr_lib.config import Settings, TrainSettings, variant_weights
 from rvlr_lib.data import load_dataset
-from rvlr_lib.models.encoders import ARCHITECTURES, build_towers, token_counter
-from rvlr_lib.training import _optimizer
+from rvlr_lib.models.towers import ARCHITECTURES, build_towers, token_counter
+from rvlr_lib.training.loop import _optimizer
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_context_length_can_be_set():
 
 def test_tower_bodies_can_learn_slower_than_heads():
     from rvlr_lib.models.student import Student
-    from rvlr_lib.objectives import StudentObjective
+    from rvlr_lib.training.objectives import StudentObjective
 
     settings = Settings()
     student = Student(build_towers("tiny"), fusion_layers=1)
@@ -104,9 +104,9 @@ def bert_base(tmp_path):
 
 @pytest.mark.slow
 def test_the_papers_pair_trains_for_a_step_on_drawn_pictures(bert_base, tmp_path):
-    from rvlr_lib import stages
     from rvlr_lib.config import load_settings
     from rvlr_lib.models.student import Student
+    from rvlr_lib.training import stages
 
     changes = {"stage1.batch_size": 2, "stage1.epochs": 1, "data.rows": "images"}
     settings = load_settings("flickr30k", "official", overrides=changes)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rvlr_lib.models import Student, Teacher, build_towers, orthogonal_maps
-from rvlr_lib.models.encoders import encode_text_tokens, tokenize
+from rvlr_lib.models.towers import encode_text_tokens, tokenize
 
 CAPTIONS = ["a red circle", "a big blue star and a small green square on a dotted background", "tiny heart"]
 

@@ -1,0 +1,1 @@
+"""Evaluation: metrics of trained features, re-ranking, audits of features from elsewhere."""

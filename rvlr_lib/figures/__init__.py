@@ -1,0 +1,1 @@
+"""Figures: charts, picture panels, projections and the query browser."""

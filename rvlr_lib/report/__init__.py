@@ -1,0 +1,1 @@
+"""Reports: notebooks run headless, report page, explorer."""

@@ -1,0 +1,1 @@
+"""Studies: stages and their cache, sweeps over seeds, claims."""

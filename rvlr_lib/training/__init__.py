@@ -1,0 +1,1 @@
+"""Training: batches, objectives, one loop, several processes, checkpoints."""
