@@ -1,0 +1,120 @@
+"""Pins of what the data sets hold and how a short training goes, so that moving code changes neither.
+
+``python tests/test_pins.py --write`` writes tests/golden/pins.json anew; do so only where a change is meant.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from rvlr_lib.batches import BatchSource
+from rvlr_lib.config import MethodSettings, TrainSettings
+from rvlr_lib.data import ImbalanceSpec, bayes_ceiling, load_dataset, shown_share, told_share
+from rvlr_lib.losses import LossWeights
+from rvlr_lib.metrics import evaluate_retrieval
+from rvlr_lib.models import Student, build_towers
+from rvlr_lib.objectives import StudentObjective
+from rvlr_lib.similarity import unit_rows
+from rvlr_lib.stages import encode_with_student
+from rvlr_lib.training import fit
+
+TESTS = Path(__file__).parent
+PINS = TESTS / "golden" / "pins.json"
+ARCHITECTURE = TESTS / "models" / "tiny_48.json"  # not "tiny": that name is the library's own
+SETS = {"scenes_seed0": ("scenes", 0), "scenes_seed3": ("scenes", 3), "emoji": ("emoji", None)}
+DIALS = {"full": ImbalanceSpec(), "half": ImbalanceSpec(text_detail=0.5, image_visibility=0.5)}
+CASES = [f"{name}/{split}/{dial}" for name in SETS for split in ("train", "val", "test") for dial in DIALS]
+
+
+def load(case):
+    kind, split, dial = case.split("/")
+    name, seed = SETS[kind]
+    size = {"galleries": 2, "gallery_size": 32} if split == "test" else {"size": 64}
+    return load_dataset(name, split=split, imbalance=DIALS[dial], **({"seed": seed} | size if name == "scenes" else {}))
+
+
+def sha(*parts):
+    """SHA-256 of arrays and lists of words; shapes and lengths keep neighbours apart."""
+    digest = hashlib.sha256()
+    for part in parts:
+        array = np.asarray(part)
+        data = json.dumps(part).encode() if array.dtype.kind == "U" else array.tobytes()
+        digest.update(f"{array.shape}".encode() + data)
+    return digest.hexdigest()
+
+
+def weighed(matrix):
+    """One number that changes when entries change or trade places, and hardly with the rounding of a machine."""
+    values = matrix.astype(np.float64).ravel()
+    return float(values @ (1 + np.arange(values.size) * 0.6180339887 % 1))
+
+
+def describe(case):
+    dataset = load(case)
+    found = {
+        "images": len(dataset),
+        "image_ids": sha(dataset.image_ids),
+        "captions": sha(dataset.captions),
+        "caption_image": sha(dataset.caption_image.astype("<i8")),
+        "pictures": sha(*(np.asarray(dataset.image(row)) for row in range(32))),
+        "pixels": sha(dataset.pixels(range(32), 48).numpy()),
+        "categories": sha(dataset.categories) if dataset.categories else None,
+        "galleries": None if dataset.galleries is None else sha(dataset.galleries.astype("<i8")),
+    }
+    if views := dataset.scene:
+        for side in ("scene", "image", "text"):
+            found[f"counts/{side}"] = sha(getattr(views, side).counts().astype("<f4"))
+        for kind in ("latent", "shown"):  # cosines differ in the last bit between machines, so they are not hashed
+            found |= {f"truth/{kind}/{name}": weighed(matrix) for name, matrix in vars(views.truth(kind)).items()}
+        found |= {f"ceiling/{k}": value for k, value in bayes_ceiling(dataset.gallery_sets()[0]).items()}
+        found |= {"told_share": told_share(dataset), "shown_share": shown_share(dataset)}
+    return found
+
+
+def train():
+    """Twenty steps of every loss term at once: what was logged at some of them, and how the student retrieves."""
+    open_clip.add_model_config(ARCHITECTURE)
+    towers, device, dataset = build_towers(ARCHITECTURE.stem), torch.device("cpu"), load("scenes_seed0/train/full")
+    weights = LossWeights(image_intra=1.0, text_intra=2.0, alignment=0.5)  # and the others, which are not 0
+    settings = TrainSettings(epochs=5, batch_size=16, precision="float32", log_every=1)
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((len(dataset), 24), (len(dataset.captions), 20))
+    teachers = tuple(unit_rows(torch.randn(size, generator=generator)) for size in sizes)
+    student = Student(towers, fusion_layers=1)
+    objective = StudentObjective(student, weights, MethodSettings(), teachers, towers.embed_dim, seed=0)
+    source = BatchSource(dataset, towers.tokenizer, towers.image_size, settings, "images", seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log.jsonl"
+        fit(objective, weights, source, settings, seed=0, device=device, validate=lambda: {"score": 0.0},
+            log_path=log, label="pins")  # fmt: skip
+        steps = [line for line in map(json.loads, log.read_text().splitlines()) if "gradient_norm" in line]
+    logged = {f"step {step}/{name}": value for step in (0, 10, 19) for name, value in steps[step].items()
+              if name in ("total", "gradient_norm") or name.startswith("loss/")}  # fmt: skip
+    features, truth = encode_with_student(student, dataset, towers, device), dataset.scene.truth("latent")
+    scores = evaluate_retrieval(*features, dataset.caption_image, truth.caption_to_image,
+                                image_relevance=truth.image_to_image, text_relevance=truth.text_to_text)  # fmt: skip
+    return logged, scores
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_splits_hold_what_they_held(case):
+    assert describe(case) == pytest.approx(json.loads(PINS.read_text())["splits"][case])
+
+
+def test_short_training_goes_as_it_went():
+    (logged, scores), pins = train(), json.loads(PINS.read_text())
+    assert logged == pytest.approx(pins["training"], rel=1e-5)
+    assert scores == pytest.approx(pins["metrics"], rel=1e-5)
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
+    logged, scores = train()
+    pins = {"splits": {case: describe(case) for case in CASES}, "training": logged, "metrics": scores}
+    PINS.write_text(json.dumps(pins, indent=1) + "\n")
