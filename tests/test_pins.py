@@ -14,16 +14,16 @@ import open_clip
 import pytest
 import torch
 
-from rvlr_lib.batches import BatchSource
 from rvlr_lib.config import MethodSettings, TrainSettings
 from rvlr_lib.data import ImbalanceSpec, bayes_ceiling, load_dataset, shown_share, told_share
 from rvlr_lib.losses import LossWeights
 from rvlr_lib.metrics import evaluate_retrieval
 from rvlr_lib.models import Student, build_towers
-from rvlr_lib.objectives import StudentObjective
 from rvlr_lib.similarity import unit_rows
-from rvlr_lib.stages import encode_with_student
-from rvlr_lib.training import fit
+from rvlr_lib.training.batches import BatchSource
+from rvlr_lib.training.loop import fit
+from rvlr_lib.training.objectives import StudentObjective
+from rvlr_lib.training.stages import encode_with_student
 
 TESTS = Path(__file__).parent
 PINS = TESTS / "golden" / "pins.json"
