@@ -99,8 +99,8 @@ def _study_arguments(parser: ArgumentParser) -> None:
 def _study(arguments: Namespace) -> int:
     import yaml
 
+    from rvlr_lib.provenance import default_root
     from rvlr_lib.report.profiles import profile_path
-    from rvlr_lib.study.cache import default_root
     from rvlr_lib.study.sweep import load_sweep, parse_seeds, run_sweep
 
     path = profile_path(arguments.profile)
@@ -128,7 +128,7 @@ def _audit_arguments(parser: ArgumentParser) -> None:
 
 def _audit(arguments: Namespace) -> int:
     from rvlr_lib.evaluation.audit import audit, audit_table, encode_with_model, read_features, write_audit
-    from rvlr_lib.study.cache import default_root
+    from rvlr_lib.provenance import default_root
     from rvlr_lib.tables import to_markdown
 
     files = (arguments.image_features, arguments.text_features, arguments.captions)
@@ -205,8 +205,8 @@ def _table_arguments(parser: ArgumentParser) -> None:
 
 
 def _table(arguments: Namespace) -> int:
+    from rvlr_lib.provenance import default_root
     from rvlr_lib.report.report import tables
-    from rvlr_lib.study.cache import default_root
     from rvlr_lib.tables import insert_between
 
     text = tables(arguments.run or default_root() / "quick", arguments.select)

@@ -206,7 +206,7 @@ def write_audit(found: Mapping[str, Any], features: tuple[Tensor, Tensor], folde
     from rvlr_lib.disk import write_json
     from rvlr_lib.figures.charts import plot_results, save_figure
     from rvlr_lib.figures.study_charts import plot_gap
-    from rvlr_lib.study.cache import provenance
+    from rvlr_lib.provenance import provenance
     from rvlr_lib.tables import write_table
 
     table = audit_table(found)

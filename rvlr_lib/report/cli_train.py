@@ -96,7 +96,7 @@ def _study(arguments: Namespace) -> "Study":
     import yaml
 
     from rvlr_lib.config import VARIANTS
-    from rvlr_lib.study.cache import default_root
+    from rvlr_lib.provenance import default_root
     from rvlr_lib.study.study import open_study
     from rvlr_lib.training.processes import Execution
 
@@ -117,7 +117,7 @@ def _study(arguments: Namespace) -> "Study":
 
 def _out(study: "Study", arguments: Namespace) -> Path:
     """The run folder, made where it is not there: better an error now than after the training."""
-    from rvlr_lib.study.cache import data_name
+    from rvlr_lib.provenance import data_name
 
     out = arguments.out or study.root / "train" / f"{data_name(arguments.dataset)}-{arguments.variant}"
     out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 from rvlr_lib.disk import write_json
 from rvlr_lib.figures.redraw import save_recipe
 from rvlr_lib.figures.style import save_figure
-from rvlr_lib.study.cache import data_name, default_root, provenance
+from rvlr_lib.provenance import data_name, default_root, provenance
 
 
 @dataclass

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rvlr_lib.disk import read_json
-from rvlr_lib.study.cache import data_name
+from rvlr_lib.provenance import data_name
 
 CHECKOUT = Path(__file__).parents[2]
 PROFILE_KEYS = ("description", "expected_seconds", "cell_timeout_seconds", "parameters", "runs")

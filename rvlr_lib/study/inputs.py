@@ -7,7 +7,8 @@ from typing import Any
 from rvlr_lib.config import DataSettings, as_dict
 from rvlr_lib.data import ImbalanceSpec, load_dataset
 from rvlr_lib.data.dataset import ImageTextDataset
-from rvlr_lib.study.cache import data_name, source_hash, versions
+from rvlr_lib.provenance import data_name, versions
+from rvlr_lib.study.cache import source_hash
 
 DIAL = ("text_detail", "image_visibility", "image_fault", "mismatch_rate", "dial_splits")
 SPLITS = {"all": ("train", "val", "test"), "train": ("train", "val"), "test": ("test",)}

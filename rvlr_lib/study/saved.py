@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rvlr_lib.disk import read_json
-from rvlr_lib.study.cache import default_root
+from rvlr_lib.provenance import default_root
 
 if TYPE_CHECKING:
     from rvlr_lib.study.study import Study

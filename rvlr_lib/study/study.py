@@ -20,8 +20,9 @@ from rvlr_lib.evaluation import evaluate as evaluation
 from rvlr_lib.models.student import Student
 from rvlr_lib.models.teachers import orthogonal_maps
 from rvlr_lib.models.towers import Towers
+from rvlr_lib.provenance import data_name, default_root, provenance
 from rvlr_lib.study import sources
-from rvlr_lib.study.cache import cache_folder, cached, data_name, default_root, provenance
+from rvlr_lib.study.cache import cache_folder, cached
 from rvlr_lib.study.inputs import data_parts, read_split
 from rvlr_lib.study.plan import Plan, Stage
 from rvlr_lib.training import stages

@@ -13,7 +13,8 @@ from typing import Any
 from rvlr_lib.config import VARIANTS, Settings, as_dict, load_settings
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.metrics.statistics import MAX_CLAIMS
-from rvlr_lib.study.cache import provenance, source_hash
+from rvlr_lib.provenance import provenance
+from rvlr_lib.study.cache import source_hash
 
 ALIGNMENT = "method.weights.alignment"
 BEST = "best"  # stands for the strength that validation chooses among those inside the axis

