@@ -1,18 +1,20 @@
-"""Settings: frozen dataclasses, YAML presets, and the variants of the study as configuration alone.
+"""Settings: frozen dataclasses, YAML presets, and the arms of the study as configuration alone.
 
-Order of precedence: dataclass default < preset of the data set < preset of the protocol < overrides.
+Order of precedence: dataclass default < preset of the data set < size preset < preset of the method < overrides.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from rvlr_lib.losses.weights import LossWeights
 
 PRESETS = Path(__file__).parent / "presets"
+SIZES = ("smoke", "quick", "study", "own", "gpu")  # presets that say how much is computed
 
 
 @dataclass(frozen=True)
@@ -30,26 +32,32 @@ class DataSettings:
     val_size: int = 0
     galleries: int = 0  # scenes: test galleries
     gallery_size: int = 0
-    seed: int = 0  # of the data, not of the training
+    seed: int = -1  # of the scenes' world and of the dial's draws; -1: the study's seed
     rows: Literal["images", "captions"] = "images"  # one row per image with a sampled caption, or one per caption
     max_bad_pictures: int = 0  # own pictures: missing or damaged ones that a split may lose
+    keep_flagged: bool = False  # own pictures: captions that their makers flagged as rejected or canned
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The student's towers and what stands on them."""
+    """The student's towers and what is trained on them."""
 
-    name: str = "tiny"
+    name: str = "effnet_minilm"
     pretrained: str | None = None
     image_weights: str | None = None  # of a timm image tower alone: a file, or "timm" for its own tag
     text_weights: str | None = None  # of a Hugging Face text tower alone: a local folder
     text_layers: int = 0  # of a Hugging Face text tower: only its first layers; 0 keeps all
     context_length: int = 0  # tokens of a caption; 0 is the model's own
-    init: Literal["teacher", "scratch"] = "teacher"
-    freeze_towers: bool = False  # train a linear head on cached features of each tower, and nothing else
-    image_teacher: str = "train"  # where a teacher comes from, see rvlr_lib.models.pretrained
-    text_teacher: str = "train"
+    image_size: int = 0  # pixels; 0 is the model's own
+    freeze_towers: bool = True  # train heads on cached features; False trains the whole towers
+    width: int = 256  # of the common space, for heads
+    hidden: int = 512  # of a head's residual branch
+    dropout: float = 0.2  # in that branch
+    views: int = 3  # cached views of a training picture: one plain, the others augmented
+    image_teacher: str = "towers"  # where a teacher comes from, see rvlr_lib.models.pretrained
+    text_teacher: str = "towers"
     fusion_layers: int = 0  # 0 leaves the fusion encoder and the matching loss out
+    fusion_width: int = 128  # of the fusion encoder on cached tokens
     temperature: float = 0.07
 
 
@@ -57,8 +65,8 @@ class ModelSettings:
 class TrainSettings:
     """One optimisation: AdamW, linear warm-up then linear decay, gradients clipped."""
 
-    epochs: int = 10
-    batch_size: int = 128
+    epochs: int = 15
+    batch_size: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
@@ -77,6 +85,7 @@ class MethodSettings:
     """The switches of the method. Each names the row of the defect table (FIDELITY.md) that it turns.
 
     Attributes:
+        weights: of the loss terms; an arm takes those that its terms name.
         teacher_terms: row 1, whether D(I,E) and D(T,E) enter the sum; with ``mae`` they cancel inside (0, 1).
         learn_relation_temperature: row 2, a learnable relation temperature only ever grows.
         fusion_weight_form: row 3, ``free`` scalar or ``sigmoid``.
@@ -84,6 +93,7 @@ class MethodSettings:
         cost_gradient: row 5, whether ``wasserstein`` sends gradient through its cost, which collapsing captions lower.
         structure_target: row 6, geometry of the ``common`` space, or the ``fusion`` encoder's first token.
         structure_teacher: row 6, both targets are the ``fused`` relations, or each modality its ``own`` teacher's.
+        centred: relations minus their mean, so that the loss cannot act on the mean cosine alone.
         baseline: row 7, what stage 2 is compared with: ``matching_longer`` (equal compute) or ``matching``.
         selection: row 8, the split that chooses the best epoch.
         mixed_t2it: row 11, ``direct`` or ``transposed`` scores of pictures in T2IT.
@@ -91,10 +101,10 @@ class MethodSettings:
         siblings: row 16, whether the headline T2T leaves out captions of the query's own picture.
         representation_bidirectional: row 24, both directions or the student's rows only.
         representation_temperature: row 24, ``own`` (fixed) or ``shared`` with the contrastive loss.
+        head_init: row 24b, teacher heads start by ``ridge`` regression onto the student, or at ``random``.
     """
 
-    # the official weights; the control's own losses weigh as much as the representation losses they stand in for
-    weights: LossWeights = field(default_factory=lambda: LossWeights(image_intra=1.0, text_intra=2.0))
+    weights: LossWeights = field(default_factory=LossWeights)
     teacher_terms: bool = False
     learn_relation_temperature: bool = False
     relation_temperature: float = 0.07
@@ -105,6 +115,7 @@ class MethodSettings:
     cost_gradient: bool = False
     structure_target: Literal["common", "fusion"] = "common"
     structure_teacher: Literal["fused", "own"] = "fused"
+    centred: bool = False
     baseline: Literal["matching_longer", "matching"] = "matching_longer"
     selection: Literal["val", "test"] = "val"
     mixed_t2it: Literal["direct", "transposed"] = "direct"
@@ -112,6 +123,18 @@ class MethodSettings:
     siblings: Literal["out", "in"] = "out"
     representation_bidirectional: bool = True
     representation_temperature: Literal["own", "shared"] = "own"
+    head_init: Literal["ridge", "random"] = "ridge"
+
+
+@dataclass(frozen=True)
+class ArmSettings:
+    """What tuning chose for an arm: the learning rate of its stage, and the strength of its own terms.
+
+    ``strengths`` are by group of :data:`STRENGTHS`; a group that is not named keeps the weights of the method.
+    """
+
+    learning_rate: float = 0.0  # 0: that of the stage
+    strengths: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,66 +144,150 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     method: MethodSettings = field(default_factory=MethodSettings)
-    teacher: TrainSettings = field(default_factory=TrainSettings)
-    stage1: TrainSettings = field(default_factory=TrainSettings)
+    stage1: TrainSettings = field(default_factory=lambda: TrainSettings(epochs=30))
     stage2: TrainSettings = field(default_factory=TrainSettings)
+    arms: Mapping[str, ArmSettings] = field(default_factory=dict)
     rerank_top_k: int = 0  # matching re-ranking of that many candidates; 0 leaves it out
     seed: int = 0
 
-
-@dataclass(frozen=True)
-class Variant:
-    """One arm of the study: where it starts, which losses carry weight, which teacher it hears.
-
-    ``terms`` names the loss weights that stay; all others are 0 for this variant.
-    """
-
-    stage: Literal[0, 1, 2]
-    terms: tuple[str, ...]
-    teacher: Literal["trained", "half", "quarter", "untrained", "shuffled", "oracle"] = "trained"
-    description: str = ""
+    @property
+    def world_seed(self) -> int:
+        """Seed of the data: of the scenes' world, of the words and covers that the dial draws."""
+        return self.seed if self.data.seed < 0 else self.data.seed
 
 
-MATCHING = ("contrastive", "alignment", "matching")  # alignment has no weight unless it is asked for
-REPRESENTATION = ("image_representation", "text_representation")
-STRUCTURE = ("structure", "image_teacher_structure", "text_teacher_structure")
-DISTILLATION = REPRESENTATION + STRUCTURE
-VARIANTS: dict[str, Variant] = {
-    "contrastive": Variant(1, ("contrastive",), description="stage 1 with the contrastive loss alone"),
-    "matching": Variant(1, MATCHING, description="stage 1: contrastive and matching losses"),
-    "matching_longer": Variant(2, MATCHING, description="stage 2 without distillation: equal compute"),
-    "representation": Variant(2, MATCHING + REPRESENTATION, description="stage 2 with the representation losses"),
-    "structure": Variant(2, MATCHING + STRUCTURE, description="stage 2 with the structure-aware loss"),
-    "rvlr": Variant(2, MATCHING + DISTILLATION, description="stage 2 with both distillation losses: the method"),
-    "intra": Variant(
-        2, (*MATCHING, "image_intra", "text_intra"), description="control: the teachers' own losses, no teacher"
-    ),
-    "shuffled": Variant(2, MATCHING + DISTILLATION, "shuffled", "control: teacher rows permuted across pictures"),
-    "untrained_teacher": Variant(2, MATCHING + DISTILLATION, "untrained", "control: teachers never trained"),
-    "rvlr_half": Variant(2, MATCHING + DISTILLATION, "half", "rvlr, its teachers trained for half the epochs"),
-    "rvlr_quarter": Variant(2, MATCHING + DISTILLATION, "quarter", "rvlr, its teachers trained for a quarter"),
-    "rvlr_oracle": Variant(2, MATCHING + DISTILLATION, "oracle", "rvlr, its teachers' relations are the truth"),
-    "frozen": Variant(0, (), description="control: the teachers rotated into one space, nothing trained"),
+# A strength scales a group of terms that belong together; where a group has several, these are their shares.
+STRENGTHS: dict[str, dict[str, float]] = {
+    "structure": {"structure": 1.0},
+    "representation": {"image_representation": 1.0, "text_representation": 2.0},
+    "intra": {"image_intra": 1.0, "text_intra": 2.0},
+    "anchor": {"anchor": 1.0},
+    "mean_relation": {"mean_relation": 1.0},
+    "cyclic": {"cross_modal_cyclic": 1.0, "in_modal_cyclic": 1.0},
 }
 
 
-def variant_weights(settings: Settings, variant: str) -> LossWeights:
-    """The loss weights of a variant: those of the settings where its terms name them, 0 elsewhere.
+@dataclass(frozen=True)
+class Arm:
+    """One arm of the study: its stage, which losses carry weight, which teacher it hears.
 
-    The matching loss needs the fusion encoder and the teacher terms their switch; without them their weight is 0.
+    Attributes:
+        stage: 1, or 2 from the best epoch of ``matching``; 0 trains nothing.
+        groups: of :data:`STRENGTHS`, added to the contrastive, alignment and matching losses.
+        description: for tables.
+        teacher: of both modalities, a name of :mod:`rvlr_lib.models.pretrained`; empty: those of the settings.
+        shuffled: the structure term hears the teachers of other pictures.
+        method: switches of its own.
+        tuned: whether tuning chooses its learning rate and strengths; otherwise the rate of ``matching_longer`` and the
+            published weights.
+    """
+
+    stage: Literal[0, 1, 2]
+    groups: tuple[str, ...]
+    description: str
+    teacher: str = ""
+    shuffled: bool = False
+    method: Mapping[str, Any] = field(default_factory=dict)
+    tuned: bool = True
+
+
+BOTH = ("representation", "structure")
+ARMS: dict[str, Arm] = {
+    "contrastive": Arm(1, (), "stage 1 with the contrastive loss alone", tuned=False),
+    "matching": Arm(1, (), "stage 1: contrastive and matching losses", tuned=False),
+    "matching_longer": Arm(2, (), "stage 2 without distillation: equal compute"),
+    "rvlr": Arm(2, BOTH, "stage 2 with both distillation losses, tuned: the method"),
+    "rvlr_published": Arm(
+        2,
+        BOTH,
+        "the method at its published weights, teacher heads random",
+        method={"head_init": "random"},
+        tuned=False,
+    ),
+    "rvlr_published_warm": Arm(
+        2,
+        BOTH,
+        "the method at its published weights, teacher heads by ridge",
+        method={"head_init": "ridge"},
+        tuned=False,
+    ),
+    "structure": Arm(2, ("structure",), "stage 2 with the structure loss"),
+    "representation": Arm(2, ("representation",), "stage 2 with the representation losses"),
+    "intra": Arm(2, ("intra",), "control: two views of each picture, two captions, no teacher"),
+    "anchor": Arm(2, ("anchor",), "control: weights held near the start of stage 2, no teacher"),
+    "shuffled": Arm(2, ("structure",), "control: the structure loss with teachers of other pictures", shuffled=True),
+    "mean_relation": Arm(2, ("mean_relation",), "control: the pull of the structure loss without any knowledge"),
+    "centred": Arm(2, ("structure",), "the structure loss without its pull on the mean", method={"centred": True}),
+    "teacher_lite2": Arm(2, ("structure",), "the structure loss, EfficientNet-Lite2 as image teacher", "lite2"),
+    "teacher_weak": Arm(2, ("structure",), "the structure loss, colour histogram and bag of words", "weak"),
+    "teacher_random": Arm(2, ("structure",), "the structure loss, random networks as teachers", "random"),
+    "teacher_oracle": Arm(2, ("structure",), "the structure loss, the truth as teacher", "oracle"),
+    "rkd": Arm(2, ("structure",), "peer: relational distillation by distances", method={"distance": "rkd_distance"}),
+    "soft_labels": Arm(
+        2,
+        ("structure",),
+        "peer: row-wise KL to each modality's own teacher",
+        method={"distance": "row_kl", "structure_teacher": "own"},
+    ),
+    "cyclip": Arm(2, ("cyclic",), "peer: cyclic consistency, no teacher"),
+    "intra_only": Arm(1, ("intra",), "control: trained as long without any cross-modal loss", tuned=False),
+}
+PUBLISHED = ("rvlr_published", "rvlr_published_warm")
+
+
+def arm(name: str) -> Arm:
+    """The arm of a name.
 
     Raises:
-        ValueError: unknown variant.
+        ValueError: unknown, naming the valid ones.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}: valid are {', '.join(VARIANTS)}")
-    kept = set(VARIANTS[variant].terms)
-    if not settings.model.fusion_layers:
-        kept -= {"matching"}
-    if not settings.method.teacher_terms:
-        kept -= {"image_teacher_structure", "text_teacher_structure"}
-    weights = dataclasses.asdict(settings.method.weights)
-    return LossWeights(**{name: weight if name in kept else 0.0 for name, weight in weights.items()})
+    if name not in ARMS:
+        raise ValueError(f"unknown arm {name!r}: valid are {', '.join(ARMS)}")
+    return ARMS[name]
+
+
+def arm_weights(settings: Settings, name: str) -> LossWeights:
+    """The loss weights of an arm: those of its terms, 0 elsewhere.
+
+    The matching loss needs the fusion encoder, the teacher terms their switch and the published weights.
+
+    Raises:
+        ValueError: unknown arm.
+
+    Example:
+        >>> arm_weights(Settings(), "structure").structure, arm_weights(Settings(), "matching_longer").structure
+        (2.0, 0.0)
+    """
+    chosen, base = arm(name), dataclasses.asdict(settings.method.weights)
+    kept = {"contrastive", "alignment"} | ({"matching"} if settings.model.fusion_layers else set())
+    if name == "contrastive":
+        kept = {"contrastive"}
+    elif name == "intra_only":
+        kept = set()
+    weights = {term: base[term] if term in kept else 0.0 for term in base}
+    strengths = settings.arms[name].strengths if name in settings.arms else {}
+    for group in chosen.groups:
+        for term, share in STRENGTHS[group].items():
+            weights[term] = strengths[group] * share if group in strengths else base[term] or share
+    if settings.method.teacher_terms and "structure" in chosen.groups:
+        weights |= {term: base[term] for term in ("image_teacher_structure", "text_teacher_structure")}
+    return LossWeights(**weights)
+
+
+def arm_training(settings: Settings, name: str) -> TrainSettings:
+    """The optimisation of an arm: that of its stage, at the learning rate that tuning chose.
+
+    Arms that are not tuned take the rate of ``matching_longer``.
+    """
+    stage = settings.stage1 if arm(name).stage == 1 else settings.stage2
+    source = name if arm(name).tuned else "matching_longer"
+    chosen = settings.arms.get(source) if arm(name).stage == 2 else None
+    return dataclasses.replace(stage, learning_rate=chosen.learning_rate) if chosen and chosen.learning_rate else stage
+
+
+def arm_method(settings: Settings, name: str) -> MethodSettings:
+    """The switches of an arm: those of the settings, but for its own."""
+    return dataclasses.replace(settings.method, **arm(name).method)
 
 
 def headline_metrics(method: MethodSettings) -> tuple[str, ...]:
@@ -190,22 +297,22 @@ def headline_metrics(method: MethodSettings) -> tuple[str, ...]:
     return ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean", *graded)
 
 
-def data_presets() -> list[str]:
-    """Presets that belong to a data set by name."""
-    return [name for name in available_presets() if name not in ("corrected", "official", "own", "frozen")]
-
-
 def available_presets() -> list[str]:
     """Names of the YAML presets that ship with the library."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def data_presets() -> list[str]:
+    """Presets that belong to a data set by name."""
+    return [name for name in available_presets() if name not in (*SIZES, "corrected", "official", "tuned", "towers")]
 
 
 def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Resolve settings.
 
     Args:
-        presets: names of shipped presets (``scenes``, ``emoji``, ``corrected``, ``official``) or YAML files, later
-            ones win.
+        presets: names of shipped presets (``scenes``, ``quick``, ``corrected``, …) or YAML files, later ones win. A
+            preset's part ``for: {NAME: …}`` applies where the data set is NAME, ``for: {other: …}`` to all others.
         overrides: dotted keys, such as ``{"stage1.epochs": 3}``; a value of None leaves the preset's.
 
     Raises:
@@ -215,22 +322,18 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
         >>> load_settings("scenes", overrides={"stage1.epochs": 3}).stage1.epochs
         3
     """
-    import yaml
-
     settings = Settings()
     for preset in presets:
-        path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
-        if not path.is_file():
-            raise ValueError(f"unknown preset {preset!r}: valid are {', '.join(available_presets())}, or a YAML file")
-        settings = _merge(settings, yaml.safe_load(path.read_text()) or {}, str(path.name))
+        path, values = _read_preset(preset)
+        own = values.pop("for", {})
+        settings = _updated(settings, values, path.name)
+        settings = _updated(settings, own.get(settings.data.name, own.get("other", {})), f"{path.name}, for")
+    chosen: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
-        if value is None:
-            continue
-        nested: Any = value
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        settings = _merge(settings, nested, "overrides")
-    return settings
+        *parts, last = key.split(".")
+        if value is not None:
+            reduce(lambda found, part: found.setdefault(part, {}), parts, chosen)[last] = value
+    return _updated(settings, chosen, "overrides")
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
@@ -238,40 +341,61 @@ def as_dict(settings: Any) -> dict[str, Any]:
     return dataclasses.asdict(settings)
 
 
-def _merge(settings: Any, values: Mapping[str, Any], where: str, path: str = "") -> Any:
-    """Replace fields of a nested frozen dataclass, refusing what it does not know."""
-    hints = get_type_hints(type(settings))
-    changes: dict[str, Any] = {}
+def _read_preset(preset: str) -> tuple[Path, dict[str, Any]]:
+    import yaml
+
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
+    if not path.is_file():
+        raise ValueError(f"unknown preset {preset!r}: valid are {', '.join(available_presets())}, or a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, expected settings by name")
+    return path, values
+
+
+def _updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settings:
+    """Settings with some values replaced, each checked against its type."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    if not values:
+        return settings
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--settings", type=Settings)
+    try:
+        parsed = parser.parse_object({"settings": _deep(as_dict(settings), values)})
+        found = parser.instantiate(parsed).settings
+    except (ArgumentError, TypeError) as error:
+        text = re.sub(r"Parser key \"settings\.?([\w.]*)\":\s*", r"\1: ", str(error)).replace(
+            "Group 'settings'", "settings"
+        )
+        unknown = re.search(r"option '([\w.]+)'", text)
+        valid = f": valid are {', '.join(_fields(unknown[1]))}" if unknown else ""
+        raise ValueError(f"{where}: {' '.join(text.split())}{valid}") from error
+    for name, chosen in found.arms.items():
+        wrong = [group for group in chosen.strengths if group not in arm(name).groups]
+        if wrong:
+            valid = ", ".join(arm(name).groups) or "none"
+            raise ValueError(f"{where}: arms.{name}.strengths names {wrong[0]!r}: valid are {valid}")
+    return found
+
+
+def _deep(base: dict[str, Any], values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """``base`` with ``values`` put over it, level by level."""
+    both = dict(base)
     for key, value in values.items():
-        name = f"{path}{key}"
-        if key not in hints:
-            raise ValueError(f"{where}: unknown setting {name!r}: valid are {', '.join(hints)}")
-        current = getattr(settings, key)
-        if dataclasses.is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{where}: {name} is {value!r}, expected settings under it")
-            changes[key] = _merge(current, value, where, f"{name}.")
-        else:
-            changes[key] = _checked(value, hints[key], f"{where}: {name}")
-    return dataclasses.replace(settings, **changes)
+        below = base.get(key)
+        if isinstance(below, dict) and not isinstance(value, Mapping):
+            raise TypeError(f"{path}{key} is {value!r}, expected settings under it")
+        both[key] = _deep(below, value, f"{path}{key}.") if isinstance(below, dict) else value
+    return both
 
 
-def _checked(value: Any, hint: Any, name: str) -> Any:
-    """Convert a plain value to the hinted type, or say what was expected."""
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ValueError(f"{name} is {value!r}: valid are {', '.join(map(repr, get_args(hint)))}")
-        return value
-    if get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple) or len(value) != len(get_args(hint)):
-            raise ValueError(f"{name} is {value!r}, expected {len(get_args(hint))} numbers")
-        return tuple(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML takes 1e-4 for text, as it wants 1.0e-4
-        with suppress(ValueError):
-            return float(value)
-    kinds = tuple(kind for kind in (get_args(hint) or (hint,)))
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise ValueError(f"{name} is {value!r}, expected {getattr(hint, '__name__', hint)}")
-    return value
+def _fields(key: str) -> list[str]:
+    """Names of the settings beside a dotted key."""
+    kind: Any = Settings
+    for part in key.split(".")[:-1]:
+        kind = get_type_hints(kind).get(part, Settings)
+    return [item.name for item in dataclasses.fields(kind)]
