@@ -5,11 +5,13 @@ Order of precedence: dataclass default < preset of the data set < size preset < 
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
+
+import yaml
 
 from rvlr_lib.losses.weights import LossWeights
 
@@ -169,70 +171,30 @@ STRENGTHS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of the study: its stage, which losses carry weight, which teacher it hears.
+    """One arm of the study, from ``presets/arms.yaml``: its stage, which losses carry weight, which teacher it hears.
 
     Attributes:
-        stage: 1, or 2 from the best epoch of ``matching``; 0 trains nothing.
-        groups: of :data:`STRENGTHS`, added to the contrastive, alignment and matching losses.
+        stage: 1, or 2 from the best epoch of ``matching``.
         description: for tables.
+        groups: of :data:`STRENGTHS`, added to the terms of ``base``.
+        base: terms of every arm; ``matching`` needs the fusion encoder.
         teacher: of both modalities, a name of :mod:`rvlr_lib.models.pretrained`; empty: those of the settings.
         shuffled: the structure term hears the teachers of other pictures.
         method: switches of its own.
-        tuned: whether tuning chooses its learning rate and strengths; otherwise the rate of ``matching_longer`` and the
-            published weights.
+        takes: the arm whose tuned learning rate and strengths it takes; empty: it is tuned on its own.
     """
 
-    stage: Literal[0, 1, 2]
-    groups: tuple[str, ...]
+    stage: Literal[1, 2]
     description: str
+    groups: Sequence[str] = ()
+    base: Sequence[str] = ("contrastive", "alignment", "matching")
     teacher: str = ""
     shuffled: bool = False
     method: Mapping[str, Any] = field(default_factory=dict)
-    tuned: bool = True
+    takes: str = ""
 
 
-BOTH = ("representation", "structure")
-ARMS: dict[str, Arm] = {
-    "contrastive": Arm(1, (), "stage 1 with the contrastive loss alone", tuned=False),
-    "matching": Arm(1, (), "stage 1: contrastive and matching losses", tuned=False),
-    "matching_longer": Arm(2, (), "stage 2 without distillation: equal compute"),
-    "rvlr": Arm(2, BOTH, "stage 2 with both distillation losses, tuned: the method"),
-    "rvlr_published": Arm(
-        2,
-        BOTH,
-        "the method at its published weights, teacher heads random",
-        method={"head_init": "random"},
-        tuned=False,
-    ),
-    "rvlr_published_warm": Arm(
-        2,
-        BOTH,
-        "the method at its published weights, teacher heads by ridge",
-        method={"head_init": "ridge"},
-        tuned=False,
-    ),
-    "structure": Arm(2, ("structure",), "stage 2 with the structure loss"),
-    "representation": Arm(2, ("representation",), "stage 2 with the representation losses"),
-    "intra": Arm(2, ("intra",), "control: two views of each picture, two captions, no teacher"),
-    "anchor": Arm(2, ("anchor",), "control: weights held near the start of stage 2, no teacher"),
-    "shuffled": Arm(2, ("structure",), "control: the structure loss with teachers of other pictures", shuffled=True),
-    "mean_relation": Arm(2, ("mean_relation",), "control: the pull of the structure loss without any knowledge"),
-    "centred": Arm(2, ("structure",), "the structure loss without its pull on the mean", method={"centred": True}),
-    "teacher_lite2": Arm(2, ("structure",), "the structure loss, EfficientNet-Lite2 as image teacher", "lite2"),
-    "teacher_weak": Arm(2, ("structure",), "the structure loss, colour histogram and bag of words", "weak"),
-    "teacher_random": Arm(2, ("structure",), "the structure loss, random networks as teachers", "random"),
-    "teacher_oracle": Arm(2, ("structure",), "the structure loss, the truth as teacher", "oracle"),
-    "rkd": Arm(2, ("structure",), "peer: relational distillation by distances", method={"distance": "rkd_distance"}),
-    "soft_labels": Arm(
-        2,
-        ("structure",),
-        "peer: row-wise KL to each modality's own teacher",
-        method={"distance": "row_kl", "structure_teacher": "own"},
-    ),
-    "cyclip": Arm(2, ("cyclic",), "peer: cyclic consistency, no teacher"),
-    "intra_only": Arm(1, ("intra",), "control: trained as long without any cross-modal loss", tuned=False),
-}
-PUBLISHED = ("rvlr_published", "rvlr_published_warm")
+ARMS = {name: Arm(**values) for name, values in yaml.safe_load((PRESETS / "arms.yaml").read_text("utf-8")).items()}
 
 
 def arm(name: str) -> Arm:
@@ -259,13 +221,10 @@ def arm_weights(settings: Settings, name: str) -> LossWeights:
         (2.0, 0.0)
     """
     chosen, base = arm(name), dataclasses.asdict(settings.method.weights)
-    kept = {"contrastive", "alignment"} | ({"matching"} if settings.model.fusion_layers else set())
-    if name == "contrastive":
-        kept = {"contrastive"}
-    elif name == "intra_only":
-        kept = set()
+    kept = set(chosen.base) - (set() if settings.model.fusion_layers else {"matching"})
     weights = {term: base[term] if term in kept else 0.0 for term in base}
-    strengths = settings.arms[name].strengths if name in settings.arms else {}
+    source = chosen.takes or name
+    strengths = settings.arms[source].strengths if source in settings.arms else {}
     for group in chosen.groups:
         for term, share in STRENGTHS[group].items():
             weights[term] = strengths[group] * share if group in strengths else base[term] or share
@@ -275,14 +234,12 @@ def arm_weights(settings: Settings, name: str) -> LossWeights:
 
 
 def arm_training(settings: Settings, name: str) -> TrainSettings:
-    """The optimisation of an arm: that of its stage, at the learning rate that tuning chose.
-
-    Arms that are not tuned take the rate of ``matching_longer``.
-    """
-    stage = settings.stage1 if arm(name).stage == 1 else settings.stage2
-    source = name if arm(name).tuned else "matching_longer"
-    chosen = settings.arms.get(source) if arm(name).stage == 2 else None
-    return dataclasses.replace(stage, learning_rate=chosen.learning_rate) if chosen and chosen.learning_rate else stage
+    """The optimisation of an arm: that of its stage, at the learning rate that tuning chose."""
+    chosen = settings.arms.get(arm(name).takes or name)
+    if arm(name).stage == 1:
+        return settings.stage1
+    rate = chosen.learning_rate if chosen else 0.0
+    return dataclasses.replace(settings.stage2, learning_rate=rate) if rate else settings.stage2
 
 
 def arm_method(settings: Settings, name: str) -> MethodSettings:
@@ -299,7 +256,7 @@ def headline_metrics(method: MethodSettings) -> tuple[str, ...]:
 
 def available_presets() -> list[str]:
     """Names of the YAML presets that ship with the library."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    return sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "arms")
 
 
 def data_presets() -> list[str]:
@@ -322,12 +279,12 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
         >>> load_settings("scenes", overrides={"stage1.epochs": 3}).stage1.epochs
         3
     """
-    settings = Settings()
+    settings, name = Settings(), (overrides or {}).get("data.name")
     for preset in presets:
         path, values = _read_preset(preset)
         own = values.pop("for", {})
         settings = _updated(settings, values, path.name)
-        settings = _updated(settings, own.get(settings.data.name, own.get("other", {})), f"{path.name}, for")
+        settings = _updated(settings, own.get(name or settings.data.name, own.get("other", {})), f"{path.name}, for")
     chosen: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         *parts, last = key.split(".")
@@ -342,8 +299,6 @@ def as_dict(settings: Any) -> dict[str, Any]:
 
 
 def _read_preset(preset: str) -> tuple[Path, dict[str, Any]]:
-    import yaml
-
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if not path.is_file():
         raise ValueError(f"unknown preset {preset!r}: valid are {', '.join(available_presets())}, or a YAML file")

@@ -1,123 +1,114 @@
-"""Run folders, the cache of finished stages, and where every number came from."""
+"""The cache of finished stages: one place that makes a stage, one rule for its key.
+
+The key of a stage holds its settings, its data, the keys of the stages it needs, and the source of the function that
+makes it with all library modules that this imports, comments and docstrings removed. So an edited loss retrains, and an
+edited chart does not. Settings count by their values, so ``config.py`` itself is no part of a key.
+"""
 
 import ast
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.disk import plain, write_json
+from rvlr_lib.disk import plain, whole_folder, write_json
 from rvlr_lib.provenance import PACKAGE
 
-_WAY_OUT: ContextVar[str] = ContextVar("way out of a stage that is not there", default="")
+VALUES_ONLY = {"rvlr_lib.config", "rvlr_lib.provenance", "rvlr_lib.disk"}
 
 
-def cache_folder(root: Path, stage: str, key: str) -> Path:
-    """Where a finished stage lies; it is whole where it holds ``parts.json``."""
-    return root / "cache" / stage / key
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One step of a study and all that decides its outcome.
 
-
-def cached(root: Path, stage: str, parts: Mapping[str, Any], module: str, compute: Callable[[Path], None]) -> Path:
-    """The folder of a finished stage, computed once.
-
-    The key is the stage's settings and the source of the library modules it imports, so an edited loss retrains and an
-    edited plot does not. A stage is computed in a temporary folder and renamed when whole: an interrupted stage leaves
-    nothing that a later run takes for finished.
-
-    Over several processes all of them call it and compute; the main one decides whether the stage is there already,
-    and what it wrote is kept.
-
-    Args:
-        root: of all runs; the cache is ``root/cache``. Several nodes must share it.
-        stage: name of the stage, first part of the folder.
-        parts: all settings that decide its outcome.
-        module: library module whose source, with all it imports, belongs to the key.
-        compute: fills the folder it is given.
-
-    Raises:
-        ValueError: the processes were given different settings or data.
+    Attributes:
+        name: first part of its folder, such as ``stage2``.
+        parts: settings and data that decide its outcome.
+        maker: function of a module; fills the folder it is given, ``maker(folder, **arguments())``.
+        arguments: gives the maker's arguments; called only where the stage is not in the cache.
+        needs: stages that are made before it.
     """
-    from rvlr_lib.training.processes import broadcast_json, is_main, max_over_processes  # torch, when it is needed
 
-    key = stage_key(parts, module)
-    if max_over_processes(int(broadcast_json(key) != key)):
-        raise ValueError(f"stage {stage} is not the same in all processes (its key here is {key}): they need the same "
-                         "settings, data and version of the library")  # fmt: skip
-    folder = cache_folder(root, stage, key)
-    if _WAY_OUT.get() and not (folder / "parts.json").is_file():
-        raise ValueError(f"{folder} is not there: {_WAY_OUT.get()}")
-    if is_main():
-        return _cached(folder, stage, parts, compute, broadcast_json)
-    if broadcast_json(None):  # it is missing
-        with tempfile.TemporaryDirectory() as scratch:
-            compute(Path(scratch))
-        broadcast_json(None)  # until the main process has it whole
-    return folder
+    name: str
+    parts: Mapping[str, Any]
+    maker: Callable[..., None]
+    arguments: Callable[[], Mapping[str, Any]]
+    needs: tuple["Stage", ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """Sixteen hexadecimal digits, the name of its folder."""
+        needs = [stage.key for stage in self.needs]
+        text = json.dumps([plain(self.parts), needs, source_hash(self.maker.__module__)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _cached(
-    folder: Path, stage: str, parts: Mapping[str, Any], compute: Callable[[Path], None], tell: Callable[[Any], Any]
-) -> Path:
-    """The main process's part of :func:`cached`; ``tell`` sends the others what they wait for."""
-    if not (folder / "parts.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        locks = folder.parents[1] / "locks"
-        locks.mkdir(exist_ok=True)
-        with (locks / f"{stage}-{folder.name}").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another job may be computing it: wait and take its result
-            if not (folder / "parts.json").is_file():
-                tell(True)
-                _compute(folder, parts, compute)
-                tell(False)
-                return folder
-    tell(False)
-    return folder
+@dataclass(frozen=True)
+class Cache:
+    """Finished stages below ``root/cache``.
 
-
-def _compute(folder: Path, parts: Mapping[str, Any], compute: Callable[[Path], None]) -> None:
-    from rvlr_lib.training.checkpoint import write_manifest
-
-    for killed in folder.parent.glob(f".{folder.name}-*"):  # nobody else is at it: we hold its lock
-        shutil.rmtree(killed, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        compute(temporary)
-        write_json(temporary / "parts.json", parts)
-        write_manifest(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def only_cached(way_out: str) -> Iterator[None]:
-    """Within this block :func:`cached` computes nothing: a stage that is not there is a ``ValueError``.
-
-    Args:
-        way_out: ends its message, such as the command that makes the stage.
+    Attributes:
+        root: of all runs. Several machines must share it.
+        missing: where given, nothing is computed, and this way out ends the error of a stage that is not there.
     """
-    token = _WAY_OUT.set(way_out)
-    try:
-        yield
-    finally:
-        _WAY_OUT.reset(token)
 
+    root: Path
+    missing: str = ""
 
-def stage_key(parts: Mapping[str, Any], module: str) -> str:
-    """Sixteen hexadecimal digits that change with the settings or the code of a stage."""
-    text = json.dumps(plain(parts), sort_keys=True) + source_hash(module)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def path(self, stage: Stage) -> Path:
+        """Where a stage lies; it is whole where it holds ``parts.json``."""
+        return self.root / "cache" / stage.name / stage.key
+
+    def has(self, stage: Stage) -> bool:
+        """Whether a stage is finished."""
+        return (self.path(stage) / "parts.json").is_file()
+
+    def folder(self, stage: Stage) -> Path:
+        """The folder of a finished stage, made if it is not there, after those it needs.
+
+        A stage is made in a temporary folder and renamed when whole. Another process that makes the same stage is waited
+        for. Under torchrun all processes call it and compute; the main one decides whether the stage is there already,
+        and what it wrote is kept.
+
+        Raises:
+            ValueError: the stage is missing and nothing may be computed, or the processes disagree about it.
+        """
+        from rvlr_lib.training.processes import broadcast_json, is_main, same_everywhere
+
+        if not same_everywhere(int(stage.key, 16) >> 8):
+            raise ValueError(f"stage {stage.name} is not the same in all processes (its key here is {stage.key}): they "
+                             "need the same settings, data and version of the library")  # fmt: skip
+        path = self.path(stage)
+        if broadcast_json(self.has(stage)):
+            return path
+        if self.missing:
+            raise ValueError(f"{path} is not there: {self.missing}")
+        for needed in stage.needs:
+            self.folder(needed)
+        if not is_main():
+            if broadcast_json(None):
+                with tempfile.TemporaryDirectory() as scratch:
+                    stage.maker(Path(scratch), **stage.arguments())
+            broadcast_json(None)  # until the main process has it whole
+            return path
+        lock_file = self.root / "cache" / "locks" / f"{stage.name}-{stage.key}"
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        with lock_file.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if broadcast_json(not self.has(stage)):
+                for killed in path.parent.glob(f".{path.name}-*"):  # nobody else is at it: we hold the lock
+                    shutil.rmtree(killed, ignore_errors=True)
+                with whole_folder(path) as temporary:
+                    stage.maker(temporary, **stage.arguments())
+                    write_json(temporary / "parts.json", stage.parts)
+            broadcast_json(True)
+        return path
 
 
 @cache
@@ -127,13 +118,11 @@ def source_hash(module: str) -> str:
     queue = [module]
     while queue:
         name = queue.pop()
-        if name in seen:
-            continue
         path = PACKAGE.parent / Path(*name.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if not path.is_file():
+        if name in seen or name in VALUES_ONLY or not path.is_file():
             continue
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rvlr_lib"):
                 queue += [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]

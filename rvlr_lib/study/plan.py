@@ -1,138 +1,274 @@
-"""The stages that a study trains, in order, and what decides the outcome of each: nothing here computes one."""
+"""The plan of a study, and its seal: what is computed, what is asked, fixed before the first confirmation seed."""
 
 import dataclasses
-from dataclasses import dataclass
-from functools import cached_property
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from rvlr_lib.config import VARIANTS, Settings, TrainSettings, as_dict, variant_weights
-from rvlr_lib.study import sources
-from rvlr_lib.study.cache import stage_key
-from rvlr_lib.study.inputs import data_parts
-from rvlr_lib.training.stages import derived_seed
+from rvlr_lib.config import ARMS, ArmSettings, Settings, load_settings
+from rvlr_lib.disk import plain, read_json, write_json
+from rvlr_lib.provenance import PACKAGE, commit
 
-STAGE_MODULE = "rvlr_lib.training.stages"
-TEACHER_SHARES = {"half": 0.5, "quarter": 0.25}
+REFERENCES = ("floor", "ceiling", "teachers", "start")
+BY_STRUCTURE = "/structure"  # an arm's name with this ending: the trial that validation structure chose
+MAX_PRIMARY = 4
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One training and its place in the cache.
+class Claim:
+    """A question put beforehand: a weighted sum of cells whose mean over seeds is judged.
 
     Attributes:
-        name: first part of its folder, such as ``teacher-image``.
-        label: for people.
-        parts: all settings that decide its outcome.
-        module: whose source, with all it imports, does so too.
-        train: its optimisation; no epochs where nothing is trained.
-        rows: what a row of its batches is.
-        seed: of the stage.
-        kind: of a teacher.
+        text: the claim in words.
+        metric: key of the results, or several joined by `` & `` whose mean is taken.
+        effect: such as ``scenes:rvlr|text - scenes:matching_longer|text``; a term may have a factor, ``0.5*…``.
+        primary: whether Holm's correction counts it; others get an interval and no verdict.
+        control: name of the claim that says what a control gains; it is printed in the same sentence.
     """
 
-    name: str
-    label: str
-    parts: dict[str, Any]
-    module: str
-    train: TrainSettings
-    rows: str
-    seed: int
-    kind: str = "trained"
-
-    @cached_property
-    def key(self) -> str:
-        """Name of its folder in the cache."""
-        return stage_key(self.parts, self.module)
-
-
-class Plan:
-    """The stages of some settings.
-
-    Args:
-        settings: decide every number.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-
-    def teacher(self, modality: str, kind: str = "trained") -> Stage:
-        """A teacher; arguments as of :meth:`rvlr_lib.study.study.Study.teacher_folder`."""
-        settings, spec = self.settings.teacher, getattr(self.settings.model, f"{modality}_teacher")
-        seed, trained = derived_seed(self.settings.seed, "teacher", modality), kind != "untrained"
-        if kind in TEACHER_SHARES:
-            settings = dataclasses.replace(settings, epochs=max(1, round(settings.epochs * TEACHER_SHARES[kind])))
-        if not trained or self.settings.model.freeze_towers:
-            settings = TrainSettings(epochs=0)
-        if not trained:
-            seed, spec = derived_seed(self.settings.seed, "untrained", modality), "train"
-        parts = {"modality": modality, "seed": seed, "train": as_dict(settings),
-                 "data": data_parts(self.settings.data, modality), "model": self.tower_parts(),
-                 "teacher": spec}  # fmt: skip
-        if spec.startswith("arrays:"):
-            parts["modified"] = sources.stamp(spec)
-        module = STAGE_MODULE if spec == "train" else "rvlr_lib.models.pretrained"
-        label = f"{modality} teacher" if kind == "trained" else f"{modality} teacher ({kind})"
-        settings = settings if spec == "train" else TrainSettings(epochs=0)
-        return Stage(f"teacher-{modality}", label, parts, module, settings, "images", seed, kind)
-
-    def student(self, variant: str) -> Stage:
-        """A trained variant."""
-        settings, spec, weights = self.settings, VARIANTS[variant], variant_weights(self.settings, variant)
-        train = settings.stage1 if spec.stage == 1 else settings.stage2
-        # stage 2 shares one seed: the same batches in the same order for every variant
-        seed = derived_seed(settings.seed, f"stage{spec.stage}")
-        parts: dict[str, Any] = {
-            "seed": seed,
-            "train": as_dict(train),
-            "data": data_parts(settings.data, "both"),
-            "rows": settings.data.rows,
-            "model": as_dict(settings.model),
-            "weights": as_dict(weights),
-            "selection": settings.method.selection,
-        }
-        if self.starts_on_teachers:
-            parts["towers"] = [self.teacher(modality).key for modality in ("image", "text")]
-        if spec.stage == 2:
-            parts["start"] = self.student("matching").key
-        if self.distils(variant):
-            parts["method"] = _training_switches(settings)
-            of_teacher = spec.teacher not in ("shuffled", "oracle")
-            keys = (self.teacher(m, spec.teacher if of_teacher else "trained").key for m in ("image", "text"))
-            parts["teacher"] = [spec.teacher, *(keys if spec.teacher != "oracle" else ())]
-        return Stage("student", variant, parts, STAGE_MODULE, train, settings.data.rows, seed)
-
-    def stages(self, variant: str) -> list[Stage]:
-        """All stages behind the result of a variant, in the order of their training."""
-        kinds = ["trained"]
-        if self.distils(variant) and VARIANTS[variant].teacher not in ("trained", "shuffled", "oracle"):
-            kinds.append(VARIANTS[variant].teacher)
-        found = [self.teacher(modality, kind) for kind in kinds for modality in ("image", "text")]
-        if VARIANTS[variant].stage == 2:
-            found.append(self.student("matching"))
-        return [*found, self.student(variant)]
-
-    def distils(self, variant: str) -> bool:
-        """Whether a variant looks at teacher features in training."""
-        weights = variant_weights(self.settings, variant)
-        return bool(weights.structure or weights.image_representation or weights.text_representation)
-
-    def tower_parts(self) -> dict[str, Any]:
-        """What decides the towers at the start."""
-        model = self.settings.model
-        others = ("init", "image_teacher", "text_teacher", "fusion_layers", "temperature")  # act on what stands on them
-        parts = {name: value for name, value in as_dict(model).items() if name not in others}
-        return parts | {"seed": derived_seed(self.settings.seed, "towers")}
+    text: str
+    metric: str
+    effect: str
+    primary: bool = False
+    control: str = ""
 
     @property
-    def starts_on_teachers(self) -> bool:
-        """Whether students start on the towers of the teachers."""
-        model = self.settings.model
-        return model.init == "teacher" and {model.image_teacher, model.text_teacher} == {"train"}
+    def terms(self) -> list[tuple[float, str, str]]:
+        """Factor, data set and cell of each term.
+
+        Raises:
+            ValueError: the effect is not such a sum.
+
+        >>> Claim("", "r_mean", "scenes:rvlr|text - 0.5*emoji:intra/structure|none").terms
+        [(1.0, 'scenes', 'rvlr|text'), (-0.5, 'emoji', 'intra/structure|none')]
+        """
+        term = r"(?:([\d.]+)\*)?(\w+):([a-z_0-9]+(?:/structure)?\|\w+)"
+        if not re.fullmatch(rf"{term}(?: [+-] {term})*", self.effect):
+            raise ValueError(f"effect {self.effect!r} is no sum such as 'scenes:rvlr|text - 0.5*scenes:intra|none'")
+        found = re.findall(rf"([+-] )?{term}", self.effect)
+        return [(float(factor or 1) * (-1 if sign == "- " else 1), name, cell) for sign, factor, name, cell in found]
 
 
-def _training_switches(settings: Settings) -> dict[str, Any]:
-    """The method's switches that act in training, so that an evaluation switch retrains nothing."""
-    switches = as_dict(settings.method)
-    for name in ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores", "siblings"):
-        switches.pop(name)
-    return switches
+@dataclass(frozen=True)
+class Tuning:
+    """The same number of random trials for every trained arm, on worlds that no verdict sees.
+
+    Attributes:
+        dataset, dials: where; a trial's score is its mean over the dials.
+        seeds: the first one for all trials, all of them for the best.
+        trials: of each arm; all arms try the same learning rates.
+        confirmed: best trials that are tried on all seeds.
+        learning_rate: lowest and highest, log-uniform.
+        strengths: group of terms -> lowest and highest, log-uniform.
+        lengths: epochs of stage 2; the shortest whose doubling adds less than ``plateau`` points is taken.
+        visibilities: of the dial ``image``, mildest first; the first at which ``matching_longer`` keeps ``kept`` is taken.
+        slack: points of r_mean within which validation structure may choose.
+    """
+
+    dataset: str
+    dials: Sequence[str]
+    seeds: Sequence[int]
+    trials: int
+    confirmed: int
+    learning_rate: Sequence[float]
+    strengths: Mapping[str, Sequence[float]]
+    lengths: Sequence[int]
+    visibilities: Sequence[float]
+    plateau: float = 0.5
+    kept: Sequence[float] = (0.4, 0.7)
+    slack: float = 0.5
+
+
+@dataclass(frozen=True)
+class RegimeMap:
+    """Where the structure loss helps: strength × teacher × dial, on validation.
+
+    ``ratios``: of the gradient norm of the weighted structure term to that of the contrastive one, at the first batch.
+    """
+
+    dataset: str
+    dials: Sequence[str]
+    seeds: Sequence[int]
+    ratios: Sequence[float]
+    teachers: Mapping[str, str]  # label -> arm
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The ``study`` part of a profile.
+
+    Attributes:
+        preset: sizes.
+        sets: data set -> overrides.
+        seeds: planned, from 0.
+        dials: name -> overrides of the settings.
+        arms: of every dial point, references such as ``start`` among them.
+        claims: name -> claim.
+        delta: metric -> the smallest difference that matters, in points.
+        tuning, regime_map: as above.
+        whole: settings, arms and seeds of the demonstration with the fusion encoder.
+    """
+
+    preset: str
+    sets: Mapping[str, Mapping[str, Any]]
+    seeds: int
+    dials: Mapping[str, Mapping[str, Any]]
+    arms: Sequence[str]
+    claims: Mapping[str, Claim]
+    delta: Mapping[str, float]
+    tuning: Tuning
+    regime_map: RegimeMap
+    whole: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, dataset: str, dial: str, seed: int, chosen: Mapping[str, Any] | None = None, *,
+                 by_structure: bool = False, **overrides: Any) -> Settings:  # fmt: skip
+        """The settings of a data set, dial point and seed.
+
+        Args:
+            dataset: one of :attr:`sets`.
+            dial: one of :attr:`dials`.
+            seed: of everything.
+            chosen: what tuning chose, see :mod:`rvlr_lib.study.tuning`; None: nothing yet.
+            by_structure: take the trials that validation structure chose.
+            overrides: dotted settings.
+        """
+        chosen = chosen or {}
+        dials = {**self.dials[dial], **chosen.get("dials", {}).get(dial, {})}
+        length = {"stage2.epochs": chosen["epochs"]} if "epochs" in chosen else {}
+        values = {**self.sets[dataset], **dials, **length, "seed": seed, **overrides}
+        settings = load_settings(dataset, self.preset, "corrected", overrides={"data.name": dataset, **values})
+        arms = {name: ArmSettings(**found["structure" if by_structure else "recall"])
+                for name, found in chosen.get("arms", {}).items()}  # fmt: skip
+        return dataclasses.replace(settings, arms=arms)
+
+    def cells(self) -> list[str]:
+        """Names of the cells of one data set and seed, such as ``rvlr|text``."""
+        return [f"{name}|{dial}" for dial in self.dials for name in self.arms]
+
+
+def load_plan(path: Path) -> Plan:
+    """The ``study`` part of a profile, checked.
+
+    Raises:
+        ValueError: a missing part or an unknown key, arm, dial point or cell; names it.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; a study is the 'study' part of a profile")
+    values = dict((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("study") or {})
+    parts = {"tuning": Tuning, "regime_map": RegimeMap}
+    for name, kind in parts.items():
+        values[name] = _build(kind, values.get(name), f"{path}: '{name}'")
+    claims = {name: _build(Claim, claim, f"{path}: claim {name}") for name, claim in values.get("claims", {}).items()}
+    plan = _build(Plan, values | {"claims": claims}, f"{path}: 'study'")
+    _only((name.removesuffix(BY_STRUCTURE) for name in plan.arms), (*ARMS, *REFERENCES), f"{path}: unknown arm")
+    _only(plan.regime_map.teachers.values(), ARMS, f"{path}: regime_map: unknown arm")
+    _only([*plan.tuning.dials, *plan.regime_map.dials], plan.dials, f"{path}: unknown dial point")
+    cells = {f"{name}:{cell}" for name in plan.sets for cell in plan.cells()}
+    for name, claim in plan.claims.items():
+        _only(
+            (f"{own}:{cell}" for _, own, cell in claim.terms), cells, f"{path}: claim {name} names a cell not computed:"
+        )
+        _only([claim.control] if claim.control else [], plan.claims, f"{path}: claim {name}: unknown control")
+        if claim.primary:
+            _only([claim.metric], plan.delta, f"{path}: claim {name}: no delta for")
+    if plan.seeds < 2 or sum(claim.primary for claim in plan.claims.values()) > MAX_PRIMARY:
+        raise ValueError(f"{path}: a study plans two seeds or more and at most {MAX_PRIMARY} primary claims")
+    for name in plan.sets:
+        for dial in plan.dials:
+            plan.settings(name, dial, 0)  # every setting is checked before anything runs
+    return plan
+
+
+def seal_parts(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What the seal covers: claims, tuning space, chosen values, dial strengths, lengths, seeds, sets."""
+    found = {key: value for key, value in dataclasses.asdict(plan).items() if key != "regime_map"}
+    kept = {key: chosen[key] for key in ("arms", "dials", "epochs")}
+    return json.loads(json.dumps(plain({"plan": found, "chosen": kept}), sort_keys=True))
+
+
+def write_seal(plan: Plan, folder: Path, date: str) -> dict[str, Any]:
+    """Seal a study: ``folder/seal.json``, once, before its first confirmation seed.
+
+    Raises:
+        ValueError: nothing was tuned yet, or seeds were computed already.
+    """
+    parts = seal_parts(plan, read_chosen(folder))
+    if list(folder.glob("*/seed-*.json")):
+        raise ValueError(f"{folder} holds confirmation seeds already: a seal comes before them")
+    seal = {"date": date, "commit": commit(), "parts": parts}
+    seal["sha256"] = _digest(seal)
+    write_json(folder / "seal.json", seal)
+    return seal
+
+
+def check_seal(plan: Plan, folder: Path) -> str:
+    """The sum of the seal, where it fits the plan and the chosen values.
+
+    Raises:
+        ValueError: there is no seal, or what it covers was changed since; names what.
+    """
+    path = folder / "seal.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no seal.json: `rvlr study --seal` fixes the claims before the first seed")
+    seal = read_json(path)
+    if seal.get("sha256") != _digest(seal):
+        raise ValueError(f"{path} was edited: its sum does not fit its text, so there is no verdict")
+    parts = seal_parts(plan, read_chosen(folder))
+    if parts["chosen"] != seal["parts"]["chosen"]:
+        raise ValueError(f"{folder / 'tuning.json'} differs from what {path} sealed: no verdict")
+    changed = [key for key in parts["plan"] if parts["plan"][key] != seal["parts"]["plan"].get(key)]
+    if changed:
+        raise ValueError(f"the study's plan differs from what {path} sealed, in {', '.join(changed)}: no verdict")
+    return str(seal["sha256"])
+
+
+def read_chosen(folder: Path) -> dict[str, Any]:
+    """What tuning chose.
+
+    Raises:
+        ValueError: nothing was tuned yet.
+    """
+    if not (folder / "tuning.json").is_file():
+        raise ValueError(f"{folder} has no tuning.json: `rvlr study --tune` makes it")
+    return read_json(folder / "tuning.json")["chosen"]
+
+
+def profile_plan(profile: str = "study") -> Plan:
+    """The plan of a profile of the checkout, or of a YAML file."""
+    named = PACKAGE.parent / "notebooks" / "profiles" / f"{profile}.yaml"
+    return load_plan(Path(profile) if profile.endswith((".yaml", ".yml")) else named)
+
+
+def reference_folder() -> Path:
+    """Where the results that come with the checkout lie."""
+    return PACKAGE.parent / "data" / "reference" / "study"
+
+
+def _digest(seal: Mapping[str, Any]) -> str:
+    covered = {key: seal[key] for key in ("commit", "parts")}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
+
+
+def _build(kind: Any, values: Any, where: str) -> Any:
+    """A dataclass from plain values, refusing what it does not know or lacks."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {values!r}, expected values by name")
+    items = dataclasses.fields(kind)
+    _only(values, [item.name for item in items], f"{where}: unknown key")
+    for item in items:
+        if item.default is item.default_factory is dataclasses.MISSING and item.name not in values:
+            raise ValueError(f"{where} lacks {item.name!r}")
+    return kind(**values)
+
+
+def _only(names: Iterable[str], valid: Iterable[str], what: str) -> None:
+    valid = list(valid)
+    wrong = [name for name in names if name not in valid]
+    if wrong:
+        raise ValueError(f"{what} {wrong[0]!r}; valid: {', '.join(map(str, valid))}")

@@ -1,37 +1,39 @@
-"""A study: data set, teachers and variants to results, every stage cached."""
+"""A study: one setting and seed as a small graph of cached stages, features → stage 1 → stage 2 → result."""
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import Module
-
-from rvlr_lib.config import VARIANTS, Settings, as_dict, data_presets, load_settings, variant_weights
+from rvlr_lib.config import (
+    ARMS,
+    Settings,
+    arm,
+    arm_method,
+    arm_training,
+    arm_weights,
+    as_dict,
+    data_presets,
+    load_settings,
+)
 from rvlr_lib.data.dataset import ImageTextDataset
-from rvlr_lib.disk import read_json, write_json
-from rvlr_lib.evaluation import evaluate as evaluation
-from rvlr_lib.models.student import Student
-from rvlr_lib.models.teachers import orthogonal_maps
-from rvlr_lib.models.towers import Towers
+from rvlr_lib.disk import load_tensors, read_json
+from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers, principal_directions
 from rvlr_lib.provenance import data_name, default_root, provenance
-from rvlr_lib.study import sources
-from rvlr_lib.study.cache import cache_folder, cached
-from rvlr_lib.study.inputs import data_parts, read_split
-from rvlr_lib.study.plan import Plan, Stage
+from rvlr_lib.similarity import unit_rows
+from rvlr_lib.study import results
+from rvlr_lib.study.cache import Cache, Stage
+from rvlr_lib.study.inputs import SPLITS, data_parts, read_split
 from rvlr_lib.training import stages
-from rvlr_lib.training.checkpoint import checkpoints_in, load_tensors, load_weights, save_tensors
-from rvlr_lib.training.loop import Fitted, choose_device
-from rvlr_lib.training.processes import Execution, is_main
-from rvlr_lib.training.stages import Features, derived_seed
+from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
+from rvlr_lib.training.features import FeatureSet, make_image_features, make_text_features, read_features
+from rvlr_lib.training.loop import Execution, choose_device
+from rvlr_lib.training.stages import Features, Split
 
-REFERENCES = ("floor", "teachers", "ceiling", "start")
+REFERENCES = ("floor", "ceiling", "teachers", "start")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Result:
     """One row of a table.
 
     Attributes:
-        record: data set, variant, seed, ``metrics`` under the headline relevance, ``metrics_by_relevance``,
+        record: data set, arm, seed, ``metrics`` under the headline relevance, ``metrics_by_relevance``,
             ``structure`` and ``provenance``.
         features: of the test pictures and captions, None for floor and ceiling.
         folder: of the trained weights and logs, None where nothing was trained.
@@ -66,309 +68,329 @@ class Study:
     Args:
         settings: decides every number.
         device: ``auto``, ``cpu`` or ``cuda``.
-        root: of runs and cache; default :func:`rvlr_lib.study.cache.default_root`.
+        root: of runs and cache; default :func:`rvlr_lib.provenance.default_root`.
         execution: how to train; ``checkpoints`` is the folder of all stages' checkpoints. By default there are none.
+        missing: where given, nothing is computed; ends the error that names what is missing.
 
     Over several processes (``torchrun``), all of them call the same methods and share ``root``.
     """
 
     def __init__(
-        self, settings: Settings, *, device: str = "auto", root: Path | None = None, execution: Execution | None = None
+        self,
+        settings: Settings,
+        *,
+        device: str = "auto",
+        root: Path | None = None,
+        execution: Execution | None = None,
+        missing: str = "",
     ) -> None:
-        self.settings, self.plan = settings, Plan(settings)
+        self.settings = settings
         self.device = choose_device(device)
-        self.root = Path(root) if root else default_root()
+        self.cache = Cache(Path(root) if root else default_root(), missing)
         self.execution = execution or Execution()
 
-    # ---- data -------------------------------------------------------------------------------------------------------
+    # ---- data and features ------------------------------------------------------------------------------------------
 
     def dataset(self, split: str) -> ImageTextDataset:
-        """The ``train``, ``val`` or ``test`` split, as the towers read it."""
-        return self._frozen.datasets[split] if self.settings.model.freeze_towers else self.pictures(split)
-
-    def pictures(self, split: str) -> ImageTextDataset:
-        """The same with pictures, where the towers read cached features."""
-        return read_split(self.settings.data, split)
+        """The ``train``, ``val`` or ``test`` split."""
+        return read_split(self.settings, split)
 
     @cached_property
     def towers(self) -> Towers:
-        """Fresh towers of the student's architecture, or heads on the features of frozen ones."""
-        model, seed = self.settings.model, derived_seed(self.settings.seed, "towers")
-        return self._frozen.towers if model.freeze_towers else sources.fresh_towers(model, seed)
+        """The pretrained towers that the settings name."""
+        model = self.settings.model
+        return build_towers(model.name, model.pretrained, seed=derived_seed(self.settings.seed, "towers"),
+                            image_weights=model.image_weights, text_weights=model.text_weights,
+                            text_layers=model.text_layers, context_length=model.context_length,
+                            image_size=model.image_size)  # fmt: skip
+
+    def features(self, split: str) -> FeatureSet:
+        """Cached features of a split, of frozen towers."""
+        if split not in self._features:
+            folders = [self.cache.folder(self._feature_stage(modality)) for modality in ("image", "text")]
+            self._features[split] = read_features(*folders, split)
+        return self._features[split]
 
     @cached_property
-    def _frozen(self) -> sources.Frozen:
-        return sources.Frozen(self, {"model": self.plan.tower_parts(), "data": data_parts(self.settings.data, "both")})
+    def _features(self) -> dict[str, FeatureSet]:
+        return {}
 
-    # ---- teachers ---------------------------------------------------------------------------------------------------
+    def _feature_stage(self, modality: str) -> Stage:
+        """Features of all splits; pictures of the training split in several views."""
+        settings, tokens = self.settings, bool(self.settings.model.fusion_layers)
+        parts: dict[str, Any] = {"towers": self._tower_parts(), "data": data_parts(settings, modality), "tokens": tokens}
+        if modality == "image":
+            parts |= {"views": settings.model.views, "crop": settings.stage1.crop_scale, "flip": settings.stage1.flip}
 
-    def teacher_folder(self, modality: str, kind: str = "trained") -> Path:
-        """The folder of a teacher: weights, log and the features of every split.
+        def arguments() -> dict[str, Any]:
+            common = {"towers": self.towers, "splits": {split: self.dataset(split) for split in SPLITS},
+                      "tokens": tokens, "device": self.device}  # fmt: skip
+            if modality == "text":
+                return common
+            return common | {"views": {"train": settings.model.views}, "scale": settings.stage1.crop_scale,
+                             "flip": settings.stage1.flip}  # fmt: skip
+
+        maker = make_image_features if modality == "image" else make_text_features
+        return Stage(f"{modality}-features", parts, maker, arguments)
+
+    def teacher_features(self, split: str, spec: str = "") -> Features:
+        """Frozen unit rows of a split: of pictures ``[I, W]`` and of captions ``[C, W']``.
 
         Args:
-            modality: ``image`` or ``text``.
-            kind: ``trained`` (or taken from where the settings say), ``half`` or ``quarter`` (of the epochs, at least
-                one), or ``untrained``: random weights that are not those the student starts from.
+            split: ``train``, ``val`` or ``test``.
+            spec: of both teachers, see :mod:`rvlr_lib.models.pretrained`; default: those of the settings.
         """
-        stage = self.plan.teacher(modality, kind)
-        make = partial(sources.make_teacher, self, modality, stage.train, stage.parts["teacher"], stage.seed,
-                       trained=kind != "untrained")  # fmt: skip
-        return self._folder(stage, make)
+        found = []
+        for modality in ("image", "text"):
+            own = self._teacher_spec(modality, spec)
+            if own == "towers" and self.settings.model.freeze_towers:
+                features = self.features(split)
+                found.append(unit_rows((features.images[0] if modality == "image" else features.texts).float()))
+            else:
+                folder = self.cache.folder(self._teacher_stage(modality, own))
+                found.append(load_tensors(folder / f"{split}.safetensors")["features"])
+        return found[0], found[1]
 
-    @cache  # noqa: B019
-    def teacher_features(self, split: str, kind: str = "trained") -> Features:
-        """Frozen features of a split: pictures by the image teacher, captions by the text teacher."""
-        folders = [self.teacher_folder(modality, kind) for modality in ("image", "text")]
-        images, texts = (load_tensors(folder / f"{split}.safetensors")["features"] for folder in folders)
-        return sources.same_width((images, texts))
+    def _teacher_spec(self, modality: str, spec: str) -> str:
+        if spec == "lite2" and modality == "text":
+            return "towers"
+        return spec or getattr(self.settings.model, f"{modality}_teacher")
+
+    def _teacher_stage(self, modality: str, spec: str) -> Stage:
+        parts: dict[str, Any] = {"modality": modality, "spec": spec, "data": data_parts(self.settings, modality)}
+        if spec == "oracle":
+            parts["data"] = data_parts(self.settings, "both")
+        if spec.startswith("arrays:"):
+            parts["modified"] = stages.stamp(Path(spec.split(":", 1)[1]))
+        return Stage(
+            "teacher",
+            parts,
+            stages.make_teacher,
+            lambda: {
+                "spec": spec,
+                "modality": modality,
+                "splits": {split: self.dataset(split) for split in SPLITS},
+                "device": self.device,
+            },
+        )
 
     # ---- students ---------------------------------------------------------------------------------------------------
 
-    def student_folder(self, variant: str) -> Path:
-        """The folder of a trained variant: weights, log and test features."""
-        settings, spec, weights = self.settings, VARIANTS[variant], variant_weights(self.settings, variant)
-        stage = self.plan.student(variant)
+    def student_folder(self, name: str) -> Path:
+        """The folder of a trained arm: weights, log, validation scores, validation and test features."""
+        stage = self._student_stage(name)
+        folder = self.cache.folder(stage)
+        kept = self._checkpoints(stage)
+        if kept is not None and kept.is_dir():
+            shutil.rmtree(kept, ignore_errors=True)
+        return folder
 
-        def compute(folder: Path, execution: Execution) -> None:
-            student = self.start_student()
-            if spec.stage == 2:
-                _load_part(student, self.student_folder("matching"), "student.")
-            teachers = self._distillation_features(spec.teacher) if self.plan.distils(variant) else None
-            split = "val" if settings.method.selection == "val" else "test"
-            selection = self.dataset(split).gallery_sets()[0]
-            fitted = stages.train_student(student, self.towers, self.dataset("train"), selection, settings, stage.train,
-                                          weights, teachers, seed=stage.seed, device=self.device,
-                                          log_path=folder / "log.jsonl", label=variant,
-                                          execution=execution)  # fmt: skip
-            self.write_fit(folder, fitted)
-            save_tensors(folder / "weights.safetensors", fitted.state)
-            images, texts = stages.encode_with_student(student, self.dataset("test"), self.towers, self.device)
-            save_tensors(folder / "test.safetensors", {"images": images, "texts": texts})
+    def _student_stage(self, name: str) -> Stage:
+        settings, chosen = self.settings, arm(name)
+        optim, weights, method = arm_training(settings, name), arm_weights(settings, name), arm_method(settings, name)
+        # stage 2 shares one seed: the same batches in the same order for every arm
+        seed = derived_seed(settings.seed, f"stage{chosen.stage}")
+        needs = [self._student_stage("matching")] if chosen.stage == 2 else []
+        parts: dict[str, Any] = {
+            "seed": seed,
+            "optim": as_dict(optim),
+            "data": data_parts(settings, "both"),
+            "rows": settings.data.rows,
+            "model": {key: value for key, value in as_dict(settings.model).items() if not key.endswith("_teacher")},
+            "weights": as_dict(weights),
+            "selection": method.selection,
+        }
+        if settings.model.freeze_towers:
+            needs += [self._feature_stage(modality) for modality in ("image", "text")]
+        if _distils(weights):
+            parts["method"] = _training_switches(method)
+            parts["teacher"] = [self._teacher_spec(modality, chosen.teacher) for modality in ("image", "text")]
+            parts["shuffled"] = chosen.shuffled
+            needs += [self._teacher_stage(modality, spec)
+                      for modality, spec in zip(("image", "text"), parts["teacher"], strict=True)
+                      if not (spec == "towers" and settings.model.freeze_towers)]  # fmt: skip
 
-        for needed in self.plan.stages(variant)[:-1]:
-            if needed.name == "student":
-                self.student_folder(needed.label)
-        return self._folder(stage, compute)
+        def arguments() -> dict[str, Any]:
+            teachers = self.teacher_features("train", chosen.teacher) if _distils(weights) else None
+            start = self.cache.path(needs[0]) if chosen.stage == 2 else None
+            checkpoints = self._checkpoints(stage)
+            return {
+                "student": self._fresh_student(),
+                "start": start,
+                "batches": self._batches(optim, seed),
+                "splits": {split: self._split(split) for split in SPLITS},
+                "selection": "val" if method.selection == "val" else "test",
+                "weights": weights,
+                "method": method,
+                "optim": optim,
+                "teachers": teachers,
+                "shuffled": chosen.shuffled,
+                "seed": seed,
+                "device": self.device,
+                "label": name,
+                "execution": dataclasses.replace(self.execution, checkpoints=checkpoints),
+            }
 
-    def start_student(self) -> Student:
-        """A student before any training: on the teachers' towers, or on random (or pretrained) ones."""
-        model = self.settings.model
-        student = Student(self.towers, fusion_layers=model.fusion_layers, temperature=model.temperature,
-                          seed=derived_seed(self.settings.seed, "fusion"))  # fmt: skip
-        if self.plan.starts_on_teachers:
-            for modality, tower in (("image", student.visual), ("text", student.text)):
-                _load_part(tower, self.teacher_folder(modality), "tower.")
-        return student
+        stage = Stage(f"stage{chosen.stage}", parts, stages.train_arm, arguments, tuple(needs))
+        return stage
 
-    def trained_student(self, variant: str) -> Student:
-        """A trained variant's student, on the device, in evaluation mode."""
-        student = self.start_student()
-        _load_part(student, self.student_folder(variant), "student.")
+    def _fresh_student(self) -> Student:
+        """A student before any training, whose geometry is that of its towers."""
+        model, seed = self.settings.model, derived_seed(self.settings.seed, "student")
+        if not model.freeze_towers:
+            return TowerStudent(self.towers, fusion_layers=model.fusion_layers, temperature=model.temperature, seed=seed)
+        train = self.features("train")
+        start = principal_directions(train.images[0], model.width), principal_directions(train.texts, model.width)
+        widths = [None if tokens is None else tokens.shape[-1] for tokens in (train.image_tokens, train.text_tokens)]
+        return HeadStudent(start, hidden=model.hidden, dropout=model.dropout, fusion_layers=model.fusion_layers,
+                           fusion_width=model.fusion_width, image_token_width=widths[0], text_token_width=widths[1],
+                           temperature=model.temperature, seed=seed)  # fmt: skip
+
+    def _batches(self, optim: Any, seed: int) -> FeatureBatches | PixelBatches:
+        train, rows = self.dataset("train"), self.settings.data.rows
+        if self.settings.model.freeze_towers:
+            return FeatureBatches(self.features("train"), train.caption_image, optim, rows, seed, self.device)
+        return PixelBatches(train, self.towers.tokenizer, self.towers.image_size, optim, rows, seed, self.device)
+
+    def _split(self, split: str) -> Split:
+        """A split as students are given it."""
+        if self.settings.model.freeze_towers:
+            return Split(self.dataset(split), features=self.features(split))
+        return Split(self.dataset(split), towers=self.towers)
+
+    def student(self, name: str) -> Student:
+        """A trained arm's student, or that of the ``start``, on the device, in evaluation mode."""
+        student = self._fresh_student()
+        if name != "start":
+            stages.load_part(student, self.student_folder(name) / "weights.safetensors")
         return student.to(self.device).eval()
 
     def test_features(self, name: str) -> Features:
-        """Test features of a variant, of ``teachers``, or of the ``start``."""
+        """Test features of an arm, of ``teachers``, or of the ``start``."""
         if name == "teachers":
-            return self.teacher_features("test")
-        if name == "frozen":
-            train = self.dataset("train")
-            images, texts = self.teacher_features("train")
-            maps = orthogonal_maps(images[torch.as_tensor(train.caption_image)], texts)
-            images, texts = self.teacher_features("test")
-            return images @ maps[0], texts @ maps[1]
+            return results.same_width(self.teacher_features("test"))
         if name == "start":
-            if self.plan.starts_on_teachers:
-                return self.teacher_features("test")
-            return stages.encode_with_student(self.start_student(), self.dataset("test"), self.towers, self.device)
-        tensors = load_tensors(self.student_folder(name) / "test.safetensors")
-        return tensors["images"], tensors["texts"]
+            return stages.encode_split(self._fresh_student(), self._split("test"), self.device)
+        return stages.stored_features(self.student_folder(name), "test")
+
+    def training_log(self, name: str) -> list[dict[str, Any]]:
+        """The log of an arm, a dict each logged step or epoch."""
+        lines = (self.student_folder(name) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        return [{"arm": name, **json.loads(line)} for line in lines]
+
+    def first_gradients(self, name: str) -> dict[str, float]:
+        """Norm of each weighted term's gradient at the first batch of an arm's stage."""
+        return stages.first_gradients(**self._student_stage(name).arguments())
+
+    def _checkpoints(self, stage: Stage) -> Path | None:
+        folder = self.execution.checkpoints
+        return None if folder is None else folder / f"{stage.name}-{stage.key}"
+
+    def _tower_parts(self) -> dict[str, Any]:
+        names = ("name", "pretrained", "image_weights", "text_weights", "text_layers", "context_length", "image_size")
+        return {name: getattr(self.settings.model, name) for name in names}
 
     # ---- results ----------------------------------------------------------------------------------------------------
 
     def result(self, name: str) -> Result:
-        """The evaluated result of a variant or of a reference row: ``floor``, ``teachers``, ``ceiling``, ``start``.
+        """The evaluated result of an arm or of a reference row: ``floor``, ``ceiling``, ``teachers``, ``start``.
 
         Raises:
             ValueError: unknown name.
         """
-        if name not in VARIANTS and name not in REFERENCES:
-            raise ValueError(f"unknown variant {name!r}: valid are {', '.join((*VARIANTS, *REFERENCES))}")
-        trained = name in VARIANTS and VARIANTS[name].stage > 0
-        folder = self.student_folder(name) if trained else None
-        parts: dict[str, Any] = {"name": name if folder is None else "student",
-                                 "data": data_parts(self.settings.data, "both"),
-                                 "rerank_top_k": self.settings.rerank_top_k, "mixed": self._mixed}  # fmt: skip
-        if folder is not None:
-            parts["student"] = folder.name
-        if name == "floor":
-            parts |= {"seed": self.settings.seed, "towers": self.plan.tower_parts()}
-        if name == "start":
-            parts["model"] = as_dict(self.settings.model)
-        if name not in ("floor", "ceiling"):
-            parts["teachers"] = [self.plan.teacher(modality).key for modality in ("image", "text")]
-
-        def compute(target: Path) -> None:
-            write_json(target / "result.json", self._evaluate(name, folder))
-
-        cell = cached(self.root, "result", parts, "rvlr_lib.evaluation.evaluate", compute)
-        record = {"dataset": data_name(self.settings.data.name), "variant": name, "seed": self.settings.seed,
-                  **read_json(cell / "result.json")}  # fmt: skip
+        if name not in ARMS and name not in REFERENCES:
+            raise ValueError(f"unknown arm {name!r}: valid are {', '.join((*ARMS, *REFERENCES))}")
+        record = {
+            "dataset": data_name(self.settings.data.name),
+            "arm": name,
+            "seed": self.settings.seed,
+            **read_json(self.cache.folder(self._result_stage(name)) / "result.json"),
+        }
         record["provenance"]["settings"] = as_dict(self.settings)
         features = None if name in ("floor", "ceiling") else self.test_features(name)
-        return Result(record, features, folder)
+        return Result(record, features, self.student_folder(name) if name in ARMS else None)
 
-    def training_log(self, name: str) -> list[dict[str, Any]]:
-        """The log of a variant, or of a teacher as ``image teacher`` or ``text teacher``."""
-        modality = name.removesuffix(" teacher")
-        folder = self.teacher_folder(modality) if modality in ("image", "text") else self.student_folder(name)
-        lines = (folder / "log.jsonl").read_text().splitlines()
-        return [{"variant": name, **json.loads(line)} for line in lines]
-
-    def _evaluate(self, name: str, folder: Path | None) -> dict[str, Any]:
-        dataset = self.dataset("test")
-        info = provenance() | {"device": str(self.device), "data": dataset.fingerprint(), "data_info": dataset.info,
-                               "preprocessing": self.towers.preprocessing(),
-                               "rouge": "coco" if dataset.scene is None else None}  # fmt: skip
-        structure: dict[str, float] = {}
-        extra: dict[str, Any] = {}
+    def _result_stage(self, name: str) -> Stage:
+        settings, method = self.settings, self.settings.method
+        trained = name in ARMS
+        needs = [self._student_stage(name)] if trained else []
+        parts: dict[str, Any] = {
+            "name": "arm" if trained else name,
+            "data": data_parts(settings, "both"),
+            "rerank_top_k": settings.rerank_top_k,
+            "mixed": [method.mixed_t2it, method.mixed_scores],
+        }
+        if name in ("start", "teachers"):
+            parts |= {"model": as_dict(settings.model), "seed": settings.seed}
         if name == "floor":
-            width = self.towers.embed_dim
-            reports = evaluation.noise_floor(dataset, width, derived_seed(self.settings.seed, "floor"))
-        elif name == "ceiling":
-            reports = {"latent": evaluation.ceiling(dataset)}
-        else:
-            features = self.test_features(name)
-            scores = self._matching_scores(name, features, dataset)
-            method = self.settings.method
-            reports = evaluation.evaluate(
-                features, dataset, mixed_t2it=method.mixed_t2it, mixed_scores=method.mixed_scores, mixed_matching=scores
-            )
-            references = {"teacher": self.teacher_features("test")}
-            if not self.plan.starts_on_teachers:
-                references["start"] = self.test_features("start")
-            structure = evaluation.structure(features, references, dataset)
-            if name == "teachers":
-                reports = {key: evaluation.single_modal(report) for key, report in reports.items()}
-                structure = {key: value for key, value in structure.items() if "/" in key}
-            if folder is not None:
-                extra["training"] = read_json(folder / "fit.json")
-                extra["reranked"] = evaluation.cross_modal(features, dataset, scores)
-                official = evaluation.evaluate(features, dataset, protocol="official", matching_scores=scores)
-                extra["official"] = next(iter(official.values()))
-        return {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, "structure": structure,
-                "provenance": info, **extra}  # fmt: skip
+            parts |= {"seed": settings.seed, "width": settings.model.width}
 
-    def _matching_scores(
-        self, name: str, features: Features, dataset: ImageTextDataset
-    ) -> tuple[Tensor, Tensor] | None:
-        """Scores of the matching head, where there is a trained one and one gallery."""
-        top_k, trained = self.settings.rerank_top_k, name in VARIANTS and VARIANTS[name].stage > 0
-        if not (top_k and trained and dataset.galleries is None and variant_weights(self.settings, name).matching):
-            return None
-        student = self.trained_student(name)
-        return evaluation.matching_scores(student, self.towers, dataset, features, top_k, self.device)
+        def arguments() -> dict[str, Any]:
+            common: dict[str, Any] = {"dataset": self.dataset("test"), "method": method, "device": self.device,
+                                      "info": provenance() | {"device": str(self.device)}}  # fmt: skip
+            if name == "ceiling":
+                return common | {"kind": "ceiling"}
+            if name == "floor":
+                return common | {"kind": "floor", "width": settings.model.width,
+                                 "seed": derived_seed(settings.seed, "floor")}  # fmt: skip
+            common |= {
+                "kind": "single" if name == "teachers" else "cross",
+                "features": self.test_features(name),
+                "references": {
+                    "teacher": self.teacher_features("test"),
+                    **({} if name == "start" else {"start": self.test_features("start")}),
+                },
+            }
+            if trained:
+                common["training"] = read_json(self.cache.path(needs[0]) / "fit.json")
+                if settings.rerank_top_k and arm_weights(settings, name).matching:
+                    common |= {"student": self.student(name), "split": self._split("test"),
+                               "top_k": settings.rerank_top_k}  # fmt: skip
+            return common
 
-    # ---- cache and checkpoints --------------------------------------------------------------------------------------
-
-    def folder_of(self, stage: Stage) -> Path:
-        """The folder of a stage of :attr:`plan`, trained if it is not there."""
-        if stage.name == "student":
-            return self.student_folder(stage.label)
-        return self.teacher_folder(stage.name.removeprefix("teacher-"), stage.kind)
-
-    def is_there(self, stage: Stage) -> bool:
-        """Whether a stage is trained already."""
-        return (cache_folder(self.root, stage.name, stage.key) / "parts.json").is_file()
-
-    def checkpoints(self, stage: Stage) -> Path | None:
-        """Where a stage's checkpoints are while it trains; None where none are wanted."""
-        folder = self.execution.checkpoints
-        return None if folder is None else folder / f"{stage.name}-{stage.key}"
-
-    def _folder(self, stage: Stage, compute: Callable[..., None]) -> Path:
-        """The stage's folder, computed if it is not there; its checkpoints go when it is whole."""
-        kept = self.checkpoints(stage)
-        execution = dataclasses.replace(self.execution, checkpoints=kept)
-        if kept is not None and execution.resume != "no" and not checkpoints_in(kept):
-            execution = dataclasses.replace(execution, resume="last")  # a name is meant for the interrupted stage
-        folder = cached(self.root, stage.name, stage.parts, stage.module, partial(compute, execution=execution))
-        if kept is not None and is_main():
-            shutil.rmtree(kept, ignore_errors=True)
-        return folder
-
-    @property
-    def _mixed(self) -> list[str]:
-        return [self.settings.method.mixed_t2it, self.settings.method.mixed_scores]
-
-    def _distillation_features(self, kind: str) -> Features:
-        if kind == "oracle":
-            return stages.oracle_teacher(self.dataset("train"))
-        if kind != "shuffled":
-            return self.teacher_features("train", kind)
-        features = self.teacher_features("train")
-        caption_image = torch.as_tensor(self.dataset("train").caption_image)
-        return stages.shuffle_teacher(features, caption_image, derived_seed(self.settings.seed, "shuffled"))
-
-    @staticmethod
-    def write_fit(folder: Path, fitted: Fitted) -> None:
-        """Keep how a training went beside its weights."""
-        summary = dataclasses.asdict(fitted)
-        summary.pop("state")
-        write_json(folder / "fit.json", summary)
+        return Stage("result", parts, results.make_result, arguments, tuple(needs))
 
 
-def _load_part(module: Module, folder: Path, prefix: str) -> None:
-    """Load the weights of a stage whose names begin with ``prefix``."""
-    path = folder / "weights.safetensors"
-    found = {name.removeprefix(prefix): value for name, value in load_tensors(path).items() if name.startswith(prefix)}
-    load_weights(module, found, str(path))
+def _distils(weights: Any) -> bool:
+    """Whether an arm looks at teacher features in training."""
+    return any((weights.structure, weights.image_representation, weights.text_representation, weights.mean_relation))
 
 
-OVERRIDES = {
-    "image_root": "data.image_root",
-    "text_detail": "data.text_detail",
-    "image_visibility": "data.image_visibility",
-    "image_fault": "data.image_fault",
-    "mismatch_rate": "data.mismatch_rate",
-    "train_size": "data.train_size",
-    "val_size": "data.val_size",
-    "galleries": "data.galleries",
-    "gallery_size": "data.gallery_size",
-    "model": "model.name",
-    "pretrained": "model.pretrained",
-    "init": "model.init",
-    "fusion_layers": "model.fusion_layers",
-    "teacher_epochs": "teacher.epochs",
-    "stage1_epochs": "stage1.epochs",
-    "stage2_epochs": "stage2.epochs",
-    "rerank_top_k": "rerank_top_k",
-    "seed": "seed",
-}
+def _training_switches(method: Any) -> dict[str, Any]:
+    """The method's switches that act in training, so that an evaluation switch retrains nothing."""
+    others = ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores", "siblings")
+    return {name: value for name, value in as_dict(method).items() if name not in others}
 
 
 def open_study(
-    dataset: str, *, method: str = "corrected", preset: str = "", device: str = "auto", root: Path | None = None,
-    execution: Execution | None = None, **overrides: Any,
-) -> Study:  # fmt: skip
-    """A study of a data set by name, with the presets of the data set and of the method.
+    name: str,
+    *,
+    preset: str = "quick",
+    method: str = "corrected",
+    device: str = "auto",
+    root: Path | None = None,
+    seed: int = 0,
+    execution: Execution | None = None,
+    missing: str = "",
+    **overrides: Any,
+) -> Study:
+    """A study of a data set by name.
 
     Args:
-        dataset: ``scenes``, ``emoji``, or a file that :func:`rvlr_lib.data.load_dataset` reads.
+        name: ``scenes``, ``emoji``, ``clipart``, or a file that :func:`rvlr_lib.data.load_dataset` reads.
+        preset: sizes (``smoke``, ``quick``, ``study``, ``own``, ``gpu``), or a YAML file of settings.
         method: preset of the method's switches: ``corrected`` or ``official``.
-        preset: a shipped preset or a YAML file on top of the data set's own, such as ``frozen``.
         device: to compute on.
         root: of runs and cache.
-        execution: how to train, see :class:`rvlr_lib.training.processes.Execution`.
-        overrides: short names (``train_size``, ``stage1_epochs``, …, those of :data:`OVERRIDES`) or dotted settings
-            (``**{"method.distance": "mse"}``) and their values; None, -1 and "" leave the preset's.
+        seed: of everything, the scenes' world and the dial's draws among it.
+        execution: how to train.
+        missing: where given, nothing is computed, see :class:`Study`.
+        overrides: settings and their values, dotted (``**{"data.text_detail": 0.5}``); None leaves the preset's.
 
     Raises:
-        ValueError: an override that is unknown, naming the valid ones.
+        ValueError: an unknown preset or setting, naming the valid ones.
     """
-    unknown = {name for name in overrides if "." not in name} - set(OVERRIDES)
-    if unknown:
-        raise ValueError(f"unknown override {sorted(unknown)}: valid are {', '.join(OVERRIDES)}")
-    presets = [dataset if dataset in data_presets() else "own", *([preset] if preset else [])]
-    chosen = {OVERRIDES.get(name, name): value for name, value in overrides.items() if value not in (None, -1, "")}
-    settings = load_settings(*presets, method, overrides={"data.name": dataset, **chosen})
-    return Study(settings, device=device, root=root, execution=execution)
+    own = name if name in data_presets() else "own"
+    presets = [own, "tuned", *([preset] if preset else []), method]
+    settings = load_settings(*presets, overrides={"data.name": name, "seed": seed, **overrides})
+    return Study(settings, device=device, root=root, execution=execution, missing=missing)

@@ -1,167 +1,166 @@
-"""The stages of a study, each from data and settings to weights and features."""
+"""Makers of the stages of a study: each fills a folder from data, features and settings, and knows nothing of a study."""
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rvlr_lib.config import Settings, TrainSettings
+from rvlr_lib.config import MethodSettings, TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset
+from rvlr_lib.disk import load_tensors, save_tensors, sha256, write_json
 from rvlr_lib.losses.weights import LossWeights
 from rvlr_lib.metrics.ranking import recall_at_k
-from rvlr_lib.models.student import Student
-from rvlr_lib.models.teachers import Teacher
-from rvlr_lib.models.towers import Towers, tokenize
-from rvlr_lib.similarity import unit_rows
-from rvlr_lib.training.gather import add_up, processes
-from rvlr_lib.training.loop import BatchSource, Fitted, fit
-from rvlr_lib.training.objectives import StudentObjective, TeacherObjective
-from rvlr_lib.training.processes import Execution, carrier, max_over_processes
+from rvlr_lib.models import Student, Towers, teacher_features
+from rvlr_lib.training.batches import derived_seed
+from rvlr_lib.training.features import FeatureSet, encode, encode_features
+from rvlr_lib.training.loop import Execution, fit
+from rvlr_lib.training.objectives import Objective, gradient_shares, shuffle_teachers
 
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
-ENCODE_BATCH = 256  # pictures of a batch, fewer where they are large
-PIXELS_AT_ONCE = 16 * 384**2  # a Swin-B at 384 px takes 110 MB of activations for each picture
 
 
-def derived_seed(seed: int, *names: str) -> int:
-    """A seed for one purpose, so that no two purposes share a stream."""
-    digest = hashlib.sha256(":".join([str(seed), *names]).encode()).digest()
-    return int.from_bytes(digest[:4])
+@dataclass(frozen=True)
+class Split:
+    """A split as a student is given it: cached features, or pictures and captions for whole towers."""
+
+    dataset: ImageTextDataset
+    features: FeatureSet | None = None
+    towers: Towers | None = None
 
 
-@torch.inference_mode()
-def encode(
-    dataset: ImageTextDataset,
-    tokenizer: Any,
-    image_size: int,
-    device: torch.device,
-    image: Callable[[Tensor], Tensor],
-    text: Callable[[Tensor], Tensor],
-) -> Features:
-    """Features of all pictures and captions of a data set, on the CPU in float32.
-
-    Captions are encoded in order of length, so that trimming saves most. Several processes share the work, and all of
-    them get all features.
-    """
-    token_ids = tokenize(tokenizer, dataset.captions)
-    order = torch.argsort((token_ids != 0).sum(dim=1), stable=True)
-
-    def encode_pictures(rows: Tensor) -> Tensor:
-        pixels = dataset.pixels(rows, image_size).to(device)
-        return image(pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels)
-
-    pictures = max(1, min(ENCODE_BATCH, PIXELS_AT_ONCE // max(1, image_size) ** 2))
-    images = _in_shares(torch.arange(len(dataset)).split(pictures), encode_pictures)
-    texts = _in_shares(order.split(2 * ENCODE_BATCH), lambda rows: text(token_ids[rows].to(device)))
-    return images, texts
+def encode_split(student: Student, split: Split, device: torch.device) -> Features:
+    """Common-space features of a split, on the CPU in float32."""
+    if split.features is not None:
+        return encode_features(student, split.features, device)
+    return encode(student, split.dataset, split.towers, device)
 
 
-def _in_shares(batches: Sequence[Tensor], encode_rows: Callable[[Tensor], Tensor]) -> Tensor:
-    """Features ``[N, D]`` of batches of rows; process r of W takes every W-th batch, from the r-th.
-
-    The batches do not depend on W, so neither does a bit of the features.
-    """
-    rank, count = processes()
-    found = [(rows, encode_rows(rows).float().to(carrier())) for rows in batches[rank::count]]
-    width = max_over_processes(found[0][1].shape[1] if found else 0)
-    features = torch.zeros(sum(map(len, batches)), width, device=carrier())
-    for rows, part in found:
-        features[rows.to(carrier())] = part
-    return add_up(features).cpu()
+def make_teacher(
+    folder: Path, *, spec: str, modality: str, splits: Mapping[str, ImageTextDataset], device: torch.device
+) -> None:
+    """Frozen features of one modality by the teacher of a name: ``<split>.safetensors`` each."""
+    for name, dataset in splits.items():
+        save_tensors(folder / f"{name}.safetensors", {"features": teacher_features(spec, modality, dataset, device)})
 
 
-def encode_with_student(student: Student, dataset: ImageTextDataset, towers: Towers, device: torch.device) -> Features:
-    """Common-space features of a data set."""
-    student.to(device).eval()
-    return encode(
-        dataset,
-        towers.tokenizer,
-        towers.image_size,
-        device,
-        lambda pixels: student.encode_image(pixels).features,
-        lambda token_ids: student.encode_text(token_ids).features,
-    )
-
-
-def encode_with_teachers(
-    teachers: tuple[Teacher, Teacher], dataset: ImageTextDataset, towers: Towers, device: torch.device
-) -> Features:
-    """Teacher features of a data set: pictures by the image teacher, captions by the text teacher."""
-    image, text = (teacher.to(device).eval() for teacher in teachers)
-    return encode(dataset, towers.tokenizer, towers.image_size, device, image, text)
-
-
-def train_teacher(
-    modality: str,
-    towers: Towers,
-    train: ImageTextDataset,
-    validation: ImageTextDataset,
-    settings: TrainSettings,
+def train_arm(
+    folder: Path,
     *,
-    seed: int,
-    device: torch.device,
-    log_path: Path,
-    execution: Execution | None = None,
-) -> tuple[Teacher, Fitted]:
-    """Train one unimodal teacher; its score is how often a second view finds the first among the validation items."""
-    teacher = Teacher(towers, modality)
-    objective = TeacherObjective(teacher)
-    source = BatchSource(train, towers.tokenizer, towers.image_size, settings, "images", seed)
-    views = BatchSource(validation, towers.tokenizer, towers.image_size, settings, "images", seed + 1)
-
-    @torch.inference_mode()
-    def validate() -> dict[str, float]:
-        first, second = [], []
-        for inputs in views.epoch(0, device, two_views=True):
-            pair = (
-                (inputs.pixels, inputs.second_pixels)
-                if modality == "image"
-                else (inputs.token_ids, inputs.second_token_ids)
-            )
-            first.append(teacher(pair[0]))
-            second.append(teacher(pair[1]))
-        scores = torch.cat(first) @ torch.cat(second).T
-        return {"score": recall_at_k(scores, torch.arange(len(scores)), ks=(1,))[1]}
-
-    weights = LossWeights(image_intra=1.0, text_intra=1.0)
-    fitted = fit(objective, weights, source, settings, seed=seed, device=device, validate=validate,
-                 log_path=log_path, label=f"{modality} teacher", execution=execution)  # fmt: skip
-    objective.load_state_dict(fitted.state)
-    return teacher, fitted
-
-
-def train_student(
     student: Student,
-    towers: Towers,
-    train: ImageTextDataset,
-    selection: ImageTextDataset,
-    settings: Settings,
-    stage: TrainSettings,
+    start: Path | None,
+    batches: Any,
+    splits: Mapping[str, Split],
+    selection: str,
     weights: LossWeights,
-    teacher_features: Features | None,
-    *,
+    method: MethodSettings,
+    optim: TrainSettings,
+    teachers: Features | None,
+    shuffled: bool,
     seed: int,
     device: torch.device,
-    log_path: Path,
     label: str,
-    execution: Execution | None = None,
-) -> Fitted:
-    """Train a student in place; ``selection`` chooses the epoch by ``r_mean`` of cosine retrieval."""
-    objective = StudentObjective(student, weights, settings.method, teacher_features, towers.embed_dim, seed)
-    source = BatchSource(train, towers.tokenizer, towers.image_size, stage, settings.data.rows, seed)
+    execution: Execution,
+) -> None:
+    """Train one arm: weights, log, how it went, and features of validation and test.
+
+    Args:
+        folder: to fill.
+        student: fresh; trained in place.
+        start: folder of the stage that it goes on from.
+        batches: of the training split.
+        splits: ``train``, ``val`` and ``test``.
+        selection: split whose ``r_mean`` chooses the epoch.
+        weights, method, optim: of the losses, their switches, the optimisation.
+        teachers: unit rows of the training pictures and captions, where a term needs them.
+        shuffled: the structure term hears the teachers of other pictures.
+        seed: of the objective.
+        device: to compute on.
+        label: for the progress bar and errors.
+        execution: how to train.
+    """
+    objective = _objective(student, start, splits, weights, method, teachers, shuffled, seed, device)
+    chosen = splits[selection].dataset.gallery_sets()[0]
+    # the first gallery's rows come first in the split
+    images, captions = len(chosen), len(chosen.captions)
 
     def validate() -> dict[str, float]:
-        images, texts = encode_with_student(student, selection, towers, device)
-        recalls = cross_modal_recall(images, texts, torch.as_tensor(selection.caption_image))
+        found = encode_split(student, splits[selection], device)
+        recalls = cross_modal_recall(found[0][:images], found[1][:captions], torch.as_tensor(chosen.caption_image))
         return {"score": recalls["r_mean"], **recalls}
 
-    fitted = fit(objective, weights, source, stage, seed=seed, device=device, validate=validate,
-                 log_path=log_path, label=label, execution=execution)  # fmt: skip
+    fitted = fit(objective, weights, batches, optim, seed=seed, device=device, validate=validate,
+                 log_path=folder / "log.jsonl", label=label, execution=execution)  # fmt: skip
     objective.load_state_dict(fitted.state)
-    return fitted
+    save_tensors(folder / "weights.safetensors", student.state_dict())
+    student.eval()
+    for name in ("val", "test"):
+        images_found, texts = encode_split(student, splits[name], device)
+        save_tensors(folder / f"{name}.safetensors", {"images": images_found, "texts": texts})
+    summary = asdict(fitted)
+    summary.pop("state")
+    write_json(folder / "fit.json", summary)
+
+
+def first_gradients(**arguments: Any) -> dict[str, float]:
+    """Norm of each weighted term's gradient at the first batch; arguments as of :func:`train_arm`, without a folder."""
+    names = ("student", "start", "splits", "weights", "method", "teachers", "shuffled", "seed", "device")
+    objective = _objective(**{name: arguments[name] for name in names}).to(arguments["device"])
+    weights = arguments["weights"]
+    inputs = next(iter(arguments["batches"].take(two_views=objective.two_views, tokens=bool(weights.matching))))
+    return gradient_shares(objective, inputs)
+
+
+def _objective(
+    student: Student,
+    start: Path | None,
+    splits: Mapping[str, Split],
+    weights: LossWeights,
+    method: MethodSettings,
+    teachers: Features | None,
+    shuffled: bool,
+    seed: int,
+    device: torch.device,
+) -> Objective:
+    """The losses of an arm on a student that stands at the start of its stage, teacher heads warm where wanted."""
+    if start is not None:
+        load_part(student, start / "weights.safetensors")
+    structure_teachers = None
+    if shuffled and teachers is not None:
+        owner = torch.as_tensor(splits["train"].dataset.caption_image)
+        structure_teachers = shuffle_teachers(teachers, owner, derived_seed(seed, "shuffled"))
+    objective = Objective(student, weights, method, teachers=teachers, structure_teachers=structure_teachers,
+                          seed=seed)  # fmt: skip
+    if objective.represent and method.head_init == "ridge":
+        student.to(device).eval()
+        objective.warm_heads(*encode_split(student, splits["train"], device))
+        student.train()
+    return objective
+
+
+def load_part(module: nn.Module, path: Path) -> None:
+    """Load stored weights into a module.
+
+    Raises:
+        ValueError: keys or shapes of another architecture; names the file.
+    """
+    try:
+        module.load_state_dict(load_tensors(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds weights of another architecture: {error}") from error
+
+
+def stored_features(folder: Path, split: str) -> Features:
+    """Features that :func:`train_arm` stored."""
+    tensors = load_tensors(folder / f"{split}.safetensors")
+    return tensors["images"], tensors["texts"]
+
+
+def stamp(path: Path) -> str:
+    """SHA-256 of a file, empty where there is none; for cache keys."""
+    return sha256(path) if path.is_file() else ""
 
 
 def cross_modal_recall(images: Tensor, texts: Tensor, caption_image: Tensor) -> dict[str, float]:
@@ -171,36 +170,3 @@ def cross_modal_recall(images: Tensor, texts: Tensor, caption_image: Tensor) -> 
     i2t, t2i = recall_at_k(scores, positives), recall_at_k(scores.T, caption_image)
     values = {f"{name}/R@{k}": recall[k] for name, recall in (("i2t", i2t), ("t2i", t2i)) for k in recall}
     return values | {"r_mean": sum(values.values()) / len(values)}
-
-
-def oracle_teacher(dataset: ImageTextDataset) -> Features:
-    """Teachers whose relations are the truth of the whole scenes: unit factor counts, of pictures and captions alike.
-
-    Raises:
-        ValueError: the factors of the data set are not known.
-    """
-    if dataset.scene is None:
-        raise ValueError(f"{dataset.name} has no known factors: the oracle teacher is for scenes")
-    views = dataset.scene
-    return unit_rows(torch.from_numpy(views.scene.counts())), unit_rows(torch.from_numpy(views.told_of.counts()))
-
-
-def shuffle_teacher(features: Features, caption_image: Tensor, seed: int) -> Features:
-    """Give every picture, and all its captions, the teacher rows of another picture: the ``shuffled`` control.
-
-    The permutation has no fixed point. Where the other picture has fewer captions, they repeat.
-    """
-    images, texts = features
-    count = len(images)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    other = torch.empty(count, dtype=torch.long)
-    other[order] = order.roll(1)
-    captions_of: list[list[int]] = [[] for _ in range(count)]
-    rows = torch.empty(len(texts), dtype=torch.long)
-    for caption, image in enumerate(caption_image.tolist()):
-        captions_of[image].append(caption)
-    for image, captions in enumerate(captions_of):
-        donors = captions_of[int(other[image])]
-        for position, caption in enumerate(captions):
-            rows[caption] = donors[position % len(donors)]
-    return images[other], texts[rows]
