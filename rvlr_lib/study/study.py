@@ -118,7 +118,11 @@ class Study:
     def _feature_stage(self, modality: str) -> Stage:
         """Features of all splits; pictures of the training split in several views."""
         settings, tokens = self.settings, bool(self.settings.model.fusion_layers)
-        parts: dict[str, Any] = {"towers": self._tower_parts(), "data": data_parts(settings, modality), "tokens": tokens}
+        parts: dict[str, Any] = {
+            "towers": self._tower_parts(),
+            "data": data_parts(settings, modality),
+            "tokens": tokens,
+        }
         if modality == "image":
             parts |= {"views": settings.model.views, "crop": settings.stage1.crop_scale, "flip": settings.stage1.flip}
 
@@ -238,7 +242,9 @@ class Study:
         """A student before any training, whose geometry is that of its towers."""
         model, seed = self.settings.model, derived_seed(self.settings.seed, "student")
         if not model.freeze_towers:
-            return TowerStudent(self.towers, fusion_layers=model.fusion_layers, temperature=model.temperature, seed=seed)
+            return TowerStudent(
+                self.towers, fusion_layers=model.fusion_layers, temperature=model.temperature, seed=seed
+            )
         train = self.features("train")
         start = principal_directions(train.images[0], model.width), principal_directions(train.texts, model.width)
         widths = [None if tokens is None else tokens.shape[-1] for tokens in (train.image_tokens, train.text_tokens)]
