@@ -92,6 +92,8 @@ class MethodSettings:
         learn_relation_temperature: row 2, a learnable relation temperature only ever grows.
         fusion_weight_form: row 3, ``free`` scalar or ``sigmoid``.
         distance: rows 4 and 5, any of :data:`rvlr_lib.losses.DISTANCES`.
+        centred: whether relations are compared without their own means.
+        head_init: row 24b, teacher heads start at a ``ridge`` regression or at ``random``.
         cost_gradient: row 5, whether ``wasserstein`` sends gradient through its cost, which collapsing captions lower.
         structure_target: row 6, geometry of the ``common`` space, or the ``fusion`` encoder's first token.
         structure_teacher: row 6, both targets are the ``fused`` relations, or each modality its ``own`` teacher's.
@@ -114,6 +116,8 @@ class MethodSettings:
     learn_fusion_weight: bool = True
     fusion_weight: float = 0.5
     distance: str = "mae"
+    centred: bool = False
+    head_init: Literal["ridge", "random"] = "ridge"
     cost_gradient: bool = False
     structure_target: Literal["common", "fusion"] = "common"
     structure_teacher: Literal["fused", "own"] = "fused"

@@ -5,20 +5,28 @@ from torch import Tensor
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """Scale every row to length 1.
+    """Scale every row to length 1, whatever its magnitude: rows of 1e-30 or 1e30 lose nothing.
 
     Args:
-        features: ``[..., D]``.
+        features: floating ``[..., D]``.
 
     Returns:
         ``[..., D]``. A zero row stays zero, so its cosine with every row is 0 and its gradient finite.
 
-    >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e30, 4e30]]))
     tensor([[0.6000, 0.8000],
-            [0.0000, 0.0000]])
+            [0.0000, 0.0000],
+            [0.6000, 0.8000]])
     """
-    length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-    return features / torch.where(length > 0, length, 1)
+    if not features.shape[-1]:
+        return features
+    # Bringing the largest entry of a row near 1 keeps its squares in range; a power of two rounds nothing.
+    largest = features.detach().abs().amax(dim=-1, keepdim=True).to(torch.promote_types(features.dtype, torch.float32))
+    tiny = torch.finfo(features.dtype).tiny
+    scale = (torch.frexp(largest).mantissa / largest).clamp(tiny, 1 / tiny).to(features.dtype)
+    scaled = features * torch.where(largest > 0, scale, 1)
+    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scaled / torch.where(length > 0, length, 1)
 
 
 def cosine_matrix(a: Tensor, b: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
-"""The training objective: a named weighted sum of losses, and the learnable fusion weight."""
+"""The training objective: a named weighted sum of losses, the learnable fusion weight, the pull to the start."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -21,6 +21,11 @@ class LossWeights:
     image_intra: float = 0.0
     text_intra: float = 0.0
     alignment: float = 0.0
+    mean_relation: float = 0.0
+    anchor: float = 0.0
+    cross_modal_cyclic: float = 0.0
+    in_modal_cyclic: float = 0.0
+    rkd_angle: float = 0.0
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
@@ -48,6 +53,31 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
         bad = {name: float(term.detach()) for name, term in terms.items() if not term.isfinite()}
         raise FloatingPointError("not finite: " + ", ".join(f"{name} = {value}" for name, value in bad.items()))
     return values @ values.new_tensor([factors[name] for name in terms])
+
+
+def anchor_loss(parameters: Iterable[Tensor], start: Iterable[Tensor]) -> Tensor:
+    """Sum of the squared differences of the trained weights to where they started (L2-SP, Li et al. 2018).
+
+    Args:
+        parameters: the trained weights.
+        start: detached copies of them, in the same order; they get no gradient.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: none, different numbers of tensors, or different shapes, which are named.
+
+    >>> float(anchor_loss([torch.ones(2, 3)], [torch.zeros(2, 3)]))
+    6.0
+    """
+    parameters, start = list(parameters), list(start)
+    if not parameters or len(parameters) != len(start):
+        raise ValueError(f"expected as many weights as starts, one at least: got {len(parameters)} and {len(start)}")
+    for here, there in zip(parameters, start, strict=True):
+        if here.shape != there.shape:
+            raise ValueError(f"a weight and its start differ in shape: {tuple(here.shape)} and {tuple(there.shape)}")
+    return torch.stack([(x - x0.detach()).square().sum() for x, x0 in zip(parameters, start, strict=True)]).sum()
 
 
 class FusionWeight(nn.Module):

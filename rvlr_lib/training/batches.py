@@ -1,92 +1,251 @@
-"""Batches for training: augmented, on the device, and the same for every variant and any number of processes."""
+"""Batches for training, the same for every arm and any number of processes: pictures and captions, or cached features.
 
+Everything drawn for an epoch depends on the seed and the epoch's number alone, so a resumed training needs no more than
+its place. Second views have draws of their own: an arm that wants them sees the same batches as one that does not.
+"""
+
+import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from rvlr_lib.config import TrainSettings
-from rvlr_lib.data.dataset import ImageTextDataset, augment, iterate_batches
+from rvlr_lib.data.dataset import ImageTextDataset, augment
+from rvlr_lib.models.student import CachedRows
 from rvlr_lib.models.towers import tokenize
+from rvlr_lib.training.processes import own_rows
+
+if TYPE_CHECKING:
+    from rvlr_lib.training.features import FeatureSet
 
 Rows = Literal["images", "captions"]
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-FEATURE_DROPOUT = 0.1  # of the second view of cached features
+FEATURE_DROPOUT = 0.1  # of a second view that has no picture or caption of its own
 
 
 class Inputs(NamedTuple):
     """One batch on the device; the second views are None where nobody asks for them."""
 
-    pixels: Tensor  # [B, 3, S, S] in 0..1, augmented
-    token_ids: Tensor  # [B, L]
-    image_rows: Tensor  # [B] row of the image in the data set; equal rows are one image
+    images: Any  # pixels [B, 3, S, S] in 0..1, augmented, or CachedRows
+    texts: Any  # token ids [B, L], or CachedRows
+    image_rows: Tensor  # [B] row of the picture in the data set; equal rows are one picture
     caption_rows: Tensor  # [B]
-    second_pixels: Tensor | None = None
-    second_token_ids: Tensor | None = None
+    second_images: Any = None
+    second_texts: Any = None
 
 
-class BatchSource:
-    """Batches of a data set, augmented and on the device; the same seed gives the same batches to every variant.
+class Epoch(NamedTuple):
+    """Rows of an epoch's batches, each long [steps, B]; the second caption is another one of the picture, if any."""
 
-    The order, the first views and the second views draw from generators of their own, so that a variant that needs
-    second views sees the same batches as its twin that does not.
+    images: Tensor
+    captions: Tensor
+    second_captions: Tensor
+
+
+def derived_seed(seed: int, *names: object) -> int:
+    """A seed for one purpose, so that no two purposes share a stream."""
+    digest = hashlib.sha256(":".join(map(str, (seed, *names))).encode()).digest()
+    return int.from_bytes(digest[:4])
+
+
+class Batches:
+    """Order and captions of the batches of every epoch; a subclass gives what they hold.
+
+    Args:
+        caption_image: picture of each caption, [C]; every picture has a caption.
+        settings: of the optimisation, for its batch size. A set with fewer rows gives one batch of all of them.
+        rows: ``images``: every picture once an epoch, with a caption drawn for it. ``captions``: every caption once,
+            with its picture, as the official code has it.
+        seed: of all draws.
+        device: to draw and to train on.
+
+    Attributes:
+        steps_per_epoch: batches of an epoch; a last one that is not full is left out.
+        batch_rows: rows of a batch, over all processes.
+        epoch, position: of the batch that comes next.
+
+    Raises:
+        ValueError: unknown ``rows``, or a batch that does not divide over the processes.
+    """
+
+    def __init__(self, caption_image: Any, settings: TrainSettings, rows: Rows, seed: int, device: torch.device) -> None:
+        if rows not in ("images", "captions"):
+            raise ValueError(f"rows={rows!r} is unknown: choose images (a row per picture) or captions")
+        self.settings, self.rows, self.seed, self.device = settings, rows, seed, device
+        self.draw_on = device
+        self.owner = torch.as_tensor(caption_image, dtype=torch.long)
+        self.by_image = torch.argsort(self.owner, stable=True)
+        self.counts = torch.bincount(self.owner)
+        self.starts = self.counts.cumsum(0) - self.counts
+        self.within = torch.empty_like(self.owner)  # number of a caption among those of its picture
+        self.within[self.by_image] = torch.arange(len(self.owner)) - self.starts[self.owner[self.by_image]]
+        count = len(self.counts) if rows == "images" else len(self.owner)
+        self.batch_rows = min(count, settings.batch_size)
+        self.steps_per_epoch = count // self.batch_rows
+        self.part = own_rows(self.batch_rows)
+        self.epoch = self.position = 0
+
+    def take(self, *, two_views: bool = False, tokens: bool = False) -> Iterator[Inputs]:
+        """What is left of the epoch under way; at its end the next one is.
+
+        Args:
+            two_views: whether second views are wanted.
+            tokens: whether the matching loss wants cached tokens.
+        """
+        for inputs in self.read(self.draw(), two_views, tokens):
+            self.position += 1
+            yield inputs
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
+        """The epoch's batches from :attr:`position` on, rows of this process only."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, int]:
+        """The place of the next batch."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a place."""
+        self.epoch, self.position = state["epoch"], state["position"]
+
+    def generator(self, purpose: str, step: int = 0) -> torch.Generator:
+        """Random numbers for one purpose at one step of the epoch under way."""
+        return torch.Generator(self.draw_on).manual_seed(derived_seed(self.seed, purpose, self.epoch, step))
+
+    def draw(self) -> Epoch:
+        """Order and captions of the epoch under way."""
+        generator, total = self.generator("order"), len(self.counts if self.rows == "images" else self.owner)
+        shuffled = torch.randperm(total, generator=generator, device=self.draw_on)
+        draws = torch.rand(2, total, generator=generator, device=self.draw_on, dtype=torch.float64)
+        images = shuffled if self.rows == "images" else self.owner[shuffled]
+        counts, starts = self.counts[images], self.starts[images]
+        first = (draws[0] * counts).long() if self.rows == "images" else self.within[shuffled]
+        second = (first + 1 + (draws[1] * (counts - 1)).long()) % counts  # itself where it stands alone
+        chosen = (images, self.by_image[starts + first], self.by_image[starts + second])
+        kept = self.steps_per_epoch * self.batch_rows
+        return Epoch(*(rows[:kept].view(self.steps_per_epoch, self.batch_rows) for rows in chosen))
+
+
+class FeatureBatches(Batches):
+    """Batches of cached features; features, draws and batches stay on the device.
+
+    The first view of a picture is one of its augmented views, the second another one: the plain view where there is
+    just one, and the same with a tenth of the features dropped where there is none. So is a caption's second view that
+    stands alone.
+
+    Args:
+        features: see :class:`rvlr_lib.training.features.FeatureSet`; view 0 is the plain one.
+        others: as of :class:`Batches`.
     """
 
     def __init__(
-        self, dataset: ImageTextDataset, tokenizer: Any, image_size: int, settings: TrainSettings, rows: Rows, seed: int
-    ) -> None:
-        self.dataset, self.image_size, self.settings, self.rows, self.seed = dataset, image_size, settings, rows, seed
-        self.token_ids = tokenize(tokenizer, dataset.captions)
-        count = len(dataset) if rows == "images" else len(dataset.captions)
-        self.steps_per_epoch = max(1, count // settings.batch_size)
-        self.batch_rows = min(count, settings.batch_size)
-        self.generators: dict[str, torch.Generator] = {}  # of the views of the epoch under way
-
-    def epoch(
-        self,
-        number: int,
+        self, features: "FeatureSet", caption_image: Any, settings: TrainSettings, rows: Rows, seed: int,
         device: torch.device,
-        *,
-        two_views: bool,
-        rows: slice = slice(None),
-        position: int = 0,
-        states: Mapping[str, Tensor] | None = None,
-    ) -> Iterator[Inputs]:
-        """Batches of one epoch.
+    ) -> None:  # fmt: skip
+        super().__init__(caption_image, settings, rows, seed, device)
+        sizes = (features.images.shape[1], len(features.texts))
+        if sizes != (len(self.counts), len(self.owner)):
+            raise ValueError(f"features of {sizes[0]} pictures and {sizes[1]} captions do not fit a data set of "
+                             f"{len(self.counts)} and {len(self.owner)}")  # fmt: skip
+        for name in ("owner", "by_image", "counts", "starts", "within"):
+            setattr(self, name, getattr(self, name).to(device))
+        self.images, self.texts = features.images.to(device).float(), features.texts.to(device).float()
+        self.tokens = (features.image_tokens, features.text_tokens, features.text_mask)
 
-        Args:
-            number: of the epoch.
-            device: to put them on.
-            two_views: whether second views are wanted.
-            rows: of each batch that are wanted; everything is drawn for the whole batch all the same.
-            position: batches to leave out at the beginning.
-            states: of :attr:`generators` after those batches.
-        """
-        order, first, second = (torch.Generator().manual_seed(self.seed * 1_000_003 + number * 3 + i) for i in range(3))
-        self.generators = {"first": first, "second": second}
-        for name, state in (states or {}).items():
-            self.generators[name].set_state(state)
-        batches = iterate_batches(self.dataset, self.settings.batch_size, order, rows=self.rows)
-        for batch, read in ahead(islice(batches, position, None), lambda batch: self._read(batch.image_rows[rows])):
-            part = (rows, len(batch.image_rows))
-            images, captions = batch.image_rows[rows], batch.caption_rows[rows]
-            pixels = read.to(device)
-            yield Inputs(
-                view_of(pixels, first, settings=self.settings, part=part),
-                self.token_ids[captions].to(device),
-                images.to(device),
-                captions.to(device),
-                view_of(pixels, second, settings=self.settings, part=part, second=True) if two_views else None,
-                self.token_ids[batch.second_caption_rows[rows]].to(device) if two_views else None,
-            )
+    def read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
+        """As the base class says."""
+        views, part, shape = len(self.images), self.part, epoch.images.shape
+        draws = torch.rand(shape, generator=self.generator("first views"), device=self.device, dtype=torch.float64)
+        first = (1 + (draws * (views - 1)).long()).clamp(max=views - 1)
+        draws = torch.rand(shape, generator=self.generator("second views"), device=self.device, dtype=torch.float64)
+        second = 1 + (first + (draws * (views - 2)).long()) % (views - 1) if views > 2 else torch.zeros_like(first)
+        if tokens:
+            if any(part is None for part in self.tokens):
+                raise ValueError("the cached features hold no tokens, which the matching loss needs: make them anew "
+                                 "with model.fusion_layers >= 1")  # fmt: skip
+            self.tokens = tuple(part.to(self.device) for part in self.tokens)
+            lengths = self._lengths(epoch.captions)
+        for step in range(self.position, shape[0]):
+            images, captions = epoch.images[step, part], epoch.captions[step, part]
+            picture, caption = self.images[first[step, part], images], self.texts[captions]
+            cached = CachedRows(picture, None, None), CachedRows(caption, None, None)
+            if tokens:
+                image_tokens, text_tokens, mask = self.tokens
+                cached = (
+                    CachedRows(picture, image_tokens[images].float(), None),
+                    CachedRows(caption, text_tokens[captions, : lengths[step]].float(),
+                               mask[captions, : lengths[step]]),
+                )  # fmt: skip
+            yield Inputs(*cached, images, captions, *(self._second(epoch, second, step) if two_views else ()))
 
-    def _read(self, image_rows: Tensor) -> Tensor:
+    def _second(self, epoch: Epoch, views: Tensor, step: int) -> Iterator[CachedRows]:
+        """Second views of pictures and captions."""
+        generator = self.generator("dropout", step)
+        images = self.images[views[step], epoch.images[step]]
+        captions, others = epoch.captions[step], epoch.second_captions[step]
+        alone = torch.full_like(captions, len(self.images) == 1, dtype=torch.bool)
+        for rows, lone in ((images, alone), (self.texts[others], captions == others)):
+            kept = torch.rand(rows.shape, generator=generator, device=self.device) >= FEATURE_DROPOUT
+            rows = torch.where(lone[:, None] & ~kept, 0, rows / torch.where(lone, 1 - FEATURE_DROPOUT, 1.0)[:, None])
+            yield CachedRows(rows[self.part], None, None)
+
+    def _lengths(self, captions: Tensor) -> list[int]:
+        """Tokens to keep of each batch: all of them on a GPU, where equal shapes are worth more than short ones."""
+        mask = self.tokens[2]
+        if self.device.type != "cpu":
+            return [mask.shape[1]] * len(captions)
+        return mask.sum(dim=1)[captions].amax(dim=1).tolist()
+
+
+class PixelBatches(Batches):
+    """Batches of augmented pictures and token ids, for whole towers; the next one is read while this one is used.
+
+    Args:
+        dataset: what to draw from.
+        tokenizer: of the text tower.
+        image_size: pixels a side.
+        others: as of :class:`Batches`.
+    """
+
+    def __init__(
+        self, dataset: ImageTextDataset, tokenizer: Any, image_size: int, settings: TrainSettings, rows: Rows, seed: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        super().__init__(dataset.caption_image, settings, rows, seed, device)
+        self.draw_on = torch.device("cpu")  # where pictures are read from
+        self.dataset, self.image_size = dataset, image_size
+        self.token_ids = tokenize(tokenizer, dataset.captions)
+
+    def read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
+        """As the base class says."""
+        steps = range(self.position, self.steps_per_epoch)
+        for step, pixels in ahead(steps, lambda step: self._pinned(self._pixels(epoch.images[step, self.part]))):
+            pixels = pixels.to(self.device, non_blocking=True)
+            captions = [rows[step, self.part] for rows in (epoch.captions, epoch.second_captions)]
+            texts = [self._move(self.token_ids[rows]) for rows in captions[: 1 + two_views]]
+            views = [self._view(pixels, purpose, step) for purpose in ("first views", "second views")[: 1 + two_views]]
+            rows = self._move(epoch.images[step, self.part]), self._move(captions[0])
+            yield Inputs(views[0], texts[0], *rows, *(views[1:] + texts[1:]))
+
+    def _view(self, pixels: Tensor, purpose: str, step: int) -> Tensor:
+        generator = torch.Generator(self.device).manual_seed(derived_seed(self.seed, purpose, self.epoch, step))
+        return augment(pixels, generator, scale=self.settings.crop_scale, flip=self.settings.flip,
+                       part=(self.part, self.batch_rows))  # fmt: skip
+
+    def _pixels(self, image_rows: Tensor) -> Tensor:
         return self.dataset.pixels(image_rows, self.image_size)
+
+    def _pinned(self, rows: Tensor) -> Tensor:
+        return rows.pin_memory() if self.device.type == "cuda" else rows
+
+    def _move(self, rows: Tensor) -> Tensor:
+        return self._pinned(rows).to(self.device, non_blocking=True)
 
 
 def ahead(items: Iterable[Item], work: Callable[[Item], Found]) -> Iterator[tuple[Item, Found]]:
@@ -104,24 +263,3 @@ def ahead(items: Iterable[Item], work: Callable[[Item], Found]) -> Iterator[tupl
                 yield first, found.result()
         for last, found in waiting:
             yield last, found.result()
-
-
-def view_of(
-    pixels: Tensor,
-    generator: torch.Generator,
-    *,
-    settings: TrainSettings,
-    part: tuple[slice, int] | None = None,
-    second: bool = False,
-) -> Tensor:
-    """An augmented view of pictures; of cached features the first view is themselves, the second drops a tenth.
-
-    ``part``: the pixels are these rows of a batch of that size.
-    """
-    if pixels.dtype == torch.uint8:
-        return augment(pixels, generator, scale=settings.crop_scale, flip=settings.flip, part=part)
-    if not second:
-        return pixels
-    rows, whole = part or (slice(None), len(pixels))
-    kept = (torch.rand(whole, *pixels.shape[1:], generator=generator) >= FEATURE_DROPOUT)[rows]
-    return pixels * kept.to(pixels.device) / (1 - FEATURE_DROPOUT)

@@ -1,12 +1,16 @@
-"""One readable loop that trains teachers and students alike."""
+"""One readable loop that trains an objective on batches, resumes from checkpoints and never waits for the device.
+
+Between two lines of the log the host only queues work: losses, norms and whether they are finite stay on the device.
+"""
 
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +22,58 @@ from torch.optim.lr_scheduler import LinearLR, SequentialLR
 from tqdm import tqdm
 
 from rvlr_lib.config import TrainSettings
-from rvlr_lib.losses.weights import LossWeights, weighted_sum
-from rvlr_lib.training.batches import BatchSource, Inputs
-from rvlr_lib.training.checkpoint import Checkpoint, find_checkpoint, load_weights, write_checkpoint
-from rvlr_lib.training.gather import add_up, own_rows, processes
+from rvlr_lib.losses import LossWeights
+from rvlr_lib.metrics import recall_at_k
+from rvlr_lib.training.batches import Batches, Inputs
+from rvlr_lib.training.checkpoint import last_checkpoint, write_checkpoint
 from rvlr_lib.training.processes import (
-    Execution,
-    checkpoint_gradients,
-    compile_blocks,
+    add_up,
     every_random_state,
     is_main,
+    processes,
     same_everywhere,
     set_random_states,
     spread,
 )
 
 SCALARS = ("fusion_weight", "relation_temperature")  # parameters with their own learning-rate multiplier
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to train; no part of any cache key.
+
+    Attributes:
+        compile: compile the objective with its towers; worth it for long trainings.
+        gradient_checkpointing: keep no activations inside the towers' blocks and compute them twice.
+        checkpoints: folder of the checkpoints, None for none.
+        save_every: steps between two checkpoints.
+        resume: ``last``, or ``no``, which removes those that are there.
+    """
+
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    checkpoints: Path | None = None
+    save_every: int = 500
+    resume: str = "last"
+
+    def __post_init__(self) -> None:
+        if self.save_every < 1:
+            raise ValueError(f"save_every={self.save_every}: checkpoints are at least one step apart")
+        if self.resume not in ("last", "no"):
+            raise ValueError(f"resume={self.resume!r}: use last (go on from the newest whole checkpoint) or no")
+
+
+@dataclass
+class Fitted:
+    """What a training leaves: the weights of the best epoch, and how it went."""
+
+    state: dict[str, Tensor]
+    best_epoch: int
+    best_score: float
+    seconds: float
+    steps: int
+    history: list[dict[str, float]] = field(default_factory=list)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -49,23 +89,11 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-@dataclass
-class Fitted:
-    """What a training leaves: the weights of the best epoch, and how it went."""
-
-    state: dict[str, Tensor]
-    best_epoch: int
-    best_score: float
-    seconds: float
-    steps: int
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
 def fit(
     objective: nn.Module,
     weights: LossWeights,
-    source: BatchSource,
-    settings: TrainSettings,
+    batches: Batches,
+    optim: TrainSettings,
     *,
     seed: int,
     device: torch.device,
@@ -77,11 +105,12 @@ def fit(
     """Train an objective, in one process or, called by all of them, in several.
 
     Args:
-        objective: module whose ``forward(inputs)`` gives named loss terms and whose ``scalars()`` gives what to log;
-            ``two_views`` says whether it needs second views, ``generators(device)`` what else is random in it.
+        objective: module whose ``forward(inputs, precision)`` gives named loss terms and whose ``scalars()`` gives what
+            to log; ``two_views`` and ``tokens`` say what it needs of a batch, ``generators(device)`` what else is
+            random in it.
         weights: of the terms.
-        source: of the batches; each process takes its share of every batch.
-        settings: of the optimisation.
+        batches: to train on; each process takes its share of every batch.
+        optim: settings of the optimisation.
         seed: of everything random in the forward pass.
         device: to compute on.
         validate: scores after each epoch; the epoch with the highest ``score`` is kept.
@@ -90,13 +119,14 @@ def fit(
         execution: how to carry it out, and where checkpoints go; without it there are none.
 
     Raises:
-        FloatingPointError: a loss term, the gradient or a temperature is not finite; names it and the step.
-        ValueError: a batch does not divide over the processes, or the checkpoint to resume from is damaged.
+        FloatingPointError: a loss term, the gradient or a temperature was not finite; names it and the step, at the
+            next line of the log, and before any checkpoint is written.
+        ValueError: every checkpoint to resume from is damaged or of another training, or the memory does not suffice.
     """
     execution = execution or Execution()
     torch.manual_seed(seed)
     objective.to(device).train()
-    training = Training(objective, weights, source, settings, device, label, execution)
+    training = Training(objective, weights, batches, optim, device, label, execution)
     lines = training.resume()
     interval = 0.5 if sys.stderr.isatty() else 15.0  # notebooks and logs keep every refresh
     with (
@@ -104,76 +134,70 @@ def fit(
         tqdm(total=training.steps, initial=training.step, desc=label, unit="step", mininterval=interval,
              disable=not is_main()) as bar,
     ):  # fmt: skip
-        while training.epoch < settings.epochs:
-            for inputs in training.batches():
+        while training.epoch < optim.epochs:
+            for inputs in batches.take(two_views=objective.two_views, tokens=objective.tokens):
                 log.write(training.train_step(inputs))
                 bar.update()
-                if training.position < source.steps_per_epoch:
+                if batches.position < batches.steps_per_epoch:
                     training.save_if_due(log)
             objective.eval()
             scores = validate()
             objective.train()
             log.write(training.close_epoch(scores))
             training.save_if_due(log)
-    training.fitted.seconds = training.seconds()
-    return training.fitted
+    fitted = training.fitted
+    fitted.seconds, fitted.state = training.seconds(), {name: value.cpu() for name, value in fitted.state.items()}
+    return fitted
 
 
 class Training:
     """A training under way: where it stands, one step of it, and its checkpoints. Arguments as of :func:`fit`."""
 
     def __init__(
-        self,
-        objective: nn.Module,
-        weights: LossWeights,
-        source: BatchSource,
-        settings: TrainSettings,
-        device: torch.device,
-        label: str,
-        execution: Execution,
-    ) -> None:
-        self.objective, self.weights, self.source, self.settings = objective, weights, source, settings
+        self, objective: nn.Module, weights: LossWeights, batches: Batches, optim: TrainSettings, device: torch.device,
+        label: str, execution: Execution,
+    ) -> None:  # fmt: skip
+        self.objective, self.weights, self.batches, self.optim = objective, asdict(weights), batches, optim
         self.device, self.label, self.execution = device, label, execution
-        self.rows = own_rows(source.batch_rows)
         if execution.gradient_checkpointing:
             checkpoint_gradients(objective)
-        if execution.compile:
-            compile_blocks(objective)
         self.model = spread(objective)
-        self.steps = settings.epochs * source.steps_per_epoch
-        self.optimizer, self.schedule = _optimizer(objective, settings, self.steps)
-        use_bfloat16 = settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda")
-        self.precision: Any = torch.autocast(device.type, torch.bfloat16) if use_bfloat16 else nullcontext()
-        self.fitted = Fitted({}, -1, -float("inf"), 0.0, self.steps)
-        self.step = self.epoch = self.position = 0  # position: batches of the epoch that are done
-        self.generator_states: dict[str, Tensor] = {}  # of the views, where an epoch is resumed
+        self.compile = execution.compile
+        self.steps = optim.epochs * batches.steps_per_epoch
+        self.optimizer, self.schedule = _optimizer(objective, optim, self.steps, fused=device.type == "cuda")
+        bfloat16 = optim.precision == "bfloat16" or (optim.precision == "auto" and device.type == "cuda")
+        self.precision: Any = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+        self.fitted = Fitted({}, -1, -math.inf, 0.0, self.steps)
+        self.step = self.epoch = 0
+        self.watched: dict[str, Tensor] = {}  # name -> [first bad step or infinity, its value], on the device
         self.started = time.monotonic()
 
     def seconds(self) -> float:
         """Time spent training, before an interruption included."""
         return self.fitted.seconds + time.monotonic() - self.started
 
-    def batches(self) -> Iterator[Inputs]:
-        """What is left of the epoch under way."""
-        states, self.generator_states = self.generator_states, {}
-        return self.source.epoch(self.epoch, self.device, two_views=bool(self.objective.two_views), rows=self.rows,
-                                 position=self.position, states=states)  # fmt: skip
-
     def train_step(self, inputs: Inputs) -> dict[str, float]:
         """One step of the optimiser; what to log of it, empty where it is not a step to log."""
+        if self.compile:
+            self.compile = False
+            self._compile(inputs)
         try:
             terms = self.model(inputs, self.precision)
-            total = weighted_sum(terms, self.weights)
-        except (FloatingPointError, ValueError) as error:
-            if isinstance(error, ValueError) and not self._bad_scalars():
-                raise
-            raise FloatingPointError(f"{self.label}, step {self.step}: {error}{self._bad_scalars()}") from None
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = _clip(self.objective, self.settings.clip_norm)
-        self._check_finite(norm)
+            total = sum(self.weights[name] * term for name, term in terms.items())
+            self.optimizer.zero_grad(set_to_none=True)
+            total.backward()
+        except torch.OutOfMemoryError as error:
+            raise ValueError(f"{self.label}, step {self.step}: the memory of {self.device} does not hold a batch of "
+                             f"{self.optim.batch_size}: set a smaller batch_size or gradient_checkpointing "
+                             f"({str(error).splitlines()[0]})") from None  # fmt: skip
+        except ValueError:  # a loss may refuse what is not finite in words of its own
+            self.check_finite()
+            raise
+        norm = _clip(self.objective, self.optim.clip_norm)
+        self._watch({**terms, "gradient norm": norm, **self._scalars()})
         record: dict[str, float] = {}
-        if self.step % self.settings.log_every == 0 or self.step == self.steps - 1:
+        if self.step % self.optim.log_every == 0 or self.step == self.steps - 1:
+            self.check_finite()
             values = _mean_over_processes({"total": total, **{f"loss/{name}": term for name, term in terms.items()}})
             record = {"step": self.step, "epoch": self.epoch, "total": values.pop("total"),
                       "gradient_norm": float(norm), "learning_rate": float(self.schedule.get_last_lr()[0]),
@@ -181,91 +205,139 @@ class Training:
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
-        self.position += 1
         return record
 
     def close_epoch(self, scores: dict[str, float]) -> dict[str, float]:
         """Keep the weights if the scores are the best so far; what to log."""
+        self.check_finite()
         fitted = self.fitted
         fitted.history.append({"epoch": self.epoch, "step": self.step, **scores})
         record = {"step": self.step, "epoch": self.epoch, **{f"validation/{key}": v for key, v in scores.items()}}
         if scores["score"] > fitted.best_score:
             fitted.best_epoch, fitted.best_score = self.epoch, scores["score"]
-            fitted.state = {name: tensor.detach().cpu().clone() for name, tensor in self.objective.state_dict().items()}
-        self.epoch, self.position = self.epoch + 1, 0
+            fitted.state = {name: tensor.detach().clone() for name, tensor in self.objective.state_dict().items()}
+        self.epoch += 1
         return record
+
+    def check_finite(self) -> None:
+        """Look at what was watched since the last look, the one wait for the device.
+
+        Raises:
+            FloatingPointError: something was not finite; names it, its value and its first such step.
+        """
+        if not self.watched:
+            return
+        found = torch.stack(list(self.watched.values())).tolist()
+        first = min(step for step, _ in found)
+        if first < math.inf:
+            bad = {name: value for name, (step, value) in zip(self.watched, found, strict=True) if step == first}
+            raise FloatingPointError(f"{self.label}, step {first:.0f}: not finite: "
+                                     + ", ".join(f"{name} = {value}" for name, value in bad.items()))  # fmt: skip
+
+    def _watch(self, values: dict[str, Tensor]) -> None:
+        """Keep the first step at which a value was not finite, and the value."""
+        names = list(values)
+        now = torch.stack([values[name].detach().double() for name in names])
+        now = torch.stack([torch.where(now.isfinite(), math.inf, float(self.step)), now], dim=1)
+        if self.watched:
+            then = torch.stack([self.watched.get(name, now[place]) for place, name in enumerate(names)])
+            now = torch.where(then[:, :1].isfinite(), then, now)
+        self.watched |= dict(zip(names, now, strict=True))
+
+    def _scalars(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.objective.named_parameters() if value.ndim == 0}
+
+    def _compile(self, inputs: Inputs) -> None:
+        """Compile the objective and warm it up, leaving all random states as they were; without success, do without.
+
+        Evaluation calls the student's own methods, which stay as they are: nothing is compiled anew for its shapes.
+        """
+        began, states = time.monotonic(), self.random_states()
+        try:
+            self.model.compile()
+            sum(self.model(inputs, self.precision).values()).backward()
+            told = f"compiled in {time.monotonic() - began:.0f} s"
+        except Exception as error:
+            self.model._compiled_call_impl = None
+            torch._dynamo.reset()
+            told = f"cannot be compiled ({type(error).__name__}: {str(error).splitlines()[0]}): trains uncompiled"
+        self.optimizer.zero_grad(set_to_none=True)
+        self.put_back(states)
+        if is_main():
+            print(f"{self.label}: {told}")
 
     def save_if_due(self, log: "_Log") -> None:
         """Write a checkpoint every ``save_every`` steps; only the main process writes."""
         folder = self.execution.checkpoints
         if folder is None or self.step % self.execution.save_every or self.step == self.steps:
             return
-        checkpoint = Checkpoint(self._tensors(), self._record(), log.text())
+        self.check_finite()
+        state = self.state_dict() | {"log": log.text()}
         if is_main():
-            write_checkpoint(folder, checkpoint)
+            write_checkpoint(folder, self.step, state)
 
     def resume(self) -> str:
-        """Go on from the checkpoint that is asked for; the log so far."""
-        folder = self.execution.checkpoints
-        found = find_checkpoint(folder, self.execution.resume) if folder is not None else None
-        if not same_everywhere(found.record["step"] if found else 0):
+        """Go on from the last checkpoint, if one is asked for and there; the log so far."""
+        folder, found = self.execution.checkpoints, None
+        if folder is not None and self.execution.resume == "no":
+            if is_main():
+                import shutil
+
+                shutil.rmtree(folder, ignore_errors=True)
+        elif folder is not None:
+            found = last_checkpoint(folder)
+        if not same_everywhere(found[1]["step"] if found else 0):
             raise ValueError(f"processes find different checkpoints in {folder}: all nodes must share this folder")
         if found is None:
             return ""
-        record, where = found.record, f"the checkpoint of step {found.record['step']} in {folder}"
-        if record["steps"] != self.steps:
-            raise ValueError(f"{where} is of a training of {record['steps']} steps, this one has {self.steps}: "
-                             "--resume no starts anew")  # fmt: skip
-        load_weights(self.objective, found.tensors["weights"], where)
-        states = _nested(found.tensors["resume"])
-        moments = {int(number): values for number, values in _nested(states.get("optimizer", {})).items()}
-        self.optimizer.load_state_dict({"state": moments, "param_groups": record["param_groups"]})
-        self.schedule.load_state_dict(record["schedule"])
-        set_random_states(states["random"], self.device)
-        for name, generator in self.objective.generators(self.device).items():
-            generator.set_state(states["generators"][name])
-        self.generator_states = states.get("views", {})
-        self.step, self.epoch, self.position = record["step"], record["epoch"], record["position"]
-        best = -float("inf") if record["best_score"] is None else record["best_score"]
-        self.fitted = Fitted(found.tensors.get("best", {}), record["best_epoch"], best, record["seconds"], self.steps,
-                             record["history"])  # fmt: skip
+        self.load_state_dict(found[1], f"{found[0]} in {folder}")
         if is_main():
             print(f"{self.label}: going on from step {self.step} of {self.steps}")
-        return found.log
+        return found[1]["log"]
 
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors of a checkpoint, by file."""
-        generators = self.objective.generators(self.device)
-        resume = {f"random/{name}": states for name, states in every_random_state(self.device).items()}
-        resume |= {f"generators/{name}": generator.get_state() for name, generator in generators.items()}
-        if self.position:
-            resume |= {f"views/{name}": generator.get_state() for name, generator in self.source.generators.items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            resume |= {f"optimizer/{number}/{name}": moment for name, moment in moments.items()}
-        files = {"weights": self.objective.state_dict(), "resume": resume}
-        return files | ({"best": self.fitted.state} if self.fitted.state else {})
+    def random_states(self) -> dict[str, Any]:
+        """Of torch in every process, and of the objective's own generators."""
+        own = {name: generator.get_state() for name, generator in self.objective.generators(self.device).items()}
+        return {"torch": every_random_state(self.device), "own": own}
 
-    def _record(self) -> dict[str, Any]:
-        """What a checkpoint holds besides tensors."""
-        fitted = self.fitted
-        return {"step": self.step, "steps": self.steps, "epoch": self.epoch, "position": self.position,
-                "best_epoch": fitted.best_epoch, "best_score": fitted.best_score if fitted.state else None,
-                "history": fitted.history, "seconds": self.seconds(), "schedule": self.schedule.state_dict(),
-                "param_groups": self.optimizer.state_dict()["param_groups"]}  # fmt: skip
+    def put_back(self, states: dict[str, Any]) -> None:
+        """Set what :meth:`random_states` gave."""
+        set_random_states(states["torch"], self.device)
+        for name, generator in self.objective.generators(self.device).items():
+            generator.set_state(states["own"][name])
 
-    def _check_finite(self, norm: Tensor) -> None:
-        """One look at the gradient's norm and at every single-number parameter, such as a temperature."""
-        values = torch.stack([norm, *(value.detach().to(norm.dtype) for value in self._scalars().values())])
-        if not values.isfinite().all():
-            what = "a parameter left the numbers" if norm.isfinite() else f"the gradient norm is {norm.item()}"
-            raise FloatingPointError(f"{self.label}, step {self.step}: {what}{self._bad_scalars()}")
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a training needs to go on as if it had never stopped."""
+        fitted = asdict(self.fitted) | {"seconds": self.seconds(), "state": self.fitted.state}
+        return {"step": self.step, "steps": self.steps, "epoch": self.epoch, "batches": self.batches.state_dict(),
+                "weights": self.objective.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(), "random": self.random_states(),
+                "fitted": fitted | {"best_score": None if math.isinf(fitted["best_score"]) else fitted["best_score"]},
+                }  # fmt: skip
 
-    def _scalars(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.objective.named_parameters() if value.ndim == 0}
+    def load_state_dict(self, state: Mapping[str, Any], where: str = "the state") -> None:
+        """Go on from what :meth:`state_dict` gave.
 
-    def _bad_scalars(self) -> str:
-        bad = {name: value.item() for name, value in self._scalars().items() if not value.isfinite()}
-        return f" (not finite: {', '.join(f'{name} = {value}' for name, value in bad.items())})" if bad else ""
+        Raises:
+            ValueError: it is of another training: names ``where``.
+        """
+        if state["steps"] != self.steps:
+            raise ValueError(f"{where} is of a training of {state['steps']} steps, this one has {self.steps}: "
+                             "--resume no starts anew")  # fmt: skip
+        try:
+            self.objective.load_state_dict(state["weights"])
+        except RuntimeError as error:
+            raise ValueError(f"{where} holds weights of another architecture: {error}") from error
+        moments = {int(number): values for number, values in state["optimizer"]["state"].items()}
+        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
+        self.schedule.load_state_dict(state["schedule"])
+        self.batches.load_state_dict(state["batches"])
+        self.put_back(state["random"])
+        self.step, self.epoch = state["step"], state["epoch"]
+        self.fitted = Fitted(**state["fitted"])
+        if self.fitted.best_score is None:
+            self.fitted.best_score = -math.inf
+        self.fitted.state = {name: value.to(self.device) for name, value in self.fitted.state.items()}
 
 
 class _Log:
@@ -277,7 +349,7 @@ class _Log:
         self.lines = [lines]
 
     def __enter__(self) -> "_Log":
-        self.file = self.path.open("w")
+        self.file = self.path.open("w", encoding="utf-8")
         self.file.write(self.text())
         return self
 
@@ -296,44 +368,32 @@ class _Log:
         return "".join(self.lines)
 
 
-def _mean_over_processes(values: dict[str, Tensor]) -> dict[str, float]:
-    """The values of the whole batch: each process has the matching loss of its own rows only."""
-    if processes()[1] == 1:
-        return {name: float(value.detach()) for name, value in values.items()}
-    means = add_up(torch.stack([value.detach() for value in values.values()])) / processes()[1]
-    return dict(zip(values, means.tolist(), strict=True))
+def cross_modal_recall(images: Tensor, texts: Tensor, caption_image: Tensor) -> dict[str, float]:
+    """Recall of cosine retrieval in both directions and their mean, in percent.
+
+    Args:
+        images: unit rows ``[I, D]``.
+        texts: unit rows ``[C, D]``.
+        caption_image: picture of each caption ``[C]``.
+    """
+    positives = caption_image.unsqueeze(0) == torch.arange(len(images), device=caption_image.device).unsqueeze(1)
+    scores = images @ texts.T
+    i2t, t2i = recall_at_k(scores, positives), recall_at_k(scores.T, caption_image)
+    values = {f"{name}/R@{k}": recall[k] for name, recall in (("i2t", i2t), ("t2i", t2i)) for k in recall}
+    return values | {"r_mean": sum(values.values()) / len(values)}
 
 
-def _nested(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Names ``a/b`` as nested dictionaries."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in tensors.items():
-        outer, inner = name.split("/", 1)
-        found.setdefault(outer, {})[inner] = value
-    return found
+def checkpoint_gradients(module: nn.Module) -> None:
+    """Turn on gradient checkpointing in the towers of a student.
 
-
-def _optimizer(objective: nn.Module, settings: TrainSettings, steps: int) -> tuple[AdamW, SequentialLR]:
-    """AdamW without decay on biases, norms, temperatures and the fusion weight; warm-up, then linear decay."""
-    rate = settings.learning_rate
-    groups: dict[tuple[float, float], list[Tensor]] = {(rate, settings.weight_decay): []}  # first: its rate is logged
-    for name, parameter in objective.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        scalar = any(part in name for part in SCALARS)
-        own = settings.scalar_lr_multiplier if scalar else settings.tower_lr_multiplier if is_tower_body(name) else 1.0
-        decay = 0.0 if scalar or parameter.ndim <= 1 else settings.weight_decay
-        groups.setdefault((rate * own, decay), []).append(parameter)
-    optimizer = AdamW(
-        [{"params": group, "lr": own, "weight_decay": decay} for (own, decay), group in groups.items()],
-        lr=rate,
-        betas=settings.betas,
-    )
-    warmup = max(1, round(settings.warmup * steps))
-    rise = LinearLR(optimizer, 1 / warmup, 1.0, max(1, warmup - 1))
-    falling = max(1, steps - warmup)
-    fall = LinearLR(optimizer, 1.0, 1 / falling, max(1, falling - 1))
-    return optimizer, SequentialLR(optimizer, [rise, fall], milestones=[warmup])
+    Raises:
+        ValueError: a tower has none to turn on.
+    """
+    for name, part in module.named_modules():
+        if name.split(".")[-1] in ("visual", "text"):
+            if not hasattr(part, "set_grad_checkpointing"):
+                raise ValueError(f"gradient checkpointing: {type(part).__name__} ({name}) cannot do it; leave it out")
+            part.set_grad_checkpointing(True)
 
 
 def is_tower_body(name: str) -> bool:
@@ -344,10 +404,40 @@ def is_tower_body(name: str) -> bool:
     [True, False, False, False]
     """
     parts = name.split(".")
-    tower = next((place for place, part in enumerate(parts) if part in ("visual", "text", "tower")), None)
+    tower = next((place for place, part in enumerate(parts) if part in ("visual", "text")), None)
     if tower is None or "fusion" in parts[:tower]:
         return False
     return parts[tower + 1] not in ("proj", "text_projection", "head")
+
+
+def _mean_over_processes(values: dict[str, Tensor]) -> dict[str, float]:
+    """The values of the whole batch: each process has the matching loss of its own rows only."""
+    means = add_up(torch.stack([value.detach() for value in values.values()])) / processes()[1]
+    return dict(zip(values, means.tolist(), strict=True))
+
+
+def _optimizer(objective: nn.Module, optim: TrainSettings, steps: int, *, fused: bool) -> tuple[AdamW, SequentialLR]:
+    """AdamW without decay on biases, norms, temperatures and the fusion weight; warm-up, then linear decay."""
+    rate = optim.learning_rate
+    groups: dict[tuple[float, float], list[Tensor]] = {(rate, optim.weight_decay): []}  # first: its rate is logged
+    for name, parameter in objective.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scalar = any(part in name for part in SCALARS)
+        own = optim.scalar_lr_multiplier if scalar else optim.tower_lr_multiplier if is_tower_body(name) else 1.0
+        decay = 0.0 if scalar or parameter.ndim <= 1 else optim.weight_decay
+        groups.setdefault((rate * own, decay), []).append(parameter)
+    optimizer = AdamW(
+        [{"params": group, "lr": own, "weight_decay": decay} for (own, decay), group in groups.items()],
+        lr=rate,
+        betas=optim.betas,
+        fused=fused or None,
+    )
+    warmup = max(1, round(optim.warmup * steps))
+    rise = LinearLR(optimizer, 1 / warmup, 1.0, max(1, warmup - 1))
+    falling = max(1, steps - warmup)
+    fall = LinearLR(optimizer, 1.0, 1 / falling, max(1, falling - 1))
+    return optimizer, SequentialLR(optimizer, [rise, fall], milestones=[warmup])
 
 
 def _clip(objective: nn.Module, limit: float) -> Tensor:

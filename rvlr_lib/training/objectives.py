@@ -1,11 +1,12 @@
-"""What is trained: modules that turn a batch into named loss terms.
+"""What is trained: one module that turns a batch into named loss terms.
 
 Of several processes each encodes its own rows of a batch and gathers the others' features, so that every loss is that
-of the whole batch; the mean of their gradients is the gradient of a single process (:mod:`rvlr_lib.training.gather`).
+of the whole batch; the mean of their gradients is the gradient of a single process (:mod:`rvlr_lib.training.processes`).
 """
 
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,61 +15,46 @@ from rvlr_lib.config import MethodSettings
 from rvlr_lib.losses import (
     FusionWeight,
     LossWeights,
+    anchor_loss,
+    cross_modal_cyclic_loss,
     image_text_contrastive_loss,
     image_text_matching_loss,
+    in_modal_cyclic_loss,
     intra_modal_contrastive_loss,
+    mean_relation_loss,
     pair_alignment_loss,
     representation_distillation_loss,
     sample_hard_negatives,
     structure_distillation_loss,
 )
-from rvlr_lib.models.student import Encoded, Student, full_precision
-from rvlr_lib.models.teachers import Teacher
+from rvlr_lib.models.student import CachedRows, Encoded, Student, full_precision, ridge_map
 from rvlr_lib.similarity import unit_rows
-from rvlr_lib.training.gather import gather_rows, gather_tokens, own_rows
-from rvlr_lib.training.loop import Inputs
+from rvlr_lib.training.batches import Inputs
+from rvlr_lib.training.processes import gather_rows, gather_tokens, own_rows
 
-TOKEN_DROPOUT = 0.1  # makes two views of a caption that stands alone
-
-
-class TeacherObjective(nn.Module):
-    """Two augmented views of a picture, or two captions of one picture, attract each other."""
-
-    two_views = True
-
-    def __init__(self, teacher: Teacher) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, inputs: Inputs, precision: AbstractContextManager) -> dict[str, Tensor]:
-        """The one loss term of the teacher's modality."""
-        image = self.teacher.modality == "image"
-        first, second = (inputs.pixels, inputs.second_pixels) if image else (inputs.token_ids, inputs.second_token_ids)
-        dropout = 0.0 if image else TOKEN_DROPOUT
-        with precision:
-            views = [self.teacher(view, dropout=dropout) for view in (first, second)]
-        views, ids = [gather_rows(view) for view in views], gather_rows(inputs.image_rows)
-        loss = intra_modal_contrastive_loss(views[0], views[1], self.teacher.temperature, ids)
-        return {f"{self.teacher.modality}_intra": loss}
-
-    def scalars(self) -> dict[str, float]:
-        """Values to log."""
-        return {"temperature": float(self.teacher.temperature.detach())}
-
-    def generators(self, device: torch.device) -> dict[str, torch.Generator]:
-        """Generators of its own that a checkpoint must keep: none."""
-        return {}
+Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, W] and of the captions [C, W]
+TOKEN_DROPOUT = 0.1  # makes two views of a caption that a whole tower encodes
+ANGLE_ROWS = 64  # of a batch: triples of rows grow with the cube
 
 
-class StudentObjective(nn.Module):
-    """All loss terms of the method; only those with a weight are computed.
+class Objective(nn.Module):
+    """All loss terms of the method, its controls and peers; only those with a weight are computed.
 
     Args:
         student: trained in place.
         weights: of the terms; a term of weight 0 costs nothing.
         method: the switches.
-        teacher_features: frozen unit features of the training pictures ``[I, D]`` and captions ``[C, D]``.
+        teachers: frozen unit features of the training pictures ``[I, W]`` and captions ``[C, W]``.
+        structure_teachers: those of the structure term alone, where they are others (the shuffled control).
+        start: weights of the student that ``anchor`` pulls to; None: those it has now.
+        embed_dim: width of the teacher heads, that of the student's features.
         seed: of the teacher heads and the hard negatives.
+
+    Attributes:
+        two_views, tokens: whether it wants second views, and cached tokens.
+
+    Raises:
+        ValueError: a term with a weight lacks its teachers, or the fusion encoder.
     """
 
     def __init__(
@@ -76,7 +62,10 @@ class StudentObjective(nn.Module):
         student: Student,
         weights: LossWeights,
         method: MethodSettings,
-        teacher_features: tuple[Tensor, Tensor] | None,
+        *,
+        teachers: Features | None = None,
+        structure_teachers: Features | None = None,
+        start: Mapping[str, Tensor] | None = None,
         embed_dim: int,
         seed: int,
     ) -> None:
@@ -85,21 +74,23 @@ class StudentObjective(nn.Module):
         self.seed, self.negatives = seed, torch.Generator().manual_seed(seed)
         self.represent = bool(weights.image_representation or weights.text_representation)
         self.two_views = bool(weights.image_intra or weights.text_intra)
-        self.structured = bool(weights.structure)
-        if (self.represent or self.structured) and teacher_features is None:
+        relational = bool(weights.structure or weights.mean_relation or weights.rkd_angle)
+        self.fused_target = relational and method.structure_target == "fusion"
+        self.tokens = student.fusion is not None and bool(weights.matching or self.fused_target)
+        if (self.represent or relational) and teachers is None:
             raise ValueError("distillation terms have a weight, but there are no teacher features")
-        if self.structured and method.structure_target == "fusion" and student.fusion is None:
+        if self.fused_target and student.fusion is None:
             raise ValueError("structure_target 'fusion' needs the fusion encoder: set model.fusion_layers >= 1")
-        if teacher_features is not None:
-            self.register_buffer("image_teacher", teacher_features[0], persistent=False)
-            self.register_buffer("text_teacher", teacher_features[1], persistent=False)
-        if self.represent and teacher_features is not None:
+        if teachers is not None:
+            self._keep("teacher", teachers)
+            self._keep("structure_teacher", structure_teachers or teachers)
+        if self.represent and teachers is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                self.image_head = nn.Linear(teacher_features[0].shape[1], embed_dim)
-                self.text_head = nn.Linear(teacher_features[1].shape[1], embed_dim)
+                self.image_head = nn.Linear(teachers[0].shape[1], embed_dim)
+                self.text_head = nn.Linear(teachers[1].shape[1], embed_dim)
             self.log_representation_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
-        if self.structured:
+        if relational:
             self.fusion_weight = FusionWeight(
                 method.fusion_weight, form=method.fusion_weight_form, learnable=method.learn_fusion_weight
             )
@@ -107,30 +98,40 @@ class StudentObjective(nn.Module):
             self.relation_temperature = nn.Parameter(temperature, requires_grad=method.learn_relation_temperature)
         if self.two_views:
             self.log_intra_temperature = nn.Parameter(torch.tensor(math.log(0.1)))
+        if weights.anchor:
+            found = start or dict(student.named_parameters())
+            self.anchored = [name for name, value in student.named_parameters() if value.requires_grad]
+            self._keep("start", [found[name].detach().clone() for name in self.anchored])
 
-    def forward(self, inputs: Inputs, precision: AbstractContextManager) -> dict[str, Tensor]:
+    def forward(self, inputs: Inputs, precision: AbstractContextManager | None = None) -> dict[str, Tensor]:
         """Named terms of one batch; towers run under ``precision``, losses in full precision."""
-        weights, student = self.weights, self.student
-        matching = student.fusion is not None and bool(weights.matching or self._fusion_structure)
+        weights, student, precision = self.weights, self.student, precision or nullcontext()
         with precision:
-            images = student.encode_image(inputs.pixels, tokens=matching)
-            texts = student.encode_text(inputs.token_ids, tokens=matching)
-        own, (image_features, text_features) = inputs, (gather_rows(images.features), gather_rows(texts.features))
-        inputs = inputs._replace(image_rows=gather_rows(own.image_rows), caption_rows=gather_rows(own.caption_rows))
-        terms = {"contrastive": image_text_contrastive_loss(image_features, text_features, student.temperature,
-                                                            inputs.image_rows)}  # fmt: skip
+            images = student.encode_image(inputs.images, tokens=self.tokens)
+            texts = student.encode_text(inputs.texts, tokens=self.tokens)
+            seconds = self._second_views(inputs) if self.two_views else None
+        z, w, ids = gather_rows(images.features), gather_rows(texts.features), gather_rows(inputs.image_rows)
+        captions = gather_rows(inputs.caption_rows)
+        terms = {"contrastive": image_text_contrastive_loss(z, w, student.temperature, ids)}
         if weights.alignment:
-            terms["alignment"] = pair_alignment_loss(image_features, text_features)
+            terms["alignment"] = pair_alignment_loss(z, w)
+        if weights.cross_modal_cyclic:
+            terms["cross_modal_cyclic"] = cross_modal_cyclic_loss(z, w)
+        if weights.in_modal_cyclic:
+            terms["in_modal_cyclic"] = in_modal_cyclic_loss(z, w)
         fused = None
-        if matching:
-            similarity = (image_features @ text_features.T).detach()
-            terms["matching"], fused = self._matching(images, texts, similarity, inputs.image_rows, precision)
+        if self.tokens:
+            terms["matching"], fused = self._matching(images, texts, (z @ w.T).detach(), ids, precision)
         if self.represent:
-            terms |= self._representation(image_features, text_features, inputs)
-        if self.structured:
-            terms |= self._structure(image_features, text_features, fused, inputs)
-        if self.two_views:
-            terms |= self._intra(image_features, text_features, inputs, precision)
+            terms |= self._representation(z, w, ids, captions)
+        terms |= self._relations(z, w, fused, ids, captions)
+        if seconds is not None:
+            temperature = self.log_intra_temperature.exp()
+            for name, first, second in zip(("image", "text"), (z, w), seconds, strict=True):
+                terms[f"{name}_intra"] = intra_modal_contrastive_loss(first, gather_rows(second), temperature, ids)
+        if weights.anchor:
+            named = dict(student.named_parameters())
+            terms["anchor"] = anchor_loss([named[name] for name in self.anchored], self._kept("start"))
         return terms
 
     def generators(self, device: torch.device) -> dict[str, torch.Generator]:
@@ -142,20 +143,29 @@ class StudentObjective(nn.Module):
     def scalars(self) -> dict[str, float]:
         """Values to log: temperatures and the fusion weight."""
         values = {"temperature": self.student.temperature}
-        if self.structured:
+        if hasattr(self, "fusion_weight"):
             values |= {"fusion_weight": self.fusion_weight(), "relation_temperature": self.relation_temperature}
         if self.represent:
             values["representation_temperature"] = self._representation_temperature
         return {name: float(value.detach()) for name, value in values.items()}
 
     @property
-    def _fusion_structure(self) -> bool:
-        return self.structured and self.method.structure_target == "fusion"
-
-    @property
     def _representation_temperature(self) -> Tensor:
         shared = self.method.representation_temperature == "shared"
         return self.student.temperature if shared else self.log_representation_temperature.exp()
+
+    def _keep(self, name: str, values: Features | list[Tensor]) -> None:
+        """Frozen tensors that follow the module to its device and into no checkpoint."""
+        for number, value in enumerate(values):
+            self.register_buffer(f"{name}_{number}", value, persistent=False)
+
+    def _kept(self, name: str) -> list[Tensor]:
+        return [value for key, value in self._buffers.items() if key.startswith(f"{name}_") and value is not None]
+
+    def _second_views(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        dropout = 0.0 if isinstance(inputs.second_texts, CachedRows) else TOKEN_DROPOUT
+        images = self.student.encode_image(inputs.second_images)
+        return images.features, self.student.encode_text(inputs.second_texts, dropout=dropout).features
 
     def _matching(
         self, images: Encoded, texts: Encoded, similarity: Tensor, ids: Tensor, precision: AbstractContextManager
@@ -182,57 +192,128 @@ class StudentObjective(nn.Module):
             )
         logits, first = full_precision(logits), full_precision(first[: len(own)])
         loss = image_text_matching_loss(logits[: len(own)], logits[len(own) :])
-        return loss, gather_rows(first) if self._fusion_structure else first
+        return loss, gather_rows(first) if self.fused_target else first
 
-    def _representation(self, images: Tensor, texts: Tensor, inputs: Inputs) -> dict[str, Tensor]:
+    def _representation(self, images: Tensor, texts: Tensor, ids: Tensor, captions: Tensor) -> dict[str, Tensor]:
         temperature, both = self._representation_temperature, self.method.representation_bidirectional
-        image_teacher = unit_rows(self.image_head(self.image_teacher[inputs.image_rows]))
-        text_teacher = unit_rows(self.text_head(self.text_teacher[inputs.caption_rows]))
+        image_teacher, text_teacher = self._kept("teacher")
+        heads = unit_rows(self.image_head(image_teacher[ids])), unit_rows(self.text_head(text_teacher[captions]))
         return {
             f"{name}_representation": representation_distillation_loss(
-                student, teacher, temperature, inputs.image_rows, bidirectional=both
+                student, teacher, temperature, ids, bidirectional=both
             )
-            for name, student, teacher in (("image", images, image_teacher), ("text", texts, text_teacher))
+            for name, student, teacher in zip(("image", "text"), (images, texts), heads, strict=True)
         }
 
-    def _structure(self, images: Tensor, texts: Tensor, fused: Tensor | None, inputs: Inputs) -> dict[str, Tensor]:
-        """Geometry of the target space against the fused relations of the teachers."""
+    def _relations(
+        self, images: Tensor, texts: Tensor, fused: Tensor | None, ids: Tensor, captions: Tensor
+    ) -> dict[str, Tensor]:
+        """Geometry of the target space against the relations of the teachers: mean over the spaces of each term."""
+        weights, method, terms = self.weights, self.method, {}
+        if not (weights.structure or weights.mean_relation or weights.rkd_angle):
+            return terms
         weight = self.fusion_weight()
-        if self._fusion_structure:
+        if self.fused_target:
             assert fused is not None
             spaces = [(fused, weight)]
-        elif self.method.structure_teacher == "own":
+        elif method.structure_teacher == "own":
             spaces = [(images, torch.zeros_like(weight)), (texts, torch.ones_like(weight))]
         else:
             spaces = [(images, weight), (texts, weight)]
-        results = [
-            structure_distillation_loss(
-                space,
-                self.image_teacher[inputs.image_rows],
-                self.text_teacher[inputs.caption_rows],
-                fusion_weight=share,
-                temperature=self.relation_temperature,
-                distance=self.method.distance,
-                cost_features=texts if self.method.cost_gradient else texts.detach(),
-            )
-            for space, share in spaces
-        ]
-        terms = {"structure": torch.stack([result.student for result in results]).mean()}
-        if self.weights.image_teacher_structure or self.weights.text_teacher_structure:
-            terms["image_teacher_structure"] = results[0].image_teacher
-            terms["text_teacher_structure"] = results[0].text_teacher
+        image_teacher, text_teacher = self._kept("structure_teacher")
+        teachers, temperature = (image_teacher[ids], text_teacher[captions]), self.relation_temperature
+        if weights.structure:
+            cost = texts if method.cost_gradient else texts.detach()
+            results = [
+                structure_distillation_loss(space, *teachers, fusion_weight=share, temperature=temperature,
+                                            distance=method.distance, cost_features=cost, centred=method.centred)
+                for space, share in spaces
+            ]  # fmt: skip
+            terms["structure"] = torch.stack([result.student for result in results]).mean()
+            if weights.image_teacher_structure or weights.text_teacher_structure:
+                terms["image_teacher_structure"] = results[0].image_teacher
+                terms["text_teacher_structure"] = results[0].text_teacher
+        if weights.mean_relation:
+            terms["mean_relation"] = torch.stack([
+                mean_relation_loss(space, *teachers, fusion_weight=share, temperature=temperature)
+                for space, share in spaces
+            ]).mean()  # fmt: skip
+        if weights.rkd_angle:
+            few = tuple(rows[:ANGLE_ROWS] for rows in teachers)
+            terms["rkd_angle"] = torch.stack([
+                structure_distillation_loss(space[:ANGLE_ROWS], *few, fusion_weight=share, temperature=temperature,
+                                            distance="rkd_angle").student
+                for space, share in spaces
+            ]).mean()  # fmt: skip
         return terms
 
-    def _intra(
-        self, images: Tensor, texts: Tensor, inputs: Inputs, precision: AbstractContextManager
-    ) -> dict[str, Tensor]:
-        assert inputs.second_pixels is not None
-        assert inputs.second_token_ids is not None
-        with precision:
-            second_images = self.student.encode_image(inputs.second_pixels).features
-            second_texts = self.student.encode_text(inputs.second_token_ids, dropout=TOKEN_DROPOUT).features
-        temperature = self.log_intra_temperature.exp()
-        return {
-            f"{name}_intra": intra_modal_contrastive_loss(first, gather_rows(second), temperature, inputs.image_rows)
-            for name, first, second in (("image", images, second_images), ("text", texts, second_texts))
-        }
+
+def warm_heads(objective: Objective, features: Features, *, ridge: float = 0.01) -> None:
+    """Set the teacher heads to the ridge regression from teacher rows onto the student's features, in place.
+
+    Args:
+        objective: with representation terms; without them nothing happens.
+        features: the student's of the *training* pictures and captions, unit rows, in the order of the teachers'.
+        ridge: penalty as a share of the mean variance of a teacher column.
+
+    Raises:
+        ValueError: the numbers of rows differ.
+    """
+    if not objective.represent:
+        return
+    pairs = zip(("image", "text"), objective._kept("teacher"), features, strict=True)
+    for name, teacher, student in pairs:
+        if len(teacher) != len(student):
+            raise ValueError(f"{len(student)} {name} features for {len(teacher)} teacher rows: give the training set's")
+        weight, bias = ridge_map(teacher, student.to(teacher.device), ridge)
+        getattr(objective, f"{name}_head").load_state_dict({"weight": weight, "bias": bias})
+
+
+def shuffle_teachers(teachers: Features, caption_image: Tensor, seed: int) -> Features:
+    """Give every picture, and all its captions, the teacher rows of another picture: the ``shuffled`` control.
+
+    The permutation has no fixed point. Where the other picture has fewer captions, they repeat.
+
+    Args:
+        teachers: rows of the pictures ``[I, W]`` and captions ``[C, W]``.
+        caption_image: picture of each caption, ``[C]``.
+        seed: of the permutation.
+    """
+    owner = torch.as_tensor(caption_image, dtype=torch.long)
+    count = len(teachers[0])
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    other = torch.empty(count, dtype=torch.long)
+    other[order] = order.roll(1)
+    by_image, counts = torch.argsort(owner, stable=True), torch.bincount(owner, minlength=count)
+    starts = counts.cumsum(0) - counts
+    within = torch.empty_like(owner)
+    within[by_image] = torch.arange(len(owner)) - starts[owner[by_image]]
+    donor = other[owner]
+    return teachers[0][other], teachers[1][by_image[starts[donor] + within % counts[donor]]]
+
+
+def gradient_shares(objective: Objective, inputs: Inputs) -> dict[str, float]:
+    """Gradient norm of each weighted term on one batch, over all trained parameters: what each pulls at the beginning.
+
+    The objective's weights, gradients and random states stay as they are.
+
+    Returns:
+        ``{term: norm}``; a quotient with ``contrastive`` says how a term weighs against it.
+    """
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    generators = objective.generators(inputs.image_rows.device)
+    states = {name: generator.get_state() for name, generator in generators.items()}
+    devices = [inputs.image_rows.device] if inputs.image_rows.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        terms = objective(inputs)
+        norms = {}
+        for name, term in terms.items():
+            if not term.requires_grad:
+                norms[name] = 0.0
+                continue
+            found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            squares = [gradient.double().square().sum() for gradient in found if gradient is not None]
+            norms[name] = abs(getattr(objective.weights, name)) * float(torch.stack(squares).sum().sqrt())
+    for name, generator in generators.items():
+        generator.set_state(states[name])
+    return norms

@@ -1,41 +1,26 @@
-"""How a training is carried out: processes, compilation, memory, checkpoints. Nothing here decides a result."""
+"""Several processes as one: rows gathered with their gradients, random states, and what all of them must agree on.
+
+Process r of W holds rows ``r B/W`` to ``(r + 1) B/W - 1`` of a batch of B. In a single process everything here is a
+plain call; otherwise all processes must call it.
+"""
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rvlr_lib.training.gather import gather_rows, processes
 
-
-@dataclass(frozen=True)
-class Execution:
-    """How to train; no part of any cache key.
-
-    Attributes:
-        compile: compile the repeated blocks of the towers and of the fusion encoder; worth it for long trainings.
-        gradient_checkpointing: keep no activations inside the towers' blocks and compute them twice.
-        checkpoints: folder of the checkpoints, None for none.
-        save_every: steps between two checkpoints.
-        resume: ``last``, a checkpoint's name such as ``step-000120``, or ``no``, which removes those that are there.
-    """
-
-    compile: bool = False
-    gradient_checkpointing: bool = False
-    checkpoints: Path | None = None
-    save_every: int = 500
-    resume: str = "last"
-
-    def __post_init__(self) -> None:
-        if self.save_every < 1:
-            raise ValueError(f"save_every={self.save_every}: checkpoints are at least one step apart")
+def processes() -> tuple[int, int]:
+    """The number of this process and how many there are; ``(0, 1)`` where no process group runs."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def is_main() -> bool:
@@ -54,15 +39,14 @@ def process_group(device: torch.device, timeout: float) -> Iterator[tuple[int, i
     Yields:
         The number of this process and how many there are.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
 
         limit = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
         Accelerator(cpu=device.type == "cpu", kwargs_handlers=[limit])
     yield processes()
-    leave()  # not after an error: leaving waits for the others, who may wait for us
+    leave()  # not after an error: leaving waits for the others, who may wait for this one
 
 
 def leave() -> None:
@@ -72,18 +56,22 @@ def leave() -> None:
 
 
 def spread(objective: nn.Module) -> nn.Module:
-    """The module to call in training: over several processes it averages the gradients."""
+    """The module to call in training: over several processes it averages the gradients.
+
+    Raises:
+        ValueError: a batch normalisation in training mode, whose statistics would be of one process's rows.
+    """
     if processes()[1] == 1:
         return objective
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
-    batch_norm = [name for name, part in objective.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    if batch_norm:
-        raise ValueError(f"{batch_norm[0]} is batch normalisation, which sees the rows of one process only: train this "
-                         "model in a single process")  # fmt: skip
+    for name, part in objective.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
+            raise ValueError(f"{name} is batch normalisation in training mode, which sees the rows of one process "
+                             "only: keep it in evaluation mode, or train this model in a single process")  # fmt: skip
     device = next(objective.parameters()).device
-    # buffers are frozen teachers and pixel statistics, the same everywhere: nothing to send at every step
+    # buffers are frozen teachers and statistics, the same everywhere: nothing to send at every step
     ignored = [name for name, _ in objective.named_buffers()]
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, ignored)
     # static: the switches, not the batch, decide which parameters have no gradient
@@ -91,44 +79,82 @@ def spread(objective: nn.Module) -> nn.Module:
     return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[options]).prepare_model(objective)
 
 
-def compile_blocks(module: nn.Module) -> int:
-    """Compile every block that a module repeats, in place; names of weights stay. The number of blocks.
-
-    A block is compiled once for all its repetitions, and lengths of captions that change cost no compilation each.
-    """
-    found = 0
-    for part in module.modules():
-        if isinstance(part, nn.ModuleList) and len({type(block) for block in part}) == 1:
-            for block in part:
-                block.compile(dynamic=None)
-                found += 1
-    return found
-
-
-def checkpoint_gradients(module: nn.Module) -> None:
-    """Turn on gradient checkpointing in the towers of a student or teacher.
+def own_rows(batch: int) -> slice:
+    """The rows of a batch that this process holds.
 
     Raises:
-        ValueError: a tower has none to turn on.
+        ValueError: the batch does not divide over the processes, or leaves one with a single row.
+
+    >>> own_rows(8)
+    slice(0, 8, None)
     """
-    for name, part in module.named_modules():
-        if name.split(".")[-1] in ("visual", "text", "tower"):
-            if not hasattr(part, "set_grad_checkpointing"):
-                raise ValueError(f"gradient checkpointing: {type(part).__name__} ({name}) cannot do it; leave it out")
-            part.set_grad_checkpointing(True)
+    rank, count = processes()
+    share = batch // count
+    if share * count != batch or (count > 1 and share < 2):
+        raise ValueError(f"a batch of {batch} rows does not divide over {count} processes into equal parts of two or "
+                         f"more rows: set batch_size to a multiple of {count}")  # fmt: skip
+    return slice(rank * share, (rank + 1) * share)
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather whose gradient is summed over the processes; torch's own differentiable one is deprecated."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor) -> Tensor:
+        ctx.rows = len(features)
+        parts = [torch.empty_like(features) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, features.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        begin = torch.distributed.get_rank() * ctx.rows
+        return total[begin : begin + ctx.rows]
+
+
+def gather_rows(features: Tensor) -> Tensor:
+    """Stack the rows of all processes, in rank order; ``features`` itself in a single process.
+
+    The gradient is summed over the processes. So when each computes the loss of the whole batch and
+    ``DistributedDataParallel`` averages, parameters get the gradient of one process with the whole batch. The official
+    gather keeps the local slice only, and encoders get 1 / W of it (FIDELITY.md, row 22).
+
+    Args:
+        features: ``[B / W, ...]`` of any type, the same shape in every process.
+    """
+    return features if processes()[1] == 1 else _GatherRows.apply(features)
+
+
+def gather_tokens(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Stack token sequences ``[B / W, L, D]`` that each process trimmed to a length of its own.
+
+    Returns:
+        ``[B, L', D]`` and the mask ``[B, L']`` with the longest ``L'``; what is added is masked.
+    """
+    if processes()[1] == 1:
+        return tokens, mask
+    missing = max_over_processes(tokens.shape[1]) - tokens.shape[1]
+    padded = F.pad(mask.to(torch.uint8), (0, missing))
+    return gather_rows(F.pad(tokens, (0, 0, 0, missing))), gather_rows(padded).bool()
+
+
+def add_up(values: Tensor) -> Tensor:
+    """Sum of a tensor over the processes, without gradient; itself in a single process."""
+    if processes()[1] > 1:
+        values = values.detach().clone()
+        torch.distributed.all_reduce(values)
+    return values
 
 
 def broadcast_json(value: Any) -> Any:
     """What the main process holds, in every process: anything that JSON can hold."""
     if processes()[1] == 1:
         return value
-    device = carrier()
-    content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
-    length = torch.tensor(len(content), device=device)
-    torch.distributed.broadcast(length, 0)
-    content = content if is_main() else torch.empty(int(length), dtype=torch.uint8, device=device)
-    torch.distributed.broadcast(content, 0)
-    return json.loads(bytes(content.cpu().tolist()))
+    content = [json.dumps(value)]
+    torch.distributed.broadcast_object_list(content, 0, device=carrier())
+    return json.loads(content[0])
 
 
 def max_over_processes(value: int) -> int:
