@@ -53,13 +53,10 @@ class ModelSettings:
     image_size: int = 0  # pixels; 0 is the model's own
     freeze_towers: bool = True  # train heads on cached features; False trains the whole towers
     width: int = 256  # of the common space, for heads
-    hidden: int = 512  # of a head's residual branch
-    dropout: float = 0.2  # in that branch
     views: int = 3  # cached views of a training picture: one plain, the others augmented
     image_teacher: str = "towers"  # where a teacher comes from, see rvlr_lib.models.pretrained
     text_teacher: str = "towers"
     fusion_layers: int = 0  # 0 leaves the fusion encoder and the matching loss out
-    fusion_width: int = 128  # of the fusion encoder on cached tokens
     temperature: float = 0.07
 
 

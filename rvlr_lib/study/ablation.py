@@ -173,6 +173,16 @@ def differences(rows: Sequence[dict[str, Any]], reference: str) -> list[dict[str
             half = t.ppf(0.975, count - 1) * gains.std(ddof=1) / np.sqrt(count) if count > 1 else float("nan")
             decided = count >= 5 and abs(mean) > half
             reading = ("higher" if mean > 0 else "lower") if decided else "not decided"
-            found.append({"switch": switch, "group": group, "metric": metric, "difference": mean, "low": mean - half,
-                          "high": mean + half, "seeds": count, "reading": reading})  # fmt: skip
+            found.append(
+                {
+                    "switch": switch,
+                    "group": group,
+                    "metric": metric,
+                    "difference": mean,
+                    "low": mean - half,
+                    "high": mean + half,
+                    "seeds": count,
+                    "reading": reading,
+                }
+            )
     return found

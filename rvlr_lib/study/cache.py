@@ -72,7 +72,7 @@ class Cache:
     def folder(self, stage: Stage) -> Path:
         """The folder of a finished stage, made if it is not there, after those it needs.
 
-        A stage is made in a temporary folder and renamed when whole. Another process that makes the same stage is waited
+        A stage is made in a temporary folder and renamed when whole. Another process that makes the same one is waited
         for. Under torchrun all processes call it and compute; the main one decides whether the stage is there already,
         and what it wrote is kept.
 
@@ -82,8 +82,10 @@ class Cache:
         from rvlr_lib.training.processes import broadcast_json, is_main, same_everywhere
 
         if not same_everywhere(int(stage.key, 16) >> 8):
-            raise ValueError(f"stage {stage.name} is not the same in all processes (its key here is {stage.key}): they "
-                             "need the same settings, data and version of the library")  # fmt: skip
+            raise ValueError(
+                f"stage {stage.name} is not the same in all processes (its key here is {stage.key}): they "
+                "need the same settings, data and version of the library"
+            )
         path = self.path(stage)
         if broadcast_json(self.has(stage)):
             return path

@@ -224,8 +224,10 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
         "",
         "## What did not hold",
         "",
-        *([f"- {name}: {sweep.claims[name].text}." for name, v in found.items() if v.verdict == "does not hold"]
-          or ["- No claim was refuted."]),
+        *(
+            [f"- {name}: {sweep.claims[name].text}." for name, v in found.items() if v.verdict == "does not hold"]
+            or ["- No claim was refuted."]
+        ),
         *[f"- {name}: no evidence either way so far." for name, v in found.items() if v.verdict == "inconclusive"],
         "",
         "## Other differences",
@@ -239,9 +241,14 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
         "",
         "## Controls",
         "",
-        *([f"- **{fault}** comes out as helping: so much is gained without the teachers, and has to be taken "
-           "off every gain of distillation on that metric before it is believed." for fault in faults]
-          or ["- No control with five seeds comes out as helping."]),
+        *(
+            [
+                f"- **{fault}** comes out as helping: so much is gained without the teachers, and has to be taken "
+                "off every gain of distillation on that metric before it is believed."
+                for fault in faults
+            ]
+            or ["- No control with five seeds comes out as helping."]
+        ),
         "",
         "## How often the rule is wrong",
         "",
@@ -249,7 +256,7 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
         f"{100 * chance['family_wise']:.1f} % of studies. A percentile bootstrap over 5 seeds would exclude 0 for a "
         f"single claim in {100 * bootstrap['excludes_zero']:.1f} %.",
         "",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 

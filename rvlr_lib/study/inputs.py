@@ -18,24 +18,33 @@ DIALLED = {"all": SPLITS, "train": ("train", "val"), "test": ("test",)}
 def imbalance_spec(settings: Settings) -> ImbalanceSpec:
     """The dial of these settings."""
     data = settings.data
-    return ImbalanceSpec(data.text_detail, data.image_visibility, data.image_fault, data.mismatch_rate,
-                         splits=DIALLED[data.dial_splits], seed=settings.world_seed)  # fmt: skip
+    return ImbalanceSpec(
+        data.text_detail,
+        data.image_visibility,
+        data.image_fault,
+        data.mismatch_rate,
+        splits=DIALLED[data.dial_splits],
+        seed=settings.world_seed,
+    )
 
 
 def read_split(settings: Settings, split: str) -> ImageTextDataset:
     """The ``train``, ``val`` or ``test`` split, read once while its files stay as they are."""
     data = settings.data
     stamp = () if data.name in GENERATED and not data.image_root else dataset_stamp(data.name, data.image_root)
-    return _read(data.name, split, data.image_root, imbalance_spec(settings), tuple(_options(settings, split).items()),
-                 stamp)  # fmt: skip
+    return _read(
+        data.name, split, data.image_root, imbalance_spec(settings), tuple(_options(settings, split).items()), stamp
+    )
 
 
 def data_parts(settings: Settings, modality: str) -> dict[str, Any]:
     """What decides the data of ``image``, ``text`` or ``both``: one modality does not depend on the other's dial."""
     data = settings.data
     parts: dict[str, Any] = as_dict(data) | {"seed": settings.world_seed}
-    for name in ("rows", *{"image": ("text_detail", "mismatch_rate"), "text": ("image_visibility", "image_fault"),
-                           "both": ()}[modality]):  # fmt: skip
+    for name in (
+        "rows",
+        *{"image": ("text_detail", "mismatch_rate"), "text": ("image_visibility", "image_fault"), "both": ()}[modality],
+    ):
         parts.pop(name)
     words = bool(data.mismatch_rate) or data.text_detail < 1
     looks = data.image_visibility < 1
@@ -59,8 +68,11 @@ def _options(settings: Settings, split: str) -> dict[str, Any]:
     data = settings.data
     size = {"train": data.train_size, "val": data.val_size, "test": data.gallery_size}[split]
     if data.name != "scenes":
-        own = {} if data.name in GENERATED else {"max_bad_pictures": data.max_bad_pictures,
-                                                 "keep_flagged": data.keep_flagged}  # fmt: skip
+        own = (
+            {}
+            if data.name in GENERATED
+            else {"max_bad_pictures": data.max_bad_pictures, "keep_flagged": data.keep_flagged}
+        )
         return {key: value for key, value in {"limit": size, **own}.items() if value}
     sizes = {"galleries": data.galleries, "gallery_size": size} if split == "test" else {"size": size}
     return {"seed": settings.world_seed, **{name: value for name, value in sizes.items() if value}}

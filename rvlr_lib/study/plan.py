@@ -65,7 +65,7 @@ class Tuning:
         learning_rate: lowest and highest, log-uniform.
         strengths: group of terms -> lowest and highest, log-uniform.
         lengths: epochs of stage 2; the shortest whose doubling adds less than ``plateau`` points is taken.
-        visibilities: of the dial ``image``, mildest first; the first at which ``matching_longer`` keeps ``kept`` is taken.
+        visibilities: of the dial ``image``, mildest first: the first at which ``matching_longer`` keeps ``kept``.
         slack: points of r_mean within which validation structure may choose.
     """
 
@@ -124,8 +124,16 @@ class Plan:
     regime_map: RegimeMap
     whole: Mapping[str, Any] = field(default_factory=dict)
 
-    def settings(self, dataset: str, dial: str, seed: int, chosen: Mapping[str, Any] | None = None, *,
-                 by_structure: bool = False, **overrides: Any) -> Settings:  # fmt: skip
+    def settings(
+        self,
+        dataset: str,
+        dial: str,
+        seed: int,
+        chosen: Mapping[str, Any] | None = None,
+        *,
+        by_structure: bool = False,
+        **overrides: Any,
+    ) -> Settings:
         """The settings of a data set, dial point and seed.
 
         Args:
@@ -141,8 +149,10 @@ class Plan:
         length = {"stage2.epochs": chosen["epochs"]} if "epochs" in chosen else {}
         values = {**self.sets[dataset], **dials, **length, "seed": seed, **overrides}
         settings = load_settings(dataset, self.preset, "corrected", overrides={"data.name": dataset, **values})
-        arms = {name: ArmSettings(**found["structure" if by_structure else "recall"])
-                for name, found in chosen.get("arms", {}).items()}  # fmt: skip
+        arms = {
+            name: ArmSettings(**found["structure" if by_structure else "recall"])
+            for name, found in chosen.get("arms", {}).items()
+        }
         return dataclasses.replace(settings, arms=arms)
 
     def cells(self) -> list[str]:

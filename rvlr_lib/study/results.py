@@ -1,4 +1,4 @@
-"""From features to the record of a result: retrieval under every relevance, structure, provenance."""
+"""From features to the record of a result: retrieval under every relevance, structure, re-ranking, provenance."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,30 +10,81 @@ from torch import Tensor
 from rvlr_lib.config import MethodSettings
 from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.disk import write_json
-from rvlr_lib.evaluation import evaluate as evaluation
+from rvlr_lib.evaluation.evaluate import Features, ceiling, evaluate, noise_floor, retrieval_metrics
+from rvlr_lib.evaluation.rerank import matching_scores
+from rvlr_lib.models.fusion import FusionEncoder
 
-Features = tuple[Tensor, Tensor]
+STRUCTURE = ("i2i/NDCG@10/above_floor", "t2t_no_siblings/NDCG@10/above_floor")
+
+
+def make_reference(folder: Path, *, dataset: ImageTextDataset, info: dict[str, Any], width: int, seed: int) -> None:
+    """The record of a row without a model: the Bayes ceiling where ``width`` is 0, else random features of that width."""
+    reports = noise_floor(dataset, width, seed) if width else {"latent": ceiling(dataset)}
+    _write(
+        folder,
+        dataset,
+        info,
+        {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, "structure": {}},
+    )
 
 
 def make_result(
     folder: Path,
     *,
-    kind: str,
+    features: Features,
     dataset: ImageTextDataset,
+    references: Mapping[str, Features],
     method: MethodSettings,
-    device: torch.device,
     info: dict[str, Any],
-    features: Features | None = None,
-    references: Mapping[str, Features] | None = None,
+    device: torch.device,
+    common_space: bool = True,
     training: dict[str, Any] | None = None,
-    **options: Any,
+    fusion: FusionEncoder | None = None,
+    tokens: tuple[Tensor, Tensor, Tensor] | None = None,
+    top_k: int = 0,
 ) -> None:
-    """Write ``result.json``. TODO: adapt to the evaluation room."""
-    write_json(folder / "result.json", {})
+    """The record of a space.
+
+    Args:
+        folder: gets ``result.json``.
+        features: of the test pictures and captions.
+        dataset: the test split.
+        references: spaces that the structure is compared with.
+        method: its evaluation switches.
+        info: provenance.
+        device: to compute on.
+        common_space: False for teachers, whose pictures and captions cannot be compared.
+        training: how the training went.
+        fusion, tokens, top_k: for re-ranking: image tokens, text tokens and their mask.
+    """
+    matching = None
+    if fusion is not None and tokens is not None and dataset.galleries is None:
+        matching = matching_scores(fusion, *tokens, features, top_k, device=device)
+    found = evaluate(
+        features,
+        dataset,
+        references=references,
+        matching=matching,
+        official=training is not None,
+        common_space=common_space,
+        mixed_t2it=method.mixed_t2it,
+        mixed_scores=method.mixed_scores,
+        device=device,
+    )
+    _write(folder, dataset, info, found | ({"training": training} if training else {}))
 
 
-def same_width(features: Features) -> Features:
-    """Both features at the wider one's width, zeros added, which changes no cosine within a modality."""
-    width = max(part.shape[1] for part in features)
-    images, texts = (torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in features)
-    return images, texts
+def validation_scores(features: Features, dataset: ImageTextDataset) -> dict[str, float]:
+    """``r_mean`` and ``structure``, the mean above-floor NDCG@10 within the modalities, under the headline relevance."""
+    report = next(iter(retrieval_metrics(features, dataset).values()))
+    return {"r_mean": report["r_mean"], "structure": sum(report[key] for key in STRUCTURE) / len(STRUCTURE)}
+
+
+def _write(folder: Path, dataset: ImageTextDataset, info: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    told = {
+        **info,
+        "data": dataset.fingerprint(),
+        "data_info": dataset.info,
+        "rouge": "coco" if dataset.scene is None else None,
+    }
+    write_json(folder / "result.json", {**found, "provenance": told})

@@ -29,7 +29,7 @@ from rvlr_lib.study.cache import Cache, Stage
 from rvlr_lib.study.inputs import SPLITS, data_parts, read_split
 from rvlr_lib.training import stages
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
-from rvlr_lib.training.features import FeatureSet, make_image_features, make_text_features, read_features
+from rvlr_lib.training.features import FeatureSet, read_features
 from rvlr_lib.training.loop import Execution, choose_device
 from rvlr_lib.training.stages import Features, Split
 
@@ -99,10 +99,16 @@ class Study:
     def towers(self) -> Towers:
         """The pretrained towers that the settings name."""
         model = self.settings.model
-        return build_towers(model.name, model.pretrained, seed=derived_seed(self.settings.seed, "towers"),
-                            image_weights=model.image_weights, text_weights=model.text_weights,
-                            text_layers=model.text_layers, context_length=model.context_length,
-                            image_size=model.image_size)  # fmt: skip
+        return build_towers(
+            model.name,
+            model.pretrained,
+            seed=derived_seed(self.settings.seed, "towers"),
+            image_weights=model.image_weights,
+            text_weights=model.text_weights,
+            text_layers=model.text_layers,
+            context_length=model.context_length,
+            image_size=model.image_size,
+        )
 
     def features(self, split: str) -> FeatureSet:
         """Cached features of a split, of frozen towers."""
@@ -127,14 +133,17 @@ class Study:
             parts |= {"views": settings.model.views, "crop": settings.stage1.crop_scale, "flip": settings.stage1.flip}
 
         def arguments() -> dict[str, Any]:
-            common = {"towers": self.towers, "splits": {split: self.dataset(split) for split in SPLITS},
-                      "tokens": tokens, "device": self.device}  # fmt: skip
+            common = {
+                "towers": self.towers,
+                "splits": {split: self.dataset(split) for split in SPLITS},
+                "tokens": tokens,
+                "device": self.device,
+            }
             if modality == "text":
                 return common
-            return common | {"views": {"train": settings.model.views}, "scale": settings.stage1.crop_scale,
-                             "flip": settings.stage1.flip}  # fmt: skip
+            return common | {"views": settings.model.views, "optim": settings.stage1, "seed": settings.seed}
 
-        maker = make_image_features if modality == "image" else make_text_features
+        maker = stages.make_image_features if modality == "image" else stages.make_text_features
         return Stage(f"{modality}-features", parts, maker, arguments)
 
     def teacher_features(self, split: str, spec: str = "") -> Features:
@@ -210,9 +219,11 @@ class Study:
             parts["method"] = _training_switches(method)
             parts["teacher"] = [self._teacher_spec(modality, chosen.teacher) for modality in ("image", "text")]
             parts["shuffled"] = chosen.shuffled
-            needs += [self._teacher_stage(modality, spec)
-                      for modality, spec in zip(("image", "text"), parts["teacher"], strict=True)
-                      if not (spec == "towers" and settings.model.freeze_towers)]  # fmt: skip
+            needs += [
+                self._teacher_stage(modality, spec)
+                for modality, spec in zip(("image", "text"), parts["teacher"], strict=True)
+                if not (spec == "towers" and settings.model.freeze_towers)
+            ]
 
         def arguments() -> dict[str, Any]:
             teachers = self.teacher_features("train", chosen.teacher) if _distils(weights) else None
@@ -246,11 +257,17 @@ class Study:
                 self.towers, fusion_layers=model.fusion_layers, temperature=model.temperature, seed=seed
             )
         train = self.features("train")
-        start = principal_directions(train.images[0], model.width), principal_directions(train.texts, model.width)
-        widths = [None if tokens is None else tokens.shape[-1] for tokens in (train.image_tokens, train.text_tokens)]
-        return HeadStudent(start, hidden=model.hidden, dropout=model.dropout, fusion_layers=model.fusion_layers,
-                           fusion_width=model.fusion_width, image_token_width=widths[0], text_token_width=widths[1],
-                           temperature=model.temperature, seed=seed)  # fmt: skip
+        directions = [principal_directions(rows, model.width) for rows in (train.images[0], train.texts)]
+        widths = None
+        if train.image_tokens is not None and train.text_tokens is not None:
+            widths = train.image_tokens.shape[-1], train.text_tokens.shape[-1]
+        return HeadStudent(
+            *directions,
+            token_widths=widths,
+            fusion_layers=model.fusion_layers,
+            temperature=model.temperature,
+            seed=seed,
+        )
 
     def _batches(self, optim: Any, seed: int) -> FeatureBatches | PixelBatches:
         train, rows = self.dataset("train"), self.settings.data.rows
@@ -260,9 +277,7 @@ class Study:
 
     def _split(self, split: str) -> Split:
         """A split as students are given it."""
-        if self.settings.model.freeze_towers:
-            return Split(self.dataset(split), features=self.features(split))
-        return Split(self.dataset(split), towers=self.towers)
+        return Split(self.dataset(split), self.features(split) if self.settings.model.freeze_towers else None)
 
     def student(self, name: str) -> Student:
         """A trained arm's student, or that of the ``start``, on the device, in evaluation mode."""
@@ -274,15 +289,20 @@ class Study:
     def test_features(self, name: str) -> Features:
         """Test features of an arm, of ``teachers``, or of the ``start``."""
         if name == "teachers":
-            return results.same_width(self.teacher_features("test"))
+            return self.teacher_features("test")
         if name == "start":
-            return stages.encode_split(self._fresh_student(), self._split("test"), self.device)
+            return self._split("test").encode(self._fresh_student(), self.device)
         return stages.stored_features(self.student_folder(name), "test")
 
     def training_log(self, name: str) -> list[dict[str, Any]]:
         """The log of an arm, a dict each logged step or epoch."""
         lines = (self.student_folder(name) / "log.jsonl").read_text(encoding="utf-8").splitlines()
         return [{"arm": name, **json.loads(line)} for line in lines]
+
+    def validation(self, name: str) -> dict[str, float]:
+        """Scores of an arm on validation: ``r_mean`` and ``structure``, mean above-floor NDCG@10 within a modality."""
+        features = stages.stored_features(self.student_folder(name), "val")
+        return results.validation_scores(features, self.dataset("val"))
 
     def first_gradients(self, name: str) -> dict[str, float]:
         """Norm of each weighted term's gradient at the first batch of an arm's stage."""
@@ -331,28 +351,43 @@ class Study:
         if name == "floor":
             parts |= {"seed": settings.seed, "width": settings.model.width}
 
-        def arguments() -> dict[str, Any]:
-            common: dict[str, Any] = {"dataset": self.dataset("test"), "method": method, "device": self.device,
-                                      "info": provenance() | {"device": str(self.device)}}  # fmt: skip
-            if name == "ceiling":
-                return common | {"kind": "ceiling"}
-            if name == "floor":
-                return common | {"kind": "floor", "width": settings.model.width,
-                                 "seed": derived_seed(settings.seed, "floor")}  # fmt: skip
-            common |= {
-                "kind": "single" if name == "teachers" else "cross",
-                "features": self.test_features(name),
-                "references": {
-                    "teacher": self.teacher_features("test"),
-                    **({} if name == "start" else {"start": self.test_features("start")}),
+        info = {"device": str(self.device)}
+        if name in ("floor", "ceiling"):
+            return Stage(
+                "result",
+                parts,
+                results.make_reference,
+                lambda: {
+                    "dataset": self.dataset("test"),
+                    "info": provenance() | info,
+                    "width": settings.model.width if name == "floor" else 0,
+                    "seed": derived_seed(settings.seed, "floor"),
                 },
+            )
+
+        def arguments() -> dict[str, Any]:
+            references = {"teacher": self.teacher_features("test")}
+            if name not in ("start", "teachers"):
+                references["start"] = self.test_features("start")
+            found: dict[str, Any] = {
+                "features": self.test_features(name),
+                "dataset": self.dataset("test"),
+                "references": references,
+                "method": method,
+                "info": provenance() | info,
+                "device": self.device,
+                "common_space": name != "teachers",
             }
             if trained:
-                common["training"] = read_json(self.cache.path(needs[0]) / "fit.json")
-                if settings.rerank_top_k and arm_weights(settings, name).matching:
-                    common |= {"student": self.student(name), "split": self._split("test"),
-                               "top_k": settings.rerank_top_k}  # fmt: skip
-            return common
+                found["training"] = read_json(self.cache.path(needs[0]) / "fit.json")
+            if trained and settings.rerank_top_k and arm_weights(settings, name).matching:
+                student = self.student(name)
+                found |= {
+                    "fusion": student.fusion,
+                    "tokens": self._split("test").tokens(student, self.device),
+                    "top_k": settings.rerank_top_k,
+                }
+            return found
 
         return Stage("result", parts, results.make_result, arguments, tuple(needs))
 

@@ -162,10 +162,13 @@ def compute_cell(
         study = Study(settings, device=device, root=Path(root) if root else None)
         record = study.result(name.removesuffix(BY_STRUCTURE)).record
         metrics = {
-            relevance: {key: _rounded(value, 3) for key, value in report.items()
-                        if "/NDCG@10" in key or (number == 0 and key in KEPT)}
+            relevance: {
+                key: _rounded(value, 3)
+                for key, value in report.items()
+                if "/NDCG@10" in key or (number == 0 and key in KEPT)
+            }
             for number, (relevance, report) in enumerate(record["metrics_by_relevance"].items())
-        }  # fmt: skip
+        }
         found[f"{name}|{dial}"] = {
             "metrics": metrics,
             "structure": {key: _rounded(value, 4) for key, value in record["structure"].items()},
@@ -199,8 +202,10 @@ def read_seeds(folder: Path, dataset: str, sealed: str = "") -> dict[int, dict[s
             )
     devices = {str(cell["device"]).split(":")[0] for record in records.values() for cell in record["cells"].values()}
     if len(devices) > 1:
-        raise ValueError(f"{folder / dataset} holds results of {' and '.join(sorted(devices))}, whose precision differs: "
-                         "they are never put together")  # fmt: skip
+        raise ValueError(
+            f"{folder / dataset} holds results of {' and '.join(sorted(devices))}, which differ in precision: "
+            "they are never put together"
+        )
     return {record["seed"]: record["cells"] for record in records.values()}
 
 

@@ -1,4 +1,4 @@
-"""Equal tuning for every trained arm, on worlds that no verdict sees: dial strength, length, learning rates, strengths."""
+"""Equal tuning for every trained arm, on worlds that no verdict sees: dial, length, learning rates, strengths."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,8 +30,9 @@ def draw_trials(plan: Plan, name: str) -> list[Trial]:
     trials: list[Trial] = [{"learning_rate": rate, "strengths": {}} for rate in rates]
     for group in arm(name).groups:
         bounds = space.strengths.get(f"{name}.{group}") or space.strengths[group]
-        for trial, strength in zip(trials, _log_uniform(bounds, _quantiles(space.trials, PULL.get(group, group))),
-                                   strict=True):  # fmt: skip
+        for trial, strength in zip(
+            trials, _log_uniform(bounds, _quantiles(space.trials, PULL.get(group, group))), strict=True
+        ):
             trial["strengths"][group] = strength
     return trials
 
@@ -58,18 +59,31 @@ def tune(plan: Plan, folder: Path, runner: Runner, say: Callable[[str], None] = 
     more = _score(plan, chosen, trials, best, space.seeds[1:], runner)
     for key, found in more.items():
         scores[key] |= found
-    chosen["arms"] = _choose(plan, trials, scores, names, [number for number in best])
-    tuned = {"chosen": chosen, "visibilities": visibilities, "lengths": lengths, "provenance": provenance(),
-             "trials": {name: [{**trial, "scores": scores.get((name, number), {})}
-                               for number, trial in enumerate(trials[name])] for name in names}}  # fmt: skip
+    chosen["arms"] = _choose(plan, trials, scores, names, best)
+    tuned = {
+        "chosen": chosen,
+        "visibilities": visibilities,
+        "lengths": lengths,
+        "provenance": provenance(),
+        "trials": {
+            name: [{**trial, "scores": scores.get((name, number), {})} for number, trial in enumerate(trials[name])]
+            for name in names
+        },
+    }
     write_json(folder / "tuning.json", tuned)
     return read_json(folder / "tuning.json")
 
 
 def validation_cell(
-    plan: Plan, chosen: Mapping[str, Any], dial: str, seed: int, jobs: Sequence[tuple[str, Trial]], overrides: Mapping[str, Any],
-    device: str, root: str | None,
-) -> list[Scores]:  # fmt: skip
+    plan: Plan,
+    chosen: Mapping[str, Any],
+    dial: str,
+    seed: int,
+    jobs: Sequence[tuple[str, Trial]],
+    overrides: Mapping[str, Any],
+    device: str,
+    root: str | None,
+) -> list[Scores]:
     """Validation scores of several trained arms at one dial point and seed; runs in a process of its own."""
     import dataclasses
 
@@ -84,9 +98,13 @@ def validation_cell(
 
 
 def _score(
-    plan: Plan, chosen: Mapping[str, Any], trials: Mapping[str, list[Trial]], wanted: Sequence[tuple[str, int]],
-    seeds: Sequence[int], runner: Runner,
-) -> dict[tuple[str, int], dict[str, dict[str, Scores]]]:  # fmt: skip
+    plan: Plan,
+    chosen: Mapping[str, Any],
+    trials: Mapping[str, list[Trial]],
+    wanted: Sequence[tuple[str, int]],
+    seeds: Sequence[int],
+    runner: Runner,
+) -> dict[tuple[str, int], dict[str, dict[str, Scores]]]:
     """Scores of trials: (arm, number) -> seed -> dial -> scores."""
     jobs = [(name, trials[name][number]) for name, number in wanted]
     cells = [(dial, seed) for seed in seeds for dial in plan.tuning.dials]
@@ -102,8 +120,10 @@ def _visibilities(plan: Plan, runner: Runner) -> dict[str, float]:
     """Share of its recall that ``matching_longer`` keeps at each strength of the dial ``image``."""
     space = plan.tuning
     strengths = [1.0, *space.visibilities]
-    items = [(plan, {}, "none", space.seeds[0], [("matching_longer", {})], {"data.image_visibility": value})
-             for value in strengths]  # fmt: skip
+    items = [
+        (plan, {}, "none", space.seeds[0], [("matching_longer", {})], {"data.image_visibility": value})
+        for value in strengths
+    ]
     recalls = [scores[0]["r_mean"] for scores in runner.run(validation_cell, items, "dial strength")]
     return {f"{value:g}": recall / recalls[0] for value, recall in zip(strengths, recalls, strict=True)}
 
@@ -113,8 +133,10 @@ def _dial_strength(plan: Plan, kept: Mapping[str, float]) -> float:
     for value in plan.tuning.visibilities:
         if low <= kept[f"{value:g}"] <= high:
             return value
-    raise ValueError(f"no visibility of {list(plan.tuning.visibilities)} keeps {low:.0%} to {high:.0%} of the recall: "
-                     f"{dict(kept)}; add points to tuning.visibilities")  # fmt: skip
+    raise ValueError(
+        f"no visibility of {list(plan.tuning.visibilities)} keeps {low:.0%} to {high:.0%} of the recall: "
+        f"{dict(kept)}; add points to tuning.visibilities"
+    )
 
 
 def _lengths(
@@ -128,11 +150,14 @@ def _lengths(
     for length in lengths:  # longer ones only where they are needed
         if str(length // 2) in found and _flat(found, length // 2, length // 4, space.plateau):
             break
-        items = [(plan, chosen, dial, space.seeds[0], [(name, middle[name]) for name in names], {"stage2.epochs": length})
-                 for dial in space.dials]  # fmt: skip
+        items = [
+            (plan, chosen, dial, space.seeds[0], [(name, middle[name]) for name in names], {"stage2.epochs": length})
+            for dial in space.dials
+        ]
         done = runner.run(validation_cell, items, f"length {length}")
-        found[str(length)] = {name: float(np.mean([cell[number]["r_mean"] for cell in done]))
-                              for number, name in enumerate(names)}  # fmt: skip
+        found[str(length)] = {
+            name: float(np.mean([cell[number]["r_mean"] for cell in done])) for number, name in enumerate(names)
+        }
     return found
 
 
@@ -153,9 +178,12 @@ def _best(scores: Mapping[tuple[str, int], Any], name: str, trials: int, count: 
 
 
 def _choose(
-    plan: Plan, trials: Mapping[str, list[Trial]], scores: Mapping[tuple[str, int], Any], names: Sequence[str],
+    plan: Plan,
+    trials: Mapping[str, list[Trial]],
+    scores: Mapping[tuple[str, int], Any],
+    names: Sequence[str],
     confirmed: Sequence[tuple[str, int]],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The chosen trial of each arm by recall and by structure, and whether no strength at all did as well."""
     zero = max(_mean(scores[key], "r_mean") for key in confirmed if key[0] == "matching_longer")
     found = {}
@@ -182,8 +210,10 @@ def _mean(scores: Mapping[str, Mapping[str, Scores]], metric: str) -> float:
 def _middle(plan: Plan, name: str) -> Trial:
     space = plan.tuning
     bounds = {group: space.strengths.get(f"{name}.{group}") or space.strengths[group] for group in arm(name).groups}
-    return {"learning_rate": float(_log_uniform(space.learning_rate, np.array([0.5]))[0]),
-            "strengths": {group: _log_uniform(own, np.array([0.5]))[0] for group, own in bounds.items()}}  # fmt: skip
+    return {
+        "learning_rate": float(_log_uniform(space.learning_rate, np.array([0.5]))[0]),
+        "strengths": {group: _log_uniform(own, np.array([0.5]))[0] for group, own in bounds.items()},
+    }
 
 
 def _quantiles(count: int, purpose: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Makers of the stages of a study: each fills a folder from data, features and settings, and knows nothing of a study."""
+"""Makers of the stages of a study: each fills a folder from data, features and settings alone."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,30 +12,67 @@ from rvlr_lib.config import MethodSettings, TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.disk import load_tensors, save_tensors, sha256, write_json
 from rvlr_lib.losses.weights import LossWeights
-from rvlr_lib.metrics.ranking import recall_at_k
 from rvlr_lib.models import Student, Towers, teacher_features
 from rvlr_lib.training.batches import derived_seed
-from rvlr_lib.training.features import FeatureSet, encode, encode_features
-from rvlr_lib.training.loop import Execution, fit
-from rvlr_lib.training.objectives import Objective, gradient_shares, shuffle_teachers
+from rvlr_lib.training.features import FeatureSet, encode, encode_captions, encode_images
+from rvlr_lib.training.loop import Execution, cross_modal_recall, fit
+from rvlr_lib.training.objectives import Objective, gradient_shares, shuffle_teachers, warm_heads
 
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split as a student is given it: cached features, or pictures and captions for whole towers."""
+    """A split as a student is given it: with cached features, or as it is for whole towers."""
 
     dataset: ImageTextDataset
     features: FeatureSet | None = None
-    towers: Towers | None = None
+
+    def encode(self, student: Student, device: torch.device) -> Features:
+        """Common-space features, on the CPU in float32."""
+        return encode(student, self.dataset if self.features is None else self.features, device)
+
+    def tokens(self, student: Student, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Image tokens ``[I, N, W]``, text tokens ``[C, L, W']`` and their mask, for re-ranking."""
+        if self.features is not None:
+            found = self.features.image_tokens, self.features.text_tokens, self.features.text_mask
+            assert all(part is not None for part in found)
+            return found
+        return encode_tokens(student, self.dataset, device)
 
 
-def encode_split(student: Student, split: Split, device: torch.device) -> Features:
-    """Common-space features of a split, on the CPU in float32."""
-    if split.features is not None:
-        return encode_features(student, split.features, device)
-    return encode(student, split.dataset, split.towers, device)
+def make_image_features(
+    folder: Path,
+    *,
+    towers: Towers,
+    splits: Mapping[str, ImageTextDataset],
+    views: int,
+    optim: TrainSettings,
+    tokens: bool,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Features of the pictures of all splits by frozen towers; augmented views of the training split alone."""
+    for name, dataset in splits.items():
+        encode_images(
+            towers,
+            dataset,
+            folder,
+            views=views if name == "train" else 1,
+            tokens=tokens,
+            seed=seed,
+            crop_scale=optim.crop_scale,
+            flip=optim.flip,
+            device=device,
+        )
+
+
+def make_text_features(
+    folder: Path, *, towers: Towers, splits: Mapping[str, ImageTextDataset], tokens: bool, device: torch.device
+) -> None:
+    """Features of the captions of all splits by frozen towers."""
+    for dataset in splits.values():
+        encode_captions(towers, dataset, folder, tokens=tokens, device=device)
 
 
 def make_teacher(
@@ -87,17 +124,27 @@ def train_arm(
     images, captions = len(chosen), len(chosen.captions)
 
     def validate() -> dict[str, float]:
-        found = encode_split(student, splits[selection], device)
+        found = splits[selection].encode(student, device)
         recalls = cross_modal_recall(found[0][:images], found[1][:captions], torch.as_tensor(chosen.caption_image))
         return {"score": recalls["r_mean"], **recalls}
 
-    fitted = fit(objective, weights, batches, optim, seed=seed, device=device, validate=validate,
-                 log_path=folder / "log.jsonl", label=label, execution=execution)  # fmt: skip
+    fitted = fit(
+        objective,
+        weights,
+        batches,
+        optim,
+        seed=seed,
+        device=device,
+        validate=validate,
+        log_path=folder / "log.jsonl",
+        label=label,
+        execution=execution,
+    )
     objective.load_state_dict(fitted.state)
     save_tensors(folder / "weights.safetensors", student.state_dict())
     student.eval()
     for name in ("val", "test"):
-        images_found, texts = encode_split(student, splits[name], device)
+        images_found, texts = splits[name].encode(student, device)
         save_tensors(folder / f"{name}.safetensors", {"images": images_found, "texts": texts})
     summary = asdict(fitted)
     summary.pop("state")
@@ -108,8 +155,7 @@ def first_gradients(**arguments: Any) -> dict[str, float]:
     """Norm of each weighted term's gradient at the first batch; arguments as of :func:`train_arm`, without a folder."""
     names = ("student", "start", "splits", "weights", "method", "teachers", "shuffled", "seed", "device")
     objective = _objective(**{name: arguments[name] for name in names}).to(arguments["device"])
-    weights = arguments["weights"]
-    inputs = next(iter(arguments["batches"].take(two_views=objective.two_views, tokens=bool(weights.matching))))
+    inputs = next(iter(arguments["batches"].take(two_views=objective.two_views, tokens=objective.tokens)))
     return gradient_shares(objective, inputs)
 
 
@@ -131,11 +177,17 @@ def _objective(
     if shuffled and teachers is not None:
         owner = torch.as_tensor(splits["train"].dataset.caption_image)
         structure_teachers = shuffle_teachers(teachers, owner, derived_seed(seed, "shuffled"))
-    objective = Objective(student, weights, method, teachers=teachers, structure_teachers=structure_teachers,
-                          seed=seed)  # fmt: skip
+    objective = Objective(
+        student,
+        weights,
+        method,
+        teachers=teachers,
+        structure_teachers=structure_teachers,
+        embed_dim=student.embed_dim,
+        seed=seed,
+    )
     if objective.represent and method.head_init == "ridge":
-        student.to(device).eval()
-        objective.warm_heads(*encode_split(student, splits["train"], device))
+        warm_heads(objective, splits["train"].encode(student, torch.device("cpu")))
         student.train()
     return objective
 
@@ -161,12 +213,3 @@ def stored_features(folder: Path, split: str) -> Features:
 def stamp(path: Path) -> str:
     """SHA-256 of a file, empty where there is none; for cache keys."""
     return sha256(path) if path.is_file() else ""
-
-
-def cross_modal_recall(images: Tensor, texts: Tensor, caption_image: Tensor) -> dict[str, float]:
-    """Recall of cosine retrieval in both directions and their mean, in percent."""
-    positives = caption_image.unsqueeze(0) == torch.arange(len(images)).unsqueeze(1)
-    scores = images @ texts.T
-    i2t, t2i = recall_at_k(scores, positives), recall_at_k(scores.T, caption_image)
-    values = {f"{name}/R@{k}": recall[k] for name, recall in (("i2t", i2t), ("t2i", t2i)) for k in recall}
-    return values | {"r_mean": sum(values.values()) / len(values)}
