@@ -1,7 +1,31 @@
 """Cosine and relation matrices: the one place where features meet each other."""
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tensor:
+    """Numbers as a tensor: tensors, arrays of any layout and nested lists; ValueError with ``name`` for anything else.
+
+    >>> as_tensor("relevance", [[True, False]])
+    tensor([[ True, False]])
+    """
+    if not isinstance(value, Tensor):
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors on a device
+            raise ValueError(f"{name} is no array of numbers: {error}") from None
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name} must hold numbers, got {type(value).__name__} of {array.dtype}")
+        wide = array.dtype.itemsize > 8 or (array.dtype.kind == "u" and array.dtype.itemsize > 1)
+        kind = np.dtype(f"{'f' if array.dtype.kind == 'f' else 'i'}8") if wide else array.dtype.newbyteorder("=")
+        value = torch.from_numpy(np.ascontiguousarray(array, dtype=kind).reshape(array.shape))
+    if value.is_complex():
+        raise ValueError(f"{name} must hold real numbers, got {value.dtype}")
+    return value if device is None else value.to(device)
 
 
 def unit_rows(features: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.data.relevance import category_relevance, rouge_l_relevance
 from rvlr_lib.data.truth import bayes_ceiling
 from rvlr_lib.evaluation.rerank import matching_scores as matching_scores
-from rvlr_lib.metrics.folds import evaluate_folds
-from rvlr_lib.metrics.protocol import evaluate_retrieval
+from rvlr_lib.metrics.protocol import evaluate_folds, evaluate_retrieval
 from rvlr_lib.metrics.ranking import average, recall_at_k
 from rvlr_lib.metrics.statistics import cluster_mean
 from rvlr_lib.metrics.structure import (

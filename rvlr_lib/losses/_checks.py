@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rvlr_lib.similarity import as_tensor
+
 
 def feature_rows(*, same_width: bool = False, minimum: int = 2, **features) -> tuple[list[Tensor], torch.dtype]:
     """Features as matrices ``[B, D]`` of one dtype and the dtype of the loss; half precision is computed in float32.
@@ -13,10 +15,10 @@ def feature_rows(*, same_width: bool = False, minimum: int = 2, **features) -> t
     Raises:
         ValueError: no matrices of one ``B >= minimum`` (and one ``D``) on one device; shapes are named.
     """
-    values = {name: torch.as_tensor(value) for name, value in features.items()}
+    values = {name: as_tensor(name, value) for name, value in features.items()}
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in values.items())
-    if any(value.ndim != 2 or not value.shape[1] or value.is_complex() for value in values.values()):
-        raise ValueError(f"expected real matrices [B, D], got {shapes}")
+    if any(value.ndim != 2 or not value.shape[1] for value in values.values()):
+        raise ValueError(f"expected matrices [B, D], got {shapes}")
     if len({len(value) for value in values.values()}) > 1:
         raise ValueError(f"the numbers of rows differ: {shapes}")
     if same_width and len({value.shape[1] for value in values.values()}) > 1:

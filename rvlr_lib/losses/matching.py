@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rvlr_lib.losses._checks import nonzero_temperature, same_image
+from rvlr_lib.similarity import as_tensor
 
 
 @torch.no_grad()
@@ -34,7 +35,7 @@ def sample_hard_negatives(
     >>> [drawn.tolist() for drawn in sample_hard_negatives(torch.eye(2), 0.1)]
     [[1, 0], [1, 0]]
     """
-    similarity = torch.as_tensor(similarity)
+    similarity = as_tensor("similarity", similarity)
     if similarity.ndim != 2 or len(similarity) != similarity.shape[1] or len(similarity) < 2:
         raise ValueError(f"similarity must be [B, B] with B >= 2, got {tuple(similarity.shape)}")
     same = same_image(image_ids, len(similarity), similarity.device)
@@ -64,7 +65,7 @@ def image_text_matching_loss(positive_logits: Tensor, negative_logits: Tensor) -
     Raises:
         ValueError: other shapes, or fewer than two positive rows.
     """
-    positive, negative = torch.as_tensor(positive_logits), torch.as_tensor(negative_logits)
+    positive, negative = as_tensor("positive_logits", positive_logits), as_tensor("negative_logits", negative_logits)
     if positive.ndim != 2 or len(positive) < 2 or positive.shape[1] != 2 or negative.shape != (2 * len(positive), 2):
         raise ValueError(
             "expected positive_logits [B, 2] with B >= 2 and negative_logits [2B, 2], "

@@ -1,298 +1,218 @@
-"""What the study's seeds say about each claim, from the small result files alone."""
+"""What the sealed seeds say: verdicts, each with its control in the same sentence, from the small result files alone."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvlr_lib.metrics.statistics import Interval, Verdict, bootstrap_false_holds, false_holds, t_interval, verdicts
-from rvlr_lib.study.sweep import BEST, Cell, Claim, Sweep
+from rvlr_lib.disk import read_json, write_text
+from rvlr_lib.metrics.statistics import Effect, Verdict, paired_effect, power, verdicts
+from rvlr_lib.study.plan import Claim, Plan, check_seal, profile_plan, reference_folder
+from rvlr_lib.study.sweep import read_seeds
+from rvlr_lib.tables import to_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Cells = Mapping[str, Mapping[str, Any]]
-PLACE = ["dial", "metric", "seed"]
+Results = Mapping[str, Mapping[int, Cells]]  # data set -> seed -> cell -> record
+JOINED = " & "  # of metrics whose mean is taken
 
 
 def metric_of(cell: Mapping[str, Any], metric: str) -> float:
-    """A metric of a cell under the headline relevance, or one of its structure figures.
-
-    ``log r_mean`` is 100 times the natural logarithm of ``r_mean``: differences are relative (percent, where small).
+    """A metric of a cell under the headline relevance, or one of its structure figures; of several, the mean.
 
     Raises:
         ValueError: the cell has no such figure, or it is not defined; names some it has.
     """
-    if metric.startswith("log "):
-        return 100 * math.log(metric_of(cell, metric.removeprefix("log ")))
-    headline = next(iter(cell["metrics"].values()))
-    found = {**cell["structure"], **headline}
+    if JOINED in metric:
+        values = [metric_of(cell, part) for part in metric.split(JOINED)]
+        return sum(values) / len(values)
+    found = {**cell["structure"], **next(iter(cell["metrics"].values()))}
     if found.get(metric) is None:
         raise ValueError(f"a cell has no metric {metric!r}; it has: {', '.join(list(found)[:40])}")
     return float(found[metric])
 
 
-def resolve(sweep: Sweep, cells: Cells, name: str) -> str | None:
-    """The cell that a claim's term names; ``matching+best`` is the strength inside the axis that validation prefers.
-
-    Inside: above 0, which is plain matching, and below the largest, which stands for ultimate matching.
-
-    Returns:
-        Its name, or None while a cell it needs is not computed.
-    """
-    variant, dial = name.split("|")
-    if not variant.endswith(f"+{BEST}"):
-        return name if name in cells else None
-    plain = variant.removesuffix(f"+{BEST}")
-    axis = [cell for cell in sweep.cells() if cell.dial == dial and cell.variant == plain and cell.alignment]
-    inside = [str(cell) for cell in sorted(axis, key=lambda cell: cell.alignment)[:-1]]
-    if not inside or not all(key in cells for key in inside):
-        return None
-    return max(inside, key=lambda key: cells[key]["validation_r_mean"])
-
-
-def effect(sweep: Sweep, claim: Claim, cells: Cells) -> float | None:
-    """The claim's weighted sum for one seed; None while one of its cells is missing."""
-    total = 0.0
-    for factor, name in claim.terms:
-        cell = resolve(sweep, cells, name)
-        if cell is None:
-            return None
-        total += factor * metric_of(cells[cell], claim.metric)
-    return total
-
-
-def effects(sweep: Sweep, claim: Claim, results: Mapping[int, Cells]) -> dict[int, float]:
+def effects(claim: Claim, results: Results) -> dict[int, float]:
     """The claim's weighted sum by seed, of all seeds that have its cells."""
-    found = {seed: effect(sweep, claim, cells) for seed, cells in results.items()}
-    return {seed: value for seed, value in found.items() if value is not None}
+    names = dict.fromkeys(dataset for _, dataset, _ in claim.terms)
+    seeds = set.intersection(*(set(results.get(name, {})) for name in names))
+    found = {}
+    for seed in sorted(seeds):
+        if all(cell in results[dataset][seed] for _, dataset, cell in claim.terms):
+            terms = (factor * metric_of(results[dataset][seed][cell], claim.metric)
+                     for factor, dataset, cell in claim.terms)
+            found[seed] = sum(terms)
+    return found
 
 
-def judge(sweep: Sweep, results: Mapping[int, Cells]) -> dict[str, Verdict]:
-    """Verdicts on the primary claims, all together; see :func:`rvlr_lib.metrics.verdicts`."""
-    primary = {name: claim for name, claim in sweep.claims.items() if claim.primary}
-    differences = {name: list(effects(sweep, claim, results).values()) for name, claim in primary.items()}
-    delta = {name: sweep.delta[claim.metric] for name, claim in primary.items()}
-    return verdicts(differences, delta, planned_seeds=sweep.seeds)
+def judge(plan: Plan, results: Results) -> dict[str, Verdict]:
+    """Verdicts on the primary claims, together; empty while a planned seed of one of them is missing."""
+    primary = {name: list(effects(claim, results).values()) for name, claim in plan.claims.items() if claim.primary}
+    if not primary or any(len(values) < plan.seeds for values in primary.values()):
+        return {}
+    return verdicts(primary, {name: plan.delta[plan.claims[name].metric] for name in primary})
 
 
-def claims_table(sweep: Sweep, results: Mapping[int, Cells]) -> "pd.DataFrame":
-    """Each primary claim × data set × verdict × effect with its adjusted interval × seeds."""
-    import pandas as pd
-
-    rows = [
-        {
-            "claim": name,
-            "data set": sweep.dataset,
-            "verdict": verdict.verdict + ("" if verdict.complete or verdict.verdict == "no verdict" else " (so far)"),
-            "effect, points": signed(verdict.mean),
-            "interval": interval_text(verdict.low, verdict.high),
-            "delta": verdict.delta,
-            "seeds": f"{verdict.seeds} of {sweep.seeds}",
-            "in words": sweep.claims[name].text,
-            "measured as": f"{sweep.claims[name].metric}: {sweep.claims[name].effect}",
-        }
-        for name, verdict in judge(sweep, results).items()
-    ]
-    return pd.DataFrame(rows).set_index("claim")
+def companions(plan: Plan, results: Results) -> dict[str, Effect]:
+    """Effects that are not primary, with plain 95 % intervals: leads, no claims."""
+    found = {name: list(effects(claim, results).values()) for name, claim in plan.claims.items() if not claim.primary}
+    return {name: paired_effect(values) for name, values in found.items() if len(values) >= 2}
 
 
-def others_table(sweep: Sweep, results: Mapping[int, Cells]) -> "pd.DataFrame":
-    """Differences that are not primary claims: effect and 95 % t-interval, uncorrected, no verdict."""
-    import pandas as pd
-
-    rows = []
-    for name, claim in sweep.claims.items():
-        values = list(effects(sweep, claim, results).values())
-        if claim.primary or not values:
-            continue
-        known = t_interval(values) if len(values) > 1 else None
-        rows.append(
-            {
-                "difference": name,
-                "metric": claim.metric,
-                "effect, points": signed(sum(values) / len(values)),
-                "interval": interval_text(known.low, known.high) if known else "–",
-                "reading": _reading(known) if known else "not decided",
-                "seeds": len(values),
-                "in words": claim.text,
-                "measured as": claim.effect,
-            }
-        )
-    return pd.DataFrame(rows).set_index("difference") if rows else pd.DataFrame()
+def sentence(plan: Plan, name: str, results: Results, found: Mapping[str, Verdict], chosen: Mapping[str, Any]) -> str:
+    """One primary claim in a sentence: verdict, effect, interval, seeds, and what its control gains."""
+    claim = plan.claims[name]
+    if name not in found:
+        return f"{claim.text}: no verdict, the planned seeds are not whole."
+    verdict = found[name]
+    text = (f"{claim.text}: **{verdict.verdict}**, {signed(verdict.effect.mean)} points "
+            f"({interval(verdict.low, verdict.high)}, {verdict.effect.seeds} seeds, δ {verdict.delta:g})")
+    if claim.control:
+        control = paired_effect(list(effects(plan.claims[claim.control], results).values()))
+        more = "more than" if control.mean > verdict.effect.mean else "against"
+        text += (f"; {plan.claims[claim.control].text}: {signed(control.mean)} "
+                 f"({interval(control.low, control.high)}), {more} the claim's own {signed(verdict.effect.mean)}")
+    arms = {cell.split("|")[0].split("/")[0] for _, _, cell in claim.terms}
+    off = sorted(arm for arm in arms if chosen.get("arms", {}).get(arm, {}).get("off"))
+    return text + (f"; tuning switched {', '.join(off)} off: no strength did as well" if off else "") + "."
 
 
-def dial_rows(sweep: Sweep, results: Mapping[int, Cells], metrics: Mapping[str, str]) -> "pd.DataFrame":
-    """Figures along the dial, one line per dial point, variant, metric and seed.
-
-    Args:
-        sweep: the plan.
-        results: of its seeds.
-        metrics: key -> label.
-
-    Returns:
-        Columns ``dial``, ``variant``, ``alignment``, ``metric``, ``seed``, ``value``; a metric that a cell has not,
-        such as recall of the teachers, gives no line.
-    """
+def claims_table(plan: Plan, results: Results, found: Mapping[str, Verdict]) -> "pd.DataFrame":
+    """Primary claims: verdict, effect, Holm-corrected and 90 % interval, power of the verdicts at the observed spread."""
     import pandas as pd
 
     rows = []
-    for seed, cells in results.items():
-        for cell in sweep.cells():
-            if str(cell) not in cells:
-                continue
-            found = {**cells[str(cell)]["structure"], **next(iter(cells[str(cell)]["metrics"].values()))}
-            rows += [
-                {**_names(cell), "metric": label, "seed": seed, "value": found[key]}
-                for key, label in metrics.items()
-                if found.get(key) is not None
-            ]
+    for name, verdict in found.items():
+        spread = max(verdict.effect.sd, 1e-6)
+        chances = power(spread, verdict.effect.seeds, verdict.delta, claims=len(found))
+        seen = power(spread, verdict.effect.seeds, verdict.delta, effect=verdict.delta, claims=len(found))
+        rows.append({
+            "claim": name, "verdict": verdict.verdict, "points": signed(verdict.effect.mean),
+            "Holm interval": interval(verdict.low, verdict.high), "90 % interval": interval(*verdict.within),
+            "δ": f"{verdict.delta:g}", "SD": f"{verdict.effect.sd:.1f}", "seeds": verdict.effect.seeds,
+            "a true zero is called equivalent": f"{100 * (chances['equivalent']):.0f} %",
+            "a true δ is called better": f"{100 * (seen['better'] + seen['better, below δ']):.0f} %",
+            "metric": plan.claims[name].metric, "measured as": plan.claims[name].effect,
+        })
     return pd.DataFrame(rows)
 
 
-def since_start(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Change of each value since the start, at the same dial point, metric and seed."""
-    start = rows[rows.variant == "start"].set_index(PLACE).value
-    moved = rows[rows.variant != "start"].copy()
-    moved["value"] -= start.reindex(moved.set_index(PLACE).index).to_numpy()
-    return moved.dropna(subset=["value"])
-
-
-def share_of_ceiling(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Each value in percent of the Bayes ceiling at the same dial point and metric."""
-    ceiling = rows[rows.variant == "ceiling"].set_index(PLACE).value
-    shares = rows[~rows.variant.isin(("ceiling", "floor"))].copy()
-    shares["value"] *= 100 / ceiling.reindex(shares.set_index(PLACE).index).to_numpy()
-    return shares.dropna(subset=["value"])
-
-
-def against(rows: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
-    """Differences to a variant on the same seeds: ``label``, ``metric``, ``value`` and its ``low`` and ``high``.
-
-    The interval is the 95 % t-interval over seeds; with one seed it has no width.
-    """
+def companions_table(plan: Plan, results: Results) -> "pd.DataFrame":
+    """Differences that are not primary claims: effect and plain 95 % interval, no verdict."""
     import pandas as pd
 
-    base = rows[rows.variant == baseline].set_index(PLACE).value
-    others = rows[rows.variant != baseline].copy()
-    others["value"] -= base.reindex(others.set_index(PLACE).index).to_numpy()
-    found = []
-    for (label, metric), part in others.dropna(subset=["value"]).groupby(["variant", "metric"], sort=False):
-        values = part["value"].tolist()
-        mean = sum(values) / len(values)
-        known = t_interval(values) if len(values) > 1 else None
-        low, high = (known.low, known.high) if known else (mean, mean)
-        found.append({"label": label, "metric": metric, "value": mean, "low": low, "high": high, "seeds": len(values)})
-    return pd.DataFrame(found, columns=["label", "metric", "value", "low", "high", "seeds"])
+    rows = [{"difference": name, "points": signed(effect.mean), "95 % interval": interval(effect.low, effect.high),
+             "seeds": effect.seeds, "in words": plan.claims[name].text, "metric": plan.claims[name].metric,
+             "measured as": plan.claims[name].effect} for name, effect in companions(plan, results).items()]
+    return pd.DataFrame(rows)
 
 
-def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin: Mapping[str, Any]) -> str:
-    """The Markdown page of claims: verdicts, what does not hold, other differences, and how sure the rule is.
+def tuning_table(tuned: Mapping[str, Any]) -> "pd.DataFrame":
+    """What tuning chose for every arm, by recall and by structure."""
+    import pandas as pd
 
-    Args:
-        sweep: the plan.
-        results: of the seeds there are.
-        command: that made them.
-        origin: provenance of the results.
+    rows = []
+    for name, found in tuned["chosen"]["arms"].items():
+        for criterion in ("recall", "structure"):
+            trial = found[criterion]
+            strengths = ", ".join(f"{group} {value:g}" for group, value in trial["strengths"].items()) or "–"
+            rows.append({"arm": name, "chosen by": criterion, "learning rate": f"{trial['learning_rate']:g}",
+                         "strengths": strengths, "trials": len(tuned["trials"][name]),
+                         "validation r_mean": f"{found['r_mean']:.1f}",
+                         "zero did as well": "yes" if found["off"] else "no"})
+    return pd.DataFrame(rows)
+
+
+def results_frame(results: Results, metrics: Sequence[str]) -> "pd.DataFrame":
+    """Figures of all cells, tidy: ``dataset, dial, arm, seed, metric, value``; undefined ones are left out."""
+    import pandas as pd
+
+    rows = []
+    for dataset, seeds in results.items():
+        for seed, cells in seeds.items():
+            for name, cell in cells.items():
+                arm, dial = name.split("|")
+                known = {**cell["structure"], **next(iter(cell["metrics"].values()))}
+                rows += [{"dataset": dataset, "dial": dial, "arm": arm, "seed": seed, "metric": metric,
+                          "value": known[metric]} for metric in metrics if known.get(metric) is not None]
+    return pd.DataFrame(rows, columns=["dataset", "dial", "arm", "seed", "metric", "value"])
+
+
+def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, Results, dict[str, Any]] | None:
+    """A sealed study: its plan, its results and its tuning; None, and a line that says so, where there is none.
+
+    Raises:
+        ValueError: what the seal covers was changed, or the files do not belong together.
     """
-    from rvlr_lib.tables import to_markdown
+    place = Path(folder) if folder else reference_folder()
+    if not (place / "seal.json").is_file():
+        print(f"No sealed study in {place.name}: `rvlr study --tune`, `--seal`, then `rvlr study` make one.")
+        return None
+    plan = profile_plan(profile)
+    sealed = check_seal(plan, place)
+    results = {name: read_seeds(place, name, sealed) for name in plan.sets}
+    return plan, {name: found for name, found in results.items() if found}, read_json(place / "tuning.json")
 
-    faults = control_faults(sweep, results)
-    found, others = judge(sweep, results), others_table(sweep, results)
-    whole = sum(all(str(cell) in cells for cell in sweep.cells()) for cells in results.values())
-    hours = sum(cell.get("cpu_seconds", 0.0) for cells in results.values() for cell in cells.values()) / 3600
-    least = min((verdict.seeds for verdict in found.values()), default=0)
-    chance, bootstrap = false_holds(seeds=sweep.seeds, claims=len(found)), bootstrap_false_holds()
+
+def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Mapping[str, Any]) -> str:
+    """The Markdown page of claims: sentences, table, what did not hold, companions, tuning, how it was done."""
+    found = judge(plan, results)
+    cells = [cell for seeds in results.values() for own in seeds.values() for cell in own.values()]
+    hours = sum(cell.get("cpu_seconds", 0.0) for cell in cells) / 3600
+    commits = ", ".join(dict.fromkeys(str(cell["commit"]) for cell in cells))
+    counts = ", ".join(f"{name} {len(seeds)}" for name, seeds in results.items())
+    trials = next(iter(tuned["trials"].values()), [])
     lines = [
         "# Claims",
         "",
-        f"Made by `{command}` on {sweep.dataset} from {len(results)} seeds of {sweep.seeds} planned, {whole} of them "
-        f"whole ({len(sweep.cells())} cells); at least {hours:.1f} CPU hours; commit {origin.get('commit', '?')}. "
-        "Metrics, effects and deltas of the primary claims stood in the profile before any run; their words were made "
-        "plainer afterwards, where they promised more than the effect measures.",
+        f"Sealed {seal['date']} as `{seal['sha256'][:16]}` before the first confirmation seed; {plan.seeds} seeds planned; "
+        f"computed: {counts}; commit {commits}; {hours:.1f} CPU hours. One look, at the planned number of seeds.",
         "",
-        "An effect is a mean over seeds; its interval is a t-interval over seeds at the level that Holm's correction "
-        f"over the {len(found)} claims asks for. **holds**: the interval lies above 0. **does not hold**: it lies "
-        "below delta. **inconclusive**: neither. Below 5 seeds there is no verdict; the planned look is at "
-        f"{sweep.seeds} seeds, and one before it is marked (so far). Seeds vary the training, not the pictures: an "
-        "interval is about other trainings on this one draw of pictures.",
+        *[f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name, c in plan.claims.items() if c.primary],
         "",
-        *([f"With {least} seeds there is no verdict yet.", ""] if least < 5 else []),
-        "## Primary claims",
+        "## Verdicts",
         "",
-        to_markdown(claims_table(sweep, results)),
+        "An effect is a mean of paired differences over seeds. **better**, **worse**: the Holm-corrected two-sided interval "
+        "lies off 0. **equivalent**: the 90 % interval lies inside ±δ. **below δ**: both. **inconclusive**: neither. A seed "
+        "draws its own world of scenes; emoji have one fixed test set, so their intervals cover training and the dial's "
+        "draws only.",
+        "",
+        to_markdown(claims_table(plan, results, found)) if found else "None yet: the planned seeds are not whole.",
         "",
         "## What did not hold",
         "",
-        *(
-            [f"- {name}: {sweep.claims[name].text}." for name, v in found.items() if v.verdict == "does not hold"]
-            or ["- No claim was refuted."]
-        ),
-        *[f"- {name}: no evidence either way so far." for name, v in found.items() if v.verdict == "inconclusive"],
+        *([f"- {plan.claims[name].text}: {verdict.verdict}." for name, verdict in found.items()
+           if not verdict.verdict.startswith("better")] or ["- Nothing so far." if not found else "- Every claim held."]),
         "",
-        "## Other differences",
+        "## Companions",
         "",
-        "Not corrected for their number: leads, no claims. Read a primary claim beside its parts: a difference of "
-        "differences can be above 0 although both differences are losses, and in points and in percent (log) they may "
-        "disagree. The controls with teachers of other pictures, or never "
-        "trained, must not lie above 0 by more than delta.",
+        "Not corrected for their number: leads, no claims.",
         "",
-        to_markdown(others) if len(others) else "None yet.",
+        to_markdown(companions_table(plan, results)) if found else "No effect is shown before the planned seeds are whole.",
         "",
-        "## Controls",
+        "## Tuning",
         "",
-        *(
-            [
-                f"- **{fault}** comes out as helping: so much is gained without the teachers, and has to be taken "
-                "off every gain of distillation on that metric before it is believed."
-                for fault in faults
-            ]
-            or ["- No control with five seeds comes out as helping."]
-        ),
+        f"Every arm got {len(trials)} random trials on {plan.tuning.dataset} (seeds from {plan.tuning.seeds[0]}, mean over "
+        f"the dials {' and '.join(plan.tuning.dials)}); other data sets take what was chosen there. Stage 2: "
+        f"{tuned['chosen']['epochs']} epochs. Poor pictures: visibility "
+        f"{tuned['chosen']['dials']['image']['data.image_visibility']:g}.",
         "",
-        "## How often the rule is wrong",
-        "",
-        f"Simulated without any difference, {sweep.seeds} seeds and {len(found)} claims: some claim holds in "
-        f"{100 * chance['family_wise']:.1f} % of studies. A percentile bootstrap over 5 seeds would exclude 0 for a "
-        f"single claim in {100 * bootstrap['excludes_zero']:.1f} %.",
+        to_markdown(tuning_table(tuned)),
         "",
     ]
     return "\n".join(lines)
 
 
-def control_faults(sweep: Sweep, results: Mapping[int, Cells]) -> list[str]:
-    """Controls that come out as helping, at five seeds or more: then the study is broken.
-
-    Helping: the 95 % t-interval lies above 0 and the mean above delta, the smallest difference that matters.
-    """
-    faults = []
-    for name, claim in sweep.claims.items():
-        values = list(effects(sweep, claim, results).values()) if name.startswith("control") else []
-        if len(values) < 5:
-            continue
-        known = t_interval(values)
-        if known.low > 0 and known.mean > sweep.delta.get(claim.metric, 0.0):
-            faults.append(f"{name} ({signed(known.mean)} points, {interval_text(known.low, known.high)})")
-    return faults
-
-
-def write_claims(
-    sweep: Sweep, results: Mapping[int, Cells], folder: Path, command: str, origin: Mapping[str, Any]
-) -> Path:
-    """Write ``claims.md``, and both tables as CSV and LaTeX.
-
-    Returns:
-        The path of the page.
-    """
-    from rvlr_lib.tables import replacing, write_table
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(claims_table(sweep, results), folder, "claims")
-    write_table(others_table(sweep, results), folder, "other_differences")
-    page = folder / "claims.md"
-    with replacing(page) as temporary:
-        temporary.write_text(claims_page(sweep, results, command, origin))
-    return page
+def write_claims(profile: str = "study", folder: str | Path = "") -> Path | None:
+    """Write ``claims.md`` of a sealed study beside its results; None where there is no sealed study."""
+    place = Path(folder) if folder else reference_folder()
+    found = read_study(profile, place)
+    if found is None:
+        return None
+    plan, results, tuned = found
+    write_text(place / "claims.md", claims_page(plan, results, tuned, read_json(place / "seal.json")))
+    return place / "claims.md"
 
 
 def signed(value: float) -> str:
@@ -304,21 +224,10 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−") if value == value else "–"
 
 
-def interval_text(low: float, high: float) -> str:
+def interval(low: float, high: float) -> str:
     """An interval of differences.
 
-    >>> interval_text(-1.0, 2.5), interval_text(float("nan"), 0.0)
-    ('−1.0 to +2.5', '–')
+    >>> interval(-1.0, 2.5)
+    '−1.0 to +2.5'
     """
-    return f"{signed(low)} to {signed(high)}" if low == low and high == high else "–"
-
-
-def _reading(known: Interval) -> str:
-    """Where an uncorrected interval lies; nothing is decided below five seeds."""
-    if known.seeds < 5 or known.low <= 0 <= known.high:
-        return "not decided"
-    return "above 0" if known.low > 0 else "below 0"
-
-
-def _names(cell: Cell) -> dict[str, Any]:
-    return {"dial": cell.dial, "variant": cell.variant, "alignment": cell.alignment}
+    return f"{signed(low)} to {signed(high)}"
