@@ -165,7 +165,7 @@ def stored_features(path: Path, modality: str, dataset: ImageTextDataset) -> Ten
     """Rows of a ``.npz`` for the items of a data set, found by id, in whatever order the file has them.
 
     Raises:
-        ValueError: no such file, an array is missing, of objects or of another shape, an id is there twice or is
+        ValueError: no such file, an array is missing, of objects or of another shape, an id is duplicate or
             missing, a value is not finite; names file, key and id.
     """
     if not path.is_file():

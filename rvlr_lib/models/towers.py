@@ -87,6 +87,7 @@ def build_towers(
             there, have another sum or are of another architecture.
     """
     import open_clip
+    import transformers
 
     name = known_name(model)
     options: dict[str, Any] = {"force_context_length": context_length or None, "force_image_size": image_size or None}
@@ -109,6 +110,8 @@ def build_towers(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         logging.disable(logging.WARNING)  # open_clip warns that random weights are random; the name says it
+        progress = transformers.utils.logging.is_progress_bar_enabled()
+        transformers.utils.logging.disable_progress_bar()
         try:
             clip = open_clip.create_model(
                 name,
@@ -128,6 +131,8 @@ def build_towers(
         finally:
             logging.disable(logging.NOTSET)
             logging.root.setLevel(level)
+            if progress:
+                transformers.utils.logging.enable_progress_bar()
     if text_layers:
         layers = clip.text.transformer.encoder.layer
         if text_layers > len(layers):
