@@ -8,19 +8,16 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset, augment
-from rvlr_lib.models.student import CachedRows
-from rvlr_lib.models.towers import tokenize
+from rvlr_lib.models import CachedRows, tokenize
+from rvlr_lib.training.features import FeatureSet
 from rvlr_lib.training.processes import own_rows
-
-if TYPE_CHECKING:
-    from rvlr_lib.training.features import FeatureSet
 
 Rows = Literal["images", "captions"]
 Item = TypeVar("Item")
@@ -145,7 +142,7 @@ class FeatureBatches(Batches):
     """
 
     def __init__(
-        self, features: "FeatureSet", caption_image: Any, settings: TrainSettings, rows: Rows, seed: int,
+        self, features: FeatureSet, caption_image: Any, settings: TrainSettings, rows: Rows, seed: int,
         device: torch.device,
     ) -> None:  # fmt: skip
         super().__init__(caption_image, settings, rows, seed, device)
