@@ -18,7 +18,7 @@ def make(cached, pairs, towers):
 
     def build(kind, rows="images", views=3, optim=OPTIM):
         if kind == "pixels":
-            return PixelBatches(pairs, towers.tokenizer, 48, optim, rows, 0, CPU)
+            return PixelBatches(pairs, towers, optim, rows, 0, CPU)
         return FeatureBatches(cached(views), pairs.caption_image, optim, rows, 0, CPU)
 
     return build
@@ -120,7 +120,10 @@ def test_pixels_are_augmented_pictures_with_their_token_ids(make, pairs, towers)
     inputs = next(batches.take())
     generator = torch.Generator().manual_seed(derived_seed(0, "first views", 0, 0))
     torch.testing.assert_close(inputs.images, augment(pairs.pixels(inputs.image_rows, 48), generator))
-    assert torch.equal(inputs.texts, batches.token_ids[inputs.caption_rows])
+    length = inputs.texts.shape[1]
+    assert torch.equal(inputs.texts, batches.token_ids[inputs.caption_rows, :length])
+    assert not batches.token_ids[inputs.caption_rows, length:].any()
+    assert inputs.texts[:, -1].any()
 
 
 def test_a_small_set_gives_one_batch_and_what_does_not_fit_is_refused(make, cached):

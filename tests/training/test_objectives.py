@@ -149,7 +149,7 @@ def test_distillation_needs_teachers_and_the_fusion_target_a_fusion_encoder(buil
 
 
 def test_whole_towers_train_with_the_same_objective(pairs, towers):
-    batches = PixelBatches(pairs, towers.tokenizer, 48, TrainSettings(batch_size=16), "images", 0, CPU)
+    batches = PixelBatches(pairs, towers, TrainSettings(batch_size=16), "images", 0, CPU)
     student = TowerStudent(towers, fusion_layers=1)
     teachers = unit_rows(torch.randn(32, 5)), unit_rows(torch.randn(48, 6))
     weights = LossWeights(image_intra=1, text_intra=1)
