@@ -44,10 +44,15 @@ def number(name: str, value) -> float | Tensor:
         raise ValueError(f"{name} must be a number or a 0-d tensor, got {value!r}") from None
 
 
+def readable(value) -> bool:
+    """Whether reading a number waits for no device; elsewhere, and in compiled code, values are not checked."""
+    return not isinstance(value, Tensor) or (value.device.type == "cpu" and not torch.compiler.is_compiling())
+
+
 def nonzero_temperature(value) -> float | Tensor:
-    """A temperature as :func:`number`; ValueError for zero, as losses divide by it."""
+    """A temperature as :func:`number`; ValueError for zero, as losses divide by it, where :func:`readable`."""
     temperature = number("temperature", value)
-    if temperature == 0:
+    if readable(temperature) and temperature == 0:
         raise ValueError("temperature must not be zero")
     return temperature
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rvlr_lib.losses._checks import nonzero_temperature, same_image
+from rvlr_lib.losses._checks import nonzero_temperature, readable, same_image
 from rvlr_lib.similarity import as_tensor
 
 
@@ -30,7 +30,8 @@ def sample_hard_negatives(
         ``(negative image of each text, negative text of each image)``, each int64 ``[B]``.
 
     Raises:
-        ValueError: not square, fewer than two rows, not finite, temperature zero, or a row without a negative.
+        ValueError: not square, or fewer than two rows; on the CPU also not finite, temperature zero, or a row without a
+            negative. A GPU is not waited for to find these.
 
     >>> [drawn.tolist() for drawn in sample_hard_negatives(torch.eye(2), 0.1)]
     [[1, 0], [1, 0]]
@@ -39,17 +40,21 @@ def sample_hard_negatives(
     if similarity.ndim != 2 or len(similarity) != similarity.shape[1] or len(similarity) < 2:
         raise ValueError(f"similarity must be [B, B] with B >= 2, got {tuple(similarity.shape)}")
     same = same_image(image_ids, len(similarity), similarity.device)
-    if same.all(dim=1).any():
+    if readable(same) and same.all(dim=1).any():
         raise ValueError("a row has no negative: all its candidates show the same image")
     dtype = torch.promote_types(similarity.dtype, torch.float32)
     logits = similarity.to(dtype) / nonzero_temperature(temperature)
-    if not logits.isfinite().all():
+    if readable(logits) and not logits.isfinite().all():
         raise ValueError("similarity / temperature must be finite to draw negatives from")
     images, texts = (
-        torch.multinomial(F.softmax(rows, dim=1).add_(1e-5).masked_fill_(same, 0), 1, generator=generator)[:, 0]
-        for rows in (logits.T, logits)
+        _draw(F.softmax(rows, dim=1).add_(1e-5).masked_fill_(same, 0), generator) for rows in (logits.T, logits)
     )
     return images, texts
+
+
+def _draw(chances: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One column for each row ``[B, B] -> [B]``: what ``multinomial`` draws, which would wait for the device."""
+    return (chances / torch.empty_like(chances).exponential_(generator=generator)).argmax(dim=1)
 
 
 def image_text_matching_loss(positive_logits: Tensor, negative_logits: Tensor) -> Tensor:

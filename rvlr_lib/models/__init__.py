@@ -23,6 +23,7 @@ from rvlr_lib.models.towers import (
     real_tokens,
     token_counter,
     tokenize,
+    trims_padding,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "teacher_features",
     "token_counter",
     "tokenize",
+    "trims_padding",
 ]

@@ -300,10 +300,15 @@ def as_tokens(trunk: nn.Module, grid: Tensor) -> Tensor:
     return grid.flatten(2).transpose(1, 2) if first else grid.flatten(1, -2)
 
 
+def trims_padding(text: nn.Module) -> bool:
+    """Whether a text tower gives the same for captions without their padding, see :func:`encode_text_tokens`."""
+    return hasattr(text, "pooler") or getattr(text, "attn_mask", None) is not None
+
+
 def encode_text_tokens(
     text: nn.Module, token_ids: Tensor, *, tokens: bool, dropout: float = 0.0, projected: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Run a text tower on ids trimmed to the longest caption of the batch.
+    """Run a text tower on ids trimmed to the longest caption of the batch, as far as that waits for no device.
 
     Trimming is exact for causal towers, where no token sees what stands behind it, and for Hugging Face's, which mask
     their padding. Other towers keep it, as some of them were trained to see it.
@@ -320,8 +325,8 @@ def encode_text_tokens(
         real tokens.
     """
     hugging_face, causal = hasattr(text, "pooler"), getattr(text, "attn_mask", None)
-    real = real_tokens(text, token_ids)
-    if hugging_face or causal is not None:
+    real, length = real_tokens(text, token_ids), token_ids.shape[1]
+    if trims_padding(text) and token_ids.device.type == "cpu":
         length = int(real.sum(dim=1).max())
         token_ids, real = token_ids[:, :length], real[:, :length]
     embedding = text.transformer.get_input_embeddings() if hugging_face else getattr(text, "token_embedding", None)

@@ -2,6 +2,15 @@
 
 from rvlr_lib.training.batches import Batches, FeatureBatches, Inputs, PixelBatches, derived_seed
 from rvlr_lib.training.checkpoint import checkpoints_in, last_checkpoint, read_checkpoint, write_checkpoint
+from rvlr_lib.training.features import (
+    Features,
+    FeatureSet,
+    encode,
+    encode_captions,
+    encode_images,
+    read_features,
+    warn_of_cut_captions,
+)
 from rvlr_lib.training.loop import Execution, Fitted, choose_device, cross_modal_recall, fit
 from rvlr_lib.training.objectives import Objective, gradient_shares, shuffle_teachers, warm_heads
 from rvlr_lib.training.processes import (
@@ -20,6 +29,8 @@ __all__ = [
     "Batches",
     "Execution",
     "FeatureBatches",
+    "FeatureSet",
+    "Features",
     "Fitted",
     "Inputs",
     "Objective",
@@ -30,6 +41,9 @@ __all__ = [
     "choose_device",
     "cross_modal_recall",
     "derived_seed",
+    "encode",
+    "encode_captions",
+    "encode_images",
     "fit",
     "gradient_shares",
     "is_main",
@@ -40,8 +54,10 @@ __all__ = [
     "process_group",
     "processes",
     "read_checkpoint",
+    "read_features",
     "same_everywhere",
     "shuffle_teachers",
     "warm_heads",
+    "warn_of_cut_captions",
     "write_checkpoint",
 ]

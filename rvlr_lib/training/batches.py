@@ -8,19 +8,16 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset, augment
-from rvlr_lib.models.student import CachedRows
-from rvlr_lib.models.towers import tokenize
+from rvlr_lib.models import CachedRows, Towers, TowerStudent, real_tokens, tokenize, trims_padding
+from rvlr_lib.training.features import FeatureSet
 from rvlr_lib.training.processes import own_rows
-
-if TYPE_CHECKING:
-    from rvlr_lib.training.features import FeatureSet
 
 Rows = Literal["images", "captions"]
 Item = TypeVar("Item")
@@ -58,7 +55,7 @@ class Batches:
 
     Args:
         caption_image: picture of each caption, [C]; every picture has a caption.
-        settings: of the optimisation, for its batch size. A set with fewer rows gives one batch of all of them.
+        optim: settings of the optimisation, for its batch size. A set with fewer rows gives one batch of all of them.
         rows: ``images``: every picture once an epoch, with a caption drawn for it. ``captions``: every caption once,
             with its picture, as the official code has it.
         seed: of all draws.
@@ -73,10 +70,10 @@ class Batches:
         ValueError: unknown ``rows``, or a batch that does not divide over the processes.
     """
 
-    def __init__(self, caption_image: Any, settings: TrainSettings, rows: Rows, seed: int, device: torch.device) -> None:
+    def __init__(self, caption_image: Any, optim: TrainSettings, rows: Rows, seed: int, device: torch.device) -> None:
         if rows not in ("images", "captions"):
             raise ValueError(f"rows={rows!r} is unknown: choose images (a row per picture) or captions")
-        self.settings, self.rows, self.seed, self.device = settings, rows, seed, device
+        self.optim, self.rows, self.seed, self.device = optim, rows, seed, device
         self.draw_on = device
         self.owner = torch.as_tensor(caption_image, dtype=torch.long)
         self.by_image = torch.argsort(self.owner, stable=True)
@@ -85,7 +82,7 @@ class Batches:
         self.within = torch.empty_like(self.owner)  # number of a caption among those of its picture
         self.within[self.by_image] = torch.arange(len(self.owner)) - self.starts[self.owner[self.by_image]]
         count = len(self.counts) if rows == "images" else len(self.owner)
-        self.batch_rows = min(count, settings.batch_size)
+        self.batch_rows = min(count, optim.batch_size)
         self.steps_per_epoch = count // self.batch_rows
         self.part = own_rows(self.batch_rows)
         self.epoch = self.position = 0
@@ -145,10 +142,10 @@ class FeatureBatches(Batches):
     """
 
     def __init__(
-        self, features: "FeatureSet", caption_image: Any, settings: TrainSettings, rows: Rows, seed: int,
+        self, features: FeatureSet, caption_image: Any, optim: TrainSettings, rows: Rows, seed: int,
         device: torch.device,
     ) -> None:  # fmt: skip
-        super().__init__(caption_image, settings, rows, seed, device)
+        super().__init__(caption_image, optim, rows, seed, device)
         sizes = (features.images.shape[1], len(features.texts))
         if sizes != (len(self.counts), len(self.owner)):
             raise ValueError(f"features of {sizes[0]} pictures and {sizes[1]} captions do not fit a data set of "
@@ -208,44 +205,40 @@ class PixelBatches(Batches):
 
     Args:
         dataset: what to draw from.
-        tokenizer: of the text tower.
-        image_size: pixels a side.
+        towers: which they are for, or a student of whole towers: its tokenizer, picture size and kind of padding.
         others: as of :class:`Batches`.
     """
 
     def __init__(
-        self, dataset: ImageTextDataset, tokenizer: Any, image_size: int, settings: TrainSettings, rows: Rows, seed: int,
+        self, dataset: ImageTextDataset, towers: Towers | TowerStudent, optim: TrainSettings, rows: Rows, seed: int,
         device: torch.device,
     ) -> None:  # fmt: skip
-        super().__init__(dataset.caption_image, settings, rows, seed, device)
+        super().__init__(dataset.caption_image, optim, rows, seed, device)
         self.draw_on = torch.device("cpu")  # where pictures are read from
-        self.dataset, self.image_size = dataset, image_size
-        self.token_ids = tokenize(tokenizer, dataset.captions)
+        self.dataset, self.image_size = dataset, towers.image_size
+        self.token_ids = tokenize(towers.tokenizer, dataset.captions)
+        real = real_tokens(towers.text, self.token_ids).sum(dim=1)
+        self.lengths = real if trims_padding(towers.text) else torch.full_like(real, self.token_ids.shape[1])
 
     def read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
         """As the base class says."""
         steps = range(self.position, self.steps_per_epoch)
-        for step, pixels in ahead(steps, lambda step: self._pinned(self._pixels(epoch.images[step, self.part]))):
-            pixels = pixels.to(self.device, non_blocking=True)
-            captions = [rows[step, self.part] for rows in (epoch.captions, epoch.second_captions)]
-            texts = [self._move(self.token_ids[rows]) for rows in captions[: 1 + two_views]]
+        for step, host in ahead(steps, lambda step: self._read(epoch, step, two_views)):
+            pixels, images, *captions = (part.to(self.device, non_blocking=True) for part in host)
             views = [self._view(pixels, purpose, step) for purpose in ("first views", "second views")[: 1 + two_views]]
-            rows = self._move(epoch.images[step, self.part]), self._move(captions[0])
-            yield Inputs(views[0], texts[0], *rows, *(views[1:] + texts[1:]))
+            yield Inputs(views[0], captions[1], images, captions[0], *views[1:], *captions[2:])
+
+    def _read(self, epoch: Epoch, step: int, two_views: bool) -> list[Tensor]:
+        """Pixels, rows of pictures and captions, and token ids of both views, in memory that a GPU copies from."""
+        images, first, second = (rows[step, self.part] for rows in epoch)
+        texts = [self.token_ids[rows, : self.lengths[rows].max()] for rows in (first, second)[: 1 + two_views]]
+        found = [self.dataset.pixels(images, self.image_size), images, first, *texts]
+        return [part.pin_memory() for part in found] if self.device.type == "cuda" else found
 
     def _view(self, pixels: Tensor, purpose: str, step: int) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(derived_seed(self.seed, purpose, self.epoch, step))
-        return augment(pixels, generator, scale=self.settings.crop_scale, flip=self.settings.flip,
+        return augment(pixels, generator, scale=self.optim.crop_scale, flip=self.optim.flip,
                        part=(self.part, self.batch_rows))  # fmt: skip
-
-    def _pixels(self, image_rows: Tensor) -> Tensor:
-        return self.dataset.pixels(image_rows, self.image_size)
-
-    def _pinned(self, rows: Tensor) -> Tensor:
-        return rows.pin_memory() if self.device.type == "cuda" else rows
-
-    def _move(self, rows: Tensor) -> Tensor:
-        return self._pinned(rows).to(self.device, non_blocking=True)
 
 
 def ahead(items: Iterable[Item], work: Callable[[Item], Found]) -> Iterator[tuple[Item, Found]]:

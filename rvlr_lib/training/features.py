@@ -34,8 +34,7 @@ from rvlr_lib.models import (
     real_tokens,
     tokenize,
 )
-from rvlr_lib.training.gather import add_up, processes
-from rvlr_lib.training.processes import carrier
+from rvlr_lib.training.processes import add_up, carrier, processes
 
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
 PICTURES, CAPTIONS, ROWS = 128, 256, 8192  # of a batch; the last: cached rows that heads take at once

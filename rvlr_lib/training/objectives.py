@@ -27,12 +27,12 @@ from rvlr_lib.losses import (
     sample_hard_negatives,
     structure_distillation_loss,
 )
-from rvlr_lib.models.student import CachedRows, Encoded, Student, full_precision, ridge_map
+from rvlr_lib.models import CachedRows, Encoded, Student, full_precision, ridge_map
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.training.batches import Inputs
+from rvlr_lib.training.features import Features
 from rvlr_lib.training.processes import gather_rows, gather_tokens, own_rows
 
-Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, W] and of the captions [C, W]
 TOKEN_DROPOUT = 0.1  # makes two views of a caption that a whole tower encodes
 ANGLE_ROWS = 64  # of a batch: triples of rows grow with the cube
 

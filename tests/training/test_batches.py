@@ -1,0 +1,154 @@
+import threading
+
+import pytest
+import torch
+
+from rvlr_lib.config import TrainSettings
+from rvlr_lib.data.dataset import augment
+from rvlr_lib.training import FeatureBatches, PixelBatches
+from rvlr_lib.training.batches import ahead, derived_seed
+
+CPU = torch.device("cpu")
+OPTIM = TrainSettings(batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def make(cached, pairs, towers):
+    """Function (kind, options) -> batches."""
+
+    def build(kind, rows="images", views=3, optim=OPTIM):
+        if kind == "pixels":
+            return PixelBatches(pairs, towers, optim, rows, 0, CPU)
+        return FeatureBatches(cached(views), pairs.caption_image, optim, rows, 0, CPU)
+
+    return build
+
+
+def flat(inputs):
+    """All tensors of a batch."""
+    parts = [list(part) if isinstance(part, tuple) else [part] for part in inputs]
+    return [tensor for part in parts for tensor in part if tensor is not None]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(flat(one), flat(other), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["features", "pixels"])
+@pytest.mark.parametrize("rows", ["images", "captions"])
+def test_an_epoch_holds_every_row_once_with_a_caption_of_its_picture(make, pairs, kind, rows):
+    owner = torch.as_tensor(pairs.caption_image)
+    for _ in range(2):
+        epoch = list(make(kind, rows).take())
+        images, captions = (torch.cat([getattr(part, name) for part in epoch]) for name in
+                            ("image_rows", "caption_rows"))  # fmt: skip
+        assert sorted((images if rows == "images" else captions).tolist()) == list(range(32 if rows == "images" else 48))
+        assert torch.equal(owner[captions], images)
+
+
+@pytest.mark.parametrize("kind", ["features", "pixels"])
+def test_epochs_differ_seeds_repeat_and_second_views_change_nothing_else(make, kind):
+    plain, double = make(kind), make(kind)
+    first, again = list(plain.take()), list(double.take(two_views=True))
+    for one, two in zip(first, again, strict=True):
+        assert same(one[:4], two[:4])
+        assert not same([one.images], [two.second_images])
+    assert not torch.equal(first[0].image_rows, next(plain.take()).image_rows)
+
+
+@pytest.mark.parametrize("kind", ["features", "pixels"])
+def test_a_place_inside_an_epoch_is_all_that_a_resume_needs(make, kind):
+    whole, broken, resumed = make(kind), make(kind), make(kind)
+    wanted = [*whole.take(two_views=True), *whole.take(two_views=True)][6:]
+    list(broken.take(two_views=True))
+    under_way = broken.take(two_views=True)
+    next(under_way), next(under_way)
+    assert broken.state_dict() == {"epoch": 1, "position": 2}
+    resumed.load_state_dict(broken.state_dict())
+    found = list(resumed.take(two_views=True))
+    assert len(found) == len(wanted) == 2
+    assert all(same(one, two) for one, two in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("views", [1, 2, 3, 5])
+def test_first_and_second_views_are_different_cached_views(make, cached, views):
+    features, seen = cached(views), set()
+    batches = make("features", views=views)
+    for _ in range(6):
+        for inputs in batches.take(two_views=True):
+            for row, first, second in zip(inputs.image_rows, inputs.images.features, inputs.second_images.features,
+                                          strict=True):  # fmt: skip
+                places = [(view == features.images[:, row]).all(dim=1).nonzero().flatten().tolist()
+                          for view in (first, second)]  # fmt: skip
+                seen.add(tuple(place[0] if place else None for place in places))
+    pairs = {(i, j) for i in range(1, views) for j in range(1, views) if i != j}
+    assert seen == ({(0, None)} if views == 1 else {(1, 0)} if views == 2 else pairs)
+
+
+def test_a_second_caption_is_another_one_or_the_same_with_features_dropped(make, cached, pairs):
+    texts, counts = cached().texts, torch.bincount(torch.as_tensor(pairs.caption_image))
+    inputs = next(make("features").take(two_views=True))
+    dropped = 0
+    for picture, caption, second in zip(inputs.image_rows, inputs.caption_rows, inputs.second_texts.features,
+                                        strict=True):  # fmt: skip
+        if counts[picture] == 2:
+            other = next(c for c in pairs.captions_of(int(picture)) if c != caption)
+            assert torch.equal(second, texts[other])
+        else:
+            kept = second != 0
+            torch.testing.assert_close(second[kept] * 0.9, texts[caption][kept])
+            dropped += int((~kept).sum())
+    assert dropped
+
+
+def test_tokens_come_where_asked_for_cut_to_the_longest_of_the_batch(make, cached):
+    features = cached()
+    assert next(make("features").take()).images.tokens is None
+    for inputs in make("features").take(tokens=True):
+        length = int(features.text_mask[inputs.caption_rows].sum(dim=1).max())
+        assert torch.equal(inputs.images.tokens, features.image_tokens[inputs.image_rows].float())
+        assert torch.equal(inputs.texts.tokens, features.text_tokens[inputs.caption_rows, :length].float())
+        assert torch.equal(inputs.texts.mask, features.text_mask[inputs.caption_rows, :length])
+    bare = make("features")
+    bare.tokens = (None, None, None)
+    with pytest.raises(ValueError, match="no tokens.*fusion_layers >= 1"):
+        next(bare.take(tokens=True))
+
+
+def test_pixels_are_augmented_pictures_with_their_token_ids(make, pairs, towers):
+    batches = make("pixels")
+    inputs = next(batches.take())
+    generator = torch.Generator().manual_seed(derived_seed(0, "first views", 0, 0))
+    torch.testing.assert_close(inputs.images, augment(pairs.pixels(inputs.image_rows, 48), generator))
+    length = inputs.texts.shape[1]
+    assert torch.equal(inputs.texts, batches.token_ids[inputs.caption_rows, :length])
+    assert not batches.token_ids[inputs.caption_rows, length:].any()
+    assert inputs.texts[:, -1].any()
+
+
+def test_a_small_set_gives_one_batch_and_what_does_not_fit_is_refused(make, cached):
+    assert [len(inputs.image_rows) for inputs in make("features", optim=TrainSettings(batch_size=100)).take()] == [32]
+    with pytest.raises(ValueError, match="rows='words' is unknown"):
+        make("features", rows="words")
+    with pytest.raises(ValueError, match="features of 32 pictures and 48 captions do not fit a data set of 3 and 3"):
+        FeatureBatches(cached(), [0, 1, 2], OPTIM, "images", 0, CPU)
+
+
+def test_the_next_batch_is_read_while_this_one_is_used():
+    begun = [threading.Event() for _ in range(3)]
+
+    def read(number):
+        begun[number].set()
+        return 1 / (2 - number)
+
+    reader = ahead(range(3), read)
+    for number in range(2):
+        assert next(reader) == (number, 1 / (2 - number))
+        assert begun[number + 1].wait(timeout=60)
+    with pytest.raises(ZeroDivisionError):
+        next(reader)
+
+
+def test_seeds_of_two_purposes_differ_and_stay():
+    assert derived_seed(0, "stage1") == derived_seed(0, "stage1")
+    assert len({derived_seed(0, "stage1"), derived_seed(0, "stage2"), derived_seed(1, "stage1")}) == 3

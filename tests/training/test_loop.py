@@ -1,0 +1,246 @@
+import json
+import shutil
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rvlr_lib import models
+from rvlr_lib.config import TrainSettings
+from rvlr_lib.losses import _checks, matching
+from rvlr_lib.models import HeadStudent, TowerStudent, principal_directions
+from rvlr_lib.training import FeatureBatches, Objective, PixelBatches, cross_modal_recall, encode, fit
+from rvlr_lib.training.loop import Execution, Training, _optimizer, checkpoint_gradients, choose_device
+
+CPU = torch.device("cpu")
+ALL = {"matching": 2, "image_representation": 1, "text_representation": 1, "structure": 1, "mean_relation": 1,
+       "anchor": 0.1, "rkd_angle": 1, "image_intra": 1, "text_intra": 1, "alignment": 1, "cross_modal_cyclic": 1,
+       "in_modal_cyclic": 1, "image_teacher_structure": 1, "text_teacher_structure": 1}  # fmt: skip
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_heads_overfit_32_pairs(build, train, cached):
+    objective, weights = build(fusion_layers=0)
+    train(objective, weights, epochs=40, learning_rate=5e-3, batch_size=32)
+    features = cached()
+    images, texts = (objective.student.eval().encode_image, objective.student.encode_text)
+    from rvlr_lib.models import CachedRows
+
+    found = images(CachedRows(features.images[0])).features, texts(CachedRows(features.texts)).features
+    assert cross_modal_recall(*found, features.owner)["r_mean"] > 95
+
+
+def test_whole_towers_overfit_32_pairs(pairs, towers, tmp_path):
+    from rvlr_lib.losses import LossWeights
+
+    optim = TrainSettings(epochs=60, batch_size=32, learning_rate=2e-3, crop_scale=(0.99, 1.0), flip=False)
+    weights = LossWeights(**(dict.fromkeys(LossWeights.__dataclass_fields__, 0.0) | {"contrastive": 1.0}))
+    objective = Objective(TowerStudent(towers), weights, _method(), embed_dim=towers.embed_dim, seed=0)
+    batches = PixelBatches(pairs, towers, optim, "images", 0, CPU)
+    fit(objective, weights, batches, optim, seed=0, device=CPU, validate=lambda: {"score": 0.0},
+        log_path=tmp_path / "log.jsonl", label="overfit")  # fmt: skip
+    found = encode(objective.student, pairs)
+    assert cross_modal_recall(*found, torch.as_tensor(pairs.caption_image))["r_mean"] > 90
+
+
+def _method():
+    from rvlr_lib.config import MethodSettings
+
+    return MethodSettings()
+
+
+def test_same_seed_same_weights_and_log_with_every_term_and_scalar(build, train, tmp_path):
+    states = []
+    for name in ("a", "b"):
+        objective, weights = build(**ALL)
+        states.append(train(objective, weights, log=tmp_path / name).state)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
+    steps = [line for line in lines(tmp_path / "a") if "total" in line]
+    assert [line["step"] for line in steps] == list(range(8))
+    assert {f"loss/{name}" for name in ALL} <= steps[0].keys()
+    assert {"fusion_weight", "temperature", "relation_temperature", "gradient_norm", "learning_rate"} <= steps[0].keys()
+    assert sum("validation/score" in line for line in lines(tmp_path / "a")) == 2
+
+
+def test_the_learning_rate_rises_then_falls_to_almost_nothing(build, train, tmp_path):
+    train(*build(fusion_layers=0), log=tmp_path / "log", epochs=10, learning_rate=1e-3, warmup=0.2)
+    rates = [line["learning_rate"] for line in lines(tmp_path / "log") if "total" in line]
+    top = rates.index(max(rates))
+    assert max(rates) == pytest.approx(1e-3)
+    assert top == pytest.approx(8, abs=1)
+    assert rates[0] < 3e-4 > rates[-1] > 0
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_the_best_epoch_is_kept(build, train):
+    scores, states = iter([1.0, 3.0, 2.0]), []
+    objective, weights = build(fusion_layers=0)
+
+    def validate():
+        states.append({name: value.clone() for name, value in objective.state_dict().items()})
+        return {"score": next(scores), "other": 5.0}
+
+    fitted = train(objective, weights, epochs=3, validate=validate)
+    assert (fitted.best_epoch, fitted.best_score) == (1, 3.0)
+    assert [(line["epoch"], line["other"]) for line in fitted.history] == [(0, 5.0), (1, 5.0), (2, 5.0)]
+    assert all(torch.equal(value, states[1][name]) for name, value in fitted.state.items())
+
+
+def test_weight_decay_spares_biases_norms_temperatures_and_the_fusion_weight(build):
+    objective, _ = build(**ALL)
+    optimizer, _ = _optimizer(objective, TrainSettings(scalar_lr_multiplier=7.0), 10, fused=False)
+    decay, plain, scalars = optimizer.param_groups
+    assert decay["weight_decay"] == 0.01
+    assert all(parameter.ndim > 1 for parameter in decay["params"])
+    assert plain["weight_decay"] == scalars["weight_decay"] == 0
+    assert len(scalars["params"]) == 1  # the relation temperature is not learnt
+    assert scalars["initial_lr"] == pytest.approx(7 * decay["initial_lr"])
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU: numbers read, shapes that depend on values, copies to the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        if any(part in name for part in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero")):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["heads", "towers"])
+def test_a_step_waits_for_the_device_only_where_it_logs(build, cached, pairs, towers, monkeypatch, kind):
+    for module in (_checks, matching):  # as on a GPU
+        monkeypatch.setattr(module, "readable", lambda value: False)
+    monkeypatch.setattr(models.towers, "trims_padding", lambda text: False)
+    optim = TrainSettings(epochs=2, batch_size=8, log_every=6)
+    objective, weights = build(**ALL)
+    batches = FeatureBatches(cached(), cached().owner, optim, "images", 0, CPU)
+    if kind == "towers":
+        objective = Objective(TowerStudent(towers, fusion_layers=1), weights, objective.method, embed_dim=towers.embed_dim,
+                              teachers=tuple(objective._kept("teacher")), seed=0)  # fmt: skip
+        batches = PixelBatches(pairs, towers, optim, "images", 0, CPU)
+    training = Training(objective.train(), weights, batches, optim, CPU, "toy", Execution())
+    update = training.optimizer.step
+
+    def uncounted():  # on a GPU the optimiser is one fused kernel; here its counters are read
+        found = list(reads.found)
+        update()
+        reads.found[:] = found
+
+    monkeypatch.setattr(training.optimizer, "step", uncounted)
+    counts, under_way = [], batches.take(two_views=True, tokens=True)
+    first = next(under_way)  # where an epoch begins, the lengths of its captions are read
+    for name in ("tolist", "cpu", "numpy"):
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, method=method, name=name, **k: (
+            reads.found.append(name), method(self, *a, **k))[1])  # fmt: skip
+    for step in range(4):
+        with Reads() as reads:
+            inputs = first if step == 0 else next(under_way)
+            training.train_step(inputs)
+        counts.append(reads.found)
+    assert counts[0]  # step 0 is logged
+    assert counts[1:] == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [("loss", "contrastive = inf"), ("gradient", "gradient norm = nan"),
+     ("nan as the temperature", "student.log_temperature = nan")],
+)  # fmt: skip
+def test_what_is_not_finite_is_found_at_the_next_log_with_its_step(build, train, tmp_path, what, named):
+    objective, weights = build(fusion_layers=0)
+    steps = []
+
+    def poison(_module, _inputs, terms):
+        steps.append(1)
+        if len(steps) == 5:  # step 4
+            if what == "loss":
+                return terms | {"contrastive": terms["contrastive"] / 0}
+            if what == "gradient":
+                terms["contrastive"].register_hook(lambda gradient: gradient * float("nan"))
+            else:
+                objective.student.log_temperature.data.fill_(float("nan"))
+        return terms
+
+    objective.register_forward_hook(poison)
+    with pytest.raises(FloatingPointError, match=f"toy, step 4: not finite: .*{named}"):
+        train(objective, weights, log=tmp_path / "log", log_every=6, epochs=3)
+    assert len(steps) == 7  # found at step 6
+    assert [line["step"] for line in lines(tmp_path / "log") if "total" in line] == [0]
+
+
+def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(build, train, monkeypatch):
+    objective, weights = build(fusion_layers=0)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+
+    monkeypatch.setattr(objective, "forward", full)
+    with pytest.raises(ValueError, match="toy, step 0: .*batch of 8: set a smaller batch_size.*2 GiB"):
+        train(objective, weights)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler here")
+def test_a_compiled_training_is_the_plain_one(build, train, capsys):
+    results = [train(*build(structure=1, image_intra=1, text_intra=1, fusion_layers=0), execution=Execution(compile=c))
+               for c in (False, True)]  # fmt: skip
+    assert "toy: compiled in" in capsys.readouterr().out
+    for name, value in results[0].state.items():
+        torch.testing.assert_close(results[1].state[name], value, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_what_cannot_be_compiled_trains_uncompiled_with_one_line(build, train, capsys, monkeypatch):
+    plain = train(*build(matching=1))
+    objective, weights = build(matching=1)
+
+    def broken():
+        raise RuntimeError("no compiler\nand a long trace")
+
+    monkeypatch.setattr(objective, "compile", broken)
+    assert all(torch.equal(value, plain.state[name]) for name, value in
+               train(objective, weights, execution=Execution(compile=True)).state.items())  # fmt: skip
+    assert "toy: cannot be compiled (RuntimeError: no compiler): trains uncompiled\n" in capsys.readouterr().out
+
+
+def test_gradient_checkpointing_keeps_the_gradients(pairs, towers, build):
+    found = []
+    for cheap in (False, True):
+        weights = build(matching=1)[1]
+        optim = TrainSettings(epochs=1, batch_size=8)
+        objective = Objective(TowerStudent(towers, fusion_layers=1), weights, _method(), embed_dim=towers.embed_dim, seed=0)
+        batches = PixelBatches(pairs, towers, optim, "images", 0, CPU)
+        training = Training(objective.train(), weights, batches, optim, CPU, "toy",
+                            Execution(gradient_checkpointing=cheap))  # fmt: skip
+        training.train_step(next(batches.take()))
+        found.append({name: parameter.grad for name, parameter in objective.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, msg=name)
+    module = torch.nn.Module()
+    module.visual = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"Linear \(visual\) cannot do it"):
+        checkpoint_gradients(module)
+
+
+def test_bad_orders_are_refused():
+    with pytest.raises(ValueError, match="save_every=0"):
+        Execution(save_every=0)
+    with pytest.raises(ValueError, match="resume='step-000120': use last"):
+        Execution(resume="step-000120")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="sees no CUDA device"):
+            choose_device("cuda")
+        assert choose_device("auto") == CPU
+    assert HeadStudent
+    assert principal_directions

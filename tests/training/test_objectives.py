@@ -1,0 +1,160 @@
+import dataclasses
+
+import pytest
+import torch
+
+from rvlr_lib.config import MethodSettings, TrainSettings
+from rvlr_lib.losses import LossWeights, structure_distillation_loss
+from rvlr_lib.models import TowerStudent, ridge_map
+from rvlr_lib.similarity import unit_rows
+from rvlr_lib.training import Objective, PixelBatches, gradient_shares, shuffle_teachers, warm_heads
+
+CPU = torch.device("cpu")
+OFFICIAL = {name: value for name, value in dataclasses.asdict(LossWeights()).items() if value}
+
+
+@pytest.mark.parametrize("weights", [
+    {}, {"alignment": 1}, {"structure": 1}, {"mean_relation": 1}, {"anchor": 1}, {"rkd_angle": 1},
+    {"structure": 1, "rkd_angle": 2}, {"cross_modal_cyclic": 1, "in_modal_cyclic": 1},
+    {"image_representation": 1, "text_representation": 1}, {"image_intra": 1, "text_intra": 1},
+    {"structure": 1, "image_teacher_structure": 1, "text_teacher_structure": 1},
+])  # fmt: skip
+def test_an_arm_computes_its_terms_and_no_other(build, inputs, weights):
+    objective, _ = build(fusion_layers=0, **weights)
+    assert objective(inputs).keys() == {"contrastive", *weights}
+    assert objective.two_views == ("image_intra" in weights)
+    assert not objective.tokens
+
+
+def test_the_whole_method_trains_all_seven_terms_on_cached_tokens(build, train, inputs):
+    objective, weights = build(**OFFICIAL)
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    fitted = train(objective, weights, epochs=1)
+    for name, value in fitted.state.items():
+        still = name.endswith(("in_proj_bias", "relation_temperature"))  # keys' biases have no gradient
+        assert still or not torch.equal(value, before[name]), name
+    assert OFFICIAL.keys() == gradient_shares(objective, inputs).keys()
+
+
+@pytest.mark.parametrize("target", ["common", "fusion"])
+@pytest.mark.parametrize("teacher", ["fused", "own"])
+def test_no_gradient_reaches_the_teachers_and_all_trained_parts_get_some(build, inputs, target, teacher):
+    objective, _ = build({"structure_target": target, "structure_teacher": teacher}, **OFFICIAL)
+    sum(objective(inputs).values()).backward()
+    assert not any(rows.requires_grad for rows in objective._kept("teacher"))
+    for name, parameter in objective.named_parameters():
+        unused = not parameter.requires_grad or (teacher == "own" and name.startswith("fusion_weight"))
+        assert unused or parameter.grad is not None, name
+
+
+@pytest.mark.parametrize(("teacher", "expected"), [("own", True), ("fused", False)])
+def test_a_fused_target_pulls_both_modalities_to_one_geometry(build, inputs, teacher, expected):
+    """With ``own`` the picture side of the loss does not change with the text teacher; with ``fused`` it does."""
+    gradients = []
+    for seed in (2, 3):
+        objective, _ = build({"structure_teacher": teacher}, fusion_layers=0, structure=1)
+        draw = torch.Generator().manual_seed(seed)
+        objective.structure_teacher_1 = unit_rows(torch.randn(48, 20, generator=draw))
+        term = objective(inputs)["structure"]
+        gradients.append(torch.autograd.grad(term, objective.student.image_head.proj.weight)[0])
+    assert torch.equal(*gradients) == expected
+
+
+def test_switches_reach_the_structure_loss(build, inputs, cached):
+    def expected(distance, features, share, **options):
+        rows = cached().images[0][inputs.image_rows], cached().texts[inputs.caption_rows]
+        return structure_distillation_loss(features, *rows, fusion_weight=share, temperature=0.07, distance=distance,
+                                           **options).student  # fmt: skip
+
+    for distance, options in (("row_kl", {}), ("mae", {"centred": True}), ("rkd_distance", {})):
+        objective, _ = build({"distance": distance, "structure_teacher": "own"} | options, fusion_layers=0, structure=1)
+        objective.eval()
+        z, w = objective.student.encode_image(inputs.images), objective.student.encode_text(inputs.texts)
+        wanted = (expected(distance, z.features, 0.0, **options) + expected(distance, w.features, 1.0, **options)) / 2
+        torch.testing.assert_close(objective(inputs)["structure"], wanted)
+    gradients = []
+    for kept in (True, False):  # whether the cost of wasserstein has gradient
+        objective, _ = build({"distance": "wasserstein", "cost_gradient": kept, "structure_teacher": "own"},
+                             fusion_layers=0, structure=1)  # fmt: skip
+        term = objective.eval()(inputs)["structure"]
+        gradients.append(torch.autograd.grad(term, objective.student.text_head.proj.weight)[0])
+    assert not torch.allclose(*gradients)
+
+
+def test_shuffled_teachers_speak_in_the_structure_term_only(build, inputs, cached):
+    """One permutation for both teachers: no picture keeps its rows, and captions go with their picture."""
+    images, texts, owner = torch.arange(32.0)[:, None], cached().owner.float()[:, None], cached().owner
+    moved = shuffle_teachers((images, texts), owner, seed=0)
+    assert sorted(moved[0].flatten().tolist()) == list(range(32))
+    assert not (moved[0] == images).any()
+    assert torch.equal(moved[1], moved[0][owner])
+    plain, weights = build(**OFFICIAL)
+    others = shuffle_teachers((cached().images[0], cached().texts), owner, seed=0)
+    shuffled = Objective(plain.student, weights, plain.method, teachers=tuple(plain._kept("teacher")),
+                         structure_teachers=others, embed_dim=8, seed=0)  # fmt: skip
+    values = []
+    for objective in (plain.eval(), shuffled.eval()):
+        objective.negatives.manual_seed(0)
+        values.append({name: float(term.detach()) for name, term in objective(inputs).items()})
+    changed = {name for name in values[0] if values[0][name] != values[1][name]}
+    assert changed == {"structure", "image_teacher_structure", "text_teacher_structure"}
+
+
+def test_warm_heads_are_the_ridge_regression_onto_the_students_features(build, cached):
+    objective, _ = build(image_representation=1, text_representation=1)
+    features = cached()
+    targets = tuple(unit_rows(torch.randn(len(rows), 8)) for rows in (features.images[0], features.texts))
+    warm_heads(objective, targets, ridge=0.1)
+    for head, rows, wanted in ((objective.image_head, features.images[0], targets[0]),
+                               (objective.text_head, features.texts, targets[1])):  # fmt: skip
+        weight, bias = ridge_map(rows, wanted, 0.1)
+        torch.testing.assert_close(head(rows), rows @ weight.T + bias)
+    with pytest.raises(ValueError, match="31 image features for 32 teacher rows"):
+        warm_heads(objective, (targets[0][1:], targets[1]))
+    warm_heads(build()[0], targets)  # nothing to warm
+
+
+def test_the_anchor_is_where_stage_2_began(build, inputs):
+    objective, _ = build(fusion_layers=0, anchor=1.0)
+    assert float(objective(inputs)["anchor"].detach()) == 0
+    start = {name: value.detach() + 0.5 for name, value in objective.student.named_parameters()}
+    moved = Objective(objective.student, objective.weights, objective.method, start=start, embed_dim=8, seed=0)
+    count = sum(value.numel() for value in start.values())
+    torch.testing.assert_close(moved(inputs)["anchor"].detach(), torch.tensor(count / 4))
+
+
+def test_gradient_shares_are_the_norms_of_the_weighted_terms_and_leave_no_trace(build, inputs):
+    objective, weights = build(matching=2.0, structure=3.0)
+    objective.eval()  # without dropout
+    state = objective.negatives.get_state()
+    shares = gradient_shares(objective, inputs)
+    assert torch.equal(objective.negatives.get_state(), state)
+    assert all(parameter.grad is None for parameter in objective.parameters())
+    for name, share in shares.items():
+        objective.zero_grad()
+        objective.negatives.set_state(state)
+        (getattr(weights, name) * objective(inputs)[name]).backward()
+        found = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]).norm()
+        assert share == pytest.approx(float(found), rel=1e-4)
+
+
+def test_distillation_needs_teachers_and_the_fusion_target_a_fusion_encoder(build):
+    student = build(fusion_layers=0)[0].student
+    nothing = dict.fromkeys(LossWeights.__dataclass_fields__, 0.0)
+    for name in ("structure", "image_representation", "mean_relation", "rkd_angle"):
+        with pytest.raises(ValueError, match="no teacher features"):
+            Objective(student, LossWeights(**(nothing | {name: 1.0})), MethodSettings(), embed_dim=8, seed=0)
+    with pytest.raises(ValueError, match="fusion_layers"):
+        build({"structure_target": "fusion"}, fusion_layers=0, structure=1)
+
+
+def test_whole_towers_train_with_the_same_objective(pairs, towers):
+    batches = PixelBatches(pairs, towers, TrainSettings(batch_size=16), "images", 0, CPU)
+    student = TowerStudent(towers, fusion_layers=1)
+    teachers = unit_rows(torch.randn(32, 5)), unit_rows(torch.randn(48, 6))
+    weights = LossWeights(image_intra=1, text_intra=1)
+    objective = Objective(student, weights, MethodSettings(), teachers=teachers, embed_dim=towers.embed_dim, seed=0)
+    terms = objective(next(batches.take(two_views=True)))
+    assert terms.keys() == {*OFFICIAL, "image_intra", "text_intra"}
+    sum(terms.values()).backward()
+    assert student.visual.conv1.weight.grad is not None
