@@ -259,9 +259,9 @@ def training_free(
     generator = torch.Generator().manual_seed(seed)
     bank = [unit_rows(x[torch.randperm(len(x), generator=generator)[:BANK]]) for x in (images, texts)]
     width = images.shape[1]
-    widths = sorted({min(w, width, len(images) - 1) for w in (8, 16, 32, 64, 128, 256, 512)})
-    cuts = product((0, 1, 2, 4, 8), sorted({0, width // 8, width // 4, width // 2}))
-    counts = sorted({min(k, *map(len, bank)) for k in (1, 4, 16, 64)})
+    widths = sorted({min(w, width, len(images) - 1) for w in (16, 32, 64, 128, 256)})
+    cuts = product((0, 1, 2, 4), sorted({0, width // 4, width // 2}))
+    counts = sorted({min(k, *map(len, bank)) for k in (1, 8, 64)})
     transforms: dict[str, tuple[list[dict[str, Any]], Callable[..., Features]]] = {
         "as given": ([{}], lambda pair: pair),
         "centred": ([{}], lambda pair: (centre(pair[0], images), centre(pair[1], texts))),
@@ -286,7 +286,7 @@ def training_free(
                 candidates, lambda f=transform, **p: single_modal(_measure(f(validation[0], **p), validation[1]))
             )
         found[arm] = chosen, _measure(transform(test[0], **chosen), test[1])
-    grid = [{"weight": w, "k": k} for w, k in product((0.25, 0.5, 0.75, 1.0), counts)]
+    grid = [{"weight": w, "k": k} for w, k in product((0.25, 0.5, 1.0), counts)]
     chosen, _ = choose_on_validation(grid, lambda **p: _measure(*validation, bank, p)["r_mean"])
     found["nnn"] = chosen, {k: v for k, v in _measure(*test, bank, chosen).items() if k.startswith(CROSS_MODAL)}
     rows = [
