@@ -114,8 +114,8 @@ def _study(arguments: Namespace) -> int:
 
 
 def _audit_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--image-features", type=Path | None, help=".npy [pictures, D]")
-    parser.add_argument("--text-features", type=Path | None, help=".npy [captions, D], picture by picture")
+    parser.add_argument("--image-features", type=Path | None, help=".npy, .npz, .pt or .safetensors [pictures, D]")
+    parser.add_argument("--text-features", type=Path | None, help="likewise [captions, D], picture by picture")
     parser.add_argument("--captions", type=Path | None, help="JSON list, per picture a caption or a list of captions")
     parser.add_argument("--dataset", type=str | None, help="instead of arrays: a data set for --model to encode")
     parser.add_argument("--image-root", type=str | None, help="folder of the data set's pictures")
@@ -127,28 +127,26 @@ def _audit_arguments(parser: ArgumentParser) -> None:
 
 
 def _audit(arguments: Namespace) -> int:
-    from rvlr_lib.evaluation.audit import audit, audit_table, encode_with_model, read_features, write_audit
+    from rvlr_lib.evaluation.audit import audit, audit_text, write_audit
+    from rvlr_lib.evaluation.own import encode_with_model, read_features
     from rvlr_lib.provenance import default_root
-    from rvlr_lib.tables import to_markdown
+    from rvlr_lib.training.loop import choose_device
 
+    device = choose_device(arguments.device)
     files = (arguments.image_features, arguments.text_features, arguments.captions)
     if all(files) == bool(arguments.dataset) or (any(files) and not all(files)):
         raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
     if arguments.dataset:
         dataset, images, texts = encode_with_model(
             arguments.dataset, arguments.model, arguments.pretrained, split=arguments.split,
-            image_root=arguments.image_root, device=arguments.device,
+            image_root=arguments.image_root, device=device,
         )  # fmt: skip
     else:
         dataset, images, texts = read_features(*files)
-    found = audit(dataset, images, texts)
-    path = write_audit(found, (images, texts), arguments.out or default_root() / "audit" / dataset.name)
-    print(to_markdown(audit_table(found)))
-    for part in ("imbalance", "structure"):
-        print(f"\n{part}")
-        for key, value in found[part].items():
-            print(f"  {key}: {value:.3f}" if isinstance(value, float) else f"  {key}: {value}")
-    print(f"\n{path}")
+    found = audit(images, texts, dataset, device=device)
+    path = write_audit(found, arguments.out or default_root() / "audit" / dataset.name)
+    print(audit_text(found))
+    print(path)
     return 0
 
 

@@ -98,3 +98,7 @@ def load_dataset(
         here = replace(here, text_detail=1.0, image_visibility=left)
     dataset = impose(loader(split=split, **first, **options), here)
     return replace(dataset, name=name_or_path) if name_or_path in PREPARED else dataset
+
+
+def dataset_stamp(name, image_root=None):
+    return ()

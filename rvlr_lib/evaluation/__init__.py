@@ -1,1 +1,1 @@
-"""Evaluation: metrics of trained features, re-ranking, audits of features from elsewhere."""
+"""Evaluation: metrics of features, re-ranking, audits of features from elsewhere, training-free peers and curves."""

@@ -40,8 +40,9 @@ def effects(claim: Claim, results: Results) -> dict[int, float]:
     found = {}
     for seed in sorted(seeds):
         if all(cell in results[dataset][seed] for _, dataset, cell in claim.terms):
-            terms = (factor * metric_of(results[dataset][seed][cell], claim.metric)
-                     for factor, dataset, cell in claim.terms)
+            terms = (
+                factor * metric_of(results[dataset][seed][cell], claim.metric) for factor, dataset, cell in claim.terms
+            )
             found[seed] = sum(terms)
     return found
 
@@ -66,13 +67,17 @@ def sentence(plan: Plan, name: str, results: Results, found: Mapping[str, Verdic
     if name not in found:
         return f"{claim.text}: no verdict, the planned seeds are not whole."
     verdict = found[name]
-    text = (f"{claim.text}: **{verdict.verdict}**, {signed(verdict.effect.mean)} points "
-            f"({interval(verdict.low, verdict.high)}, {verdict.effect.seeds} seeds, δ {verdict.delta:g})")
+    text = (
+        f"{claim.text}: **{verdict.verdict}**, {signed(verdict.effect.mean)} points "
+        f"({interval(verdict.low, verdict.high)}, {verdict.effect.seeds} seeds, δ {verdict.delta:g})"
+    )
     if claim.control:
         control = paired_effect(list(effects(plan.claims[claim.control], results).values()))
         more = "more than" if control.mean > verdict.effect.mean else "against"
-        text += (f"; {plan.claims[claim.control].text}: {signed(control.mean)} "
-                 f"({interval(control.low, control.high)}), {more} the claim's own {signed(verdict.effect.mean)}")
+        text += (
+            f"; {plan.claims[claim.control].text}: {signed(control.mean)} "
+            f"({interval(control.low, control.high)}), {more} the claim's own {signed(verdict.effect.mean)}"
+        )
     arms = {cell.split("|")[0].split("/")[0] for _, _, cell in claim.terms}
     off = sorted(arm for arm in arms if chosen.get("arms", {}).get(arm, {}).get("off"))
     return text + (f"; tuning switched {', '.join(off)} off: no strength did as well" if off else "") + "."
@@ -87,14 +92,22 @@ def claims_table(plan: Plan, results: Results, found: Mapping[str, Verdict]) -> 
         spread = max(verdict.effect.sd, 1e-6)
         chances = power(spread, verdict.effect.seeds, verdict.delta, claims=len(found))
         seen = power(spread, verdict.effect.seeds, verdict.delta, effect=verdict.delta, claims=len(found))
-        rows.append({
-            "claim": name, "verdict": verdict.verdict, "points": signed(verdict.effect.mean),
-            "Holm interval": interval(verdict.low, verdict.high), "90 % interval": interval(*verdict.within),
-            "δ": f"{verdict.delta:g}", "SD": f"{verdict.effect.sd:.1f}", "seeds": verdict.effect.seeds,
-            "a true zero is called equivalent": f"{100 * (chances['equivalent']):.0f} %",
-            "a true δ is called better": f"{100 * (seen['better'] + seen['better, below δ']):.0f} %",
-            "metric": plan.claims[name].metric, "measured as": plan.claims[name].effect,
-        })
+        rows.append(
+            {
+                "claim": name,
+                "verdict": verdict.verdict,
+                "points": signed(verdict.effect.mean),
+                "Holm interval": interval(verdict.low, verdict.high),
+                "90 % interval": interval(*verdict.within),
+                "δ": f"{verdict.delta:g}",
+                "SD": f"{verdict.effect.sd:.1f}",
+                "seeds": verdict.effect.seeds,
+                "a true zero is called equivalent": f"{100 * (chances['equivalent']):.0f} %",
+                "a true δ is called better": f"{100 * (seen['better'] + seen['better, below δ']):.0f} %",
+                "metric": plan.claims[name].metric,
+                "measured as": plan.claims[name].effect,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -102,9 +115,18 @@ def companions_table(plan: Plan, results: Results) -> "pd.DataFrame":
     """Differences that are not primary claims: effect and plain 95 % interval, no verdict."""
     import pandas as pd
 
-    rows = [{"difference": name, "points": signed(effect.mean), "95 % interval": interval(effect.low, effect.high),
-             "seeds": effect.seeds, "in words": plan.claims[name].text, "metric": plan.claims[name].metric,
-             "measured as": plan.claims[name].effect} for name, effect in companions(plan, results).items()]
+    rows = [
+        {
+            "difference": name,
+            "points": signed(effect.mean),
+            "95 % interval": interval(effect.low, effect.high),
+            "seeds": effect.seeds,
+            "in words": plan.claims[name].text,
+            "metric": plan.claims[name].metric,
+            "measured as": plan.claims[name].effect,
+        }
+        for name, effect in companions(plan, results).items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -117,10 +139,17 @@ def tuning_table(tuned: Mapping[str, Any]) -> "pd.DataFrame":
         for criterion in ("recall", "structure"):
             trial = found[criterion]
             strengths = ", ".join(f"{group} {value:g}" for group, value in trial["strengths"].items()) or "–"
-            rows.append({"arm": name, "chosen by": criterion, "learning rate": f"{trial['learning_rate']:g}",
-                         "strengths": strengths, "trials": len(tuned["trials"][name]),
-                         "validation r_mean": f"{found['r_mean']:.1f}",
-                         "zero did as well": "yes" if found["off"] else "no"})
+            rows.append(
+                {
+                    "arm": name,
+                    "chosen by": criterion,
+                    "learning rate": f"{trial['learning_rate']:g}",
+                    "strengths": strengths,
+                    "trials": len(tuned["trials"][name]),
+                    "validation r_mean": f"{found['r_mean']:.1f}",
+                    "zero did as well": "yes" if found["off"] else "no",
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -134,8 +163,18 @@ def results_frame(results: Results, metrics: Sequence[str]) -> "pd.DataFrame":
             for name, cell in cells.items():
                 arm, dial = name.split("|")
                 known = {**cell["structure"], **next(iter(cell["metrics"].values()))}
-                rows += [{"dataset": dataset, "dial": dial, "arm": arm, "seed": seed, "metric": metric,
-                          "value": known[metric]} for metric in metrics if known.get(metric) is not None]
+                rows += [
+                    {
+                        "dataset": dataset,
+                        "dial": dial,
+                        "arm": arm,
+                        "seed": seed,
+                        "metric": metric,
+                        "value": known[metric],
+                    }
+                    for metric in metrics
+                    if known.get(metric) is not None
+                ]
     return pd.DataFrame(rows, columns=["dataset", "dial", "arm", "seed", "metric", "value"])
 
 
@@ -182,14 +221,22 @@ def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Ma
         "",
         "## What did not hold",
         "",
-        *([f"- {plan.claims[name].text}: {verdict.verdict}." for name, verdict in found.items()
-           if not verdict.verdict.startswith("better")] or ["- Nothing so far." if not found else "- Every claim held."]),
+        *(
+            [
+                f"- {plan.claims[name].text}: {verdict.verdict}."
+                for name, verdict in found.items()
+                if not verdict.verdict.startswith("better")
+            ]
+            or ["- Nothing so far." if not found else "- Every claim held."]
+        ),
         "",
         "## Companions",
         "",
         "Not corrected for their number: leads, no claims.",
         "",
-        to_markdown(companions_table(plan, results)) if found else "No effect is shown before the planned seeds are whole.",
+        to_markdown(companions_table(plan, results))
+        if found
+        else "No effect is shown before the planned seeds are whole.",
         "",
         "## Tuning",
         "",
