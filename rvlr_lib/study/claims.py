@@ -1,4 +1,4 @@
-"""What the sealed seeds say: verdicts, each with its control in the same sentence, from the small result files alone."""
+"""What the sealed seeds say: verdicts, each with its control in the same sentence, from small result files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,7 +84,7 @@ def sentence(plan: Plan, name: str, results: Results, found: Mapping[str, Verdic
 
 
 def claims_table(plan: Plan, results: Results, found: Mapping[str, Verdict]) -> "pd.DataFrame":
-    """Primary claims: verdict, effect, Holm-corrected and 90 % interval, power of the verdicts at the observed spread."""
+    """Primary claims: verdict, effect, both intervals, and the power of the verdicts at the observed spread."""
     import pandas as pd
 
     rows = []
@@ -205,17 +205,17 @@ def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Ma
     lines = [
         "# Claims",
         "",
-        f"Sealed {seal['date']} as `{seal['sha256'][:16]}` before the first confirmation seed; {plan.seeds} seeds planned; "
-        f"computed: {counts}; commit {commits}; {hours:.1f} CPU hours. One look, at the planned number of seeds.",
+        f"Sealed {seal['date']} as `{seal['sha256'][:16]}` before the first confirmation seed; {plan.seeds} seeds "
+        f"planned; computed: {counts}; commit {commits}; {hours:.1f} CPU hours. One look, at the planned number of seeds.",
         "",
         *[f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name, c in plan.claims.items() if c.primary],
         "",
         "## Verdicts",
         "",
-        "An effect is a mean of paired differences over seeds. **better**, **worse**: the Holm-corrected two-sided interval "
-        "lies off 0. **equivalent**: the 90 % interval lies inside ±δ. **below δ**: both. **inconclusive**: neither. A seed "
-        "draws its own world of scenes; emoji have one fixed test set, so their intervals cover training and the dial's "
-        "draws only.",
+        "An effect is a mean of paired differences over seeds. **better**, **worse**: the Holm-corrected two-sided "
+        "interval lies off 0. **equivalent**: the 90 % interval lies inside ±δ. **below δ**: both. **inconclusive**: "
+        "neither. A seed draws its own world of scenes; emoji have one fixed test set, so their intervals cover "
+        "training and the dial's draws only.",
         "",
         to_markdown(claims_table(plan, results, found)) if found else "None yet: the planned seeds are not whole.",
         "",
@@ -240,8 +240,8 @@ def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Ma
         "",
         "## Tuning",
         "",
-        f"Every arm got {len(trials)} random trials on {plan.tuning.dataset} (seeds from {plan.tuning.seeds[0]}, mean over "
-        f"the dials {' and '.join(plan.tuning.dials)}); other data sets take what was chosen there. Stage 2: "
+        f"Every arm got {len(trials)} random trials on {plan.tuning.dataset} (seeds from {plan.tuning.seeds[0]}, mean "
+        f"over the dials {' and '.join(plan.tuning.dials)}); other data sets take what was chosen there. Stage 2: "
         f"{tuned['chosen']['epochs']} epochs. Poor pictures: visibility "
         f"{tuned['chosen']['dials']['image']['data.image_visibility']:g}.",
         "",

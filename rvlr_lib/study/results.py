@@ -18,7 +18,7 @@ STRUCTURE = ("i2i/NDCG@10/above_floor", "t2t_no_siblings/NDCG@10/above_floor")
 
 
 def make_reference(folder: Path, *, dataset: ImageTextDataset, info: dict[str, Any], width: int, seed: int) -> None:
-    """The record of a row without a model: the Bayes ceiling where ``width`` is 0, else random features of that width."""
+    """The record of a row without a model: the Bayes ceiling, or random features where they have a width."""
     reports = noise_floor(dataset, width, seed) if width else {"latent": ceiling(dataset)}
     _write(
         folder,
@@ -75,7 +75,7 @@ def make_result(
 
 
 def validation_scores(features: Features, dataset: ImageTextDataset) -> dict[str, float]:
-    """``r_mean`` and ``structure``, the mean above-floor NDCG@10 within the modalities, under the headline relevance."""
+    """``r_mean`` and ``structure``: the mean above-floor NDCG@10 within the modalities (headline relevance)."""
     report = next(iter(retrieval_metrics(features, dataset).values()))
     return {"r_mean": report["r_mean"], "structure": sum(report[key] for key in STRUCTURE) / len(STRUCTURE)}
 

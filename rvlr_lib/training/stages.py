@@ -12,7 +12,7 @@ from rvlr_lib.config import MethodSettings, TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.disk import load_tensors, save_tensors, sha256, write_json
 from rvlr_lib.losses.weights import LossWeights
-from rvlr_lib.models import Student, Towers, teacher_features
+from rvlr_lib.models import Student, Towers, teacher_features, tokenize
 from rvlr_lib.training.batches import derived_seed
 from rvlr_lib.training.features import FeatureSet, encode, encode_captions, encode_images
 from rvlr_lib.training.loop import Execution, cross_modal_recall, fit
@@ -202,6 +202,23 @@ def load_part(module: nn.Module, path: Path) -> None:
         module.load_state_dict(load_tensors(path))
     except RuntimeError as error:
         raise ValueError(f"{path} holds weights of another architecture: {error}") from error
+
+
+@torch.inference_mode()
+def encode_tokens(student: Student, dataset: ImageTextDataset, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens of a whole-tower student: pictures ``[I, N, W]``, captions ``[C, L, W']``, and their mask."""
+    student.to(device).eval()
+    ids = tokenize(student.tokenizer, dataset.captions)
+    images = [
+        student.encode_image(dataset.pixels(rows, student.image_size).to(device).float() / 255, tokens=True).tokens
+        for rows in torch.arange(len(dataset)).split(64)
+    ]
+    texts = [student.encode_text(part.to(device), tokens=True) for part in ids.split(256)]
+    length = max(text.mask.shape[1] for text in texts)
+    pad = torch.nn.functional.pad
+    tokens = [pad(text.tokens.half().cpu(), (0, 0, 0, length - text.mask.shape[1])) for text in texts]
+    masks = [pad(text.mask.cpu(), (0, length - text.mask.shape[1])) for text in texts]
+    return torch.cat([part.half().cpu() for part in images]), torch.cat(tokens), torch.cat(masks)
 
 
 def stored_features(folder: Path, split: str) -> Features:
