@@ -165,6 +165,7 @@ STRENGTHS: dict[str, dict[str, float]] = {
     "representation": {"image_representation": 1.0, "text_representation": 2.0},
     "intra": {"image_intra": 1.0, "text_intra": 2.0},
     "anchor": {"anchor": 1.0},
+    "alignment": {"alignment": 1.0},
     "mean_relation": {"mean_relation": 1.0},
     "cyclic": {"cross_modal_cyclic": 1.0, "in_modal_cyclic": 1.0},
 }
@@ -182,6 +183,7 @@ class Arm:
         teacher: of both modalities, a name of :mod:`rvlr_lib.models.pretrained`; empty: those of the settings.
         shuffled: the structure term hears the teachers of other pictures.
         method: switches of its own.
+        strengths: fixed ones, where nothing is tuned.
         takes: the arm whose tuned learning rate and strengths it takes; empty: it is tuned on its own.
     """
 
@@ -192,6 +194,7 @@ class Arm:
     teacher: str = ""
     shuffled: bool = False
     method: Mapping[str, Any] = field(default_factory=dict)
+    strengths: Mapping[str, float] = field(default_factory=dict)
     takes: str = ""
 
 
@@ -225,7 +228,7 @@ def arm_weights(settings: Settings, name: str) -> LossWeights:
     kept = set(chosen.base) - (set() if settings.model.fusion_layers else {"matching"})
     weights = {term: base[term] if term in kept else 0.0 for term in base}
     source = chosen.takes or name
-    strengths = settings.arms[source].strengths if source in settings.arms else {}
+    strengths = settings.arms[source].strengths if source in settings.arms else chosen.strengths
     for group in chosen.groups:
         for term, share in STRENGTHS[group].items():
             weights[term] = strengths[group] * share if group in strengths else base[term] or share

@@ -33,32 +33,46 @@ def metric_of(cell: Mapping[str, Any], metric: str) -> float:
     return float(found[metric])
 
 
-def effects(claim: Claim, results: Results) -> dict[int, float]:
-    """The claim's weighted sum by seed, of all seeds that have its cells."""
-    names = dict.fromkeys(dataset for _, dataset, _ in claim.terms)
-    seeds = set.intersection(*(set(results.get(name, {})) for name in names))
-    found = {}
-    for seed in sorted(seeds):
-        if all(cell in results[dataset][seed] for _, dataset, cell in claim.terms):
-            terms = (
-                factor * metric_of(results[dataset][seed][cell], claim.metric) for factor, dataset, cell in claim.terms
-            )
-            found[seed] = sum(terms)
+def effects(claim: Claim, results: Results) -> list[dict[int, float]]:
+    """Each of the claim's weighted sums by seed, of all seeds that have its cells."""
+    found = []
+    for part in claim.parts:
+        seeds = set.intersection(*(set(results.get(dataset, {})) for _, dataset, _ in part))
+        found.append(
+            {
+                seed: sum(
+                    factor * metric_of(results[dataset][seed][cell], claim.metric) for factor, dataset, cell in part
+                )
+                for seed in sorted(seeds)
+                if all(cell in results[dataset][seed] for _, dataset, cell in part)
+            }
+        )
     return found
+
+
+def weakest(claim: Claim, results: Results) -> Effect:
+    """The effect of a claim; of two that must both hold, the one that holds less."""
+    known = [paired_effect(list(values.values())) for values in effects(claim, results)]
+    return min(known, key=lambda effect: effect.mean / max(effect.sd, 1e-9))
 
 
 def judge(plan: Plan, results: Results) -> dict[str, Verdict]:
     """Verdicts on the primary claims, together; empty while a planned seed of one of them is missing."""
-    primary = {name: list(effects(claim, results).values()) for name, claim in plan.claims.items() if claim.primary}
-    if not primary or any(len(values) < plan.seeds for values in primary.values()):
+    primary = {name: claim for name, claim in plan.claims.items() if claim.primary}
+    counts = [len(values) for claim in primary.values() for values in effects(claim, results)]
+    if not counts or min(counts) < plan.seeds:
         return {}
-    return verdicts(primary, {name: plan.delta[plan.claims[name].metric] for name in primary})
+    known = {name: weakest(claim, results) for name, claim in primary.items()}
+    return verdicts(known, {name: plan.delta[claim.metric] for name, claim in primary.items()})
 
 
 def companions(plan: Plan, results: Results) -> dict[str, Effect]:
     """Effects that are not primary, with plain 95 % intervals: leads, no claims."""
-    found = {name: list(effects(claim, results).values()) for name, claim in plan.claims.items() if not claim.primary}
-    return {name: paired_effect(values) for name, values in found.items() if len(values) >= 2}
+    return {
+        name: weakest(claim, results)
+        for name, claim in plan.claims.items()
+        if not claim.primary and min(map(len, effects(claim, results))) >= 2
+    }
 
 
 def sentence(plan: Plan, name: str, results: Results, found: Mapping[str, Verdict], chosen: Mapping[str, Any]) -> str:
@@ -72,13 +86,13 @@ def sentence(plan: Plan, name: str, results: Results, found: Mapping[str, Verdic
         f"({interval(verdict.low, verdict.high)}, {verdict.effect.seeds} seeds, δ {verdict.delta:g})"
     )
     if claim.control:
-        control = paired_effect(list(effects(plan.claims[claim.control], results).values()))
+        control = weakest(plan.claims[claim.control], results)
         more = "more than" if control.mean > verdict.effect.mean else "against"
         text += (
             f"; {plan.claims[claim.control].text}: {signed(control.mean)} "
             f"({interval(control.low, control.high)}), {more} the claim's own {signed(verdict.effect.mean)}"
         )
-    arms = {cell.split("|")[0].split("/")[0] for _, _, cell in claim.terms}
+    arms = {cell.split("|")[0].split("/")[0] for part in claim.parts for _, _, cell in part}
     off = sorted(arm for arm in arms if chosen.get("arms", {}).get(arm, {}).get("off"))
     return text + (f"; tuning switched {', '.join(off)} off: no strength did as well" if off else "") + "."
 
@@ -206,7 +220,7 @@ def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Ma
         "# Claims",
         "",
         f"Sealed {seal['date']} as `{seal['sha256'][:16]}` before the first confirmation seed; {plan.seeds} seeds "
-        f"planned; computed: {counts}; commit {commits}; {hours:.1f} CPU hours. One look, at the planned number of seeds.",
+        f"planned; computed: {counts}; commit {commits}; {hours:.1f} CPU hours. One look, when all of them are there.",
         "",
         *[f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name, c in plan.claims.items() if c.primary],
         "",

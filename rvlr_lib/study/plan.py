@@ -26,6 +26,7 @@ class Claim:
         text: the claim in words.
         metric: key of the results, or several joined by `` & `` whose mean is taken.
         effect: such as ``scenes:rvlr|text - scenes:matching_longer|text``; a term may have a factor, ``0.5*…``.
+        also: a second effect; the claim is that both are above 0, so the less favourable one is judged.
         primary: whether Holm's correction counts it; others get an interval and no verdict.
         control: name of the claim that says what a control gains; it is printed in the same sentence.
     """
@@ -33,24 +34,31 @@ class Claim:
     text: str
     metric: str
     effect: str
+    also: str = ""
     primary: bool = False
     control: str = ""
 
     @property
-    def terms(self) -> list[tuple[float, str, str]]:
-        """Factor, data set and cell of each term.
+    def parts(self) -> list[list[tuple[float, str, str]]]:
+        """Factor, data set and cell of each term, for each effect.
 
         Raises:
-            ValueError: the effect is not such a sum.
+            ValueError: an effect is not such a sum.
 
-        >>> Claim("", "r_mean", "scenes:rvlr|text - 0.5*emoji:intra/structure|none").terms
-        [(1.0, 'scenes', 'rvlr|text'), (-0.5, 'emoji', 'intra/structure|none')]
+        >>> Claim("", "r_mean", "scenes:rvlr|text - 0.5*emoji:intra/structure|none").parts
+        [[(1.0, 'scenes', 'rvlr|text'), (-0.5, 'emoji', 'intra/structure|none')]]
         """
-        term = r"(?:([\d.]+)\*)?(\w+):([a-z_0-9]+(?:/structure)?\|\w+)"
-        if not re.fullmatch(rf"{term}(?: [+-] {term})*", self.effect):
-            raise ValueError(f"effect {self.effect!r} is no sum such as 'scenes:rvlr|text - 0.5*scenes:intra|none'")
-        found = re.findall(rf"([+-] )?{term}", self.effect)
-        return [(float(factor or 1) * (-1 if sign == "- " else 1), name, cell) for sign, factor, name, cell in found]
+        term, found = r"(?:([\d.]+)\*)?(\w+):([a-z_0-9]+(?:/structure)?\|\w+)", []
+        for effect in filter(None, (self.effect, self.also)):
+            if not re.fullmatch(rf"{term}(?: [+-] {term})*", effect):
+                raise ValueError(f"effect {effect!r} is no sum such as 'scenes:rvlr|text - 0.5*scenes:intra|none'")
+            found.append(
+                [
+                    (float(factor or 1) * (-1 if sign == "- " else 1), name, cell)
+                    for sign, factor, name, cell in re.findall(rf"([+-] )?{term}", effect)
+                ]
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class Plan:
 
     Attributes:
         preset: sizes.
-        sets: data set -> overrides.
+        sets: data set -> ``overrides`` of the settings and, where they are not all, ``arms``.
         seeds: planned, from 0.
         dials: name -> overrides of the settings.
         arms: of every dial point, references such as ``start`` among them.
@@ -147,7 +155,7 @@ class Plan:
         chosen = chosen or {}
         dials = {**self.dials[dial], **chosen.get("dials", {}).get(dial, {})}
         length = {"stage2.epochs": chosen["epochs"]} if "epochs" in chosen else {}
-        values = {**self.sets[dataset], **dials, **length, "seed": seed, **overrides}
+        values = {**self.sets[dataset].get("overrides", {}), **dials, **length, "seed": seed, **overrides}
         settings = load_settings(dataset, self.preset, "corrected", overrides={"data.name": dataset, **values})
         arms = {
             name: ArmSettings(**found["structure" if by_structure else "recall"])
@@ -155,9 +163,13 @@ class Plan:
         }
         return dataclasses.replace(settings, arms=arms)
 
-    def cells(self) -> list[str]:
-        """Names of the cells of one data set and seed, such as ``rvlr|text``."""
-        return [f"{name}|{dial}" for dial in self.dials for name in self.arms]
+    def arms_of(self, dataset: str) -> Sequence[str]:
+        """The arms that are computed on a data set."""
+        return self.sets[dataset].get("arms", self.arms)
+
+    def cells(self, dataset: str) -> list[str]:
+        """Names of the cells of one seed, such as ``rvlr|text``."""
+        return [f"{name}|{dial}" for dial in self.dials for name in self.arms_of(dataset)]
 
 
 def load_plan(path: Path) -> Plan:
@@ -176,20 +188,21 @@ def load_plan(path: Path) -> Plan:
         values[name] = _build(kind, values.get(name), f"{path}: '{name}'")
     claims = {name: _build(Claim, claim, f"{path}: claim {name}") for name, claim in values.get("claims", {}).items()}
     plan = _build(Plan, values | {"claims": claims}, f"{path}: 'study'")
-    _only((name.removesuffix(BY_STRUCTURE) for name in plan.arms), (*ARMS, *REFERENCES), f"{path}: unknown arm")
+    named = [name for own in plan.sets for name in plan.arms_of(own)]
+    _only((name.removesuffix(BY_STRUCTURE) for name in named), (*ARMS, *REFERENCES), f"{path}: unknown arm")
     _only(plan.regime_map.teachers.values(), ARMS, f"{path}: regime_map: unknown arm")
     _only([*plan.tuning.dials, *plan.regime_map.dials], plan.dials, f"{path}: unknown dial point")
-    cells = {f"{name}:{cell}" for name in plan.sets for cell in plan.cells()}
+    cells = {f"{name}:{cell}" for name in plan.sets for cell in plan.cells(name)}
     for name, claim in plan.claims.items():
-        _only(
-            (f"{own}:{cell}" for _, own, cell in claim.terms), cells, f"{path}: claim {name} names a cell not computed:"
-        )
+        terms = [term for part in claim.parts for term in part]
+        _only((f"{own}:{cell}" for _, own, cell in terms), cells, f"{path}: claim {name}: no such cell")
         _only([claim.control] if claim.control else [], plan.claims, f"{path}: claim {name}: unknown control")
         if claim.primary:
             _only([claim.metric], plan.delta, f"{path}: claim {name}: no delta for")
     if plan.seeds < 2 or sum(claim.primary for claim in plan.claims.values()) > MAX_PRIMARY:
         raise ValueError(f"{path}: a study plans two seeds or more and at most {MAX_PRIMARY} primary claims")
-    for name in plan.sets:
+    for name, own in plan.sets.items():
+        _only(own, ("arms", "overrides"), f"{path}: unknown key of {name}:")
         for dial in plan.dials:
             plan.settings(name, dial, 0)  # every setting is checked before anything runs
     return plan

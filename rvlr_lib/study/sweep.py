@@ -135,15 +135,13 @@ def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds
     for dataset in sets:
         for seed in seeds:
             there = _open(folder, dataset, seed, sealed)["cells"]
-            todo += [(dataset, dial, seed) for dial in plan.dials if f"{plan.arms[-1]}|{dial}" not in there]
-    runner.say(
-        f"{len(todo)} of {len(sets) * len(seeds) * len(plan.dials)} cells to compute, {len(plan.arms)} arms each"
-    )
+            todo += [(dataset, dial, seed) for dial in plan.dials if f"{plan.arms_of(dataset)[-1]}|{dial}" not in there]
+    runner.say(f"{len(todo)} of {len(sets) * len(seeds) * len(plan.dials)} cells to compute")
     items = [(plan, chosen, dataset, dial, seed) for dataset, dial, seed in todo]
     for number, cells in runner.stream(compute_cell, items, "cells"):
         dataset, _, seed = todo[number]
         record = _open(folder, dataset, seed, sealed)
-        order = plan.cells()
+        order = plan.cells(dataset)
         record["cells"] |= cells
         record["cells"] = {name: record["cells"][name] for name in order if name in record["cells"]}
         write_json(_file(folder, dataset, seed), record)
@@ -156,7 +154,7 @@ def compute_cell(
     from rvlr_lib.study.study import Study
 
     found = {}
-    for name in plan.arms:
+    for name in plan.arms_of(dataset):
         begun = time.process_time()
         settings = plan.settings(dataset, dial, seed, chosen, by_structure=name.endswith(BY_STRUCTURE))
         study = Study(settings, device=device, root=Path(root) if root else None)
