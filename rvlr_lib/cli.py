@@ -276,7 +276,7 @@ def _figures(arguments: Namespace) -> int:
 
 COMMANDS = {
     "config": Command("print the settings that presets resolve to", config_arguments, config_run),
-    "data": Command("check a collection of your own, prepare a published one", data_arguments, data_run),
+    "data": Command("check a collection of your own", data_arguments, data_run),
     "train": Command("train and evaluate one variant, on one or more GPUs, resumable", train_arguments, train_run),
     "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
     "study": Command("train and evaluate the cells of the imbalance study, over seeds", _study_arguments, _study),

@@ -1,38 +1,29 @@
-"""``rvlr data check`` and ``rvlr data prepare``, and ``rvlr config``."""
+"""``rvlr data check`` and ``rvlr config``."""
 
-import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 
 def data_arguments(parser: ArgumentParser) -> None:
-    """The two verbs below ``rvlr data``."""
+    """The verb below ``rvlr data``."""
     verbs = parser.add_subcommands(dest="verb")
-    look, fetch = (
-        "look over a collection; exit 1 if it would spoil a result",
-        "what to download for a published data set",
-    )
+    look = "look over a collection; exit 1 if it would spoil a result"
     check = ArgumentParser(allow_abbrev=False, description=look)
-    check.add_argument("file", help="annotation file, folder or index")
+    check.add_argument("file", help="annotation file, folder or index, or flickr30k, coco, vizwiz")
     check.add_argument("--image-root", type=Path | None, help="folder of the pictures, where the index says none")
     check.add_argument("--decode", action="store_true", help="decode every picture, not only its header")
     check.add_argument("--max-bad-pictures", type=int | None, help="missing or unreadable pictures allowed in a split")
     check.add_argument("--model", default="tiny", help="its context is what captions are measured by; none: leave out")
     check.add_argument("--image-column", type=str | None, help="CSV: column of the picture's path")
     check.add_argument("--caption-column", type=str | None, help="CSV: column of the caption")
+    check.add_argument("--keep-flagged", action="store_true", help="use captions flagged is_rejected, is_precanned too")
     verbs.add_subcommand("check", check, help=look)
-    prepare = ArgumentParser(
-        allow_abbrev=False, description="what to download for a published data set; writes its index"
-    )
-    prepare.add_argument("name", help="flickr30k, coco or vizwiz")
-    prepare.add_argument("--root", type=Path | None, help="its folder, data/<name> if not given")
-    verbs.add_subcommand("prepare", prepare, help=fetch)
 
 
 def data_run(arguments: Namespace) -> int:
-    """Run one of them; the exit code."""
-    return (_check if arguments.verb == "check" else _prepare)(arguments[arguments.verb])
+    """Run it; the exit code."""
+    return _check(arguments[arguments.verb])
 
 
 def config_arguments(parser: ArgumentParser) -> None:
@@ -57,7 +48,6 @@ def config_run(arguments: Namespace) -> int:
 
 
 def _check(arguments: Namespace) -> int:
-    from rvlr_lib.data import PREPARED, prepared_index
     from rvlr_lib.data.check import check
 
     length, context = None, 0
@@ -66,7 +56,7 @@ def _check(arguments: Namespace) -> int:
 
         length, context = token_counter(arguments.model)
     report = check(
-        prepared_index(arguments.file) if arguments.file in PREPARED else arguments.file,
+        arguments.file,
         arguments.image_root,
         full=arguments.decode,
         max_bad_pictures=arguments.max_bad_pictures,
@@ -74,17 +64,9 @@ def _check(arguments: Namespace) -> int:
         context=context,
         image_column=arguments.image_column,
         caption_column=arguments.caption_column,
+        keep_flagged=arguments.keep_flagged or None,
     )
     print(report)
     if not arguments.decode and not report.spoiled:
         print("headers only: --decode also finds pictures that are cut short")
-    return int(report.spoiled)
-
-
-def _prepare(arguments: Namespace) -> int:
-    from rvlr_lib.data.prepare import prepare
-    from rvlr_lib.data.readers import data_home
-
-    written, lines = prepare(arguments.name, arguments.root or data_home() / arguments.name)
-    print("\n".join(lines), file=sys.stdout if written else sys.stderr)
-    return int(not written)
+    return report.status
