@@ -131,7 +131,7 @@ def encode_images(
         plain, grid = run(pixels.float() / 255, tokens)
         found = [plain]
         for view in range(1, views):
-            draws = torch.Generator().manual_seed(_seed(seed, view, int(rows[0])))
+            draws = torch.Generator().manual_seed(int(_digest([f"{seed} {view} {rows[0]}".encode()])[:12], 16))
             found.append(run(augment(pixels, draws, scale=crop_scale, flip=flip), False)[0])
         return {"images": torch.stack(found, dim=1)} | ({} if grid is None else {"tokens": grid})
 
@@ -162,7 +162,7 @@ def encode_captions(
         ValueError: the disk has no room for them; says the sizes.
     """
     device, text, path = torch.device(device), towers.text.to(device).eval(), folder / f"{dataset.split}.safetensors"
-    made = {
+    made: dict[str, Any] = {
         "weights": _weights(text),
         "context": int(towers.tokenizer.context_length),
         "tokens": tokens,
@@ -170,7 +170,12 @@ def encode_captions(
     }
     if _is_current(path, made):
         return path
-    warn_of_cut_captions(towers.tokenizer, dataset)
+    cut = sum(length > made["context"] for length in count_tokens(towers.tokenizer, dataset.captions))
+    if cut and processes()[0] == 0:
+        print(
+            f"{dataset.name}/{dataset.split}: {cut:,} of {len(dataset.captions):,} captions are longer than "
+            f"{made['context']} tokens and are cut; a greater context_length keeps them whole"
+        )
     distinct, row_of = _distinct(dataset.captions)
     token_ids = tokenize(towers.tokenizer, distinct)
     lengths = real_tokens(text, token_ids).sum(dim=1)
@@ -264,18 +269,6 @@ def encode(student: Student, data: ImageTextDataset | FeatureSet, device: torch.
     for rows, found in _in_shares(order.split(CAPTIONS), lambda rows: (rows, token_ids[rows]), text):
         texts[rows] = found["rows"]
     return images, texts[row_of]
-
-
-def warn_of_cut_captions(tokenizer: Any, dataset: ImageTextDataset) -> int:
-    """Print, in the main process, how many captions exceed the context and are cut; their number."""
-    context = int(tokenizer.context_length)
-    cut = sum(length > context for length in count_tokens(tokenizer, dataset.captions))
-    if cut and processes()[0] == 0:
-        print(
-            f"{dataset.name}/{dataset.split}: {cut:,} of {len(dataset.captions):,} captions are longer than "
-            f"{context} tokens and are cut; a greater context_length keeps them whole"
-        )
-    return cut
 
 
 def _store(
@@ -401,7 +394,3 @@ def _weights(tower: torch.nn.Module) -> str:
 
 def _as_text(made: Mapping[str, Any]) -> str:
     return json.dumps(made, sort_keys=True)
-
-
-def _seed(*numbers: int) -> int:
-    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:6])
