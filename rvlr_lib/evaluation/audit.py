@@ -12,21 +12,8 @@ from torch import Tensor
 from rvlr_lib.data import ImageTextDataset, shown_share, told_share
 from rvlr_lib.disk import write_json, write_text
 from rvlr_lib.evaluation.baselines import training_free
-from rvlr_lib.evaluation.evaluate import (
-    NEIGHBOURS,
-    Device,
-    first_captions,
-    noise_floor,
-    retrieval_metrics,
-)
-from rvlr_lib.metrics import (
-    alignment,
-    knn_overlap,
-    linear_cka,
-    modality_gap,
-    relational_similarity,
-    uniformity,
-)
+from rvlr_lib.evaluation.evaluate import NEIGHBOURS, Device, first_captions, noise_floor, retrieval_metrics
+from rvlr_lib.metrics import alignment, knn_overlap, linear_cka, modality_gap, relational_similarity, uniformity
 from rvlr_lib.provenance import provenance
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.tables import to_markdown, write_table
@@ -177,12 +164,7 @@ def _ridge(x: Tensor, y: Tensor, new: Tensor, strengths: np.ndarray) -> Tensor:
 
 
 def audit(
-    image_features: Tensor,
-    text_features: Tensor,
-    dataset: ImageTextDataset,
-    *,
-    seed: int = 0,
-    device: Device = "cpu",
+    image_features: Tensor, text_features: Tensor, dataset: ImageTextDataset, *, seed: int = 0, device: Device = "cpu"
 ) -> dict[str, Any]:
     """Everything that can be said of a space without training.
 

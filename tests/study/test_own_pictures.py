@@ -5,13 +5,13 @@ import csv
 import numpy as np
 import pytest
 import torch
+from rvlr_lib.training.frozen import CaptionIndex, frozen_towers, with_features
 
 from rvlr_lib.data import load_dataset
 from rvlr_lib.models.pretrained import pretrained_teacher, stored_features
 from rvlr_lib.models.student import Student
 from rvlr_lib.models.towers import build_towers
 from rvlr_lib.study.study import open_study
-from rvlr_lib.training.frozen import CaptionIndex, frozen_towers, with_features
 
 CPU = torch.device("cpu")
 SIZES = {"teacher_epochs": 1, "stage1_epochs": 1, "stage2_epochs": 1}
@@ -31,8 +31,13 @@ def folder(tmp_path_factory, draw_collection):
 @pytest.fixture(scope="module")
 def own(folder):
     def study(**options):
-        return open_study(str(folder / "mine.csv"), device="cpu", root=folder / "runs",
-                          image_root=str(folder / "pictures"), **{**SIZES, **options})  # fmt: skip
+        return open_study(
+            str(folder / "mine.csv"),
+            device="cpu",
+            root=folder / "runs",
+            image_root=str(folder / "pictures"),
+            **{**SIZES, **options},
+        )
 
     return study
 
@@ -83,8 +88,10 @@ def test_frozen_towers_train_heads_on_cached_features(own, folder, monkeypatch):
 def test_frozen_features_are_those_of_the_towers(folder):
     data = load_dataset(str(folder / "mine.csv"), split="val", image_root=str(folder / "pictures"))
     generator = torch.Generator().manual_seed(0)
-    images, texts = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=1)
-                     for n in (len(data), len(data.captions)))  # fmt: skip
+    images, texts = (
+        torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=1)
+        for n in (len(data), len(data.captions))
+    )
     numbers = {caption: row for row, caption in reversed(list(enumerate(data.captions)))}
     texts = texts[[numbers[caption] for caption in data.captions]]  # equal captions have equal features
     towers = frozen_towers(build_towers("tiny"), {"val": (images, texts)}, {"val": data.captions})
@@ -100,8 +107,13 @@ def test_frozen_features_are_those_of_the_towers(folder):
 def test_arrays_are_found_by_id_and_need_not_have_one_width(own, folder):
     rows = save_arrays(folder, "image.npz", "image", width=12)
     save_arrays(folder, "text.npz", "text", width=20)
-    study = own(init="scratch", **{"model.image_teacher": f"arrays:{folder / 'image.npz'}",
-                                   "model.text_teacher": f"arrays:{folder / 'text.npz'}"})  # fmt: skip
+    study = own(
+        init="scratch",
+        **{
+            "model.image_teacher": f"arrays:{folder / 'image.npz'}",
+            "model.text_teacher": f"arrays:{folder / 'text.npz'}",
+        },
+    )
     images, texts = study.teacher_features("test")
     expected = np.stack([rows[name] for name in study.dataset("test").image_ids])
     np.testing.assert_allclose(images[:, :12], expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)

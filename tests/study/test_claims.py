@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from rvlr_lib.study.claims import claims_page, judge, metric_of, results_frame, sentence
+
+CHOSEN = {"arms": {"rvlr": {"off": True}}, "epochs": 3, "dials": {"image": {"data.image_visibility": 0.5}}}
+
+
+def results(gain, control, seeds=12, sd=0.5):
+    draws = np.random.default_rng(0).normal(0, sd, (seeds, 2))
+    cell = lambda value: {"metrics": {"latent": {"r_mean": value}}, "structure": {}, "commit": "c", "cpu_seconds": 1.0}  # noqa: E731
+    return {
+        "scenes": {
+            seed: {
+                "matching_longer|text": cell(50.0),
+                "rvlr|text": cell(50 + gain + draws[seed, 0]),
+                "mean_relation|text": cell(50 + control + draws[seed, 1]),
+            }
+            for seed in range(seeds)
+        }
+    }
+
+
+def test_metrics_joined_are_their_mean():
+    cell = {"metrics": {"latent": {"a": 1.0, "b": 3.0}}, "structure": {"gap": 0.5}}
+    assert metric_of(cell, "a & b") == 2.0
+    assert metric_of(cell, "gap") == 0.5
+    with pytest.raises(ValueError, match="no metric 'c'"):
+        metric_of(cell, "c")
+
+
+def test_no_effect_is_shown_before_the_planned_seeds_are_whole(plan):
+    found = results(5.0, 0.0, seeds=1)
+    assert judge(plan, found) == {}
+    page = claims_page(plan, found, {"chosen": CHOSEN | {"arms": {}}, "trials": {}}, {"date": "d", "sha256": "s"})
+    assert "no verdict, the planned seeds are not whole" in page
+    assert "+5" not in page
+
+
+def test_the_control_stands_in_the_same_sentence_and_so_does_what_tuning_switched_off(plan, replaced):
+    plan = replaced(plan, seeds=12)
+    found = results(5.0, 6.0)
+    text = sentence(plan, "recall", found, judge(plan, found), CHOSEN)
+    assert text.count(".") and "**better**" in text
+    assert "the constant target alone: +6" in text
+    assert "more than the claim's own +5" in text
+    assert "tuning switched rvlr off" in text
+
+
+def test_of_two_effects_the_weaker_one_is_judged(plan, replaced):
+    both = replaced(plan.claims["recall"], also="scenes:rvlr|text - scenes:mean_relation|text")
+    plan = replaced(plan, seeds=12, claims={**plan.claims, "recall": both})
+    found = judge(plan, results(5.0, 5.0))["recall"]
+    assert found.verdict != "better"
+    assert abs(found.effect.mean) < 1
+
+
+def test_worse_is_said_as_loud_as_better(plan, replaced):
+    plan = replaced(plan, seeds=12)
+    found = results(-5.0, 0.0)
+    tuned = {"chosen": CHOSEN | {"arms": {}}, "trials": {}}
+    page = claims_page(replaced(plan), found, tuned, {"date": "d", "sha256": "s"})
+    assert "**worse**" in page
+    assert "RVLR retrieves better: worse." in page
+
+
+def test_the_frame_is_tidy():
+    frame = results_frame(results(1.0, 0.0, seeds=2), ["r_mean"])
+    assert list(frame.columns) == ["dataset", "dial", "arm", "seed", "metric", "value"]
+    assert len(frame) == 6
