@@ -186,9 +186,8 @@ def stored_features(path: Path, modality: str, dataset: ImageTextDataset) -> Ten
         )
     rows = {name: row for row, name in enumerate(ids)}
     if len(rows) < len(ids):
-        raise ValueError(
-            f"{path}: id {next(name for row, name in enumerate(ids) if rows[name] != row)!r} is there twice"
-        )
+        twice = next(name for row, name in enumerate(ids) if rows[name] != row)
+        raise ValueError(f"{path}: duplicate id {twice!r}")
     wanted = dataset.image_ids if modality == "image" else dataset.caption_ids
     missing = [name for name in wanted if name not in rows]
     if missing:
