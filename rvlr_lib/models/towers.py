@@ -284,7 +284,7 @@ def encode_image_tokens(
     raise ValueError(f"{type(visual).__name__} gives no tokens: leave the fusion encoder out (fusion_layers=0)")
 
 
-def as_tokens(trunk: nn.Module, grid: Tensor) -> Tensor:
+def as_tokens(trunk: Any, grid: Tensor) -> Tensor:
     """Feature map of a timm model, ``[B, W, h, w]``, ``[B, h, w, W]`` or ``[B, N, W]``, as tokens ``[B, N, W]``.
 
     Raises:

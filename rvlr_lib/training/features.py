@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -36,11 +36,18 @@ from rvlr_lib.models import (
 )
 from rvlr_lib.training.processes import add_up, carrier, processes
 
+Found = dict[str, Tensor]
+Read = Callable[[Tensor], tuple[Tensor, Tensor]]  # rows of a batch -> the same rows and what they hold
+Work = Callable[[tuple[Tensor, Tensor]], Found]
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
-PICTURES, CAPTIONS, ROWS = 128, 256, 8192  # of a batch; the last: cached rows that heads take at once
+PICTURES, CAPTIONS, ROWS = 128, 64, 8192  # of a batch; the last: cached rows that heads take at once
 PIXELS_AT_ONCE = 16 * 384**2  # a Swin-B at 384 px takes 110 MB of activations for each picture
-STORED = {"images": torch.float32, "texts": torch.float32, "tokens": torch.float16, "mask": torch.bool}
-TYPES = {torch.float32: ("F32", np.float32), torch.float16: ("F16", np.float16), torch.bool: ("BOOL", np.bool_)}
+TYPES: dict[str, tuple[str, type]] = {  # of the stored arrays, in safetensors and in NumPy
+    "images": ("F32", np.float32),
+    "texts": ("F32", np.float32),
+    "tokens": ("F16", np.float16),
+    "mask": ("BOOL", np.bool_),
+}
 
 
 @dataclass(frozen=True)
@@ -101,22 +108,23 @@ def encode_images(
     device, size, visual = torch.device(device), towers.image_size, towers.visual.to(device).eval()
     low, high = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (towers.mean, towers.std))
     made = {
-        "towers": towers.name,
-        "size": size,
-        "mean": towers.mean,
-        "std": towers.std,
+        "weights": _weights(visual),
+        "pixels": (size, towers.mean, towers.std),
         "views": views,
         "tokens": tokens,
         "pictures": _digest(map(dataset.source.content, range(len(dataset)))),
     }
     if views > 1:
         made |= {"seed": seed, "crop_scale": crop_scale, "flip": flip}
+    path, label = folder / f"{dataset.split}.safetensors", f"{dataset.name}/{dataset.split} pictures"
+    if _is_current(path, made):
+        return path
 
     def run(pixels: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
         normal = ((pixels - low) / high).contiguous(memory_format=torch.channels_last)
         return encode_image_tokens(visual, normal, tokens=wanted, projected=False)
 
-    def work(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def work(batch: tuple[Tensor, Tensor]) -> Found:
         rows, pixels = batch
         pixels = pixels.to(device)
         plain, grid = run(pixels.float() / 255, tokens)
@@ -127,19 +135,11 @@ def encode_images(
         return {"images": torch.stack(found, dim=1)} | ({} if grid is None else {"tokens": grid})
 
     features, grid = run(torch.zeros(1, 3, size, size, device=device), tokens)
-    shapes = {"images": ((views, len(dataset), features.shape[1]), STORED["images"])}
+    shapes = {"images": (views, len(dataset), features.shape[1])}
     if grid is not None:
-        shapes["tokens"] = ((len(dataset), *grid.shape[1:]), STORED["tokens"])
-    path, label = folder / f"{dataset.split}.safetensors", f"{dataset.name}/{dataset.split} pictures"
-    _store(
-        path,
-        made,
-        shapes,
-        _picture_batches(dataset, size),
-        lambda rows: (rows, dataset.pixels(rows, size)),
-        work,
-        label,
-    )
+        shapes["tokens"] = (len(dataset), *grid.shape[1:])
+    batches = _picture_batches(dataset, size)
+    _store(path, made, shapes, batches, lambda rows: (rows, dataset.pixels(rows, size)), work, label)
     return path
 
 
@@ -162,7 +162,7 @@ def encode_captions(
     """
     device, text, path = torch.device(device), towers.text.to(device).eval(), folder / f"{dataset.split}.safetensors"
     made = {
-        "towers": towers.name,
+        "weights": _weights(text),
         "context": int(towers.tokenizer.context_length),
         "tokens": tokens,
         "captions": _digest(caption.encode() for caption in dataset.captions),
@@ -176,14 +176,14 @@ def encode_captions(
     repeats = torch.bincount(row_of)
     by_distinct = torch.argsort(row_of, stable=True).split(repeats.tolist())  # rows of the captions of each
 
-    def run(ids: Tensor) -> dict[str, Tensor]:
+    def run(ids: Tensor) -> Found:
         features, grid, mask = encode_text_tokens(text, ids.to(device), tokens=tokens, projected=False)
         return {"texts": features} | ({} if grid is None else {"tokens": grid, "mask": mask})
 
     probe = run(token_ids[lengths.argmax()][None])
-    shapes = {name: ((len(row_of), *value.shape[1:]), STORED[name]) for name, value in probe.items()}
+    shapes = {name: (len(row_of), *value.shape[1:]) for name, value in probe.items()}
 
-    def work(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def work(batch: tuple[Tensor, Tensor]) -> Found:
         found = run(batch[1])
         if tokens:
             missing = probe["mask"].shape[1] - found["mask"].shape[1]
@@ -236,11 +236,11 @@ def encode(student: Student, data: ImageTextDataset | FeatureSet, device: torch.
     device = torch.device(device)
     student.to(device).eval()
     if isinstance(student, HeadStudent) and isinstance(data, FeatureSet):
-        images = [
-            student.encode_image(CachedRows(rows.to(device))).features.cpu() for rows in data.images[0].split(ROWS)
-        ]
-        texts = [student.encode_text(CachedRows(rows.to(device))).features.cpu() for rows in data.texts.split(ROWS)]
-        return torch.cat(images), torch.cat(texts)
+        images, texts = (
+            torch.cat([encode_rows(CachedRows(part.to(device))).features.cpu() for part in stored.split(ROWS)])
+            for encode_rows, stored in ((student.encode_image, data.images[0]), (student.encode_text, data.texts))
+        )
+        return images, texts
     if not isinstance(student, TowerStudent) or not isinstance(data, ImageTextDataset):
         raise ValueError(
             f"{type(student).__name__} cannot encode {type(data).__name__}: whole towers take a data set, "
@@ -250,11 +250,11 @@ def encode(student: Student, data: ImageTextDataset | FeatureSet, device: torch.
     token_ids = tokenize(student.tokenizer, distinct)
     order = torch.argsort(real_tokens(student.text, token_ids).sum(dim=1), stable=True)
 
-    def image(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def image(batch: tuple[Tensor, Tensor]) -> Found:
         pixels = (batch[1].to(device).float() / 255).contiguous(memory_format=torch.channels_last)
         return {"rows": student.encode_image(pixels).features}
 
-    def text(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def text(batch: tuple[Tensor, Tensor]) -> Found:
         return {"rows": student.encode_text(batch[1].to(device)).features}
 
     images, texts = (torch.empty(count, student.embed_dim) for count in (len(data), len(distinct)))
@@ -280,33 +280,30 @@ def warn_of_cut_captions(tokenizer: Any, dataset: ImageTextDataset) -> int:
 def _store(
     path: Path,
     made: Mapping[str, Any],
-    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    shapes: Mapping[str, tuple[int, ...]],
     batches: Sequence[Tensor],
-    read: Callable[[Tensor], tuple[Tensor, Tensor]],
-    work: Callable[[tuple[Tensor, Tensor]], dict[str, Tensor]],
+    read: Read,
+    work: Work,
     label: str,
     places: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> None:
-    """Write a safetensors file batch by batch; the main process writes, all of them compute.
+    """Write a safetensors file batch by batch: all processes compute, the main one writes.
 
-    Batches of rows are read and worked on; what comes out goes to the rows ``places`` of each array, to dimension 1 of
-    ``images``, whose rows are in dimension 0 of what the work returns.
+    Args:
+        shapes: of the arrays; pictures stand in the second dimension of ``images``, items in the first of the others.
+        batches: rows that are read and worked on together.
+        work: gives a row of each array for each item.
+        places: where in the arrays these items stand.
     """
-    if _is_current(path, made):
-        return
-    main = processes()[0] == 0
+    main, total = processes()[0] == 0, sum(map(len, batches))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) if main else nullcontext() as temporary:
-        arrays = _create(temporary, made, shapes, path, label) if main else {}
-        total = sum(map(len, batches))
+    with whole_file(path) if main else nullcontext(path) as temporary:
+        arrays = _create(temporary, made, shapes, label) if main else {}
         with tqdm(total=total, desc=label, unit="", disable=not main or total < 2000, leave=False) as bar:
             for rows, found in _in_shares(batches, read, work):
                 for name, array in arrays.items():
-                    value = found[name].to(shapes[name][1]).numpy()
-                    if name == "images":
-                        array[:, places(rows).numpy()] = value.swapaxes(0, 1)
-                    else:
-                        array[places(rows).numpy()] = value
+                    by_item = array.swapaxes(0, 1) if name == "images" else array
+                    by_item[places(rows).numpy()] = found[name].numpy()
                 bar.update(len(rows))
         for array in arrays.values():
             array.flush()
@@ -315,33 +312,29 @@ def _store(
 
 
 def _create(
-    temporary: Path,
-    made: Mapping[str, Any],
-    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
-    path: Path,
-    label: str,
+    temporary: Path, made: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], label: str
 ) -> dict[str, np.memmap]:
     """A safetensors file of zeros, and its arrays to write to."""
     header: dict[str, Any] = {"__metadata__": {"made": _as_text(made)}}
     end, starts = 0, {}
-    for name, (shape, dtype) in shapes.items():
+    for name, shape in shapes.items():
         starts[name] = end
-        end += int(np.prod(shape, dtype=np.int64)) * np.dtype(TYPES[dtype][1]).itemsize
-        header[name] = {"dtype": TYPES[dtype][0], "shape": shape, "data_offsets": [starts[name], end]}
-    free = shutil.disk_usage(path.parent).free
+        end += int(np.prod(shape, dtype=np.int64)) * np.dtype(TYPES[name][1]).itemsize
+        header[name] = {"dtype": TYPES[name][0], "shape": shape, "data_offsets": [starts[name], end]}
+    free = shutil.disk_usage(temporary.parent).free
     if end > free:
         raise ValueError(
-            f"{label}: {path} needs {end / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there: make room, "
-            "or choose another folder, fewer views or fusion_layers=0 (no tokens)"
+            f"{label}: their features need {end / 1e9:.1f} GB in {temporary.parent}, where {free / 1e9:.1f} GB are "
+            "free: make room, or choose another folder, fewer views or fusion_layers=0 (no tokens)"
         )
     content = json.dumps(header).encode()
     content += b" " * (-len(content) % 8)
     with temporary.open("wb") as file:
         file.write(len(content).to_bytes(8, "little") + content)
         file.truncate(8 + len(content) + end)
+    begin = 8 + len(content)
     return {
-        name: np.memmap(temporary, TYPES[dtype][1], "r+", 8 + len(content) + starts[name], shape)
-        for name, (shape, dtype) in shapes.items()
+        name: np.memmap(temporary, TYPES[name][1], "r+", begin + starts[name], shape) for name, shape in shapes.items()
     }
 
 
@@ -359,34 +352,27 @@ def _is_current(path: Path, made: Mapping[str, Any]) -> bool:
     return bool(add_up(torch.tensor(int(current), device=carrier())))
 
 
-def _in_shares(
-    batches: Sequence[Tensor],
-    read: Callable[[Tensor], tuple[Tensor, Tensor]],
-    work: Callable[[tuple[Tensor, Tensor]], dict[str, Tensor]],
-) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+def _in_shares(batches: Sequence[Tensor], read: Read, work: Work) -> Iterator[tuple[Tensor, Found]]:
     """Each batch of rows and what the work gives for it, on the CPU, in every process.
 
     Process r of W works on every W-th batch, from the r-th. The batches do not depend on W, so neither does a bit of
     the results. The next batch is read in a thread meanwhile.
     """
     rank, count = processes()
+    own = batches[rank::count]
     with ThreadPoolExecutor(1) as pool:
-        own = list(batches[rank::count])
-        waiting = [pool.submit(read, own[0])] if own else []
+        waiting = pool.submit(read, own[0]) if own else None
         for turn in range(-(-len(batches) // count)):
-            found: dict[str, Tensor] = {}
-            if turn < len(own):
-                batch = waiting.pop().result()
-                if turn + 1 < len(own):
-                    waiting.append(pool.submit(read, own[turn + 1]))
-                found = work(batch)
-            if count == 1:
-                yield own[turn], {name: value.cpu() for name, value in found.items()}
-                continue
+            found: Found = {}
+            if waiting is not None:
+                batch = waiting.result()
+                waiting = pool.submit(read, own[turn + 1]) if turn + 1 < len(own) else None
+                found = {name: value.cpu() for name, value in work(batch).items()}
             for sender, rows in enumerate(batches[turn * count : (turn + 1) * count]):
-                shared = [found if sender == rank else None]
-                torch.distributed.broadcast_object_list(shared, sender, device=carrier())
-                yield rows, {name: value.cpu() for name, value in (shared[0] or {}).items()}
+                shared: list[Any] = [found if sender == rank else None]
+                if count > 1:
+                    torch.distributed.broadcast_object_list(shared, sender, device=carrier())
+                yield rows, shared[0]
 
 
 def _distinct(captions: Sequence[str]) -> tuple[list[str], Tensor]:
@@ -399,11 +385,17 @@ def _picture_batches(dataset: ImageTextDataset, size: int) -> Sequence[Tensor]:
     return torch.arange(len(dataset)).split(max(1, min(PICTURES, PIXELS_AT_ONCE // size**2)))
 
 
-def _digest(parts: Iterator[bytes] | map) -> str:
+def _digest(parts: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
+
+
+def _weights(tower: torch.nn.Module) -> str:
+    """SHA-256 of a tower's weights but for the projection after what is stored."""
+    kept = [value for name, value in tower.state_dict().items() if not name.startswith(("head.", "proj."))]
+    return _digest(value.cpu().contiguous().numpy().tobytes() for value in kept)
 
 
 def _as_text(made: Mapping[str, Any]) -> str:

@@ -109,7 +109,7 @@ def test_an_interrupted_encoding_leaves_nothing_half(towers, scenes, tmp_path, m
 
 def test_a_full_disk_is_said_before_the_work(towers, scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(ValueError, match=r"needs 0\.0 GB, and 0\.0 GB are free .*fewer views"):
+    with pytest.raises(ValueError, match=r"need 0\.0 GB in .*, where 0\.0 GB are free.*fewer views"):
         encode_images(towers, scenes, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
