@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,6 +41,7 @@ CASES = {
 }
 
 
+@cache
 def towers():
     open_clip.add_model_config(Path(__file__).parents[2] / "models" / "tiny_48.json")
     return build_towers("tiny_48")
