@@ -18,12 +18,9 @@ from rvlr_lib.config import MethodSettings, TrainSettings
 from rvlr_lib.data import ImbalanceSpec, bayes_ceiling, load_dataset, shown_share, told_share
 from rvlr_lib.losses import LossWeights
 from rvlr_lib.metrics import evaluate_retrieval
-from rvlr_lib.models import Student, build_towers
+from rvlr_lib.models import TowerStudent, build_towers
 from rvlr_lib.similarity import unit_rows
-from rvlr_lib.training.batches import BatchSource
-from rvlr_lib.training.loop import fit
-from rvlr_lib.training.objectives import StudentObjective
-from rvlr_lib.training.stages import encode_with_student
+from rvlr_lib.training import Objective, PixelBatches, encode, fit
 
 TESTS = Path(__file__).parent
 PINS = TESTS / "golden" / "pins.json"
@@ -82,22 +79,22 @@ def train():
     """Twenty steps of every loss term at once: what was logged at some of them, and how the student retrieves."""
     open_clip.add_model_config(ARCHITECTURE)
     towers, device, dataset = build_towers(ARCHITECTURE.stem), torch.device("cpu"), load("scenes_seed0/train/full")
-    weights = LossWeights(image_intra=1.0, text_intra=2.0, alignment=0.5)  # and the others, which are not 0
+    weights = LossWeights(image_intra=1.0, text_intra=2.0, alignment=0.5)  # and those of the method
     settings = TrainSettings(epochs=5, batch_size=16, precision="float32", log_every=1)
     generator = torch.Generator().manual_seed(0)
     sizes = ((len(dataset), 24), (len(dataset.captions), 20))
     teachers = tuple(unit_rows(torch.randn(size, generator=generator)) for size in sizes)
-    student = Student(towers, fusion_layers=1)
-    objective = StudentObjective(student, weights, MethodSettings(), teachers, towers.embed_dim, seed=0)
-    source = BatchSource(dataset, towers.tokenizer, towers.image_size, settings, "images", seed=0)
+    student = TowerStudent(towers, fusion_layers=1)
+    objective = Objective(student, weights, MethodSettings(), teachers=teachers, embed_dim=towers.embed_dim, seed=0)
+    batches = PixelBatches(dataset, towers, settings, "images", 0, device)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.jsonl"
-        fit(objective, weights, source, settings, seed=0, device=device, validate=lambda: {"score": 0.0},
+        fit(objective, weights, batches, settings, seed=0, device=device, validate=lambda: {"score": 0.0},
             log_path=log, label="pins")  # fmt: skip
         steps = [line for line in map(json.loads, log.read_text().splitlines()) if "gradient_norm" in line]
     logged = {f"step {step}/{name}": value for step in (0, 10, 19) for name, value in steps[step].items()
               if name in ("total", "gradient_norm") or name.startswith("loss/")}  # fmt: skip
-    features, truth = encode_with_student(student, dataset, towers, device), dataset.scene.truth("latent")
+    features, truth = encode(student, dataset), dataset.scene.truth("latent")
     scores = evaluate_retrieval(*features, dataset.caption_image, truth.caption_to_image,
                                 image_relevance=truth.image_to_image, text_relevance=truth.text_to_text)  # fmt: skip
     return logged, scores

@@ -202,7 +202,7 @@ class HeadStudent(Student):
             raise ValueError("tokens are wanted, but none are cached: encode the data set with tokens=True")
         rows = unit_rows(x.features)
         features = head(batch_dropout(rows, dropout) if dropout else rows)
-        return Encoded(unit_rows(full_precision(features)), x.tokens.float() if tokens else None, x.mask)
+        return Encoded(unit_rows(full_precision(features)), x.tokens.to(rows.dtype) if tokens else None, x.mask)
 
 
 def principal_directions(features: Tensor, width: int) -> Tensor:

@@ -175,9 +175,8 @@ class FeatureBatches(Batches):
             if tokens:
                 image_tokens, text_tokens, mask = self.tokens
                 cached = (
-                    CachedRows(picture, image_tokens[images].float(), None),
-                    CachedRows(caption, text_tokens[captions, : lengths[step]].float(),
-                               mask[captions, : lengths[step]]),
+                    CachedRows(picture, image_tokens[images], None),
+                    CachedRows(caption, text_tokens[captions, : lengths[step]], mask[captions, : lengths[step]]),
                 )  # fmt: skip
             yield Inputs(*cached, images, captions, *(self._second(epoch, second, step) if two_views else ()))
 

@@ -191,6 +191,7 @@ class Training:
                              f"{self.optim.batch_size}: set a smaller batch_size or gradient_checkpointing "
                              f"({str(error).splitlines()[0]})") from None  # fmt: skip
         except ValueError:  # a loss may refuse what is not finite in words of its own
+            self._watch(self._scalars())
             self.check_finite()
             raise
         norm = _clip(self.objective, self.optim.clip_norm)

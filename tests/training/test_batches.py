@@ -106,8 +106,8 @@ def test_tokens_come_where_asked_for_cut_to_the_longest_of_the_batch(make, cache
     assert next(make("features").take()).images.tokens is None
     for inputs in make("features").take(tokens=True):
         length = int(features.text_mask[inputs.caption_rows].sum(dim=1).max())
-        assert torch.equal(inputs.images.tokens, features.image_tokens[inputs.image_rows].float())
-        assert torch.equal(inputs.texts.tokens, features.text_tokens[inputs.caption_rows, :length].float())
+        assert torch.equal(inputs.images.tokens, features.image_tokens[inputs.image_rows])
+        assert torch.equal(inputs.texts.tokens, features.text_tokens[inputs.caption_rows, :length])
         assert torch.equal(inputs.texts.mask, features.text_mask[inputs.caption_rows, :length])
     bare = make("features")
     bare.tokens = (None, None, None)

@@ -1,62 +1,39 @@
 """Checkpoints: resumed trainings are the uninterrupted ones, and whatever breaks is loud and leaves the older whole."""
 
 import ctypes
-import dataclasses
 import os
 import resource
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from rvlr_lib import cli
-from rvlr_lib.config import TrainSettings, load_settings, variant_weights
-from rvlr_lib.data.dataset import ArraySource, ImageTextDataset
 from rvlr_lib.losses import LossWeights
-from rvlr_lib.models import Student, build_towers
-from rvlr_lib.training import checkpoint as checkpoints
-from rvlr_lib.training import loop as training
-from rvlr_lib.training.checkpoint import Checkpoint, checkpoints_in, find_checkpoint, read_checkpoint, write_checkpoint
-from rvlr_lib.training.loop import BatchSource, fit
-from rvlr_lib.training.objectives import StudentObjective
-from rvlr_lib.training.processes import Execution
-
-CPU = torch.device("cpu")
-SETTINGS = TrainSettings(epochs=5, batch_size=8, log_every=1)  # 4 steps an epoch, 20 in all
-
+from rvlr_lib.training import (
+    Execution,
+    checkpoints_in,
+    last_checkpoint,
+    loop,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 class PowerCut(Exception):
     """What ends a training in these tests."""
 
 
 @pytest.fixture(scope="module")
-def towers():
-    return build_towers("tiny")
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    pictures = np.random.default_rng(0).integers(0, 256, (32, 48, 48, 3), dtype=np.uint8)
-    captions = [f"picture {row} {'again ' * (row % 3)}" for row in range(32)]
-    return ImageTextDataset("toy", "train", [str(i) for i in range(32)], captions, np.arange(32), ArraySource(pictures))
-
-
-@pytest.fixture(scope="module")
-def train(pairs, towers, tmp_path_factory):
-    """Function: a control with second views, token dropout and hard negatives, so that every generator is drawn from.
+def run(build, train):
+    """Function: second views, dropout and hard negatives, so that every generator is drawn from; 20 steps.
 
     ``stop_before``: the step that a power cut prevents; ``change``: what happens to the training before a step.
     """
-    settings = load_settings("scenes", overrides={"model.fusion_layers": 1})
-    weights = dataclasses.replace(variant_weights(settings, "intra"), matching=1.0)
-    step, nowhere = training.Training.train_step, tmp_path_factory.mktemp("logs") / "log.jsonl"
+    step = loop.Training.train_step
 
-    def run(folder=None, *, stop_before=-1, change=None, log=nowhere):
-        objective = StudentObjective(Student(towers, fusion_layers=1), weights, settings.method, None, 96, seed=0)
-        source = BatchSource(pairs, towers.tokenizer, 48, SETTINGS, "images", seed=0)
+    def go(folder=None, *, stop_before=-1, change=None, **options):
+        objective, weights = build(matching=1, image_intra=1, text_intra=1, anchor=0.1, structure=1)
 
         def train_step(self, inputs):
             if self.step == stop_before:
@@ -66,27 +43,27 @@ def train(pairs, towers, tmp_path_factory):
             return step(self, inputs)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training.Training, "train_step", train_step)
-            return fit(objective, weights, source, SETTINGS, seed=0, device=CPU, log_path=log, label="toy",
-                       validate=lambda: {"score": float(objective.student.log_temperature.detach())},
-                       execution=Execution(checkpoints=folder, save_every=5))  # fmt: skip
+            patch.setattr(loop.Training, "train_step", train_step)
+            return train(objective, weights, epochs=5, execution=Execution(checkpoints=folder, save_every=5),
+                         validate=lambda: {"score": float(objective.student.log_temperature.detach())},
+                         **options)  # fmt: skip
 
-    return run
+    return go
 
 
 @pytest.fixture(scope="module")
-def whole(train, tmp_path_factory):
+def whole(run, tmp_path_factory):
     """An uninterrupted training of 20 steps, and its log."""
     log = tmp_path_factory.mktemp("whole") / "log.jsonl"
-    return train(log=log), log.read_text()
+    return run(log=log), log.read_text()
 
 
 @pytest.fixture(scope="module")
-def broken_off(train, tmp_path_factory):
+def broken_off(run, tmp_path_factory):
     """Checkpoints of a training that was broken off after 12 steps; copy them before use."""
     folder = tmp_path_factory.mktemp("broken_off") / "checkpoints"
     with pytest.raises(PowerCut):
-        train(folder, stop_before=12)
+        run(folder, stop_before=12)
     return folder
 
 
@@ -100,10 +77,10 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_ten_steps_and_ten_more_are_twenty(train, whole, interrupted, tmp_path):
+def test_ten_steps_and_ten_more_are_twenty(run, whole, interrupted, tmp_path):
     assert [path.name for path in checkpoints_in(interrupted)] == ["step-000005", "step-000010"]
-    assert read_checkpoint(interrupted / "step-000010").record["position"] == 2  # inside an epoch
-    resumed, (once, log) = train(interrupted, log=tmp_path / "log.jsonl"), whole
+    assert read_checkpoint(interrupted / "step-000010")["batches"] == {"epoch": 2, "position": 2}  # inside an epoch
+    resumed, (once, log) = run(interrupted, log=tmp_path / "log.jsonl"), whole
     assert same(once.state, resumed.state)
     assert (once.best_epoch, once.best_score, once.history) == (
         resumed.best_epoch, resumed.best_score, resumed.history,
@@ -112,10 +89,25 @@ def test_ten_steps_and_ten_more_are_twenty(train, whole, interrupted, tmp_path):
     assert not list(interrupted.glob(".*"))
 
 
+def test_a_damaged_newest_checkpoint_is_passed_over_with_one_line(run, whole, interrupted, capsys):
+    flip(interrupted / "step-000010" / "state.safetensors")
+    assert same(run(interrupted).state, whole[0].state)
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 2
+    assert "step-000010/state.safetensors is damaged" in told[0]
+    assert told[0].endswith(": going on from step-000005")
+
+
+def test_resume_no_starts_anew(build, train, interrupted, capsys):
+    train(*build(fusion_layers=0), epochs=5, execution=Execution(checkpoints=interrupted, resume="no"))
+    assert not interrupted.exists()
+    assert "going on" not in capsys.readouterr().out
+
+
 class Drift(torch.nn.Module):
     """Weights that fall with every step."""
 
-    two_views = False
+    two_views = tokens = False
 
     def __init__(self):
         super().__init__()
@@ -131,52 +123,46 @@ class Drift(torch.nn.Module):
         return {}
 
 
-class Steps:
-    """Batches without content."""
+def test_the_best_weights_from_before_an_interruption_are_kept(train, tmp_path):
+    def go(folder, scores):
+        scores = iter(scores)
+        return train(Drift(), LossWeights(), epochs=5, validate=lambda: {"score": next(scores)},
+                     execution=Execution(checkpoints=folder, save_every=3))  # fmt: skip
 
-    steps_per_epoch, batch_rows, generators = 4, 1, {}
-
-    def epoch(self, number, device, *, position, **_):
-        yield from range(position, 4)
-
-
-def test_the_best_weights_from_before_an_interruption_are_kept(tmp_path):
-    def run(folder, scores):
-        objective, scores = Drift(), iter(scores)
-        return fit(objective, LossWeights(), Steps(), SETTINGS, seed=0, device=CPU, log_path=tmp_path / "log.jsonl",
-                   label="drift", validate=lambda: {"score": next(scores)},
-                   execution=Execution(checkpoints=folder, save_every=3))  # fmt: skip
-
-    whole = run(None, [1.0, 3.0, 2.0, 0.0, 2.5])
+    whole = go(None, [1.0, 3.0, 2.0, 0.0, 2.5])
     with pytest.raises(StopIteration):
-        run(tmp_path / "c", [1.0, 3.0, 2.0])
-    resumed = run(tmp_path / "c", [0.0, 2.5])
+        go(tmp_path / "c", [1.0, 3.0, 2.0])
+    resumed = go(tmp_path / "c", [0.0, 2.5])
     assert (resumed.best_epoch, resumed.best_score) == (whole.best_epoch, whole.best_score) == (1, 3.0)
     assert same(whole.state, resumed.state)
 
 
-@pytest.mark.parametrize("left_out", ["random/cpu", "generators/negatives", "views/first", "views/second"])
-def test_a_resume_without_one_random_state_is_another_training(train, whole, interrupted, monkeypatch, left_out):
-    def forget(*arguments):
-        found = find_checkpoint(*arguments)
-        state = found.tensors["resume"][left_out]
-        found.tensors["resume"][left_out] = torch.Generator().manual_seed(5).get_state().reshape(state.shape)
-        return found
+@pytest.mark.parametrize("left_out", [("random", "torch", "cpu"), ("random", "own", "negatives"), ("batches", "position")])
+def test_a_resume_without_one_part_is_another_training(run, whole, interrupted, monkeypatch, left_out):
+    def forget(folder):
+        name, state = last_checkpoint(folder)
+        *path, last = left_out
+        part = state
+        for key in path:
+            part = part[key]
+        other = torch.Generator().manual_seed(5).get_state()
+        part[last] = other.reshape(part[last].shape) if torch.is_tensor(part[last]) else 0
+        return name, state
 
-    monkeypatch.setattr(training, "find_checkpoint", forget)
-    assert not same(whole[0].state, train(interrupted).state)
+    monkeypatch.setattr(loop, "last_checkpoint", forget)
+    assert not same(whole[0].state, run(interrupted).state)
 
 
 def tensors(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {name: {"a": torch.randn(500, generator=generator)} for name in ("weights", "resume", "best")}
+    return {"weights": {"a": torch.randn(500, generator=generator)}, "step": seed, "list": [1, (torch.ones(2), None)]}
 
 
 @pytest.fixture
 def two(tmp_path):
     """A folder with checkpoints of steps 100 and 120."""
     for step in (100, 120):
-        write_checkpoint(tmp_path / "c", Checkpoint(tensors(step), {"step": step}, "log\n"))
+        write_checkpoint(tmp_path / "c", step, tensors(step))
     return tmp_path / "c"
 
 
@@ -186,46 +172,41 @@ def flip(path):
     path.write_bytes(content)
 
 
+def test_a_state_comes_back_as_it_was(two, tmp_path):
+    name, state = last_checkpoint(two)
+    assert (name, state["step"], state["list"][0], state["list"][1][1]) == ("step-000120", 120, 1, None)
+    assert torch.equal(state["weights"]["a"], tensors(120)["weights"]["a"])
+    assert torch.equal(state["list"][1][0], torch.ones(2))
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
 @pytest.mark.parametrize("harm", [flip, lambda p: p.write_bytes(p.read_bytes()[:-3]), lambda p: p.unlink()])
-@pytest.mark.parametrize("name", ["weights.safetensors", "resume.safetensors", "best.safetensors", "resume.json",
-                                  "log.jsonl", "manifest.json"])  # fmt: skip
-def test_damage_is_named_with_the_way_out(two, harm, name):
+@pytest.mark.parametrize("name", ["state.safetensors", "sha256"])
+def test_damage_is_named_and_the_one_before_taken(two, harm, name, capsys):
     harm(two / "step-000120" / name)
-    with pytest.raises(ValueError, match=r"step-000120/.*step-000100 is whole: --resume step-000100 goes on") as error:
-        find_checkpoint(two, "last")
-    assert name in str(error.value) or name == "manifest.json"
-    found = find_checkpoint(two, "step-000100")
-    assert found.record == {"step": 100}
-    assert same(found.tensors["best"], tensors(100)["best"])
-    assert [path.name for path in checkpoints_in(two)] == ["step-000100"]  # another future begins here
+    with pytest.raises(ValueError, match="step-000120"):
+        read_checkpoint(two / "step-000120")
+    assert last_checkpoint(two)[1]["step"] == 100
+    assert capsys.readouterr().out.count("\n") == 1
     harm(two / "step-000100" / name)
-    with pytest.raises(ValueError, match="--resume no starts this training anew"):
-        find_checkpoint(two, "last")
+    with pytest.raises(ValueError, match=r"step-000120.*step-000100.*--resume no starts this training anew"):
+        last_checkpoint(two)
 
 
-def test_which_checkpoint(two, tmp_path):
-    assert find_checkpoint(two, "last").record == {"step": 120}
-    with pytest.raises(ValueError, match="no checkpoint 'step-7': there are step-000100, step-000120"):
-        find_checkpoint(two, "step-7")
-    write_checkpoint(two, Checkpoint(tensors(), {"step": 1_000_000}))
+def test_the_newest_two_stay_and_another_future_replaces_what_it_left(two):
+    write_checkpoint(two, 1_000_000, tensors())
     assert [path.name for path in checkpoints_in(two)] == ["step-000120", "step-1000000"]
-    assert find_checkpoint(two, "no") is None
-    assert not two.exists()
-    assert find_checkpoint(tmp_path / "nothing", "last") is None
+    write_checkpoint(two, 130, tensors())
+    assert [path.name for path in checkpoints_in(two)] == ["step-000120", "step-000130"]
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("-inf")])
-def test_numbers_that_are_not_finite_are_neither_written_nor_read(two, number, monkeypatch):
+def test_numbers_that_are_not_finite_are_not_written(two, number):
     bad = tensors()
-    bad["resume"]["a"][7] = number
-    with pytest.raises(FloatingPointError, match="resume: a is not finite"):
-        write_checkpoint(two, Checkpoint(bad, {"step": 140}))
-    assert find_checkpoint(two, "last").record == {"step": 120}
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "_check_finite", lambda *_: None)
-        write_checkpoint(two, Checkpoint(bad, {"step": 140}))
-    with pytest.raises(ValueError, match=r"step-000140/resume.safetensors: a is not finite.*step-000120 is whole"):
-        find_checkpoint(two, "last")
+    bad["weights"]["a"][7] = number
+    with pytest.raises(FloatingPointError, match="weights/a is not finite"):
+        write_checkpoint(two, 140, bad)
+    assert last_checkpoint(two)[1]["step"] == 120
 
 
 @contextmanager
@@ -278,93 +259,37 @@ def full_disk(folder):
 
 @pytest.mark.parametrize("trouble", [small_files, read_only, full_disk])
 def test_a_checkpoint_that_cannot_be_written_is_loud_and_the_older_ones_stay(two, trouble):
-    big = {name: {"a": torch.ones(20_000)} for name in ("weights", "resume")}
     with trouble(two), pytest.raises(OSError, match=r"space|large|denied|Permission"):
-        write_checkpoint(two, Checkpoint(big, {"step": 140}))
+        write_checkpoint(two, 140, {"a": torch.ones(40_000)})
     assert sorted(path.name for path in two.iterdir()) == ["step-000100", "step-000120"]
-    assert same(find_checkpoint(two, "last").tensors["weights"], tensors(120)["weights"])
+    assert last_checkpoint(two)[1]["step"] == 120
 
 
-def test_rvlr_train_exits_with_2_where_checkpoints_cannot_be_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("RVLR_RUNS", str(tmp_path))
-    (tmp_path / "checkpoints").write_text("a file in the way")
-    sizes = ["train_size", "val_size", "gallery_size", "stage1_epochs"]
-    settings = [word for name in sizes for word in ("-s", name, "16")]
-    argv = [
-        "train",
-        "--dataset",
-        "scenes",
-        "--variant",
-        "contrastive",
-        "--device",
-        "cpu",
-        "--save-every",
-        "1",
-        *settings,
-    ]
-    assert cli.main([*argv, "-s", "galleries", "1", "-s", "teacher.batch_size", "8"]) == 2
-    assert str(tmp_path / "checkpoints") in capsys.readouterr().err
+def test_what_is_not_finite_reaches_no_checkpoint(run, tmp_path):
+    def poison(training):
+        if training.step == 12:
+            training.objective.student.log_temperature.data.fill_(float("nan"))
+
+    with pytest.raises(FloatingPointError, match="toy, step 12: .*student.log_temperature = nan"):
+        run(tmp_path / "c", change=poison, log_every=100)
+    assert last_checkpoint(tmp_path / "c")[1]["step"] == 10
 
 
-def poison(what):
-    """A change of the objective at step 12: a loss, a gradient or a temperature that is no number."""
+def test_a_temperature_that_no_loss_shows_stops_training_too(run, tmp_path):
+    def change(training):
+        if training.step == 12:
+            training.objective.register_parameter("other", torch.nn.Parameter(torch.tensor(float("inf"))))
 
-    def change(run):
-        if run.step != 12:
-            return
-        student = run.objective.student
-        if what == "loss":
-            run.objective.register_forward_hook(lambda _m, _i, terms: terms | {"contrastive": terms["contrastive"] / 0})
-        elif what == "gradient":
-            next(student.visual.parameters()).register_hook(lambda gradient: gradient * float("nan"))
-        else:
-            student.log_temperature.data.fill_(float(what.split()[0]))
-
-    return change
+    with pytest.raises(FloatingPointError, match="step 12: not finite: other = inf"):
+        run(tmp_path / "c", change=change)
 
 
-@pytest.mark.parametrize(
-    ("what", "named"),
-    [("loss", "contrastive = inf"), ("gradient", "gradient norm is nan"),
-     ("nan as the temperature", "student.log_temperature = nan"),
-     ("inf as the temperature", "student.log_temperature = inf")],
-)  # fmt: skip
-def test_training_stops_within_a_step_and_keeps_the_last_good_checkpoint(train, tmp_path, what, named):
-    with pytest.raises(FloatingPointError, match=f"toy, step 12: .*{named}"):
-        train(tmp_path / "c", change=poison(what))
-    assert find_checkpoint(tmp_path / "c", "last").record["step"] == 10
-
-
-def test_a_temperature_that_no_loss_shows_stops_training_too(train, tmp_path):
-    def change(run):
-        if run.step == 12:
-            run.objective.register_parameter("relation_temperature", torch.nn.Parameter(torch.tensor(float("inf"))))
-
-    with pytest.raises(FloatingPointError, match="step 12.*relation_temperature = inf"):
-        train(tmp_path / "c", change=change)
-
-
-def test_a_checkpoint_of_another_training_is_refused(train, interrupted):
-    found = read_checkpoint(interrupted / "step-000010")
-    found.record["steps"] = 40
-    write_checkpoint(interrupted, found)
+def test_a_checkpoint_of_another_training_is_refused(run, interrupted):
+    state = read_checkpoint(interrupted / "step-000010")
+    write_checkpoint(interrupted, 10, state | {"steps": 40})
     with pytest.raises(ValueError, match="of a training of 40 steps, this one has 20: --resume no"):
-        train(interrupted)
-    found.record["steps"] = 20
-    found.tensors["weights"].pop("student.log_temperature")
-    write_checkpoint(interrupted, found)
-    with pytest.raises(ValueError, match=r"(?s)step 10.*another architecture.*log_temperature"):
-        train(interrupted)
-
-
-def test_a_flipped_bit_in_a_finished_stage_is_found(tmp_path):
-    from rvlr_lib.study.cache import cached
-
-    def compute(folder):
-        checkpoints.save_tensors(folder / "weights.safetensors", tensors()["weights"])
-
-    folder = cached(tmp_path, "stage", {}, "rvlr_lib.similarity", compute)
-    assert checkpoints.load_tensors(folder / "weights.safetensors")
-    flip(folder / "weights.safetensors")
-    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged"):
-        checkpoints.load_tensors(folder / "weights.safetensors")
+        run(interrupted)
+    state["weights"].pop("student.log_temperature")
+    write_checkpoint(interrupted, 10, state)
+    with pytest.raises(ValueError, match=r"(?s)step-000010.*another architecture.*log_temperature"):
+        run(interrupted)

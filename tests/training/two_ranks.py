@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from rvlr_lib.losses import image_text_contrastive_loss
-from rvlr_lib.training.gather import gather_rows
+from rvlr_lib.training.processes import gather_rows
 
 
 class LocalSlice(torch.autograd.Function):

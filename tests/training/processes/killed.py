@@ -16,9 +16,7 @@ from torch import nn
 
 from rvlr_lib.config import TrainSettings
 from rvlr_lib.losses import LossWeights
-from rvlr_lib.training.checkpoint import checkpoints_in, find_checkpoint
-from rvlr_lib.training.loop import fit
-from rvlr_lib.training.processes import Execution
+from rvlr_lib.training import Execution, checkpoints_in, fit, last_checkpoint
 
 KILLS, STEPS = 20, 4000
 
@@ -26,7 +24,7 @@ KILLS, STEPS = 20, 4000
 class Noise(nn.Module):
     """Weights to write, and a loss that depends on the random state."""
 
-    two_views = False
+    two_views = tokens = False
 
     def __init__(self):
         super().__init__()
@@ -45,10 +43,18 @@ class Noise(nn.Module):
 class Nothing:
     """Batches without content."""
 
-    steps_per_epoch, batch_rows, generators = STEPS, 1, {}
+    steps_per_epoch, position = STEPS, 0
 
-    def epoch(self, number, device, *, position, **_):
-        yield from range(position, STEPS)
+    def take(self, **_):
+        while self.position < STEPS:
+            self.position += 1
+            yield None
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
 
 
 def train(folder, log):
@@ -76,7 +82,7 @@ def main(folder: Path) -> None:
         time.sleep(draws.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        steps.append(find_checkpoint(folder / "c", "last").record["step"])
+        steps.append(last_checkpoint(folder / "c")[1]["step"])
     print(json.dumps(steps))
 
 
