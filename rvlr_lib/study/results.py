@@ -58,7 +58,7 @@ def make_result(
         fusion, tokens, top_k: for re-ranking: image tokens, text tokens and their mask.
     """
     matching = None
-    if fusion is not None and tokens is not None and dataset.galleries is None:
+    if fusion is not None and tokens is not None and len(dataset.gallery_sets()) == 1:
         matching = matching_scores(fusion, *tokens, features, top_k, device=device)
     found = evaluate(
         features,

@@ -273,7 +273,7 @@ class Study:
         train, rows = self.dataset("train"), self.settings.data.rows
         if self.settings.model.freeze_towers:
             return FeatureBatches(self.features("train"), train.caption_image, optim, rows, seed, self.device)
-        return PixelBatches(train, self.towers.tokenizer, self.towers.image_size, optim, rows, seed, self.device)
+        return PixelBatches(train, self.towers, optim, rows, seed, self.device)
 
     def _split(self, split: str) -> Split:
         """A split as students are given it."""
@@ -306,7 +306,10 @@ class Study:
 
     def first_gradients(self, name: str) -> dict[str, float]:
         """Norm of each weighted term's gradient at the first batch of an arm's stage."""
-        return stages.first_gradients(**self._student_stage(name).arguments())
+        stage = self._student_stage(name)
+        for needed in stage.needs:
+            self.cache.folder(needed)
+        return stages.first_gradients(**stage.arguments())
 
     def _checkpoints(self, stage: Stage) -> Path | None:
         folder = self.execution.checkpoints

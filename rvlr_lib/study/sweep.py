@@ -249,7 +249,7 @@ def _client(scheduler: str) -> Any:
     except ImportError as error:
         raise ValueError("--scheduler needs Dask: pip install 'rvlr-companion[cluster]'") from error
     try:
-        return Client(scheduler, timeout=20)
+        return Client(scheduler, timeout=5)
     except OSError as error:
         raise ValueError(f"no Dask scheduler answers at {scheduler!r}: {error}") from error
 

@@ -2,15 +2,7 @@
 
 from rvlr_lib.training.batches import Batches, FeatureBatches, Inputs, PixelBatches, derived_seed
 from rvlr_lib.training.checkpoint import checkpoints_in, last_checkpoint, read_checkpoint, write_checkpoint
-from rvlr_lib.training.features import (
-    Features,
-    FeatureSet,
-    encode,
-    encode_captions,
-    encode_images,
-    read_features,
-    warn_of_cut_captions,
-)
+from rvlr_lib.training.features import Features, FeatureSet, encode, encode_captions, encode_images, read_features
 from rvlr_lib.training.loop import Execution, Fitted, choose_device, cross_modal_recall, fit
 from rvlr_lib.training.objectives import Objective, gradient_shares, shuffle_teachers, warm_heads
 from rvlr_lib.training.processes import (
@@ -58,6 +50,5 @@ __all__ = [
     "same_everywhere",
     "shuffle_teachers",
     "warm_heads",
-    "warn_of_cut_captions",
     "write_checkpoint",
 ]
