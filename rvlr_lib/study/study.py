@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from rvlr_lib.config import (
     load_settings,
 )
 from rvlr_lib.data.dataset import ImageTextDataset
-from rvlr_lib.disk import load_tensors, read_json
+from rvlr_lib.disk import load_tensors, read_json, whole_file, write_json
 from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers, principal_directions
 from rvlr_lib.provenance import data_name, default_root, provenance
 from rvlr_lib.similarity import unit_rows
@@ -31,6 +32,7 @@ from rvlr_lib.training import stages
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
 from rvlr_lib.training.features import FeatureSet, read_features
 from rvlr_lib.training.loop import Execution, choose_device
+from rvlr_lib.training.processes import is_main, process_group
 from rvlr_lib.training.stages import Features, Split
 
 REFERENCES = ("floor", "ceiling", "teachers", "start")
@@ -438,3 +440,65 @@ def open_study(
     presets = [own, "tuned", *([preset] if preset else []), method]
     settings = load_settings(*presets, overrides={"data.name": name, "seed": seed, **overrides})
     return Study(settings, device=device, root=root, execution=execution, missing=missing)
+
+
+def train(
+    *,
+    dataset: str,
+    arm: str = "rvlr",
+    preset: str = "",
+    method: str = "corrected",
+    image_root: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    out: Path | None = None,
+    root: Path | None = None,
+    resume: str = "last",
+    save_every: int = 500,
+    compile: bool = False,
+    gradient_checkpointing: bool = False,
+    timeout: float = 1800.0,
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
+    """The command ``rvlr train``: one arm, in one process or as one of torchrun's; an interrupted training goes on.
+
+    Args:
+        dataset, preset, method, seed: as of :func:`open_study`.
+        arm: to train and evaluate, after what it goes on from.
+        image_root: folder of the pictures.
+        device: to compute on; under torchrun each process takes the GPU of its local rank.
+        out: folder of the weights, log and result; default below ``root``, named by data set, arm and seed.
+        root: of runs, cache and checkpoints.
+        resume, save_every, compile, gradient_checkpointing: see :class:`Execution`.
+        timeout: seconds until a process gives up waiting for another one.
+        overrides: dotted settings.
+
+    Raises:
+        ValueError: bad settings, or ``out`` holds a training of other settings.
+    """
+    place = Path(root) if root else default_root()
+    with process_group(choose_device(device), timeout):
+        checkpoints = Execution(compile, gradient_checkpointing, place / "checkpoints", save_every, resume)
+        study = open_study(
+            dataset,
+            preset=preset or ("quick" if dataset in data_presets() else "own"),
+            method=method,
+            device=device,
+            root=place,
+            seed=seed,
+            execution=checkpoints,
+            **{"data.image_root": image_root, **(overrides or {})},
+        )
+        stage = study._result_stage(arm)
+        target = out or place / "train" / f"{data_name(dataset)}-{arm}-seed{seed}"
+        kept = target / "train.json"
+        if kept.is_file() and read_json(kept)["key"] != stage.key:
+            raise ValueError(f"{target} holds a training of other settings or data: give another --out, or remove it")
+        result = study.result(arm)
+        if is_main() and result.folder is not None:
+            for path in result.folder.iterdir():
+                with whole_file(target / path.name) as temporary:
+                    shutil.copyfile(path, temporary)
+            write_json(target / "result.json", result.record)
+            write_json(kept, {"key": stage.key, "settings": as_dict(study.settings)})
+            print(f"r_mean {result.metrics['r_mean']:.1f}; weights, log and result in {target}")
