@@ -118,8 +118,19 @@ def files(tmp_path):
 
 
 def arguments(paths, out):
-    return ["audit", "--image-features", str(paths[0]), "--text-features", str(paths[1]), "--captions", str(paths[2]),
-            "--device", "cpu", "--out", str(out)]  # fmt: skip
+    return [
+        "audit",
+        "--image-features",
+        str(paths[0]),
+        "--text-features",
+        str(paths[1]),
+        "--captions",
+        str(paths[2]),
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
 
 
 def test_audit_of_arrays(files, tmp_path, capsys):
@@ -219,8 +230,12 @@ def test_bad_input_is_named(files, tmp_path, capsys):
     np.save(tmp_path / "few.npy", np.zeros((7, 16), dtype=np.float32))
     assert cli.main(arguments([tmp_path / "few.npy", *paths[1:]], tmp_path / "o")) == 2
     assert f"60 pictures and {len(dataset.captions)} captions, but there are 7 rows" in capsys.readouterr().err
-    for content, said in (('[["a"], 3]', "entry 1 is no caption"), ("[" * 100_000, "cannot be read as JSON"),
-                          ('{"a": 1}', "holds no list"), ('["?!"]', "captions, but there are")):  # fmt: skip
+    for content, said in (
+        ('[["a"], 3]', "entry 1 is no caption"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"a": 1}', "holds no list"),
+        ('["?!"]', "captions, but there are"),
+    ):
         paths[2].write_text(content)
         assert cli.main(arguments(paths, tmp_path / "o")) == 2
         assert said in capsys.readouterr().err

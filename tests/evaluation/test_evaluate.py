@@ -124,8 +124,10 @@ def test_structure_is_a_mean_over_galleries_of_first_captions(scenes):
     for begin in (0, 30):
         rows = [5 * picture for picture in range(begin, begin + 30)]
         own, theirs = (side[1][rows] @ side[1][rows].T for side in (features, other))
-        near = [[set(m.fill_diagonal_(-9)[i].argsort(descending=True)[:10].tolist()) for m in (own, theirs)]
-                for i in range(30)]  # fmt: skip
+        near = [
+            [set(m.fill_diagonal_(-9)[i].argsort(descending=True)[:10].tolist()) for m in (own, theirs)]
+            for i in range(30)
+        ]
         slow.append(np.mean([10 * len(a & b) for a, b in near]))
     assert found["text/overlap_start"] == pytest.approx(np.mean(slow))
     assert found["image/overlap_teacher"] == found["text/trust_teacher"] == 100
