@@ -13,7 +13,15 @@ from rvlr_lib.data import ImageTextDataset, shown_share, told_share
 from rvlr_lib.disk import write_json, write_text
 from rvlr_lib.evaluation.baselines import training_free
 from rvlr_lib.evaluation.evaluate import NEIGHBOURS, Device, first_captions, noise_floor, retrieval_metrics
-from rvlr_lib.metrics import alignment, knn_overlap, linear_cka, modality_gap, relational_similarity, uniformity
+from rvlr_lib.metrics import (
+    alignment,
+    knn_overlap,
+    linear_cka,
+    modality_gap,
+    relational_similarity,
+    relative_modality_gap,
+    uniformity,
+)
 from rvlr_lib.provenance import provenance
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.tables import to_markdown, write_table
@@ -192,6 +200,7 @@ def audit(
         "floor": noise_floor(dataset, images.shape[1], seed, device),
         "structure": {
             "modality_gap": modality_gap(*pair, dataset.caption_image),
+            "relative_modality_gap": relative_modality_gap(*pair, dataset.caption_image),
             "alignment": alignment(*pair, dataset.caption_image),
             "image/uniformity": uniformity(pair[0]),
             "text/uniformity": uniformity(pair[1]),

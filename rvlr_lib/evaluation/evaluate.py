@@ -237,15 +237,16 @@ def structure(
     Returns:
         ``<modality>/<measure>_<reference>``: ``overlap`` of the ten nearest neighbours, ``trust`` and ``continuity`` in
         percent, ``relations`` (Spearman, -1 to 1) and ``cka``. On scenes overlap and relations also against ``truth``
-        (the whole scene) and ``shown`` (what the views show). ``<modality>/uniformity``, ``modality_gap`` and
-        ``alignment`` are of the space alone.
+        (the whole scene) and ``shown`` (what the views show). ``<modality>/uniformity``, ``modality_gap``,
+        ``relative_modality_gap`` and ``alignment`` are of the space alone.
     """
     parts = {name: galleries(pair, dataset, device) for name, pair in references.items()}
     rows = []
     for number, (gallery, pair) in enumerate(galleries(features, dataset, device)):
         values: dict[str, float] = {}
         if common_space:
-            values = {f.__name__: f(*pair, gallery.caption_image) for f in (metrics.modality_gap, metrics.alignment)}
+            gaps = (metrics.modality_gap, metrics.relative_modality_gap, metrics.alignment)
+            values = {gap.__name__: gap(*pair, gallery.caption_image) for gap in gaps}
         truths = {"truth": "latent", "shown": "shown"} if gallery.scene is not None else {}
         known = {name: relevances(gallery)[kind] for name, kind in truths.items()}
         for at, modality in enumerate(("image", "text")):
