@@ -71,11 +71,11 @@ def sentence_relevance(
     Raises:
         ValueError: several galleries (their truth is known), the encoder is not there, or transformers is missing.
     """
-    from rvlr_lib.models.pretrained import pretrained_teacher
+    from rvlr_lib.models import teacher_features
 
     if dataset.galleries is not None:
         raise ValueError(f"{dataset.name} has several galleries and a known truth: it needs no sentence encoder")
-    features = pretrained_teacher(f"sentence:{encoder}", "text", torch.device(device))(dataset)
+    features = teacher_features(f"sentence:{encoder}", "text", dataset, device)
     return Relevance(embedding_relevance(features.numpy(), dataset.caption_image, len(dataset)))
 
 

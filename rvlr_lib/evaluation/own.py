@@ -104,13 +104,12 @@ def encode_with_model(
     device: torch.device | str = "cpu",
 ) -> tuple[ImageTextDataset, Tensor, Tensor]:
     """A data set and its features from an open_clip model as it is."""
-    from rvlr_lib.models import build_towers
-    from rvlr_lib.models.towers import tokenize
+    from rvlr_lib.models import build_towers, tokenize
 
     dataset = load_dataset(name_or_path, split=split, image_root=image_root)
     towers = build_towers(model, pretrained)
-    if not pretrained:
-        print(f"{model} has random weights: give --pretrained to audit a trained model")
+    if not pretrained and not model.startswith("local-dir:"):
+        print(f"{model} has random weights in its common space: give --pretrained to audit a trained model")
     visual, text = towers.visual.to(device).eval(), towers.text.to(device).eval()
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (towers.mean, towers.std))
     token_ids = tokenize(towers.tokenizer, dataset.captions)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from rvlr_lib.evaluation.baselines import training_free
 from rvlr_lib.evaluation.evaluate import retrieval_metrics
 from rvlr_lib.evaluation.own import read_array
 from rvlr_lib.similarity import unit_rows
+from tests.tiny import CONFIG
 
 
 def gallery(**dial):
@@ -153,7 +155,9 @@ def test_audit_of_arrays(files, tmp_path, capsys):
 
 
 def test_audit_of_a_model(tmp_path, capsys):
-    assert cli.main(["audit", "--dataset", "emoji", "--split", "val", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    open_clip.add_model_config(CONFIG)
+    asked = ["--dataset", "emoji", "--split", "val", "--model", "tiny_48", "--device", "cpu", "--out", str(tmp_path)]
+    assert cli.main(["audit", *asked]) == 0
     assert "has random weights" in capsys.readouterr().out
     assert json.loads((tmp_path / "audit.json").read_text())["data"]["name"] == "emoji"
 
