@@ -120,7 +120,7 @@ def _audit_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dataset", type=str | None, help="instead of arrays: a data set for --model to encode")
     parser.add_argument("--image-root", type=str | None, help="folder of the data set's pictures")
     parser.add_argument("--split", default="test", help="train, val or test")
-    parser.add_argument("--model", default="tiny", help="any open_clip model")
+    parser.add_argument("--model", default="effnet_minilm", help="any open_clip model")
     parser.add_argument("--pretrained", type=str | None, help="open_clip tag or weight file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", type=Path | None, help="folder of the audit, runs/audit/<name> if not given")

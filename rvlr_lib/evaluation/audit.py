@@ -13,7 +13,15 @@ from rvlr_lib.data import ImageTextDataset, shown_share, told_share
 from rvlr_lib.disk import write_json, write_text
 from rvlr_lib.evaluation.baselines import training_free
 from rvlr_lib.evaluation.evaluate import NEIGHBOURS, Device, first_captions, noise_floor, retrieval_metrics
-from rvlr_lib.metrics import alignment, knn_overlap, linear_cka, modality_gap, relational_similarity, uniformity
+from rvlr_lib.metrics import (
+    alignment,
+    knn_overlap,
+    linear_cka,
+    modality_gap,
+    relational_similarity,
+    relative_modality_gap,
+    uniformity,
+)
 from rvlr_lib.provenance import provenance
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.tables import to_markdown, write_table
@@ -33,13 +41,11 @@ class ImbalanceReport:
     Attributes:
         image_shown: exact share of the scenes' factors that the pictures show.
         text_shown: exact share that the captions tell.
-        image_probe: share of the variance of the scenes' factors that a linear probe recovers from image features.
-        text_probe: the same from text features.
-        image_to_text: cross-modal predictability, the share of the variance of text features that is linear in the
-            image features, on held-out pictures.
+        image_probe: share of the variance of the scenes' factors that is linear in the image features, held out.
+        text_probe: the same of text features.
+        image_to_text: cross-modal predictability: share of the variance of text features linear in image features.
         text_to_image: the other direction.
-        text_to_text: what a caption predicts of another one of the same picture: how reliably captions tell; None where
-            fewer than 50 pictures have two.
+        text_to_text: what a caption predicts of a sibling: how reliably captions tell; None below 50 pictures with two.
         cka: linear CKA of the two feature spaces.
         overlap: percent of the ten nearest neighbours that the two spaces share.
         index: the imbalance index, see :func:`imbalance_index`.
@@ -89,14 +95,8 @@ def imbalance_report(
 ) -> ImbalanceReport:
     """How much each modality of a data set holds, by its factors and by unimodal features.
 
-    A picture is represented by its first caption. Probes are ridge regressions, their strength chosen
-    inside each of five folds of pictures.
-
-    Args:
-        dataset: at least 50 pictures.
-        image_features: ``[I, D]`` of a unimodal image teacher, or of the image tower to be judged.
-        text_features: ``[C, E]`` of a unimodal text teacher, or of the text tower.
-        device: to compute on.
+    A picture is represented by its first caption. Features ``[I, D]`` and ``[C, E]`` of unimodal teachers, or of the
+    towers to be judged. Probes are ridge regressions, their strength chosen inside each of five folds of pictures.
 
     Raises:
         ValueError: too few pictures, or features that do not fit the data set.
@@ -169,17 +169,17 @@ def audit(
     """Everything that can be said of a space without training.
 
     Args:
-        image_features: ``[I, D]``, any length.
+        image_features: ``[I, D]``, rows of any length.
         text_features: ``[C, D]``, in the order of the captions.
-        dataset: the pictures and captions the features are of.
+        dataset: the 50 or more pictures and the captions the features are of.
         seed: of the noise floor and of the parts that the peers' parameters are chosen on.
         device: to compute on.
 
     Returns:
         ``imbalance`` (:class:`ImbalanceReport` as a dict), ``retrieval`` and ``floor`` (relevance -> metrics in
-        percent), ``structure``: ``modality_gap``, ``alignment``, ``uniformity`` of each modality, and of the image
-        space against the text space ``overlap`` (percent), ``relations`` (Spearman) and ``cka``; ``peers``: rows of
-        :func:`rvlr_lib.evaluation.baselines.training_free`.
+        percent), ``structure`` (gap, alignment, uniformity; of the image space against the text space ``overlap`` in
+        percent, ``relations`` by Spearman and ``cka``), ``peers`` (rows of
+        :func:`rvlr_lib.evaluation.baselines.training_free`).
 
     Raises:
         ValueError: features that do not fit the data set or each other or are not finite, or too few pictures.
@@ -200,6 +200,7 @@ def audit(
         "floor": noise_floor(dataset, images.shape[1], seed, device),
         "structure": {
             "modality_gap": modality_gap(*pair, dataset.caption_image),
+            "relative_modality_gap": relative_modality_gap(*pair, dataset.caption_image),
             "alignment": alignment(*pair, dataset.caption_image),
             "image/uniformity": uniformity(pair[0]),
             "text/uniformity": uniformity(pair[1]),
@@ -215,20 +216,17 @@ def audit_table(found: Mapping[str, Any]) -> "pd.DataFrame":
     """Every retrieval figure beside its floor, under the headline relevance."""
     import pandas as pd
 
-    reports = [next(iter(found[part].values())) for part in ("retrieval", "floor")]
-    keys = [key for key in reports[0] if not key.endswith("above_floor")]
-    rows = [{"metric": key, "found": reports[0][key], "floor": reports[1][key]} for key in keys]
-    return pd.DataFrame(rows).set_index("metric")
+    columns = {name: next(iter(found[part].values())) for name, part in (("found", "retrieval"), ("floor", "floor"))}
+    table = pd.DataFrame(columns).rename_axis("metric")
+    return table[~table.index.str.endswith("above_floor")]
 
 
 def peers_table(found: Mapping[str, Any]) -> "pd.DataFrame":
     """Training-free peers, a row each; columns are parameters chosen on validation, then metrics."""
     import pandas as pd
 
-    rows = pd.DataFrame(found["peers"])
-    table = rows.pivot_table("value", ["arm", "parameters"], "metric", sort=False).reset_index()
-    table.columns.name = None
-    return table.set_index("arm")
+    table = pd.DataFrame(found["peers"]).pivot_table("value", ["arm", "parameters"], "metric", sort=False)
+    return table.rename_axis(columns=None).reset_index().set_index("arm")
 
 
 def audit_text(found: Mapping[str, Any]) -> str:

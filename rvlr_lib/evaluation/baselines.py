@@ -24,15 +24,10 @@ BANK = 2000  # training queries of neighbour normalisation
 def centre(features, reference) -> Tensor:
     """Subtract the mean row of a reference and renormalise: closes the modality gap where it is an offset (GR-CLIP).
 
-    Args:
-        features: ``[N, D]`` of one modality; tensor or array.
-        reference: ``[M, D]`` training features of the same modality, M >= 2.
-
-    Returns:
-        ``[N, D]`` unit rows.
+    ``features [N, D]`` of one modality, ``reference [M, D]`` its training features -> unit rows ``[N, D]``.
 
     Raises:
-        ValueError: shapes that do not fit, fewer than 2 reference rows, a value that is not finite.
+        ValueError: widths that differ, fewer than 2 reference rows, a value that is not finite.
 
     >>> centre([[2.0, 1.0], [1.0, 3.0]], [[0.0, 1.0], [2.0, 1.0]])
     tensor([[1., 0.],
@@ -49,17 +44,8 @@ def principal_components(
 ) -> tuple[Tensor, Tensor]:
     """Project both modalities on the leading principal directions of the training features of both.
 
-    The directions and the mean subtracted are those of all reference rows together, so the two stay comparable.
-
-    Args:
-        image_features: ``[I, D]``.
-        text_features: ``[C, D]``.
-        reference_images: ``[M, D]`` training pictures.
-        reference_texts: ``[L, D]`` training captions.
-        width: directions to keep, 1 to D; below ``M + L``.
-
-    Returns:
-        Unit rows ``[I, width]`` and ``[C, width]``.
+    ``[I, D]``, ``[C, D]`` and training features ``[M, D]``, ``[L, D]`` -> unit rows ``[I, width]`` and ``[C, width]``.
+    Directions and mean are those of all ``M + L`` reference rows together, so the two modalities stay comparable.
 
     Raises:
         ValueError: widths that do not fit, too few reference rows, ``width`` out of range, a value that is not finite.
@@ -96,10 +82,8 @@ def spectral_cut(
     Args:
         image_features: ``[I, D]``.
         text_features: ``[C, D']``.
-        reference_images: ``[M, D]``.
-        reference_texts: ``[M, D']``, row m belongs to row m of ``reference_images``.
-        leading: largest directions to leave out.
-        trailing: smallest directions to leave out; at least one of ``min(D, D')`` must stay.
+        reference_images: ``[M, D]``, row m belongs to row m of ``reference_texts [M, D']``.
+        leading: largest directions to leave out, and ``trailing`` smallest; one of ``min(D, D')`` must stay.
         centred: subtract the mean of the reference rows first.
 
     Returns:
@@ -129,16 +113,8 @@ def spectral_cut(
 def normalise_by_neighbours(scores, bank_scores, *, weight: float, k: int) -> Tensor:
     """Nearest-neighbour normalisation (NNN): candidates that are near to many queries lose what they have in common.
 
-    ``scores − weight · mean of the k largest of each column of bank_scores``.
-
-    Args:
-        scores: ``[Q, G]`` of queries and candidates.
-        bank_scores: ``[B, G]`` of training queries of the same modality and the same candidates.
-        weight: of the correction; 0 changes nothing.
-        k: scores of each candidate to average, 1 to B.
-
-    Returns:
-        ``[Q, G]``.
+    ``scores [Q, G] − weight · mean of the k largest of each column of bank_scores [B, G]``; the bank are training
+    queries of the queries' modality, against the same candidates.
 
     Raises:
         ValueError: other candidates, ``k`` beyond the bank, a weight that is not finite, NaN.
@@ -158,14 +134,7 @@ def normalise_by_neighbours(scores, bank_scores, *, weight: float, k: int) -> Te
 def interpolate_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """``(1 − alpha) · start + alpha · trained`` of two state dicts (WiSE-FT); 0 is the start, 1 the trained.
 
-    Args:
-        start: state dict.
-        trained: state dict with the same names, shapes and dtypes; buffers that hold no floating-point numbers are
-            taken from it.
-        alpha: 0 to 1.
-
-    Returns:
-        A new state dict, on the device of ``trained``.
+    A new state dict on the device of ``trained``, from which buffers of integers are taken.
 
     Raises:
         ValueError: ``alpha`` outside 0 to 1, or state dicts that do not match; names the first difference.
@@ -234,14 +203,11 @@ def training_free(
     ``r_mean``; it changes scores across modalities alone and has rows for these. Its bank is at most 2,000 queries.
 
     Args:
-        features: ``[I, D]`` and ``[C, D]`` of the test pictures and captions.
-        dataset: what they are of.
+        features: ``[I, D]`` and ``[C, D]`` of the test pictures and captions of the data set.
         train: features and data set that means, directions and the bank are taken from.
         validation: features and data set that parameters are chosen on. Without these two, three disjoint parts of the
             data set take their places: 40 % train, 20 % validation, 40 % test of its pictures.
         seed: of these parts and of the bank.
-        device: to compute on.
-        columns: of the frame.
 
     Returns:
         Columns dataset, columns, arm (``as given``, ``centred``, ``pca``, ``spectral_cut``, ``nnn``), parameters,
@@ -250,51 +216,52 @@ def training_free(
     import pandas as pd
 
     test = features, dataset
-    if train is None or validation is None:
+    if train is None and validation is None:
         order = np.random.default_rng(seed).permutation(len(dataset))
         ends = round(0.4 * len(order)), round(0.6 * len(order))
         train, validation, test = (_part(test, np.sort(rows)) for rows in np.split(order, ends))
-    test, validation = (((x[0].to(device), x[1].to(device)), data) for (x, data) in (test, validation))
-    (images, texts), owner = (x.to(device) for x in train[0]), torch.as_tensor(train[1].caption_image)
+    if train is None or validation is None:
+        raise ValueError("give train and validation, or neither of them")
+    images, texts = (x.to(device) for x in train[0])
+    owner = torch.as_tensor(train[1].caption_image)
     generator = torch.Generator().manual_seed(seed)
     bank = [unit_rows(x[torch.randperm(len(x), generator=generator)[:BANK]]) for x in (images, texts)]
     width = images.shape[1]
-    widths = sorted({min(w, width, len(images) - 1) for w in (16, 32, 64, 128, 256)})
     cuts = product((0, 1, 2, 4), sorted({0, width // 4, width // 2}))
-    counts = sorted({min(k, *map(len, bank)) for k in (1, 8, 64)})
-    transforms: dict[str, tuple[list[dict[str, Any]], Callable[..., Features]]] = {
-        "as given": ([{}], lambda pair: pair),
-        "centred": ([{}], lambda pair: (centre(pair[0], images), centre(pair[1], texts))),
-        "pca": (
-            [{"width": w} for w in widths],
-            lambda pair, **p: principal_components(pair[0], pair[1], images, texts, **p),
-        ),
-        "spectral_cut": (
-            [{"leading": a, "trailing": b} for a, b in cuts if a + b < width],
-            lambda pair, **p: spectral_cut(pair[0], pair[1], images[owner], texts, **p),
-        ),
+    neighbours = sorted({min(k, *map(len, bank)) for k in (1, 8, 64)})
+    arms: dict[str, list[dict[str, Any]]] = {
+        "as given": [{}],
+        "centred": [{}],
+        "pca": [{"width": w} for w in sorted({min(w, width, len(images) - 1) for w in (16, 32, 64, 128, 256)})],
+        "spectral_cut": [{"leading": a, "trailing": b} for a, b in cuts if a + b < width],
+        "nnn": [{"weight": w, "k": k} for w, k in product((0.25, 0.5, 1.0), neighbours)],
     }
 
-    def single_modal(values: Mapping[str, float]) -> float:
-        return (values["i2i/NDCG@10"] + values["t2t_no_siblings/NDCG@10"]) / 2
+    def measure(arm: str, split: Split, **parameters: Any) -> dict[str, float]:
+        z, w = (x.to(device) for x in split[0])
+        if arm == "nnn":
+            values = _measure((z, w), split[1], lambda *pair: _nnn_scores(*pair, *bank, **parameters))
+            return {key: value for key, value in values.items() if key.startswith(CROSS_MODAL)}
+        if arm == "centred":
+            z, w = centre(z, images), centre(w, texts)
+        elif arm == "pca":
+            z, w = principal_components(z, w, images, texts, **parameters)
+        elif arm == "spectral_cut":
+            z, w = spectral_cut(z, w, images[owner], texts, **parameters)
+        return _measure((z, w), split[1])
 
-    found: dict[str, tuple[dict[str, Any], dict[str, float]]] = {}
-    for arm, (candidates, transform) in transforms.items():
-        chosen = candidates[0]
-        if len(candidates) > 1:
-            chosen, _ = choose_on_validation(
-                candidates, lambda f=transform, **p: single_modal(_measure(f(validation[0], **p), validation[1]))
-            )
-        found[arm] = chosen, _measure(transform(test[0], **chosen), test[1])
-    grid = [{"weight": w, "k": k} for w, k in product((0.25, 0.5, 1.0), counts)]
-    chosen, _ = choose_on_validation(grid, lambda **p: _measure(*validation, bank, p)["r_mean"])
-    found["nnn"] = chosen, {k: v for k, v in _measure(*test, bank, chosen).items() if k.startswith(CROSS_MODAL)}
-    rows = [
-        {"dataset": dataset.name, **columns, "arm": arm, "parameters": ", ".join(f"{k} {v:g}" for k, v in own.items()),
-         "metric": metric, "value": value}
-        for arm, (own, values) in found.items()
-        for metric, value in values.items()
-    ]  # fmt: skip
+    rows = []
+    for arm, candidates in arms.items():
+        goal = ["r_mean"] if arm == "nnn" else ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10"]
+
+        def score(arm: str = arm, goal: list[str] = goal, **parameters: Any) -> float:
+            found = measure(arm, validation, **parameters)
+            return float(np.mean([found[key] for key in goal]))
+
+        chosen = choose_on_validation(candidates, score)[0] if len(candidates) > 1 else candidates[0]
+        own = {"arm": arm, "parameters": ", ".join(f"{name} {value:g}" for name, value in chosen.items())}
+        values = measure(arm, test, **chosen)
+        rows += [{"dataset": dataset.name, **columns, **own, "metric": m, "value": v} for m, v in values.items()]
     return pd.DataFrame(rows)
 
 
@@ -305,24 +272,26 @@ def _part(split: Split, rows: np.ndarray) -> Split:
     return (images[rows], texts[captions]), dataset.subset(rows)
 
 
-def _measure(
-    pair: Features, dataset: ImageTextDataset, bank: list[Tensor] | None = None, nnn: Mapping[str, Any] | None = None
-) -> dict[str, float]:
-    """Metrics under the headline relevance, mean over galleries; with a bank, cross-modal scores are normalised."""
+def _nnn_scores(z: Tensor, w: Tensor, image_bank: Tensor, text_bank: Tensor, **parameters: Any) -> dict[str, Tensor]:
+    """Normalised scores of both directions; the bank holds training queries of the query's modality."""
+    return {
+        "scores_i2t": normalise_by_neighbours(z @ w.T, image_bank @ w.T, **parameters),
+        "scores_t2i": normalise_by_neighbours(w @ z.T, text_bank @ z.T, **parameters),
+    }
+
+
+def _measure(pair: Features, dataset: ImageTextDataset, scores: Callable[..., dict] | None = None) -> dict[str, float]:
+    """Metrics under the headline relevance, mean over galleries; ``scores`` of unit rows in place of cosines."""
     reports = []
-    for gallery, (images, texts) in galleries(pair, dataset):
+    for gallery, (z, w) in galleries(pair, dataset):
         known = next(iter(relevances(gallery).values()))
-        scores: dict[str, Any] = {}
-        if bank is not None and nnn is not None:
-            z, w = unit_rows(images), unit_rows(texts)
-            scores["scores_i2t"] = normalise_by_neighbours(z @ w.T, bank[0] @ w.T, **nnn)
-            scores["scores_t2i"] = normalise_by_neighbours(w @ z.T, bank[1] @ z.T, **nnn)
-        reports.append(
-            evaluate_retrieval(
-                images, texts, gallery.caption_image, known.caption_to_image, image_relevance=known.image_to_image,
-                text_relevance=known.text_to_text, ks_ndcg=(10,), **scores,
-            )
-        )  # fmt: skip
+        given: dict[str, Any] = {
+            "image_relevance": known.image_to_image,
+            "text_relevance": known.text_to_text,
+            "ks_ndcg": (10,),
+        }
+        given |= scores(unit_rows(z), unit_rows(w)) if scores else {}
+        reports.append(evaluate_retrieval(z, w, gallery.caption_image, known.caption_to_image, **given))
     return {key: float(np.mean([report[key] for report in reports])) for key in reports[0]}
 
 
@@ -330,10 +299,8 @@ def _pair_and_reference(image_features, text_features, reference_images, referen
     """Checked features of both modalities and their references, each on the device of its features."""
     images = _rows("image_features", image_features)
     texts = _rows("text_features", text_features).to(images.device)
-    others = [
-        _rows(name, x).to(images.device)
-        for name, x in (("reference_images", reference_images), ("reference_texts", reference_texts))
-    ]
+    given = ("reference_images", reference_images), ("reference_texts", reference_texts)
+    others = [_rows(name, x).to(images.device) for name, x in given]
     _same_width("image_features", images, "reference_images", others[0])
     _same_width("text_features", texts, "reference_texts", others[1])
     return images, texts, others

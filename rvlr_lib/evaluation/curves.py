@@ -62,17 +62,8 @@ def mix_ratio_curve(
     Queries are all pictures, and a second caption of each item (its first where it has no other). What is the query
     itself leaves the list. Relevance is the headline one. Mean over galleries.
 
-    Args:
-        features: of pictures ``[I, D]`` and captions ``[C, D]``, unit rows.
-        dataset: what the features are of.
-        shares: of captions, 0 to 1.
-        k: cut-off.
-        seed: of the draw.
-        device: to compute on.
-        columns: of the frame.
-
     Returns:
-        Columns dataset, columns, ``captions`` (percent of the corpus), metric, value (percent). Metrics, for
+        Columns dataset, ``columns``, ``captions`` (percent of the corpus), metric, value (percent). Metrics, for
         ``image_query`` and ``text_query``: ``…/NDCG@k``, ``…/NDCG@k/above_floor``, ``…/captions_in_top`` and
         ``…/captions_in_top_ideal``: the captions' share of the top k, and what it is in an ideal ranking.
 
@@ -158,7 +149,6 @@ def perturb(dataset: ImageTextDataset, kind: str, strength: float, seed: int = 0
             with that chance; ``synonyms`` (scenes): each word that has one is replaced by a synonym with that chance;
             or a fault of pictures, such as ``blur`` (``rvlr_lib.data.dial.FAULTS``).
         strength: 0 (as it is) to 1.
-        seed: of the draws.
 
     Raises:
         ValueError: unknown kind, a strength outside 0 to 1, synonyms of other sets than scenes.
@@ -213,16 +203,11 @@ def perturbation_curve(
 ) -> "pd.DataFrame":
     """Recall of perturbed queries in the gallery as it is, against strength.
 
-    Args:
-        encode: features of a data set, by the model to look at.
-        dataset: test pictures and captions.
-        kinds: of :func:`perturb`; captions are queries of ``t2i``, pictures of ``i2t``.
-        strengths: 0 to 1.
-        seed: of the draws.
-        columns: of the frame.
+    ``encode`` gives the features of a data set by the model to look at. Captions are queries of ``t2i``, pictures of
+    ``i2t``; ``kinds`` and ``strengths`` as in :func:`perturb`.
 
     Returns:
-        Columns dataset, columns, ``perturbation``, ``strength``, metric (``t2i/R@K`` or ``i2t/R@K``), value.
+        Columns dataset, ``columns``, ``perturbation``, ``strength``, metric (``t2i/R@K`` or ``i2t/R@K``), value.
     """
     import pandas as pd
 
@@ -248,15 +233,9 @@ def interpolation_curve(
     alphas: Sequence[float] = STEPS,
     **columns: Any,
 ) -> "pd.DataFrame":
-    """Metrics of the models between two: columns dataset, columns, ``alpha``, metric, value; evaluation only.
+    """Metrics of the models between two state dicts: columns dataset, ``columns``, ``alpha`` (0: start), metric, value.
 
-    Args:
-        start: state dict at ``alpha`` 0.
-        trained: state dict at 1.
-        measure: state dict -> metrics by key.
-        dataset: it, or its name.
-        alphas: 0 to 1.
-        columns: of the frame.
+    ``measure`` evaluates a state dict; nothing is trained.
     """
     import pandas as pd
 
@@ -269,12 +248,8 @@ def moved_items(
 ) -> "pd.DataFrame":
     """The items whose neighbours changed most between two or three spaces, in rank order.
 
-    Args:
-        spaces: features by name (``start``, ``matching_longer``, ``rvlr``).
-        dataset: what they are of; neighbours are those of an item's own gallery.
-        modality: ``image``, or ``text`` (the first caption of each picture).
-        k: neighbours to compare.
-        most: items to return.
+    ``spaces`` are features by name (``start``, ``matching_longer``, ``rvlr``); neighbours are those of an item's own
+    gallery; the modality is ``image``, or ``text`` (the first caption of each picture).
 
     Returns:
         Columns ``rank``, ``id``, ``row`` (of the picture), ``caption``, ``overlap`` (percent of neighbours in common,

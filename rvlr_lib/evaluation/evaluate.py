@@ -2,31 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from rvlr_lib import metrics
 from rvlr_lib.data import ImageTextDataset, bayes_ceiling, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.relevance import category_relevance
 from rvlr_lib.evaluation.chunks import halve_until_it_fits, working_bytes
-from rvlr_lib.metrics import (
-    alignment,
-    cluster_mean,
-    continuity,
-    evaluate_folds,
-    evaluate_retrieval,
-    knn_overlap,
-    linear_cka,
-    modality_gap,
-    recall_at_k,
-    relational_similarity,
-    trustworthiness,
-    uniformity,
-)
+from rvlr_lib.metrics import evaluate_retrieval, knn_overlap, recall_at_k, relational_similarity
 from rvlr_lib.similarity import unit_rows
 
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
@@ -65,11 +53,7 @@ _KNOWN: WeakKeyDictionary[ImageTextDataset, dict[str, Relevance]] = WeakKeyDicti
 
 def _relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
     if gallery.scene is not None:
-        truths = {kind: gallery.scene.truth(kind) for kind in ("latent", "shown")}
-        return {
-            kind: Relevance(truth.caption_to_image, truth.image_to_image, truth.text_to_text)
-            for kind, truth in truths.items()
-        }
+        return {kind: Relevance(**vars(gallery.scene.truth(kind))) for kind in ("latent", "shown")}
     found = {"rouge_l": Relevance(rouge_l_relevance(gallery.whole_captions or gallery.captions, gallery.caption_image))}
     if gallery.categories is not None:
         found["category"] = Relevance(category_relevance(gallery.categories, gallery.caption_image))
@@ -81,22 +65,17 @@ def sentence_relevance(
 ) -> Relevance:
     """Relevance by what captions mean, not how they are worded: best cosine with an image's captions.
 
-    Circular where the same encoder is the text tower or a teacher: it then grades itself. The default is MiniLM, the
-    text tower of ``effnet_minilm``; take another one there.
-
-    Args:
-        dataset: one gallery without a known truth.
-        encoder: a local Hugging Face folder, or an installed package that carries one.
-        device: to encode on.
+    Circular where the encoder is also the text tower or a teacher: it then grades itself. The default is MiniLM, the
+    text tower of ``effnet_minilm``; take another local Hugging Face folder, or package that carries one, there.
 
     Raises:
-        ValueError: several galleries, the encoder is not there, or transformers is not installed.
+        ValueError: several galleries (their truth is known), the encoder is not there, or transformers is missing.
     """
-    from rvlr_lib.models.pretrained import pretrained_teacher
+    from rvlr_lib.models import teacher_features
 
     if dataset.galleries is not None:
         raise ValueError(f"{dataset.name} has several galleries and a known truth: it needs no sentence encoder")
-    features = pretrained_teacher(f"sentence:{encoder}", "text", torch.device(device))(dataset)
+    features = teacher_features(f"sentence:{encoder}", "text", dataset, device)
     return Relevance(embedding_relevance(features.numpy(), dataset.caption_image, len(dataset)))
 
 
@@ -115,30 +94,26 @@ def evaluate(
     """Everything that a result records.
 
     Args:
-        features: of pictures ``[I, D]`` and captions ``[C, D]``, unit rows.
-        dataset: what the features are of.
+        features: of pictures ``[I, D]`` and captions ``[C, D]`` of the data set, unit rows.
         references: spaces to compare the structure with, see :func:`structure`; None: no structure.
         matching: ``scores_i2t [I, C]`` and ``scores_t2i [C, I]`` of the matching head; one gallery only.
         official: also under the official protocol (headline relevance).
         common_space: False: of two unimodal spaces, of any widths, only what needs no common space.
         mixed_t2it: FIDELITY.md, row 11; see :func:`rvlr_lib.metrics.evaluate_retrieval`.
         mixed_scores: row 12: ``"matching"`` puts the matching scores into the mixed lists; R@K stays that of cosines.
-        device: to compute on.
 
     Returns:
         ``metrics`` (headline relevance), ``metrics_by_relevance``, ``structure``, and where asked for ``reranked``
         (cross-modal recall by ``matching``, that of COCO 1K under ``1k/...``) and ``official``.
     """
-    images, texts = features
-    width = max(images.shape[1], texts.shape[1])
-    if not common_space:  # zeros change no cosine within a modality
-        images, texts = (torch.nn.functional.pad(x, (0, width - x.shape[1])) for x in features)
-    pair: Features = images, texts
-    switch: dict[str, Any] = {"mixed_t2it": mixed_t2it}
-    reports = retrieval_metrics(pair, dataset, device=device, **switch)
+    pair, switch = features, dict[str, Any](device=device, mixed_t2it=mixed_t2it)
+    if not common_space:  # columns of zeros change no cosine within a modality
+        images, texts = features
+        pair = F.pad(images, (0, texts.shape[1])), F.pad(texts, (0, images.shape[1]))
+    reports = retrieval_metrics(pair, dataset, **switch)
     found: dict[str, Any] = {"metrics": {}, "metrics_by_relevance": reports, "structure": {}}
     if matching is not None:
-        ranked = retrieval_metrics(pair, dataset, matching=matching, device=device, mixed_scores=mixed_scores, **switch)
+        ranked = retrieval_metrics(pair, dataset, matching=matching, mixed_scores=mixed_scores, **switch)
         for name, report in reports.items() if mixed_scores == "matching" else ():
             report |= {key: value for key, value in ranked[name].items() if key.startswith(MIXED)}
         found["reranked"] = _cross_modal(ranked, _short(FOLD_SIZE.get(dataset.name, 0)))
@@ -168,15 +143,13 @@ def retrieval_metrics(
     are scored in chunks that fit the memory of the device; the numbers do not depend on them.
 
     Args:
-        features: of pictures ``[I, D]`` and captions ``[C, D]``, unit rows.
-        dataset: what the features are of.
+        features: of pictures ``[I, D]`` and captions ``[C, D]`` of the data set, unit rows.
         matching: ``scores_i2t [I, C]`` and ``scores_t2i [C, I]``; one gallery only.
         known: relevance by name, for a data set of one gallery; default :func:`relevances`.
-        device: to compute on.
         options: ``protocol``, ``mixed_t2it`` and ``mixed_scores`` of :func:`rvlr_lib.metrics.evaluate_retrieval`.
 
     Raises:
-        ValueError: matching scores or ``known`` for a data set of several galleries, or as there.
+        ValueError: matching scores or ``known`` for several galleries, or as there.
     """
     parts = galleries(features, dataset, device)
     if len(parts) > 1 and (matching or known):
@@ -190,11 +163,14 @@ def retrieval_metrics(
             inputs = (images, texts, gallery.caption_image, relevance.caption_to_image)
             square = {"image_relevance": relevance.image_to_image, "text_relevance": relevance.text_to_text}
             given: dict[str, Any] = {"scores_i2t": scores_i2t, "scores_t2i": scores_t2i, **square, **options}
-            compute = partial(_evaluated, *inputs, **given)
-            report = halve_until_it_fits(compute, rows, "evaluation")
+
+            def measured(size: int, inputs: Any = inputs, given: Any = given) -> dict[str, float]:
+                return evaluate_retrieval(*inputs, chunk_size=size, **given)
+
+            report = halve_until_it_fits(measured, rows, "evaluation")
             reports.setdefault(name, []).append(report)
             if fold < len(gallery) and len(gallery) % fold == 0:
-                report = evaluate_folds(*inputs, fold_size=fold, **given)
+                report = metrics.evaluate_folds(*inputs, fold_size=fold, **given)
                 reports.setdefault(f"{name}_{_short(fold)}", []).append(report)
     return {name: _mean(rows) for name, rows in reports.items()}
 
@@ -203,35 +179,21 @@ def cluster_recall(features: Features, dataset: ImageTextDataset, device: Device
     """Recall with every picture as one cluster: a caption query counts as its share of its picture's captions.
 
     Pictures are what was sampled, so they are the unit within a seed. Where all pictures have as many captions this is
-    plain recall; ``i2t`` asks each picture once anyway. Mean over galleries.
-
-    Returns:
-        ``i2t/R@K``, ``t2i/R@K``, their ``R@mean`` and ``r_mean``, in percent.
+    plain recall. Returns ``i2t/R@K``, ``t2i/R@K``, their ``R@mean`` and ``r_mean``, in percent, mean over galleries.
     """
     rows = []
-    for gallery, (images, texts) in galleries(features, dataset, device):
-        owner = torch.as_tensor(gallery.caption_image, device=images.device)
-        numbers = torch.arange(len(images), device=images.device)
-
-        def recalls(size: int, z=images, w=texts, own=owner, numbers=numbers) -> dict[str, np.ndarray]:
-            parts: dict[str, list[np.ndarray]] = {}
-            for picked in numbers.split(size):
-                hits = recall_at_k(z[picked] @ w.T, own == picked[:, None], per_query=True)
-                for k, value in hits.items():
-                    parts.setdefault(f"i2t/R@{k}", []).append(value)
-            for part, positives in zip(w.split(size), own.split(size), strict=True):
-                for k, value in recall_at_k(part @ z.T, positives, per_query=True).items():
-                    parts.setdefault(f"t2i/R@{k}", []).append(value)
-            return {key: np.concatenate(values) for key, values in parts.items()}
-
-        found = halve_until_it_fits(recalls, working_bytes(device) // (24 * (len(images) + len(texts))), "recall")
-        values = {
-            key: float(value.mean()) if key.startswith("i2t") else cluster_mean(value, gallery.caption_image)
-            for key, value in found.items()
-        }
-        for direction in ("i2t", "t2i"):
-            own = [value for key, value in values.items() if key.startswith(direction)]
-            values[f"{direction}/R@mean"] = float(np.mean(own))
+    for gallery, (z, w) in galleries(features, dataset, device):
+        values: dict[str, float] = {}
+        owner = torch.as_tensor(gallery.caption_image, device=z.device)
+        own = owner == torch.arange(len(z), device=z.device)[:, None]
+        for name, queries, candidates, positives in (("i2t", z, w, own), ("t2i", w, z, owner)):
+            size = max(1, working_bytes(device) // (24 * len(candidates)))
+            batches = zip(queries.split(size), positives.split(size), strict=True)
+            parts = [recall_at_k(rows @ candidates.T, right, per_query=True) for rows, right in batches]
+            hits = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+            unit = np.arange(len(z)) if name == "i2t" else gallery.caption_image
+            recall = {f"{name}/R@{k}": metrics.cluster_mean(value, unit) for k, value in hits.items()}
+            values |= recall | {f"{name}/R@mean": float(np.mean(list(recall.values())))}
         rows.append(values | {"r_mean": (values["i2t/R@mean"] + values["t2i/R@mean"]) / 2})
     return _mean(rows)
 
@@ -268,41 +230,37 @@ def structure(
 ) -> dict[str, float]:
     """Geometry of each modality against other spaces and both truths, mean over galleries.
 
-    Captions are represented by the first of each picture, so that siblings do not stand for structure.
-
-    Args:
-        features: of the space to look at.
-        references: features to compare with, by name: ``teacher``, and ``start`` where that is another space.
-        dataset: what the features are of.
-        common_space: False leaves out what compares pictures with captions.
-        device: to compute on.
+    Captions are represented by the first of each picture, so that siblings do not stand for structure. ``references``
+    are spaces to compare with: ``teacher``, and ``start`` where that is another one; ``common_space=False`` leaves out
+    what compares pictures with captions.
 
     Returns:
         ``<modality>/<measure>_<reference>``: ``overlap`` of the ten nearest neighbours, ``trust`` and ``continuity`` in
         percent, ``relations`` (Spearman, -1 to 1) and ``cka``. On scenes overlap and relations also against ``truth``
-        (the whole scene) and ``shown`` (what the views show). ``<modality>/uniformity``, ``modality_gap`` and
-        ``alignment`` are of the space alone.
+        (the whole scene) and ``shown`` (what the views show). ``<modality>/uniformity``, ``modality_gap``,
+        ``relative_modality_gap`` and ``alignment`` are of the space alone.
     """
     parts = {name: galleries(pair, dataset, device) for name, pair in references.items()}
     rows = []
     for number, (gallery, pair) in enumerate(galleries(features, dataset, device)):
         values: dict[str, float] = {}
         if common_space:
-            values = {f.__name__: f(*pair, gallery.caption_image) for f in (modality_gap, alignment)}
+            gaps = (metrics.modality_gap, metrics.relative_modality_gap, metrics.alignment)
+            values = {gap.__name__: gap(*pair, gallery.caption_image) for gap in gaps}
         truths = {"truth": "latent", "shown": "shown"} if gallery.scene is not None else {}
         known = {name: relevances(gallery)[kind] for name, kind in truths.items()}
         for at, modality in enumerate(("image", "text")):
             rows_of = np.arange(len(gallery)) if modality == "image" else first_captions(gallery)
             space = pair[at][rows_of]
             k = min(NEIGHBOURS, (len(space) - 1) // 2)
-            values[f"{modality}/uniformity"] = uniformity(space)
+            values[f"{modality}/uniformity"] = metrics.uniformity(space)
             for name, found in parts.items():
                 other = found[number][1][at][rows_of]
                 values[f"{modality}/overlap_{name}"] = knn_overlap(space, other, k=k)
                 values[f"{modality}/relations_{name}"] = relational_similarity(space, other)
-                values[f"{modality}/trust_{name}"] = trustworthiness(other, space, k)
-                values[f"{modality}/continuity_{name}"] = continuity(other, space, k)
-                values[f"{modality}/cka_{name}"] = linear_cka(space, other)
+                values[f"{modality}/trust_{name}"] = metrics.trustworthiness(other, space, k)
+                values[f"{modality}/continuity_{name}"] = metrics.continuity(other, space, k)
+                values[f"{modality}/cka_{name}"] = metrics.linear_cka(space, other)
             for name, truth in known.items():
                 square = truth.image_to_image if modality == "image" else truth.text_to_text
                 assert square is not None
@@ -316,15 +274,9 @@ def structure(
 def bending(trained: Mapping[str, float], control: Mapping[str, float]) -> dict[str, float]:
     """What cross-modal training bends: its loss of structure against the start beyond what the control loses.
 
-    The control is the start trained as long on its own loss (``intra``, no cross-modal term): it drifts too. Agreement
-    with a start is full before any training, so the difference of two losses is ``control − trained``.
-
-    Args:
-        trained: :func:`structure` of the trained space, with the reference ``start``.
-        control: that of the control.
-
-    Returns:
-        ``<modality>/<measure>`` for each measure against the start: positive where training bends, in its own unit.
+    The control is the start trained as long on its own loss (``intra``, no cross-modal term): it drifts too. Both are
+    results of :func:`structure` with the reference ``start``; agreement with the start is full before any training, so
+    the difference of the two losses is ``control − trained``: positive where training bends, in the measure's unit.
 
     Raises:
         ValueError: a measure against the start that only one of the two has, or none.
@@ -360,11 +312,6 @@ def galleries(
 
 def _short(count: int) -> str:
     return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
-
-
-def _evaluated(*inputs: Any, **options: Any) -> dict[str, float]:
-    """:func:`evaluate_retrieval` with the chunk size as last positional argument."""
-    return evaluate_retrieval(*inputs[:-1], chunk_size=inputs[-1], **options)
 
 
 def _cross_modal(reports: Mapping[str, Mapping[str, float]], fold: str) -> dict[str, float]:

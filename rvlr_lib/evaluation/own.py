@@ -37,9 +37,7 @@ def read_features(image_path: Path, text_path: Path, captions_path: Path) -> tup
         )
     cleaned = [clean_caption(caption) for each in captions for caption in each]
     if not all(cleaned):
-        raise ValueError(
-            f"{captions_path}: caption {cleaned.index('')} has no letter or digit; give it words or leave it out"
-        )
+        raise ValueError(f"{captions_path}: caption {cleaned.index('')} has no letter or digit; give it words")
     dataset = ImageTextDataset(
         name=Path(captions_path).stem,
         split="test",
@@ -106,13 +104,12 @@ def encode_with_model(
     device: torch.device | str = "cpu",
 ) -> tuple[ImageTextDataset, Tensor, Tensor]:
     """A data set and its features from an open_clip model as it is."""
-    from rvlr_lib.models import build_towers
-    from rvlr_lib.models.towers import tokenize
+    from rvlr_lib.models import build_towers, tokenize
 
     dataset = load_dataset(name_or_path, split=split, image_root=image_root)
     towers = build_towers(model, pretrained)
-    if not pretrained:
-        print(f"{model} has random weights: give --pretrained to audit a trained model")
+    if not pretrained and not model.startswith("local-dir:"):
+        print(f"{model} has random weights in its common space: give --pretrained to audit a trained model")
     visual, text = towers.visual.to(device).eval(), towers.text.to(device).eval()
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (towers.mean, towers.std))
     token_ids = tokenize(towers.tokenizer, dataset.captions)
@@ -135,13 +132,12 @@ def _captions(path: Path) -> list[list[str]]:
         raise ValueError(f"{path} cannot be read as JSON ({error}): give a list with an entry per picture") from error
     if not isinstance(entries, list):
         raise ValueError(f"{path} holds no list with one entry per picture")
-    found: list[list[str]] = []
+    found: list[Any] = []
     for number, entry in enumerate(entries):
         own = entry.get("caption") if isinstance(entry, dict) else entry
-        own = [own] if isinstance(own, str) else own
-        if not isinstance(own, list) or not own or not all(isinstance(caption, str) for caption in own):
+        found.append([own] if isinstance(own, str) else own)
+        if not isinstance(found[-1], list) or not found[-1] or not all(isinstance(text, str) for text in found[-1]):
             raise ValueError(
                 f"{path}: entry {number} is no caption, no list of captions, and has no 'caption': {entry!r}"
             )
-        found.append(own)
     return found

@@ -42,11 +42,8 @@ def matching_scores(
     Args:
         fusion: the student's fusion encoder; moved to ``device``, in evaluation mode.
         image_tokens: ``[I, N, W_image]``, any floating dtype, also memory-mapped: read in consecutive parts.
-        text_tokens: ``[C, L, W]``.
-        text_mask: bool ``[C, L]``, True at real tokens; the first is real.
-        features: unit rows ``[I, D]`` and ``[C, D]``, for the shortlists.
-        top_k: length of a shortlist, cut to the number of candidates.
-        device: to compute on.
+        text_tokens: ``[C, L, W]``, with bool ``text_mask [C, L]``, True at real tokens.
+        features: unit rows ``[I, D]`` and ``[C, D]``, for shortlists of ``top_k``.
         memory: bytes for keys and values of pictures, default 1 GB on a CPU, else 40 % of what is free; what takes
             more is done in parts. Captions without padding and the two results stay whole.
 
@@ -84,7 +81,7 @@ def matching_scores(
         keys_values = fusion.project_images(tokens)
         begin, end = torch.searchsorted(pairs, torch.tensor([part[0], part[-1] + 1]) * count).tolist()
         image_rows, text_rows = pairs[begin:end] // count - part[0], pairs[begin:end] % count
-        logits[begin:end] = score_pairs(fusion, keys_values, texts, image_rows, text_rows, at_once)
+        logits[begin:end] = _score_pairs(fusion, keys_values, texts, image_rows, text_rows, at_once)
     results = []
     for queries, candidates, columns, of_pairs in (
         (images, captions, chosen[0], keys[0]),
@@ -98,16 +95,9 @@ def matching_scores(
 
 @torch.no_grad()
 def shortlist(queries: Tensor, candidates: Tensor, top_k: int, device: torch.device | str = "cpu") -> Tensor:
-    """Exact search: the ``min(top_k, G)`` candidates of each query with the highest dot products, best first.
+    """The ``min(top_k, G)`` candidates ``[G, D]`` of each query ``[Q, D]`` with the highest dot products, best first.
 
-    Args:
-        queries: ``[Q, D]``.
-        candidates: ``[G, D]``.
-        top_k: how many.
-        device: to search on, in chunks of queries that fit its memory.
-
-    Returns:
-        Indices, int64 ``[Q, min(top_k, G)]`` on the CPU.
+    Exact, on ``device`` in chunks that fit; int64 ``[Q, min(top_k, G)]`` on the CPU.
     """
     queries, candidates = queries.to(device), candidates.to(device)
     k = min(top_k, len(candidates))
@@ -118,27 +108,13 @@ def shortlist(queries: Tensor, candidates: Tensor, top_k: int, device: torch.dev
     return halve_until_it_fits(search, working_bytes(device) // (12 * len(candidates)), "search")
 
 
-@torch.inference_mode()
-def score_pairs(
-    fusion: FusionEncoder,
-    keys_values: Tensor,
-    texts: PackedTexts,
-    image_rows: Tensor,
-    text_rows: Tensor,
-    tokens_at_once: int = TOKENS_AT_ONCE,
+def _score_pairs(
+    fusion: FusionEncoder, keys_values: Tensor, texts: PackedTexts, image_rows: Tensor, text_rows: Tensor, tokens: int
 ) -> Tensor:
-    """Positive matching logit of pairs, in batches of captions of one length.
+    """Positive matching logit of pairs ``[P]``, in batches of captions of one length and so many tokens.
 
-    Args:
-        fusion: in evaluation mode.
-        keys_values: ``[layers, 2, I, heads, N, W / heads]``, from :meth:`FusionEncoder.project_images`.
-        texts: packed captions on the same device.
-        image_rows: ``[P]`` row of the picture of each pair, int64.
-        text_rows: ``[P]`` row of the caption of each pair, int64.
-        tokens_at_once: tokens of captions put through together; eight of a picture count as one.
-
-    Returns:
-        float32 ``[P]`` on the CPU.
+    ``keys_values [layers, 2, I, heads, N, W / heads]`` come from :meth:`FusionEncoder.project_images`; eight tokens of
+    a picture count as one of a caption.
     """
     device, grid = texts.tokens.device, keys_values.shape[4]
     of_pairs = texts.lengths[text_rows]
@@ -149,12 +125,12 @@ def score_pairs(
         logits = torch.empty(len(order))
         for length, rows in zip(lengths_present.tolist(), order.split(counts.tolist()), strict=True):
             for part in rows.split(max(1, at_once // (length + grid // 8))):
-                tokens = (texts.starts[text_rows[part]][:, None] + torch.arange(length)).to(device)
-                scored = fusion.match_projected(keys_values, image_rows[part].to(device), texts.tokens[tokens])
+                own = (texts.starts[text_rows[part]][:, None] + torch.arange(length)).to(device)
+                scored = fusion.match_projected(keys_values, image_rows[part].to(device), texts.tokens[own])
                 logits[part] = scored[:, 1].float().cpu()
         return logits
 
-    return halve_until_it_fits(score, tokens_at_once, "matching head")
+    return halve_until_it_fits(score, tokens, "matching head")
 
 
 def _begin(fusion: FusionEncoder, tokens: Tensor, mask: Tensor, device: torch.device) -> PackedTexts:

@@ -38,7 +38,14 @@ def representation_distillation_loss(
     (student, teacher), dtype = feature_rows(
         same_width=True, student_features=student_features, teacher_features=teacher_features
     )
-    return _cross_entropy(student @ teacher.T, temperature, image_ids, bidirectional).to(dtype)
+    logits = student @ teacher.T / nonzero_temperature(temperature)
+    if image_ids is None:
+        target = torch.arange(len(logits), device=logits.device)
+    else:
+        same = same_image(image_ids, len(logits), logits.device).to(logits.dtype)
+        target = same / same.sum(dim=1, keepdim=True)
+    loss = F.cross_entropy(logits, target)
+    return ((loss + F.cross_entropy(logits.T, target)) / 2 if bidirectional else loss).to(dtype)
 
 
 def image_text_contrastive_loss(
@@ -46,53 +53,29 @@ def image_text_contrastive_loss(
 ) -> Tensor:
     """Symmetric InfoNCE between images and captions, the official ``itc``: ``(CE(z w^T) + CE(w z^T)) / 2``.
 
-    Args:
-        image_features: ``[B, D]`` unit rows ``z``.
-        text_features: ``[B, D]`` unit rows ``w``.
-        temperature: as in :func:`representation_distillation_loss`, like ``image_ids``, result and errors.
-        image_ids: ``[B]``.
+    ``image_features [B, D]`` and ``text_features [B, D]`` are unit rows ``z`` and ``w``; the rest is as in
+    :func:`representation_distillation_loss`.
 
     >>> rows = torch.eye(4)
     >>> round(float(image_text_contrastive_loss(rows, rows, 0.1)), 6)
     0.000136
     """
-    (images, texts), dtype = feature_rows(same_width=True, image_features=image_features, text_features=text_features)
-    return _cross_entropy(images @ texts.T, temperature, image_ids, bidirectional=True).to(dtype)
+    images, texts = image_features, text_features
+    return representation_distillation_loss(images, texts, temperature, image_ids, bidirectional=True)
 
 
 def intra_modal_contrastive_loss(
     first_view: Tensor, second_view: Tensor, temperature: float | Tensor, image_ids: Tensor | None = None
 ) -> Tensor:
     """:func:`image_text_contrastive_loss` within one modality: two crops of an image, or two captions of it."""
-    (first, second), dtype = feature_rows(same_width=True, first_view=first_view, second_view=second_view)
-    return _cross_entropy(first @ second.T, temperature, image_ids, bidirectional=True).to(dtype)
-
-
-def _cross_entropy(similarity: Tensor, temperature, image_ids, bidirectional: bool) -> Tensor:
-    logits = similarity / nonzero_temperature(temperature)
-    if image_ids is None:
-        target = torch.arange(len(logits), device=logits.device)
-    else:
-        same = same_image(image_ids, len(logits), logits.device).to(logits.dtype)
-        target = same / same.sum(dim=1, keepdim=True)
-    loss = F.cross_entropy(logits, target)
-    return (loss + F.cross_entropy(logits.T, target)) / 2 if bidirectional else loss
+    return representation_distillation_loss(first_view, second_view, temperature, image_ids, bidirectional=True)
 
 
 def pair_alignment_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """Mean squared distance of the pairs, ``mean |z - w|^2``: pulls each pair together and pushes nothing apart.
+    """Mean squared distance of the pairs, ``mean |z - w|^2``, 0 to 4: pulls each pair together, pushes nothing apart.
 
     Beside the contrastive loss its weight says how strictly pairs must coincide (Wang and Isola 2020, alignment).
-
-    Args:
-        image_features: ``[B, D]`` unit rows ``z``.
-        text_features: ``[B, D]`` unit rows ``w``.
-
-    Returns:
-        Scalar, 0 to 4.
-
-    Raises:
-        ValueError: shapes differ or fewer than two rows.
+    ``image_features [B, D]`` and ``text_features [B, D]`` are unit rows; ValueError where shapes differ or ``B < 2``.
 
     >>> float(pair_alignment_loss(torch.eye(2), -torch.eye(2)))
     4.0
@@ -104,17 +87,8 @@ def pair_alignment_loss(image_features: Tensor, text_features: Tensor) -> Tensor
 def cross_modal_cyclic_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
     """Image i should be as similar to text j as image j to text i: ``(1/B) sum_ij (S_ij - S_ji)^2``.
 
-    ``S`` are the cosines of images and texts (CyCLIP, Goel et al. 2022, cross-modal consistency; its weight is 0.25).
-
-    Args:
-        image_features: ``[B, D]``, unit-normalised inside.
-        text_features: ``[B, D]``, unit-normalised inside.
-
-    Returns:
-        Scalar, 0 or more.
-
-    Raises:
-        ValueError: shapes differ or fewer than two rows.
+    ``S`` are the cosines of ``image_features [B, D]`` and ``text_features [B, D]`` (CyCLIP, Goel et al. 2022,
+    cross-modal consistency, weight 0.25 there). ValueError where shapes differ or ``B < 2``.
 
     >>> rows = torch.eye(2)
     >>> float(cross_modal_cyclic_loss(rows, rows)), float(cross_modal_cyclic_loss(rows, rows[[0, 0]]))

@@ -57,7 +57,7 @@ def centred_relations(features: Tensor) -> Tensor:
 
 def mae(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
     """Mean absolute difference over the pairs."""
-    return (relations - target).abs().sum() / (_pairs(relations) * _magnitude(temperature))
+    return (relations - target).abs().sum() / (_pairs(relations) * magnitude(temperature))
 
 
 def mse(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def mse(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tenso
 
 def cumulative_l1(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
     """Mean absolute difference of the running sums over all pairs, row by row (official "kl"): batch order matters."""
-    return off_diagonal(relations - target).flatten().cumsum(0).abs().mean() / _magnitude(temperature)
+    return off_diagonal(relations - target).flatten().cumsum(0).abs().mean() / magnitude(temperature)
 
 
 def row_kl(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def wasserstein(relations: Tensor, target: Tensor, temperature: float | Tensor, 
     values, order = torch.cat([relations * cost, target * cost], dim=1).sort(dim=1)
     height = torch.cat([cost, -cost], dim=1).gather(1, order).cumsum(dim=1)[:, :-1].abs()
     area, total = (height * values.diff(dim=1)).sum(dim=1), cost.sum(dim=1)
-    return (area / torch.where(total > 0, total, 1)).mean() / _magnitude(temperature)
+    return (area / torch.where(total > 0, total, 1)).mean() / magnitude(temperature)
 
 
 def cosine_cost(features: Tensor) -> Tensor:
@@ -100,7 +100,8 @@ def cosine_cost(features: Tensor) -> Tensor:
     return (1 - cosine_matrix(features)).clamp_min(0).fill_diagonal_(0)
 
 
-def _magnitude(temperature: float | Tensor) -> Any:
+def magnitude(temperature: float | Tensor) -> Any:
+    """Of a number or a tensor, which ``abs`` is not typed for."""
     return abs(temperature)
 
 

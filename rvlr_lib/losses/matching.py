@@ -60,15 +60,8 @@ def _draw(chances: Tensor, generator: torch.Generator | None) -> Tensor:
 def image_text_matching_loss(positive_logits: Tensor, negative_logits: Tensor) -> Tensor:
     """Two-way cross-entropy of the matching head, the official ``itm``.
 
-    Args:
-        positive_logits: ``[B, 2]`` of pairs that belong together (class 1).
-        negative_logits: ``[2B, 2]`` of hard negatives (class 0).
-
-    Returns:
-        Scalar: mean over the ``3B`` rows.
-
-    Raises:
-        ValueError: other shapes, or fewer than two positive rows.
+    Mean over the ``3B`` rows: ``positive_logits [B, 2]`` of pairs that belong together (class 1) and
+    ``negative_logits [2B, 2]`` of hard negatives (class 0). ValueError for other shapes or ``B < 2``.
     """
     positive, negative = as_tensor("positive_logits", positive_logits), as_tensor("negative_logits", negative_logits)
     if positive.ndim != 2 or len(positive) < 2 or positive.shape[1] != 2 or negative.shape != (2 * len(positive), 2):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rvlr_lib.losses._checks import feature_rows, nonzero_temperature, number
-from rvlr_lib.losses.distances import DISTANCES, centred_relations, cosine_cost, cosine_relations
+from rvlr_lib.losses.distances import DISTANCES, centred_relations, cosine_cost, cosine_relations, magnitude
 from rvlr_lib.similarity import off_diagonal
 
 CENTRED = ("mae", "mse", "cumulative_l1", "row_kl")
@@ -44,16 +44,13 @@ def structure_distillation_loss(
         image_teacher_features: ``[B, D_image]``, not detached: frozen teachers get no gradient as they require none.
         text_teacher_features: ``[B, D_text]``.
         fusion_weight: any real number, also outside 0 to 1, or 0-d tensor; gradient flows.
-        temperature: any real number but zero, or 0-d tensor; gradient flows, and as every cosine distance falls with a
-            growing temperature, it is only ever upward. The RKD distances ignore it.
-        distance: ``mae``, ``mse``: mean over the ``B (B − 1)`` entries. ``cumulative_l1`` (official "kl"): mean
-            absolute difference of the running sums. ``wasserstein`` (official "wd"): per row, with weights
-            ``1 − cosine`` of ``cost_features``; its teacher terms are 0. ``row_kl``: KL of the row softmaxes.
-            ``rkd_distance``, ``rkd_angle`` (Park et al. 2019): Huber; angles take ``B^3`` memory and three rows.
-        cost_features: ``[B, D_cost]`` for ``wasserstein``, the student's text features; pass them detached to keep the
-            cost from shrinking the loss. Ignored by every other distance.
+        temperature: any real number but zero, or 0-d tensor; gradient flows and only ever raises it. RKD ignores it.
+        distance: one of :data:`~rvlr_lib.losses.DISTANCES`. ``cumulative_l1`` is the official "kl", ``wasserstein``
+            the official "wd", whose teacher terms are 0. ``rkd_angle`` takes ``B^3`` memory and three rows.
+        cost_features: ``[B, D_cost]`` for ``wasserstein`` alone, the student's text features; detached, they keep the
+            cost from shrinking the loss.
         centred: subtract from ``F``, ``I`` and ``T`` their own mean over the pairs first: the teachers' knowledge
-            without their pull on the mean, which :func:`mean_relation_loss` is. Not for ``wasserstein`` and RKD.
+            without their pull on the mean, which is :func:`mean_relation_loss`. Not for ``wasserstein`` and RKD.
 
     Returns:
         StructureTerms, three scalars. A zero row has cosine 0 with every row; a NaN feature gives NaN.
@@ -115,7 +112,7 @@ def mean_relation_loss(
         text_teacher_features=text_teacher_features,
     )
     student, image, text = (off_diagonal(cosine_relations(x)) for x in features)
-    return (student - _fused(image, text, fusion_weight).mean()).abs().mean().div(abs(temperature)).to(dtype)
+    return (student - _fused(image, text, fusion_weight).mean()).abs().mean().div(magnitude(temperature)).to(dtype)
 
 
 def _fused(image: Tensor, text: Tensor, fusion_weight: float | Tensor) -> Tensor:

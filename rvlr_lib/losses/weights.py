@@ -31,12 +31,7 @@ class LossWeights:
 def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
     """Add up the terms by name.
 
-    Args:
-        terms: scalars by the names of :class:`LossWeights`. A term that a variant does not build is absent.
-        weights: their weights.
-
-    Returns:
-        Scalar.
+    ``terms`` are scalars by the names of :class:`LossWeights`; one that an arm does not build is absent.
 
     Raises:
         ValueError: no term at all, or a term without a weight.
@@ -58,15 +53,8 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
 def anchor_loss(parameters: Iterable[Tensor], start: Iterable[Tensor]) -> Tensor:
     """Sum of the squared differences of the trained weights to where they started (L2-SP, Li et al. 2018).
 
-    Args:
-        parameters: the trained weights.
-        start: detached copies of them, in the same order; they get no gradient.
-
-    Returns:
-        Scalar.
-
-    Raises:
-        ValueError: none, different numbers of tensors, or different shapes, which are named.
+    ``start`` holds copies of the trained ``parameters`` in the same order and gets no gradient. ValueError for no
+    parameter, different numbers of tensors, or different shapes, which are named.
 
     >>> float(anchor_loss([torch.ones(2, 3)], [torch.zeros(2, 3)]))
     6.0
@@ -81,15 +69,10 @@ def anchor_loss(parameters: Iterable[Tensor], start: Iterable[Tensor]) -> Tensor
 
 
 class FusionWeight(nn.Module):
-    """The share of the text teacher in the structure target.
+    """The share of the text teacher in the structure target; calling it gives a 0-d tensor.
 
-    Args:
-        initial: its value at the start.
-        form: ``"sigmoid"`` keeps it inside (0, 1); ``"free"`` is the official unconstrained scalar.
-        learnable: ``False`` keeps ``initial`` for good, which may then be any number in either form.
-
-    Raises:
-        ValueError: unknown form, or a learnable sigmoid that starts outside (0, 1).
+    The form ``"sigmoid"`` keeps it inside (0, 1), and starts there or raises ValueError; ``"free"`` is the official
+    unconstrained scalar. Not ``learnable``, it keeps ``initial`` for good, any number in either form.
 
     >>> FusionWeight(0.5)().item()
     0.5

@@ -266,7 +266,9 @@ def evaluate_folds(
     reports = []
     for fold in torch.arange(len(images), device=images.device).split(int(fold_size)):
         rows = {"i": fold, "c": ((owner >= fold[0]) & (owner <= fold[-1])).nonzero()[:, 0]}
-        cut = {name: matrix[rows[sides[name][0]][:, None], rows[sides[name][1]]] for name, matrix in whole.items()}
+        cut: dict[str, Any] = {
+            name: matrix[rows[sides[name][0]][:, None], rows[sides[name][1]]] for name, matrix in whole.items()
+        }
         features = images[fold], texts[rows["c"]], owner[rows["c"]] - fold[0]
         reports.append(evaluate_retrieval(*features, **({"relevance": None} | cut), **options))
     return {key: float(np.mean([report[key] for report in reports])) for key in reports[0]}

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from rvlr_lib.evaluation.baselines import training_free
 from rvlr_lib.evaluation.evaluate import retrieval_metrics
 from rvlr_lib.evaluation.own import read_array
 from rvlr_lib.similarity import unit_rows
+from tests.tiny import CONFIG
 
 
 def gallery(**dial):
@@ -118,8 +120,19 @@ def files(tmp_path):
 
 
 def arguments(paths, out):
-    return ["audit", "--image-features", str(paths[0]), "--text-features", str(paths[1]), "--captions", str(paths[2]),
-            "--device", "cpu", "--out", str(out)]  # fmt: skip
+    return [
+        "audit",
+        "--image-features",
+        str(paths[0]),
+        "--text-features",
+        str(paths[1]),
+        "--captions",
+        str(paths[2]),
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
 
 
 def test_audit_of_arrays(files, tmp_path, capsys):
@@ -142,7 +155,9 @@ def test_audit_of_arrays(files, tmp_path, capsys):
 
 
 def test_audit_of_a_model(tmp_path, capsys):
-    assert cli.main(["audit", "--dataset", "emoji", "--split", "val", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    open_clip.add_model_config(CONFIG)
+    asked = ["--dataset", "emoji", "--split", "val", "--model", "tiny_48", "--device", "cpu", "--out", str(tmp_path)]
+    assert cli.main(["audit", *asked]) == 0
     assert "has random weights" in capsys.readouterr().out
     assert json.loads((tmp_path / "audit.json").read_text())["data"]["name"] == "emoji"
 
@@ -219,8 +234,12 @@ def test_bad_input_is_named(files, tmp_path, capsys):
     np.save(tmp_path / "few.npy", np.zeros((7, 16), dtype=np.float32))
     assert cli.main(arguments([tmp_path / "few.npy", *paths[1:]], tmp_path / "o")) == 2
     assert f"60 pictures and {len(dataset.captions)} captions, but there are 7 rows" in capsys.readouterr().err
-    for content, said in (('[["a"], 3]', "entry 1 is no caption"), ("[" * 100_000, "cannot be read as JSON"),
-                          ('{"a": 1}', "holds no list"), ('["?!"]', "captions, but there are")):  # fmt: skip
+    for content, said in (
+        ('[["a"], 3]', "entry 1 is no caption"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"a": 1}', "holds no list"),
+        ('["?!"]', "captions, but there are"),
+    ):
         paths[2].write_text(content)
         assert cli.main(arguments(paths, tmp_path / "o")) == 2
         assert said in capsys.readouterr().err

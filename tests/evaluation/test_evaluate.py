@@ -85,7 +85,7 @@ def test_two_unimodal_spaces_of_other_widths(emoji):
     wide = evaluation.retrieval_metrics((evaluation.random_features(emoji, 12, 2)[0], texts), emoji)["rouge_l"]
     assert found["metrics"]["t2t/NDCG@10"] == wide["t2t/NDCG@10"]
     assert found["structure"]["text/overlap_teacher"] == 100
-    assert not {"modality_gap", "alignment"} & found["structure"].keys()
+    assert not {"modality_gap", "relative_modality_gap", "alignment"} & found["structure"].keys()
 
 
 def test_relevance_is_computed_once_for_a_data_set(emoji, monkeypatch):
@@ -124,12 +124,20 @@ def test_structure_is_a_mean_over_galleries_of_first_captions(scenes):
     for begin in (0, 30):
         rows = [5 * picture for picture in range(begin, begin + 30)]
         own, theirs = (side[1][rows] @ side[1][rows].T for side in (features, other))
-        near = [[set(m.fill_diagonal_(-9)[i].argsort(descending=True)[:10].tolist()) for m in (own, theirs)]
-                for i in range(30)]  # fmt: skip
+        near = [
+            [set(m.fill_diagonal_(-9)[i].argsort(descending=True)[:10].tolist()) for m in (own, theirs)]
+            for i in range(30)
+        ]
         slow.append(np.mean([10 * len(a & b) for a, b in near]))
     assert found["text/overlap_start"] == pytest.approx(np.mean(slow))
     assert found["image/overlap_teacher"] == found["text/trust_teacher"] == 100
-    assert {"image/relations_truth", "text/overlap_shown", "modality_gap", "alignment"} <= found.keys()
+    assert {
+        "image/relations_truth",
+        "text/overlap_shown",
+        "modality_gap",
+        "alignment",
+        "relative_modality_gap",
+    } <= found.keys()
 
 
 def test_bending_is_the_loss_beyond_the_controls():

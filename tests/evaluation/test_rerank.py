@@ -14,7 +14,7 @@ IMAGES, CAPTIONS, TOP_K = 17, 40, 5
 def a_fusion(layers):
     """Weights spread far enough that the logits of any two pairs differ."""
     torch.manual_seed(layers)
-    fusion = FusionEncoder(32, 24, layers, 2).eval()
+    fusion = FusionEncoder(24, 24, layers, 32).eval()
     with torch.no_grad():
         for parameter in fusion.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
@@ -25,7 +25,7 @@ def a_fusion(layers):
 def inputs():
     """Tokens of pictures and captions, the mask, and features for the shortlists."""
     generator = torch.Generator().manual_seed(0)
-    images, texts = (torch.randn(*s, generator=generator) for s in ((IMAGES, 7, 24), (CAPTIONS, 12, 32)))
+    images, texts = (torch.randn(*s, generator=generator) for s in ((IMAGES, 7, 24), (CAPTIONS, 12, 24)))
     mask = torch.arange(12) < torch.randint(1, 11, (CAPTIONS, 1), generator=generator)
     return images, texts, mask, tuple(unit_rows(torch.randn(n, 16, generator=generator)) for n in (IMAGES, CAPTIONS))
 
