@@ -53,6 +53,7 @@ class ModelSettings:
     image_size: int = 0  # pixels; 0 is the model's own
     freeze_towers: bool = True  # train heads on cached features; False trains the whole towers
     width: int = 256  # of the common space, for heads
+    precision: Literal["float32", "bfloat16"] = "float32"  # of encoding by frozen towers
     views: int = 3  # cached views of a training picture: one plain, the others augmented
     image_teacher: str = "towers"  # where a teacher comes from, see rvlr_lib.models.pretrained
     text_teacher: str = "towers"

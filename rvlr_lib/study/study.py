@@ -136,6 +136,7 @@ class Study:
 
         def arguments() -> dict[str, Any]:
             common = {
+                "precision": settings.model.precision,
                 "towers": self.towers,
                 "splits": {split: self.dataset(split) for split in SPLITS},
                 "tokens": tokens,
@@ -318,7 +319,16 @@ class Study:
         return None if folder is None else folder / f"{stage.name}-{stage.key}"
 
     def _tower_parts(self) -> dict[str, Any]:
-        names = ("name", "pretrained", "image_weights", "text_weights", "text_layers", "context_length", "image_size")
+        names = (
+            "name",
+            "pretrained",
+            "image_weights",
+            "text_weights",
+            "text_layers",
+            "context_length",
+            "image_size",
+            "precision",
+        )
         return {name: getattr(self.settings.model, name) for name in names}
 
     # ---- results ----------------------------------------------------------------------------------------------------

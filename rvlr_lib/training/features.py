@@ -87,6 +87,7 @@ def encode_images(
     *,
     views: int = 1,
     tokens: bool = False,
+    precision: str = "float32",
     seed: int = 0,
     crop_scale: tuple[float, float] = (0.7, 1.0),
     flip: bool = True,
@@ -112,6 +113,7 @@ def encode_images(
         "pixels": (size, towers.mean, towers.std),
         "views": views,
         "tokens": tokens,
+        "precision": precision,
         "pictures": _digest(map(dataset.source.content, range(len(dataset)))),
     }
     if views > 1:
@@ -122,7 +124,9 @@ def encode_images(
 
     def run(pixels: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
         normal = ((pixels - low) / high).contiguous(memory_format=torch.channels_last)
-        return encode_image_tokens(visual, normal, tokens=wanted, projected=False)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            found, grid = encode_image_tokens(visual, normal, tokens=wanted, projected=False)
+        return found.float(), grid
 
     def work(batch: tuple[Tensor, Tensor]) -> Found:
         rows, pixels = batch
@@ -165,6 +169,7 @@ def encode_captions(
         "weights": _weights(text),
         "context": int(towers.tokenizer.context_length),
         "tokens": tokens,
+        "precision": precision,
         "captions": _digest(caption.encode() for caption in dataset.captions),
     }
     if _is_current(path, made):
@@ -182,7 +187,9 @@ def encode_captions(
     by_distinct = torch.argsort(row_of, stable=True).split(repeats.tolist())  # rows of the captions of each
 
     def run(ids: Tensor) -> Found:
-        features, grid, mask = encode_text_tokens(text, ids.to(device), tokens=tokens, projected=False)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            features, grid, mask = encode_text_tokens(text, ids.to(device), tokens=tokens, projected=False)
+        features = features.float()
         return {"texts": features} | ({} if grid is None else {"tokens": grid, "mask": mask})
 
     probe = run(token_ids[lengths.argmax()][None])

@@ -49,6 +49,7 @@ def make_image_features(
     views: int,
     optim: TrainSettings,
     tokens: bool,
+    precision: str,
     seed: int,
     device: torch.device,
 ) -> None:
@@ -60,6 +61,7 @@ def make_image_features(
             folder,
             views=views if name == "train" else 1,
             tokens=tokens,
+            precision=precision,
             seed=seed,
             crop_scale=optim.crop_scale,
             flip=optim.flip,
@@ -68,11 +70,17 @@ def make_image_features(
 
 
 def make_text_features(
-    folder: Path, *, towers: Towers, splits: Mapping[str, ImageTextDataset], tokens: bool, device: torch.device
+    folder: Path,
+    *,
+    towers: Towers,
+    splits: Mapping[str, ImageTextDataset],
+    tokens: bool,
+    precision: str,
+    device: torch.device,
 ) -> None:
     """Features of the captions of all splits by frozen towers."""
     for dataset in splits.values():
-        encode_captions(towers, dataset, folder, tokens=tokens, device=device)
+        encode_captions(towers, dataset, folder, tokens=tokens, precision=precision, device=device)
 
 
 def make_teacher(
