@@ -106,23 +106,37 @@ class RegimeMap:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What is computed on one data set: overrides, seeds from 0, and which of the plan's arms and dial points."""
+
+    dataset: str
+    seeds: int
+    arms: Sequence[str]
+    dials: Sequence[str]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def cells(self) -> list[str]:
+        """Names of the cells of one seed, such as ``rvlr|text``."""
+        return [f"{name}|{dial}" for dial in self.dials for name in self.arms]
+
+
+@dataclass(frozen=True)
 class Plan:
     """The ``study`` part of a profile.
 
     Attributes:
         preset: sizes.
-        sets: data set -> ``overrides`` of the settings and, where they are not all, ``arms``.
-        seeds: planned, from 0.
+        sets: name -> what is computed on a data set; where it says nothing, all arms, dial points and seeds.
+        seeds: planned for the claims, from 0.
         dials: name -> overrides of the settings.
         arms: of every dial point, references such as ``start`` among them.
         claims: name -> claim.
         delta: metric -> the smallest difference that matters, in points.
         tuning, regime_map: as above.
-        whole: settings, arms and seeds of the demonstration with the fusion encoder.
     """
 
     preset: str
-    sets: Mapping[str, Mapping[str, Any]]
+    sets: Mapping[str, Part]
     seeds: int
     dials: Mapping[str, Mapping[str, Any]]
     arms: Sequence[str]
@@ -130,11 +144,10 @@ class Plan:
     delta: Mapping[str, float]
     tuning: Tuning
     regime_map: RegimeMap
-    whole: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(
         self,
-        dataset: str,
+        name: str,
         dial: str,
         seed: int,
         chosen: Mapping[str, Any] | None = None,
@@ -145,31 +158,24 @@ class Plan:
         """The settings of a data set, dial point and seed.
 
         Args:
-            dataset: one of :attr:`sets`.
+            name: of a part, or of a data set.
             dial: one of :attr:`dials`.
             seed: of everything.
             chosen: what tuning chose, see :mod:`rvlr_lib.study.tuning`; None: nothing yet.
             by_structure: take the trials that validation structure chose.
             overrides: dotted settings.
         """
-        chosen = chosen or {}
+        chosen, part = chosen or {}, self.sets.get(name)
+        dataset, own = (part.dataset, part.overrides) if part else (name, {})
         dials = {**self.dials[dial], **chosen.get("dials", {}).get(dial, {})}
         length = {"stage2.epochs": chosen["epochs"]} if "epochs" in chosen else {}
-        values = {**self.sets[dataset].get("overrides", {}), **dials, **length, "seed": seed, **overrides}
-        settings = load_settings(dataset, self.preset, "corrected", overrides={"data.name": dataset, **values})
+        values = {"data.name": dataset, **own, **dials, **length, "seed": seed, **overrides}
+        settings = load_settings(dataset, self.preset, "corrected", overrides=values)
         arms = {
-            name: ArmSettings(**found["structure" if by_structure else "recall"])
-            for name, found in chosen.get("arms", {}).items()
+            arm: ArmSettings(**found["structure" if by_structure else "recall"])
+            for arm, found in chosen.get("arms", {}).items()
         }
         return dataclasses.replace(settings, arms=arms)
-
-    def arms_of(self, dataset: str) -> Sequence[str]:
-        """The arms that are computed on a data set."""
-        return self.sets[dataset].get("arms", self.arms)
-
-    def cells(self, dataset: str) -> list[str]:
-        """Names of the cells of one seed, such as ``rvlr|text``."""
-        return [f"{name}|{dial}" for dial in self.dials for name in self.arms_of(dataset)]
 
 
 def load_plan(path: Path) -> Plan:
@@ -187,12 +193,18 @@ def load_plan(path: Path) -> Plan:
     for name, kind in parts.items():
         values[name] = _build(kind, values.get(name), f"{path}: '{name}'")
     claims = {name: _build(Claim, claim, f"{path}: claim {name}") for name, claim in values.get("claims", {}).items()}
-    plan = _build(Plan, values | {"claims": claims}, f"{path}: 'study'")
-    named = [name for own in plan.sets for name in plan.arms_of(own)]
+    common = {"seeds": values.get("seeds"), "arms": values.get("arms"), "dials": list(values.get("dials", {}))}
+    sets = {
+        name: _build(Part, {"dataset": name, **common, **own}, f"{path}: {name}")
+        for name, own in values.get("sets", {}).items()
+    }
+    plan = _build(Plan, values | {"claims": claims, "sets": sets}, f"{path}: 'study'")
+    named = [name for part in plan.sets.values() for name in part.arms]
     _only((name.removesuffix(BY_STRUCTURE) for name in named), (*ARMS, *REFERENCES), f"{path}: unknown arm")
+    _only((dial for part in plan.sets.values() for dial in part.dials), plan.dials, f"{path}: unknown dial point")
     _only(plan.regime_map.teachers.values(), ARMS, f"{path}: regime_map: unknown arm")
     _only([*plan.tuning.dials, *plan.regime_map.dials], plan.dials, f"{path}: unknown dial point")
-    cells = {f"{name}:{cell}" for name in plan.sets for cell in plan.cells(name)}
+    cells = {f"{name}:{cell}" for name, part in plan.sets.items() for cell in part.cells()}
     for name, claim in plan.claims.items():
         terms = [term for part in claim.parts for term in part]
         _only((f"{own}:{cell}" for _, own, cell in terms), cells, f"{path}: claim {name}: no such cell")
@@ -201,9 +213,8 @@ def load_plan(path: Path) -> Plan:
             _only([claim.metric], plan.delta, f"{path}: claim {name}: no delta for")
     if plan.seeds < 2 or sum(claim.primary for claim in plan.claims.values()) > MAX_PRIMARY:
         raise ValueError(f"{path}: a study plans two seeds or more and at most {MAX_PRIMARY} primary claims")
-    for name, own in plan.sets.items():
-        _only(own, ("arms", "overrides"), f"{path}: unknown key of {name}:")
-        for dial in plan.dials:
+    for name, part in plan.sets.items():
+        for dial in part.dials:
             plan.settings(name, dial, 0)  # every setting is checked before anything runs
     return plan
 

@@ -122,7 +122,7 @@ def run_study(
         run_map(plan, folder, runner, parse_seeds(seeds) or list(plan.regime_map.seeds))
     else:
         names = sets.split(",") if sets else list(plan.sets)
-        confirm(plan, folder, runner, names, parse_seeds(seeds) or list(range(plan.seeds)))
+        confirm(plan, folder, runner, names, parse_seeds(seeds))
 
 
 def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds: Sequence[int]) -> None:
@@ -132,31 +132,40 @@ def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds
     if unknown:
         raise ValueError(f"unknown data set {unknown[0]!r}: the plan has {', '.join(plan.sets)}")
     todo = []
-    for dataset in sets:
-        for seed in seeds:
-            there = _open(folder, dataset, seed, sealed)["cells"]
-            todo += [(dataset, dial, seed) for dial in plan.dials if f"{plan.arms_of(dataset)[-1]}|{dial}" not in there]
-    runner.say(f"{len(todo)} of {len(sets) * len(seeds) * len(plan.dials)} cells to compute")
-    items = [(plan, chosen, dataset, dial, seed) for dataset, dial, seed in todo]
+    for name in sets:
+        part = plan.sets[name]
+        for seed in seeds or range(part.seeds):
+            there = _open(folder, name, seed, sealed)["cells"]
+            for dial in part.dials:
+                arms = [arm for arm in part.arms if f"{arm}|{dial}" not in there]
+                todo += [(name, dial, seed, arms)] if arms else []
+    runner.say(f"{sum(len(arms) for *_, arms in todo)} cells to compute")
+    items = [(plan, chosen, *cell) for cell in todo]
     for number, cells in runner.stream(compute_cell, items, "cells"):
-        dataset, _, seed = todo[number]
-        record = _open(folder, dataset, seed, sealed)
-        order = plan.cells(dataset)
+        name, _, seed, _ = todo[number]
+        record, order = _open(folder, name, seed, sealed), plan.sets[name].cells()
         record["cells"] |= cells
-        record["cells"] = {name: record["cells"][name] for name in order if name in record["cells"]}
-        write_json(_file(folder, dataset, seed), record)
+        record["cells"] = {cell: record["cells"][cell] for cell in order if cell in record["cells"]}
+        write_json(_file(folder, name, seed), record)
 
 
 def compute_cell(
-    plan: Plan, chosen: Mapping[str, Any], dataset: str, dial: str, seed: int, device: str, root: str | None
+    plan: Plan,
+    chosen: Mapping[str, Any],
+    part: str,
+    dial: str,
+    seed: int,
+    arms: Sequence[str],
+    device: str,
+    root: str | None,
 ) -> dict[str, Any]:
-    """Small records of all arms at one dial point and seed; runs in a process of its own."""
+    """Small records of some arms at one dial point and seed; runs in a process of its own."""
     from rvlr_lib.study.study import Study
 
     found = {}
-    for name in plan.arms_of(dataset):
+    for name in arms:
         begun = time.process_time()
-        settings = plan.settings(dataset, dial, seed, chosen, by_structure=name.endswith(BY_STRUCTURE))
+        settings = plan.settings(part, dial, seed, chosen, by_structure=name.endswith(BY_STRUCTURE))
         study = Study(settings, device=device, root=Path(root) if root else None)
         record = study.result(name.removesuffix(BY_STRUCTURE)).record
         metrics = {

@@ -19,7 +19,8 @@ PULL = {"mean_relation": "structure"}  # groups that share their draws, so that 
 
 def tuned_arms(plan: Plan) -> list[str]:
     """The arms that are tuned on their own, in the plan's order."""
-    names = dict.fromkeys(name.removesuffix(BY_STRUCTURE) for name in (*plan.arms, *plan.regime_map.teachers.values()))
+    every = [*(name for part in plan.sets.values() for name in part.arms), *plan.regime_map.teachers.values()]
+    names = dict.fromkeys(name.removesuffix(BY_STRUCTURE) for name in every)
     return [name for name in names if name in ARMS and arm(name).stage == 2 and not arm(name).takes]
 
 
