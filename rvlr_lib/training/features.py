@@ -149,7 +149,13 @@ def encode_images(
 
 @torch.inference_mode()
 def encode_captions(
-    towers: Towers, dataset: ImageTextDataset, folder: Path, *, tokens: bool = False, device: torch.device | str = "cpu"
+    towers: Towers,
+    dataset: ImageTextDataset,
+    folder: Path,
+    *,
+    tokens: bool = False,
+    precision: str = "float32",
+    device: torch.device | str = "cpu",
 ) -> Path:
     """Store features of the captions of a data set by the frozen text tower; several processes share the work.
 
