@@ -1,6 +1,6 @@
 """Structure-aware distillation: the student keeps its teachers' relations (official ``kd``, ``kdi``, ``kdt``)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def structure_distillation_loss(
     if centred and distance not in CENTRED:
         raise ValueError(f"centred goes with {', '.join(CENTRED)}, not with {distance}")
     temperature, fusion_weight = nonzero_temperature(temperature), number("fusion_weight", fusion_weight)
-    features = {"student_features": student_features}
+    features: dict[str, Any] = {"student_features": student_features}
     features |= {"image_teacher_features": image_teacher_features, "text_teacher_features": text_teacher_features}
     rows, dtype = feature_rows(minimum=3 if distance == "rkd_angle" else 2, **features)
     relations_of, compare = DISTANCES[distance]
@@ -103,7 +103,7 @@ def mean_relation_loss(
     2.0
     """
     temperature, fusion_weight = nonzero_temperature(temperature), number("fusion_weight", fusion_weight)
-    features = {"student_features": student_features}
+    features: dict[str, Any] = {"student_features": student_features}
     features |= {"image_teacher_features": image_teacher_features, "text_teacher_features": text_teacher_features}
     rows, dtype = feature_rows(**features)
     student, image, text = (off_diagonal(cosine_relations(x)) for x in rows)
