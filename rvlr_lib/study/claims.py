@@ -212,7 +212,7 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
         "",
         "An effect is a mean over seeds; its interval is a t-interval over seeds at the level that Holm's correction "
         f"over the {len(found)} claims asks for. **better**, **worse**: the interval lies off 0. **equivalent**: the "
-        "90 % interval lies inside ±delta. **inconclusive**: neither. Below 5 seeds there is no verdict; the planned look is at "
+        "90 % interval lies inside ±delta. **inconclusive**: neither. The planned look is at "
         f"{sweep.seeds} seeds, and one before it is marked (so far). Seeds vary the training, not the pictures: an "
         "interval is about other trainings on this one draw of pictures.",
         "",
