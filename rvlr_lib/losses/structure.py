@@ -1,6 +1,6 @@
 """Structure-aware distillation: the student keeps its teachers' relations (official ``kd``, ``kdi``, ``kdt``)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,19 +70,16 @@ def structure_distillation_loss(
     if centred and distance not in CENTRED:
         raise ValueError(f"centred goes with {', '.join(CENTRED)}, not with {distance}")
     temperature, fusion_weight = nonzero_temperature(temperature), number("fusion_weight", fusion_weight)
-    features, dtype = feature_rows(
-        minimum=3 if distance == "rkd_angle" else 2,
-        student_features=student_features,
-        image_teacher_features=image_teacher_features,
-        text_teacher_features=text_teacher_features,
-    )
+    features: dict[str, Any] = {"student_features": student_features}
+    features |= {"image_teacher_features": image_teacher_features, "text_teacher_features": text_teacher_features}
+    rows, dtype = feature_rows(minimum=3 if distance == "rkd_angle" else 2, **features)
     relations_of, compare = DISTANCES[distance]
-    student, image, text = map(centred_relations if centred else relations_of, features)
+    student, image, text = map(centred_relations if centred else relations_of, rows)
     target = _fused(image, text, fusion_weight)
     if distance == "wasserstein":
         if cost_features is None:
             raise ValueError("wasserstein needs cost_features")
-        (_, cost), _ = feature_rows(student_features=features[0], cost_features=cost_features)
+        (_, cost), _ = feature_rows(student_features=rows[0], cost_features=cost_features)
         loss = compare(student, target, temperature, cosine_cost(cost).to(student)).to(dtype)
         return StructureTerms(loss, loss.new_zeros(()), loss.new_zeros(()))
     return StructureTerms(*(compare(relations, target, temperature).to(dtype) for relations in (student, image, text)))
@@ -106,12 +103,10 @@ def mean_relation_loss(
     2.0
     """
     temperature, fusion_weight = nonzero_temperature(temperature), number("fusion_weight", fusion_weight)
-    features, dtype = feature_rows(
-        student_features=student_features,
-        image_teacher_features=image_teacher_features,
-        text_teacher_features=text_teacher_features,
-    )
-    student, image, text = (off_diagonal(cosine_relations(x)) for x in features)
+    features: dict[str, Any] = {"student_features": student_features}
+    features |= {"image_teacher_features": image_teacher_features, "text_teacher_features": text_teacher_features}
+    rows, dtype = feature_rows(**features)
+    student, image, text = (off_diagonal(cosine_relations(x)) for x in rows)
     return (student - _fused(image, text, fusion_weight).mean()).abs().mean().div(magnitude(temperature)).to(dtype)
 
 

@@ -82,13 +82,13 @@ def evaluate_retrieval(
     >>> report["r_mean"], report["t2it/NDCG@10"]
     (100.0, 100.0)
     """
-    for name, value, valid in (
+    for switch, chosen, valid in (
         ("protocol", protocol, ("corrected", "official")),
         ("mixed_t2it", mixed_t2it, ("direct", "transposed")),
         ("mixed_scores", mixed_scores, ("cosine", "matching")),
     ):
-        if value not in valid:
-            raise ValueError(f"unknown {name} {value!r}; valid: {', '.join(valid)}")
+        if chosen not in valid:
+            raise ValueError(f"unknown {switch} {chosen!r}; valid: {', '.join(valid)}")
     official, ks_recall = protocol == "official", check_ks(ks_recall)
     world = _world(image_features, text_features, caption_image, relevance, scores_i2t, scores_t2i)
     images, captions, device = len(world.z), len(world.w), world.z.device
@@ -160,16 +160,20 @@ def _world(image_features, text_features, caption_image, relevance, scores_i2t, 
     if relevance is None:
         raise ValueError("relevance is needed")
     relevance = check_relevance("relevance", relevance, (len(w), len(z)), z.device)
-    given = []
-    for name, scores, shape in (
-        ("scores_i2t", scores_i2t, (len(z), len(w))),
-        ("scores_t2i", scores_t2i, (len(w), len(z))),
-    ):
-        scores = None if scores is None else check_scores(as_tensor(name, scores, z.device))
-        if scores is not None and scores.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(scores.shape)}, expected {shape}")
-        given.append(scores)
-    return _World(unit_rows(z), unit_rows(w), owner, relevance, *given, first % len(w), first < len(w))
+    matching = (
+        _matching("scores_i2t", scores_i2t, (len(z), len(w)), z.device),
+        _matching("scores_t2i", scores_t2i, (len(w), len(z)), z.device),
+    )
+    return _World(unit_rows(z), unit_rows(w), owner, relevance, *matching, first % len(w), first < len(w))
+
+
+def _matching(name: str, scores: Any, shape: tuple[int, int], device: torch.device) -> Tensor | None:
+    if scores is None:
+        return None
+    scores = check_scores(as_tensor(name, scores, device))
+    if tuple(scores.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(scores.shape)}, expected {shape}")
+    return scores
 
 
 def _mean_relevance(world: _World) -> Tensor:
@@ -266,9 +270,10 @@ def evaluate_folds(
     reports = []
     for fold in torch.arange(len(images), device=images.device).split(int(fold_size)):
         rows = {"i": fold, "c": ((owner >= fold[0]) & (owner <= fold[-1])).nonzero()[:, 0]}
-        cut: dict[str, Any] = {
-            name: matrix[rows[sides[name][0]][:, None], rows[sides[name][1]]] for name, matrix in whole.items()
-        }
-        features = images[fold], texts[rows["c"]], owner[rows["c"]] - fold[0]
-        reports.append(evaluate_retrieval(*features, **({"relevance": None} | cut), **options))
+        cut: dict[str, Any] = {"relevance": None}  # which is refused
+        for name, matrix in whole.items():
+            down, across = (rows[side] for side in sides[name])
+            cut[name] = matrix[down[:, None], across]
+        part = images[fold], texts[rows["c"]], owner[rows["c"]] - fold[0]
+        reports.append(evaluate_retrieval(part[0], part[1], part[2], **cut, **options))
     return {key: float(np.mean([report[key] for report in reports])) for key in reports[0]}

@@ -184,12 +184,14 @@ def test_rkd_distance_is_exact_where_rows_are_equal_and_near(draw):
     relations_of = DISTANCES["rkd_distance"][0]
     rows = draw(40, 64).detach().float()
     assert relations_of(rows[:1].expand(40, 64)).abs().max() == 0
-    rows[7] = rows[3]
-    assert relations_of(rows)[3, 7] == 0
+    once = draw(150, 300).detach().float()
+    twice = torch.cat([once, 3 * once])  # equal but for rounding
+    assert (relations_of(twice).diagonal(150) == 0).all()
     rows[8] = rows[3] + 0.05 * rows[9]
-    exact = torch.nn.functional.normalize(rows.double())
-    exact = (exact[:, None] - exact[None]).norm(dim=-1)
-    assert relations_of(rows).numpy() == pytest.approx((exact * 40 * 39 / exact.sum()).numpy(), abs=1e-5)
+    for near in (rows, 1 + 1e-4 * rows):  # all rows in one place, as after a collapse
+        exact = torch.nn.functional.normalize(near.double())
+        exact = (exact[:, None] - exact[None]).norm(dim=-1)
+        assert relations_of(near).numpy() == pytest.approx((exact * 40 * 39 / exact.sum()).numpy(), abs=5e-3)
 
 
 @ALL
@@ -215,7 +217,7 @@ def test_dtypes(views, distance, centred):
 
 
 def test_half_precision_of_a_large_batch_does_not_overflow(draw):
-    rows = draw(400, 3).detach().half()
+    rows = draw(800, 3).detach().half()
     assert loss((rows, rows[:, :2], rows[:, 1:], rows), "mae", temperature=0.01).student.isfinite()
 
 
