@@ -142,18 +142,25 @@ class FeatureBatches(Batches):
     """
 
     def __init__(
-        self, features: FeatureSet, caption_image: Any, optim: TrainSettings, rows: Rows, seed: int,
+        self,
+        features: FeatureSet,
+        caption_image: Any,
+        optim: TrainSettings,
+        rows: Rows,
+        seed: int,
         device: torch.device,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(caption_image, optim, rows, seed, device)
         sizes = (features.images.shape[1], len(features.texts))
         if sizes != (len(self.counts), len(self.owner)):
-            raise ValueError(f"features of {sizes[0]} pictures and {sizes[1]} captions do not fit a data set of "
-                             f"{len(self.counts)} and {len(self.owner)}")  # fmt: skip
+            raise ValueError(
+                f"features of {sizes[0]} pictures and {sizes[1]} captions do not fit a data set of "
+                f"{len(self.counts)} and {len(self.owner)}"
+            )
         for name in ("owner", "by_image", "counts", "starts", "within"):
             setattr(self, name, getattr(self, name).to(device))
         self.images, self.texts = features.images.to(device).float(), features.texts.to(device).float()
-        self.tokens = (features.image_tokens, features.text_tokens, features.text_mask)
+        self.tokens: tuple[Any, ...] = (features.image_tokens, features.text_tokens, features.text_mask)
 
     def read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
         """As the base class says."""
@@ -164,8 +171,10 @@ class FeatureBatches(Batches):
         second = 1 + (first + (draws * (views - 2)).long()) % (views - 1) if views > 2 else torch.zeros_like(first)
         if tokens:
             if any(part is None for part in self.tokens):
-                raise ValueError("the cached features hold no tokens, which the matching loss needs: make them anew "
-                                 "with model.fusion_layers >= 1")  # fmt: skip
+                raise ValueError(
+                    "the cached features hold no tokens, which the matching loss needs: make them anew "
+                    "with model.fusion_layers >= 1"
+                )
             self.tokens = tuple(part.to(self.device) for part in self.tokens)
             lengths = self._lengths(epoch.captions)
         for step in range(self.position, shape[0]):
@@ -177,7 +186,7 @@ class FeatureBatches(Batches):
                 cached = (
                     CachedRows(picture, image_tokens[images], None),
                     CachedRows(caption, text_tokens[captions, : lengths[step]], mask[captions, : lengths[step]]),
-                )  # fmt: skip
+                )
             yield Inputs(*cached, images, captions, *(self._second(epoch, second, step) if two_views else ()))
 
     def _second(self, epoch: Epoch, views: Tensor, step: int) -> Iterator[CachedRows]:
@@ -209,9 +218,14 @@ class PixelBatches(Batches):
     """
 
     def __init__(
-        self, dataset: ImageTextDataset, towers: Towers | TowerStudent, optim: TrainSettings, rows: Rows, seed: int,
+        self,
+        dataset: ImageTextDataset,
+        towers: Towers | TowerStudent,
+        optim: TrainSettings,
+        rows: Rows,
+        seed: int,
         device: torch.device,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(dataset.caption_image, optim, rows, seed, device)
         self.draw_on = torch.device("cpu")  # where pictures are read from
         self.dataset, self.image_size = dataset, towers.image_size
@@ -236,8 +250,9 @@ class PixelBatches(Batches):
 
     def _view(self, pixels: Tensor, purpose: str, step: int) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(derived_seed(self.seed, purpose, self.epoch, step))
-        return augment(pixels, generator, scale=self.optim.crop_scale, flip=self.optim.flip,
-                       part=(self.part, self.batch_rows))  # fmt: skip
+        return augment(
+            pixels, generator, scale=self.optim.crop_scale, flip=self.optim.flip, part=(self.part, self.batch_rows)
+        )
 
 
 def ahead(items: Iterable[Item], work: Callable[[Item], Found]) -> Iterator[tuple[Item, Found]]:

@@ -83,8 +83,9 @@ def last_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
             print(f"{'; '.join(trouble)}: going on from {path.name}")
         return path.name, state
     if trouble:
-        raise ValueError(f"{'; '.join(trouble)}; no checkpoint of {folder} is whole: --resume no starts this training "
-                         "anew")  # fmt: skip
+        raise ValueError(
+            f"{'; '.join(trouble)}; no checkpoint of {folder} is whole: --resume no starts this training anew"
+        )
     return None
 
 
@@ -102,6 +103,7 @@ def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 def _joined(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
-        return tensors[value["tensor"]] if value.keys() == {"tensor"} else {
-            key: _joined(item, tensors) for key, item in value.items()}  # fmt: skip
+        if value.keys() == {"tensor"}:
+            return tensors[value["tensor"]]
+        return {key: _joined(item, tensors) for key, item in value.items()}
     return [_joined(item, tensors) for item in value] if isinstance(value, list) else value

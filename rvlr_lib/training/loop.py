@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, get_total_norm
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LinearLR, SequentialLR
+from torch import Tensor
 from tqdm import tqdm
 
 from rvlr_lib.config import TrainSettings
@@ -26,6 +23,7 @@ from rvlr_lib.losses import LossWeights
 from rvlr_lib.metrics import recall_at_k
 from rvlr_lib.training.batches import Batches, Inputs
 from rvlr_lib.training.checkpoint import last_checkpoint, write_checkpoint
+from rvlr_lib.training.optimizer import build_optimizer, checkpoint_gradients, clip_gradient
 from rvlr_lib.training.processes import (
     add_up,
     every_random_state,
@@ -35,8 +33,6 @@ from rvlr_lib.training.processes import (
     set_random_states,
     spread,
 )
-
-SCALARS = ("fusion_weight", "relation_temperature")  # parameters with their own learning-rate multiplier
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def fit(
-    objective: nn.Module,
+    objective: Any,
     weights: LossWeights,
     batches: Batches,
     optim: TrainSettings,
@@ -129,22 +125,19 @@ def fit(
     training = Training(objective, weights, batches, optim, device, label, execution)
     lines = training.resume()
     interval = 0.5 if sys.stderr.isatty() else 15.0  # notebooks and logs keep every refresh
-    with (
-        _Log(log_path, lines) as log,
-        tqdm(total=training.steps, initial=training.step, desc=label, unit="step", mininterval=interval,
-             disable=not is_main()) as bar,
-    ):  # fmt: skip
+    log, shown = _Log(log_path, lines), {"desc": label, "unit": "step", "mininterval": interval}
+    with log.file, tqdm(total=training.steps, initial=training.step, disable=not is_main(), **shown) as bar:
         while training.epoch < optim.epochs:
             for inputs in batches.take(two_views=objective.two_views, tokens=objective.tokens):
                 log.write(training.train_step(inputs))
                 bar.update()
                 if batches.position < batches.steps_per_epoch:
-                    training.save_if_due(log)
+                    training.save_if_due(log.text)
             objective.eval()
             scores = validate()
             objective.train()
             log.write(training.close_epoch(scores))
-            training.save_if_due(log)
+            training.save_if_due(log.text)
     fitted = training.fitted
     fitted.seconds, fitted.state = training.seconds(), {name: value.cpu() for name, value in fitted.state.items()}
     return fitted
@@ -154,9 +147,15 @@ class Training:
     """A training under way: where it stands, one step of it, and its checkpoints. Arguments as of :func:`fit`."""
 
     def __init__(
-        self, objective: nn.Module, weights: LossWeights, batches: Batches, optim: TrainSettings, device: torch.device,
-        label: str, execution: Execution,
-    ) -> None:  # fmt: skip
+        self,
+        objective: Any,
+        weights: LossWeights,
+        batches: Batches,
+        optim: TrainSettings,
+        device: torch.device,
+        label: str,
+        execution: Execution,
+    ) -> None:
         self.objective, self.weights, self.batches, self.optim = objective, asdict(weights), batches, optim
         self.device, self.label, self.execution = device, label, execution
         if execution.gradient_checkpointing:
@@ -164,7 +163,7 @@ class Training:
         self.model = spread(objective)
         self.compile = execution.compile
         self.steps = optim.epochs * batches.steps_per_epoch
-        self.optimizer, self.schedule = _optimizer(objective, optim, self.steps, fused=device.type == "cuda")
+        self.optimizer, self.schedule = build_optimizer(objective, optim, self.steps, fused=device.type == "cuda")
         bfloat16 = optim.precision == "bfloat16" or (optim.precision == "auto" and device.type == "cuda")
         self.precision: Any = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
         self.fitted = Fitted({}, -1, -math.inf, 0.0, self.steps)
@@ -187,22 +186,30 @@ class Training:
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
         except torch.OutOfMemoryError as error:
-            raise ValueError(f"{self.label}, step {self.step}: the memory of {self.device} does not hold a batch of "
-                             f"{self.optim.batch_size}: set a smaller batch_size or gradient_checkpointing "
-                             f"({str(error).splitlines()[0]})") from None  # fmt: skip
+            raise ValueError(
+                f"{self.label}, step {self.step}: the memory of {self.device} does not hold a batch of "
+                f"{self.optim.batch_size}: set a smaller batch_size or gradient_checkpointing "
+                f"({str(error).splitlines()[0]})"
+            ) from None
         except ValueError:  # a loss may refuse what is not finite in words of its own
             self._watch(self._scalars())
             self.check_finite()
             raise
-        norm = _clip(self.objective, self.optim.clip_norm)
+        norm = clip_gradient(self.objective, self.optim.clip_norm)
         self._watch({**terms, "gradient norm": norm, **self._scalars()})
         record: dict[str, float] = {}
         if self.step % self.optim.log_every == 0 or self.step == self.steps - 1:
             self.check_finite()
             values = _mean_over_processes({"total": total, **{f"loss/{name}": term for name, term in terms.items()}})
-            record = {"step": self.step, "epoch": self.epoch, "total": values.pop("total"),
-                      "gradient_norm": float(norm), "learning_rate": float(self.schedule.get_last_lr()[0]),
-                      **values, **self.objective.scalars()}  # fmt: skip
+            record = {
+                "step": self.step,
+                "epoch": self.epoch,
+                "total": values.pop("total"),
+                "gradient_norm": float(norm),
+                "learning_rate": float(self.schedule.get_last_lr()[0]),
+                **values,
+                **self.objective.scalars(),
+            }
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
@@ -232,8 +239,10 @@ class Training:
         first = min(step for step, _ in found)
         if first < math.inf:
             bad = {name: value for name, (step, value) in zip(self.watched, found, strict=True) if step == first}
-            raise FloatingPointError(f"{self.label}, step {first:.0f}: not finite: "
-                                     + ", ".join(f"{name} = {value}" for name, value in bad.items()))  # fmt: skip
+            raise FloatingPointError(
+                f"{self.label}, step {first:.0f}: not finite: "
+                + ", ".join(f"{name} = {value}" for name, value in bad.items())
+            )
 
     def _watch(self, values: dict[str, Tensor]) -> None:
         """Keep the first step at which a value was not finite, and the value."""
@@ -267,13 +276,13 @@ class Training:
         if is_main():
             print(f"{self.label}: {told}")
 
-    def save_if_due(self, log: "_Log") -> None:
+    def save_if_due(self, log: str) -> None:
         """Write a checkpoint every ``save_every`` steps; only the main process writes."""
         folder = self.execution.checkpoints
         if folder is None or self.step % self.execution.save_every or self.step == self.steps:
             return
         self.check_finite()
-        state = self.state_dict() | {"log": log.text()}
+        state = self.state_dict() | {"log": log}
         if is_main():
             write_checkpoint(folder, self.step, state)
 
@@ -310,11 +319,17 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a training needs to go on as if it had never stopped."""
         fitted = asdict(self.fitted) | {"seconds": self.seconds(), "state": self.fitted.state}
-        return {"step": self.step, "steps": self.steps, "epoch": self.epoch, "batches": self.batches.state_dict(),
-                "weights": self.objective.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(), "random": self.random_states(),
-                "fitted": fitted | {"best_score": None if math.isinf(fitted["best_score"]) else fitted["best_score"]},
-                }  # fmt: skip
+        return {
+            "step": self.step,
+            "steps": self.steps,
+            "epoch": self.epoch,
+            "batches": self.batches.state_dict(),
+            "weights": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": self.random_states(),
+            "fitted": fitted | {"best_score": None if math.isinf(fitted["best_score"]) else fitted["best_score"]},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], where: str = "the state") -> None:
         """Go on from what :meth:`state_dict` gave.
@@ -323,8 +338,10 @@ class Training:
             ValueError: it is of another training: names ``where``.
         """
         if state["steps"] != self.steps:
-            raise ValueError(f"{where} is of a training of {state['steps']} steps, this one has {self.steps}: "
-                             "--resume no starts anew")  # fmt: skip
+            raise ValueError(
+                f"{where} is of a training of {state['steps']} steps, this one has {self.steps}: "
+                "--resume no starts anew"
+            )
         try:
             self.objective.load_state_dict(state["weights"])
         except RuntimeError as error:
@@ -344,29 +361,18 @@ class Training:
 class _Log:
     """The log of a training: JSON lines, written by the main process as they come."""
 
-    def __init__(self, path: Path, lines: str) -> None:
-        self.path = path if is_main() else Path(os.devnull)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.lines = [lines]
-
-    def __enter__(self) -> "_Log":
-        self.file = self.path.open("w", encoding="utf-8")
-        self.file.write(self.text())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+    def __init__(self, path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.text, self.file = text, (path if is_main() else Path(os.devnull)).open("w", encoding="utf-8")
+        self.file.write(text)
 
     def write(self, record: dict[str, float]) -> None:
         """Add a line; nothing for an empty record."""
         if record:
-            self.lines.append(json.dumps(record) + "\n")
-            self.file.write(self.lines[-1])
+            line = json.dumps(record) + "\n"
+            self.text += line
+            self.file.write(line)
             self.file.flush()
-
-    def text(self) -> str:
-        """All lines so far."""
-        return "".join(self.lines)
 
 
 def cross_modal_recall(images: Tensor, texts: Tensor, caption_image: Tensor) -> dict[str, float]:
@@ -384,65 +390,7 @@ def cross_modal_recall(images: Tensor, texts: Tensor, caption_image: Tensor) -> 
     return values | {"r_mean": sum(values.values()) / len(values)}
 
 
-def checkpoint_gradients(module: nn.Module) -> None:
-    """Turn on gradient checkpointing in the towers of a student.
-
-    Raises:
-        ValueError: a tower has none to turn on.
-    """
-    for name, part in module.named_modules():
-        if name.split(".")[-1] in ("visual", "text"):
-            if not hasattr(part, "set_grad_checkpointing"):
-                raise ValueError(f"gradient checkpointing: {type(part).__name__} ({name}) cannot do it; leave it out")
-            part.set_grad_checkpointing(True)
-
-
-def is_tower_body(name: str) -> bool:
-    """Whether a parameter belongs to a tower's body, and not to its projection into the common space or a new head.
-
-    >>> names = ("visual.conv1.weight", "visual.proj", "text.text_projection", "fusion.layers.weight")
-    >>> [is_tower_body(f"student.{name}") for name in names]
-    [True, False, False, False]
-    """
-    parts = name.split(".")
-    tower = next((place for place, part in enumerate(parts) if part in ("visual", "text")), None)
-    if tower is None or "fusion" in parts[:tower]:
-        return False
-    return parts[tower + 1] not in ("proj", "text_projection", "head")
-
-
 def _mean_over_processes(values: dict[str, Tensor]) -> dict[str, float]:
     """The values of the whole batch: each process has the matching loss of its own rows only."""
     means = add_up(torch.stack([value.detach() for value in values.values()])) / processes()[1]
     return dict(zip(values, means.tolist(), strict=True))
-
-
-def _optimizer(objective: nn.Module, optim: TrainSettings, steps: int, *, fused: bool) -> tuple[AdamW, SequentialLR]:
-    """AdamW without decay on biases, norms, temperatures and the fusion weight; warm-up, then linear decay."""
-    rate = optim.learning_rate
-    groups: dict[tuple[float, float], list[Tensor]] = {(rate, optim.weight_decay): []}  # first: its rate is logged
-    for name, parameter in objective.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        scalar = any(part in name for part in SCALARS)
-        own = optim.scalar_lr_multiplier if scalar else optim.tower_lr_multiplier if is_tower_body(name) else 1.0
-        decay = 0.0 if scalar or parameter.ndim <= 1 else optim.weight_decay
-        groups.setdefault((rate * own, decay), []).append(parameter)
-    optimizer = AdamW(
-        [{"params": group, "lr": own, "weight_decay": decay} for (own, decay), group in groups.items()],
-        lr=rate,
-        betas=optim.betas,
-        fused=fused or None,
-    )
-    warmup = max(1, round(optim.warmup * steps))
-    rise = LinearLR(optimizer, 1 / warmup, 1.0, max(1, warmup - 1))
-    falling = max(1, steps - warmup)
-    fall = LinearLR(optimizer, 1.0, 1 / falling, max(1, falling - 1))
-    return optimizer, SequentialLR(optimizer, [rise, fall], milestones=[warmup])
-
-
-def _clip(objective: nn.Module, limit: float) -> Tensor:
-    parameters = [parameter for parameter in objective.parameters() if parameter.grad is not None]
-    if limit > 0:
-        return clip_grad_norm_(parameters, limit)
-    return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])

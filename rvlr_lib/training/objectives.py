@@ -1,7 +1,7 @@
 """What is trained: one module that turns a batch into named loss terms.
 
 Of several processes each encodes its own rows of a batch and gathers the others' features, so that every loss is that
-of the whole batch; the mean of their gradients is the gradient of a single process (:mod:`rvlr_lib.training.processes`).
+of the whole batch; the mean of their gradients is that of a single process (:mod:`rvlr_lib.training.processes`).
 """
 
 import math
@@ -209,7 +209,8 @@ class Objective(nn.Module):
         self, images: Tensor, texts: Tensor, fused: Tensor | None, ids: Tensor, captions: Tensor
     ) -> dict[str, Tensor]:
         """Geometry of the target space against the relations of the teachers: mean over the spaces of each term."""
-        weights, method, terms = self.weights, self.method, {}
+        weights, method = self.weights, self.method
+        terms: dict[str, Tensor] = {}
         if not (weights.structure or weights.mean_relation or weights.rkd_angle):
             return terms
         weight = self.fusion_weight()
@@ -225,26 +226,38 @@ class Objective(nn.Module):
         if weights.structure:
             cost = texts if method.cost_gradient else texts.detach()
             results = [
-                structure_distillation_loss(space, *teachers, fusion_weight=share, temperature=temperature,
-                                            distance=method.distance, cost_features=cost, centred=method.centred)
+                structure_distillation_loss(
+                    space,
+                    *teachers,
+                    fusion_weight=share,
+                    temperature=temperature,
+                    distance=method.distance,
+                    cost_features=cost,
+                    centred=method.centred,
+                )
                 for space, share in spaces
-            ]  # fmt: skip
+            ]
             terms["structure"] = torch.stack([result.student for result in results]).mean()
             if weights.image_teacher_structure or weights.text_teacher_structure:
                 terms["image_teacher_structure"] = results[0].image_teacher
                 terms["text_teacher_structure"] = results[0].text_teacher
         if weights.mean_relation:
-            terms["mean_relation"] = torch.stack([
-                mean_relation_loss(space, *teachers, fusion_weight=share, temperature=temperature)
-                for space, share in spaces
-            ]).mean()  # fmt: skip
+            terms["mean_relation"] = torch.stack(
+                [
+                    mean_relation_loss(space, *teachers, fusion_weight=share, temperature=temperature)
+                    for space, share in spaces
+                ]
+            ).mean()
         if weights.rkd_angle:
             few = tuple(rows[:ANGLE_ROWS] for rows in teachers)
-            terms["rkd_angle"] = torch.stack([
-                structure_distillation_loss(space[:ANGLE_ROWS], *few, fusion_weight=share, temperature=temperature,
-                                            distance="rkd_angle").student
-                for space, share in spaces
-            ]).mean()  # fmt: skip
+            terms["rkd_angle"] = torch.stack(
+                [
+                    structure_distillation_loss(
+                        space[:ANGLE_ROWS], *few, fusion_weight=share, temperature=temperature, distance="rkd_angle"
+                    ).student
+                    for space, share in spaces
+                ]
+            ).mean()
         return terms
 
 

@@ -68,8 +68,10 @@ def spread(objective: nn.Module) -> nn.Module:
 
     for name, part in objective.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training:
-            raise ValueError(f"{name} is batch normalisation in training mode, which sees the rows of one process "
-                             "only: keep it in evaluation mode, or train this model in a single process")  # fmt: skip
+            raise ValueError(
+                f"{name} is batch normalisation in training mode, which sees the rows of one process "
+                "only: keep it in evaluation mode, or train this model in a single process"
+            )
     device = next(objective.parameters()).device
     # buffers are frozen teachers and statistics, the same everywhere: nothing to send at every step
     ignored = [name for name, _ in objective.named_buffers()]
@@ -91,8 +93,10 @@ def own_rows(batch: int) -> slice:
     rank, count = processes()
     share = batch // count
     if share * count != batch or (count > 1 and share < 2):
-        raise ValueError(f"a batch of {batch} rows does not divide over {count} processes into equal parts of two or "
-                         f"more rows: set batch_size to a multiple of {count}")  # fmt: skip
+        raise ValueError(
+            f"a batch of {batch} rows does not divide over {count} processes into equal parts of two or "
+            f"more rows: set batch_size to a multiple of {count}"
+        )
     return slice(rank * share, (rank + 1) * share)
 
 

@@ -86,7 +86,17 @@ def train(cached, tmp_path_factory):
         optim = TrainSettings(**{"epochs": 2, "batch_size": 8, "log_every": 1} | optim)
         batches = FeatureBatches(cached(), OWNER, optim, "images", 0, CPU)
         log = log or tmp_path_factory.mktemp("log") / "log.jsonl"
-        return fit(objective, weights, batches, optim, seed=0, device=CPU, validate=validate, log_path=log,
-                   label="toy", execution=execution or Execution())  # fmt: skip
+        return fit(
+            objective,
+            weights,
+            batches,
+            optim,
+            seed=0,
+            device=CPU,
+            validate=validate,
+            log_path=log,
+            label="toy",
+            execution=execution or Execution(),
+        )
 
     return run

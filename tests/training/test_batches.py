@@ -40,9 +40,12 @@ def test_an_epoch_holds_every_row_once_with_a_caption_of_its_picture(make, pairs
     owner = torch.as_tensor(pairs.caption_image)
     for _ in range(2):
         epoch = list(make(kind, rows).take())
-        images, captions = (torch.cat([getattr(part, name) for part in epoch]) for name in
-                            ("image_rows", "caption_rows"))  # fmt: skip
-        assert sorted((images if rows == "images" else captions).tolist()) == list(range(32 if rows == "images" else 48))
+        images, captions = (
+            torch.cat([getattr(part, name) for part in epoch]) for name in ("image_rows", "caption_rows")
+        )
+        assert sorted((images if rows == "images" else captions).tolist()) == list(
+            range(32 if rows == "images" else 48)
+        )
         assert torch.equal(owner[captions], images)
 
 
@@ -76,10 +79,13 @@ def test_first_and_second_views_are_different_cached_views(make, cached, views):
     batches = make("features", views=views)
     for _ in range(6):
         for inputs in batches.take(two_views=True):
-            for row, first, second in zip(inputs.image_rows, inputs.images.features, inputs.second_images.features,
-                                          strict=True):  # fmt: skip
-                places = [(view == features.images[:, row]).all(dim=1).nonzero().flatten().tolist()
-                          for view in (first, second)]  # fmt: skip
+            for row, first, second in zip(
+                inputs.image_rows, inputs.images.features, inputs.second_images.features, strict=True
+            ):
+                places = [
+                    (view == features.images[:, row]).all(dim=1).nonzero().flatten().tolist()
+                    for view in (first, second)
+                ]
                 seen.add(tuple(place[0] if place else None for place in places))
     pairs = {(i, j) for i in range(1, views) for j in range(1, views) if i != j}
     assert seen == ({(0, None)} if views == 1 else {(1, 0)} if views == 2 else pairs)
@@ -89,8 +95,9 @@ def test_a_second_caption_is_another_one_or_the_same_with_features_dropped(make,
     texts, counts = cached().texts, torch.bincount(torch.as_tensor(pairs.caption_image))
     inputs = next(make("features").take(two_views=True))
     dropped = 0
-    for picture, caption, second in zip(inputs.image_rows, inputs.caption_rows, inputs.second_texts.features,
-                                        strict=True):  # fmt: skip
+    for picture, caption, second in zip(
+        inputs.image_rows, inputs.caption_rows, inputs.second_texts.features, strict=True
+    ):
         if counts[picture] == 2:
             other = next(c for c in pairs.captions_of(int(picture)) if c != caption)
             assert torch.equal(second, texts[other])

@@ -20,6 +20,7 @@ from rvlr_lib.training import (
     write_checkpoint,
 )
 
+
 class PowerCut(Exception):
     """What ends a training in these tests."""
 
@@ -44,9 +45,14 @@ def run(build, train):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop.Training, "train_step", train_step)
-            return train(objective, weights, epochs=5, execution=Execution(checkpoints=folder, save_every=5),
-                         validate=lambda: {"score": float(objective.student.log_temperature.detach())},
-                         **options)  # fmt: skip
+            return train(
+                objective,
+                weights,
+                epochs=5,
+                execution=Execution(checkpoints=folder, save_every=5),
+                validate=lambda: {"score": float(objective.student.log_temperature.detach())},
+                **options,
+            )
 
     return go
 
@@ -83,8 +89,10 @@ def test_ten_steps_and_ten_more_are_twenty(run, whole, interrupted, tmp_path):
     resumed, (once, log) = run(interrupted, log=tmp_path / "log.jsonl"), whole
     assert same(once.state, resumed.state)
     assert (once.best_epoch, once.best_score, once.history) == (
-        resumed.best_epoch, resumed.best_score, resumed.history,
-    )  # fmt: skip
+        resumed.best_epoch,
+        resumed.best_score,
+        resumed.history,
+    )
     assert (tmp_path / "log.jsonl").read_text() == log
     assert not list(interrupted.glob(".*"))
 
@@ -126,8 +134,13 @@ class Drift(torch.nn.Module):
 def test_the_best_weights_from_before_an_interruption_are_kept(train, tmp_path):
     def go(folder, scores):
         scores = iter(scores)
-        return train(Drift(), LossWeights(), epochs=5, validate=lambda: {"score": next(scores)},
-                     execution=Execution(checkpoints=folder, save_every=3))  # fmt: skip
+        return train(
+            Drift(),
+            LossWeights(),
+            epochs=5,
+            validate=lambda: {"score": next(scores)},
+            execution=Execution(checkpoints=folder, save_every=3),
+        )
 
     whole = go(None, [1.0, 3.0, 2.0, 0.0, 2.5])
     with pytest.raises(StopIteration):
@@ -137,7 +150,9 @@ def test_the_best_weights_from_before_an_interruption_are_kept(train, tmp_path):
     assert same(whole.state, resumed.state)
 
 
-@pytest.mark.parametrize("left_out", [("random", "torch", "cpu"), ("random", "own", "negatives"), ("batches", "position")])
+@pytest.mark.parametrize(
+    "left_out", [("random", "torch", "cpu"), ("random", "own", "negatives"), ("batches", "position")]
+)
 def test_a_resume_without_one_part_is_another_training(run, whole, interrupted, monkeypatch, left_out):
     def forget(folder):
         name, state = last_checkpoint(folder)

@@ -6,16 +6,30 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rvlr_lib import models
-from rvlr_lib.config import TrainSettings
-from rvlr_lib.losses import _checks, matching
-from rvlr_lib.models import HeadStudent, TowerStudent, principal_directions
+from rvlr_lib.config import MethodSettings, TrainSettings
+from rvlr_lib.losses import LossWeights, _checks, matching
+from rvlr_lib.models import CachedRows, TowerStudent
 from rvlr_lib.training import FeatureBatches, Objective, PixelBatches, cross_modal_recall, encode, fit
-from rvlr_lib.training.loop import Execution, Training, _optimizer, checkpoint_gradients, choose_device
+from rvlr_lib.training.loop import Execution, Training, choose_device
+from rvlr_lib.training.optimizer import build_optimizer, checkpoint_gradients
 
 CPU = torch.device("cpu")
-ALL = {"matching": 2, "image_representation": 1, "text_representation": 1, "structure": 1, "mean_relation": 1,
-       "anchor": 0.1, "rkd_angle": 1, "image_intra": 1, "text_intra": 1, "alignment": 1, "cross_modal_cyclic": 1,
-       "in_modal_cyclic": 1, "image_teacher_structure": 1, "text_teacher_structure": 1}  # fmt: skip
+ALL = {
+    "matching": 2,
+    "image_representation": 1,
+    "text_representation": 1,
+    "structure": 1,
+    "mean_relation": 1,
+    "anchor": 0.1,
+    "rkd_angle": 1,
+    "image_intra": 1,
+    "text_intra": 1,
+    "alignment": 1,
+    "cross_modal_cyclic": 1,
+    "in_modal_cyclic": 1,
+    "image_teacher_structure": 1,
+    "text_teacher_structure": 1,
+}
 
 
 def lines(path):
@@ -27,29 +41,28 @@ def test_heads_overfit_32_pairs(build, train, cached):
     train(objective, weights, epochs=40, learning_rate=5e-3, batch_size=32)
     features = cached()
     images, texts = (objective.student.eval().encode_image, objective.student.encode_text)
-    from rvlr_lib.models import CachedRows
-
     found = images(CachedRows(features.images[0])).features, texts(CachedRows(features.texts)).features
     assert cross_modal_recall(*found, features.owner)["r_mean"] > 95
 
 
 def test_whole_towers_overfit_32_pairs(pairs, towers, tmp_path):
-    from rvlr_lib.losses import LossWeights
-
     optim = TrainSettings(epochs=60, batch_size=32, learning_rate=2e-3, crop_scale=(0.99, 1.0), flip=False)
     weights = LossWeights(**(dict.fromkeys(LossWeights.__dataclass_fields__, 0.0) | {"contrastive": 1.0}))
-    objective = Objective(TowerStudent(towers), weights, _method(), embed_dim=towers.embed_dim, seed=0)
+    objective = Objective(TowerStudent(towers), weights, MethodSettings(), embed_dim=towers.embed_dim, seed=0)
     batches = PixelBatches(pairs, towers, optim, "images", 0, CPU)
-    fit(objective, weights, batches, optim, seed=0, device=CPU, validate=lambda: {"score": 0.0},
-        log_path=tmp_path / "log.jsonl", label="overfit")  # fmt: skip
+    fit(
+        objective,
+        weights,
+        batches,
+        optim,
+        seed=0,
+        device=CPU,
+        validate=lambda: {"score": 0.0},
+        log_path=tmp_path / "log.jsonl",
+        label="overfit",
+    )
     found = encode(objective.student, pairs)
     assert cross_modal_recall(*found, torch.as_tensor(pairs.caption_image))["r_mean"] > 90
-
-
-def _method():
-    from rvlr_lib.config import MethodSettings
-
-    return MethodSettings()
 
 
 def test_same_seed_same_weights_and_log_with_every_term_and_scalar(build, train, tmp_path):
@@ -92,7 +105,7 @@ def test_the_best_epoch_is_kept(build, train):
 
 def test_weight_decay_spares_biases_norms_temperatures_and_the_fusion_weight(build):
     objective, _ = build(**ALL)
-    optimizer, _ = _optimizer(objective, TrainSettings(scalar_lr_multiplier=7.0), 10, fused=False)
+    optimizer, _ = build_optimizer(objective, TrainSettings(scalar_lr_multiplier=7.0), 10, fused=False)
     decay, plain, scalars = optimizer.param_groups
     assert decay["weight_decay"] == 0.01
     assert all(parameter.ndim > 1 for parameter in decay["params"])
@@ -104,7 +117,7 @@ def test_weight_decay_spares_biases_norms_temperatures_and_the_fusion_weight(bui
 
 
 class Reads(TorchDispatchMode):
-    """Counts what would make the host wait for a GPU: numbers read, shapes that depend on values, copies to the host."""
+    """Counts what would make the host wait for a GPU: numbers read, shapes that depend on values, copies."""
 
     def __init__(self):
         super().__init__()
@@ -126,8 +139,14 @@ def test_a_step_waits_for_the_device_only_where_it_logs(build, cached, pairs, to
     objective, weights = build(**ALL)
     batches = FeatureBatches(cached(), cached().owner, optim, "images", 0, CPU)
     if kind == "towers":
-        objective = Objective(TowerStudent(towers, fusion_layers=1), weights, objective.method, embed_dim=towers.embed_dim,
-                              teachers=tuple(objective._kept("teacher")), seed=0)  # fmt: skip
+        objective = Objective(
+            TowerStudent(towers, fusion_layers=1),
+            weights,
+            objective.method,
+            embed_dim=towers.embed_dim,
+            teachers=tuple(objective._kept("teacher")),
+            seed=0,
+        )
         batches = PixelBatches(pairs, towers, optim, "images", 0, CPU)
     training = Training(objective.train(), weights, batches, optim, CPU, "toy", Execution())
     update = training.optimizer.step
@@ -142,8 +161,11 @@ def test_a_step_waits_for_the_device_only_where_it_logs(build, cached, pairs, to
     first = next(under_way)  # where an epoch begins, the lengths of its captions are read
     for name in ("tolist", "cpu", "numpy"):
         method = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, method=method, name=name, **k: (
-            reads.found.append(name), method(self, *a, **k))[1])  # fmt: skip
+        monkeypatch.setattr(
+            torch.Tensor,
+            name,
+            lambda self, *a, method=method, name=name, **k: (reads.found.append(name), method(self, *a, **k))[1],
+        )
     for step in range(4):
         with Reads() as reads:
             inputs = first if step == 0 else next(under_way)
@@ -155,9 +177,12 @@ def test_a_step_waits_for_the_device_only_where_it_logs(build, cached, pairs, to
 
 @pytest.mark.parametrize(
     ("what", "named"),
-    [("loss", "contrastive = inf"), ("gradient", "gradient norm = nan"),
-     ("nan as the temperature", "student.log_temperature = nan")],
-)  # fmt: skip
+    [
+        ("loss", "contrastive = inf"),
+        ("gradient", "gradient norm = nan"),
+        ("nan as the temperature", "student.log_temperature = nan"),
+    ],
+)
 def test_what_is_not_finite_is_found_at_the_next_log_with_its_step(build, train, tmp_path, what, named):
     objective, weights = build(fusion_layers=0)
     steps = []
@@ -195,8 +220,10 @@ def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(build, tra
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler here")
 def test_a_compiled_training_is_the_plain_one(build, train, capsys, monkeypatch):
     monkeypatch.setattr(models.student, "HEAD_DROPOUT", 0.0)  # compiled code draws its own random numbers
-    results = [train(*build(structure=1, image_intra=1, text_intra=1, fusion_layers=0), execution=Execution(compile=c))
-               for c in (False, True)]  # fmt: skip
+    results = [
+        train(*build(structure=1, image_intra=1, text_intra=1, fusion_layers=0), execution=Execution(compile=c))
+        for c in (False, True)
+    ]
     assert "toy: compiled in" in capsys.readouterr().out
     for name, value in results[0].state.items():
         torch.testing.assert_close(results[1].state[name], value, atol=1e-4, rtol=1e-3, msg=name)
@@ -210,8 +237,10 @@ def test_what_cannot_be_compiled_trains_uncompiled_with_one_line(build, train, c
         raise RuntimeError("no compiler\nand a long trace")
 
     monkeypatch.setattr(objective, "compile", broken)
-    assert all(torch.equal(value, plain.state[name]) for name, value in
-               train(objective, weights, execution=Execution(compile=True)).state.items())  # fmt: skip
+    assert all(
+        torch.equal(value, plain.state[name])
+        for name, value in train(objective, weights, execution=Execution(compile=True)).state.items()
+    )
     assert "toy: cannot be compiled (RuntimeError: no compiler): trains uncompiled\n" in capsys.readouterr().out
 
 
@@ -220,10 +249,13 @@ def test_gradient_checkpointing_keeps_the_gradients(pairs, towers, build):
     for cheap in (False, True):
         weights = build(matching=1)[1]
         optim = TrainSettings(epochs=1, batch_size=8)
-        objective = Objective(TowerStudent(towers, fusion_layers=1), weights, _method(), embed_dim=towers.embed_dim, seed=0)
+        objective = Objective(
+            TowerStudent(towers, fusion_layers=1), weights, MethodSettings(), embed_dim=towers.embed_dim, seed=0
+        )
         batches = PixelBatches(pairs, towers, optim, "images", 0, CPU)
-        training = Training(objective.train(), weights, batches, optim, CPU, "toy",
-                            Execution(gradient_checkpointing=cheap))  # fmt: skip
+        training = Training(
+            objective.train(), weights, batches, optim, CPU, "toy", Execution(gradient_checkpointing=cheap)
+        )
         training.train_step(next(batches.take()))
         found.append({name: parameter.grad for name, parameter in objective.named_parameters()})
     for name, gradient in found[0].items():
@@ -243,5 +275,3 @@ def test_bad_orders_are_refused():
         with pytest.raises(ValueError, match="sees no CUDA device"):
             choose_device("cuda")
         assert choose_device("auto") == CPU
-    assert HeadStudent
-    assert principal_directions

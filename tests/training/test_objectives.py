@@ -13,12 +13,22 @@ CPU = torch.device("cpu")
 OFFICIAL = {name: value for name, value in dataclasses.asdict(LossWeights()).items() if value}
 
 
-@pytest.mark.parametrize("weights", [
-    {}, {"alignment": 1}, {"structure": 1}, {"mean_relation": 1}, {"anchor": 1}, {"rkd_angle": 1},
-    {"structure": 1, "rkd_angle": 2}, {"cross_modal_cyclic": 1, "in_modal_cyclic": 1},
-    {"image_representation": 1, "text_representation": 1}, {"image_intra": 1, "text_intra": 1},
-    {"structure": 1, "image_teacher_structure": 1, "text_teacher_structure": 1},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {},
+        {"alignment": 1},
+        {"structure": 1},
+        {"mean_relation": 1},
+        {"anchor": 1},
+        {"rkd_angle": 1},
+        {"structure": 1, "rkd_angle": 2},
+        {"cross_modal_cyclic": 1, "in_modal_cyclic": 1},
+        {"image_representation": 1, "text_representation": 1},
+        {"image_intra": 1, "text_intra": 1},
+        {"structure": 1, "image_teacher_structure": 1, "text_teacher_structure": 1},
+    ],
+)
 def test_an_arm_computes_its_terms_and_no_other(build, inputs, weights):
     objective, _ = build(fusion_layers=0, **weights)
     assert objective(inputs).keys() == {"contrastive", *weights}
@@ -63,8 +73,9 @@ def test_a_fused_target_pulls_both_modalities_to_one_geometry(build, inputs, tea
 def test_switches_reach_the_structure_loss(build, inputs, cached):
     def expected(distance, features, share, **options):
         rows = cached().images[0][inputs.image_rows], cached().texts[inputs.caption_rows]
-        return structure_distillation_loss(features, *rows, fusion_weight=share, temperature=0.07, distance=distance,
-                                           **options).student  # fmt: skip
+        return structure_distillation_loss(
+            features, *rows, fusion_weight=share, temperature=0.07, distance=distance, **options
+        ).student
 
     for distance, options in (("row_kl", {}), ("mae", {"centred": True}), ("rkd_distance", {})):
         objective, _ = build({"distance": distance, "structure_teacher": "own"} | options, fusion_layers=0, structure=1)
@@ -74,8 +85,9 @@ def test_switches_reach_the_structure_loss(build, inputs, cached):
         torch.testing.assert_close(objective(inputs)["structure"], wanted)
     gradients = []
     for kept in (True, False):  # whether the cost of wasserstein has gradient
-        objective, _ = build({"distance": "wasserstein", "cost_gradient": kept, "structure_teacher": "own"},
-                             fusion_layers=0, structure=1)  # fmt: skip
+        objective, _ = build(
+            {"distance": "wasserstein", "cost_gradient": kept, "structure_teacher": "own"}, fusion_layers=0, structure=1
+        )
         term = objective.eval()(inputs)["structure"]
         gradients.append(torch.autograd.grad(term, objective.student.text_head.proj.weight)[0])
     assert not torch.allclose(*gradients)
@@ -90,8 +102,15 @@ def test_shuffled_teachers_speak_in_the_structure_term_only(build, inputs, cache
     assert torch.equal(moved[1], moved[0][owner])
     plain, weights = build(**OFFICIAL)
     others = shuffle_teachers((cached().images[0], cached().texts), owner, seed=0)
-    shuffled = Objective(plain.student, weights, plain.method, teachers=tuple(plain._kept("teacher")),
-                         structure_teachers=others, embed_dim=8, seed=0)  # fmt: skip
+    shuffled = Objective(
+        plain.student,
+        weights,
+        plain.method,
+        teachers=tuple(plain._kept("teacher")),
+        structure_teachers=others,
+        embed_dim=8,
+        seed=0,
+    )
     values = []
     for objective in (plain.eval(), shuffled.eval()):
         objective.negatives.manual_seed(0)
@@ -105,8 +124,10 @@ def test_warm_heads_are_the_ridge_regression_onto_the_students_features(build, c
     features = cached()
     targets = tuple(unit_rows(torch.randn(len(rows), 8)) for rows in (features.images[0], features.texts))
     warm_heads(objective, targets, ridge=0.1)
-    for head, rows, wanted in ((objective.image_head, features.images[0], targets[0]),
-                               (objective.text_head, features.texts, targets[1])):  # fmt: skip
+    for head, rows, wanted in (
+        (objective.image_head, features.images[0], targets[0]),
+        (objective.text_head, features.texts, targets[1]),
+    ):
         weight, bias = ridge_map(rows, wanted, 0.1)
         torch.testing.assert_close(head(rows), rows @ weight.T + bias)
     with pytest.raises(ValueError, match="31 image features for 32 teacher rows"):

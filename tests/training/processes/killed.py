@@ -59,8 +59,18 @@ class Nothing:
 
 def train(folder, log):
     settings, execution = TrainSettings(epochs=1, log_every=50), Execution(checkpoints=folder, save_every=1)
-    return fit(Noise(), LossWeights(), Nothing(), settings, seed=0, device=torch.device("cpu"), label="noise",
-               validate=lambda: {"score": 0.0}, log_path=log, execution=execution)  # fmt: skip
+    return fit(
+        Noise(),
+        LossWeights(),
+        Nothing(),
+        settings,
+        seed=0,
+        device=torch.device("cpu"),
+        label="noise",
+        validate=lambda: {"score": 0.0},
+        log_path=log,
+        execution=execution,
+    )
 
 
 def newest(folder):

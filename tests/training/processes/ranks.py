@@ -29,9 +29,19 @@ from rvlr_lib.training.loop import Execution, Training
 CPU = torch.device("cpu")
 OWNER = np.repeat(np.arange(14), [1, 2, 3, 2, 1, 3, 2, 2, 1, 3, 2, 1, 3, 2])
 OFFICIAL = LossWeights()
-INTRA = LossWeights(image_representation=0, text_representation=0, structure=0, image_teacher_structure=0,
-                    text_teacher_structure=0, image_intra=1, text_intra=1, alignment=0.5, anchor=0.1,
-                    cross_modal_cyclic=0.1, in_modal_cyclic=0.1)  # fmt: skip
+INTRA = LossWeights(
+    image_representation=0,
+    text_representation=0,
+    structure=0,
+    image_teacher_structure=0,
+    text_teacher_structure=0,
+    image_intra=1,
+    text_intra=1,
+    alignment=0.5,
+    anchor=0.1,
+    cross_modal_cyclic=0.1,
+    in_modal_cyclic=0.1,
+)
 CASES = {
     "common": (OFFICIAL, {}),
     "fusion": (OFFICIAL, {"structure_target": "fusion", "learn_relation_temperature": True}),
@@ -60,10 +70,12 @@ def features(optim):
     draw = torch.Generator().manual_seed(0)
     texts = torch.randn(len(OWNER), 20, generator=draw)
     cached = SimpleNamespace(
-        images=torch.randn(3, 14, 24, generator=draw), texts=texts,
-        image_tokens=torch.randn(14, 4, 24, generator=draw), text_tokens=texts[:, None].repeat(1, 5, 1),
+        images=torch.randn(3, 14, 24, generator=draw),
+        texts=texts,
+        image_tokens=torch.randn(14, 4, 24, generator=draw),
+        text_tokens=texts[:, None].repeat(1, 5, 1),
         text_mask=torch.arange(5) < torch.randint(1, 6, (len(OWNER), 1), generator=draw),
-    )  # fmt: skip
+    )
     return FeatureBatches(cached, OWNER, optim, "captions", 0, CPU)
 
 
@@ -88,8 +100,9 @@ def gradients(file):
         for case, (weights, switches) in CASES.items():
             torch.manual_seed(0)
             student, name = make(), f"{kind}, {case}"
-            objective = Objective(student, weights, MethodSettings(**switches), teachers=teachers,
-                                  embed_dim=student.embed_dim, seed=0)  # fmt: skip
+            objective = Objective(
+                student, weights, MethodSettings(**switches), teachers=teachers, embed_dim=student.embed_dim, seed=0
+            )
             if weights.anchor:  # away from where it pulls to
                 for parameter in student.parameters():
                     parameter.data += 0.01
@@ -109,8 +122,15 @@ def gradients(file):
 def train(folder, stop=None):
     optim = TrainSettings(epochs=4, batch_size=12, log_every=1)
     student = heads()
-    weights = LossWeights(structure=0, image_teacher_structure=0, text_teacher_structure=0, image_representation=0,
-                          text_representation=0, image_intra=1, text_intra=1)  # fmt: skip
+    weights = LossWeights(
+        structure=0,
+        image_teacher_structure=0,
+        text_teacher_structure=0,
+        image_representation=0,
+        text_representation=0,
+        image_intra=1,
+        text_intra=1,
+    )
     objective = Objective(student, weights, MethodSettings(), embed_dim=8, seed=0)
     step = Training.train_step
 
@@ -120,10 +140,18 @@ def train(folder, stop=None):
         return step(self, inputs)
 
     Training.train_step = train_step
-    fitted = fit(objective, weights, features(optim), optim, seed=0, device=CPU, label="toy",
-                 validate=lambda: {"score": float(objective.student.log_temperature.detach())},
-                 log_path=Path(folder) / "log.jsonl",
-                 execution=Execution(checkpoints=Path(folder) / "checkpoints", save_every=2))  # fmt: skip
+    fitted = fit(
+        objective,
+        weights,
+        features(optim),
+        optim,
+        seed=0,
+        device=CPU,
+        label="toy",
+        validate=lambda: {"score": float(objective.student.log_temperature.detach())},
+        log_path=Path(folder) / "log.jsonl",
+        execution=Execution(checkpoints=Path(folder) / "checkpoints", save_every=2),
+    )
     if is_main():
         save_file(fitted.state, Path(folder) / "state.safetensors")
 
