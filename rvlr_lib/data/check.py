@@ -13,9 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rvlr_lib.data.collection import Collection, read_collection
 from rvlr_lib.data.dataset import SPLITS
 from rvlr_lib.data.files import walk
-from rvlr_lib.data.own import FEWEST, Collection, read_collection
+from rvlr_lib.data.own import FEWEST
 from rvlr_lib.data.pictures import SUFFIXES, check_header, decode, equal_files, faults
 
 EXAMPLES = 3
@@ -131,7 +132,7 @@ def _lines(found: Collection) -> dict[str, tuple[int, dict[str, int]]]:
     for part in found.parts:
         if part.lines:
             parts.update(part.lines)
-            parts["rows"] += len(part.picture) + len(part.refused)
+            parts["rows"] += len(part.rows) + len(part.refused)
     return (
         {"lines": (sum(part.line_count for part in found.parts), {"rows": parts.pop("rows", 0), **parts})}
         if parts

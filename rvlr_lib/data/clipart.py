@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from rvlr_lib.data.collection import hashed_split
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.data.files import Stamp, printable, stamp, walk
-from rvlr_lib.data.own import hashed_split
 from rvlr_lib.data.pictures import MAX_PIXELS, FileSource, equal_files, in_threads
 from rvlr_lib.data.relevance import clean_caption
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, fault, faults, safe_path
+from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, faults, safe_path
 
 RED = (200, 30, 40)
 
@@ -133,8 +133,8 @@ def test_faulty_files_are_named(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message) as error:
             decode(tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
-        assert message in fault(decode, tmp_path, name)
-    assert "climbs out" in fault(decode, tmp_path, "../x.jpg")
+        assert message in faults(decode, tmp_path, [name])[name]
+    assert "climbs out" in faults(decode, tmp_path, ["../x.jpg"])["../x.jpg"]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

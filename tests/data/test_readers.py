@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from rvlr_lib.data import clean_caption, load_dataset
-from rvlr_lib.data.own import data_home, hashed_split, read_collection
+from rvlr_lib.data.collection import data_home, hashed_split, read_collection
 
 COUNT = 60
 
