@@ -66,9 +66,8 @@ def load_dataset(
     """Load one split of a data set by name, or of your own pictures.
 
     Args:
-        name_or_path: ``scenes``, ``emoji`` or ``clipart``; ``flickr30k``, ``coco`` or ``vizwiz`` where their files lie in
-            ``data/NAME`` or ``$RVLR_DATA/NAME``; or an annotation file, a folder or an index of your own
-            (:func:`load_files`).
+        name_or_path: ``scenes``, ``emoji`` or ``clipart``; ``flickr30k``, ``coco`` or ``vizwiz`` where their files lie
+            in ``data/NAME`` or ``$RVLR_DATA/NAME``; or an annotation file, a folder or an index of your own.
         split: ``train``, ``val`` or ``test``.
         image_root: Folder of the pictures; scenes and emoji carry their own and take none.
         imbalance: The dial, see :class:`ImbalanceSpec`; scenes then tell all, or what the dial says, not 0.6.

@@ -51,8 +51,8 @@ class Collection:
         own_splits: whether the file said the splits; else they come from :func:`hashed_split`.
         options: settings given or of the index.
         frame: a row for each caption found, with the columns ``picture``, ``caption`` (as written), ``clean``,
-            ``split``, ``image_id``, ``category``, ``flags`` (quality flags, joined by commas), ``refused`` (a reason, or
-            empty), ``row`` (number of the row read) and ``rank`` (of the picture).
+            ``split``, ``image_id``, ``category``, ``flags`` (quality flags, joined by commas), ``refused`` (a reason,
+            or empty), ``row`` (number of the row read) and ``rank`` (of the picture).
         refused: reason -> a message for each thing that is no use; loading stops at the first.
         rows: rows read that hold no caption, by reason; ``rows_read``: all of them.
         named: pictures that the files name, used or not; ``flagged_out``: those whose captions are all flagged.
@@ -132,8 +132,8 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
     Args:
         path: the file or folder, or the name of a published data set (:data:`PREPARED`).
         image_root: folder of the pictures; default what an index says, else the folder of the file.
-        options: ``image_column`` and ``caption_column`` of a table whose columns are none of the usual ones, or several;
-            ``split_seed`` of :func:`hashed_split`; ``keep_flagged``: use captions that carry a quality flag too.
+        options: ``image_column`` and ``caption_column`` of a table whose columns are none of the usual ones, or
+            several; ``split_seed`` of :func:`hashed_split`; ``keep_flagged``: use captions that carry a quality flag too.
 
     Raises:
         ValueError: no such file or folder, an unknown shape, a missing column or key, not UTF-8. What is wrong with
@@ -157,7 +157,7 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
     found.options = {**(index or {}), **given}
     found.stamps = [before] if index else []
     columns = {name: found.options.get(name) for name in ("image_column", "caption_column")}
-    kinds, frames = dict[str, None](), []
+    kinds, frames = dict[str, None](), list[Any]()
     for key in (*SPLITS, "all", "held_out"):
         names = (index or {"all": [""]}).get(key) or []
         parts = []
@@ -184,8 +184,6 @@ def _index(path: Path) -> Mapping[str, Any] | None:
     index = parse(path)
     if not isinstance(index, dict) or not set(index) & {*SPLITS, "all", "held_out"}:
         return None
-    if shown(text := str(index)) != text:
-        raise ValueError(f"{path}: {shown(text)} holds bytes that are no text")
     for key, value in index.items():
         if key not in INDEX:
             raise ValueError(f"{path}: unknown key {key!r}; an index has: {', '.join(INDEX)}")
@@ -197,6 +195,8 @@ def _index(path: Path) -> Mapping[str, Any] | None:
             FLAG: isinstance(value, bool),
             NAMES: isinstance(value, dict) and all(isinstance(text, str) for text in texts),
         }
+        if not all(shown(text) == text for text in texts if isinstance(text, str)):
+            raise ValueError(f"{path}: {key} is {value!a}, which holds bytes that are no text")
         if value is not None and not fits[INDEX[key]]:
             raise ValueError(f"{path}: {key} is {value!r}, expected {INDEX[key]}")
     return {key: value for key, value in index.items() if value is not None}

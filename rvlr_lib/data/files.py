@@ -1,4 +1,4 @@
-"""Files of a collection: text decoded, folders walked, hidden files and links told apart, and stamps of what was read."""
+"""Files of a collection: text decoded, folders walked, hidden files and links told apart, stamps of what was read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def shown(name: str | Path) -> str:
     >>> shown("caf\\udce9.jpg")
     'caf\\\\xe9.jpg'
     """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair of surrogates, as JSON can spell it
+        return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def printable(path: Path) -> Path:

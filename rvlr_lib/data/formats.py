@@ -116,8 +116,9 @@ def _list(part: Part, items: Sequence[Any], places: Sequence[str] = ()) -> Part:
         families |= {base_of(key): key for key in captions}
         for several, what in ((pictures, "name the picture"), (list(families.values()), "hold captions")):
             if len(several) > 1:
-                told = ", ".join(several)
-                raise ValueError(f"{part.file}, {where}: the keys {told} may all {what}: keep one of them")
+                raise ValueError(
+                    f"{part.file}, {where}: the keys {', '.join(several)} may all {what}: keep one of them"
+                )
         flat = [text for value in values for text in (value if isinstance(value, list) else [value])]
         told = values[0] if len(values) == 1 else flat
         used |= {*pictures, *captions}
@@ -210,7 +211,7 @@ def _folder(folder: Path, root: Path, assigned: bool) -> Part:
     inside = folder.resolve().relative_to(root.resolve())
     splits = {} if assigned else _split_folders(folder, pictures, found)
     texts = {os.path.splitext(name)[0]: name for name in found.files if name.lower().endswith(".txt")}
-    part.stamped = [stamp(place) for place in (*found.folders, *(folder / name for name in texts.values()))]
+    part.stamped = [stamp(place) for place in (*found.folders, *(f"{folder}/{name}" for name in texts.values()))]
     part.lines = {"blank": 0}
     for name in pictures:
         if splits and name not in splits:

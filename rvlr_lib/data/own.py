@@ -1,4 +1,4 @@
-"""Data sets of one's own pictures: a collection, read once as long as its files stay, to an :class:`ImageTextDataset`."""
+"""Data sets of one's own pictures: a collection, read once as long as its files stay, to a data set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from rvlr_lib.data.collection import Collection, read_collection, stamp_of
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
-from rvlr_lib.data.files import stamp
+from rvlr_lib.data.files import shown, stamp
 from rvlr_lib.data.pictures import FileSource, check_header, decode, faults
 
 FEWEST = 4  # pictures in a split; the notebooks show the first four queries
@@ -89,15 +89,20 @@ def load_files(
     bad = faults(decode if allowed else check_header, found.root, names)
     if len(bad) > allowed:
         cap = f"max_bad_pictures={allowed} allows {allowed}" if allowed else "none is allowed (max_bad_pictures=0)"
-        raise ValueError(f"{found.path}: {len(bad)} pictures of {split} cannot be used, {cap}; the first: "
-                         f"{next(iter(bad.values()))}")  # fmt: skip
+        raise ValueError(
+            f"{found.path}: {len(bad)} pictures of {split} cannot be used, {cap}; the first: {next(iter(bad.values()))}"
+        )
     if bad:
-        print(f"{found.path.name}: {len(bad)} of {len(names)} pictures of {split} left out "
-              f"(max_bad_pictures={allowed}), the first: {next(iter(bad.values()))}")  # fmt: skip
+        print(
+            f"{found.path.name}: {len(bad)} of {len(names)} pictures of {split} left out "
+            f"(max_bad_pictures={allowed}), the first: {next(iter(bad.values()))}"
+        )
     names = [name for name in names if name not in bad]
     if len(names) < min(FEWEST, limit or FEWEST):
-        raise ValueError(f"{found.path}: {split} has {len(names)} pictures, at least {FEWEST} are needed; give more "
-                         f"pictures, or an index with a file for each split ({found.describe()})")  # fmt: skip
+        raise ValueError(
+            f"{found.path}: {split} has {len(names)} pictures, at least {FEWEST} are needed; give more "
+            f"pictures, or an index with a file for each split ({found.describe()})"
+        )
     rows = {name: row for row, name in enumerate(names)}
     part = part[part.picture.isin(rows)]
     categories = part.drop_duplicates("picture").category.tolist()
@@ -108,11 +113,17 @@ def load_files(
         captions=part.clean.tolist(),
         caption_image=part.picture.map(rows).to_numpy(dtype=np.int64),
         source=FileSource(found.root, names),
-        categories=[str(category) for category in categories] if all(categories) else None,
-        info={"format": found.format, "own_splits": found.own_splits, "split_seed": found.options.get("split_seed", 0),
-              "images": len(names), "limit": limit, "bad_pictures_left_out": sorted(bad),
-              "flagged_captions_left_out": 0 if found.keep_flagged else int((found.frame["flags"] != "").sum())},
-    )  # fmt: skip
+        categories=[shown(str(category)) for category in categories] if all(categories) else None,
+        info={
+            "format": found.format,
+            "own_splits": found.own_splits,
+            "split_seed": found.options.get("split_seed", 0),
+            "images": len(names),
+            "limit": limit,
+            "bad_pictures_left_out": sorted(bad),
+            "flagged_captions_left_out": 0 if found.keep_flagged else int((found.frame["flags"] != "").sum()),
+        },
+    )
 
 
 def _refuse(found: Collection) -> None:
@@ -122,6 +133,8 @@ def _refuse(found: Collection) -> None:
         raise ValueError(messages[0] + more)
     for pair, names in found.overlap().items():
         if not found.options.get("allow_overlap"):
-            raise ValueError(f"{found.path}: {pair} share {len(names)} pictures, {names[0]!r} first, so a result would "
-                             "be of pictures seen before; name one file as held_out, which is halved into val and "
-                             "test, or say allow_overlap: true in the index")  # fmt: skip
+            raise ValueError(
+                f"{found.path}: {pair} share {len(names)} pictures, {names[0]!r} first, so a result would "
+                "be of pictures seen before; name one file as held_out, which is halved into val and "
+                "test, or say allow_overlap: true in the index"
+            )

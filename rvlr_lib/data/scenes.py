@@ -106,7 +106,7 @@ def load_scenes(
         galleries=np.arange(images) // gallery_size if split == "test" else None,
         scene=SceneViews(scene, shown, text, owner, forced, text_detail, covered, scene[owner]),
         info={
-            **dict(text_detail=text_detail, image_visibility=image_visibility, seed=seed, images=images),
+            **{"text_detail": text_detail, "image_visibility": image_visibility, "seed": seed, "images": images},
             "captions_per_image": CAPTIONS,
         },
     )

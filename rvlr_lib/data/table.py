@@ -179,9 +179,8 @@ class _Table:
     def _lines(self, text: str, picture: int) -> None:
         """Lines to cells; what cannot be a row is refused."""
         plain = self.mark == "\t"  # no quoting beside tabs: a caption may begin with a quotation mark
-        quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
-        stream = io.StringIO(text, newline="")
-        reader = csv.reader(stream, delimiter=self.mark, strict=not plain, quoting=quoting)
+        stream, how = io.StringIO(text, newline=""), {"quoting": csv.QUOTE_NONE} if plain else {"strict": True}
+        reader = csv.reader(stream, delimiter=self.mark, **how)  # type: ignore[arg-type]
         start, blank, further, header, long = 1, 0, 0, not self.headed, dict[int, int]()
         try:
             for cells in reader:

@@ -127,8 +127,13 @@ def test_faulty_files_are_named(tmp_path, monkeypatch):
         "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
     )  # would start Ghostscript
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
-    messages = {"zero.jpg": "is empty", "text.jpg": "none of a known kind", "program.jpg": "none of a known kind",
-                "absent.jpg": "is missing", "float.tif": "floating-point"}  # fmt: skip
+    messages = {
+        "zero.jpg": "is empty",
+        "text.jpg": "none of a known kind",
+        "program.jpg": "none of a known kind",
+        "absent.jpg": "is missing",
+        "float.tif": "floating-point",
+    }
     for name, message in messages.items():
         with pytest.raises(ValueError, match=message) as error:
             decode(tmp_path / name)

@@ -43,8 +43,7 @@ def spoiled(path, **options):
     adds_up(report)
     if report.spoiled:
         with pytest.raises(ValueError, match=".") as error:
-            for split in ("train", "val", "test"):
-                load_dataset(str(path), split=split, **options)
+            [load_dataset(str(path), split=split, **options) for split in ("train", "val", "test")]
         assert str(path.parent) in str(error.value)
     return {finding.what: finding for finding in report.findings if finding.spoils}
 
@@ -58,9 +57,17 @@ def adds_up(report):
 # Texts
 
 
-@pytest.mark.parametrize("cell", [
-    '"[""view one"", ""view two""]"', '''"['view one', 'view two']"''', '''"('view one', 'view two')"''',
-    '''"['view one', u'view two']"''', '" [ ""view one"",""view two"" ] "', '''"[""view one"", 'view two']"'''])  # fmt: skip
+@pytest.mark.parametrize(
+    "cell",
+    [
+        '"[""view one"", ""view two""]"',
+        '''"['view one', 'view two']"''',
+        '''"('view one', 'view two')"''',
+        '''"['view one', u'view two']"''',
+        '" [ ""view one"",""view two"" ] "',
+        '''"[""view one"", 'view two']"''',
+    ],
+)
 def test_a_list_in_a_cell_is_several_captions(place, cell):
     assert captions(write(place, "x.csv", rows(cell)))["t00.png"] == ["view one", "view two"]
     tab = cell.strip('"').replace('""', '"')
@@ -69,9 +76,20 @@ def test_a_list_in_a_cell_is_several_captions(place, cell):
     assert captions(path)["t39.png"] == ["view one", "view two"]
 
 
-@pytest.mark.parametrize("cell", [
-    "\"['view one' 'view two']\"", '"[""view one"", [""two""]]"', '"{""en"": ""one""}"', '"[""view one"", 2]"', '"[""cut off"", ""]"',
-    "\"[{'raw': 'one'}]\"", "\"{'one', 'two'}\"", "\"array(['one', 'two'])\"", "\"['one'\n 'two']\""])  # fmt: skip
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "\"['view one' 'view two']\"",
+        '"[""view one"", [""two""]]"',
+        '"{""en"": ""one""}"',
+        '"[""view one"", 2]"',
+        '"[""cut off"", ""]"',
+        "\"[{'raw': 'one'}]\"",
+        "\"{'one', 'two'}\"",
+        "\"array(['one', 'two'])\"",
+        "\"['one'\n 'two']\"",
+    ],
+)
 def test_other_structures_in_a_cell_spoil(place, cell):
     text = rows("a dog", names=NAMES[1:]) + f"t00.png,{cell}\n"
     assert spoiled(write(place, "x.csv", text))["cells that hold a structure"].count == 1
@@ -100,11 +118,22 @@ def test_missing_values_in_json_spoil(place):
 # Columns
 
 
-@pytest.mark.parametrize("header", [
-    "image,caption,caption_2,caption_3", "image,caption,caption,caption", "image,caption,caption.1,caption.2",
-    "image,caption_1,caption_2,caption_3", "image,caption1,caption2,caption3", "image,Caption 1,Caption 2,Caption 3",
-    "filename,text,text_2,text-3", "Image,CAPTION,Caption2,caption (3)", "filepath,title,title.1,title.2", "img,sentence0,sentence1,sentence2",
-    "image,captions,caption_02,caption#3"])  # fmt: skip
+@pytest.mark.parametrize(
+    "header",
+    [
+        "image,caption,caption_2,caption_3",
+        "image,caption,caption,caption",
+        "image,caption,caption.1,caption.2",
+        "image,caption_1,caption_2,caption_3",
+        "image,caption1,caption2,caption3",
+        "image,Caption 1,Caption 2,Caption 3",
+        "filename,text,text_2,text-3",
+        "Image,CAPTION,Caption2,caption (3)",
+        "filepath,title,title.1,title.2",
+        "img,sentence0,sentence1,sentence2",
+        "image,captions,caption_02,caption#3",
+    ],
+)
 def test_numbered_columns_are_all_captions(place, header):
     path = write(place, "x.csv", rows("one", "two", "three", header=header) + "t00.png,four,,five\n")
     found = captions(path)
@@ -112,9 +141,20 @@ def test_numbered_columns_are_all_captions(place, header):
     assert not spoiled(path)
 
 
-@pytest.mark.parametrize("header", [
-    "image,caption,title", "filepath,title,caption", "image,text,caption", "image,caption,description", "image,caption,caption_en",
-    "image,caption,long_caption", "image,caption_1,title_1", "image,caption,humanCaption", "image,caption,comment"])  # fmt: skip
+@pytest.mark.parametrize(
+    "header",
+    [
+        "image,caption,title",
+        "filepath,title,caption",
+        "image,text,caption",
+        "image,caption,description",
+        "image,caption,caption_en",
+        "image,caption,long_caption",
+        "image,caption_1,title_1",
+        "image,caption,humanCaption",
+        "image,caption,comment",
+    ],
+)
 def test_columns_that_may_all_be_captions_are_refused_by_name(place, header):
     path, names = write(place, "x.csv", rows("one dog", "two cats", header=header)), header.split(",")
     with pytest.raises(ValueError, match="may all hold captions.*caption_column") as error:
@@ -181,10 +221,15 @@ def test_rows_with_too_few_or_too_many_fields_are_counted_and_explained(place, m
     assert report.accounts["lines"] == (44, {"rows": 42, "header": 1, "blank": 1, "further lines of quoted fields": 0})
 
 
-@pytest.mark.parametrize("text", [
-    "".join(f"{name}#{k}\ta dog {k}\n" for name in NAMES for k in range(2)), rows("a dog 0") + rows("a dog 1").partition("\n")[2],
-    "image|caption\n" + "".join(f"{name}| a dog {k}\n" for name in NAMES for k in range(2)),
-    "image,caption\n" + "".join(f"{name}#{k},a dog {k}\n" for name in NAMES for k in range(2))])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"{name}#{k}\ta dog {k}\n" for name in NAMES for k in range(2)),
+        rows("a dog 0") + rows("a dog 1").partition("\n")[2],
+        "image|caption\n" + "".join(f"{name}| a dog {k}\n" for name in NAMES for k in range(2)),
+        "image,caption\n" + "".join(f"{name}#{k},a dog {k}\n" for name in NAMES for k in range(2)),
+    ],
+)
 def test_captions_txt_is_read_by_its_content(place, text):
     path = write(place, "captions.txt", text)
     assert captions(path)["t05.png"] == ["a dog 0", "a dog 1"]
@@ -214,9 +259,14 @@ def test_encodings_are_named(place):
 
 
 def coco(key=int, other=int, **flags):
-    return {"images": [{"id": key(i), "file_name": name} for i, name in enumerate(NAMES)],
-            "annotations": [{"image_id": other(i), "caption": f"a dog {k}", **{f: k in on for f, on in flags.items()}}
-                            for i in range(40) for k in range(3)]}  # fmt: skip
+    return {
+        "images": [{"id": key(i), "file_name": name} for i, name in enumerate(NAMES)],
+        "annotations": [
+            {"image_id": other(i), "caption": f"a dog {k}", **{f: k in on for f, on in flags.items()}}
+            for i in range(40)
+            for k in range(3)
+        ],
+    }
 
 
 def test_flagged_captions_are_left_out_counted_or_kept(place):
@@ -264,12 +314,31 @@ def fill(place, folders, count=6):
             write(place / folder, f"{k}.txt", f"a dog {k}\n\nof {folder}\n")
 
 
-@pytest.mark.parametrize("folders", [
-    ("train", "val", "test"), ("Train", "VAL", "Test"), ("TRAINING", "Validation", "testing"), ("train", "dev", "test"), ("train", "Valid", "test"),
-    ("images/train", "images/val", "images/test")])  # fmt: skip
-@pytest.mark.parametrize("noise", [
-    ".ipynb_checkpoints/", ".ipynb_checkpoints/a.png", "__MACOSX/train/._0.png", ".DS_Store", "train/._x.jpg", "Thumbs.db", "@eaDir/x/a.jpg",
-    "notes/readme.md", ".git/x.png"])  # fmt: skip
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train", "val", "test"),
+        ("Train", "VAL", "Test"),
+        ("TRAINING", "Validation", "testing"),
+        ("train", "dev", "test"),
+        ("train", "Valid", "test"),
+        ("images/train", "images/val", "images/test"),
+    ],
+)
+@pytest.mark.parametrize(
+    "noise",
+    [
+        ".ipynb_checkpoints/",
+        ".ipynb_checkpoints/a.png",
+        "__MACOSX/train/._0.png",
+        ".DS_Store",
+        "train/._x.jpg",
+        "Thumbs.db",
+        "@eaDir/x/a.jpg",
+        "notes/readme.md",
+        ".git/x.png",
+    ],
+)
 def test_split_folders_are_seen_whatever_else_lies_there(tmp_path, folders, noise):
     fill(tmp_path, folders)
     target = tmp_path / noise
@@ -282,9 +351,18 @@ def test_split_folders_are_seen_whatever_else_lies_there(tmp_path, folders, nois
     assert report.accounts["files"][0] == sum(len(files) for _, _, files in os.walk(tmp_path))
 
 
-@pytest.mark.parametrize("folders", [
-    ("train", "val", "more"), ("train", "val", "test2"), ("train2014", "val2014"), ("train_images", "test_images"), ("train", "."),
-    ("a/train", "a/test", "b"), ("Train", "extra stuff")])  # fmt: skip
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train", "val", "more"),
+        ("train", "val", "test2"),
+        ("train2014", "val2014"),
+        ("train_images", "test_images"),
+        ("train", "."),
+        ("a/train", "a/test", "b"),
+        ("Train", "extra stuff"),
+    ],
+)
 def test_some_folders_like_splits_are_refused_by_name(tmp_path, folders):
     fill(tmp_path, folders)
     for look in (check, lambda path: load_dataset(str(path), split="train")):
@@ -345,8 +423,14 @@ def test_every_file_that_is_read_is_stamped(place):
     part = write(place / "sub", "part.csv", rows("a dog"))
     index = write(place, "i.yaml", yaml.safe_dump({"all": "sub/part.csv", "image_root": "."}))
     fill(place / "folder", ("train", "val", "test"))
-    for path, edited in ((part, part), (index, part), (index, index), (place / "folder", place / "folder/train/1.txt"),
-                         (index, place / "t03.png"), (place / "folder", place / "folder/train/1.png")):  # fmt: skip
+    for path, edited in (
+        (part, part),
+        (index, part),
+        (index, index),
+        (place / "folder", place / "folder/train/1.txt"),
+        (index, place / "t03.png"),
+        (place / "folder", place / "folder/train/1.png"),
+    ):
         root = None if path == place / "folder" else str(place)
         before, data = dataset_stamp(str(path), root), load_dataset(str(path), split="train", image_root=root)
         assert before == dataset_stamp(str(path), root)
@@ -368,10 +452,18 @@ def test_every_file_that_is_read_is_stamped(place):
 @pytest.mark.parametrize("seed", range(2))
 def test_no_damaged_file_gives_a_traceback(place, seed):
     draw = random.Random(seed)
-    sound = {"x.csv": rows("a dog"), "x.tsv": rows("a dog", mark="\t"), "x.json": json.dumps(coco()), "captions.txt": rows("a dog"),
-             "l.json": json.dumps([{"image": n, "caption": ["a", "b"], "split": "val"} for n in NAMES]), "i.yaml": "all: x.csv\nimage_root: .\n",
-             "k.json": json.dumps({"images": [{"filename": n, "sentences": [{"raw": "a"}], "split": "train"} for n in NAMES]}),
-             "x.jsonl": "\n".join(json.dumps({"image": n, "caption": "a"}) for n in NAMES)}  # fmt: skip
+    sound = {
+        "x.csv": rows("a dog"),
+        "x.tsv": rows("a dog", mark="\t"),
+        "x.json": json.dumps(coco()),
+        "captions.txt": rows("a dog"),
+        "l.json": json.dumps([{"image": n, "caption": ["a", "b"], "split": "val"} for n in NAMES]),
+        "i.yaml": "all: x.csv\nimage_root: .\n",
+        "k.json": json.dumps(
+            {"images": [{"filename": n, "sentences": [{"raw": "a"}], "split": "train"} for n in NAMES]}
+        ),
+        "x.jsonl": "\n".join(json.dumps({"image": n, "caption": "a"}) for n in NAMES),
+    }
     values = [
         None,
         5,
