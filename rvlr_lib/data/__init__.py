@@ -6,16 +6,18 @@
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rvlr_lib.data.clipart import clipart_stamps, load_clipart
+from rvlr_lib.data.collection import PREPARED
 from rvlr_lib.data.dataset import SPLITS, Batch, ImageTextDataset, PixelSource, augment, iterate_batches
 from rvlr_lib.data.dial import ImbalanceSpec, impose, mismatch_index
 from rvlr_lib.data.emoji import PACKAGES, load_emoji, package_version
-from rvlr_lib.data.own import PREPARED, file_stamps, load_files
+from rvlr_lib.data.own import file_stamps, load_files
 from rvlr_lib.data.relevance import clean_caption, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.scenes import load_scenes
 from rvlr_lib.data.truth import Facts, SceneViews, Truth, bayes_ceiling, shown_share, told_share
@@ -64,9 +66,8 @@ def load_dataset(
     """Load one split of a data set by name, or of your own pictures.
 
     Args:
-        name_or_path: ``scenes``, ``emoji`` or ``clipart``; ``flickr30k``, ``coco`` or ``vizwiz`` where their files lie in
-            ``data/NAME`` or ``$RVLR_DATA/NAME``; or an annotation file, a folder or an index of your own
-            (:func:`load_files`).
+        name_or_path: ``scenes``, ``emoji`` or ``clipart``; ``flickr30k``, ``coco`` or ``vizwiz`` where their files lie
+            in ``data/NAME`` or ``$RVLR_DATA/NAME``; or an annotation file, a folder or an index of your own.
         split: ``train``, ``val`` or ``test``.
         image_root: Folder of the pictures; scenes and emoji carry their own and take none.
         imbalance: The dial, see :class:`ImbalanceSpec`; scenes then tell all, or what the dial says, not 0.6.
@@ -82,7 +83,7 @@ def load_dataset(
     first: dict[str, Any] = {}
     if loader is load_files:
         known_as = name_or_path in PREPARED or Path(name_or_path).suffix or "/" in name_or_path
-        if not (known_as or Path(name_or_path).exists()):
+        if not (known_as or os.path.exists(name_or_path)):
             names = ", ".join((*LOADERS, *PREPARED))
             raise ValueError(f"data set {name_or_path!r} is unknown; choose one of: {names}, or give a file or folder")
         first["path"] = name_or_path

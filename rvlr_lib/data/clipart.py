@@ -1,8 +1,7 @@
-"""Clip art: the drawings of Debian's package ``openclipart-png`` with their makers' titles, descriptions and names.
+"""Clip art: the drawings of Debian's package ``openclipart-png``, with what their makers wrote.
 
-All drawings are dedicated to the public domain. Captions are the title and the description that each PNG file carries and
-the name of the file without its maker's; the folder is the category. Nothing is drawn evenly and nothing is balanced: some
-titles name a whole series ("gramastar"), some descriptions run over sentences, a third of the titles is not English.
+All drawings are in the public domain. Captions are the title and the sentences of the description that each PNG file
+carries, and the file's name without its maker's; the folder is the category. Nothing is balanced.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from rvlr_lib.data.collection import hashed_split
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.data.files import Stamp, printable, stamp, walk
-from rvlr_lib.data.own import hashed_split
 from rvlr_lib.data.pictures import MAX_PIXELS, FileSource, equal_files, in_threads
 from rvlr_lib.data.relevance import clean_caption
 
@@ -43,8 +42,8 @@ def load_clipart(
 ) -> ImageTextDataset:
     """Clip art with one to five captions a drawing, split 80/10/10 by a hash of the file's name.
 
-    A file that several names link to counts once; files that are equal byte for byte are in one split. What was left out
-    and how many captions more than 20 drawings share is printed and stands in ``info``.
+    A file that several names link to counts once; files that are equal byte for byte are in one split. What was left
+    out and how many captions more than 20 drawings share is printed and stands in ``info``.
 
     Args:
         split: ``train``, ``val`` or ``test``.
@@ -91,7 +90,7 @@ def clipart_stamps(image_root: str | Path | None = None) -> tuple[Stamp, ...]:
     if not root.is_dir():
         raise ValueError(f"clipart: {root} is not there; apt install openclipart-png, or give its folder as image_root")
     found = walk(root, root)
-    return tuple(map(stamp, (root, *found.folders[1:], *(root / name for name in found.files))))
+    return tuple(stamp(place) for place in (str(root), *found.folders[1:], *(f"{root}/{name}" for name in found.files)))
 
 
 @lru_cache(maxsize=2)
@@ -100,27 +99,26 @@ def _catalogue(stamps: tuple[Stamp, ...]) -> tuple[list[Drawing], dict[str, Any]
     root = Path(stamps[0][0])
     found = walk(root, root)
     names = [name for name in found.files if name.lower().endswith(".png")]
-    own = [name for name, path in zip(names, (root / name for name in names), strict=True) if not path.is_symlink()]
+    own = [name for name in names if not (root / name).is_symlink()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         told = dict(zip(own, in_threads(_about, [root / name for name in own]), strict=True))
     captions = {name: _captions(name, about) for name, about in told.items() if about is not None}
     captions = {name: texts for name, texts in captions.items() if texts}
     alike = {name: min(group) for group in equal_files(root, captions) for name in group}
-    drawings = [Drawing(name, texts, os.path.dirname(name) or "none", alike.get(name, name))
-                for name, texts in sorted(captions.items())]  # fmt: skip
+    drawings = [
+        Drawing(name, texts, os.path.dirname(name) or "none", alike.get(name, name))
+        for name, texts in sorted(captions.items())
+    ]
     owners = Counter(text for one in drawings for text in one.captions)
-    shared = {text: count for text, count in owners.items() if count > SHARED}
     info = {
         "files": len(names),
-        "links_to_others": len(names) - len(own),
-        "too_large_or_damaged": sum(about is None for about in told.values()),
-        "without_a_caption": len(told) - len(captions) - sum(about is None for about in told.values()),
-        f"captions_of_more_than_{SHARED}": len(shared),
+        "links to others": len(names) - len(own),
+        "too large or damaged": sum(about is None for about in told.values()),
+        "without a caption": sum(about is not None for about in told.values()) - len(captions),
+        f"captions shared by more than {SHARED} drawings": sum(count > SHARED for count in owners.values()),
     }
-    print(f"clipart: {len(drawings):,} drawings of {len(names):,} files ({info['links_to_others']:,} are links to others, "
-          f"{info['too_large_or_damaged']} too large or damaged, {info['without_a_caption']} without a caption); "
-          f"{len(shared)} captions are shared by more than {SHARED} drawings, {max(owners.values(), default=0)} at most")  # fmt: skip
+    print(f"clipart: {len(drawings):,} drawings; {', '.join(f'{count:,} {what}' for what, count in info.items())}")
     return drawings, info
 
 
@@ -130,7 +128,7 @@ def _about(path: Path) -> dict[str, str] | None:
         with Image.open(path, formats=("PNG",)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 return None
-            return {key: value for key, value in picture.info.items() if isinstance(value, str)}
+            return {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
     except Exception:  # decoders of damaged files raise whatever they please; the count is printed
         return None
 

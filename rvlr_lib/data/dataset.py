@@ -61,8 +61,7 @@ class ArraySource(PixelSource):
     def __len__(self) -> int:
         return len(self.array)
 
-    def image(self, row: int) -> Image.Image:
-        """Picture of one row as RGB."""
+    def image(self, row: int) -> Image.Image:  # noqa: D102
         return Image.fromarray(self.array[row])
 
 
@@ -76,16 +75,13 @@ class SubsetSource(PixelSource):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def image(self, row: int) -> Image.Image:
-        """Picture of one row as RGB."""
+    def image(self, row: int) -> Image.Image:  # noqa: D102
         return self.source.image(int(self.rows[row]))
 
-    def content(self, row: int) -> bytes:
-        """What identifies the picture in a fingerprint."""
+    def content(self, row: int) -> bytes:  # noqa: D102
         return self.source.content(int(self.rows[row]))
 
-    def pixels(self, rows: Sequence[int] | np.ndarray | torch.Tensor, size: int) -> torch.Tensor:
-        """Resized pictures of ``rows`` -> uint8 [n, 3, size, size]."""
+    def pixels(self, rows: Sequence[int] | np.ndarray | torch.Tensor, size: int) -> torch.Tensor:  # noqa: D102
         return self.source.pixels(self.rows[np.asarray(rows, dtype=np.int64)], size)
 
 

@@ -1,4 +1,4 @@
-"""Files of a collection: text decoded, folders walked, hidden files and links told apart, and stamps of what was read."""
+"""Files of a collection: text decoded, folders walked, hidden files and links told apart, stamps of what was read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def shown(name: str | Path) -> str:
     >>> shown("caf\\udce9.jpg")
     'caf\\\\xe9.jpg'
     """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair of surrogates, as JSON can spell it
+        return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def printable(path: Path) -> Path:
@@ -61,7 +64,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    if marked or (data[:2000].count(0) > len(data[:2000]) / 4 and 0 in (*data[:1], *data[1:2])):
+    if marked or (len(data) > 3 and (data[0] == 0) != (data[1] == 0)):  # a letter of ASCII in two bytes
         mark = "with" if marked else "without"
         raise ValueError(f"{path} is not UTF-8 but UTF-16 ({mark} byte-order mark): save it as UTF-8")
     try:

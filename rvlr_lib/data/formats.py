@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rvlr_lib.data.cells import SPLIT_NAMES, flags_of
 from rvlr_lib.data.files import Walk, read_text, stamp, walk
 from rvlr_lib.data.pictures import SUFFIXES
-from rvlr_lib.data.table import CAPTION_COLUMNS, SPLIT_NAMES, Part, base_of, flags_of, looks_like_captions, read_table
+from rvlr_lib.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, Part, base_of, like_captions, read_table
 
 UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".raw", ".dng", ".cr2", ".nef")  # pictures that Pillow cannot open
 LIKE_SPLIT = re.compile(
@@ -104,26 +105,32 @@ def _lines(part: Part, lines: Sequence[str]) -> Part:
 
 def _list(part: Part, items: Sequence[Any], places: Sequence[str] = ()) -> Part:
     part.kind = "list JSON"
-    keys: dict[str, None] = {}
+    families, used, keys = dict[str, str](), {"split", "image_id", "category"}, dict[str, None]()
     for number, item in enumerate(items):
         where = places[number] if places else f"row {number}"
-        name, captions = _need(item, "image", part, where), _need(item, "caption", part, where)
-        if others := [key for key in item if key not in ("image", "caption") and _holds_captions(key, item[key])]:
-            numbered = [key for key in others if base_of(key) == "caption"]
-            if len(numbered) < len(others):
-                raise ValueError(f"{part.file}, {where}: the keys caption, {', '.join(others)} may all hold captions: keep "
-                                 "one, or make caption a list")  # fmt: skip
-            captions = [text for value in (captions, *(item[key] for key in numbered))
-                        for text in (value if isinstance(value, list) else [value])]  # fmt: skip
+        pictures = [key for key in item if key in IMAGE_COLUMNS] if isinstance(item, dict) else []
+        name = _need(item, pictures[0] if pictures else "image", part, where)
+        captions = [key for key in item if like_captions(key) and _texts(item[key])]
+        captions = captions or [next((key for key in CAPTION_COLUMNS if key in item), "caption")]
+        values = [_need(item, key, part, where) for key in captions]
+        families |= {base_of(key): key for key in captions}
+        for several, what in ((pictures, "name the picture"), (list(families.values()), "hold captions")):
+            if len(several) > 1:
+                raise ValueError(
+                    f"{part.file}, {where}: the keys {', '.join(several)} may all {what}: keep one of them"
+                )
+        flat = [text for value in values for text in (value if isinstance(value, list) else [value])]
+        told = values[0] if len(values) == 1 else flat
+        used |= {*pictures, *captions}
         keys.update(dict.fromkeys(item))
-        part.add(where, name, captions, item.get("split"), item.get("image_id"), item.get("category"), flags_of(item))
-    return _tell(part, keys, {"image", "caption", "split", "image_id", "category"})
+        about = (item.get(key) for key in ("split", "image_id", "category"))
+        part.rows.append((where, name, told, *about, flags_of(item)))  # type: ignore[arg-type]
+    return _tell(part, keys, used)
 
 
-def _holds_captions(key: Any, value: Any) -> bool:
+def _texts(value: Any) -> bool:
     texts = value if isinstance(value, list) else [value]
-    words = bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
-    return words and (base_of(str(key)) in CAPTION_COLUMNS or looks_like_captions(str(key)))
+    return bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
 
 
 def _karpathy(part: Part, images: Sequence[Any]) -> Part:
@@ -131,57 +138,54 @@ def _karpathy(part: Part, images: Sequence[Any]) -> Part:
     keys: dict[str, None] = {}
     for number, image in enumerate(images):
         where = f"images[{number}]"
-        name, folder = _need(image, "filename", part, where), image.get("filepath")
-        sentences = _need(image, "sentences", part, where)
+        name, sentences = _need(image, "filename", part, where), _need(image, "sentences", part, where)
         if not isinstance(sentences, list):
             raise ValueError(f"{part.file}, {where}: sentences is {str(sentences)[:60]!r}, expected a list; {FORMATS}")
         captions = [_need(sentence, "raw", part, f"{where}, sentences") for sentence in sentences]
-        name = f"{folder}/{name}" if folder and isinstance(name, str) else name
-        part.add(where, name, captions, image.get("split"), None, image.get("category"), flags_of(image))
+        name = f"{image['filepath']}/{name}" if image.get("filepath") and isinstance(name, str) else name
+        about = (image.get("split"), None, image.get("category"))
+        part.rows.append((where, name, captions, *about, flags_of(image)))
         keys.update(dict.fromkeys(image))
     return _tell(part, keys, {"filename", "filepath", "sentences", "split", "category"})
 
 
 def _coco(part: Part, content: Mapping[str, Any]) -> Part:
     part.kind = "COCO captions JSON"
-    names: dict[str, tuple[Any, str, Any]] = {}
-    kinds: set[type] = set()
+    names: dict[str, tuple[Any, Any, type]] = {}
     keys: dict[str, None] = {}
     for number, image in enumerate(content["images"]):
         where = f"images[{number}]"
         key, name = _need(image, "id", part, where), _need(image, "file_name", part, where)
         if str(key) in names:
-            before = names[str(key)][0]
-            raise ValueError(f"{part.file}, {where}: duplicate id {key!r}, for {before!r} and {name!r}; ids must "
-                             "differ")  # fmt: skip
-        names[str(key)] = name, where, image.get("split")
-        kinds.add(type(key))
-        keys.update(dict.fromkeys(f"images.{name}" for name in image))
+            first = names[str(key)][0]
+            raise ValueError(f"{part.file}, {where}: duplicate id {key!r}, for {first!r} and {name!r}; ids must differ")
+        names[str(key)] = name, image.get("split"), type(key)
         part.bare.append((name, where, image.get("split")))
-    other, like = 0, {str(key).lstrip("0"): key for key in names}
+        keys.update(dict.fromkeys(f"images.{name}" for name in image))
+    other, like = 0, {key.lstrip("0"): key for key in names}
     for number, caption in enumerate(content["annotations"]):
         where = f"annotations[{number}]"
         key, text = _need(caption, "image_id", part, where), _need(caption, "caption", part, where)
+        keys.update(dict.fromkeys(caption))
         if str(key) not in names:
             near = like.get(str(key).lstrip("0"))
-            hint = f"; the images have {near!r}: write both as numbers or both as the same text" if near else ""
-            message = f"{part.file}, {where}: image_id {key!r} is no id of the images{hint or ''}"
-            part.refused.append(
-                ("captions of no picture", message + "; add the image or drop the caption" * (not hint))
-            )
+            hint = f"the images have {near!r}: write both as numbers or both as the same text" if near else ""
+            message = f"{part.file}, {where}: image_id {key!r} is no id of the images; "
+            message += hint or "add the image or drop the caption"
+            part.refused.append(("captions of no picture", message))
             continue
-        other += type(key) not in kinds
-        part.add(where, names[str(key)][0], text, names[str(key)][2], key, caption.get("category"), flags_of(caption))
-        keys.update(dict.fromkeys(caption))
+        name, split, kind = names[str(key)]
+        other += type(key) is not kind
+        part.rows.append((where, name, text, split, key, caption.get("category"), flags_of(caption)))
     if other:
-        part.notes.append(f"{part.file}: image_id of {other:,} annotations and id of the images are of two types, text "
-                          "and number; they were matched as text")  # fmt: skip
+        kinds = "ids of images and image_id of annotations are of two types, text and number; matched as text"
+        part.notes.append(f"{part.file}: {kinds} in {other:,} annotations")
     return _tell(part, keys, {"images.id", "images.file_name", "images.split", "image_id", "caption", "category"})
 
 
 def _tell(part: Part, keys: Mapping[str, None], known: set[str]) -> Part:
-    used = {key for key in keys if key in known or flags_of({key: 1}) or base_of(str(key)) == "caption"}
-    part.used, part.unused = [str(key) for key in keys if key in used], [str(key) for key in keys if key not in used]
+    part.used = [key for key in keys if key in known or flags_of({key: 1})]
+    part.unused = [key for key in keys if key not in part.used]
     return part
 
 
@@ -205,42 +209,38 @@ def _folder(folder: Path, root: Path, assigned: bool) -> Part:
     if not pictures and not found.refused:
         raise ValueError(f"{folder} holds no picture ({kinds}); {FORMATS}")
     inside = folder.resolve().relative_to(root.resolve())
-    splits = {} if assigned else _split_folders(folder, found)
+    splits = {} if assigned else _split_folders(folder, pictures, found)
     texts = {os.path.splitext(name)[0]: name for name in found.files if name.lower().endswith(".txt")}
-    part.stamped = [stamp(place) for place in (*found.folders, *(folder / name for name in texts.values()))]
-    blank = 0
+    part.stamped = [stamp(place) for place in (*found.folders, *(f"{folder}/{name}" for name in texts.values()))]
+    part.lines = {"blank": 0}
     for name in pictures:
-        place, split = (inside / name).as_posix(), splits.get(name)
-        if splits and split is None:
-            continue  # the same picture stands in a split folder, by a link
+        if splits and name not in splits:
+            continue  # a split folder has the same file, by a link
+        place, split, told = (inside / name).as_posix(), splits.get(name), texts.get(os.path.splitext(name)[0])
         part.bare.append((place, name, split))
-        told = texts.get(os.path.splitext(name)[0])
         lines = re.split(r"\r\n|\r|\n", read_text(folder / told)) if told else []
-        part.line_count += len(lines) - bool(lines and not lines[-1])
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                part.add(f"{told}, line {number}", place, line, split)
-            else:
-                blank += number < len(lines)
-    part.lines = {"blank": blank}
+        lines = lines if not lines or lines[-1] else lines[:-1]
+        part.line_count += len(lines)
+        part.lines["blank"] += sum(not line.strip() for line in lines)
+        said = ((f"{told}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
+        part.rows += [(where, place, line, split, None, None, "") for where, line in said]
     return part
 
 
-def _split_folders(folder: Path, found: Walk) -> dict[str, str]:
+def _split_folders(folder: Path, pictures: Sequence[str], found: Walk) -> dict[str, str]:
     """Split of each picture, where the folders say splits; empty where they do not.
 
     Raises:
         ValueError: some folders look like splits and others do not.
     """
-    pictures = [name for name in found.files if name.lower().endswith(SUFFIXES)]
     parts, depth = [name.split("/") for name in pictures], 0
-    while pictures and len({part[depth] for part in parts}) == 1 and not LIKE_SPLIT.fullmatch(parts[0][depth]):
-        if any(len(part) <= depth + 2 for part in parts):
+    while len({part[depth] for part in parts}) == 1 and min(map(len, parts)) > depth + 2:
+        if LIKE_SPLIT.fullmatch(parts[0][depth]):
             break
         depth += 1
     tops = [part[depth] if len(part) > depth + 1 else "" for part in parts]
-    splits = {name: SPLIT_NAMES[top.casefold()] for name, top in zip(pictures, tops, strict=True)
-              if top.casefold() in SPLIT_NAMES}  # fmt: skip
+    known = {name: SPLIT_NAMES.get(top.casefold()) for name, top in zip(pictures, tops, strict=True)}
+    splits = {name: split for name, split in known.items() if split}
     like = sorted({top for top in tops if LIKE_SPLIT.fullmatch(top)})
     if not like:
         places: dict[str, set[str]] = {}
@@ -248,16 +248,18 @@ def _split_folders(folder: Path, found: Walk) -> dict[str, str]:
             for place, name in enumerate(part[:-1]):
                 if name.casefold() in SPLIT_NAMES:
                     places.setdefault("/".join(part[:place]), set()).add(name)
-        deep, like = next(((place, sorted(names)) for place, names in places.items() if len(names) > 1), ("", []))
-        if like:
-            raise ValueError(f"{folder}: the folders {', '.join(like)} in {deep} look like splits, but other folders lie "
-                             f"beside {deep}: give {folder / deep}, or put {', '.join(like)} at the top")  # fmt: skip
+        for deep in [deep for deep, names in places.items() if len(names) > 1]:
+            names = ", ".join(sorted(places[deep]))
+            way = f"give {folder / deep} itself, or put {names} at the top"
+            raise ValueError(
+                f"{folder}: {names} in {deep} look like splits, but other folders lie beside {deep}: {way}"
+            )
         return {}
     linked = {os.path.realpath(folder / name) for name in splits if found.files[name]}
-    others = [top or f"pictures beside them, as {name}" for name, top in zip(pictures, tops, strict=True)
-              if name not in splits and os.path.realpath(folder / name) not in linked]  # fmt: skip
+    rest = [(name, top) for name, top in zip(pictures, tops, strict=True) if name not in splits]
+    others = [top or name for name, top in rest if os.path.realpath(folder / name) not in linked]
     if others:
-        raise ValueError(f"{folder}: the folders {', '.join(like)} look like splits, but not all do: "
-                         f"{', '.join(dict.fromkeys(others))}; name every folder train, val or test, take the others away, "
-                         "or list the pictures in a CSV")  # fmt: skip
+        told = ", ".join(list(dict.fromkeys(others))[:6])
+        way = "name every folder train, val or test, take the others away, or list the pictures in a CSV"
+        raise ValueError(f"{folder}: {', '.join(like)} look like splits, but these do not say which: {told}; {way}")
     return splits

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from rvlr_lib.data.dataset import PixelSource
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pnm".split())
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no format that starts another program
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs; about 270 MB decoded
 THREADS = 4
@@ -45,28 +45,22 @@ def safe_path(root: Path, name: str) -> Path:
 
 
 def check_name(name: str) -> None:
-    """Refuse a picture's name that its spelling alone leads out of the root; touches no file.
-
-    Raises:
-        ValueError: as :func:`safe_path`, except links.
-    """
-    spelt = name.replace("\\", "/")
+    """Refuse a picture's name whose spelling alone leads out of the root, as :func:`safe_path`; touches no file."""
+    spelt, fault = name.replace("\\", "/"), ""
     if "://" in spelt:
-        raise ValueError(f"picture {name!r} is an address: pictures are read from disk, give its path below image_root")
-    if spelt.startswith("/") or re.match(r"[A-Za-z]:", spelt):
-        raise ValueError(f"picture {name!r} has an absolute path: write it relative to image_root")
-    if ".." in PurePosixPath(spelt).parts or "\0" in spelt:
-        raise ValueError(f"picture {name!r} climbs out with '..': write it relative to image_root")
-    if not spelt.strip() or PurePosixPath(spelt) == PurePosixPath("."):
-        raise ValueError(f"picture {name!r} has an empty name: give its path below image_root")
+        fault = "is an address: pictures are read from disk, give its path below image_root"
+    elif spelt.startswith("/") or re.match(r"[A-Za-z]:", spelt):
+        fault = "has an absolute path: write it relative to image_root"
+    elif "\0" in spelt or ".." in spelt.split("/"):
+        fault = "climbs out with '..': write it relative to image_root"
+    elif not spelt.strip() or PurePosixPath(spelt) == PurePosixPath("."):
+        fault = "has an empty name: give its path below image_root"
+    if fault:
+        raise ValueError(f"picture {name!r} {fault}")
 
 
 def check_header(path: Path) -> tuple[int, int]:
-    """Width and height from the file's header, without decoding it.
-
-    Raises:
-        ValueError: names the file and the fault: missing, empty, no picture, or too large.
-    """
+    """Width and height from the file's header; ValueError names the file and its fault: missing, empty, too large."""
     with _open(path) as picture:
         return picture.size
 
@@ -116,26 +110,30 @@ def _open(path: Path) -> Image.Image:
     return picture
 
 
-def fault(look: Callable[[Path], object], root: Path, name: str) -> str | None:
-    """What ``look`` (:func:`check_header` or :func:`decode`) finds wrong with a file below ``root``, or None."""
-    try:
-        look(safe_path(root, name))
-    except (ValueError, OSError) as error:
-        return str(error)
-    return None
-
-
 def faults(
     look: Callable[[Path], object],
     root: Path,
     names: Sequence[str],
     follow: Callable[[Iterable[str | None]], Iterable[str | None]] = iter,
 ) -> dict[str, str]:
-    """Files with a :func:`fault` -> what it is; ``follow`` may show how far the looking is."""
+    """Files below ``root`` -> what ``look`` (:func:`check_header` or :func:`decode`) finds wrong with them.
+
+    ``follow`` may show how far the looking is.
+    """
+
+    def one(name: str) -> str | None:
+        try:
+            check_name(name)
+            if not os.path.exists(f"{root}/{name}"):  # quick, and there may be many
+                _open(root / name)
+            look(safe_path(root, name))
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None
+
     with warnings.catch_warnings():  # here, not in the threads: the filters are the whole process's
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused, so no need to warn
-        found = follow(in_threads(partial(fault, look, root), names))
-        return {name: why for name, why in zip(names, found, strict=True) if why}
+        return {name: why for name, why in zip(names, follow(in_threads(one, names)), strict=True) if why}
 
 
 def equal_files(root: Path, names: Iterable[str]) -> list[list[str]]:
@@ -143,29 +141,33 @@ def equal_files(root: Path, names: Iterable[str]) -> list[list[str]]:
 
     Only files of equal size that begin alike are read whole.
     """
-    paths = {name: path for name in names if (path := (root / name.replace("\\", "/")).resolve()).is_file()}
-    groups = [list(paths)]
+    groups = [[name for name in names if os.path.isfile(f"{root}/{name}")]]
     for look in (_size, _beginning, _digest):
-        asked = [name for group in groups for name in group]
+        asked = [(place, name) for place, group in enumerate(groups) for name in group]
+        values = (
+            in_threads(look, [root / name for _, name in asked])
+            if look is not _size
+            else (_size(f"{root}/{name}") for _, name in asked)
+        )
         found: dict[tuple[int, object], list[str]] = defaultdict(list)
-        place = {name: number for number, group in enumerate(groups) for name in group}
-        for name, value in zip(asked, in_threads(look, [paths[name] for name in asked]), strict=True):
-            found[place[name], value].append(name)
+        for (place, name), value in zip(asked, values, strict=True):
+            found[place, value].append(name)
         groups = [group for group in found.values() if len(group) > 1]
     return groups
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size
+def _size(path: str | Path) -> int:
+    return os.stat(path).st_size
 
 
-def _beginning(path: Path) -> bytes:
-    with path.open("rb") as file:
+def _beginning(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
         return file.read(4096)
 
 
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
+def _digest(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def in_threads(work: Callable[[Item], Found], items: Iterable[Item], *, threads: int = THREADS) -> Iterator[Found]:

@@ -16,8 +16,8 @@ VARIANTS = ("coco", "rouge_score", "mean_f1")
 def clean_caption(text: str) -> str:
     """Lower case, composed (NFC); everything but letters, digits and their marks, of any script, becomes a space.
 
-    Blanks are squeezed. Zero-width joiners and non-joiners stay inside a word and after a mark, where they are spelling;
-    soft hyphens, which are not, are deleted. A mark that stands alone is no word.
+    Blanks are squeezed. Zero-width joiners and non-joiners stay inside a word and after a mark, where they are
+    spelling; soft hyphens, which are not, are deleted. A mark that stands alone is no word.
 
     >>> clean_caption("A man's  T-shirt, No_2!")
     'a man s t shirt no 2'

@@ -12,41 +12,26 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from rvlr_lib.data.dataset import SPLITS, ArraySource, ImageTextDataset
 from rvlr_lib.data.facts import BACKGROUNDS, COLOURS, OBJECTS, SHAPES, SIZES, TILES, Facts, SceneViews
 
-SHAPE_WORDS = (
-    ("circle", "disc"),
-    ("square", "box"),
-    ("triangle", "pyramid"),
-    ("star", "spark"),
-    ("heart", "valentine"),
-    ("cross", "plus"),
-    ("ring", "hoop"),
-    ("diamond", "gem"),
+
+def _table(text: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(words.split()) for words in text.split(","))
+
+
+SHAPE_WORDS = _table(
+    "circle disc,square box,triangle pyramid,star spark,heart valentine,cross plus,ring hoop,diamond gem"
 )
-COLOUR_WORDS = (
-    ("red", "crimson"),
-    ("orange", "amber"),
-    ("yellow", "golden", "lemon"),
-    ("green", "emerald"),
-    ("turquoise", "teal"),
-    ("blue", "azure"),
-    ("purple", "violet"),
-    ("pink", "rose"),
+COLOUR_WORDS = _table(
+    "red crimson,orange amber,yellow golden lemon,green emerald,turquoise teal,blue azure,purple violet,pink rose"
 )
-SIZE_WORDS = (("small", "little", "tiny"), ("large", "big", "huge"))
-BACKGROUND_WORDS = (
-    ("plain", "blank"),
-    ("striped", "lined"),
-    ("barred", "slatted"),
-    ("checked", "checkered"),
-    ("dotted", "spotted"),
-    ("diagonal", "slanted"),
-    ("wavy", "rippled"),
-    ("grainy", "sandy"),
+SIZE_WORDS = _table("small little tiny,large big huge")
+BACKGROUND_WORDS = _table(
+    "plain blank,striped lined,barred slatted,checked checkered,dotted spotted,diagonal slanted,"
+    "wavy rippled,grainy sandy"
 )
 THING_WORDS = ("thing", "shape", "object")
 GROUND_WORDS = ("background", "backdrop", "ground")
@@ -58,16 +43,7 @@ PIXELS = 48
 CAPTIONS = 5
 TRAIN_IMAGES, VAL_IMAGES = 4_000, 500
 
-_COLOURS = (
-    (222, 40, 44),
-    (244, 128, 16),
-    (250, 214, 36),
-    (40, 150, 56),
-    (32, 190, 186),
-    (36, 84, 214),
-    (124, 52, 176),
-    (248, 134, 190),
-)
+_COLOURS = [ImageColor.getrgb(c) for c in "#de282c #f48010 #fad624 #289638 #20beba #2454d6 #7c34b0 #f886be".split()]
 _RADII = (4.0, 6.8)
 _COVER = 104.0  # flat grey, darker than every texture
 _SPRITE, _TEXTURE, _FINE = 15, 64, 16  # sprite and texture in pixels, and the factor they are drawn larger by
@@ -111,12 +87,9 @@ def load_scenes(
         raise ValueError(f"image_visibility={image_visibility} is no share; give 0 (nothing is left) to 1 (all is)")
     if split == "test" and size is not None:
         raise ValueError(f"size={size} is for train and val; the size of test is galleries x gallery_size")
-    counts = {"size": size, "galleries": galleries, "gallery_size": gallery_size}
-    for name, value in counts.items():
+    for name, value in {"size": size, "galleries": galleries, "gallery_size": gallery_size, "seed": seed + 1}.items():
         if value is not None and value < 1:
-            raise ValueError(f"{name}={value} is too small; give at least 1")
-    if seed < 0:
-        raise ValueError(f"seed={seed} is negative; give 0 or more")
+            raise ValueError(f"{name}={value - (name == 'seed')} is too small; give at least {int(name != 'seed')}")
     images = galleries * gallery_size if split == "test" else size or {"train": TRAIN_IMAGES, "val": VAL_IMAGES}[split]
 
     streams = np.random.SeedSequence([seed, SPLITS.index(split)]).spawn(2)
@@ -133,10 +106,7 @@ def load_scenes(
         galleries=np.arange(images) // gallery_size if split == "test" else None,
         scene=SceneViews(scene, shown, text, owner, forced, text_detail, covered, scene[owner]),
         info={
-            "text_detail": text_detail,
-            "image_visibility": image_visibility,
-            "seed": seed,
-            "images": images,
+            **{"text_detail": text_detail, "image_visibility": image_visibility, "seed": seed, "images": images},
             "captions_per_image": CAPTIONS,
         },
     )

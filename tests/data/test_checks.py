@@ -99,7 +99,9 @@ def test_faults_of_the_file_are_counted_not_only_the_first(collection):
     rows[3]["image"] = "/x.jpg"
     report = checked()
     assert {key: found(report)[key].count for key in ("empty captions", "refused paths")} == {
-        "empty captions": 3, "refused paths": 2}  # fmt: skip
+        "empty captions": 3,
+        "refused paths": 2,
+    }
     assert found(report)["pictures without a caption"].count == 1
     assert report.spoiled
 
@@ -120,8 +122,7 @@ def test_identical_and_overlapping_splits_spoil(collection, tmp_path):
     overlap = index(train="train.json", held_out="more.json")
     assert sum(f.count for f in overlap.findings if f.what.startswith("pictures in train and")) == 5
     assert not index(train="train.json", held_out="rest.json").spoiled
-    assert found(index(train="train.json", val="train.json", held_out="rest.json"))[
-        "pictures in train and val"].spoils  # fmt: skip
+    assert found(index(train="train.json", val="train.json", held_out="rest.json"))["pictures in train and val"].spoils
 
 
 def test_few_pictures_in_a_split_spoil(collection):

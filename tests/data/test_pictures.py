@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, fault, faults, safe_path
+from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, faults, safe_path
 
 RED = (200, 30, 40)
 
@@ -127,14 +127,19 @@ def test_faulty_files_are_named(tmp_path, monkeypatch):
         "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
     )  # would start Ghostscript
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
-    messages = {"zero.jpg": "is empty", "text.jpg": "none of a known kind", "program.jpg": "none of a known kind",
-                "absent.jpg": "is missing", "float.tif": "floating-point"}  # fmt: skip
+    messages = {
+        "zero.jpg": "is empty",
+        "text.jpg": "none of a known kind",
+        "program.jpg": "none of a known kind",
+        "absent.jpg": "is missing",
+        "float.tif": "floating-point",
+    }
     for name, message in messages.items():
         with pytest.raises(ValueError, match=message) as error:
             decode(tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
-        assert message in fault(decode, tmp_path, name)
-    assert "climbs out" in fault(decode, tmp_path, "../x.jpg")
+        assert message in faults(decode, tmp_path, [name])[name]
+    assert "climbs out" in faults(decode, tmp_path, ["../x.jpg"])["../x.jpg"]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

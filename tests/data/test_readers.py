@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from rvlr_lib.data import clean_caption, load_dataset
-from rvlr_lib.data.own import data_home, hashed_split, read_collection
+from rvlr_lib.data.collection import data_home, hashed_split, read_collection
 
 COUNT = 60
 
@@ -39,22 +39,37 @@ def save(path, content):
 def karpathy(told):
     split = {name: key for key, part in cut(told).items() for name, _ in part}
     split[told[0][0]] = "restval"
-    return {"dataset": "toy", "images": [
-        {"filepath": name.split("/")[0], "filename": name.split("/")[1], "imgid": i, "split": split[name],
-         "sentences": [{"raw": caption, "tokens": caption.split()} for caption in captions]}
-        for i, (name, captions) in enumerate(told)]}  # fmt: skip
+    return {
+        "dataset": "toy",
+        "images": [
+            {
+                "filepath": name.split("/")[0],
+                "filename": name.split("/")[1],
+                "imgid": i,
+                "split": split[name],
+                "sentences": [{"raw": caption, "tokens": caption.split()} for caption in captions],
+            }
+            for i, (name, captions) in enumerate(told)
+        ],
+    }
 
 
 def coco(told):
     images = [{"id": 7 * i, "file_name": name, "width": 1} for i, (name, _) in enumerate(told)]
     pairs = [(7 * i, caption) for i, (_, captions) in enumerate(told) for caption in captions]
-    return {"info": {}, "images": images, "annotations": [
-        {"id": n, "image_id": i, "caption": caption} for n, (i, caption) in enumerate(pairs)]}  # fmt: skip
+    return {
+        "info": {},
+        "images": images,
+        "annotations": [{"id": n, "image_id": i, "caption": caption} for n, (i, caption) in enumerate(pairs)],
+    }
 
 
 def train_rows(told):
-    return [{"image": name, "caption": caption, "image_id": str(i)}
-            for i, (name, captions) in enumerate(told) for caption in captions]  # fmt: skip
+    return [
+        {"image": name, "caption": caption, "image_id": str(i)}
+        for i, (name, captions) in enumerate(told)
+        for caption in captions
+    ]
 
 
 def table(path, told, *, delimiter=",", end="\n", start="", header=("filepath", "title")):
@@ -174,8 +189,10 @@ def test_folders_of_an_index_are_put_before_the_names(tmp_path, root, told):
     parts = {letter: [(name[2:], captions) for name, captions in told if name[0] == letter] for letter in "ab"}
     for letter, part in parts.items():
         save(tmp_path / f"{letter}.json", coco(part))
-    index = save(tmp_path / "i.yaml", {"train": "a.json", "held_out": "b.json", "image_root": str(root),
-                                       "folders": {"train": "a", "held_out": "b"}})  # fmt: skip
+    index = save(
+        tmp_path / "i.yaml",
+        {"train": "a.json", "held_out": "b.json", "image_root": str(root), "folders": {"train": "a", "held_out": "b"}},
+    )
     expect(load_dataset(str(index), split="train"), [row for row in told if row[0][0] == "a"])
 
 
@@ -216,19 +233,28 @@ BAD_CONTENT = {
     "one id": ("x.json", [{"image": k, "caption": "a", "image_id": 1} for k in "ab"], "image_id 1 names 'a' and 'b'"),
     "split name": ("x.json", [{"image": "a", "caption": "a", "split": "dev2"}], "split 'dev2' is unknown"),
     "two splits": ("x.json", [{"image": "a", "caption": "a", "split": s} for s in ("train", "val")], "choose one"),
-    "half splits": ("x.json", [{"image": "a", "caption": "a", "split": "val"}, {"image": "b", "caption": "a"}],
-                    "'b' has no split"),
-    "coco ids": ("x.json", {"images": [{"id": 1, "file_name": k} for k in "ab"], "annotations": []},
-                 r"images\[1\]: duplicate id 1, for 'a' and 'b'"),
-    "coco stranger": ("x.json", {"images": [{"id": 1, "file_name": "a"}], "annotations": [
-        {"image_id": 2, "caption": "a"}]}, r"annotations\[0\]: image_id 2 is no id"),
+    "half splits": (
+        "x.json",
+        [{"image": "a", "caption": "a", "split": "val"}, {"image": "b", "caption": "a"}],
+        "'b' has no split",
+    ),
+    "coco ids": (
+        "x.json",
+        {"images": [{"id": 1, "file_name": k} for k in "ab"], "annotations": []},
+        r"images\[1\]: duplicate id 1, for 'a' and 'b'",
+    ),
+    "coco stranger": (
+        "x.json",
+        {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "caption": "a"}]},
+        r"annotations\[0\]: image_id 2 is no id",
+    ),
     "coco bare": ("x.json", {"images": [{"id": 1, "file_name": "a"}], "annotations": []}, "'a' has no caption"),
     "karpathy key": ("x.json", {"images": [{"sentences": []}]}, r"images\[0\] lacks the key 'filename'"),
     "index key": ("x.yaml", {"train": "a.json", "tset": "b.json"}, "unknown key 'tset'.*held_out"),
     "index file": ("x.yaml", {"train": "absent.json"}, "train names 'absent.json'"),
     "root": ("x.yaml", {"train": [], "image_root": "absent"}, "absent is no folder"),
     "few": ("x.json", [{"image": f"{i}.jpg", "caption": "a"} for i in range(3)], "at least 4 are needed"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD_CONTENT)

@@ -143,10 +143,19 @@ def test_ascii_is_cleaned_as_before(text):
     assert clean_caption(text) == re.sub(r"[\W_]+", " ", text.lower()).strip()
 
 
-@pytest.mark.parametrize(("one", "other"), [
-    ("एक लड़का खेल रहा है", "एक लड़की खेल रही है"), ("குழந்தை", "குழந்த"), ("คน", "คืน"), ("ക്ഷ", "കഷ"), ("שָׁלוֹם", "שלום"), ("كَتَبَ", "كُتِبَ"),
-    ("می‌خواهم", "می خواهم"), ("ක්‍ෂ", "ක්ෂ"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("एक लड़का खेल रहा है", "एक लड़की खेल रही है"),
+        ("குழந்தை", "குழந்த"),
+        ("คน", "คืน"),
+        ("ക്ഷ", "കഷ"),
+        ("שָׁלוֹם", "שלום"),
+        ("كَتَبَ", "كُتِبَ"),
+        ("می‌خواهم", "می خواهم"),
+        ("ක්‍ෂ", "ක්ෂ"),
+    ],
+)
 def test_words_that_marks_or_joiners_tell_apart_stay_apart(one, other):
     assert clean_caption(one) != clean_caption(other)
     assert clean_caption(one).split() == unicodedata.normalize("NFC", one).split()
@@ -183,12 +192,15 @@ def test_embedding_relevance_is_the_best_cosine_with_an_images_captions():
     np.testing.assert_allclose(embedding_relevance(7 * features, owner, 15), ours, atol=1e-6)
 
 
-@pytest.mark.parametrize(("features", "owner", "message"), [
-    (np.ones((3, 2)), [0, 1], r"\(3, 2\).*\(2,\)"),
-    (np.ones((2, 2)), [0, 5], "image rows 0 to 1"),
-    (np.array([[1.0, 0.0], [0.0, 0.0]]), [0, 1], "row 1 is zero"),
-    (np.array([[np.nan, 0.0], [0.0, 1.0]]), [0, 1], "row 0 is zero or not finite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("features", "owner", "message"),
+    [
+        (np.ones((3, 2)), [0, 1], r"\(3, 2\).*\(2,\)"),
+        (np.ones((2, 2)), [0, 5], "image rows 0 to 1"),
+        (np.array([[1.0, 0.0], [0.0, 0.0]]), [0, 1], "row 1 is zero"),
+        (np.array([[np.nan, 0.0], [0.0, 1.0]]), [0, 1], "row 0 is zero or not finite"),
+    ],
+)
 def test_embedding_relevance_refuses(features, owner, message):
     with pytest.raises(ValueError, match=message):
         embedding_relevance(features, owner, 2)
