@@ -14,19 +14,55 @@ from rvlr_lib.disk import write_text
 if TYPE_CHECKING:
     import pandas as pd
 
-HEADLINE = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean", "i2i/NDCG@10", "t2t_no_siblings/NDCG@10",
-            "i2it/NDCG@10", "t2it/NDCG@10")  # fmt: skip
+HEADLINE = (
+    "i2t/R@1",
+    "i2t/R@10",
+    "t2i/R@1",
+    "t2i/R@10",
+    "r_mean",
+    "i2i/NDCG@10",
+    "t2t_no_siblings/NDCG@10",
+    "i2it/NDCG@10",
+    "t2it/NDCG@10",
+)
 COLUMNS = ("dataset", "dial", "arm", "seed", "metric", "value")
 MISSING = "–"
 FIRST, LAST = ("floor", "teachers", "start"), ("ceiling",)  # rows above and below the trained arms
-LABELS = {"rvlr": "RVLR", "rvlr_published": "RVLR, published weights", "ceiling": "Bayes ceiling", "rkd": "RKD",
-          "cyclip": "CyCLIP", "teacher_lite2": "structure, Lite2 teacher", "image": "poor pictures", "none": "balance",
-          "text": "poor captions", "rvlr_published_cold": "RVLR, published, cold"}  # fmt: skip
-PARTS = {"image": "pictures", "text": "captions", "t2t_no_siblings": "t2t without siblings", "above_floor": "above floor",
-         "overlap_teacher": "neighbours shared with teacher", "overlap_truth": "neighbours shared with truth",
-         "relations_teacher": "relations like teacher's", "r_mean": "r_mean"}  # fmt: skip
-DECIMALS = {"temperature": 3, "loss": 3, "gap": 2, "relations": 2, "alignment": 2, "uniformity": 2, "norm": 2, "cka": 2,
-            "p_value": 3, "cosine": 2, "relevance": 2}  # fmt: skip
+LABELS = {
+    "rvlr": "RVLR",
+    "rvlr_published": "RVLR published",
+    "ceiling": "Bayes ceiling",
+    "rkd": "RKD",
+    "cyclip": "CyCLIP",
+    "teacher_lite2": "Lite2 teacher",
+    "image": "poor pictures",
+    "none": "balance",
+    "text": "poor captions",
+    "rvlr_published_cold": "RVLR published, cold",
+}
+PARTS = {
+    "image": "pictures:",
+    "text": "captions:",
+    "t2t_no_siblings": "t2t without siblings",
+    "above_floor": "above floor",
+    "overlap_teacher": "neighbours shared with teacher",
+    "overlap_truth": "neighbours shared with truth",
+    "relations_teacher": "relations like teacher's",
+    "r_mean": "r_mean",
+}
+DECIMALS = {
+    "temperature": 3,
+    "loss": 3,
+    "gap": 2,
+    "relations": 2,
+    "alignment": 2,
+    "uniformity": 2,
+    "norm": 2,
+    "cka": 2,
+    "p_value": 3,
+    "cosine": 2,
+    "relevance": 2,
+}
 FREE = re.compile(r"weight|learning_rate|\blr\b|ratio|alpha")  # three significant digits
 LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$", MISSING: "--"}
 
@@ -44,7 +80,7 @@ def metric_label(metric: str) -> str:
     """A metric as readers see it.
 
     >>> metric_label("t2t_no_siblings/NDCG@10/above_floor"), metric_label("image/overlap_truth")
-    ('t2t without siblings NDCG@10 above floor', 'pictures neighbours shared with truth')
+    ('t2t without siblings NDCG@10 above floor', 'pictures: neighbours shared with truth')
     """
     return " ".join(PARTS.get(part, part.replace("_", " ")) for part in metric.removeprefix("loss/").split("/"))
 
@@ -78,14 +114,16 @@ def arm_order(names: Sequence[str]) -> list[str]:
 
 
 def differences(frame: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
-    """Every arm minus the baseline, paired by data set, dial, seed and metric; a seed that one of them lacks is left out.
+    """Every arm minus the baseline, paired by data set, dial, seed and metric; unpaired seeds are left out.
 
     Raises:
         ValueError: the frame has no such arm, or a pair of values for one cell.
     """
     keys = [name for name in COLUMNS[:5] if name in frame and name != "arm"]
     if baseline not in set(frame["arm"]):
-        raise ValueError(f"the baseline {baseline!r} is not among the arms {', '.join(map(str, frame['arm'].unique()))}")
+        raise ValueError(
+            f"the baseline {baseline!r} is not among the arms {', '.join(map(str, frame['arm'].unique()))}"
+        )
     if frame.duplicated([*keys, "arm"]).any():
         raise ValueError(f"several values for one cell: {', '.join([*keys, 'arm'])} must name each value")
     base = frame[frame["arm"] == baseline].set_index(keys)["value"].rename("base")

@@ -1,11 +1,12 @@
-"""The style of every figure: widths, colours, markers, text wrapped by its font, and how a figure is saved."""
+"""The style of every figure: widths, colours and markers, text wrapped by its font, and how a figure is saved."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rvlr_lib.disk import whole_file
 
@@ -14,36 +15,45 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMN, PAGE, MOST = 3.5, 7.16, 9.25  # inches: both widths of an IEEE page, and its height (666 pt)
-WIDTHS = {"column": COLUMN, "page": PAGE}
 FONT_SIZE, LINE = 8, 0.14  # points; inches from one line of text to the next
 STYLE_FILE = Path(__file__).with_name("rvlr.mplstyle")
 BLUE, SKY, GREEN, VERMILLION, ORANGE, PINK = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#CC79A7"
 MODALITY = {"picture": "#6A3D9A", "caption": "#C9A227"}  # a palette of its own: no arm is purple or ochre
-SCRIPTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "Hiragino Sans", "PingFang SC", "Nirmala UI",
-           "Microsoft YaHei", "Malgun Gothic", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS",
-           "Droid Sans Fallback")  # fmt: skip
+SCRIPTS = (
+    "Noto Sans CJK JP,Noto Sans CJK SC,WenQuanYi Micro Hei,Hiragino Sans,PingFang SC,Microsoft YaHei,Malgun Gothic"
+)
+SCRIPTS += ",Nirmala UI,Noto Sans Devanagari,Noto Sans Thai,Arial Unicode MS,Droid Sans Fallback"
+WIDTH: ContextVar[float] = ContextVar("inches of a figure", default=PAGE)
 
 
-@dataclass(frozen=True)
-class Look:
-    """Colour, marker and line of one series; any two of an arm's family differ in marker and line too."""
+class Look(NamedTuple):
+    """Colour, marker and line of a series; arms of one colour differ in marker."""
 
-    color: Any
+    color: str
     marker: str
     line: Any = "-"
 
 
 ARMS = {  # baselines grey, the method blue, controls vermillion and orange, peers green
-    "start": Look("0.65", "o", ":"), "teachers": Look("0.65", "s", ":"), "frozen": Look("0.65", "D", ":"),
-    "matching": Look("0.45", "o"), "matching_longer": Look("0.05", "s"), "rvlr": Look(BLUE, "D"),
-    "rvlr_published": Look(BLUE, "d", "--"), "rvlr_published_cold": Look(BLUE, "p", ":"),
-    "structure": Look(SKY, "^"), "teacher_lite2": Look(SKY, "h", ":"), "representation": Look(SKY, "v", "--"),
-    "intra": Look(VERMILLION, "P"), "anchor": Look(VERMILLION, "X", "--"),
-    "shuffled": Look(ORANGE, "<"), "mean_relation": Look(ORANGE, ">", "--"),
-    "rkd": Look(GREEN, "*"), "soft_labels": Look(GREEN, "p", "--"), "cyclip": Look(GREEN, "h", ":"),
-}  # fmt: skip
-OTHERS = [Look(*look) for look in zip((BLUE, VERMILLION, "0.15", SKY, ORANGE, GREEN, PINK, "0.55"), "osD^vPX*",
-                                      ("-", "--", "-.", ":", "-", "--", "-.", ":"), strict=True)]  # fmt: skip
+    "start": Look("0.65", "o", ":"),
+    "matching": Look("0.45", "o"),
+    "matching_longer": Look("0.05", "s"),
+    "rvlr": Look(BLUE, "D"),
+    "rvlr_published": Look(BLUE, "d", "--"),
+    "structure": Look(SKY, "^"),
+    "representation": Look(SKY, "v", "--"),
+    "teacher_lite2": Look(SKY, "h", ":"),
+    "intra": Look(VERMILLION, "P"),
+    "anchor": Look(VERMILLION, "X", "--"),
+    "shuffled": Look(ORANGE, "<"),
+    "mean_relation": Look(ORANGE, ">", "--"),
+    "rkd": Look(GREEN, "*"),
+    "soft_labels": Look(GREEN, "p", "--"),
+    "cyclip": Look(GREEN, "h", ":"),
+    "ideal": Look("0.05", "", (0, (2, 1))),
+}
+DASHES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
+OTHERS = [*map(Look, (BLUE, VERMILLION, "0.15", SKY, ORANGE, GREEN, PINK, "0.55"), "osD^vPX*", DASHES)]
 
 
 def looks(names: Iterable[Any]) -> dict[Any, Look]:
@@ -55,23 +65,43 @@ def looks(names: Iterable[Any]) -> dict[Any, Look]:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style file within a block: ``with style(): ...``; ``matplotlib.style.use(STYLE_FILE)`` for a whole script."""
+    """The style file within a block; ``matplotlib.style.use(STYLE_FILE)`` gives it to a whole script."""
     from matplotlib.style import context
 
     with context(STYLE_FILE):
         yield
 
 
+@contextmanager
+def one_column() -> Iterator[None]:
+    """Within this block every figure is as wide as a column of text, 3.5 inches: fewer panels stand side by side."""
+    token = WIDTH.set(COLUMN)
+    try:
+        yield
+    finally:
+        WIDTH.reset(token)
+
+
+def page_width() -> float:
+    """Inches of a full figure: those of a page, or of a column within :func:`one_column`."""
+    return WIDTH.get()
+
+
+def is_narrow() -> bool:
+    """Whether figures are as wide as a column."""
+    return page_width() <= COLUMN
+
+
 def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> "Figure":
     """An empty figure, in inches, that pyplot does not hold: a notebook shows it once, as the value of its cell.
 
     Raises:
-        ValueError: taller than a page, where the layout cannot shrink its panels.
+        ValueError: taller than a page, where no layout can shrink its panels.
     """
     import matplotlib.pyplot as plt
 
     if height > MOST and layout is None:
-        raise ValueError(f"the figure would be {height * 72:.0f} pt tall, the page has {MOST * 72:.0f}: show fewer rows")
+        raise ValueError(f"the figure would be {height * 72:.0f} pt tall, a page has {MOST * 72:.0f}: show fewer rows")
     figure = plt.figure(figsize=(width, min(height, MOST)), layout=layout)  # pyplot teaches the notebook to show it
     plt.close(figure)
     return figure
@@ -80,29 +110,25 @@ def new_figure(width: float, height: float, *, layout: str | None = "constrained
 def save_figure(
     figure: "Figure", folder: Path | str, name: str, data: "pd.DataFrame", info: Mapping[str, str] | None = None
 ) -> dict[str, Path]:
-    """Write a figure as PNG and PDF and its data as CSV, each whole or not at all; the same figure gives the same bytes.
+    """Write a figure as PNG and PDF and its data as CSV, each whole or not at all; the same figure, the same bytes.
 
     Args:
         figure: 200 dots an inch as PNG; pictures and points inside the PDF 300.
         folder: made where missing.
         name: of the files, without suffix.
-        data: what was drawn, at full precision.
-        info: ``title`` and ``caption``, kept inside both files (PNG: ``PIL.Image.open(path).text``).
+        data: what was drawn, at full precision; its index only where it has a name.
+        info: ``Title``, ``Author`` and the like, kept inside PNG and PDF.
 
     Returns:
         Paths by ``png``, ``pdf`` and ``csv``.
     """
     paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")}
-    told = dict(info or {})
-    png = {"Title": told.get("title"), "Description": told.get("caption"), "Software": None}
-    pdf = {"Title": told.get("title"), "Subject": told.get("caption"), "CreationDate": None}
     with style():
         with whole_file(paths["png"]) as temporary:
-            known = {key: text for key, text in png.items() if text is not None or key == "Software"}
-            figure.savefig(temporary, format="png", dpi=200, metadata=known)
+            figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None, **(info or {})})
         figure.set_layout_engine("none")  # both files have one layout, computed once
         with whole_file(paths["pdf"]) as temporary:
-            figure.savefig(temporary, format="pdf", dpi=300, metadata=pdf)
+            figure.savefig(temporary, format="pdf", dpi=300, metadata={"CreationDate": None, **(info or {})})
     with whole_file(paths["csv"]) as temporary:
         data.to_csv(temporary, index=any(level is not None for level in data.index.names), lineterminator="\n")
     return paths
@@ -113,7 +139,7 @@ def caption_fonts() -> list[str]:
     """Families for captions in any script: the figures' own, then those installed for scripts that it lacks."""
     from matplotlib.font_manager import get_font_names
 
-    return ["DejaVu Sans", *(name for name in SCRIPTS if name in set(get_font_names()))]
+    return ["DejaVu Sans", *(name for name in SCRIPTS.split(",") if name in set(get_font_names()))]
 
 
 def wrap(text: str, width: float, most: int = 99) -> list[str]:
@@ -127,7 +153,7 @@ def wrap(text: str, width: float, most: int = 99) -> list[str]:
         return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] <= 0.97 * width * 72
 
     lines = [""]
-    for word in text.split():
+    for word in re.split(r"[ \n\t]+", text.strip()):  # a no-break space does not break
         if fits(f"{lines[-1]} {word}".strip()):
             lines[-1] = f"{lines[-1]} {word}".strip()
             continue
