@@ -14,55 +14,20 @@ from rvlr_lib.disk import write_text
 if TYPE_CHECKING:
     import pandas as pd
 
-HEADLINE = (
-    "i2t/R@1",
-    "i2t/R@10",
-    "t2i/R@1",
-    "t2i/R@10",
-    "r_mean",
-    "i2i/NDCG@10",
-    "t2t_no_siblings/NDCG@10",
-    "i2it/NDCG@10",
-    "t2it/NDCG@10",
-)
+HEADLINE = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean")
+HEADLINE += ("i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "i2it/NDCG@10", "t2it/NDCG@10")
 COLUMNS = ("dataset", "dial", "arm", "seed", "metric", "value")
 MISSING = "–"
 FIRST, LAST = ("floor", "teachers", "start"), ("ceiling",)  # rows above and below the trained arms
-LABELS = {
-    "rvlr": "RVLR",
-    "rvlr_published": "RVLR published",
-    "ceiling": "Bayes ceiling",
-    "rkd": "RKD",
-    "cyclip": "CyCLIP",
-    "teacher_lite2": "Lite2 teacher",
-    "image": "poor pictures",
-    "none": "balance",
-    "text": "poor captions",
-    "rvlr_published_cold": "RVLR published, cold",
-}
-PARTS = {
-    "image": "pictures:",
-    "text": "captions:",
-    "t2t_no_siblings": "t2t without siblings",
-    "above_floor": "above floor",
-    "overlap_teacher": "neighbours shared with teacher",
-    "overlap_truth": "neighbours shared with truth",
-    "relations_teacher": "relations like teacher's",
-    "r_mean": "r_mean",
-}
-DECIMALS = {
-    "temperature": 3,
-    "loss": 3,
-    "gap": 2,
-    "relations": 2,
-    "alignment": 2,
-    "uniformity": 2,
-    "norm": 2,
-    "cka": 2,
-    "p_value": 3,
-    "cosine": 2,
-    "relevance": 2,
-}
+LABELS = {"rvlr": "RVLR", "rvlr_published": "RVLR published", "rkd": "RKD", "cyclip": "CyCLIP"}
+LABELS |= {"teacher_lite2": "Lite2 teacher", "ceiling": "Bayes ceiling"}
+LABELS |= {"image": "poor pictures", "none": "balance", "text": "poor captions"}  # dial settings
+PARTS = {"r_mean": "r_mean", "image": "pictures:", "text": "captions:", "image_query": "picture queries:"}
+PARTS |= {"text_query": "caption queries:", "t2t_no_siblings": "t2t without siblings", "above_floor": "above floor"}
+PARTS |= {"overlap_teacher": "neighbours shared with teacher", "overlap_truth": "neighbours shared with truth"}
+PARTS |= {"relations_teacher": "relations like teacher's"}
+DECIMALS = {"temperature": 3, "loss": 3, "p_value": 3, "gap": 2, "relations": 2, "alignment": 2, "uniformity": 2}
+DECIMALS |= {"norm": 2, "cka": 2, "cosine": 2, "relevance": 2}
 FREE = re.compile(r"weight|learning_rate|\blr\b|ratio|alpha")  # three significant digits
 LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$", MISSING: "--"}
 
@@ -93,7 +58,7 @@ def shown(value: Any, metric: str = "", *, signed: bool = False) -> str:
     >>> shown(94.14999999999999), shown(94.15), shown(-0.04), shown(0.127, "modality_gap"), shown(0.9, signed=True)
     ('94.2', '94.2', '0.0', '0.13', '+0.9')
     """
-    if value is None or value != value:
+    if value is None or value != value:  # NaN
         return MISSING
     if FREE.search(metric):
         text = f"{float(value):.3g}"
@@ -149,15 +114,22 @@ def results_table(frame: "pd.DataFrame", metrics: Sequence[str] = HEADLINE) -> "
 
 
 def shown_table(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table as text: a named index as columns, numbers by :func:`shown` for their column, no missing values."""
+    """The table as text: a named index as columns, no missing values, numbers by :func:`shown`.
+
+    A number's metric is its column, or what the column ``metric`` says where there is one.
+    """
+    import pandas as pd
+
     flat = table.reset_index() if any(name is not None for name in table.index.names) else table
-    names = {"arm", "dial", "baseline", "variant"}
+    metrics = [str(name) for name in flat["metric"]] if "metric" in flat else [""] * len(flat)
 
-    def cell(value: Any, column: str) -> str:
-        number = isinstance(value, float) or value is None or value != value
-        return shown(value, column) if number else arm_label(value) if column in names else str(value)
+    def cell(value: Any, metric: str, column: str) -> str:
+        if isinstance(value, float) or value is None or pd.isna(value):
+            return shown(value, metric or column)
+        return arm_label(value) if column in ("arm", "dial", "baseline") else str(value)
 
-    return flat.astype(object).apply(lambda column: [cell(value, str(column.name)) for value in column])
+    columns = {n: [cell(v, m, str(n)) for v, m in zip(flat[n].astype(object), metrics, strict=True)] for n in flat}
+    return pd.DataFrame(columns, dtype=object)
 
 
 def to_markdown(table: "pd.DataFrame") -> str:

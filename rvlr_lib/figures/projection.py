@@ -242,8 +242,9 @@ def plot_similarity_blocks(
     narrow, count, width = is_narrow(), len(spaces), page_width()
     with style():
         side = width / (2 if narrow else max(count, 2))
-        figure = new_figure(width, (count if narrow else 2) * (side + 0.2) + 0.6)
-        grid = figure.subplots(*((count, 2) if narrow else (2, count)), squeeze=False)
+        figure = new_figure(width, count * (side + 0.1) + 1.2 if narrow else 1.7 * side + 0.6)
+        shape = {"nrows": count, "ncols": 2} if narrow else {"ncols": count, "nrows": 2, "height_ratios": (1, 0.6)}
+        grid = figure.subplots(**shape, squeeze=False)
         for (name, matrix), (blocks, density) in zip(cosines.items(), grid if narrow else grid.T, strict=True):
             drawn = blocks.imshow(matrix, cmap="cividis", vmin=least, vmax=1, rasterized=True)
             for edge in (blocks.axhline, blocks.axvline):
@@ -257,7 +258,8 @@ def plot_similarity_blocks(
                 options = {"color": color, "linestyle": line, "linewidth": 1.2, "label": label}
                 seaborn.kdeplot(x=values, ax=density, warn_singular=False, **options)
             density.set(xlabel="cosine", ylabel="density", yticks=[], xlim=(least - 0.1, 1.05))
-        figure.colorbar(drawn, ax=list(grid[:, 0] if narrow else grid[0]), label="cosine", shrink=0.6, aspect=30)
+        place = {"location": "bottom", "shrink": 0.8} if narrow else {"shrink": 0.8}
+        figure.colorbar(drawn, ax=list(grid[:, 0] if narrow else grid[0]), label="cosine", **place)
         handles, labels = density.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=1 if narrow else 4, columnspacing=1)
     return figure
