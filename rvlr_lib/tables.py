@@ -14,8 +14,8 @@ from rvlr_lib.disk import write_text
 if TYPE_CHECKING:
     import pandas as pd
 
-HEADLINE = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean")
-HEADLINE += ("i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "i2it/NDCG@10", "t2it/NDCG@10")
+RECALLS = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean")
+HEADLINE = (*RECALLS, "i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "i2it/NDCG@10", "t2it/NDCG@10")
 COLUMNS = ("dataset", "dial", "arm", "seed", "metric", "value")
 MISSING = "–"
 FIRST, LAST = ("floor", "teachers", "start"), ("ceiling",)  # rows above and below the trained arms

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +39,7 @@ def make_query(
 
     Args:
         dataset: one gallery, of the ``I`` pictures and ``C`` captions that the features are of.
-        methods: name -> (image features ``[I, D]``, text features ``[C, D]``); ``teachers`` have no common space and are
+        methods: name -> (image features ``[I, D]``, text features ``[C, D]``); ``teachers`` have no common space, so are
             left out across modalities.
         direction: ``i2t``, ``t2i``, ``i2i`` or ``t2t``; ``i2it`` and ``t2it`` for both kinds in one list.
         row: of the query, among the pictures or the captions.
@@ -222,21 +224,28 @@ def query_browser(
     which = widgets.Dropdown(options=[(text, key) for key, text in DIRECTIONS.items()], value=direction)
     query = widgets.IntSlider(rows[0], 0, counts[direction[0]] - 1, continuous_update=False, layout=wide)
     words = widgets.Text(placeholder="words of your own, then Enter", continuous_update=False, layout=wide)
+    picture = widgets.FileUpload(accept="image/*", multiple=False, description="own picture")
     find = widgets.Dropdown(options=[(text, key) for key, text in TARGETS.items()])
 
-    def changed(_: Any) -> None:  # before the figure is drawn: every query within reach, no words of another direction
-        last = counts[which.value[0]] - 1
-        words.value, query.value, query.max = "", min(query.value, last), last
+    def changed(change: Any) -> None:  # before anything is drawn: every query within reach, no words left over
+        words.value, picture.value = "", ()
+        if change["owner"] is which:
+            last = counts[which.value[0]] - 1
+            query.value, query.max = min(query.value, last), last
 
-    def draw(direction: str, query: int, words: str = "", find: str = "i") -> Figure:
-        if not words.strip():
+    def draw(direction: str, query: int, words: str = "", picture: Sequence[Any] = (), find: str = "i") -> Any:
+        if not words.strip() and not picture:
             return known(direction, min(query, counts[direction[0]] - 1))
-        return plot_retrieval_panel(
-            [typed_query(dataset, methods, encoders or {}, words, targets=find, k=options.get("k", 5))]
-        )
+        try:
+            item = words if words.strip() else _opened(picture[0])
+            typed = typed_query(dataset, methods, encoders or {}, item, targets=find, k=options.get("k", 5))
+        except ValueError as error:
+            return widgets.HTML(escape(str(error)))
+        return plot_retrieval_panel([typed])
 
     which.observe(changed, names="value")
-    own = {"words": words, "find": find} if encoders else {}
+    query.observe(changed, names="value")
+    own = {"words": words, "picture": picture, "find": find} if encoders else {}
     return widgets.interactive(draw, SHOW, direction=which, query=query, **own)
 
 
@@ -274,6 +283,15 @@ def has_reader(interactive: bool | None = None) -> bool:
     if interactive is not None:
         return interactive
     return "JPY_SESSION_NAME" in os.environ and "RVLR_HEADLESS" not in os.environ
+
+
+def _opened(file: Mapping[str, Any]) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(io.BytesIO(file["content"])).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{file['name']} is no picture that can be read: bring a PNG or JPEG") from error
 
 
 def _features(dataset: Dataset, name: str, pair: Features) -> dict[str, np.ndarray]:

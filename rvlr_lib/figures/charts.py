@@ -57,7 +57,7 @@ def plot_arms(
                 for row in seed_summary(own, ["arm"]).itertuples():
                     ends = [[row.mean - row.low], [row.high - row.mean]]
                     axes.errorbar(row.mean, place, xerr=ends, color=look[arm].color, marker=look[arm].marker)
-                    beside = {"xycoords": ("axes fraction", "data"), "va": "center"}
+                    beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
                     axes.annotate(shown(row.mean, metric, signed=zero), (1.02, place), **beside)
             for name, line in LINES.items():
                 for value in part(known, arm=name).groupby("arm")["value"].mean():
@@ -70,7 +70,7 @@ def plot_arms(
             axes.set_title("\n".join(wrap(metric_label(metric), 0.85 * (page_width() - 1) / across)))
             axes.set_yticks(range(len(arms)), map(arm_label, arms))
             axes.set_ylim(len(arms) - 0.5, -0.5)
-            if len(dials) > 1 and axes.get_subplotspec().is_first_col():
+            if len(dials) > 1 and metric in metrics[::across]:
                 axes.set_ylabel(arm_label(dial), weight="bold")
             axes.locator_params(axis="x", nbins=4)
             axes.grid(visible=False, axis="y")
@@ -151,8 +151,8 @@ def plot_mix_ratio(frame: "pd.DataFrame") -> "Figure":
     own = frame[frame["metric"].str.endswith("captions_in_top")]
     ideal = frame[frame["metric"].str.endswith("_ideal") & (frame["arm"] == frame["arm"].iloc[0])]
     ideal = ideal.assign(arm="ideal", metric=ideal["metric"].str.removesuffix("_ideal"))
-    labels = {"xlabel": "captions in the corpus (%)", "ylabel": "captions among the best 10 (%)"}
-    return plot_curves(pd.concat([own, ideal]), "captions", columns=2, **labels)
+    both, ylabel = pd.concat([own, ideal]), "captions in top 10 (%)"
+    return plot_curves(both, "captions", columns=2, xlabel="captions in the corpus (%)", ylabel=ylabel)
 
 
 def plot_perturbations(frame: "pd.DataFrame", k: int = 10) -> "Figure":
@@ -235,7 +235,7 @@ def plot_gradient_shares(frame: "pd.DataFrame") -> "Figure":
             table = part(frame, moment=moment).pivot_table(index="arm", columns="term", values="value", fill_value=0.0)
             shares, left = 100 * table.div(table.sum(axis=1), axis=0).reindex(index=arms, columns=terms), 0.0
             for number, term in enumerate(terms):
-                fill = {"color": look[term].color, "hatch": ("", "////", "....", "xxxx")[number % 4]}
+                fill: dict[str, Any] = {"color": look[term].color, "hatch": ("", "////", "....", "xxxx")[number % 4]}
                 bars = axes.barh(
                     range(len(arms)), shares[term], left=left, edgecolor="white", label=metric_label(term), **fill
                 )
@@ -301,5 +301,6 @@ def legend_below(figure: "Figure", note: str = "", series: Mapping[str, Look] | 
         figure.supxlabel(note, fontsize=FONT_SIZE)
         return
     columns = min(len(handles), max(1, int(width / (0.45 + 0.06 * max(map(len, handles))))))
-    place = {"loc": "outside lower center", "ncols": columns, "columnspacing": 1.2}
-    figure.legend(handles.values(), handles, title=note, **place)
+    figure.legend(
+        list(handles.values()), list(handles), title=note, loc="outside lower center", ncols=columns, columnspacing=1.2
+    )

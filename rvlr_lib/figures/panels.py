@@ -1,5 +1,7 @@
 """Figures with pictures and captions in them, laid out in inches: examples, retrieved lists, one item on the dial."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -66,7 +68,7 @@ class DialColumn:
     neighbours: Mapping[str, Sequence[Hit]]
 
 
-def plot_examples(groups: Mapping[str, Sequence[tuple[Any, str]]]) -> "Figure":
+def plot_examples(groups: Mapping[str, Sequence[tuple[Any, str]]]) -> Figure:
     """Pictures with their captions below, a row per group: title -> (picture, caption), as many in each row."""
     most = NARROW_ITEMS if is_narrow() else max(map(len, groups.values()))
     width = page_width()
@@ -75,7 +77,8 @@ def plot_examples(groups: Mapping[str, Sequence[tuple[Any, str]]]) -> "Figure":
     size = min(wide - 2 * GAP, 1.1)
     texts = {title: [wrap(text, wide - 2 * GAP, 9) for _, text in row[:most]] for title, row in groups.items()}
     heights = {title: size + 3 * GAP + LINE * max(map(len, rows)) for title, rows in texts.items()}
-    page, top = _page(width, sum(heights.values()) + GAP), GAP
+    figure, page = _page(width, sum(heights.values()) + GAP)
+    top = GAP
     for title, row in groups.items():
         _heading(page, GAP + LINE / 2, top + size / 2, title)
         for i, ((picture, _), text) in enumerate(zip(row, texts[title], strict=False)):
@@ -83,10 +86,10 @@ def plot_examples(groups: Mapping[str, Sequence[tuple[Any, str]]]) -> "Figure":
             _draw(page, middle - size / 2, top, size, size, picture)
             _write(page, middle, top + size + GAP, "\n".join(text), ha="center")
         top += heights[title]
-    return page.figure
+    return figure
 
 
-def plot_retrieval_panel(queries: Sequence[Query]) -> "Figure":
+def plot_retrieval_panel(queries: Sequence[Query]) -> Figure:
     """Queries with the item that belongs to them, then a row of the best items per method, and the true item's rank.
 
     Right: thick frame and a tick; wrong: thin dashed frame and a cross; unknown: thin frame; beside the mark the
@@ -97,19 +100,21 @@ def plot_retrieval_panel(queries: Sequence[Query]) -> "Figure":
     head = 0.0 if narrow else 1.25
     left = head + 3 * LINE + 3 * GAP
     wide = (width - left - GAP) / max(len(row) for rows in lists for row in rows.values())
-    for size in (PICTURE, 0.65, 0.5, 0.36):  # inches of a picture: smaller ones where the page would be too short
+    for size, most in ((PICTURE, LINES), (0.65, 5), (0.5, 4), (0.36, 3)):  # smaller where the page is too short
         blocks, top = [], GAP
         for query, rows in zip(queries, lists, strict=True):
             own = [item for item in (query.item, query.truth) if item is not None]
-            tall = max(_height(item, (width / 2 if narrow else head) - GAP, size) for item in own) + LINE + 2 * GAP
-            high = max(_height(hit.item, wide - 2 * GAP, size) for row in rows.values() for hit in row)
+            tall = (
+                max(_height(item, (width / 2 if narrow else head) - GAP, size, most) for item in own) + LINE + 2 * GAP
+            )
+            high = max(_height(hit.item, wide - 2 * GAP, size, most) for row in rows.values() for hit in row)
             step, title = high + LINE + 2 * GAP, 1.3 * LINE if query.title else 0.0
             start = top + title + (tall if narrow else 0)
             blocks.append((query, rows, top, title, tall, high, step, start))
             top = max(start + step * len(rows), 0 if narrow else top + title + tall * len(own)) + 2 * GAP
         if top <= MOST:
             break
-    page = _page(width, top)
+    figure, page = _page(width, top)
     for query, rows, top, title, tall, high, step, start in blocks:
         _write(page, GAP, top, query.title, weight="bold")
         for i, (name, item) in enumerate(((query.kind, query.item), ("belongs to it", query.truth))):
@@ -117,21 +122,31 @@ def plot_retrieval_panel(queries: Sequence[Query]) -> "Figure":
                 x, y = (GAP + i * width / 2, top + title) if narrow else (GAP, top + title + i * tall)
                 _write(page, x, y, name, color="0.4")
                 room = (width / 2 if narrow else head) - GAP
-                _draw(page, x, y + LINE + GAP / 2, size, size, item, text_width=room)
+                _draw(
+                    page,
+                    x,
+                    y + LINE + GAP / 2,
+                    size,
+                    size if not isinstance(item, str) else tall - LINE - 2 * GAP,
+                    item,
+                    text_width=room,
+                )
         for j, (method, row) in enumerate(rows.items()):
             y = start + j * step
-            name = wrap(arm_label(method), step, 2) + ([f"rank {query.ranks[method]}"] if method in query.ranks else [])
-            _heading(page, left - 1.5 * LINE - GAP, y + high / 2, "\n".join(name))
+            lines = wrap(arm_label(method), step, 2) + (
+                [f"rank {query.ranks[method]}"] if method in query.ranks else []
+            )
+            _heading(page, left - 1.5 * LINE - GAP, y + high / 2, "\n".join(lines))
             for i, hit in enumerate(row):
                 x = left + i * wide + GAP
                 _draw(page, x, y, wide - 2 * GAP, high, hit.item, FRAMES[hit.hit])
                 value = "" if hit.relevance is None else shown(hit.relevance, "relevance")
                 mark = f"{MARKS[hit.hit]} {value}".strip()
                 _write(page, x + wide / 2 - GAP, y + high + GAP / 2, mark, ha="center")
-    return page.figure
+    return figure
 
 
-def retrieval_table(queries: Sequence[Query]) -> "pd.DataFrame":
+def retrieval_table(queries: Sequence[Query]) -> pd.DataFrame:
     """The table behind :func:`plot_retrieval_panel`, a line per item, with the rank of the query's true item."""
     import pandas as pd
 
@@ -144,7 +159,7 @@ def retrieval_table(queries: Sequence[Query]) -> "pd.DataFrame":
     return pd.DataFrame(lines, columns=["query", "method", "rank", "item", "hit", "relevance", "true_rank"])
 
 
-def plot_dial_item(columns: Sequence[DialColumn]) -> "Figure":
+def plot_dial_item(columns: Sequence[DialColumn]) -> Figure:
     """One item along the dial: picture and caption as the dial leaves them, what each side holds, and its neighbours.
 
     Neighbours by truth come first; under each space those kept are framed and counted.
@@ -164,7 +179,7 @@ def plot_dial_item(columns: Sequence[DialColumn]) -> "Figure":
         size = min(size, ((MOST - GAP) / len(columns) - head - GAP) / rows - GAP)
     step = size + GAP + above
     block = head + step * rows + GAP
-    page = _page(width, block * (len(columns) if narrow else 1) + GAP)
+    figure, page = _page(width, block * (len(columns) if narrow else 1) + GAP)
     for number, column in enumerate(columns):
         x, y = (GAP, number * block + GAP) if narrow else (number * wide + GAP, GAP)
         _write(page, x, y, column.title, weight="bold")
@@ -188,29 +203,30 @@ def plot_dial_item(columns: Sequence[DialColumn]) -> "Figure":
                 frame = FRAMES[True] if hit.hit else None
                 _draw(page, x + side + i * (size + GAP), y + above, size, size, hit.item, frame)
             y += step
-    return page.figure
+    return figure
 
 
-def _height(item: Any, width: float, picture: float) -> float:
-    """Inches that an item needs."""
-    return max(len(wrap(item, width - GAP, LINES)) * LINE + GAP, 0.5) if isinstance(item, str) else picture
+def _height(item: Any, width: float, picture: float, most: int) -> float:
+    """Inches that an item needs, a caption of at most ``most`` lines."""
+    return max(len(wrap(item, width - GAP, most)) * LINE + GAP, 0.5) if isinstance(item, str) else picture
 
 
-def _page(width: float, height: float) -> "Axes":
-    """Axes over a whole new figure, measured in inches from the upper left corner."""
+def _page(width: float, height: float) -> tuple[Figure, Axes]:
+    """A new figure, and axes over all of it, measured in inches from the upper left corner."""
     with style():
-        axes = new_figure(width, height, layout=None).add_axes((0, 0, 1, 1))
-        axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
-        axes.axis("off")
-    return axes
+        figure = new_figure(width, height, layout=None)
+        axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.axis("off")
+    return figure, axes
 
 
 def _draw(
-    page: "Axes", x: float, y: float, width: float, height: float, item: Any, frame: Any = None, text_width: float = 0
+    page: Axes, x: float, y: float, width: float, height: float, item: Any, frame: Any = None, text_width: float = 0
 ) -> None:
     """A picture or a caption in a box, in a frame of (colour, line style, thickness); a query's text has no box."""
     if isinstance(item, str):
-        lines = "\n".join(wrap(item, (text_width or width) - GAP, LINES))
+        lines = "\n".join(wrap(item, (text_width or width) - GAP, int(height / LINE + 0.01)))
         if text_width:
             _write(page, x, y, lines)
         else:
@@ -228,11 +244,11 @@ def _draw(
         page.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=color, linestyle=line, linewidth=thick))
 
 
-def _heading(page: "Axes", x: float, y: float, text: str) -> None:
+def _heading(page: Axes, x: float, y: float, text: str) -> None:
     """Bold text that runs upwards beside a row."""
     _write(page, x, y, text, rotation=90, ha="center", va="center", weight="bold")
 
 
-def _write(page: "Axes", x: float, y: float, text: str, **how: Any) -> None:
+def _write(page: Axes, x: float, y: float, text: str, **how: Any) -> None:
     how = how if "weight" in how else {"family": caption_fonts(), **how}  # few of those fonts come in bold
     page.text(x, y, text, **{"va": "top", "fontsize": FONT_SIZE, "linespacing": 1.15, **how})

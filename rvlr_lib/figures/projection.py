@@ -187,7 +187,7 @@ def plot_embedding(
             reach = 1.08 * max(float(np.abs(xy).max()) for pair in projection.coords.values() for xy in pair)
             pair, trust = projection.coords[space], projection.trustworthiness[space]
             lines = np.stack([pair[0][projection.pairs[:, 0]], pair[1][projection.pairs[:, 1]]], axis=1)
-            axes.add_collection(LineCollection(lines, colors="0.5", alpha=0.15, linewidths=0.4, rasterized=True))
+            axes.add_collection(LineCollection(list(lines), colors="0.5", alpha=0.15, linewidths=0.4, rasterized=True))
             for xy, marker, own in zip(pair, "o^", groups, strict=True):
                 shades = [colors[name] for name in own]
                 axes.scatter(*xy.T, s=6, c=shades, marker=marker, alpha=0.7, linewidths=0, rasterized=True)
@@ -243,7 +243,9 @@ def plot_similarity_blocks(
     with style():
         side = width / (2 if narrow else max(count, 2))
         figure = new_figure(width, count * (side + 0.1) + 1.2 if narrow else 1.7 * side + 0.6)
-        shape = {"nrows": count, "ncols": 2} if narrow else {"ncols": count, "nrows": 2, "height_ratios": (1, 0.6)}
+        shape: dict[str, Any] = (
+            {"nrows": count, "ncols": 2} if narrow else {"ncols": count, "nrows": 2, "height_ratios": (1, 0.6)}
+        )
         grid = figure.subplots(**shape, squeeze=False)
         for (name, matrix), (blocks, density) in zip(cosines.items(), grid if narrow else grid.T, strict=True):
             drawn = blocks.imshow(matrix, cmap="cividis", vmin=least, vmax=1, rasterized=True)
@@ -287,7 +289,8 @@ def _thumbnails(axes: "Axes", pair: Any, rows: Any, picture: Callable, count: in
 
     cells = max(4, int(side / (1.25 * THUMBNAIL)))
     edges = np.linspace(-reach, reach, cells + 1)
-    taken = np.histogram2d(*np.concatenate(pair).T, bins=[edges, edges])[0]
+    x, y = np.concatenate(pair).T
+    taken = np.histogram2d(x, y, bins=(edges, edges))[0]
     middles = (edges[1:] + edges[:-1]) / 2
     places = np.stack(np.meshgrid(middles, middles, indexing="ij"), axis=-1)
     chosen = [int(np.linalg.norm(pair[0], axis=1).argmin())][:count]
@@ -300,7 +303,7 @@ def _thumbnails(axes: "Axes", pair: Any, rows: Any, picture: Callable, count: in
         taken[cell] += 99
         array = np.asarray(picture(int(rows[i])))
         box = OffsetImage(array, zoom=THUMBNAIL * 72 / max(array.shape[:2]))
-        look = {"bboxprops": {"linewidth": 0.4, "edgecolor": "0.3"}, "pad": 0.05}
+        look: dict[str, Any] = {"bboxprops": {"linewidth": 0.4, "edgecolor": "0.3"}, "pad": 0.05}
         line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.3"}
         point, place = tuple(pair[0][i]), tuple(places[cell])
         axes.add_artist(AnnotationBbox(box, point, xybox=place, arrowprops=line, **look))

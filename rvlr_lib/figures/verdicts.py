@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rvlr_lib.figures.charts import SEEDS, legend_below, levels, panel_grid, part, seed_summary
 from rvlr_lib.figures.style import BLUE, VERMILLION, is_narrow, looks, new_figure, page_width, style, wrap
@@ -49,7 +49,12 @@ def plot_claims(table: "pd.DataFrame", *, level: str = "95\u00a0%, Holm-correcte
                 axes.plot(one["mean"], y, "o", color=color, markersize=size, markerfacecolor=face)
                 if beside or number:
                     text, weight = (one["part"], "normal") if number else (title, "bold")
-                    how = {"xycoords": ("axes fraction", "data"), "va": "center", "color": color, "weight": weight}
+                    how: dict[str, Any] = {
+                        "xycoords": ("axes fraction", "data"),
+                        "va": "center",
+                        "color": color,
+                        "weight": weight,
+                    }
                     axes.annotate(text, (1.01, y), **how)
         axes.axvline(0, color="0.15", linewidth=0.8)
         axes.set_yticks(middles, ["\n".join(lines) for lines in labels])
@@ -136,7 +141,8 @@ def plot_trade_off(
             (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
             front = pareto_front(means.to_numpy().tolist())
             steps = [(edge, b[1]) for a, b in pairwise([(left, high), *front]) for edge in (a[0], b[0])]
-            axes.fill_between(*zip(*steps, strict=True), low, color="0.93", zorder=0, label="below the Pareto front")
+            across, up = zip(*steps, strict=True)
+            axes.fill_between(across, up, low, color="0.93", zorder=0, label="below the Pareto front")
             labels = {"xlabel": metric_label(x), "ylabel": metric_label(y), "title": arm_label(dial or "")}
             axes.set(xlim=(left, right), ylim=(low, high), **labels)
         series = {arm_label(arm): look[arm] for arm in look}
