@@ -39,8 +39,8 @@ def make_query(
 
     Args:
         dataset: one gallery, of the ``I`` pictures and ``C`` captions that the features are of.
-        methods: name -> (image features ``[I, D]``, text features ``[C, D]``); ``teachers`` have no common space, so are
-            left out across modalities.
+        methods: name -> (image features ``[I, D]``, text features ``[C, D]``); ``teachers`` have no common space,
+            so they are left out across modalities.
         direction: ``i2t``, ``t2i``, ``i2i`` or ``t2t``; ``i2it`` and ``t2it`` for both kinds in one list.
         row: of the query, among the pictures or the captions.
         k: how many.

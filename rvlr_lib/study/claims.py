@@ -277,14 +277,14 @@ def write_claims(
     Returns:
         The path of the page.
     """
-    from rvlr_lib.tables import replacing, write_table
+    from rvlr_lib.disk import write_text
+    from rvlr_lib.tables import write_table
 
     folder.mkdir(parents=True, exist_ok=True)
     write_table(claims_table(sweep, results), folder, "claims")
     write_table(others_table(sweep, results), folder, "other_differences")
     page = folder / "claims.md"
-    with replacing(page) as temporary:
-        temporary.write_text(claims_page(sweep, results, command, origin))
+    write_text(page, claims_page(sweep, results, command, origin))
     return page
 
 
