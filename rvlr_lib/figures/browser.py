@@ -69,7 +69,7 @@ def make_query(
     for name, pair in chosen.items():
         features = _features(dataset, name, pair)
         ranked = _ranked(features, features[source][row], targets, without=(source, row))
-        results[name] = [_hit(dataset, kind, i, right[kind], grades[kind]) for kind, i in ranked[:k]]
+        results[name] = [_hit(dataset, kind, i, _at(right, kind, i), _at(grades, kind, i)) for kind, i in ranked[:k]]
         if source != targets:
             own = {other} if source == "t" else {("t", int(c)) for c in dataset.captions_of(row)}
             ranks[name] = 1 + next(place for place, item in enumerate(ranked) if item in own)
@@ -103,7 +103,7 @@ def typed_query(
     for name in (name for name in methods if name in encoders):
         features = _features(dataset, name, methods[name])
         vector = _unit(np.asarray(encoders[name](item)).reshape(1, -1))[0]
-        results[name] = [_hit(dataset, kind, i, None, None) for kind, i in _ranked(features, vector, targets)[:k]]
+        results[name] = [_hit(dataset, *item) for item in _ranked(features, vector, targets)[:k]]
         sample = features["t"][:: max(1, len(features["t"]) // 500)]
         nearest = (sample @ sample.T - 2 * np.eye(len(sample))).max(axis=1)
         if isinstance(item, str) and (features["t"] @ vector).max() < np.quantile(nearest, 0.01):
@@ -143,10 +143,7 @@ def neighbour_query(
     first = next(iter(found.values()))
     results = {}
     for name, rows in found.items():
-        kept = [None if rows is first else i in first for i in rows]
-        results[name] = [
-            Hit(_item(dataset, kind, i), _name(dataset, kind, i), k) for i, k in zip(rows, kept, strict=True)
-        ]
+        results[name] = [_hit(dataset, kind, i, None if rows is first else i in first) for i in rows]
     return Query(_item(dataset, kind, row), results, _name(dataset, kind, row), kind="item")
 
 
@@ -158,7 +155,7 @@ def dial_column(
     row: int,
     *,
     k: int = 5,
-    pictures: Any = None,
+    whole: Any = None,
     shares: Any = None,
 ) -> DialColumn:
     """One picture at one dial setting, with its neighbours by truth and in each space.
@@ -170,22 +167,20 @@ def dial_column(
         truth: ``[I, I]`` true similarity; a neighbour is kept if it is as similar as the ``k``-th true one.
         row: the picture.
         k: neighbours.
-        pictures: whole pictures by row for the neighbours; default the data set's own.
+        whole: the data set with nothing taken, whose pictures stand for the neighbours.
         shares: of ``picture`` and ``caption``, 0 to 1; default what the scene's picture shows and its captions tell.
     """
     from rvlr_lib.data import shown_share, told_share
 
     one = dataset.subset([row])
     shares = shares or {"picture": shown_share(one), "caption": told_share(one)}
-    draw, similar = pictures or dataset.image, np.asarray(truth, dtype=np.float64)[row].copy()
+    similar = np.array(truth[row], dtype=np.float64)
     similar[row] = -np.inf
-    nearest = np.argsort(-similar, kind="stable")[:k]
-    rows = {"truth": [Hit(draw(int(i)), dataset.image_ids[i]) for i in nearest]}
+    nearest, seen = np.argsort(-similar, kind="stable")[:k], whole or dataset
+    right = similar >= similar[nearest[-1]] - 1e-6
+    rows = {"truth": [_hit(seen, "i", int(i)) for i in nearest]}
     for name, features in spaces.items():
-        rows[name] = [
-            Hit(draw(i), dataset.image_ids[i], bool(similar[i] >= similar[nearest[-1]] - 1e-6))
-            for i in _neighbours(features, row, k)
-        ]
+        rows[name] = [_hit(seen, "i", i, bool(right[i])) for i in _neighbours(features, row, k)]
     return DialColumn(title, dataset.image(row), dataset.captions[dataset.captions_of(row)[0]], shares, rows)
 
 
@@ -270,11 +265,10 @@ def play(draw: Callable[..., Figure], *, interactive: bool | None = None, **choi
         return draw(**{name: values[0] for name, values in choices.items()})
     import ipywidgets as widgets
 
-    look = {"description_width": "initial"}
-    menus = {
-        name: widgets.Dropdown(options=list(values), description=name.replace("_", " "), style=look)
-        for name, values in choices.items()
-    }
+    menus = {}
+    for name, values in choices.items():
+        menus[name] = widgets.Dropdown(options=list(values), description=name.replace("_", " "))
+        menus[name].style.description_width = "initial"
     return widgets.interactive(draw, SHOW, **menus)
 
 
@@ -316,13 +310,13 @@ def _neighbours(features: Any, row: int, k: int) -> list[int]:
     return [int(i) for i in order if i != row][:k]
 
 
-def _hit(dataset: Dataset, kind: str, row: int, right: Any, grades: Any) -> Hit:
-    return Hit(
-        _item(dataset, kind, row),
-        _name(dataset, kind, row),
-        None if right is None else bool(right[row]),
-        None if grades is None else float(grades[row]),
-    )
+def _hit(dataset: Dataset, kind: str, row: int, hit: Any = None, relevance: Any = None) -> Hit:
+    return Hit(_item(dataset, kind, row), _name(dataset, kind, row), hit, relevance)
+
+
+def _at(known: Mapping[str, np.ndarray | None], kind: str, row: int) -> Any:
+    values = known[kind]
+    return None if values is None else values[row].item()
 
 
 def _unit(features: Any) -> np.ndarray:

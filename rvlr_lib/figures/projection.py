@@ -127,11 +127,9 @@ def project_spaces(
     points = {name: _stack(name, image[images], text[texts]) for name, (image, text) in arrays.items()}
     k = min(NEIGHBOURS, len(images) + len(texts) - 1)
     layout = _pca(points) if method == "pca" else _umap(points, seed, k)
-    told = f"{len(points)} spaces, "
+    told = f"UMAP: joint fit of {len(points)} spaces, then each along its own graph; {k} neighbours, seed {seed}"
     if method == "pca":
-        told = f"PCA: two components of each of {told}turned onto the first"
-    else:
-        told = f"UMAP: joint fit of {told}then each along its own graph; {k} neighbours, seed {seed}"
+        told = f"PCA: two components of each of {len(points)} spaces, turned onto the first"
     n = len(images)
     trust = {name: _trust(points[name], xy, n) for name, xy in layout.items()}
     return Projection({name: (xy[:n], xy[n:]) for name, xy in layout.items()}, images, texts, pairs, trust, told)
@@ -243,10 +241,8 @@ def plot_similarity_blocks(
     with style():
         side = width / (2 if narrow else max(count, 2))
         figure = new_figure(width, count * (side + 0.1) + 1.2 if narrow else 1.7 * side + 0.6)
-        shape: dict[str, Any] = (
-            {"nrows": count, "ncols": 2} if narrow else {"ncols": count, "nrows": 2, "height_ratios": (1, 0.6)}
-        )
-        grid = figure.subplots(**shape, squeeze=False)
+        shape, ratios = ((count, 2), None) if narrow else ((2, count), (1, 0.6))
+        grid = figure.subplots(*shape, squeeze=False, height_ratios=ratios)
         for (name, matrix), (blocks, density) in zip(cosines.items(), grid if narrow else grid.T, strict=True):
             drawn = blocks.imshow(matrix, cmap="cividis", vmin=least, vmax=1, rasterized=True)
             for edge in (blocks.axhline, blocks.axvline):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLUMN, PAGE, MOST = 3.5, 7.16, 9.25  # inches: both widths of an IEEE page, and its height (666 pt)
 FONT_SIZE, LINE = 8, 0.14  # points; inches from one line of text to the next
 STYLE_FILE = Path(__file__).with_name("rvlr.mplstyle")
-BLUE, SKY, GREEN, VERMILLION, ORANGE, PINK = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#CC79A7"
+BLUE, SKY, TEAL, VERMILLION, ORANGE, PINK = "#0072B2", "#56B4E9", "#00574B", "#D55E00", "#E69F00", "#CC79A7"
 MODALITY = {"picture": "#6A3D9A", "caption": "#C9A227"}  # a palette of its own: no arm is purple or ochre
 SCRIPTS = (
     "Noto Sans CJK JP,Noto Sans CJK SC,WenQuanYi Micro Hei,Hiragino Sans,PingFang SC,Microsoft YaHei,Malgun Gothic"
@@ -34,7 +34,7 @@ class Look(NamedTuple):
     line: Any = "-"
 
 
-ARMS = {  # baselines grey, the method blue, controls vermillion and orange, peers green
+ARMS = {  # baselines grey, the method blue, controls vermillion and orange, peers teal
     "start": Look("0.65", "o", ":"),
     "matching": Look("0.45", "o"),
     "matching_longer": Look("0.05", "s"),
@@ -47,13 +47,13 @@ ARMS = {  # baselines grey, the method blue, controls vermillion and orange, pee
     "anchor": Look(VERMILLION, "X", "--"),
     "shuffled": Look(ORANGE, "<"),
     "mean_relation": Look(ORANGE, ">", "--"),
-    "rkd": Look(GREEN, "*"),
-    "soft_labels": Look(GREEN, "p", "--"),
-    "cyclip": Look(GREEN, "h", ":"),
+    "rkd": Look(TEAL, "*"),
+    "soft_labels": Look(TEAL, "p", "--"),
+    "cyclip": Look(TEAL, "h", ":"),
     "ideal": Look("0.05", "", (0, (2, 1))),
 }
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
-OTHERS = [*map(Look, (BLUE, VERMILLION, "0.15", SKY, ORANGE, GREEN, PINK, "0.55"), "osD^vPX*", DASHES)]
+OTHERS = [*map(Look, (BLUE, VERMILLION, "0.15", SKY, ORANGE, TEAL, PINK, "0.55"), "osD^vPX*", DASHES)]
 
 
 def looks(names: Iterable[Any]) -> dict[Any, Look]:

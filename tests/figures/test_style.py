@@ -81,7 +81,7 @@ def test_palettes_are_told_apart_by_deuteranopes_and_arms_of_one_colour_by_their
     assert least_distance(style.MODALITY.values()) > 60
     families = {look.color for name, look in style.ARMS.items() if name != "ideal"}
     assert not families & set(style.MODALITY.values())
-    assert least_distance(families) > 10
+    assert least_distance(families) > 15
     for color in families:
         markers = [look.marker for look in style.ARMS.values() if look.color == color and look.marker]
         assert len(markers) == len(set(markers))
