@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks._harness import ROOT, SIZES, Options, Row, as_json, load, machine, slug, table
-from rvlr_lib.tables import insert_between, replacing
+from rvlr_lib.disk import write_text
+from rvlr_lib.tables import insert_between
 
 NAMES = ("rouge_l", "metric_suite", "hard_negatives", "reranking", "search", "notebook_overhead", "training_step",
          "losses", "structure_loss")  # fmt: skip
@@ -56,9 +57,8 @@ def caption(described: dict, options: Options) -> str:
 def write(described: dict, options: Options, found: Sequence[Row], page: Path = PAGE, results: Path = RESULTS):
     """The table into the page and everything into ``<machine>.json``; both paths."""
     target = results / f"{slug(described)}.json"
-    with replacing(target) as partial:
-        record = {"machine": described, "size": options.size, "rows": as_json(found)}
-        partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    record = {"machine": described, "size": options.size, "rows": as_json(found)}
+    write_text(target, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     insert_between(page, "benchmarks", caption(described, options) + "\n\n" + table(found))
     return page, target
 

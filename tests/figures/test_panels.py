@@ -1,165 +1,96 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
 from PIL import Image
 
-from rvlr_lib.figures import charts as plots
-from rvlr_lib.figures import panels
-from rvlr_lib.figures.panels import Hit, Query
-from rvlr_lib.figures.projection import project_spaces
-from rvlr_lib.figures.style import caption_fonts
+from rvlr_lib.data import ImbalanceSpec, load_dataset, shown_share
+from rvlr_lib.figures import browser, panels
 
-LONG = "a huge golden hexagon with a tiny emerald valentine and a large crimson square over a speckled background " * 2
-WORDS = (
-    "a red cross",
-    "there is a small violet disc over a spotted ground",
-    LONG,
-    "supercalifragilisticexpialidocious",
-    r"$\5 or $6",
-)
+PICTURE = Image.new("RGB", (40, 30), "red")
 
 
-def picture(i, size=(30, 30)):
-    return Image.new("RGB", size, (40 * i % 256, 90, 200))
+def pictures(figure):
+    return figure.axes[0].images
 
 
-def query(
-    pictures_found,
-    item,
-    methods=("teachers", "matching_longer", "a_method_with_a_name_that_is_much_too_long"),
-    known=True,
-):
-    def hits(shift):
-        items = [picture(i) if pictures_found else WORDS[(i + shift) % 5] for i in range(5)]
-        return [Hit(item, f"item {i}", i == shift if known else None, i / 4 if known else None)
-                for i, item in enumerate(items)]  # fmt: skip
-
-    return Query(item, {name: hits(i) for i, name in enumerate(methods)}, "the query")
-
-
-def texts(figure):
-    return [text.get_text() for text in (*figure.texts, *(text for axes in figure.axes for text in axes.texts))]
-
-
-@pytest.mark.parametrize("pictures_found", [True, False])
-@pytest.mark.parametrize("item", [picture(1), LONG * 3], ids=["picture", "caption"])
-def test_retrieval_panel_is_legible(pictures_found, item, figure_faults):
-    figure = panels.plot_retrieval_panel([query(pictures_found, item), query(not pictures_found, item)])
-    assert figure_faults(figure) == []
-    assert figure.get_figwidth() == plots.PAGE
-
-
-def test_right_and_wrong_differ_without_colour():
-    figure = panels.plot_retrieval_panel([query(True, "a query")])
-    frames = [axes.spines["left"] for axes in figure.axes[:5]]
-    assert [frame.get_linewidth() > 2 for frame in frames] == [True, False, False, False, False]
-    assert [frame.get_linestyle() in ("-", "solid") for frame in frames] == [True, False, False, False, False]
-    assert to_rgb(frames[0].get_edgecolor()) != to_rgb(frames[1].get_edgecolor())
-    assert [text for text in texts(figure) if text[0] in "✓✗"][:5] == ["✓ 0.00", "✗ 0.25", "✗ 0.50", "✗ 0.75", "✗ 1.00"]
-    unmarked = panels.plot_retrieval_panel([query(True, "a", known=False)])
-    assert not [text for text in texts(unmarked) if text.startswith(("✓", "✗"))]
-
-
-def test_retrieval_table_holds_what_is_drawn():
-    table = panels.retrieval_table([query(False, "a query")])
-    assert list(table.columns) == ["query", "method", "rank", "item", "hit", "relevance"]
-    assert len(table) == 15
-    assert table.iloc[6].to_list() == ["the query", "matching_longer", 2, "item 1", True, 0.25]
-
-
-def test_captions_of_any_script_find_their_font_and_bold_titles_ask_for_none(monkeypatch):
-    monkeypatch.setattr("matplotlib.font_manager.get_font_names", lambda: ["Nirmala UI", "Comic Sans MS"])
-    caption_fonts.cache_clear()
-    for figure in (
-        panels.plot_examples({"dial": [(picture(1), "a cat")]}),
-        panels.plot_retrieval_panel([query(False, "a")]),
-    ):
-        written = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
-        for text in written:
-            bold = text.get_weight() == "bold"
-            assert text.get_fontfamily() == (["DejaVu Sans"] if bold else ["DejaVu Sans", "Nirmala UI"])
-    caption_fonts.cache_clear()
-
-
-def test_examples_are_legible_and_wrapped(figure_faults):
-    groups = {f"detail {n}": [(picture(i, (20 + 9 * i, 30)), WORDS[i]) for i in range(5)] for n in ("1.0", "0.6")}
+def test_examples_stand_in_rows_with_their_captions(width, texts, figure_faults):
+    groups = {f"text {d}": [(PICTURE, f"a caption number {i} of a red picture") for i in range(5)] for d in (1, 2)}
     figure = panels.plot_examples(groups)
     assert figure_faults(figure) == []
-    assert len([axes for axes in figure.axes if axes.images]) == 10
-    assert any("\n" in text and text.replace("\n", " ") == WORDS[1] for text in texts(figure))
-    assert WORDS[4] in texts(figure)
+    assert len(pictures(figure)) == (6 if width == 3.5 else 10)
+    left, right, bottom, top = pictures(figure)[0].get_extent()
+    assert (right - left) / (bottom - top) == pytest.approx(40 / 30)
+    assert ("number 4" in texts(figure).replace("\n", " ")) == (width != 3.5)
 
 
-@pytest.mark.parametrize(("text", "lines"), [("", [""]), ("one", ["one"]), ("  two   words ", ["two words"])])
-def test_wrap_short(text, lines):
-    assert panels._wrap(text, 2.0, 3) == lines
+def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, width, texts, figure_faults):
+    spaces = {"matching_longer": space, "rvlr": space}
+    queries = [
+        browser.make_query(scenes, spaces, way, 0, relevance=scenes.scene.truth("latent"), title="a hit")
+        for way in ("t2i", "i2t", "t2it")
+    ]
+    figure = panels.plot_retrieval_panel(queries)
+    assert figure_faults(figure) == []
+    words = texts(figure)
+    assert words.count("belongs to it") == 3
+    assert words.count("rank 1") >= 4
+    assert "matching\nlonger" in words or "matching longer" in words
+    assert words.count("✓") > 3
+    assert "✗" in words
+    table = panels.retrieval_table(queries)
+    assert table.columns.tolist() == ["query", "method", "rank", "item", "hit", "relevance", "true_rank"]
+    assert len(table) == 3 * 2 * 5
 
 
-def test_wrap_fits_and_says_what_is_left_out():
-    from matplotlib.textpath import TextPath
-
-    for text in WORDS[:4]:
-        full = panels._wrap(text, 0.8, 99)
-        assert "".join(full).replace(" ", "") == text.replace(" ", "")
-        assert all(TextPath((0, 0), line, size=8).get_extents().width <= 0.8 * 72 for line in full)
-    cut = panels._wrap(LONG, 0.8, 3)
-    assert len(cut) == 3
-    assert cut[-1].endswith(" …")
-    assert cut[-1].removesuffix(" …").split() == [w for w in cut[-1].removesuffix(" …").split() if w in LONG.split()]
+def test_a_long_panel_gets_smaller_pictures_and_then_an_error(scenes, space):
+    query = browser.make_query(scenes, {str(i): space for i in range(3)}, "t2i", 0)
+    assert panels.plot_retrieval_panel([query] * 3).get_figheight() <= 9.25
+    with pytest.raises(ValueError, match="show fewer rows"):
+        panels.plot_retrieval_panel([query] * 9)
 
 
-@pytest.fixture(scope="module")
-def projections():
-    rng = np.random.default_rng(0)
-    shared = rng.normal(size=(30, 8))
-    spaces = {
-        name: (shared + s * rng.normal(size=(30, 8)), shared[:, ::-1])
-        for name, s in (("teachers", 0.1), ("matching", 0.5), ("rvlr", 1))
+def test_captions_of_any_length_and_script_stay_in_their_place(scenes, space, figure_faults):
+    query = browser.make_query(scenes, {"rvlr": space}, "i2t", 0)
+    long = panels.Hit("caption " * 60 + "Donaudampfschifffahrtsgesellschaft" * 3, hit=False)
+    assert figure_faults(panels.plot_retrieval_panel([replace(query, results={"rvlr": [long] * 5})])) == []
+
+
+def test_one_item_along_the_dial(width, texts, figure_faults):
+    dials = {
+        "poor pictures": ImbalanceSpec(image_visibility=0.3),
+        "balance": ImbalanceSpec(),
+        "poor captions": ImbalanceSpec(text_detail=0.2),
     }
-    return project_spaces(spaces, method="pca", max_points=40)
-
-
-@pytest.mark.parametrize("labelled", [True, False])
-def test_embedding_is_legible_and_draws_every_point(projections, labelled, figure_faults):
-    names = [f"kind {i % 9}" for i in range(30)] if labelled else None
-    figure = panels.plot_embedding(projections, image_labels=names, text_labels=names)
+    columns, row = [], None
+    for title, dial in dials.items():
+        part = load_dataset("scenes", split="test", imbalance=dial, galleries=1, gallery_size=40)
+        truth = part.scene.truth("latent").image_to_image
+        exact, wrong = part.scene.scene.counts().astype(float), np.random.default_rng(0).normal(size=(40, 9))
+        row = next(i for i in range(40) if shown_share(part.subset([i])) < 1) if row is None else row
+        column = browser.dial_column(title, part, {"teacher": exact, "rvlr": wrong}, truth, row)
+        columns.append(column)
+        assert [hit.hit for hit in column.neighbours["teacher"]] == [True] * 5
+        assert column.picture.size == (48, 48)
+    assert columns[0].shares["picture"] < columns[1].shares["picture"] == 1 == columns[0].shares["caption"]
+    assert columns[2].shares["caption"] < 1
+    figure = panels.plot_dial_item(columns)
     assert figure_faults(figure) == []
-    figure = panels.plot_embedding(projections, projections, image_labels=names, text_labels=names, thumbnail=picture)
-    assert figure_faults(figure) == []
-    assert len(figure.axes) == 6
-    for axes, space in zip(figure.axes, 2 * list(projections.coords), strict=True):
-        drawn = np.concatenate([c.get_offsets() for c in axes.collections])
-        assert len(drawn) == 40
-        assert {tuple(p) for p in drawn} == {tuple(p) for xy in projections.coords[space] for p in xy}
-        assert all(c.get_rasterized() for c in axes.collections)
-        assert f"{projections.trustworthiness[space]['joint']:.2f}" in axes.get_xlabel()
-        assert 2 <= len(axes.artists) <= 6
-    legend = [text.get_text().rstrip(" 0123456789") for text in figure.legends[0].get_texts()]
-    assert legend == ["picture", "caption", *(["kind"] * 7 + ["other"] if labelled else [])]
-    assert [axes.get_title() for axes in figure.axes] == ["teachers", "matching", "RVLR", "", "", ""]
+    assert len(pictures(figure)) == 3 * (1 + 3 * 5)
+    assert texts(figure).count("5 of 5") == 3
+    assert "100.0 %" in texts(figure)
+    bars = [patch for patch in figure.axes[0].patches if patch.get_facecolor()[3] and patch.get_width()]
+    assert len([frame for frame in figure.axes[0].patches if not frame.get_fill()]) >= 15
+    assert len(bars) > 0
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_embedding_is_legible_with_long_labels(count, figure_faults):
-    features = np.random.default_rng(0).normal(size=(30, 5))
-    drawn = project_spaces({f"space {i}": (features, features) for i in range(count)}, method="pca")
-    names = [f"a category with a long name {i % 9}" for i in range(30)]
-    assert figure_faults(panels.plot_embedding(drawn, image_labels=names, text_labels=names)) == []
-
-
-def test_embedding_uses_the_labels_of_the_drawn_rows(projections):
-    names = np.array(["even", "odd"])[np.arange(100) % 2]
-    figure = panels.plot_embedding(projections, image_labels=names)
-    even = figure.axes[0].collections[0].get_offsets()
-    rows = projections.image_rows
-    assert np.array_equal(even, projections.coords["teachers"][0][rows % 2 == 0])
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["picture", "caption", "even", "odd", "other"]
-
-
-def test_thumbnails_stand_apart():
-    layout = np.array([[0, 0], [0.01, 0], [5, 0], [0, 5], [5, 5]], float)
-    chosen = panels._far_apart([layout], 10, least=1.0)
-    assert sorted(chosen) in ([0, 2, 3, 4], [1, 2, 3, 4])
-    assert chosen[0] == 4
-    assert panels._far_apart([layout, layout[::-1]], 2, least=0.1)[0] == 4
-    assert panels._far_apart([layout], 0, least=1.0) == []
+def test_neighbours_that_moved(scenes, space, texts):
+    other = np.random.default_rng(0).normal(size=space[0].shape)
+    query = browser.neighbour_query(scenes, {"start": space[0], "rvlr": other, "same": 2 * space[0]}, 4)
+    assert [hit.hit for hit in query.results["start"]] == [None] * 5
+    assert [hit.hit for hit in query.results["same"]] == [True] * 5
+    first = {hit.name for hit in query.results["start"]}
+    assert [hit.hit for hit in query.results["rvlr"]] == [hit.name in first for hit in query.results["rvlr"]]
+    assert "item" in texts(panels.plot_retrieval_panel([query]))
+    captions = browser.neighbour_query(scenes, {"start": space[1]}, 4, modality="caption")
+    assert captions.item == scenes.captions[4]

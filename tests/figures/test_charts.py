@@ -1,0 +1,186 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from rvlr_lib.figures import charts, verdicts
+from rvlr_lib.tables import shown, to_markdown
+
+
+def numbers(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_arms_show_every_seed_the_mean_and_the_number_of_the_table(tidy, width, figure_faults):
+    frame = tidy(seeds=5)
+    figure = charts.plot_arms(frame)
+    assert figure_faults(figure) == []
+    axes = figure.axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "."]
+    assert [line.get_xdata().tolist() for line in dots][:2] == [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]]
+    assert [t.get_text() for t in axes.texts] == ["2.0", "12.0", "22.0", "32.0"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["matching", "matching longer", "RVLR", "shuffled"]
+    assert len(axes.collections) == 4  # an interval each
+    assert (
+        not charts.plot_arms(tidy(seeds=4)).axes[0].collections[0].get_segments()[0].any()
+        or np.isnan(charts.plot_arms(tidy(seeds=4)).axes[0].collections[0].get_segments()[0]).any()
+    )
+
+
+def test_references_are_lines(tidy, texts):
+    frame = tidy(arms=("rvlr", "floor", "teachers", "ceiling"), dials=("image",))
+    figure = charts.plot_arms(frame)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["RVLR"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["floor", "teachers", "Bayes ceiling"]
+
+
+def test_differences_are_paired_and_name_their_baseline(tidy, width, texts):
+    frame = tidy(dials=("image",), metrics=("r_mean",))
+    figure = charts.plot_differences(frame, "matching_longer", {"r_mean": 3.0})
+    assert numbers(figure) == ["−10.0", "+10.0", "+20.0"]
+    assert "difference to matching longer" in texts(figure)
+    verticals = [line.get_xdata()[0] for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1]
+    assert {0, -3.0, 3.0} <= set(verticals)
+    with pytest.raises(ValueError, match="baseline 'nobody'"):
+        charts.plot_differences(frame, "nobody")
+
+
+def test_labels_tables_and_sentences_round_alike(tidy):
+    values = [94.14999999999999, 94.15, 94.25, 0.05, -0.05, 43.45]
+    for value in values:
+        frame = pd.DataFrame({"arm": ["rvlr"], "metric": ["r_mean"], "value": [value]})
+        table = to_markdown(pd.DataFrame({"r_mean": [value]}, index=pd.Index(["rvlr"], name="arm")))
+        assert numbers(charts.plot_arms(frame)) == [shown(value)]
+        assert f"| {shown(value)} |" in table
+        claims = pd.DataFrame(
+            {"claim": ["c"], "mean": [value], "low": [0.0], "high": [1.0], "delta": [1.0], "verdict": ["better"]}
+        )
+        assert numbers(verdicts.plot_claims(claims)) == [f"{shown(value, signed=True)} better"]
+
+
+def test_curves_stand_at_their_places(tidy, width, figure_faults):
+    figure = charts.plot_curves(tidy(), "dial", zero=True)
+    assert figure_faults(figure) == []
+    means = [list(line.get_ydata()) for line in figure.axes[0].lines if line.get_linestyle() not in ("None", ":")]
+    assert means[0] == [2, 102]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["poor\npictures", "poor\ncaptions"]
+    strength = tidy(arms=("matching",)).assign(strength=2.0)
+    figure = charts.plot_strength(pd.concat([strength, strength.assign(strength=0.5)]))
+    assert 2.0 in figure.axes[0].lines[-1].get_xdata()
+    with pytest.raises(ValueError, match="nothing to draw"):
+        charts.plot_curves(tidy().iloc[:0], "dial")
+
+
+def test_mix_ratio_draws_the_ideal_ranking_once(tidy, width, figure_faults, texts):
+    base = tidy(dials=("text",), metrics=("image_query/captions_in_top", "image_query/captions_in_top_ideal"))
+    frame = pd.concat([base.assign(captions=share) for share in (0.0, 50.0, 100.0)])
+    figure = charts.plot_mix_ratio(frame)
+    assert figure_faults(figure) == []
+    assert [t.get_text() for t in figure.legends[0].get_texts()].count("ideal") == 1
+    assert len(figure.axes) == 1
+    assert figure.axes[0].get_title() == "picture queries: captions in top"
+
+
+def test_perturbations_take_one_recall(tidy):
+    frame = tidy(metrics=("t2i/R@1", "t2i/R@10"), dials=("text",))
+    frame = pd.concat([frame.assign(perturbation="words_dropped", strength=s) for s in (0.0, 1.0)])
+    figure = charts.plot_perturbations(frame)
+    assert [axes.get_title() for axes in figure.axes] == ["words dropped"]
+    assert figure.axes[0].get_ylabel() == "R@10 (%)"
+
+
+def test_stages_keep_their_order(tidy, width):
+    stages = ["start", "matching", "rvlr"]
+    figure = charts.plot_structure_stages(tidy(arms=("rvlr", "matching", "start", "intra")), stages)
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["start", "matching", "RVLR"]
+
+
+def test_stage_two_begins_where_stage_one_ends(width, figure_faults, texts):
+    record = [{"step": s, "epoch": 1, "loss/contrastive": 1.0 / s, "name": "x"} for s in range(1, 81)]
+    record.append({"step": 80, "validation/score": 50.0})
+    log = charts.log_frame({"matching": record, "rvlr": record})
+    assert log[log.arm == "rvlr"]["step"].agg(["min", "max"]).tolist() == [81, 160]
+    assert set(log["term"]) == {"loss/contrastive", "validation/score"}
+    figure = charts.plot_training(log)
+    assert figure_faults(figure) == []
+    assert [axes.get_title() for axes in figure.axes] == ["contrastive", "validation score"]
+    assert 80 in [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    alone = charts.plot_training(log[log.arm == "matching"])
+    assert "stage 2" not in texts(alone)
+
+
+def test_gradient_shares_add_up_to_a_hundred(width, figure_faults):
+    rows = [
+        (arm, term, 3.0 if term == "loss/contrastive" else 1.0)
+        for arm in ("matching", "rvlr")
+        for term in ("loss/contrastive", "loss/structure")
+    ]
+    figure = charts.plot_gradient_shares(pd.DataFrame(rows, columns=["arm", "term", "value"]))
+    assert figure_faults(figure) == []
+    assert [round(bar.get_width()) for bar in figure.axes[0].patches] == [75, 75, 25, 25]
+    assert numbers(figure) == ["75.0", "75.0", "25.0", "25.0"]
+
+
+CLAIMS = pd.DataFrame(
+    [
+        ("Tuned RVLR recalls more than tuned matching longer on scenes", None, -0.4, -1.1, 0.3, 1.0, "inconclusive"),
+        ("It keeps more structure than its controls", None, 1.2, 0.4, 2.0, 0.5, "better"),
+        ("It keeps more structure than its controls", "minus intra", 1.4, 0.4, 2.2, 0.5, "better"),
+    ],
+    columns=["claim", "part", "mean", "low", "high", "delta", "verdict"],
+)
+
+
+def test_claims_are_sentences_with_verdicts_and_hollow_parts(width, figure_faults, texts):
+    figure = verdicts.plot_claims(CLAIMS, level="90\u00a0%")
+    assert figure_faults(figure) == []
+    words = texts(figure).replace("\n", " ")
+    assert "matching longer on scenes" in words
+    assert "+1.2 better" in words
+    assert "intervals: 90\u00a0%" in words.replace("\u200b", "")
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [dot.get_markerfacecolor() == "white" for dot in dots] == [False, False, True]
+    assert dots[0].get_color() != dots[1].get_color()
+
+
+def test_regime_map_hatches_what_holds_zero_or_has_too_few_seeds(width, figure_faults):
+    rows = [
+        (teacher, ratio, seed, shift + (-1) ** seed)
+        for teacher, shift in (("weak", 0.0), ("oracle", 9.0))
+        for ratio in (0.0, 0.3)
+        for seed in range(6)
+    ]
+    frame = pd.DataFrame(rows, columns=["teacher", "ratio", "seed", "value"])
+    figure = verdicts.plot_regime_map(frame)
+    assert figure_faults(figure) == []
+    hatched = [patch.get_xy() for patch in figure.axes[0].patches if patch.get_hatch()]
+    assert hatched == [(0, 0), (1, 0)]
+    few = verdicts.plot_regime_map(frame[frame.seed < 4])
+    assert len([patch for patch in few.axes[0].patches if patch.get_hatch()]) == 4
+
+
+def test_trade_off_shades_what_lies_below_the_front(tidy, width, figure_faults, texts):
+    frame = tidy(metrics=("r_mean", "single"), seeds=3)
+    frame.loc[frame.metric == "single", "value"] = 50 - frame[frame.metric == "single"]["value"] / 2
+    path = pd.DataFrame(
+        [
+            ("image", "matching → rvlr", alpha, metric, 20 * alpha)
+            for alpha in (0, 1)
+            for metric in ("r_mean", "single")
+        ],
+        columns=["dial", "path", "alpha", "metric", "value"],
+    )
+    figure = verdicts.plot_trade_off(frame, "r_mean", "single", paths=path)
+    assert figure_faults(figure) == []
+    axes = figure.axes[0]
+    means = [line for line in axes.lines if line.get_markersize() == 6]
+    assert [line.get_xdata()[0] for line in means] == pytest.approx([1, 11, 21, 31])
+    assert len([text for text in axes.texts if text.arrow_patch is not None]) == 3
+    seeds = next(line for line in axes.lines if line.get_markersize() == 2.5 and line.get_marker() == "o")
+    assert seeds.get_xdata() == pytest.approx([1, 1, 1])  # a seed's own level is gone
+    assert "weights interpolated" in texts(figure)
+
+
+def test_pareto_front_is_what_nothing_beats():
+    points = np.random.default_rng(0).random((60, 2)).tolist()
+    slow = sorted(tuple(p) for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points))
+    assert verdicts.pareto_front(points) == slow

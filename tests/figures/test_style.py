@@ -1,0 +1,119 @@
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from rvlr_lib.figures import style
+from rvlr_lib.metrics.statistics import t_interval
+
+
+def drawn():
+    with style.style():
+        figure = style.new_figure(3.5, 2)
+        figure.subplots().plot([0, 1], [0, 1])
+    return figure
+
+
+def test_a_saved_figure_has_its_width_its_data_and_the_same_bytes(tmp_path):
+    data = pd.DataFrame({"value": [1 / 3]}, index=pd.Index(["rvlr"], name="arm"))
+    first = style.save_figure(drawn(), tmp_path / "a", "x", data, {"Title": "lines"})
+    second = style.save_figure(drawn(), tmp_path / "b", "x", data, {"Title": "lines"})
+    assert {s: p.read_bytes() for s, p in first.items()} == {s: p.read_bytes() for s, p in second.items()}
+    assert Image.open(first["png"]).size == (700, 400)
+    assert Image.open(first["png"]).text == {"Title": "lines"}
+    assert first["csv"].read_text() == "arm,value\nrvlr,0.3333333333333333\n"
+    assert b"Type3" not in first["pdf"].read_bytes().replace(b" ", b"")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"x.png", "x.pdf", "x.csv"}
+
+
+def test_a_figure_that_cannot_be_saved_leaves_what_was_there(tmp_path):
+    data = pd.DataFrame({"value": [1]})
+    kept = style.save_figure(drawn(), tmp_path, "x", data)["png"].read_bytes()
+    broken = drawn()
+    broken.axes[0].set_title("$\\nothing$", parse_math=True)
+    with pytest.raises(ValueError, match="nothing"):
+        style.save_figure(broken, tmp_path, "x", data)
+    assert (tmp_path / "x.png").read_bytes() == kept
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_widths_heights_and_the_style_are_left_behind():
+    import matplotlib.pyplot as plt
+
+    with style.one_column():
+        assert (style.page_width(), style.is_narrow()) == (3.5, True)
+    assert (style.page_width(), style.is_narrow()) == (7.16, False)
+    assert style.new_figure(7.16, 20).get_figheight() == 9.25
+    with pytest.raises(ValueError, match="1440 pt tall"):
+        style.new_figure(7.16, 20, layout=None)
+    drawn()
+    assert plt.get_fignums() == []
+    assert not plt.rcParams["axes.grid"]
+
+
+def machado(colors):
+    """Simulated deuteranopia (Machado, Oliveira and Fernandes 2009, severity 1.0), in linear RGB."""
+    from matplotlib.colors import to_rgb
+
+    rgb = np.array([to_rgb(color) for color in colors])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]])
+    return (linear @ seen.T).clip(0, 1)
+
+
+def lab(linear):
+    xyz = linear @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T
+    f = np.cbrt(xyz / [0.9505, 1.0, 1.089])
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+
+
+def least_distance(colors):
+    points = lab(machado(colors))
+    apart = np.linalg.norm(points[:, None] - points, axis=-1)
+    return apart[~np.eye(len(points), dtype=bool)].min()
+
+
+def test_palettes_are_told_apart_by_deuteranopes_and_arms_of_one_colour_by_their_marker():
+    assert least_distance(["#00aa00", "#c08000"]) < 25  # green and orange are not
+    assert least_distance(style.MODALITY.values()) > 60
+    families = {look.color for name, look in style.ARMS.items() if name != "ideal"}
+    assert not families & set(style.MODALITY.values())
+    assert least_distance(families) > 15
+    for color in families:
+        markers = [look.marker for look in style.ARMS.values() if look.color == color and look.marker]
+        assert len(markers) == len(set(markers))
+
+
+def test_looks_are_those_of_the_arms_in_every_figure():
+    assert style.looks(["x", "rvlr", "y"])["rvlr"] == style.looks(["rvlr"])["rvlr"] == style.ARMS["rvlr"]
+    found = style.looks(["x", "rvlr", "y", "x"])
+    assert len(set(found.values())) == len(found) == 3
+
+
+def test_wrapping():
+    assert style.wrap("one two three", 0.55) == ["one two", "three"]
+    assert style.wrap("a long caption of a picture", 0.8, 2)[-1].endswith(" …")
+    assert "".join(style.wrap("x" * 40, 0.8)) == "x" * 40
+    assert style.wrap("95\u00a0% intervals", 0.5) == ["95\u00a0%", "intervals"]
+
+
+def test_intervals_only_from_five_seeds():
+    from rvlr_lib.figures.charts import seed_summary
+
+    frame = pd.DataFrame({"arm": ["a"] * 4 + ["b"] * 5, "value": [1.0, 2, 3, 4, 1, 2, 3, 4, 7]})
+    rows = seed_summary(frame).set_index("arm")
+    known = t_interval([1.0, 2, 3, 4, 7])
+    assert rows.loc["a", "mean"] == 2.5
+    assert rows.loc["a", ["low", "high"]].isna().all()
+    assert rows.loc["b"].tolist() == pytest.approx([3.4, known.low, known.high, 5])
+
+
+def test_importing_the_room_stays_light():
+    rooms = "style charts verdicts panels projection browser"
+    code = f"import sys\nfor r in {rooms.split()}: __import__('rvlr_lib.figures.' + r)\n"
+    code += "print(*{'matplotlib', 'pandas', 'seaborn', 'umap', 'sklearn', 'numba', 'ipywidgets'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
