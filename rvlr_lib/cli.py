@@ -1,4 +1,4 @@
-"""The ``rvlr`` command. Each command is a function: its typed arguments are the options, its docstring what it does.
+"""The ``rvlr`` command: a table of options, and a function a command that takes some of them.
 
 Exit codes: 0 done; 1 a notebook failed, a number moved or data would spoil a result; 2 bad input; 130 interrupted. The
 library raises ``ValueError`` for bad input and its message is all that is shown; ``RVLR_DEBUG=1`` shows where it came
@@ -6,7 +6,6 @@ from. A command imports what it needs when it runs, so that ``rvlr --help`` is q
 """
 
 import contextlib
-import inspect
 import os
 import re
 import sys
@@ -18,11 +17,60 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-Assignments = list[list[str]]  # of options such as -s KEY VALUE, which may be repeated; also -s KEY=VALUE
+Pairs = list[list[str]]  # of options such as -s KEY VALUE or -s KEY=VALUE, which may be repeated
+NEEDED = object()  # in place of a default
+File = Path | None
+OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
+    "arm": (str, "rvlr", "matching, rvlr, ... of rvlr_lib.config.ARMS"),
+    "caption_column": (str | None, None, "CSV: column of the caption"),
+    "captions": (File, None, "JSON list, per picture a caption or a list of captions"),
+    "check": (bool, False, "compare the results with data/reference/<profile>.json"),
+    "claims": (bool, False, "the page of claims instead, from the results of rvlr study"),
+    "compile": (bool, False, "torch.compile the towers' and the fusion blocks"),
+    "dataset": (str | None, None, "scenes, emoji, a preset's name, or an annotation file"),
+    "decode": (bool, False, "decode every picture, not only its header"),
+    "device": (str | None, "auto", "auto, cpu, cuda or cuda:N; under torchrun cuda: a GPU for each process"),
+    "file": (str, NEEDED, "annotation file, folder or index"),
+    "folder": (Path, NEEDED, "run folder, such as runs/quick"),
+    "format": (Literal["md", "csv", "tex"], "md", "Markdown, CSV with all digits, or LaTeX for booktabs"),
+    "gradient_checkpointing": (bool, False, "less memory, a third more computing"),
+    "image_column": (str | None, None, "CSV: column of the picture's path"),
+    "image_features": (File, None, ".npy [pictures, D]"),
+    "image_root": (str | None, None, "folder of the pictures, where the index says none"),
+    "insert": (File, None, "put the table between the results or claims markers of this file"),
+    "jobs": (int, 1, "processes over the cells"),
+    "max_bad_pictures": (int | None, None, "missing or unreadable pictures allowed in a split"),
+    "method": (str, "corrected", "switches of the method: corrected or official"),
+    "model": (str, "", "any open_clip model, the default model if not given; data check: none measures no captions"),
+    "out": (File, None, "file or folder to write, in the run or below runs if not given"),
+    "overwrite": (bool, False, "replace what the folder holds of other settings"),
+    "parameter": (Pairs, [], "a parameter of every notebook that has it, and its value; may be repeated"),
+    "points": (int, 0, "most pictures and captions; 0: as many as notebook 04 drew"),
+    "preset": (str, "", "a preset or YAML file on top of the data set's own"),
+    "presets": (list[str], NEEDED, "shipped presets or YAML files, later ones win: flickr30k official"),
+    "pretrained": (str | None, None, "open_clip tag or weight file"),
+    "profile": (str, "study", "one of notebooks/profiles, or a file that ends in .yaml"),
+    "results": (str, "", "folder of seed-<n>.json; runs/<profile>/seeds, or for claims data/reference/study"),
+    "resume": (Literal["last", "no"], "last", "go on from an interrupted stage's last checkpoint, or begin anew"),
+    "root": (File, None, "folder of runs and cache"),
+    "run": (File, None, "run folder, runs/quick if not given"),
+    "save_every": (int, 500, "steps between two checkpoints"),
+    "scheduler": (str, "", "address of a Dask scheduler that takes the cells, such as tcp://host:8786"),
+    "seed": (int, 0, "of the training"),
+    "seeds": (str, "", "such as 0-4 or 0,3; all that are planned if not given"),
+    "select": (str, "*", "pattern for <dataset>_<notebook>/<table>"),
+    "set": (Pairs, [], "a setting such as stage1.epochs and its value; may be repeated"),
+    "split": (Literal["train", "val", "test"], "test", "of the data set"),
+    "text_features": (File, None, ".npy [captions, D], picture by picture"),
+    "timeout": (float, 1800, "seconds until a process gives up waiting for another one"),
+    "tune": (bool, False, "search the weights and the learning rate of each arm instead"),
+    "update_reference": (bool, False, "write data/reference/<profile>.json from the results"),
+}
+SHORT = {"set": ["-s"], "parameter": ["-p"]}
 say = partial(print, flush=True)
 
 
-def config(presets: list[str], set: Assignments = []) -> None:  # noqa: B006
+def config(presets: list[str], set: Pairs) -> None:
     """Print the settings that presets resolve to."""
     import json
 
@@ -34,60 +82,40 @@ def config(presets: list[str], set: Assignments = []) -> None:  # noqa: B006
     print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), end="")
 
 
-def data_check(
-    file: str, image_root: Path | None = None, decode: bool = False, max_bad_pictures: int | None = None,
-    model: str = "", image_column: str | None = None, caption_column: str | None = None,
-) -> int:  # fmt: skip
+def data_check(file: str, decode: bool, model: str, **options: Any) -> int:
     """Look over a collection of your own; exit 1 if it would spoil a result."""
     from rvlr_lib.config import ModelSettings
     from rvlr_lib.data import PREPARED, prepared_index
     from rvlr_lib.data.check import check
 
-    length, context = None, 0
     if model != "none":
         from rvlr_lib.models.towers import token_counter
 
         length, context = token_counter(model or ModelSettings().name)
-    columns = {"image_column": image_column, "caption_column": caption_column}
-    report = check(prepared_index(file) if file in PREPARED else file, image_root, full=decode, token_lengths=length,
-                   max_bad_pictures=max_bad_pictures, context=context, **columns)  # fmt: skip
+        options |= {"token_lengths": length, "context": context}
+    report = check(prepared_index(file) if file in PREPARED else file, full=decode, **options)
     print(report)
     if not decode and not report.spoiled:
         print("headers only: --decode also finds pictures that are cut short")
     return int(report.spoiled)
 
 
-def train(
-    dataset: str = "scenes", arm: str = "rvlr", preset: str = "", method: str = "corrected",
-    image_root: str | None = None, seed: int = 0, set: Assignments = [], device: str = "auto",  # noqa: B006
-    out: Path | None = None, root: Path | None = None, resume: Literal["last", "no"] = "last", save_every: int = 500,
-    compile: bool = False, gradient_checkpointing: bool = False, timeout: float = 1800,
-) -> int:  # fmt: skip
+def train(timeout: float, save_every: int, set: Pairs, **options: Any) -> int:
     """Train and evaluate one arm, on one device or under torchrun; an interrupted training goes on."""
-    options = {name: value for name, value in locals().items() if name != "set"}
-
-    def run() -> int:
-        from rvlr_lib.study import study
-
-        if timeout <= 0 or save_every <= 0:
-            raise ValueError(f"--timeout {timeout:g}, --save-every {save_every}: both must be above 0")
-        return study.train(**options, overrides=_settings(set)) or 0  # type: ignore[attr-defined]
-
-    return _one_of_several(run, timeout) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else _finite(run)
+    if timeout <= 0 or save_every <= 0:
+        raise ValueError(f"--timeout {timeout:g}, --save-every {save_every}: both must be above 0")
+    options |= {"timeout": timeout, "save_every": save_every, "overrides": _settings(set)}
+    return _one_of_several(options) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else _train(options)
 
 
-def reproduce(
-    profile: str = "quick", parameter: Assignments = [], device: str | None = None, out: Path | None = None,  # noqa: B006
-    overwrite: bool = False, check: bool = False, update_reference: bool = False,
-) -> int:  # fmt: skip
+def reproduce(parameter: Pairs, device: str | None, check: bool, **options: Any) -> int:
     """Run the notebooks of a profile."""
-    from rvlr_lib.report import reproduce as notebooks
+    from rvlr_lib.report.reproduce import NotebookError, reproduce
 
     parameters = _pairs(parameter) | ({"device": device} if device else {})
     try:
-        moved = notebooks.reproduce(profile, out=out, parameters=parameters, overwrite=overwrite, check=check,
-                                    update_reference_file=update_reference, say=say)  # fmt: skip
-    except notebooks.NotebookError as error:
+        moved = reproduce(parameters=parameters, check=check, say=say, **options)
+    except NotebookError as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
     if check:
@@ -95,42 +123,41 @@ def reproduce(
     return int(bool(moved))
 
 
-def study(
-    profile: str = "study", tune: bool = False, seeds: str = "", jobs: int = 1, scheduler: str = "",
-    results: str = "", device: str = "auto", set: Assignments = [],  # noqa: B006
-) -> None:  # fmt: skip
+def study(jobs: int, set: Pairs, **options: Any) -> None:
     """Train and evaluate the cells of the imbalance study, over seeds."""
     from rvlr_lib.study import sweep
 
     if jobs < 1:
         raise ValueError(f"--jobs {jobs}: at least one process is needed")
     changes = [f"{key}={value}" for key, value in _pairs(set).items()]
-    sweep.run_study(profile, tune=tune, seeds=seeds, jobs=jobs, scheduler=scheduler, results=results,  # type: ignore
-                    device=device, set=changes)  # fmt: skip
+    sweep.run_study(jobs=jobs, set=changes, **options)  # type: ignore[attr-defined]
 
 
 def audit(
-    image_features: Path | None = None, text_features: Path | None = None, captions: Path | None = None,
-    dataset: str | None = None, image_root: str | None = None, split: Literal["train", "val", "test"] = "test",
-    model: str = "", pretrained: str | None = None, device: str = "auto", out: Path | None = None,
-) -> None:  # fmt: skip
+    image_features: File,
+    text_features: File,
+    captions: File,
+    dataset: str | None,
+    model: str,
+    pretrained: str | None,
+    out: File,
+    **options: Any,
+) -> None:
     """Measure imbalance, retrieval, gap and structure of any model's features."""
     from rvlr_lib.config import ModelSettings
-    from rvlr_lib.evaluation import audit as audits
+    from rvlr_lib.evaluation.audit import audit, audit_table, encode_with_model, read_features, write_audit
     from rvlr_lib.provenance import default_root
     from rvlr_lib.tables import to_markdown
 
-    files = (image_features, text_features, captions)
-    if all(files) == bool(dataset) or (any(files) and not all(files)):
-        raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
-    if dataset:
-        pairs, images, texts = audits.encode_with_model(dataset, model or ModelSettings().name, pretrained, split=split,
-                                                        image_root=image_root, device=device)  # fmt: skip
+    if dataset and not (image_features or text_features or captions):
+        pairs, images, texts = encode_with_model(dataset, model or ModelSettings().name, pretrained, **options)
+    elif image_features and text_features and captions and not dataset:
+        pairs, images, texts = read_features(image_features, text_features, captions)
     else:
-        pairs, images, texts = audits.read_features(*files)  # type: ignore[arg-type]
-    found = audits.audit(pairs, images, texts)
-    path = audits.write_audit(found, (images, texts), out or default_root() / "audit" / pairs.name)
-    print(to_markdown(audits.audit_table(found)))
+        raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
+    found = audit(pairs, images, texts)
+    path = write_audit(found, (images, texts), out or default_root() / "audit" / pairs.name)
+    print(to_markdown(audit_table(found)))
     for part in ("imbalance", "structure"):
         print(f"\n{part}")
         for key, value in found[part].items():
@@ -138,10 +165,7 @@ def audit(
     print(f"\n{path}")
 
 
-def report(
-    folder: Path | None = None, claims: bool = False, profile: str = "study", results: Path | None = None,
-    out: Path | None = None, insert: Path | None = None,
-) -> None:  # fmt: skip
+def report(folder: File, claims: bool, profile: str, results: str, out: File, insert: File) -> None:
     """Write the report of a run, or the page of claims: what holds, what does not, how sure it is."""
     from rvlr_lib.report.report import CHECKOUT, write_report
     from rvlr_lib.report.reproduce import profile_path
@@ -155,11 +179,10 @@ def report(
     from rvlr_lib.study.sweep import load_sweep, read_provenance, read_results
     from rvlr_lib.tables import insert_between, to_markdown
 
-    results = results or CHECKOUT / "data" / "reference" / "study"
+    place = Path(results) if results else CHECKOUT / "data" / "reference" / "study"
     sweep = load_sweep(profile_path(profile))
-    found = read_results(results, sweep)
-    command = f"rvlr study --profile {profile}"
-    print(write_claims(sweep, found, out or results, command, read_provenance(results)))
+    found, command = read_results(place, sweep), f"rvlr study --profile {profile}"
+    print(write_claims(sweep, found, out or place, command, read_provenance(place)))
     if insert:
         short = claims_table(sweep, found)[["in words", "verdict", "effect, points", "interval", "delta", "seeds"]]
         insert_between(insert, "claims", to_markdown(short))
@@ -167,7 +190,7 @@ def report(
         print(f"controls that gain as well: {', '.join(faults)}")
 
 
-def explore(folder: Path, out: Path | None = None, points: int = 0) -> None:
+def explore(folder: Path, out: File, points: int) -> None:
     """Write the explorer of a run: one HTML page to walk in."""
     from rvlr_lib.report.explorer import write_explorer
 
@@ -175,22 +198,17 @@ def explore(folder: Path, out: Path | None = None, points: int = 0) -> None:
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
 
 
-def table(
-    run: Path | None = None, select: str = "*", format: Literal["md", "csv", "tex"] = "md",
-    out: Path | None = None, insert: Path | None = None,
-) -> None:  # fmt: skip
+def table(run: File, select: str, format: str, out: File, insert: File) -> None:
     """Print the result tables of a run, write them to a file, or insert them into one."""
     from rvlr_lib.disk import write_text
     from rvlr_lib.provenance import default_root
     from rvlr_lib.report.report import result_tables, table_text
     from rvlr_lib.tables import insert_between
 
-    found = result_tables(run or default_root() / "quick", select)
-    texts = {name: table_text(records, "md" if insert else format) for name, records in found.items()}
-    if insert or format == "md":
-        text = "\n".join(f"**{name}**\n\n{each}" for name, each in texts.items())
-    else:
-        text = "\n".join(texts.values())
+    form = "md" if insert else format
+    found = result_tables(run or default_root() / "quick", select).items()
+    heads = {name: f"**{name}**\n\n" if form == "md" else "" for name, _ in found}
+    text = "\n".join(heads[name] + table_text(records, form) for name, records in found)
     if insert:
         insert_between(insert, "results", text)
     elif out:
@@ -199,64 +217,22 @@ def table(
         print(text, end="")
 
 
-HELP = dict(
-    line.split(": ", 1)
-    for line in """
-arm: matching, rvlr, ... of rvlr_lib.config.ARMS
-caption_column: CSV, column of the caption
-captions: JSON list, per picture a caption or a list of captions
-check: compare the results with data/reference/<profile>.json
-claims: the page of claims instead, from the results of rvlr study
-compile: torch.compile the towers' and the fusion blocks
-dataset: scenes, emoji, a preset's name, or an annotation file
-decode: decode every picture, not only its header
-device: auto, cpu, cuda or cuda:N; under torchrun cuda, and each process has a GPU of its own
-explore out: the page, explore.html of the run if not given
-file: annotation file, folder or index
-folder: run folder, such as runs/quick
-format: md, csv with all digits, or tex for booktabs
-gradient_checkpointing: less memory, a third more computing
-image_column: CSV, column of the picture's path
-image_features: .npy [pictures, D]
-image_root: folder of the pictures, where the index says none
-insert: put the table between the markers <!-- results:begin --> and end, or claims:begin and end, of this file
-jobs: processes over the cells
-max_bad_pictures: missing or unreadable pictures allowed in a split
-method: switches of the method, corrected or official
-model: any open_clip model, the default model if not given; none: captions are not measured by its context
-out: output folder, below runs if not given
-overwrite: replace what the folder holds of other settings
-parameter: a parameter of every notebook that has it, and its value; may be repeated
-points: most pictures and captions; 0 takes as many as notebook 04 drew
-preset: a preset or YAML file on top of the data set's own
-presets: shipped presets or YAML files, later ones win, such as flickr30k official
-pretrained: open_clip tag or weight file
-profile: one of notebooks/profiles, or a file that ends in .yaml
-report out: of --claims, folder of the page and its tables, that of the results if not given
-report results: of --claims, folder of seed-<n>.json, data/reference/study if not given
-results: folder of seed-<n>.json, runs/<profile>/seeds if not given
-resume: an interrupted stage goes on from its last checkpoint, or, with no, begins anew
-root: folder of runs and cache
-run: run folder, runs/quick if not given
-save_every: steps between two checkpoints
-scheduler: address of a Dask scheduler that takes the cells, such as tcp://host:8786
-seed: of the training
-seeds: such as 0-4 or 0,3; all that are planned if not given
-select: pattern for <dataset>_<notebook>/<table>
-set: a setting such as stage1.epochs and its value; may be repeated
-split: train, val or test
-table out: the file to write instead of printing
-text_features: .npy [captions, D], picture by picture
-timeout: seconds until a process gives up waiting for another one
-tune: search the weights and the learning rate of each arm instead
-update_reference: write data/reference/<profile>.json from the results
-""".strip().splitlines()
-)
-COMMANDS: dict[str, Callable[..., int | None] | dict[str, Callable[..., int | None]]] = {
-    "reproduce": reproduce, "study": study, "train": train, "audit": audit, "explore": explore, "report": report,
-    "table": table, "data": {"check": data_check}, "config": config,
-}  # fmt: skip
-SHORT = {"set": "-s", "parameter": "-p"}
+# A new command is a function and a line here: its options, with another default after "=".
+COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
+    "reproduce": (reproduce, "profile=quick parameter device= out overwrite check update_reference"),
+    "study": (study, "profile tune seeds jobs scheduler results device set"),
+    "train": (
+        train,
+        "dataset=scenes arm preset method image_root seed set device out root resume save_every compile "
+        "gradient_checkpointing timeout",
+    ),
+    "audit": (audit, "image_features text_features captions dataset image_root split model pretrained device out"),
+    "explore": (explore, "folder out points"),
+    "report": (report, "folder= claims profile results out insert"),
+    "table": (table, "run select format out insert"),
+    "data check": (data_check, "file image_root decode max_bad_pictures model image_column caption_column"),
+    "config": (config, "presets set"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -266,14 +242,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8")
     given = sys.argv[1:] if argv is None else argv
     words = [re.sub(r"^--\w+", lambda match: match[0].replace("_", "-"), word) for word in given]
-    what = "Rebalanced vision-language retrieval: the reproduction companion."
-    parser = _add_commands(ArgumentParser(prog="rvlr", allow_abbrev=False, description=what), COMMANDS)
-    arguments = parser.parse_args(words)
-    command, options = COMMANDS[arguments.command], arguments[arguments.command]
-    if isinstance(command, dict):
-        command, options = command[options.command], options[options.command]
+    options = _parser().parse_args(words)
+    name = options.command
+    options = options[name]
+    if name == "data":
+        name, options = f"data {options.command}", options[options.command]
     try:
-        return command(**vars(options)) or 0
+        return COMMANDS[name][0](**vars(options)) or 0
     except (ValueError, OSError) as error:
         if os.environ.get("RVLR_DEBUG"):
             raise
@@ -284,44 +259,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _add_commands(parser: ArgumentParser, commands: Mapping[str, Any]) -> ArgumentParser:
-    verbs = parser.add_subcommands(dest="command")
-    for name, command in commands.items():
-        several = isinstance(command, dict)
-        text = " ".join(f"{verb}: {each.__doc__}" for verb, each in command.items()) if several else command.__doc__
-        verb = ArgumentParser(allow_abbrev=False, description=text)
-        verbs.add_subcommand(name, verb, help=text)
-        if several:
-            _add_commands(verb, command)
-            continue
-        for parameter in inspect.signature(command).parameters.values():
-            _add_argument(verb, parameter, HELP.get(f"{name} {parameter.name}") or HELP[parameter.name])
+def _parser() -> ArgumentParser:
+    what = "Rebalanced vision-language retrieval: the reproduction companion."
+    parser = ArgumentParser(prog="rvlr", allow_abbrev=False, description=what)
+    verbs = {"": parser.add_subcommands(dest="command")}
+    for name, (function, options) in COMMANDS.items():
+        above, _, verb = name.rpartition(" ")
+        if above not in verbs:
+            group = ArgumentParser(allow_abbrev=False, description="For data of your own.")
+            verbs[""].add_subcommand(above, group, help="for data of your own: check")
+            verbs[above] = group.add_subcommands(dest="command")
+        command = ArgumentParser(allow_abbrev=False, description=function.__doc__)
+        verbs[above].add_subcommand(verb, command, help=function.__doc__)
+        for option in options.split():
+            _add_option(command, *option.partition("="))
     return parser
 
 
-def _add_argument(parser: ArgumentParser, parameter: inspect.Parameter, text: str) -> None:
-    name, kind, option = parameter.name, parameter.annotation, f"--{parameter.name.replace('_', '-')}"
-    if kind is bool:
-        parser.add_argument(option, action="store_true", help=text)
-    elif kind is Assignments:
-        parser.add_argument(SHORT[name], option, nargs="+", action="append", default=[], metavar="KEY VALUE", help=text)
-    elif parameter.default is inspect.Parameter.empty:
+def _add_option(parser: ArgumentParser, name: str, changed: str, other: str) -> None:
+    kind, default, text = OPTIONS[name]
+    default = (other or None) if changed else default
+    flags = [*SHORT.get(name, []), f"--{name.replace('_', '-')}"]
+    if default is NEEDED:
         parser.add_argument(name, **({"nargs": "+"} if kind == list[str] else {"type": kind}), help=text)
     elif name == "folder":
-        parser.add_argument(name, type=kind, nargs="?", help=text)
+        parser.add_argument(name, type=File, nargs="?", help=text)
+    elif kind is bool:
+        parser.add_argument(*flags, action="store_true", help=text)
+    elif kind is Pairs:
+        parser.add_argument(*flags, nargs="+", action="append", default=[], metavar="KEY VALUE", help=text)
     else:
-        parser.add_argument(option, type=kind, default=parameter.default, help=text)
+        parser.add_argument(*flags, type=kind, default=default, help=text)
 
 
 def _pairs(given: Iterable[Sequence[str]]) -> dict[str, str]:
-    """Assignments from ``KEY VALUE`` or ``KEY=VALUE``.
+    """Read ``KEY VALUE`` or ``KEY=VALUE``.
 
     >>> _pairs([["seed", "1"], ["rate=2", "x=a=b"]])
     {'seed': '1', 'rate': '2', 'x': 'a=b'}
     """
     found: dict[str, str] = {}
     for words in given:
-        pairs = [tuple(words)] if len(words) == 2 and "=" not in words[0] else [word.split("=", 1) for word in words]
+        pairs = [words] if len(words) == 2 and "=" not in words[0] else [word.split("=", 1) for word in words]
         if not all(len(pair) == 2 and pair[0] for pair in pairs):
             raise ValueError(f"'{' '.join(words)}': a name and its value are needed, such as seed 1 or seed=1")
         found |= dict(pairs)
@@ -334,22 +313,24 @@ def _settings(given: Iterable[Sequence[str]]) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, value in _pairs(given).items()}
 
 
-def _finite(run: Callable[[], int]) -> int:
+def _train(options: Mapping[str, Any]) -> int:
+    from rvlr_lib.study import study
+
     try:
-        return run()
+        return study.train(**options) or 0  # type: ignore[attr-defined]
     except FloatingPointError as error:
         print(f"rvlr: {error}. Checkpoints stay; a smaller learning_rate is the usual remedy", file=sys.stderr)
         return 1
 
 
-def _one_of_several(run: Callable[[], int], timeout: float) -> None:
-    """Run as one process among several; ends the process, as threads of a process group may not end in time."""
+def _one_of_several(options: Mapping[str, Any]) -> int:
+    """Train as one process among several; ends the process, as threads of a process group may not end in time."""
     rank, code = os.environ.get("RANK", "0"), 1
     with contextlib.ExitStack() as stack:
         if rank != "0":  # one process speaks for all
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
-            code = _finite(run)
+            code = _train(options)
         except (ValueError, OSError) as error:
             print(f"rvlr, process {rank}: {error}", file=sys.stderr)
             code = 2
@@ -357,9 +338,8 @@ def _one_of_several(run: Callable[[], int], timeout: float) -> None:
             code = 130
         except Exception:
             traceback.print_exc()
-            print(f"rvlr, process {rank}: stopped. If another process died, or was silent for {timeout:g} s, that "
-                  "one's message says why. Checkpoints stay; the same command goes on from the last.",
-                  file=sys.stderr)  # fmt: skip
+            way_out = "If another process died, or was silent too long, that one's message says why. Checkpoints stay."
+            print(f"rvlr, process {rank}: stopped. {way_out}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

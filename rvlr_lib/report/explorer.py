@@ -125,27 +125,41 @@ def collect_points(
     if not drawn.issuperset(texts.tolist()):
         raise ValueError("the map must hold the first caption of each of its pictures")
     hits = {
-        label: None if label == UNIMODAL else np.concatenate(
-            [recall_at_k(scores, own, (HIT_RANK,), per_query=True)[HIT_RANK] > 0
-             for scores in (images @ captions.T, captions @ images.T)])
+        label: None
+        if label == UNIMODAL
+        else np.concatenate(
+            [
+                recall_at_k(scores, own, (HIT_RANK,), per_query=True)[HIT_RANK] > 0
+                for scores in (images @ captions.T, captions @ images.T)
+            ]
+        )
         for label, (images, captions) in unit.items()
-    }  # fmt: skip
+    }
     squares = {"the teachers": tuple(part @ part.T for part in unit[UNIMODAL])}
     if gallery.scene is not None:
         truth = gallery.scene.truth("latent")
         squares["the truth"] = truth.image_to_image[np.ix_(rows, rows)], truth.text_to_text[np.ix_(texts, texts)]
 
     def shared(pair: Features, square: Features) -> np.ndarray:
-        return np.concatenate([knn_overlap(mine, similarity_b=other, k=k, per_query=True)
-                               for mine, other in zip(pair, square, strict=True)])  # fmt: skip
+        return np.concatenate(
+            [
+                knn_overlap(mine, similarity_b=other, k=k, per_query=True)
+                for mine, other in zip(pair, square, strict=True)
+            ]
+        )
 
     moved = 100 - shared(unit["RVLR"], tuple(part @ part.T for part in unit["baseline"]))
-    shares = {f"neighbours shared with {reference}": {label: shared(pair, square) for label, pair in unit.items()}
-              for reference, square in squares.items()}  # fmt: skip
+    shares = {
+        f"neighbours shared with {reference}": {label: shared(pair, square) for label, pair in unit.items()}
+        for reference, square in squares.items()
+    }
     groups = picture_groups(gallery.subset(rows))
     trust = ", ".join(f"{name} {each['joint']:.2f}" for name, each in layout.trustworthiness.items())
     return {
-        "name": gallery.name, "width": k, "groups": groups, "unimodal": UNIMODAL,
+        "name": gallery.name,
+        "width": k,
+        "groups": groups,
+        "unimodal": UNIMODAL,
         "captions": [[gallery.captions[c] for c in gallery.captions_of(int(row))] for row in rows],
         "pictures": [_data_uri(gallery.image(int(row))) for row in rows],
         "xy": {label: np.round(np.concatenate(pair), 3).flatten().tolist() for label, pair in layout.coords.items()},
@@ -158,7 +172,7 @@ def collect_points(
             f"{layout.method}. Trustworthiness: {trust} (1: no false neighbours). Sizes of clusters and distances "
             "between them mean nothing. The two teachers never met: how pictures lie to captions there means nothing.",
         ],
-    }  # fmt: skip
+    }
 
 
 def picture_groups(gallery: ImageTextDataset) -> dict[str, list[str]]:
@@ -227,8 +241,11 @@ def _modes(
     from matplotlib.colors import to_hex
 
     def mode(codes: Mapping[str, np.ndarray], palette: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-        return {"codes": {label: list(map(int, each)) for label, each in codes.items()}, "palette": palette,
-                "names": names}  # fmt: skip
+        return {
+            "codes": {label: list(map(int, each)) for label, each in codes.items()},
+            "palette": palette,
+            "names": names,
+        }
 
     modes = {"modality": mode(dict.fromkeys(hits, np.repeat([0, 1], count)), PALETTE[:2], ["picture", "caption"])}
     for kind, labels in groups.items():

@@ -6,6 +6,7 @@ import ast
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -104,7 +105,7 @@ class RunOutput:
 
 
 def check_parameters(namespace: dict[str, Any]) -> None:
-    """See in a notebook's first cell that its parameters are known and of their type: ``check_parameters(globals())``.
+    """Check a notebook's parameters, in its first cell: ``check_parameters(globals())``.
 
     The annotations of the parameters cell are what is checked, so that papermill, which only warns of a parameter that
     is misspelt and of none of another type, fails before any work.
@@ -147,14 +148,12 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     for name, value in given.items():
         if name not in kinds:
             raise ValueError(f"unknown parameter '{name}'; valid: {', '.join(sorted(kinds)) or 'none'}")
-        kind = getattr(kinds[name], "__name__", "") if isinstance(kinds[name], type) else str(kinds[name])
-        try:
-            if value is None and NoneType not in get_args(kinds[name]):
-                raise ArgumentError("None")
-            fitted[name] = parser.parse_object({name: value})[name]
-        except ArgumentError:
-            kind = str(kinds[name]) if get_args(kinds[name]) else kind
-            raise ValueError(f"parameter '{name}' must be {kind}, not {value!r}") from None
+        kind = str(kinds[name]) if get_args(kinds[name]) else kinds[name].__name__
+        fits = value is not None or NoneType in get_args(kinds[name])
+        with suppress(ArgumentError):
+            fitted[name] = parser.parse_object({name: value})[name] if fits else None
+        if not fits or name not in fitted:
+            raise ValueError(f"parameter '{name}' must be {kind}, not {value!r}")
         _check_values(name, fitted[name])
     return fitted
 

@@ -187,7 +187,7 @@ def compare(folder: Path, reference: Mapping[str, Any]) -> list[str]:
     return moved
 
 
-def update_reference(folder: Path, path: Path) -> Path:
+def write_reference(folder: Path, path: Path) -> Path:
     """Write the numbers of a run as a reference, with the tolerances that the file had; its path."""
     record = read_run(folder)
     tolerance = read_json(path)["tolerance"] if path.is_file() else {"default": DEFAULT_TOLERANCE, "patterns": {}}
@@ -220,9 +220,13 @@ def _render(template: str, **values: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("rvlr_lib.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        autoescape=lambda name: bool(name and name.endswith(".html.j2")), keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=PackageLoader("rvlr_lib.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+        keep_trailing_newline=True,
+    )
     environment.filters |= {"path": quote, "text": escape_markdown, "words": shlex.join}
     return environment.get_template(template).render(**values)
 

