@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +23,7 @@ if TYPE_CHECKING:
 
 SPACES = {"teachers": "teachers", "baseline": "", "RVLR": "rvlr"}  # "": the baseline of the method
 UNIMODAL = "teachers"
-POINTS, NEIGHBOURS, HIT_RANK = 1000, 10, 10
-KINDS = 7  # most groups with a colour of their own
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8A7A00")  # Okabe and Ito
-GREY = "#c8c8c8"
+POINTS, NEIGHBOURS = 1000, 10
 PARAMETERS = ("preset", "image_root", "model", "pretrained", "seed")  # of a notebook, that open_study takes
 
 
@@ -106,69 +102,38 @@ def first_galleries(
 def collect_points(
     gallery: ImageTextDataset, spaces: Mapping[str, Features], layout: Projection, *, baseline: str = "baseline"
 ) -> dict[str, Any]:
-    """What the page knows of ``n`` pictures and one caption of each: point i is a picture, n + i its caption.
+    """What the page knows of ``n`` pictures and one caption of each: point i is a picture, point n + i its caption.
 
     Returns:
         Plain values: ``captions`` and ``pictures`` (data URIs) ``[n]``; ``xy``, space -> ``[4n]``; ``near``, space ->
-        kind -> ``[2n · width]`` points, nearest first, -1 where there is no common space; ``groups``, kind ->
-        ``[n]``; ``moved``, percent of the neighbours that differ between baseline and RVLR, ``[2n]``; ``modes``, ways
-        to colour the points; ``notes``.
+        kind -> ``[2n · width]`` points, nearest first, -1 where there is no common space; ``truth``, for each point of
+        scenes the points of its modality that are as near as its truly ``width`` nearest; ``groups``, kind -> ``[n]``.
     """
-    from rvlr_lib.metrics import knn_overlap, recall_at_k
-
     rows = np.asarray(layout.image_rows)
     texts = np.array([gallery.captions_of(int(row))[0] for row in rows])
     unit = {label: (_unit(pair[0])[rows], _unit(pair[1])[texts]) for label, pair in spaces.items()}
-    count = len(rows)
-    k = min(NEIGHBOURS, count - 1)
-    own, drawn = np.arange(count), set(layout.text_rows.tolist())
-    if not drawn.issuperset(texts.tolist()):
-        raise ValueError("the map must hold the first caption of each of its pictures")
-    hits = {
-        label: None
-        if label == UNIMODAL
-        else np.concatenate(
-            [
-                recall_at_k(scores, own, (HIT_RANK,), per_query=True)[HIT_RANK] > 0
-                for scores in (images @ captions.T, captions @ images.T)
-            ]
-        )
-        for label, (images, captions) in unit.items()
-    }
-    squares = {"the teachers": tuple(part @ part.T for part in unit[UNIMODAL])}
+    width = min(NEIGHBOURS, len(rows) - 1)
+    truth: list[list[int]] = []
     if gallery.scene is not None:
-        truth = gallery.scene.truth("latent")
-        squares["the truth"] = truth.image_to_image[np.ix_(rows, rows)], truth.text_to_text[np.ix_(texts, texts)]
-
-    def shared(pair: Features, square: Features) -> np.ndarray:
-        return np.concatenate(
-            [
-                knn_overlap(mine, similarity_b=other, k=k, per_query=True)
-                for mine, other in zip(pair, square, strict=True)
-            ]
-        )
-
-    moved = 100 - shared(unit["RVLR"], tuple(part @ part.T for part in unit["baseline"]))
-    shares = {
-        f"neighbours shared with {reference}": {label: shared(pair, square) for label, pair in unit.items()}
-        for reference, square in squares.items()
-    }
-    groups = picture_groups(gallery.subset(rows))
+        known = gallery.scene.truth("latent")
+        squares = known.image_to_image[np.ix_(rows, rows)], known.text_to_text[np.ix_(texts, texts)]
+        truth = [
+            points for place, square in enumerate(squares) for points in _nearest(square, width, place * len(rows))
+        ]
     trust = ", ".join(f"{name} {each['joint']:.2f}" for name, each in layout.trustworthiness.items())
     return {
         "name": gallery.name,
-        "width": k,
-        "groups": groups,
+        "width": width,
         "unimodal": UNIMODAL,
         "captions": [[gallery.captions[c] for c in gallery.captions_of(int(row))] for row in rows],
         "pictures": [_data_uri(gallery.image(int(row))) for row in rows],
         "xy": {label: np.round(np.concatenate(pair), 3).flatten().tolist() for label, pair in layout.coords.items()},
-        "near": {label: _neighbours(*pair, k, across=label != UNIMODAL) for label, pair in unit.items()},
-        "moved": np.rint(moved).astype(int).tolist(),
-        "modes": _modes(groups, hits, shares | {"moved": dict.fromkeys(unit, moved)}, count),
+        "near": {label: _neighbours(*pair, width, across=label != UNIMODAL) for label, pair in unit.items()},
+        "truth": truth,
+        "groups": picture_groups(gallery.subset(rows)),
         "notes": [
-            f"{count} test pictures of {gallery.name} and one caption of each; the baseline is {baseline}. Neighbours, "
-            "hits and overlaps are among these points, in the full space and not on the map.",
+            f"{len(rows)} test pictures of {gallery.name} and one caption of each; the baseline is {baseline}. "
+            "Neighbours and hits are among these points, in the full space and not on the map.",
             f"{layout.method}. Trustworthiness: {trust} (1: no false neighbours). Sizes of clusters and distances "
             "between them mean nothing. The two teachers never met: how pictures lie to captions there means nothing.",
         ],
@@ -215,7 +180,7 @@ def _unit(features: Any) -> np.ndarray:
     return array / np.linalg.norm(array, axis=1, keepdims=True).clip(1e-12)
 
 
-def _neighbours(images: np.ndarray, texts: np.ndarray, k: int, *, across: bool) -> dict[str, list[int]]:
+def _neighbours(images: np.ndarray, texts: np.ndarray, width: int, *, across: bool) -> dict[str, list[int]]:
     """The nearest pictures and captions of every point as points, best first, the point itself left out."""
     count, found = len(images), {}
     for kind, candidates, first in (("pictures", images, 0), ("captions", texts, count)):
@@ -224,46 +189,18 @@ def _neighbours(images: np.ndarray, texts: np.ndarray, k: int, *, across: bool) 
             scores = queries @ candidates.T
             if queries is candidates:
                 np.fill_diagonal(scores, -np.inf)
-            nearest = np.argsort(-scores, axis=1, kind="stable")[:, :k] + first
-            rows.append(nearest if across or queries is candidates else np.full((count, k), -1))
+            nearest = np.argsort(-scores, axis=1, kind="stable")[:, :width] + first
+            rows.append(nearest if across or queries is candidates else np.full((count, width), -1))
         found[kind] = np.concatenate(rows).flatten().tolist()
     return found
 
 
-def _modes(
-    groups: Mapping[str, Sequence[str]],
-    hits: Mapping[str, np.ndarray | None],
-    shares: Mapping[str, Mapping[str, np.ndarray]],
-    count: int,
-) -> dict[str, dict[str, Any]]:
-    """Ways to colour the points: a code a point and space, the colour and the name of each code."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    def mode(codes: Mapping[str, np.ndarray], palette: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-        return {
-            "codes": {label: list(map(int, each)) for label, each in codes.items()},
-            "palette": palette,
-            "names": names,
-        }
-
-    modes = {"modality": mode(dict.fromkeys(hits, np.repeat([0, 1], count)), PALETTE[:2], ["picture", "caption"])}
-    for kind, labels in groups.items():
-        kept = sorted(label for label, _ in Counter(labels).most_common(KINDS))
-        rest = set(labels) - set(kept)
-        kept += sorted(rest) if len(rest) == 1 else ["other"] * bool(rest)  # no colour for "other" that is one class
-        codes = np.tile([kept.index(label) if label in kept else len(kept) - 1 for label in labels], 2)
-        modes[kind] = mode(dict.fromkeys(hits, codes), [*PALETTE, GREY][: len(kept)], kept)
-    found = {label: np.full(2 * count, 2) if hit is None else 1 - hit.astype(int) for label, hit in hits.items()}
-    names = [f"hit: partner among the first {HIT_RANK}", "miss", "no common space"]
-    modes["hit or miss"] = mode(found, [*PALETTE[:2], GREY], names)
-    for title, values in shares.items():
-        tenths = {label: np.rint(each / 10).astype(int) for label, each in values.items()}
-        top = max(1, int(np.percentile(np.concatenate([t for label, t in tenths.items() if label != UNIMODAL]), 98)))
-        names = [f"{10 * step} %" for step in range(top)] + [f"{10 * top} %" + (" or more" if top < 10 else "")]
-        colours = [to_hex(colormaps["cividis"](step / top)) for step in range(top + 1)]
-        modes[title] = mode({label: each.clip(max=top) for label, each in tenths.items()}, colours, names)
-    return modes
+def _nearest(square: np.ndarray, width: int, first: int) -> list[list[int]]:
+    """For each row of similarities the points at least as near as its ``width``-th nearest, itself left out."""
+    scores = np.array(square, dtype=float)
+    np.fill_diagonal(scores, -np.inf)
+    least = np.partition(scores, -width, axis=1)[:, -width]
+    return [(np.flatnonzero(row >= limit) + first).tolist() for row, limit in zip(scores, least, strict=True)]
 
 
 def _data_uri(picture: Any, size: int = 64) -> str:

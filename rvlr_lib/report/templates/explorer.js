@@ -4,11 +4,55 @@ const all = JSON.parse(document.getElementById("data").textContent);
 const el = (id) => document.getElementById(id);
 const [canvas, tip, panel] = [document.querySelector("canvas"), el("tip"), el("panel")];
 const state = { chosen: -1, hovered: -1, found: [], scale: 1, dx: 0, dy: 0, ticket: 0 };
-let data, n, space, at, scaleOfMap;
+const palette = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8A7A00"], grey = "#c8c8c8"; // Okabe and Ito
+const steps = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"]; // cividis
+let data, n, space, at, scaleOfMap, modes, moved;
 
 const safe = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const words = (text) => text.toLowerCase().split(/[^\p{L}\p{M}\p{N}]+/u).filter(Boolean);
 const shownOf = (shown, all, what) => `${Math.min(shown, all)} of ${all} ${what} shown`;
+
+// ---- ways to colour the points: for each space a code a point; a colour and a name for each code
+
+const kindOf = (p) => (p < n ? "pictures" : "captions");
+const partner = (p) => (p < n ? p + n : p - n);
+const every = (make) => Array.from({ length: 2 * n }, (_, p) => make(p));
+
+function shared(p, where, others) { // percent of the nearest of its modality that are among `others`
+  const near = neighbours(p, kindOf(p), where, data.width), known = new Set(others);
+  return 100 * near.filter((q) => known.has(q)).length / near.length;
+}
+
+function stepped(shares) { // few points share more than the 98th percentile; they have the last colour
+  const common = Object.entries(shares).filter(([where]) => where !== data.unimodal).flatMap(([, values]) => values).sort((a, b) => a - b);
+  const top = Math.max(1, Math.round(common[Math.floor(0.98 * (common.length - 1))] / 10));
+  const names = [...Array(top + 1).keys()].map((i) => `${10 * i} %${i === top && top < 10 ? " or more" : ""}`);
+  const codes = Object.entries(shares).map(([where, values]) => [where, values.map((x) => Math.min(top, Math.round(x / 10)))]);
+  return { codes: Object.fromEntries(codes), names, palette: names.map((_, i) => steps[Math.round(i / top * (steps.length - 1))]) };
+}
+
+function colourings() {
+  const spaces = Object.keys(data.xy), same = (codes) => Object.fromEntries(spaces.map((where) => [where, codes]));
+  const bySpace = (make) => Object.fromEntries(spaces.map((where) => [where, every((p) => make(p, where))]));
+  const found = { modality: { codes: same(every((p) => Number(p >= n))), palette, names: ["picture", "caption"] } };
+  for (const [kind, labels] of Object.entries(data.groups)) {
+    const counts = new Map();
+    for (const label of labels) counts.set(label, (counts.get(label) || 0) + 1);
+    const ranked = [...counts].sort((a, b) => b[1] - a[1]).map(([label]) => label);
+    const kept = ranked.slice(0, ranked.length === palette.length + 1 ? ranked.length : palette.length).sort();
+    const names = ranked.length > kept.length ? [...kept, "other"] : kept;
+    const code = (p) => { const i = kept.indexOf(labels[p % n]); return i < 0 ? kept.length : i; };
+    found[kind] = { codes: same(every(code)), palette: [...palette, grey], names };
+  }
+  const hit = (p, where) => (where === data.unimodal ? 2 : Number(!neighbours(p, kindOf(partner(p)), where, 10).includes(partner(p))));
+  found["hit or miss"] = { codes: bySpace(hit), palette: [palette[0], palette[1], grey],
+    names: ["hit: partner among the first ten", "miss", "no common space"] };
+  found["neighbours shared with the teachers"] = stepped(bySpace((p, where) => shared(p, where, neighbours(p, kindOf(p), data.unimodal, data.width))));
+  if (data.truth.length) found["neighbours shared with the truth"] = stepped(bySpace((p, where) => shared(p, where, data.truth[p])));
+  moved = every((p) => 100 - shared(p, "RVLR", neighbours(p, kindOf(p), "baseline", data.width)));
+  found.moved = stepped(same(moved));
+  return found;
+}
 
 // ---- the map
 
@@ -51,7 +95,7 @@ function draw() {
     context.lineTo(...place(q));
     context.stroke();
   }
-  const mode = data.modes[el("mode").value], codes = mode.codes[space], radius = n < 700 ? 4.5 : 3.2;
+  const mode = modes[el("mode").value], codes = mode.codes[space], radius = n < 700 ? 4.5 : 3.2;
   context.strokeStyle = "#fff";
   context.lineWidth = 0.5;
   for (let p = 0; p < 2 * n; p++) {
@@ -131,7 +175,7 @@ function show() {
     const facts = Object.entries(data.groups).map(([kind, labels]) => `${safe(kind)}: ${safe(labels[own])}`);
     const parts = [`<img class="large" alt="" src="${data.pictures[own]}"><b>${chosen < n ? "This picture" : "This caption"}</b>` +
       data.captions[own].map((text, i) => `<p>${i === 0 && chosen >= n ? `<b>${safe(text)}</b>` : safe(text)}</p>`).join("") +
-      `<p><i>${facts.join(", ")}</i></p><p>${data.moved[chosen]} % of its neighbours differ between baseline and RVLR.</p><div class="clear"></div>`];
+      `<p><i>${facts.join(", ")}</i></p><p>${Math.round(moved[chosen])} % of its neighbours differ between baseline and RVLR.</p><div class="clear"></div>`];
     for (const where of Object.keys(data.xy)) {
       const mine = (q) => q % n === own;
       parts.push(`<h2>${safe(where)}${where === space ? " (on the map)" : ""}</h2>` +
@@ -144,7 +188,7 @@ function show() {
     panel.innerHTML = state.found.length ? "<p>Points with these words are ringed; click one.</p>" + listed(state.found, 24, 15)
       : "<p>No caption has all of these words.</p>";
   } else if (mode === "moved") {
-    const ranked = [...Array(2 * n).keys()].sort((a, b) => data.moved[b] - data.moved[a]);
+    const ranked = [...Array(2 * n).keys()].sort((a, b) => moved[b] - moved[a]);
     panel.innerHTML = "<p><b>Items that moved</b>: those whose neighbours differ most between baseline and RVLR first.</p>" + listed(ranked, 24, 15);
   } else
     panel.innerHTML = "<p><b>Click a point</b> to see its neighbours in every space, <b>choose a space</b> and watch the points " +
@@ -167,7 +211,7 @@ function search() {
 }
 
 function legend() {
-  const mode = data.modes[el("mode").value];
+  const mode = modes[el("mode").value];
   el("legend").innerHTML = "<span>● picture</span><span>▲ caption</span>" +
     mode.names.map((name, i) => `<span><i style="background:${mode.palette[i]}"></i>${safe(name)}</span>`).join("");
 }
@@ -175,13 +219,14 @@ function legend() {
 function open(name) {
   data = all[name];
   n = data.pictures.length;
+  modes = colourings();
   const spaces = Object.keys(data.xy);
   at = data.xy[spaces.at(-1)].slice();
   scaleOfMap = 1.06 * Object.values(data.xy).flat().reduce((most, x) => Math.max(most, Math.abs(x)), 1e-9);
   Object.assign(state, { chosen: -1, hovered: -1, found: [], scale: 1, dx: 0, dy: 0 });
   el("words").value = "";
   el("words").placeholder = `such as ${words(data.captions[0][0]).slice(-2).join(" ")}`;
-  el("mode").innerHTML = Object.keys(data.modes).map((mode) => `<option>${safe(mode)}</option>`).join("");
+  el("mode").innerHTML = Object.keys(modes).map((mode) => `<option>${safe(mode)}</option>`).join("");
   el("spaces").innerHTML = spaces.map((each) => `<button>${safe(each)}</button>`).join("");
   el("notes").textContent = data.notes.join(" ");
   legend();
