@@ -30,7 +30,8 @@ class RunOutput:
         notebook: its name, such as ``02_training``.
         dataset: its data set.
         folder: the run folder, the notebook's ``output_dir``; empty means ``runs/lab``.
-        figure_width: ``page``, ``column``, or ``both``: figures that are given as functions are drawn at either width.
+        figure_width: ``page``, ``column`` or ``both``, of figures that are given as functions; of both the page's is
+            shown and the other goes to the subfolder ``column``.
         settings: what decided the numbers; shown in the report.
     """
 
@@ -57,8 +58,7 @@ class RunOutput:
         """Save a figure as PNG and PDF with the CSV it was drawn from, and hand it back to be shown.
 
         Args:
-            figure: the figure, or a function without arguments that draws it; a function is called once a width, and
-                the narrow figure goes to the subfolder ``column``.
+            figure: the figure, or a function without arguments that draws it, called once for each width.
             name: of its files, after the data set's.
             data: the table that was drawn.
             caption: one or two sentences for the report; also the alternative text.
@@ -71,10 +71,11 @@ class RunOutput:
         if callable(figure):
             if self.figure_width != "page":
                 with one_column():
-                    save_figure(shown := figure(), place / "column", stem, data)
-            if self.figure_width == "column":
-                return shown
-            shown = figure()
+                    shown = figure()
+            if self.figure_width == "both":
+                save_figure(shown, place / "column", stem, data)
+            if self.figure_width != "column":
+                shown = figure()
         save_figure(shown, place, stem, data)
         return shown
 
