@@ -104,8 +104,8 @@ def load_profile(
     path = profile_path(profile, root)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if PROFILE_KEYS - set(settings):
-            raise ValueError(f"keys needed are {', '.join(sorted(PROFILE_KEYS))}")
+        if PROFILE_KEYS ^ set(settings) - {"study"}:  # which `rvlr study` reads
+            raise ValueError(f"its keys must be {', '.join(sorted(PROFILE_KEYS))} and perhaps study")
         wanted = [(entry["notebook"], entry.get("parameters", {})) for entry in settings["runs"]]
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no profile: {error}") from None

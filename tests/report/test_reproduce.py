@@ -202,6 +202,7 @@ def test_profiles_are_checked(checkout):
     refused("unknown notebook '09_gone'; valid: 01_good, 02_bad", {"notebook": "09_gone"})
     refused("would write the same files", good, {**good, "parameters": {"seed": 2}})
     refused("is no profile: 'notebook'", {})
+    refused("keys must be cell_timeout_seconds, ", good, timeout=3)
     (checkout.folder / "notebooks" / "profiles" / "odd.yaml").write_text("- a: [")
     with pytest.raises(ValueError, match="odd.yaml is no profile"):
         load_profile("odd", root=checkout.folder)

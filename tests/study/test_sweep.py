@@ -8,7 +8,7 @@ import yaml
 
 from rvlr_lib import cli
 from rvlr_lib.disk import read_json, write_json
-from rvlr_lib.report.profiles import profile_path
+from rvlr_lib.report.reproduce import profile_path
 from rvlr_lib.study import claims, sweep
 
 PLAN = {
