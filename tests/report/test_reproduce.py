@@ -60,10 +60,10 @@ def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout, reprodu
     os.umask(before)
     for path in out.rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
-    assert len(said) == 4  # the two runs are now one
-    assert "about 0:02:30" in said[0]
-    assert said[1] == "      matching: 3 steps"
-    assert said[2].startswith("[1/1] 01_good (my {birds}) done in ")
+    assert len(said) == 5  # the two runs are now one
+    assert "about 0:02:30" in said[1]
+    assert said[2] == "      matching: 3 steps"
+    assert said[3].startswith("[1/1] 01_good (my {birds}) done in ")
     executed = nbformat.read(out / "my {birds}" / "01_good.ipynb", 4)
     python, headless, numba = executed.cells[-1].outputs[0].text.splitlines()[0].split(" ", 2)
     assert (python, headless) == (sys.executable, "1")
@@ -145,7 +145,7 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, re
     assert not (out / "report.md").exists()
     checkout.notebook("03_wait", "x = 1")
     said = reproduce("wait")
-    assert "kept" in said[1]
+    assert "kept" in said[2]
     assert read_json(out / "run.json")["finished"]
 
 
