@@ -1,24 +1,56 @@
 """Cosine and relation matrices: the one place where features meet each other."""
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 
+def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tensor:
+    """Numbers as a tensor: tensors, arrays of any layout and nested lists; ValueError with ``name`` for anything else.
+
+    >>> as_tensor("relevance", [[True, False]])
+    tensor([[ True, False]])
+    """
+    if not isinstance(value, Tensor):
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors on a device
+            raise ValueError(f"{name} is no array of numbers: {error}") from None
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name} must hold numbers, got {type(value).__name__} of {array.dtype}")
+        wide = array.dtype.itemsize > 8 or (array.dtype.kind == "u" and array.dtype.itemsize > 1)
+        kind = np.dtype(f"{'f' if array.dtype.kind == 'f' else 'i'}8") if wide else array.dtype.newbyteorder("=")
+        value = torch.from_numpy(np.ascontiguousarray(array, dtype=kind).reshape(array.shape))
+    if value.is_complex():
+        raise ValueError(f"{name} must hold real numbers, got {value.dtype}")
+    return value if device is None else value.to(device)
+
+
 def unit_rows(features: Tensor) -> Tensor:
-    """Scale every row to length 1.
+    """Scale every row to length 1, whatever its magnitude: rows of 1e-30 or 1e30 lose nothing.
 
     Args:
-        features: ``[..., D]``.
+        features: floating ``[..., D]``.
 
     Returns:
         ``[..., D]``. A zero row stays zero, so its cosine with every row is 0 and its gradient finite.
 
-    >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e30, 4e30]]))
     tensor([[0.6000, 0.8000],
-            [0.0000, 0.0000]])
+            [0.0000, 0.0000],
+            [0.6000, 0.8000]])
     """
-    length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-    return features / torch.where(length > 0, length, 1)
+    if not features.shape[-1]:
+        return features
+    # Bringing the largest entry of a row near 1 keeps its squares in range; a power of two rounds nothing.
+    largest = features.detach().abs().amax(dim=-1, keepdim=True).to(torch.promote_types(features.dtype, torch.float32))
+    tiny = torch.finfo(features.dtype).tiny
+    scale = (torch.frexp(largest).mantissa / largest).clamp(tiny, 1 / tiny).to(features.dtype)
+    scaled = features * torch.where(largest > 0, scale, 1)
+    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scaled / torch.where(length > 0, length, 1)
 
 
 def cosine_matrix(a: Tensor, b: Tensor | None = None) -> Tensor:

@@ -1,7 +1,6 @@
-"""What imbalance does to a given space: how much each modality holds, retrieval, gap and structure; no training."""
+"""A given space without training: how much each modality holds, retrieval, gap, structure and training-free peers."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,18 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvlr_lib.data import ImageTextDataset, clean_caption, load_dataset, shown_share, told_share
-from rvlr_lib.data.dataset import ArraySource
-from rvlr_lib.evaluation import evaluate as evaluation
-from rvlr_lib.metrics.structure import (
+from rvlr_lib.data import ImageTextDataset, shown_share, told_share
+from rvlr_lib.disk import write_json, write_text
+from rvlr_lib.evaluation.baselines import training_free
+from rvlr_lib.evaluation.evaluate import NEIGHBOURS, Device, first_captions, noise_floor, retrieval_metrics
+from rvlr_lib.metrics import (
     alignment,
     knn_overlap,
     linear_cka,
     modality_gap,
     relational_similarity,
+    relative_modality_gap,
     uniformity,
 )
+from rvlr_lib.provenance import provenance
 from rvlr_lib.similarity import unit_rows
+from rvlr_lib.tables import to_markdown, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,13 +41,11 @@ class ImbalanceReport:
     Attributes:
         image_shown: exact share of the scenes' factors that the pictures show.
         text_shown: exact share that the captions tell.
-        image_probe: share of the variance of the scenes' factors that a linear probe recovers from image features.
-        text_probe: the same from text features.
-        image_to_text: cross-modal predictability, the share of the variance of text features that is linear in the
-            image features, on held-out pictures.
+        image_probe: share of the variance of the scenes' factors that is linear in the image features, held out.
+        text_probe: the same of text features.
+        image_to_text: cross-modal predictability: share of the variance of text features linear in image features.
         text_to_image: the other direction.
-        text_to_text: what a caption predicts of another one of the same picture: how reliably captions tell; None where
-            fewer than 50 pictures have two.
+        text_to_text: what a caption predicts of a sibling: how reliably captions tell; None below 50 pictures with two.
         cka: linear CKA of the two feature spaces.
         overlap: percent of the ten nearest neighbours that the two spaces share.
         index: the imbalance index, see :func:`imbalance_index`.
@@ -89,29 +90,28 @@ def imbalance_index(image_share: float, text_share: float) -> float:
     return (image_share - text_share) / total if total else 0.0
 
 
-def imbalance_report(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor) -> ImbalanceReport:
+def imbalance_report(
+    dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor, device: Device = "cpu"
+) -> ImbalanceReport:
     """How much each modality of a data set holds, by its factors and by unimodal features.
 
-    A picture is represented by its first caption. Probes are ridge regressions, their strength chosen
-    inside each of five folds of pictures.
-
-    Args:
-        dataset: at least 50 pictures.
-        image_features: ``[I, D]`` of a unimodal image teacher, or of the image tower to be judged.
-        text_features: ``[C, E]`` of a unimodal text teacher, or of the text tower.
+    A picture is represented by its first caption. Features ``[I, D]`` and ``[C, E]`` of unimodal teachers, or of the
+    towers to be judged. Probes are ridge regressions, their strength chosen inside each of five folds of pictures.
 
     Raises:
         ValueError: too few pictures, or features that do not fit the data set.
     """
-    images, texts = _first_pairs(dataset, image_features, text_features)
+    images, captions = (x.to(device) for x in _checked(dataset, image_features, text_features))
+    texts = captions[first_captions(dataset)]
     across = predictability(images, texts), predictability(texts, images)
     shown: tuple[float | None, float | None] = (None, None)
-    siblings = _sibling_pairs(dataset, text_features)
-    reliable = predictability(*siblings) if len(siblings[0]) >= LEAST else None
+    pairs = [own[:2] for own in map(dataset.captions_of, range(len(dataset))) if len(own) > 1]
+    siblings = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    reliable = predictability(*(captions[rows] for rows in siblings.T)) if len(siblings) >= LEAST else None
     probes, basis = shown, (min(1.0, across[0] / reliable**0.5) if reliable else across[0], across[1])
     exact = dataset.scene is not None and "image_fault" not in dataset.info  # blur hides no factor for certain
     if exact and dataset.scene is not None:
-        factors = dataset.scene.scene.counts()
+        factors = torch.from_numpy(dataset.scene.scene.counts()).to(device)
         shown = basis = shown_share(dataset), told_share(dataset)
         probes = predictability(images, factors), predictability(texts, factors)
     return ImbalanceReport(
@@ -120,68 +120,95 @@ def imbalance_report(dataset: ImageTextDataset, image_features: Tensor, text_fea
         *across,
         reliable,
         cka=linear_cka(images, texts),
-        overlap=knn_overlap(torch.as_tensor(images), torch.as_tensor(texts), k=evaluation.NEIGHBOURS),
+        overlap=knn_overlap(images, texts, k=NEIGHBOURS),
         index=imbalance_index(*basis),
         index_from="exact shares of factors" if exact else "predictability",
     )
 
 
-def predictability(source: np.ndarray, target: np.ndarray, *, seed: int = 0) -> float:
+def predictability(source, target, *, seed: int = 0) -> float:
     """Share of the variance of ``target [N, E]`` that is linear in ``source [N, D]``, held out; 0 where it is negative.
 
-    ``1 − Σ (y − ŷ)² / Σ (y − ȳ)²`` over all entries, ŷ from a ridge regression of the other four fifths.
+    ``1 − Σ (y − ŷ)² / Σ (y − ȳ)²`` over all entries, ŷ from a ridge regression of the other four fifths, its strength
+    the one of 15 with the least leave-one-out error there. On the device of ``source``, float64.
     """
-    from sklearn.linear_model import RidgeCV
-    from sklearn.model_selection import KFold, cross_val_predict
+    x = torch.as_tensor(source).double()
+    y = torch.as_tensor(target).double().to(x.device)
+    scale = float(x.var(dim=0, correction=0).mean()) or 1.0  # one for all columns: a rare one must not be blown up
+    strengths = ALPHAS * len(x) * scale
+    order = np.arange(len(x))
+    np.random.RandomState(seed).shuffle(order)
+    missed = 0.0
+    for held_out in np.array_split(order, FOLDS):
+        seen = np.setdiff1d(order, held_out)
+        predicted = _ridge(x[seen], y[seen], x[held_out], strengths)
+        missed += float((y[held_out] - predicted).square().sum())
+    spread = float((y - y.mean(dim=0)).square().sum())
+    return max(0.0, 1 - missed / spread) if spread else 0.0
 
-    source, target = np.asarray(source, dtype=np.float64), np.asarray(target, dtype=np.float64)
-    scale = source.var(axis=0).mean() or 1.0  # one for all columns: a rare one must not be blown up
-    model = RidgeCV(alphas=ALPHAS * len(source) * scale)
-    predicted = cross_val_predict(model, source, target, cv=KFold(FOLDS, shuffle=True, random_state=seed))
-    missed, spread = np.square(target - predicted).sum(), np.square(target - target.mean(axis=0)).sum()
-    return float(max(0.0, 1 - missed / spread)) if spread else 0.0
+
+def _ridge(x: Tensor, y: Tensor, new: Tensor, strengths: np.ndarray) -> Tensor:
+    """Ridge regression with an intercept; of the strengths the one with the least leave-one-out error, in closed form.
+
+    With ``x = U S Vᵀ`` centred, the residual of a left-out row is ``(y − ŷ) / (1 − h − 1/N)``, ``h`` its leverage.
+    """
+    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+    u, s, vt = torch.linalg.svd(x - x_mean, full_matrices=False)
+    rotated, best = u.T @ (y - y_mean), (float("inf"), 0.0)
+    for strength in strengths.tolist():
+        kept = s.square() / (s.square() + strength)
+        leverage = u.square() @ kept + 1 / len(x)
+        residual = (y - y_mean - u @ (kept[:, None] * rotated)) / (1 - leverage).clamp_min(1e-12)[:, None]
+        best = min(best, (float(residual.square().sum()), strength))
+    return (new - x_mean) @ (vt.T @ ((s / (s.square() + best[1]))[:, None] * rotated)) + y_mean
 
 
-def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor, *, seed: int = 0) -> dict[str, Any]:
+def audit(
+    image_features: Tensor, text_features: Tensor, dataset: ImageTextDataset, *, seed: int = 0, device: Device = "cpu"
+) -> dict[str, Any]:
     """Everything that can be said of a space without training.
 
     Args:
-        dataset: the pictures and captions the features are of.
-        image_features: ``[I, D]``, any length.
+        image_features: ``[I, D]``, rows of any length.
         text_features: ``[C, D]``, in the order of the captions.
-        seed: of the noise floor.
+        dataset: the 50 or more pictures and the captions the features are of.
+        seed: of the noise floor and of the parts that the peers' parameters are chosen on.
+        device: to compute on.
 
     Returns:
         ``imbalance`` (:class:`ImbalanceReport` as a dict), ``retrieval`` and ``floor`` (relevance -> metrics in
-        percent), and ``structure``: ``modality_gap``, ``alignment``, ``uniformity`` of each modality, and of the image
-        space against the text space ``overlap`` (percent), ``relations`` (Spearman) and ``cka``.
+        percent), ``structure`` (gap, alignment, uniformity; of the image space against the text space ``overlap`` in
+        percent, ``relations`` by Spearman and ``cka``), ``peers`` (rows of
+        :func:`rvlr_lib.evaluation.baselines.training_free`).
 
     Raises:
-        ValueError: features that do not fit the data set or are not finite, or too few pictures.
+        ValueError: features that do not fit the data set or each other or are not finite, or too few pictures.
     """
-    images, texts = _checked(dataset, image_features, text_features)
+    images, texts = (x.to(device) for x in _checked(dataset, image_features, text_features))
+    if images.shape[1] != texts.shape[1]:
+        raise ValueError(
+            f"image features {tuple(images.shape)} and text features {tuple(texts.shape)} share no space: an audit "
+            "compares them, so give the features after the projection into the common space"
+        )
     pair = unit_rows(images), unit_rows(texts)
-    first = [int(dataset.captions_of(row)[0]) for row in range(len(dataset))]
-    k = evaluation.NEIGHBOURS
+    shown = pair[1][first_captions(dataset)]
+    data = {"name": dataset.name, "split": dataset.split, "pictures": len(images), "captions": len(texts)}
     return {
-        "data": {
-            "name": dataset.name,
-            "split": dataset.split,
-            "pictures": len(dataset),
-            "captions": len(dataset.captions),
-        },
-        "imbalance": asdict(imbalance_report(dataset, images, texts)),
-        "retrieval": evaluation.evaluate(pair, dataset),
-        "floor": evaluation.noise_floor(dataset, images.shape[1], seed),
+        "data": data,
+        "imbalance": asdict(imbalance_report(dataset, images, texts, device)),
+        "retrieval": retrieval_metrics(pair, dataset, device=device),
+        "floor": noise_floor(dataset, images.shape[1], seed, device),
         "structure": {
             "modality_gap": modality_gap(*pair, dataset.caption_image),
+            "relative_modality_gap": relative_modality_gap(*pair, dataset.caption_image),
             "alignment": alignment(*pair, dataset.caption_image),
             "image/uniformity": uniformity(pair[0]),
             "text/uniformity": uniformity(pair[1]),
-            "image against text/overlap": knn_overlap(pair[0], pair[1][first], k=k),
-            "image against text/relations": relational_similarity(pair[0], pair[1][first]),
-            "image against text/cka": linear_cka(pair[0], pair[1][first]),
+            "image against text/overlap": knn_overlap(pair[0], shown, k=NEIGHBOURS),
+            "image against text/relations": relational_similarity(pair[0], shown),
+            "image against text/cka": linear_cka(pair[0], shown),
         },
+        "peers": training_free(pair, dataset, seed=seed, device=device).to_dict("records"),
     }
 
 
@@ -189,150 +216,44 @@ def audit_table(found: Mapping[str, Any]) -> "pd.DataFrame":
     """Every retrieval figure beside its floor, under the headline relevance."""
     import pandas as pd
 
-    reports = [next(iter(found[part].values())) for part in ("retrieval", "floor")]
-    keys = [key for key in reports[0] if not key.endswith("above_floor")]
-    rows = [{"metric": key, "found": reports[0][key], "floor": reports[1][key]} for key in keys]
-    return pd.DataFrame(rows).set_index("metric")
+    columns = {name: next(iter(found[part].values())) for name, part in (("found", "retrieval"), ("floor", "floor"))}
+    table = pd.DataFrame(columns).rename_axis("metric")
+    return table[~table.index.str.endswith("above_floor")]
 
 
-def write_audit(found: Mapping[str, Any], features: tuple[Tensor, Tensor], folder: Path) -> Path:
-    """Write ``audit.json``, the table, and the figures of retrieval and of the gap.
+def peers_table(found: Mapping[str, Any]) -> "pd.DataFrame":
+    """Training-free peers, a row each; columns are parameters chosen on validation, then metrics."""
+    import pandas as pd
+
+    table = pd.DataFrame(found["peers"]).pivot_table("value", ["arm", "parameters"], "metric", sort=False)
+    return table.rename_axis(columns=None).reset_index().set_index("arm")
+
+
+def audit_text(found: Mapping[str, Any]) -> str:
+    """The whole audit as Markdown."""
+    data = found["data"]
+    parts = [f"# {data['name']}/{data['split']}: {data['pictures']} pictures, {data['captions']} captions"]
+    parts += ["## Retrieval and its noise floor, percent", to_markdown(audit_table(found))]
+    peers = "## Without training, on held-out pictures; parameters chosen on others"
+    parts += [peers, to_markdown(peers_table(found))]
+    for part in ("imbalance", "structure"):
+        lines = (f"- {k}: {v:.3f}" if isinstance(v, float) else f"- {k}: {v}" for k, v in found[part].items())
+        parts += [f"## {part.capitalize()}", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_audit(found: Mapping[str, Any], folder: Path) -> Path:
+    """Write ``audit.json``, ``audit.md`` with everything, and both tables as CSV, Markdown and LaTeX.
 
     Returns:
         The path of the JSON.
     """
-    import pandas as pd
-
-    from rvlr_lib.disk import write_json
-    from rvlr_lib.figures.charts import plot_results, save_figure
-    from rvlr_lib.figures.study_charts import plot_gap
-    from rvlr_lib.provenance import provenance
-    from rvlr_lib.tables import write_table
-
-    table = audit_table(found)
-    write_table(table, folder, "audit")
-    wanted = [key for key in table.index if key == "r_mean" or key.endswith(("R@1", "R@10", "NDCG@10"))]
-    rows = pd.DataFrame(
-        [
-            {
-                "dataset": found["data"]["name"],
-                "variant": name,
-                "metric": key,
-                "seed": 0,
-                "value": table.loc[key, column],
-            }
-            for key in wanted
-            for name, column in (("features", "found"), ("floor", "floor"))
-        ]
-    )
-    save_figure(plot_results(rows), folder, "retrieval", rows)
-    points = gap_points(*features)
-    save_figure(plot_gap(points), folder, "gap", points)
+    write_table(audit_table(found), folder, "retrieval")
+    write_table(peers_table(found), folder, "peers")
+    write_text(folder / "audit.md", audit_text(found))
     path = folder / "audit.json"
     write_json(path, {**found, "provenance": provenance()})
     return path
-
-
-def gap_points(image_features: Tensor, text_features: Tensor, *, most: int = 1000, seed: int = 0) -> "pd.DataFrame":
-    """Both modalities in the plane of their two main axes (PCA of unit rows together): ``modality``, ``x``, ``y``."""
-    import pandas as pd
-
-    generator = torch.Generator().manual_seed(seed)
-    parts = [unit_rows(x.double()) for x in (image_features, text_features)]
-    parts = [x[torch.randperm(len(x), generator=generator)[:most]] for x in parts]
-    both = torch.cat(parts)
-    centred = both - both.mean(dim=0)
-    axes = torch.linalg.svd(centred, full_matrices=False)[2][:2]
-    place = (centred @ axes.T).numpy()
-    names = ["image"] * len(parts[0]) + ["text"] * len(parts[1])
-    return pd.DataFrame({"modality": names, "x": place[:, 0], "y": place[:, 1]})
-
-
-def read_features(image_path: Path, text_path: Path, captions_path: Path) -> tuple[ImageTextDataset, Tensor, Tensor]:
-    """Feature arrays and captions of one's own model.
-
-    Args:
-        image_path: ``.npy [I, D]``.
-        text_path: ``.npy [C, D]``, the captions of the first picture first, then those of the second, and so on.
-        captions_path: JSON, a list with one entry per picture: a caption, a list of captions, or an object with such
-            an entry ``caption``.
-
-    Raises:
-        ValueError: a file that cannot be read or does not fit the others; names it and the shapes.
-    """
-    arrays = []
-    for path in (image_path, text_path):
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is no array of numbers ({error}): save one with numpy.save") from error
-        if array.ndim != 2 or array.dtype.kind != "f":
-            raise ValueError(f"{path} holds {array.dtype} {list(array.shape)}, expected floating-point rows [N, D]")
-        arrays.append(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)))
-    captions = _captions(captions_path)
-    counts = [len(each) for each in captions]
-    if len(captions) != len(arrays[0]) or sum(counts) != len(arrays[1]):
-        raise ValueError(
-            f"{captions_path} holds {len(captions)} pictures and {sum(counts)} captions, but there are "
-            f"{len(arrays[0])} rows in {image_path} and {len(arrays[1])} in {text_path}"
-        )
-    cleaned = [clean_caption(caption) for each in captions for caption in each]
-    if not all(cleaned):
-        raise ValueError(
-            f"{captions_path}: caption {cleaned.index('')} has no letter or digit; give it words or leave it out"
-        )
-    dataset = ImageTextDataset(
-        name=captions_path.stem,
-        split="test",
-        image_ids=[str(row) for row in range(len(captions))],
-        captions=cleaned,
-        caption_image=np.repeat(np.arange(len(captions)), counts),
-        source=ArraySource(np.zeros((len(captions), 1, 1, 3), dtype=np.uint8)),
-    )
-    return dataset, arrays[0], arrays[1]
-
-
-def encode_with_model(
-    name_or_path: str,
-    model: str,
-    pretrained: str | None,
-    *,
-    split: str = "test",
-    image_root: str | None = None,
-    device: str = "auto",
-) -> tuple[ImageTextDataset, Tensor, Tensor]:
-    """A data set and its features from an open_clip model as it is."""
-    from rvlr_lib.models.student import Student
-    from rvlr_lib.models.towers import build_towers
-    from rvlr_lib.training.loop import choose_device
-    from rvlr_lib.training.stages import encode_with_student
-
-    where = choose_device(device)
-    dataset = load_dataset(name_or_path, split=split, image_root=image_root)
-    towers = build_towers(model, pretrained)
-    if not pretrained:
-        print(f"{model} has random weights: give --pretrained to audit a trained model")
-    images, texts = encode_with_student(Student(towers), dataset, towers, where)
-    return dataset, images, texts
-
-
-def _captions(path: Path) -> list[list[str]]:
-    try:
-        entries = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(entries, list):
-        raise ValueError(f"{path} holds no list with one entry per picture")
-    found: list[list[str]] = []
-    for number, entry in enumerate(entries):
-        own = entry.get("caption") if isinstance(entry, dict) else entry
-        own = [own] if isinstance(own, str) else own
-        if not isinstance(own, Sequence) or not own or not all(isinstance(caption, str) for caption in own):
-            raise ValueError(
-                f"{path}: entry {number} is no caption, no list of captions, and has no 'caption': {entry!r}"
-            )
-        found.append(list(own))
-    return found
 
 
 def _checked(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
@@ -350,19 +271,3 @@ def _checked(dataset: ImageTextDataset, image_features: Tensor, text_features: T
     if len(images) < LEAST:
         raise ValueError(f"{len(images)} pictures are too few for a linear probe: give at least {LEAST}")
     return images, texts
-
-
-def _sibling_pairs(dataset: ImageTextDataset, text_features: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Features of the first and of the second caption of each picture that has two."""
-    pairs = [dataset.captions_of(row)[:2] for row in range(len(dataset))]
-    rows = np.array([pair for pair in pairs if len(pair) == 2], dtype=np.int64).reshape(-1, 2)
-    texts = torch.as_tensor(text_features).float()
-    return texts[rows[:, 0]].numpy(), texts[rows[:, 1]].numpy()
-
-
-def _first_pairs(
-    dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor
-) -> tuple[np.ndarray, np.ndarray]:
-    images, texts = _checked(dataset, image_features, text_features)
-    first = [int(dataset.captions_of(row)[0]) for row in range(len(dataset))]
-    return images.numpy(), texts[first].numpy()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rvlr_lib.figures.charts import legend_columns, looks, pretty
 from rvlr_lib.figures.style import COLUMN, is_narrow, new_figure, page_width, style
-from rvlr_lib.metrics.statistics import t_interval
+from rvlr_lib.metrics.statistics import paired_effect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ def seed_band(values: Sequence[float]) -> tuple[float, float, float]:
     mean = sum(values) / len(values)
     if len(values) < BAND_SEEDS:
         return mean, min(values), max(values)
-    known = t_interval(values)
+    known = paired_effect(values)
     return mean, known.low, known.high
 
 

@@ -1,4 +1,4 @@
-"""The seven distances between the relations of two sets of features.
+"""Seven distances between the relations of two sets of features.
 
 Relations are ``[B, B]`` matrices whose diagonal is 0, so a sum over a matrix is a sum over its ``B (B − 1)`` pairs.
 The formulas divide cosines by the temperature first; where a distance scales with its inputs, dividing the scalar at
@@ -21,10 +21,19 @@ def cosine_relations(features: Tensor) -> Tensor:
 
 
 def distance_relations(features: Tensor) -> Tensor:
-    """``[B, D] -> [B, B]``: distances of the unit rows over their mean (RKD-D); 0 where all rows are equal."""
+    """``[B, D] -> [B, B]``: distances of the unit rows over their mean (RKD-D); 0 where all rows are equal.
+
+    ``|x|^2 + |y|^2 − 2 x y`` of rows about their mean. What rounding alone can leave of it counts as 0, as the square
+    root would magnify it and its slope; so do distances below the rounding of the rows themselves.
+    """
     rows = unit_rows(features)
-    # The product form of cdist would leave rounding noise on equal rows, where the square root is steepest.
-    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    rows = rows - rows.mean(dim=0)
+    gram = rows @ rows.T
+    lengths = gram.diagonal()[:, None] + gram.diagonal()
+    squares, eps = lengths - 2 * gram, torch.finfo(rows.dtype).eps
+    equal = squares.detach() <= (16 * eps * lengths.detach()).clamp_min((8 * eps) ** 2)
+    equal.fill_diagonal_(True)
+    distances = squares.masked_fill(equal, 1).sqrt().masked_fill(equal, 0)
     mean = distances.sum() / _pairs(distances)
     return distances / torch.where(mean > 0, mean, 1)
 
@@ -40,9 +49,15 @@ def angle_relations(features: Tensor) -> Tensor:
     return angles.masked_fill(torch.eye(len(rows), dtype=torch.bool, device=rows.device), 0)
 
 
+def centred_relations(features: Tensor) -> Tensor:
+    """``[B, D] -> [B, B]``: cosines less their mean over the pairs, diagonal 0."""
+    relations = cosine_relations(features)
+    return (relations - relations.sum() / _pairs(relations)).fill_diagonal_(0)
+
+
 def mae(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
     """Mean absolute difference over the pairs."""
-    return (relations - target).abs().sum() / (_pairs(relations) * _magnitude(temperature))
+    return (relations - target).abs().sum() / (_pairs(relations) * magnitude(temperature))
 
 
 def mse(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
@@ -52,7 +67,7 @@ def mse(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tenso
 
 def cumulative_l1(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
     """Mean absolute difference of the running sums over all pairs, row by row (official "kl"): batch order matters."""
-    return off_diagonal(relations - target).flatten().cumsum(0).abs().mean() / _magnitude(temperature)
+    return off_diagonal(relations - target).flatten().cumsum(0).abs().mean() / magnitude(temperature)
 
 
 def row_kl(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
@@ -77,7 +92,7 @@ def wasserstein(relations: Tensor, target: Tensor, temperature: float | Tensor, 
     values, order = torch.cat([relations * cost, target * cost], dim=1).sort(dim=1)
     height = torch.cat([cost, -cost], dim=1).gather(1, order).cumsum(dim=1)[:, :-1].abs()
     area, total = (height * values.diff(dim=1)).sum(dim=1), cost.sum(dim=1)
-    return (area / torch.where(total > 0, total, 1)).mean() / _magnitude(temperature)
+    return (area / torch.where(total > 0, total, 1)).mean() / magnitude(temperature)
 
 
 def cosine_cost(features: Tensor) -> Tensor:
@@ -85,7 +100,8 @@ def cosine_cost(features: Tensor) -> Tensor:
     return (1 - cosine_matrix(features)).clamp_min(0).fill_diagonal_(0)
 
 
-def _magnitude(temperature: float | Tensor) -> Any:
+def magnitude(temperature: float | Tensor) -> Any:
+    """Of a number or a tensor, which ``abs`` is not typed for."""
     return abs(temperature)
 
 

@@ -1,6 +1,6 @@
-"""The training objective: a named weighted sum of losses, and the learnable fusion weight."""
+"""The training objective: a named weighted sum of losses, the learnable fusion weight, the pull to the start."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -21,17 +21,17 @@ class LossWeights:
     image_intra: float = 0.0
     text_intra: float = 0.0
     alignment: float = 0.0
+    mean_relation: float = 0.0
+    anchor: float = 0.0
+    cross_modal_cyclic: float = 0.0
+    in_modal_cyclic: float = 0.0
+    rkd_angle: float = 0.0
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
     """Add up the terms by name.
 
-    Args:
-        terms: scalars by the names of :class:`LossWeights`. A term that a variant does not build is absent.
-        weights: their weights.
-
-    Returns:
-        Scalar.
+    ``terms`` are scalars by the names of :class:`LossWeights`; one that an arm does not build is absent.
 
     Raises:
         ValueError: no term at all, or a term without a weight.
@@ -50,16 +50,29 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: LossWeights) -> Tensor:
     return values @ values.new_tensor([factors[name] for name in terms])
 
 
+def anchor_loss(parameters: Iterable[Tensor], start: Iterable[Tensor]) -> Tensor:
+    """Sum of the squared differences of the trained weights to where they started (L2-SP, Li et al. 2018).
+
+    ``start`` holds copies of the trained ``parameters`` in the same order and gets no gradient. ValueError for no
+    parameter, different numbers of tensors, or different shapes, which are named.
+
+    >>> float(anchor_loss([torch.ones(2, 3)], [torch.zeros(2, 3)]))
+    6.0
+    """
+    parameters, start = list(parameters), list(start)
+    if not parameters or len(parameters) != len(start):
+        raise ValueError(f"expected as many weights as starts, one at least: got {len(parameters)} and {len(start)}")
+    for here, there in zip(parameters, start, strict=True):
+        if here.shape != there.shape:
+            raise ValueError(f"a weight and its start differ in shape: {tuple(here.shape)} and {tuple(there.shape)}")
+    return torch.stack([(x - x0.detach()).square().sum() for x, x0 in zip(parameters, start, strict=True)]).sum()
+
+
 class FusionWeight(nn.Module):
-    """The share of the text teacher in the structure target.
+    """The share of the text teacher in the structure target; calling it gives a 0-d tensor.
 
-    Args:
-        initial: its value at the start.
-        form: ``"sigmoid"`` keeps it inside (0, 1); ``"free"`` is the official unconstrained scalar.
-        learnable: ``False`` keeps ``initial`` for good, which may then be any number in either form.
-
-    Raises:
-        ValueError: unknown form, or a learnable sigmoid that starts outside (0, 1).
+    The form ``"sigmoid"`` keeps it inside (0, 1), and starts there or raises ValueError; ``"free"`` is the official
+    unconstrained scalar. Not ``learnable``, it keeps ``initial`` for good, any number in either form.
 
     >>> FusionWeight(0.5)().item()
     0.5

@@ -1,17 +1,17 @@
 """Retrieval and structure metrics on plain tensors and arrays, percent as Python floats; statistics over seeds."""
 
-from rvlr_lib.metrics.folds import evaluate_folds
-from rvlr_lib.metrics.protocol import evaluate_retrieval
-from rvlr_lib.metrics.ranking import ndcg_and_floor, ndcg_at_k, recall_at_k
+from rvlr_lib.metrics.protocol import evaluate_folds, evaluate_retrieval
+from rvlr_lib.metrics.ranking import average, ndcg_and_floor, ndcg_at_k, recall_at_k
 from rvlr_lib.metrics.statistics import (
-    Interval,
+    MAX_CLAIMS,
+    VERDICTS,
+    Effect,
     Verdict,
-    bootstrap_false_holds,
     cluster_mean,
-    false_holds,
     holm,
     paired_differences,
-    t_interval,
+    paired_effect,
+    power,
     verdicts,
 )
 from rvlr_lib.metrics.structure import (
@@ -21,20 +21,22 @@ from rvlr_lib.metrics.structure import (
     linear_cka,
     modality_gap,
     relational_similarity,
+    relative_modality_gap,
     trustworthiness,
     uniformity,
 )
 
 __all__ = [
-    "Interval",
+    "MAX_CLAIMS",
+    "VERDICTS",
+    "Effect",
     "Verdict",
     "alignment",
-    "bootstrap_false_holds",
+    "average",
     "cluster_mean",
     "continuity",
     "evaluate_folds",
     "evaluate_retrieval",
-    "false_holds",
     "holm",
     "knn_overlap",
     "linear_cka",
@@ -42,9 +44,11 @@ __all__ = [
     "ndcg_and_floor",
     "ndcg_at_k",
     "paired_differences",
+    "paired_effect",
+    "power",
     "recall_at_k",
     "relational_similarity",
-    "t_interval",
+    "relative_modality_gap",
     "trustworthiness",
     "uniformity",
     "verdicts",

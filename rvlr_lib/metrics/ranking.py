@@ -1,74 +1,65 @@
 """Recall@K and NDCG@K of score matrices, one query a row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rvlr_lib.similarity import as_tensor
 
-def recall_at_k(scores, positives, ks: Sequence[int] = (1, 5, 10), *, per_query: bool = False) -> dict[int, Any]:
+
+@torch.no_grad()
+def recall_at_k(scores, positives, ks=(1, 5, 10), *, per_query: bool = False) -> dict[int, Any]:
     """Percent of queries with *any* positive among their first ``k`` candidates (hit rate, as retrieval papers report).
 
     Ties count against the method: a positive ranks behind every negative with the same score, so a constant score
-    earns nothing. A query without positives is a miss, and ``k`` may exceed the number of candidates.
+    earns nothing. A query without positives is a miss.
 
     Args:
-        scores: ``[Q, G]``, tensor or array.
-        positives: bool ``[Q, G]``, or ``[Q]`` the index of the one positive of each query.
-        ks: cut-offs.
+        scores: ``[Q, G]``, tensor, array or list, as all inputs here.
+        positives: ``[Q, G]`` of bool or 0 and 1, or ``[Q]`` the index of the one positive of each query.
+        ks: cut-offs; one beyond the number of candidates takes them all.
         per_query: 0 or 100 for each query, float64 array ``[Q]``, instead of the mean.
 
     Returns:
-        ``{k: percent}``.
-
-    Raises:
-        ValueError: shapes differ, no query or candidate, a NaN score, an index or a cut-off out of range.
+        ``{k: percent}``. ValueError for shapes that differ, no candidate, a NaN score, an index out of range.
 
     >>> recall_at_k([[0.9, 0.1, 0.5], [0.2, 0.2, 0.1]], [0, 1], ks=(1, 2))
     {1: 50.0, 2: 100.0}
     """
-    scores = check_scores(scores)
-    positives = torch.as_tensor(positives, device=scores.device)
-    if positives.dtype != torch.bool:
-        if positives.shape != (len(scores),):
-            raise ValueError(f"scores {tuple(scores.shape)} and positives {tuple(positives.shape)} do not fit")
-        if not ((positives >= 0) & (positives < scores.shape[1])).all():
-            raise ValueError(f"positives must be candidate indices 0 to {scores.shape[1] - 1}")
-        best = scores.gather(1, positives[:, None].long())
-        ahead = (scores >= best).sum(dim=1) - 1
-    else:
-        if positives.shape != scores.shape:
-            raise ValueError(f"scores {tuple(scores.shape)} and positives {tuple(positives.shape)} do not fit")
+    scores, ks = check_scores(scores), check_ks(ks)
+    positives = as_tensor("positives", positives, scores.device)
+    if positives.ndim == 1 and len(positives) == len(scores) and positives.dtype != torch.bool:
+        index = row_numbers("positives", positives, len(scores), scores.shape[1])
+        ahead = (scores >= scores.gather(1, index[:, None])).sum(dim=1) - 1
+    elif positives.shape == scores.shape:
+        positives = _mask("positives", positives)
         best = scores.masked_fill(~positives, -torch.inf).amax(dim=1, keepdim=True)
-        ahead = (
-            ((scores >= best) & ~positives).sum(dim=1).masked_fill(~positives.any(dim=1), torch.iinfo(torch.int64).max)
-        )
-    hits = {k: 100.0 * (ahead < k).double().cpu().numpy() for k in check_ks(ks)}
+        ahead = ((scores >= best) & ~positives).sum(dim=1)
+        ahead = ahead.masked_fill(~positives.any(dim=1), torch.iinfo(torch.int64).max)
+    else:
+        raise ValueError(f"scores {tuple(scores.shape)} and positives {tuple(positives.shape)} do not fit")
+    hits = {k: 100.0 * (ahead < k).double().cpu().numpy() for k in ks}
     return hits if per_query else average(hits)
 
 
-def ndcg_at_k(
-    scores, relevance, ks: Sequence[int] = (10, 20, 50), exclude=None, *, per_query: bool = False
-) -> dict[int, Any]:
+def ndcg_at_k(scores, relevance, ks=(10, 20, 50), exclude=None, *, per_query: bool = False) -> dict[int, Any]:
     """Normalised discounted cumulative gain in percent: linear gain, discount ``1 / log2(rank + 1)``.
 
     Candidates with equal scores share the mean of their discounts, the expectation over their orders, so a constant
-    score lands exactly on the floor of :func:`ndcg_floor`. A query whose ideal is 0 counts 0.
+    score lands exactly on the floor of :func:`ndcg_and_floor`. A query whose ideal is 0 counts 0.
 
     Args:
-        scores: ``[Q, G]``, tensor or array.
-        relevance: ``[Q, G]``, not negative.
+        scores: ``[Q, G]``.
+        relevance: ``[Q, G]``, finite, not negative; bool counts as 0 and 1.
         ks: cut-offs; one beyond the number of candidates takes them all.
-        exclude: bool ``[Q, G]``; True leaves ranking and ideal.
+        exclude: ``[Q, G]`` of bool or 0 and 1; True leaves ranking and ideal.
         per_query: float64 array ``[Q]`` instead of the mean.
 
     Returns:
-        ``{k: percent}``.
-
-    Raises:
-        ValueError: shapes differ, no query or candidate, a NaN score, a NaN or negative relevance, a cut-off below 1.
+        ``{k: percent}``. ValueError for shapes that differ, no candidate, a NaN score, relevance below 0 or not finite.
 
     >>> round(ndcg_at_k([[3.0, 2.0, 1.0]], [[0.0, 1.0, 0.0]], ks=(2,))[2], 6)  # 100 / log2(3)
     63.092975
@@ -79,7 +70,7 @@ def ndcg_at_k(
 
 @torch.no_grad()
 def ndcg_and_floor(
-    scores, relevance, ks: Sequence[int] = (10, 20, 50), exclude=None, *, official: bool = False
+    scores, relevance, ks=(10, 20, 50), exclude=None, *, official: bool = False
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """NDCG of each query and its floor, the exact expectation of a random ranking; arguments as :func:`ndcg_at_k`.
 
@@ -90,22 +81,20 @@ def ndcg_and_floor(
         ``{k: (ndcg [Q], floor [Q])}`` in percent; the floor is mean relevance of the candidates × sum of discounts /
         ideal, NaN where the ideal is 0.
     """
-    scores = check_scores(scores)
-    relevance = torch.as_tensor(relevance, device=scores.device)
-    exclude = None if exclude is None else torch.as_tensor(exclude, device=scores.device)
-    for name, matrix in (("relevance", relevance), ("exclude", exclude)):
-        if matrix is not None and matrix.shape != scores.shape:
-            raise ValueError(f"scores {tuple(scores.shape)} and {name} {tuple(matrix.shape)} do not fit")
-    if not relevance.amin() >= 0:  # NaN is not
-        raise ValueError("relevance must be 0 or more, without NaN")
+    scores, ks = check_scores(scores), check_ks(ks)
+    relevance = check_relevance("relevance", relevance, scores.shape, scores.device)
     candidates = torch.full((len(scores),), scores.shape[1], device=scores.device)
     if exclude is not None:
+        exclude = as_tensor("exclude", exclude, scores.device)
+        if exclude.shape != scores.shape:
+            raise ValueError(f"scores {tuple(scores.shape)} and exclude {tuple(exclude.shape)} do not fit")
+        exclude = _mask("exclude", exclude)
         candidates = candidates - exclude.sum(dim=1)
         relevance = relevance.masked_fill(exclude, 0)
         # A real score of -inf still stands before what left the ranking.
         scores = scores.clamp_min(torch.finfo(scores.dtype).min).masked_fill(exclude, -torch.inf)
 
-    deepest = min(max(check_ks(ks)), scores.shape[1])
+    deepest = min(max(ks), scores.shape[1])
     discounts = 1 / torch.arange(2, deepest + 2, dtype=torch.float64, device=scores.device).log2()
     summed = torch.cat([discounts.new_zeros(1), discounts.cumsum(0)])
     top, order = scores.topk(min(deepest + 1, scores.shape[1]), dim=1)
@@ -148,16 +137,59 @@ def average(values: Mapping[Any, np.ndarray]) -> dict[Any, float]:
 
 def check_scores(scores) -> Tensor:
     """``scores`` as a floating ``[Q, G]`` tensor; ValueError when empty, of another shape or with NaN."""
-    scores = torch.as_tensor(scores)
+    scores = as_tensor("scores", scores)
     if scores.ndim != 2 or not scores.numel():
         raise ValueError(f"scores must be [Q, G] with at least one query and candidate, got {tuple(scores.shape)}")
+    scores = scores if scores.is_floating_point() else scores.double()
     if scores.amax().isnan():  # the largest is NaN as soon as one is
         raise ValueError("scores hold NaN, which has no rank")
-    return scores if scores.is_floating_point() else scores.double()
+    return scores
 
 
-def check_ks(ks: Sequence[int]) -> Sequence[int]:
-    """Cut-offs as given; ValueError when there is none or one below 1."""
-    if not ks or min(ks) < 1:
-        raise ValueError(f"cut-offs must be 1 or more, got {ks}")
-    return ks
+def check_relevance(name: str, value, shape, device: torch.device) -> Tensor:
+    """Graded relevance in float32 or float64; ValueError for another shape, values below 0 or not finite."""
+    value = as_tensor(name, value, device)
+    if value.shape != torch.Size(shape):
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
+    value = value.to(torch.float64 if value.dtype in (torch.float64, torch.int64, torch.int32) else torch.float32)
+    low, high = value.aminmax() if value.numel() else (value.sum(), value.sum())
+    if not (low >= 0 and high < torch.inf):  # NaN is neither
+        raise ValueError(f"{name} must be 0 or more and finite, got values from {float(low)} to {float(high)}")
+    return value
+
+
+def row_numbers(name: str, value, count: int, rows: int, device: torch.device | None = None) -> Tensor:
+    """``[count]`` row numbers 0 to ``rows − 1`` as int64; ValueError for another shape, fractions or other numbers."""
+    value = as_tensor(name, value, device)
+    if value.shape != (count,) or value.dtype == torch.bool:
+        raise ValueError(f"{name} has shape {tuple(value.shape)} of {value.dtype}, expected row numbers {(count,)}")
+    wrong = (value < 0) | (value >= rows) | (value.double() % 1 != 0)
+    if wrong.any():
+        raise ValueError(f"{name} must be whole row numbers 0 to {rows - 1}, got {value[wrong][:5].tolist()}")
+    return value.long()
+
+
+def whole_number(name: str, value, least: int = 1) -> int:
+    """A count as an int; ValueError for fractions and numbers below ``least``."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+    if isinstance(value, str | bool) or number != value or number < least:
+        raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+    return number
+
+
+def check_ks(ks) -> tuple[int, ...]:
+    """Cut-offs, one or several, as ints; ValueError when there is none, a fraction or one below 1."""
+    found = as_tensor("ks", ks).reshape(-1).tolist()
+    if not found:
+        raise ValueError("ks holds no cut-offs")
+    return tuple(whole_number("a cut-off in ks", k) for k in found)
+
+
+def _mask(name: str, value: Tensor) -> Tensor:
+    """A bool matrix from bool or 0 and 1."""
+    if value.dtype != torch.bool and not ((value == 0) | (value == 1)).all():
+        raise ValueError(f"{name} must be bool, or 0 and 1 only")
+    return value.bool()

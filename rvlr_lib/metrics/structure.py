@@ -1,7 +1,9 @@
 """How alike two spaces are, and how one space is shaped.
 
-Pairs are visited in blocks of rows, so 30,000 points of width 256 stay below 2 GB: features of more than a few thousand
-items never become a whole ``[N, N]``.
+Features are ``[N, D]`` tensors, arrays or lists of any scale, compared by cosine; of a space that is known by its
+similarities alone, ``similarity_...`` takes the ``[N, N]``, higher is nearer. Pairs are visited in blocks of rows, so
+30,000 points of width 256 stay below 2 GB. ``per_query`` gives a float64 array ``[N]`` instead of the mean. ValueError
+for other shapes, spaces of unlike items, entries that are not finite, and numbers out of range.
 """
 
 from dataclasses import dataclass
@@ -10,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rvlr_lib.similarity import cosine_matrix, off_diagonal, unit_rows
+from rvlr_lib.metrics.ranking import row_numbers, whole_number
+from rvlr_lib.similarity import as_tensor, cosine_matrix, off_diagonal, unit_rows
 
 CHUNK = 256  # rows compared at once; 30,000 points then take 60 MB a float64 matrix
 PAIR_CHUNK = 16384  # sampled pairs compared at once
@@ -23,28 +26,15 @@ def knn_overlap(
     """Share of the ``k`` nearest neighbours (self excluded) that two spaces have in common, in percent.
 
     Items tied at the k-th place share the places that are left, and each item counts with the smaller of its two
-    shares; a known similarity with many ties thus needs no arbitrary order, and equal spaces overlap in full.
+    shares; a known similarity with many ties thus needs no arbitrary order. ``k`` is below ``N``.
 
-    Args:
-        features_a: ``[N, D]``, compared by cosine.
-        features_b: ``[N, E]``, the same items in the other space.
-        k: number of neighbours, below ``N``.
-        similarity_a: ``[N, N]``, higher is nearer, in place of ``features_a``.
-        similarity_b: likewise.
-        per_query: float64 array ``[N]`` instead of the mean.
-
-    Raises:
-        ValueError: not exactly one of features and similarity for each space, other shapes, NaN, ``k`` not in 1 to
-            ``N − 1``.
-
-    >>> import torch
     >>> x = torch.randn(50, 8)
     >>> knn_overlap(x, 3 * x)
     100.0
     """
-    spaces = _two_spaces(features_a, features_b, similarity_a, similarity_b)
-    count = len(spaces[0])
-    if not 1 <= k < count:
+    spaces = _two_spaces(("a", features_a, similarity_a), ("b", features_b, similarity_b))
+    count, k = len(spaces[0].rows), whole_number("k", k)
+    if not k < count:
         raise ValueError(f"k = {k} neighbours of {count} items")
     shared = []
     for begin in range(0, count, CHUNK):
@@ -64,74 +54,25 @@ def _neighbour_share(similarity: Tensor, k: int) -> Tensor:
 
 @torch.no_grad()
 def trustworthiness(
-    features_high=None,
-    features_low=None,
-    k: int = 10,
-    *,
-    similarity_high=None,
-    similarity_low=None,
-    per_query: bool = False,
+    features_high=None, features_low=None, k=10, *, similarity_high=None, similarity_low=None, per_query: bool = False
 ) -> Any:
     """How far neighbours in the low space are neighbours in the high space too, in percent (Venna and Kaski 2001).
 
     ``100 (1 − 2 / (N k (2N − 3k − 1)) Σ_i Σ_j (r_ij − k))``, ``j`` over the ``k`` nearest of ``i`` in the low space
-    whose rank ``r_ij`` in the high space is beyond ``k`` (self excluded). 100: no false neighbours; ``k/N`` small:
-    chance is about 50. Both spaces are compared by cosine; for a map in the plane give
-    ``similarity_low=-distances``.
+    whose rank ``r_ij`` in the high space is beyond ``k`` (self excluded). 100: no false neighbours; chance is about 50
+    for small ``k/N``. For a map in the plane give ``similarity_low=-distances``.
 
-    Ties (equal to the last bit): items tied at the ``k``-th place share the places that are left, in each space, as in
-    :func:`knn_overlap`. What an item's share in the low space exceeds that in the high space counts as false, at the
-    mean of those ranks of its tie that are beyond ``k``. Equal spaces thus score 100, and a constant one chance.
+    Items tied at the ``k``-th place share the places that are left, in each space, as in :func:`knn_overlap`. What an
+    item's share in the low space exceeds that in the high space counts as false, at the mean of those ranks of its tie
+    that are beyond ``k``. Equal spaces thus score 100, and a constant one chance. ``k`` is below ``N / 2``.
 
-    Args:
-        features_high: ``[N, D]``, the space to be kept.
-        features_low: ``[N, E]``, the same items in the other space.
-        k: number of neighbours, below ``N / 2``.
-        similarity_high: ``[N, N]``, higher is nearer, in place of ``features_high``.
-        similarity_low: likewise.
-        per_query: float64 array ``[N]`` instead of the mean.
-
-    Raises:
-        ValueError: not exactly one of features and similarity for each space, other shapes, NaN, ``k`` not positive or
-            not below ``N / 2``.
-
-    >>> import torch
     >>> x = torch.randn(50, 8)
     >>> trustworthiness(x, 3 * x)
     100.0
     """
-    high, low = _two_spaces(features_high, features_low, similarity_high, similarity_low, ("high", "low"))
-    return _without_false_neighbours(high, low, k, per_query)
-
-
-@torch.no_grad()
-def continuity(
-    features_high=None,
-    features_low=None,
-    k: int = 10,
-    *,
-    similarity_high=None,
-    similarity_low=None,
-    per_query: bool = False,
-) -> Any:
-    """How far neighbours in the high space are neighbours in the low space too, in percent (Venna and Kaski 2001).
-
-    :func:`trustworthiness` with the spaces swapped: neighbours that were torn apart count by their rank in the low
-    space. Arguments, ties and errors as there.
-
-    >>> import torch
-    >>> x, y = torch.randn(50, 8), torch.randn(50, 8)
-    >>> continuity(x, y) == trustworthiness(y, x)
-    True
-    """
-    high, low = _two_spaces(features_high, features_low, similarity_high, similarity_low, ("high", "low"))
-    return _without_false_neighbours(low, high, k, per_query)
-
-
-def _without_false_neighbours(true: "_Space", other: "_Space", k: int, per_query: bool) -> Any:
-    """Percent: 100 less the excess ranks in ``true`` of the neighbours in ``other``, over their maximum."""
-    count = len(true)
-    if not 1 <= k < count / 2:
+    true, other = _two_spaces(("high", features_high, similarity_high), ("low", features_low, similarity_low))
+    count, k = len(true.rows), whole_number("k", k)
+    if not k < count / 2:
         raise ValueError(f"k = {k} neighbours of {count} items: k must be below half of them")
     excess = []
     for begin in range(0, count, CHUNK):
@@ -139,6 +80,23 @@ def _without_false_neighbours(true: "_Space", other: "_Space", k: int, per_query
         excess.append(_excess_ranks(true.to_others(begin), share, k))
     percent = 100 * (1 - torch.cat(excess).cpu().numpy() * 2 / (k * (2 * count - 3 * k - 1)))
     return percent if per_query else float(percent.mean())
+
+
+def continuity(
+    features_high=None, features_low=None, k=10, *, similarity_high=None, similarity_low=None, per_query: bool = False
+) -> Any:
+    """How far neighbours in the high space are neighbours in the low space too, in percent (Venna and Kaski 2001).
+
+    :func:`trustworthiness` with the spaces swapped: neighbours that were torn apart count by their rank in the low
+    space. Arguments, ties and errors as there.
+
+    >>> x, y = torch.randn(50, 8), torch.randn(50, 8)
+    >>> continuity(x, y) == trustworthiness(y, x)
+    True
+    """
+    _two_spaces(("high", features_high, similarity_high), ("low", features_low, similarity_low))  # its names in errors
+    swapped = {"similarity_high": similarity_low, "similarity_low": similarity_high}
+    return trustworthiness(features_low, features_high, k, per_query=per_query, **swapped)
 
 
 def _excess_ranks(similarity: Tensor, share: Tensor, k: int) -> Tensor:
@@ -166,31 +124,19 @@ def relational_similarity(
 ) -> float:
     """Spearman correlation (−1 to 1) between the off-diagonal cosines of two spaces; ties share their mean rank.
 
-    Args:
-        features_a: ``[N, D]``.
-        features_b: ``[N, E]``, the same items.
-        similarity_a: ``[N, N]`` in place of ``features_a``.
-        similarity_b: likewise.
-        max_points: up to it all pairs of distinct items are compared, above it a seeded sample of pairs.
-        max_pairs: size of that sample, drawn uniformly with replacement; its error is about ``1 / sqrt(max_pairs)``.
-        seed: of the sample.
-
-    Raises:
-        ValueError: not exactly one of features and similarity for each space, other shapes, NaN, fewer than 2 pairs.
+    Beyond ``max_points`` items a seeded sample of ``max_pairs`` pairs of distinct items is compared, drawn with
+    replacement; its error is about ``1 / sqrt(max_pairs)``.
     """
-    spaces = _two_spaces(features_a, features_b, similarity_a, similarity_b)
-    count = len(spaces[0])
-    if count < 2 or max_pairs < 2:
-        raise ValueError(f"{count} items and max_pairs = {max_pairs}: nothing to correlate below 2")
-    if count <= max_points:
-        relations = [off_diagonal(space.relations()).flatten() for space in spaces]
-    else:
+    spaces = _two_spaces(("a", features_a, similarity_a), ("b", features_b, similarity_b))
+    count, max_pairs = len(spaces[0].rows), whole_number("max_pairs", max_pairs, 2)
+    if count < 2:
+        raise ValueError(f"{count} items: nothing to correlate below 2")
+    pairs = None
+    if count > max_points:
         generator = torch.Generator().manual_seed(seed)
         first = torch.randint(count, (max_pairs,), generator=generator)
-        second = (first + torch.randint(1, count, (max_pairs,), generator=generator)) % count
-        relations = [space.of_pairs(first, second) for space in spaces]
-    # Rounding lets equal cosines tie although their last bits differ.
-    return float(torch.corrcoef(torch.stack([_ranks(x.round(decimals=10).cpu()) for x in relations]))[0, 1])
+        pairs = torch.stack([first, (first + torch.randint(1, count, (max_pairs,), generator=generator)) % count])
+    return float(torch.corrcoef(torch.stack([_ranks(space.of_pairs(pairs).cpu()) for space in spaces]))[0, 1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +146,6 @@ class _Space:
     rows: Tensor
     known: bool
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def to_others(self, begin: int) -> Tensor:
         """``[q, N]``: of the items from ``begin`` on, ``CHUNK`` at most, to all; −inf to themselves."""
         rows = self.rows[begin : begin + CHUNK]
@@ -210,94 +153,122 @@ class _Space:
         similarity.diagonal(begin).fill_(-torch.inf)
         return similarity
 
-    def relations(self) -> Tensor:
-        """float64 ``[N, N]``: of all items to each other."""
-        return self.rows.double() if self.known else cosine_matrix(self.rows.double())
-
-    def of_pairs(self, first: Tensor, second: Tensor) -> Tensor:
-        """float64 ``[P]``: of the items ``first [P]`` to the items ``second [P]``."""
-        pairs = torch.stack([first, second]).to(self.rows.device)
+    def of_pairs(self, pairs: Tensor | None) -> Tensor:
+        """float64: of the items ``pairs[0]`` to the items ``pairs[1]``; of all to all others where None."""
+        x = self.rows.double()
+        if pairs is None:
+            return off_diagonal(x if self.known else cosine_matrix(x)).flatten()
+        pairs = pairs.to(x.device)
         if self.known:
-            return self.rows[pairs[0], pairs[1]].double()
-        x = unit_rows(self.rows.double())
+            return x[pairs[0], pairs[1]]
+        x = unit_rows(x)
         return torch.cat([(x[i] * x[j]).sum(dim=1) for i, j in pairs.split(PAIR_CHUNK, dim=1)])
 
 
-def _two_spaces(features_a, features_b, similarity_a, similarity_b, names=("a", "b")) -> list[_Space]:
+def _two_spaces(*given: tuple[str, Any, Any]) -> list[_Space]:
     spaces = []
-    given = zip(names, (features_a, features_b), (similarity_a, similarity_b), strict=True)
     for name, features, similarity in given:
         if (features is None) == (similarity is None):
             raise ValueError(f"give either features_{name} or similarity_{name}")
-        matrix, known = torch.as_tensor(features if similarity is None else similarity), features is None
-        matrix = matrix if matrix.is_floating_point() else matrix.double()
-        if matrix.ndim != 2 or not matrix.isfinite().all() or (known and len(matrix) != matrix.shape[1]):
-            expected = "similarity [N, N]" if known else "features [N, D]"
-            raise ValueError(f"space {name}: expected finite {expected}, got {tuple(matrix.shape)}")
+        known = features is None
+        matrix = (
+            _finite(f"similarity_{name}", similarity, square=True) if known else _finite(f"features_{name}", features)
+        )
         spaces.append(_Space(matrix if known else unit_rows(matrix), known))
-    if len(spaces[0]) != len(spaces[1]):
-        raise ValueError(f"the spaces hold {len(spaces[0])} and {len(spaces[1])} items")
+    counts = [len(space.rows) for space in spaces]
+    if counts[0] != counts[1]:
+        raise ValueError(f"the spaces hold {counts[0]} and {counts[1]} items")
     return spaces
 
 
+def _finite(name: str, value, *, square: bool = False) -> Tensor:
+    """A finite matrix in float32 or float64, which half precision, full of ties, becomes."""
+    matrix = as_tensor(name, value)
+    matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32) if matrix.is_floating_point() else torch.double)
+    if matrix.ndim != 2 or not matrix.isfinite().all() or (square and len(matrix) != matrix.shape[1]):
+        raise ValueError(f"{name} must be finite {'[N, N]' if square else '[N, D]'}, got {tuple(matrix.shape)}")
+    return matrix
+
+
 def _ranks(values: Tensor) -> Tensor:
-    """Rank of each value, ties sharing the mean of their ranks."""
-    _, group, counts = values.unique(return_inverse=True, return_counts=True)
+    """Rank of each value, ties (equal to ten decimals of the largest) sharing the mean of their ranks."""
+    largest = values.abs().max()
+    rounded = (values / torch.where(largest > 0, largest, 1)).round(decimals=10)
+    _, group, counts = rounded.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts - 1) / 2)[group]
 
 
 @torch.no_grad()
 def linear_cka(features_a, features_b) -> float:
-    """Linear centred kernel alignment (0 to 1) of ``[N, D]`` and ``[N, E]`` features (Kornblith et al. 2019)."""
-    a, b = (x.double() - x.double().mean(dim=0) for x in _same_items(features_a, features_b))
+    """Linear centred kernel alignment (0 to 1) of ``[N, D]`` and ``[N, E]`` features (Kornblith et al. 2019).
+
+    NaN where all items of a space are equal.
+    """
+    a, b = _finite("features_a", features_a).double(), _finite("features_b", features_b).double()
+    if len(a) != len(b) or len(a) < 3:
+        raise ValueError(f"expected the same 3 or more items, got {tuple(a.shape)} and {tuple(b.shape)}")
+    a, b = (x / x.abs().max().clamp_min(torch.finfo(x.dtype).tiny) for x in (a, b.to(a.device)))
+    a, b = a - a.mean(dim=0), b - b.mean(dim=0)
     return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
 
 
 @torch.no_grad()
-def modality_gap(image_features, text_features, pairs) -> float:
+def modality_gap(image_features, text_features, caption_image) -> float:
     """Distance between the mean unit image and the mean unit caption over all pairs (Liang et al. 2022).
 
-    Args:
-        image_features: ``[I, D]``.
-        text_features: ``[C, D]``.
-        pairs: ``[C]`` row of the image of each caption, so that both means weigh every pair once.
+    ``image_features [I, D]``, ``text_features [C, D]``, ``caption_image [C]`` the row of each caption's image, here and
+    below: both means weigh every pair once.
     """
-    images, texts = _pairs(image_features, text_features, pairs)
-    return float((images.mean(dim=0) - texts.mean(dim=0)).norm())
+    images, texts, rows = _pairs(image_features, text_features, caption_image)
+    return float((images[rows].mean(dim=0) - texts.mean(dim=0)).norm())
 
 
 @torch.no_grad()
-def alignment(image_features, text_features, pairs) -> float:
+def relative_modality_gap(image_features, text_features, caption_image) -> float:
+    """How far apart pairs are beside items of one modality: 0 closed, ½ no relation between the modalities.
+
+    With ``d = (1 − cosine) / 2``: mean d of the pairs, over itself plus the mean of d among images and d among captions
+    (distinct items, two or more of each). 0 to 1; ½ where all features are equal.
+
+    >>> relative_modality_gap(torch.eye(3), torch.eye(3), [0, 1, 2])
+    0.0
+    """
+    images, texts, rows = _pairs(image_features, text_features, caption_image)
+    if len(images) < 2 or len(texts) < 2:
+        raise ValueError(f"two images and captions or more are needed, got {len(images)} and {len(texts)}")
+
+    def among(x: Tensor) -> Tensor:
+        cosines = (x.sum(dim=0).square().sum() - x.square().sum()) / (len(x) * (len(x) - 1))
+        return ((1 - cosines) / 2).clamp_min(0)
+
+    paired = ((1 - (images[rows] * texts).sum(dim=1).mean()) / 2).clamp_min(0)
+    whole = paired + (among(images) + among(texts)) / 2
+    return float(paired / whole) if whole > 1e-12 else 0.5
+
+
+@torch.no_grad()
+def alignment(image_features, text_features, caption_image) -> float:
     """Mean squared distance of the unit rows of matched pairs (Wang and Isola 2020), as :func:`modality_gap`."""
-    images, texts = _pairs(image_features, text_features, pairs)
-    return float((images - texts).square().sum(dim=1).mean())
+    images, texts, rows = _pairs(image_features, text_features, caption_image)
+    return float((images[rows] - texts).square().sum(dim=1).mean())
 
 
 @torch.no_grad()
 def uniformity(features, t: float = 2.0) -> float:
     """``log mean exp(−t d²)`` over all pairs of distinct unit rows ``[N, D]`` (Wang and Isola 2020); lower is wider."""
-    x = unit_rows(torch.as_tensor(features).double())
-    if x.ndim != 2 or len(x) < 2:
+    x = unit_rows(_finite("features", features).double())
+    if len(x) < 2:
         raise ValueError(f"expected [N, D] with N >= 2, got {tuple(x.shape)}")
     total = sum(torch.exp(2 * t * (x[rows] @ x.T - 1)).sum() for rows in torch.arange(len(x)).split(CHUNK))
     own = torch.exp(2 * t * (x.square().sum(dim=1) - 1)).sum()
     return float(torch.log((total - own) / (len(x) * (len(x) - 1))))
 
 
-def _same_items(features_a, features_b) -> tuple[Tensor, Tensor]:
-    a, b = torch.as_tensor(features_a), torch.as_tensor(features_b)
-    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) < 3:
-        raise ValueError(f"expected the same 3 or more items, got {tuple(a.shape)} and {tuple(b.shape)}")
-    return a, b.to(a.device)
-
-
-def _pairs(image_features, text_features, pairs) -> tuple[Tensor, Tensor]:
-    """Unit rows of both sides of each pair, float64."""
-    images, texts = (unit_rows(torch.as_tensor(x).double()) for x in (image_features, text_features))
-    pairs = torch.as_tensor(pairs, device=images.device)
-    if images.ndim != 2 or texts.ndim != 2 or pairs.shape != (len(texts),) or images.shape[1] != texts.shape[1]:
-        raise ValueError(
-            f"images {tuple(images.shape)}, texts {tuple(texts.shape)}, pairs {tuple(pairs.shape)} do not fit"
-        )
-    return images[pairs], texts.to(images.device)
+def _pairs(image_features, text_features, caption_image) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit rows of images and captions in float64, and the image of each caption."""
+    images, texts = _finite("image_features", image_features), _finite("text_features", text_features)
+    if images.shape[1] != texts.shape[1] or not len(images) * len(texts):
+        raise ValueError(f"image_features {tuple(images.shape)} and text_features {tuple(texts.shape)} do not fit")
+    rows = row_numbers("caption_image", caption_image, len(texts), len(images), images.device)
+    return unit_rows(images.double()), unit_rows(texts.to(images.device).double()), rows

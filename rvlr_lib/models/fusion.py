@@ -11,21 +11,24 @@ class FusionEncoder(nn.Module):
     Source: ``models/xvlm.py``, the upper BERT layers with cross-attention and the matching MLP (W -> 2W -> 2).
 
     Args:
-        text_width: width of the text tokens, and of the encoder.
-        image_width: width of the image tokens.
+        text_width: width ``W_text`` of the text tokens.
+        image_width: width ``W_image`` of the image tokens.
         layers: number of layers, each self-attention, cross-attention and MLP.
-        heads: attention heads; must divide ``text_width``.
+        width: ``W`` of the encoder, to which both are mapped; 0 takes the text tokens as they are, ``W = W_text``.
     """
 
-    def __init__(self, text_width: int, image_width: int, layers: int, heads: int) -> None:
+    def __init__(self, text_width: int, image_width: int, layers: int, width: int = 0) -> None:
         super().__init__()
-        self.image_in = nn.Linear(image_width, text_width)
+        width = width or text_width
+        self.image_in = nn.Linear(image_width, width)
+        self.text_in = nn.Identity() if width == text_width else nn.Linear(text_width, width)
+        heads = max(1, width // (64 if width % 64 == 0 else 32))
         layer = nn.TransformerDecoderLayer(
-            text_width, heads, 4 * text_width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
-        self.layers = nn.TransformerDecoder(layer, layers, norm=nn.LayerNorm(text_width))
+        self.layers = nn.TransformerDecoder(layer, layers, norm=nn.LayerNorm(width))
         self.matching_head = nn.Sequential(
-            nn.Linear(text_width, 2 * text_width), nn.LayerNorm(2 * text_width), nn.GELU(), nn.Linear(2 * text_width, 2)
+            nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, 2)
         )
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,19 +36,19 @@ class FusionEncoder(nn.Module):
 
         Args:
             image_tokens: ``[B, N, W_image]``.
-            text_tokens: ``[B, L, W]``.
+            text_tokens: ``[B, L, W_text]``.
             text_mask: bool ``[B, L]``, True at real tokens.
 
         Returns:
             Matching logits ``[B, 2]`` (class 1: "these belong together") and the fused first token ``[B, W]``.
         """
-        fused = self.layers(text_tokens, self.image_in(image_tokens), tgt_key_padding_mask=~text_mask)
+        fused = self.layers(self.text_in(text_tokens), self.image_in(image_tokens), tgt_key_padding_mask=~text_mask)
         first = fused[:, 0]
         return self.matching_head(first), first
 
     @property
     def width(self) -> int:
-        """Width ``W`` of the text tokens."""
+        """Width ``W``."""
         return self.image_in.out_features
 
     def project_images(self, image_tokens: Tensor) -> Tensor:
@@ -62,8 +65,8 @@ class FusionEncoder(nn.Module):
         return torch.stack([_project(layer.multihead_attn, memory, 1, 3, width) for layer in self.layers.layers])
 
     def begin_texts(self, text_tokens: Tensor, text_mask: Tensor) -> Tensor:
-        """Text tokens ``[B, L, W]``, bool mask ``[B, L]`` -> ``[B, L, W]`` after the first layer's self-attention."""
-        layer = self.layers.layers[0]
+        """Text tokens ``[B, L, W_text]``, bool mask ``[B, L]`` -> ``[B, L, W]`` after the first self-attention."""
+        layer, text_tokens = self.layers.layers[0], self.text_in(text_tokens)
         normed = layer.norm1(text_tokens)
         return text_tokens + _attend(layer.self_attn, normed, normed, text_mask[:, None, None])
 

@@ -1,4 +1,4 @@
-"""The student: two towers into one common space, and optionally a fusion encoder."""
+"""Students: whole towers, or heads on cached features of frozen ones, into one common space."""
 
 import copy
 import math
@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from rvlr_lib.models.fusion import FusionEncoder
-from rvlr_lib.models.towers import Towers, encode_image_tokens, encode_text_tokens
+from rvlr_lib.models.towers import Towers, batch_dropout, encode_image_tokens, encode_text_tokens
 from rvlr_lib.similarity import unit_rows
+
+HIDDEN, HEAD_DROPOUT, FUSION_WIDTH = 512, 0.2, 128
 
 
 class Encoded(NamedTuple):
@@ -20,41 +22,32 @@ class Encoded(NamedTuple):
     mask: Tensor | None = None
 
 
-class Student(nn.Module):
-    """Vision-language student over open_clip towers.
+class CachedRows(NamedTuple):
+    """Stored outputs of a frozen tower: features ``[B, W]``, tokens ``[B, N, W]``, bool mask ``[B, N]`` of captions."""
 
-    Args:
-        towers: from :func:`build_towers`; copied, so that several students can start from the same towers.
-        fusion_layers: layers of the fusion encoder; 0 leaves it and the matching head out.
-        temperature: initial contrastive temperature; learned through its logarithm, so it stays positive.
-        seed: of the fusion encoder's random initialisation.
+    features: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+
+
+class Student(nn.Module):
+    """What every student has: a learnt temperature, a common space and, optionally, a fusion encoder.
+
+    Attributes:
+        fusion: the fusion encoder with the matching head, or None.
+        embed_dim: width ``D`` of the common space.
     """
 
-    def __init__(self, towers: Towers, *, fusion_layers: int = 0, temperature: float = 0.07, seed: int = 0) -> None:
+    def __init__(self, embed_dim: int, temperature: float) -> None:
         super().__init__()
-        self.visual = copy.deepcopy(towers.visual)
-        self.text = copy.deepcopy(towers.text)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
-        self.register_buffer("mean", torch.tensor(towers.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(towers.std).view(1, -1, 1, 1), persistent=False)
+        self.embed_dim = embed_dim
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))  # so that it stays positive
         self.fusion: FusionEncoder | None = None
-        if fusion_layers:
-            self.fusion = self._build_fusion(towers, fusion_layers, seed)
 
     @property
     def temperature(self) -> Tensor:
         """Contrastive temperature, 0-d."""
         return self.log_temperature.exp()
-
-    def encode_image(self, pixels: Tensor, *, tokens: bool = False) -> Encoded:
-        """Pictures ``[B, 3, S, S]`` in 0..1 -> unit features and patch tokens."""
-        features, image_tokens = encode_image_tokens(self.visual, (pixels - self.mean) / self.std, tokens=tokens)
-        return Encoded(unit_rows(full_precision(features)), image_tokens)
-
-    def encode_text(self, token_ids: Tensor, *, tokens: bool = False, dropout: float = 0.0) -> Encoded:
-        """Token ids ``[B, L]`` -> unit features, token features and their mask."""
-        features, text_tokens, mask = encode_text_tokens(self.text, token_ids, tokens=tokens, dropout=dropout)
-        return Encoded(unit_rows(full_precision(features)), text_tokens, mask)
 
     def match(self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Matching logits ``[B, 2]`` and fused first token ``[B, W]`` of pairs.
@@ -66,24 +59,213 @@ class Student(nn.Module):
             raise ValueError("this student has no fusion encoder: build it with fusion_layers >= 1")
         return self.fusion(image_tokens, text_tokens, text_mask)
 
-    @staticmethod
-    def _build_fusion(towers: Towers, layers: int, seed: int) -> FusionEncoder:
+
+class TowerStudent(Student):
+    """Whole towers of open_clip, trained end to end; batch normalisation keeps its statistics.
+
+    Args:
+        towers: from :func:`build_towers`; copied, so that several students can start from the same towers.
+        fusion_layers: layers of the fusion encoder; 0 leaves it and the matching head out.
+        temperature: initial contrastive temperature.
+        seed: of the fusion encoder's random initialisation.
+    """
+
+    def __init__(self, towers: Towers, *, fusion_layers: int = 0, temperature: float = 0.07, seed: int = 0) -> None:
+        super().__init__(towers.embed_dim, temperature)
+        self.visual = copy.deepcopy(towers.visual)
+        self.text = copy.deepcopy(towers.text)
+        self.tokenizer, self.image_size = towers.tokenizer, towers.image_size
+        self.register_buffer("mean", torch.tensor(towers.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(towers.std).view(1, -1, 1, 1), persistent=False)
+        if fusion_layers:
+            with torch.no_grad():
+                pixels = torch.zeros(1, 3, towers.image_size, towers.image_size)
+                image_tokens = self.eval().encode_image(pixels, tokens=True).tokens
+                text_tokens = self.encode_text(towers.tokenizer(["a"]), tokens=True).tokens
+            assert image_tokens is not None
+            assert text_tokens is not None
+            self.fusion = _seeded_fusion(text_tokens.shape[-1], image_tokens.shape[-1], fusion_layers, 0, seed)
+        self.train()
+
+    def train(self, mode: bool = True) -> "TowerStudent":
+        """Training mode, except of batch normalisation: its statistics would be those of one process's rows."""
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        return self
+
+    def encode_image(self, x: Tensor, *, tokens: bool = False) -> Encoded:
+        """Pictures ``[B, 3, S, S]`` in 0..1 -> unit features and patch tokens."""
+        features, image_tokens = encode_image_tokens(self.visual, (x - self.mean) / self.std, tokens=tokens)
+        return Encoded(unit_rows(full_precision(features)), image_tokens)
+
+    def encode_text(self, x: Tensor, *, tokens: bool = False, dropout: float = 0.0) -> Encoded:
+        """Token ids ``[B, L]`` -> unit features, token features and their mask."""
+        features, text_tokens, mask = encode_text_tokens(self.text, x, tokens=tokens, dropout=dropout)
+        return Encoded(unit_rows(full_precision(features)), text_tokens, mask)
+
+    @torch.no_grad()
+    def start_projections(self, image_directions: Tensor, text_directions: Tensor) -> None:
+        """Let the linear projections of a timm and a Hugging Face tower start at directions ``[W, D]``, in place.
+
+        Raises:
+            ValueError: a tower has no linear projection of that shape.
+        """
+        for tower, name, directions in (
+            (self.visual, "head.proj", image_directions),
+            (self.text, "proj", text_directions),
+        ):
+            layer = dict(tower.named_modules()).get(name)
+            if not isinstance(layer, nn.Linear) or layer.weight.shape != directions.T.shape:
+                raise ValueError(f"{type(tower).__name__} has no linear projection {name} {list(directions.T.shape)}")
+            layer.weight.copy_(directions.T)
+
+
+class Head(nn.Module):
+    """Projection of unit rows ``[B, W]`` plus a residual MLP whose last layer starts at zero, ``[B, D]``.
+
+    LayerNorm and dropout stand in the MLP's branch only, so the start is exactly the projection.
+    """
+
+    def __init__(self, directions: Tensor) -> None:
+        super().__init__()
+        width, embed_dim = directions.shape
+        self.proj = nn.Linear(width, embed_dim, bias=False)
+        self.norm, self.first, self.last = nn.LayerNorm(width), nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, embed_dim)
         with torch.no_grad():
-            pixels = torch.zeros(1, 3, towers.image_size, towers.image_size)
-            was_training = towers.visual.training, towers.text.training
-            towers.visual.eval(), towers.text.eval()
-            _, image_tokens = encode_image_tokens(towers.visual, pixels, tokens=True)
-            _, text_tokens, _ = encode_text_tokens(towers.text, towers.tokenizer(["a"]), tokens=True)
-            towers.visual.train(was_training[0]), towers.text.train(was_training[1])
-        assert image_tokens is not None
-        assert text_tokens is not None
-        width = text_tokens.shape[-1]
-        heads = max(1, width // 64) if width % 64 == 0 else max(1, width // 32)
+            self.proj.weight.copy_(directions.T)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Unit rows ``[B, W]`` -> ``[B, D]``."""
+        branch = self.norm(rows)
+        if self.training:
+            branch = batch_dropout(branch, HEAD_DROPOUT)
+        return self.proj(rows) + self.last(nn.functional.gelu(self.first(branch)))
+
+
+class HeadStudent(Student):
+    """Heads on cached features; it starts as the projection onto given directions.
+
+    Args:
+        image_directions, text_directions: ``[W, D]`` of :func:`principal_directions` of the training features; the two
+            ``W`` may differ.
+        token_widths: widths of the cached image and text tokens; needed with a fusion encoder.
+        fusion_layers: layers of the fusion encoder, which is 128 wide; 0 leaves it and the matching head out.
+        temperature: initial contrastive temperature.
+        seed: of the random initialisations.
+
+    Raises:
+        ValueError: the directions lead into spaces of different widths, or the widths of the tokens are missing.
+    """
+
+    def __init__(
+        self,
+        image_directions: Tensor,
+        text_directions: Tensor,
+        *,
+        token_widths: tuple[int, int] | None = None,
+        fusion_layers: int = 0,
+        temperature: float = 0.07,
+        seed: int = 0,
+    ) -> None:
+        if image_directions.shape[1] != text_directions.shape[1]:
+            raise ValueError(
+                f"directions {list(image_directions.shape)} of pictures and {list(text_directions.shape)} "
+                "of captions lead into spaces of different widths"
+            )
+        if fusion_layers and token_widths is None:
+            raise ValueError("a fusion encoder needs token_widths, those of the cached image and text tokens")
+        super().__init__(image_directions.shape[1], temperature)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return FusionEncoder(width, image_tokens.shape[-1], layers, heads)
+            self.image_head, self.text_head = Head(image_directions), Head(text_directions)
+        if fusion_layers and token_widths:
+            self.fusion = _seeded_fusion(token_widths[1], token_widths[0], fusion_layers, FUSION_WIDTH, seed)
+
+    def encode_image(self, x: CachedRows, *, tokens: bool = False) -> Encoded:
+        """Cached features and tokens of pictures -> unit features, and the tokens where asked for.
+
+        Raises:
+            ValueError: tokens are asked for, and none are cached.
+        """
+        return self._encode(self.image_head, x, tokens)
+
+    def encode_text(self, x: CachedRows, *, tokens: bool = False, dropout: float = 0.0) -> Encoded:
+        """The same for captions; ``dropout`` is the chance to zero an entry of the features: a second view."""
+        return self._encode(self.text_head, x, tokens, dropout)
+
+    def _encode(self, head: Head, x: CachedRows, tokens: bool, dropout: float = 0.0) -> Encoded:
+        if tokens and x.tokens is None:
+            raise ValueError("tokens are wanted, but none are cached: encode the data set with tokens=True")
+        rows = unit_rows(x.features)
+        features = head(batch_dropout(rows, dropout) if dropout else rows)
+        return Encoded(unit_rows(full_precision(features)), x.tokens.float() if tokens else None, x.mask)
+
+
+def principal_directions(features: Tensor, width: int) -> Tensor:
+    """Leading right singular vectors of unit rows, mean kept: the projection that changes cosines least.
+
+    Args:
+        features: ``[N, W]`` of the training items; scaled to unit rows here.
+        width: how many, ``D``.
+
+    Returns:
+        Orthonormal columns ``[W, D]``, float32, the greatest entry of each positive.
+
+    Raises:
+        ValueError: ``D`` exceeds ``W``.
+    """
+    if width > features.shape[1]:
+        raise ValueError(
+            f"features of width {features.shape[1]} have no {width} directions: choose a smaller embed_dim"
+        )
+    rows = unit_rows(features.double())
+    vectors = torch.linalg.eigh(rows.T @ rows).eigenvectors.flip(1)[:, :width]
+    greatest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    return (vectors * greatest.sign()).float()
+
+
+def ridge_map(inputs: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Ridge regression with an intercept, as weights of ``nn.Linear``: the warm start of a teacher head.
+
+    Args:
+        inputs: ``[N, W]``.
+        targets: ``[N, D]``.
+        penalty: on the squared weights, in units of the mean diagonal entry of the inputs' centred Gram matrix.
+
+    Returns:
+        Weight ``[D, W]`` and bias ``[D]``, float32.
+
+    Raises:
+        ValueError: the numbers of rows differ, or the penalty is not positive.
+
+    >>> x = torch.tensor([[0.0], [1.0], [2.0]])
+    >>> weight, bias = ridge_map(x, 3 * x + 1, 1e-9)
+    >>> round(float(weight), 3), round(float(bias), 3)
+    (3.0, 1.0)
+    """
+    if len(inputs) != len(targets) or penalty <= 0:
+        raise ValueError(
+            f"inputs {list(inputs.shape)} and targets {list(targets.shape)} need equally many rows, and "
+            f"the penalty {penalty} must be positive"
+        )
+    x, y = inputs.double(), targets.double()
+    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+    gram = (x - x_mean).T @ (x - x_mean)
+    gram.diagonal().add_(penalty * gram.diagonal().mean())
+    weight = torch.linalg.solve(gram, (x - x_mean).T @ (y - y_mean)).T
+    return weight.float(), (y_mean - weight @ x_mean).float()
 
 
 def full_precision(features: Tensor) -> Tensor:
     """Half-precision features in float32: losses and cosines are computed in full precision."""
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+
+
+def _seeded_fusion(text_width: int, image_width: int, layers: int, width: int, seed: int) -> FusionEncoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return FusionEncoder(text_width, image_width, layers, width)

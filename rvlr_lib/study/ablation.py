@@ -9,7 +9,8 @@ import numpy as np
 
 from rvlr_lib.config import Settings, as_dict, load_settings
 from rvlr_lib.disk import read_json, write_json
-from rvlr_lib.evaluation.evaluate import evaluate, matching_scores
+from rvlr_lib.evaluation.evaluate import retrieval_metrics
+from rvlr_lib.evaluation.rerank import matching_scores
 from rvlr_lib.losses import DISTANCES
 from rvlr_lib.study.cache import cached
 from rvlr_lib.study.study import Study
@@ -93,15 +94,16 @@ def _switched_reports(study: Study, variant: str) -> dict[str, dict[str, float]]
         features, dataset = study.test_features(variant), study.dataset("test")
         scores = None
         if matching:
-            student = study.trained_student(variant)
-            scores = matching_scores(student, study.towers, dataset, features, settings.rerank_top_k, study.device)
+            scores = matching_scores(
+                *study.fusion_inputs(variant), features, settings.rerank_top_k, device=study.device
+            )
         lists: dict[str, dict[str, Any]] = {
             "corrected": {},
             "row 11: t2it transposed": {"mixed_t2it": "transposed"},
             **({"row 12: matching scores": {"mixed_scores": "matching"}} if matching else {}),
         }
         reports = {
-            name: next(iter(evaluate(features, dataset, matching_scores=scores, **switch).values()))
+            name: next(iter(retrieval_metrics(features, dataset, matching=scores, **switch).values()))
             for name, switch in lists.items()
         }
         found = {name: {key: report[key] for key in MIXED} for name, report in reports.items()}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvlr_lib.metrics.statistics import Interval, Verdict, bootstrap_false_holds, false_holds, t_interval, verdicts
+from rvlr_lib.metrics.statistics import Effect, Verdict, paired_effect, verdicts
 from rvlr_lib.study.sweep import BEST, Cell, Claim, Sweep
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def judge(sweep: Sweep, results: Mapping[int, Cells]) -> dict[str, Verdict]:
     primary = {name: claim for name, claim in sweep.claims.items() if claim.primary}
     differences = {name: list(effects(sweep, claim, results).values()) for name, claim in primary.items()}
     delta = {name: sweep.delta[claim.metric] for name, claim in primary.items()}
-    return verdicts(differences, delta, planned_seeds=sweep.seeds)
+    return verdicts({name: x for name, x in differences.items() if len(x) > 1}, delta)
 
 
 def claims_table(sweep: Sweep, results: Mapping[int, Cells]) -> "pd.DataFrame":
@@ -84,11 +84,11 @@ def claims_table(sweep: Sweep, results: Mapping[int, Cells]) -> "pd.DataFrame":
         {
             "claim": name,
             "data set": sweep.dataset,
-            "verdict": verdict.verdict + ("" if verdict.complete or verdict.verdict == "no verdict" else " (so far)"),
-            "effect, points": signed(verdict.mean),
+            "verdict": verdict.verdict + ("" if verdict.effect.seeds >= sweep.seeds else " (so far)"),
+            "effect, points": signed(verdict.effect.mean),
             "interval": interval_text(verdict.low, verdict.high),
             "delta": verdict.delta,
-            "seeds": f"{verdict.seeds} of {sweep.seeds}",
+            "seeds": f"{verdict.effect.seeds} of {sweep.seeds}",
             "in words": sweep.claims[name].text,
             "measured as": f"{sweep.claims[name].metric}: {sweep.claims[name].effect}",
         }
@@ -106,7 +106,7 @@ def others_table(sweep: Sweep, results: Mapping[int, Cells]) -> "pd.DataFrame":
         values = list(effects(sweep, claim, results).values())
         if claim.primary or not values:
             continue
-        known = t_interval(values) if len(values) > 1 else None
+        known = paired_effect(values) if len(values) > 1 else None
         rows.append(
             {
                 "difference": name,
@@ -180,7 +180,7 @@ def against(rows: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
     for (label, metric), part in others.dropna(subset=["value"]).groupby(["variant", "metric"], sort=False):
         values = part["value"].tolist()
         mean = sum(values) / len(values)
-        known = t_interval(values) if len(values) > 1 else None
+        known = paired_effect(values) if len(values) > 1 else None
         low, high = (known.low, known.high) if known else (mean, mean)
         found.append({"label": label, "metric": metric, "value": mean, "low": low, "high": high, "seeds": len(values)})
     return pd.DataFrame(found, columns=["label", "metric", "value", "low", "high", "seeds"])
@@ -201,8 +201,7 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
     found, others = judge(sweep, results), others_table(sweep, results)
     whole = sum(all(str(cell) in cells for cell in sweep.cells()) for cells in results.values())
     hours = sum(cell.get("cpu_seconds", 0.0) for cells in results.values() for cell in cells.values()) / 3600
-    least = min((verdict.seeds for verdict in found.values()), default=0)
-    chance, bootstrap = false_holds(seeds=sweep.seeds, claims=len(found)), bootstrap_false_holds()
+    least = min((verdict.effect.seeds for verdict in found.values()), default=0)
     lines = [
         "# Claims",
         "",
@@ -212,8 +211,8 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
         "plainer afterwards, where they promised more than the effect measures.",
         "",
         "An effect is a mean over seeds; its interval is a t-interval over seeds at the level that Holm's correction "
-        f"over the {len(found)} claims asks for. **holds**: the interval lies above 0. **does not hold**: it lies "
-        "below delta. **inconclusive**: neither. Below 5 seeds there is no verdict; the planned look is at "
+        f"over the {len(found)} claims asks for. **better**, **worse**: the interval lies off 0. **equivalent**: the "
+        "90 % interval lies inside ±delta. **inconclusive**: neither. Below 5 seeds there is no verdict; the planned look is at "
         f"{sweep.seeds} seeds, and one before it is marked (so far). Seeds vary the training, not the pictures: an "
         "interval is about other trainings on this one draw of pictures.",
         "",
@@ -224,7 +223,7 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
         "",
         "## What did not hold",
         "",
-        *([f"- {name}: {sweep.claims[name].text}." for name, v in found.items() if v.verdict == "does not hold"]
+        *([f"- {name}: {sweep.claims[name].text}." for name, v in found.items() if v.verdict.startswith("worse")]
           or ["- No claim was refuted."]),
         *[f"- {name}: no evidence either way so far." for name, v in found.items() if v.verdict == "inconclusive"],
         "",
@@ -243,12 +242,6 @@ def claims_page(sweep: Sweep, results: Mapping[int, Cells], command: str, origin
            "off every gain of distillation on that metric before it is believed." for fault in faults]
           or ["- No control with five seeds comes out as helping."]),
         "",
-        "## How often the rule is wrong",
-        "",
-        f"Simulated without any difference, {sweep.seeds} seeds and {len(found)} claims: some claim holds in "
-        f"{100 * chance['family_wise']:.1f} % of studies. A percentile bootstrap over 5 seeds would exclude 0 for a "
-        f"single claim in {100 * bootstrap['excludes_zero']:.1f} %.",
-        "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -263,7 +256,7 @@ def control_faults(sweep: Sweep, results: Mapping[int, Cells]) -> list[str]:
         values = list(effects(sweep, claim, results).values()) if name.startswith("control") else []
         if len(values) < 5:
             continue
-        known = t_interval(values)
+        known = paired_effect(values)
         if known.low > 0 and known.mean > sweep.delta.get(claim.metric, 0.0):
             faults.append(f"{name} ({signed(known.mean)} points, {interval_text(known.low, known.high)})")
     return faults
@@ -306,7 +299,7 @@ def interval_text(low: float, high: float) -> str:
     return f"{signed(low)} to {signed(high)}" if low == low and high == high else "–"
 
 
-def _reading(known: Interval) -> str:
+def _reading(known: Effect) -> str:
     """Where an uncorrected interval lies; nothing is decided below five seeds."""
     if known.seeds < 5 or known.low <= 0 <= known.high:
         return "not decided"

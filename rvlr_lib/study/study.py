@@ -17,9 +17,11 @@ from rvlr_lib.config import VARIANTS, Settings, as_dict, data_presets, load_sett
 from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.evaluation import evaluate as evaluation
+from rvlr_lib.evaluation.rerank import matching_scores
+from rvlr_lib.models.fusion import FusionEncoder
 from rvlr_lib.models.student import Student
 from rvlr_lib.models.teachers import orthogonal_maps
-from rvlr_lib.models.towers import Towers
+from rvlr_lib.models.towers import Towers, tokenize
 from rvlr_lib.provenance import data_name, default_root, provenance
 from rvlr_lib.study import sources
 from rvlr_lib.study.cache import cache_folder, cached
@@ -229,34 +231,25 @@ class Study:
         info = provenance() | {"device": str(self.device), "data": dataset.fingerprint(), "data_info": dataset.info,
                                "preprocessing": self.towers.preprocessing(),
                                "rouge": "coco" if dataset.scene is None else None}  # fmt: skip
-        structure: dict[str, float] = {}
-        extra: dict[str, Any] = {}
         if name == "floor":
             width = self.towers.embed_dim
-            reports = evaluation.noise_floor(dataset, width, derived_seed(self.settings.seed, "floor"))
+            reports = evaluation.noise_floor(dataset, width, derived_seed(self.settings.seed, "floor"), self.device)
         elif name == "ceiling":
             reports = {"latent": evaluation.ceiling(dataset)}
         else:
-            features = self.test_features(name)
-            scores = self._matching_scores(name, features, dataset)
-            method = self.settings.method
-            reports = evaluation.evaluate(
-                features, dataset, mixed_t2it=method.mixed_t2it, mixed_scores=method.mixed_scores, mixed_matching=scores
-            )
+            features, method = self.test_features(name), self.settings.method
             references = {"teacher": self.teacher_features("test")}
             if not self.plan.starts_on_teachers:
                 references["start"] = self.test_features("start")
-            structure = evaluation.structure(features, references, dataset)
-            if name == "teachers":
-                reports = {key: evaluation.single_modal(report) for key, report in reports.items()}
-                structure = {key: value for key, value in structure.items() if "/" in key}
-            if folder is not None:
-                extra["training"] = read_json(folder / "fit.json")
-                extra["reranked"] = evaluation.cross_modal(features, dataset, scores)
-                official = evaluation.evaluate(features, dataset, protocol="official", matching_scores=scores)
-                extra["official"] = next(iter(official.values()))
-        return {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, "structure": structure,
-                "provenance": info, **extra}  # fmt: skip
+            found = evaluation.evaluate(
+                features, dataset, references=references, matching=self._matching_scores(name, features, dataset),
+                official=folder is not None, common_space=name != "teachers", mixed_t2it=method.mixed_t2it,
+                mixed_scores=method.mixed_scores, device=self.device,
+            )  # fmt: skip
+            training = {} if folder is None else {"training": read_json(folder / "fit.json")}
+            return {**found, "provenance": info, **training}
+        return {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, "structure": {},
+                "provenance": info}  # fmt: skip
 
     def _matching_scores(
         self, name: str, features: Features, dataset: ImageTextDataset
@@ -265,8 +258,25 @@ class Study:
         top_k, trained = self.settings.rerank_top_k, name in VARIANTS and VARIANTS[name].stage > 0
         if not (top_k and trained and dataset.galleries is None and variant_weights(self.settings, name).matching):
             return None
-        student = self.trained_student(name)
-        return evaluation.matching_scores(student, self.towers, dataset, features, top_k, self.device)
+        return matching_scores(*self.fusion_inputs(name), features, top_k, device=self.device)
+
+    @torch.inference_mode()
+    def fusion_inputs(self, name: str) -> tuple[FusionEncoder, Tensor, Tensor, Tensor]:
+        """A trained variant's fusion encoder, and the tokens of the test pictures and captions it scores."""
+        student, data = self.trained_student(name), self.dataset("test")
+        assert student.fusion is not None
+        images: list[Any] = [
+            student.encode_image(data.pixels(rows, self.towers.image_size).to(self.device) / 255, tokens=True).tokens
+            for rows in torch.arange(len(data)).split(64)
+        ]
+        texts: list[Any] = [
+            student.encode_text(ids.to(self.device), tokens=True)
+            for ids in tokenize(self.towers.tokenizer, data.captions).split(512)
+        ]
+        longest = max(part.mask.shape[1] for part in texts)
+        padded = [torch.nn.functional.pad(x.tokens, (0, 0, 0, longest - x.tokens.shape[1])).cpu() for x in texts]
+        masks = [torch.nn.functional.pad(x.mask, (0, longest - x.mask.shape[1])).cpu() for x in texts]
+        return student.fusion, torch.cat([part.cpu() for part in images]), torch.cat(padded), torch.cat(masks)
 
     # ---- cache and checkpoints --------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@ import pytest
 
 from rvlr_lib.figures import study_charts as study_plots
 from rvlr_lib.figures.style import COLUMN, one_column
-from rvlr_lib.metrics.statistics import t_interval
+from rvlr_lib.metrics.statistics import paired_effect
 from rvlr_lib.study import claims
 
 
@@ -23,7 +23,7 @@ def rows(seeds=3):
 def test_band_is_the_interval_from_three_seeds_and_the_range_below():
     assert study_plots.seed_band([4.0]) == (4, 4, 4)
     assert study_plots.seed_band([1.0, 3.0]) == (2, 1, 3)
-    known = t_interval([1.0, 2.0, 4.0])
+    known = paired_effect([1.0, 2.0, 4.0])
     assert study_plots.seed_band([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, known.low, known.high))
 
 

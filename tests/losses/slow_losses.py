@@ -16,6 +16,15 @@ def slow_contrast(rows, columns, temperature, ids):
     return total / len(rows)
 
 
+def slow_cyclic(images, texts, across):
+    z, w = F.normalize(images, dim=1), F.normalize(texts, dim=1)
+    count, total = len(z), 0
+    for i in range(count):
+        for j in range(count):
+            total = total + (z[i] @ w[j] - z[j] @ w[i] if across else z[i] @ z[j] - w[i] @ w[j]) ** 2
+    return total / count
+
+
 def slow_hard_negatives(similarity, temperature, ids, generator):
     """One multinomial draw for each text, then one for each image."""
     draws = []
@@ -29,6 +38,12 @@ def slow_hard_negatives(similarity, temperature, ids, generator):
     return tuple(draws)
 
 
+def slow_matching(positive_logits, negative_logits):
+    losses = [-math.log(math.exp(b) / (math.exp(a) + math.exp(b))) for a, b in positive_logits.tolist()]
+    losses += [-math.log(math.exp(a) / (math.exp(a) + math.exp(b))) for a, b in negative_logits.tolist()]
+    return sum(losses) / len(losses)
+
+
 def slow_cosines(features, temperature):
     rows = F.normalize(features, dim=-1)
     return rows @ rows.T / temperature
@@ -37,18 +52,6 @@ def slow_cosines(features, temperature):
 def entries(matrix):
     """Off-diagonal entries row by row, as one vector."""
     return matrix[~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)]
-
-
-def slow_mae(x, e):
-    return (entries(x) - entries(e)).abs().mean()
-
-
-def slow_mse(x, e):
-    return (entries(x) - entries(e)).pow(2).mean()
-
-
-def slow_cumulative_l1(x, e):
-    return (torch.cumsum(entries(x), 0) - torch.cumsum(entries(e), 0)).abs().mean()
 
 
 def slow_row_kl(x, e):
@@ -78,11 +81,6 @@ def slow_wasserstein(x, e, cost_features):
     return torch.stack([slow_wasserstein_1d(u[i], v[i], delta[i]) for i in range(len(x))]).mean()
 
 
-def slow_huber(difference):
-    size = abs(difference)
-    return 0.5 * size**2 if size < 1 else size - 0.5
-
-
 def slow_distance_relations(features):
     x = F.normalize(features, dim=-1)
     count = len(x)
@@ -93,39 +91,42 @@ def slow_distance_relations(features):
 
 def slow_angle_relations(features):
     x = F.normalize(features, dim=-1)
-    count = range(len(x))
-    return {
-        (i, j, k): torch.dot(F.normalize(x[i] - x[j], dim=0), F.normalize(x[k] - x[j], dim=0))
-        for i in count
-        for j in count
-        for k in count
-        if len({i, j, k}) == 3
-    }
+    triples = [(i, j, k) for i in range(len(x)) for j in range(len(x)) for k in range(len(x)) if len({i, j, k}) == 3]
+    return {(i, j, k): F.normalize(x[i] - x[j], dim=0) @ F.normalize(x[k] - x[j], dim=0) for i, j, k in triples}
 
 
-def slow_rkd(relations_of, student, image, text, fusion_weight):
-    """The three terms of an RKD distance."""
-    f, i, t = relations_of(student), relations_of(image), relations_of(text)
-    e = {key: fusion_weight * t[key] + (1 - fusion_weight) * i[key] for key in f}
-    return [sum(slow_huber(x[key] - e[key]) for key in e) / len(e) for x in (f, i, t)]
+def slow_huber(difference):
+    size = abs(difference)
+    return 0.5 * size**2 if size < 1 else size - 0.5
 
 
-SLOW = {"mae": slow_mae, "mse": slow_mse, "cumulative_l1": slow_cumulative_l1, "row_kl": slow_row_kl}
+SLOW = {
+    "mae": lambda x, e: (entries(x) - entries(e)).abs().mean(),
+    "mse": lambda x, e: (entries(x) - entries(e)).pow(2).mean(),
+    "cumulative_l1": lambda x, e: (torch.cumsum(entries(x), 0) - torch.cumsum(entries(e), 0)).abs().mean(),
+    "row_kl": slow_row_kl,
+}
 
 
-def slow_structure(student, image, text, *, fusion_weight, temperature, distance, cost_features=None):
+def slow_structure(student, image, text, *, fusion_weight, temperature, distance, cost_features=None, centred=False):
     """Three scalars: kd, kdi, kdt."""
     if distance.startswith("rkd"):
         relations_of = slow_distance_relations if distance == "rkd_distance" else slow_angle_relations
-        return slow_rkd(relations_of, student, image, text, fusion_weight)
+        f, i, t = relations_of(student), relations_of(image), relations_of(text)
+        e = {key: fusion_weight * t[key] + (1 - fusion_weight) * i[key] for key in f}
+        return [sum(slow_huber(x[key] - e[key]) for key in e) / len(e) for x in (f, i, t)]
     f, i, t = (slow_cosines(x, temperature) for x in (student, image, text))
+    if centred:
+        f, i, t = (x - entries(x).mean() for x in (f, i, t))
     e = fusion_weight * t + (1 - fusion_weight) * i
     if distance == "wasserstein":
         return [slow_wasserstein(f, e, cost_features), torch.tensor(0.0), torch.tensor(0.0)]
     return [SLOW[distance](x, e) for x in (f, i, t)]
 
 
-def slow_matching(positive_logits, negative_logits):
-    losses = [-math.log(math.exp(b) / (math.exp(a) + math.exp(b))) for a, b in positive_logits.tolist()]
-    losses += [-math.log(math.exp(a) / (math.exp(a) + math.exp(b))) for a, b in negative_logits.tolist()]
-    return sum(losses) / len(losses)
+def slow_mean_relation(student, image, text, *, fusion_weight, temperature):
+    f, i, t = (slow_cosines(x, temperature) for x in (student, image, text))
+    mean = entries(fusion_weight * t + (1 - fusion_weight) * i).mean()
+    count = len(f)
+    pairs = [abs(f[a, b] - mean) for a in range(count) for b in range(count) if a != b]
+    return sum(pairs) / len(pairs)

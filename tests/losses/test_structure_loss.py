@@ -1,14 +1,16 @@
 import pytest
 import torch
 from scipy.stats import wasserstein_distance
-from slow_losses import slow_structure
+from slow_losses import slow_mean_relation, slow_structure
 from torch.autograd import gradcheck
 
-from rvlr_lib.losses import DISTANCES, structure_distillation_loss
+from rvlr_lib.losses import DISTANCES, mean_relation_loss, structure_distillation_loss
 from rvlr_lib.similarity import cosine_matrix
 
-ALL = pytest.mark.parametrize("distance", DISTANCES)
 COSINE = [name for name in DISTANCES if not name.startswith("rkd")]
+CENTRED = [name for name in COSINE if name != "wasserstein"]
+CASES = [(name, False) for name in DISTANCES] + [(name, True) for name in CENTRED]
+ALL = pytest.mark.parametrize(("distance", "centred"), CASES)
 B = 9
 
 
@@ -22,78 +24,77 @@ def views(draw):
     return draw(B, 6), draw(B, 8), draw(B, 5), draw(B, 4)
 
 
-def loss(views, distance, fusion_weight=0.3, temperature=0.2):
+def loss(views, distance, centred=False, fusion_weight=0.3, temperature=0.2):
     *three, cost = views
-    return structure_distillation_loss(
-        *three, fusion_weight=fusion_weight, temperature=temperature, distance=distance, cost_features=cost
-    )
+    options = {"fusion_weight": fusion_weight, "temperature": temperature, "distance": distance, "centred": centred}
+    return structure_distillation_loss(*three, cost_features=cost, **options)
+
+
+def mean_relation(views, fusion_weight=0.3, temperature=0.2):
+    return mean_relation_loss(*views[:3], fusion_weight=fusion_weight, temperature=temperature)
+
+
+def slow(views, distance, centred=False, fusion_weight=0.3, temperature=0.2):
+    *three, cost = views
+    options = {"fusion_weight": fusion_weight, "temperature": temperature, "distance": distance, "centred": centred}
+    return [term.item() for term in slow_structure(*three, cost_features=cost, **options)]
 
 
 @ALL
 @pytest.mark.parametrize(("fusion_weight", "temperature"), [(0.3, 0.2), (0.0, 1.0), (1.4, 0.07), (-0.5, -0.3)])
-def test_equals_the_slow_twin(views, distance, fusion_weight, temperature):
-    *three, cost = views
-    slow = slow_structure(
-        *three, fusion_weight=fusion_weight, temperature=temperature, distance=distance, cost_features=cost
-    )
-    fast = loss(views, distance, fusion_weight, temperature)
-    assert [term.item() for term in fast] == pytest.approx([term.item() for term in slow], rel=1e-9)
+def test_equals_the_slow_twin(views, distance, centred, fusion_weight, temperature):
+    fast = loss(views, distance, centred, fusion_weight, temperature)
+    expected = slow(views, distance, centred, fusion_weight, temperature)
+    assert [term.item() for term in fast] == pytest.approx(expected, rel=1e-9)
+    expected = slow_mean_relation(*views[:3], fusion_weight=fusion_weight, temperature=temperature).item()
+    assert mean_relation(views, fusion_weight, temperature).item() == pytest.approx(abs(expected))
 
 
 @ALL
 @pytest.mark.parametrize("row", ["zero", "equal to another"])
-def test_equals_the_slow_twin_where_a_row_of_the_student_is_poor(views, distance, row):
-    student, image, text, cost = (x.detach().clone() for x in views)
+def test_equals_the_slow_twin_where_a_row_of_the_student_is_poor(views, distance, centred, row):
+    student, *others = (x.detach().clone() for x in views)
     student[2] = student[5] if row == "equal to another" else 0
-    slow = slow_structure(
-        student, image, text, fusion_weight=0.3, temperature=0.2, distance=distance, cost_features=cost
-    )
-    assert loss((student, image, text, cost), distance).student.item() == pytest.approx(slow[0].item(), rel=1e-9)
+    inputs = student, *others
+    assert loss(inputs, distance, centred).student.item() == pytest.approx(slow(inputs, distance, centred)[0], rel=1e-9)
+
+
+def test_gradients(views):
+    few = [x[:5].detach().requires_grad_() for x in views]
+    for distance, centred in CASES:
+        assert gradcheck(
+            lambda *x, d=distance, c=centred: tuple(loss(x[:4], d, c, *x[4:])), (*few, scalar(0.3), scalar(0.4))
+        )
+    assert gradcheck(lambda *x: mean_relation(x[:3], *x[3:]), (*few[:3], scalar(0.3), scalar(0.4)))
 
 
 @ALL
-def test_gradients(views, distance):
-    def terms(student, image, text, cost, weight, temperature):
-        return tuple(loss((student, image, text, cost), distance, weight, temperature))
-
-    few = (x[:5].detach().requires_grad_() for x in views)
-    assert gradcheck(terms, (*few, scalar(0.3), scalar(0.4)))
-
-
-@ALL
-def test_teacher_equals_student_gives_zero(views, distance):
-    student, _, _, cost = views
-    terms = loss((student, student, student, cost), distance)
-    assert [term.item() for term in terms] == pytest.approx([0, 0, 0], abs=1e-12)
-
-
-@ALL
-def test_the_weight_is_the_share_of_the_text_teacher(views, distance):
-    _, image, text, cost = views
-    assert loss((text, image, text, cost), distance, fusion_weight=1.0).student.item() == pytest.approx(0, abs=1e-12)
-    assert loss((image, image, text, cost), distance, fusion_weight=0).student.item() == pytest.approx(0, abs=1e-12)
-    if distance != "wasserstein":
-        assert loss(views, distance, fusion_weight=1.0).text_teacher.item() == pytest.approx(0, abs=1e-12)
-        assert loss(views, distance, fusion_weight=1.0).image_teacher > 0.01
-
-
-@ALL
-def test_lengths_of_rows_do_not_count(views, distance):
-    scaled = [x * torch.linspace(0.1, 30, B, dtype=torch.float64)[:, None] for x in views]
-    assert loss(scaled, distance).student.item() == pytest.approx(loss(views, distance).student.item())
-
-
-@ALL
-def test_batch_order_counts_for_the_running_sums_alone(views, distance):
-    order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
-    gap = loss([x[order] for x in views], distance).student - loss(views, distance).student
-    assert (abs(gap.item()) > 1e-3) == (distance == "cumulative_l1")
-
-
-@ALL
-def test_frozen_teachers_get_no_gradient(views, distance):
+def test_zero_where_the_student_is_the_target_and_the_weight_is_the_share_of_the_text_teacher(views, distance, centred):
     student, image, text, cost = views
-    terms = loss((student, image.detach(), text.detach(), cost), distance)
+    zero = pytest.approx(0, abs=1e-12)
+    assert [term.item() for term in loss((student, student, student, cost), distance, centred)] == [zero] * 3
+    assert loss((text, image, text, cost), distance, centred, fusion_weight=1.0).student.item() == zero
+    assert loss((image, image, text, cost), distance, centred, fusion_weight=0).student.item() == zero
+    if distance != "wasserstein":
+        assert loss(views, distance, centred, fusion_weight=1.0).text_teacher.item() == zero
+        assert loss(views, distance, centred, fusion_weight=1.0).image_teacher > 0.01
+
+
+@ALL
+def test_lengths_of_rows_do_not_count_and_batch_order_for_the_running_sums_alone(views, distance, centred):
+    plain = loss(views, distance, centred).student
+    for scale in (torch.linspace(0.1, 30, B, dtype=torch.float64)[:, None], 1e-200, 1e200):
+        assert loss([x * scale for x in views], distance, centred).student.item() == pytest.approx(plain.item())
+    order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
+    moved = [x[order] for x in views]
+    assert (abs(loss(moved, distance, centred).student - plain) > 1e-3) == (distance == "cumulative_l1")
+    assert mean_relation(moved).item() == pytest.approx(mean_relation(views).item())
+
+
+@ALL
+def test_frozen_teachers_get_no_gradient(views, distance, centred):
+    student, image, text, cost = views
+    terms = loss((student, image.detach(), text.detach(), cost), distance, centred)
     terms.student.backward()
     assert student.grad.abs().sum() > 0
     assert image.grad is None
@@ -126,6 +127,19 @@ def test_the_two_teacher_terms_fence_the_fusion_weight_under_mae_and_pull_it_to_
     assert slope("mse", 0.5) == pytest.approx(0, abs=1e-12)
 
 
+def test_centring_leaves_the_teachers_knowledge_and_mean_relation_their_mean(views):
+    """A target without structure costs the centred loss nothing but the student's own spread, and the control all."""
+    student, _, _, cost = views
+    flat = torch.eye(B, dtype=torch.float64) + 0.5  # the same cosine for every pair
+    spread = cosine_matrix(student).detach()[~torch.eye(B, dtype=torch.bool)]
+    centred = loss((student, flat, flat, cost), "mae", True, temperature=1.0).student
+    assert centred.item() == pytest.approx((spread - spread.mean()).abs().mean().item())
+    plain = loss((student, flat, flat, cost), "mae", temperature=1.0).student
+    assert mean_relation((student, flat, flat), temperature=1.0).item() == pytest.approx(plain.item())
+    shuffled = views[1][torch.randperm(B, generator=torch.Generator().manual_seed(0))]
+    assert mean_relation((student, shuffled, views[2]), 0.0).item() == pytest.approx(mean_relation(views, 0.0).item())
+
+
 def test_wasserstein_equals_scipy_row_by_row(views):
     student, image, text, cost = (x.detach() for x in views)
     f, i, t = (cosine_matrix(x) / 0.2 for x in (student, image, text))
@@ -149,43 +163,60 @@ def test_other_distances_ignore_the_cost_and_rkd_the_temperature(views):
 
 
 @ALL
-def test_a_zero_row_has_a_finite_value_and_gradient(views, distance):
-    student, *others = views
-    student = student.detach().clone()
-    student[2] = 0
-    student.requires_grad_()
-    term = loss((student, *others), distance).student
-    term.backward()
-    assert term.isfinite()
-    assert student.grad.isfinite().all()
-
-
-@ALL
-@pytest.mark.parametrize("which", ["twins", "collapsed"])
-def test_equal_rows_have_a_finite_value_and_gradient(views, distance, which):
-    views = [x.detach().clone() for x in views]
+@pytest.mark.parametrize("poor", ["zero", "twins", "collapsed", "nearly collapsed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_poor_rows_have_a_finite_value_and_gradient(views, distance, centred, poor, dtype):
+    views = [x.detach().to(dtype) for x in views]
     for x in views:
-        x[1 if which == "twins" else slice(None)] = x[0].clone()
-    views = [x.requires_grad_() for x in views]
-    term = loss(views, distance).student
+        same = x[0] * (0 if poor == "zero" else 1)
+        x[2 if poor in ("zero", "twins") else slice(None)] = same.clone()
+        if poor == "nearly collapsed":
+            x += 1e-6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+        x.requires_grad_()
+    term = loss(views, distance, centred).student
     term.backward()
     assert term.isfinite()
     assert all(x.grad is None or x.grad.isfinite().all() for x in views)
 
 
+def test_rkd_distance_is_exact_where_rows_are_equal_and_near(draw):
+    """The Gram form must not take rounding for a distance: equal rows are at 0, near ones where they are."""
+    relations_of = DISTANCES["rkd_distance"][0]
+    rows = draw(40, 64).detach().float()
+    assert relations_of(rows[:1].expand(40, 64)).abs().max() == 0
+    rows[7] = rows[3]
+    assert relations_of(rows)[3, 7] == 0
+    rows[8] = rows[3] + 0.05 * rows[9]
+    exact = torch.nn.functional.normalize(rows.double())
+    exact = (exact[:, None] - exact[None]).norm(dim=-1)
+    assert relations_of(rows).numpy() == pytest.approx((exact * 40 * 39 / exact.sum()).numpy(), abs=1e-5)
+
+
 @ALL
-def test_nan_stays_nan(views, distance):
+def test_nan_stays_nan(views, distance, centred):
     student, *others = views
     student = student.detach().clone()
     student[2, 1] = torch.nan
-    assert loss((student, *others), distance).student.isnan()
+    assert loss((student, *others), distance, centred).student.isnan()
 
 
 @ALL
-def test_works_in_float32_close_to_float64(views, distance):
-    small = loss([x.float() for x in views], distance, fusion_weight=torch.tensor(0.3)).student
+def test_dtypes(views, distance, centred):
+    exact = pytest.approx(loss(views, distance, centred).student.item(), rel=1e-4)
+    student, image, text, cost = views
+    small = loss([x.float() for x in views], distance, centred, fusion_weight=torch.tensor(0.3)).student
     assert small.dtype == torch.float32
-    assert small.item() == pytest.approx(loss(views, distance).student.item(), rel=1e-4)
+    assert small.item() == exact
+    mixed = loss((student.float(), image.detach().numpy(), text.tolist(), cost.float()), distance, centred).student
+    assert mixed.item() == exact
+    half = loss([x.half() for x in views], distance, centred).student
+    assert half.dtype == torch.float16
+    assert half.item() == pytest.approx(exact.expected, rel=0.05)
+
+
+def test_half_precision_of_a_large_batch_does_not_overflow(draw):
+    rows = draw(400, 3).detach().half()
+    assert loss((rows, rows[:, :2], rows[:, 1:], rows), "mae", temperature=0.01).student.isfinite()
 
 
 @pytest.mark.parametrize(
@@ -194,15 +225,20 @@ def test_works_in_float32_close_to_float64(views, distance):
         ({"distance": "kl"}, "unknown distance 'kl'; valid: mae, mse, cumulative_l1"),
         ({"distance": "wasserstein"}, "needs cost_features"),
         ({"distance": "wasserstein", "cost_features": torch.ones(3, 2)}, r"\(4, 2\).*\(3, 2\)"),
+        ({"distance": "wasserstein", "centred": True}, "not with wasserstein"),
+        ({"distance": "rkd_angle", "centred": True}, "not with rkd_angle"),
         ({"temperature": 0.0}, "zero"),
+        ({"fusion_weight": torch.ones(2)}, r"fusion_weight .*\(2,\)"),
         ({"rows": (4, 4, 5)}, r"\(4, 2\).*\(5, 2\)"),
         ({"rows": (1, 1, 1)}, "at least 2 rows"),
         ({"rows": (2, 2, 2), "distance": "rkd_angle"}, "at least 3 rows"),
     ],
 )
 def test_refuses(change, message):
-    rows = change.pop("rows", (4, 4, 4))
+    features = [torch.ones(count, 2) for count in change.pop("rows", (4, 4, 4))]
+    options = {"fusion_weight": 0.5, "temperature": 0.1, **change}
     with pytest.raises(ValueError, match=message):
-        structure_distillation_loss(
-            *(torch.ones(count, 2) for count in rows), **{"fusion_weight": 0.5, "temperature": 0.1, **change}
-        )
+        structure_distillation_loss(*features, **options)
+    if not options.keys() - {"fusion_weight", "temperature"}:
+        with pytest.raises(ValueError, match=message):
+            mean_relation_loss(*features, **options)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from slow_protocol import SlowWorld, slow_evaluation, slow_ndcg
 
-from rvlr_lib.metrics import evaluate_retrieval
+from rvlr_lib.metrics import evaluate_folds, evaluate_retrieval
 
 OFFICIAL, CORRECTED = "official", "corrected"
 BOTH = pytest.mark.parametrize("protocol", [OFFICIAL, CORRECTED])
@@ -23,7 +23,7 @@ def close(values):
 
 
 @BOTH
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("matching", [False, True], ids=["cosine", "matching"])
 def test_equals_the_slow_twin(protocol, seed, matching):
     rng, z, w, owner, relevance = world(seed)
@@ -48,48 +48,6 @@ def test_known_relevance_of_images_and_texts_is_used():
     assert found["i2i/NDCG@10"] != pytest.approx(evaluate_retrieval(z, w, owner, relevance)["i2i/NDCG@10"])
     official = evaluate_retrieval(z, w, owner, relevance, protocol=OFFICIAL)
     assert evaluate_retrieval(z, w, owner, relevance, protocol=OFFICIAL, **known) == official
-
-
-@pytest.mark.parametrize("mixed_scores", ["cosine", "matching"])
-@pytest.mark.parametrize("mixed_t2it", ["direct", "transposed"])
-def test_rows_11_and_12_can_be_turned_alone(mixed_t2it, mixed_scores):
-    rng, z, w, owner, relevance = world()
-    scores = {"scores_i2t": rng.normal(size=(len(z), len(w))), "scores_t2i": rng.normal(size=(len(w), len(z)))}
-    switches = {"mixed_t2it": mixed_t2it, "mixed_scores": mixed_scores}
-    _, means = slow_evaluation(SlowWorld(z, w, owner, relevance, **scores), CORRECTED, **switches)
-    assert evaluate_retrieval(z, w, owner, relevance, **scores, **switches) == close(means)
-
-
-@BOTH
-@pytest.mark.parametrize("chunk_size", [1, 4, 1000])
-def test_chunks_change_nothing(protocol, chunk_size):
-    _, *inputs = world()
-    whole = evaluate_retrieval(*inputs, protocol=protocol)
-    assert evaluate_retrieval(*inputs, protocol=protocol, chunk_size=chunk_size) == close(whole)
-
-
-@BOTH
-def test_means_are_those_of_the_defined_queries(protocol):
-    _, *inputs = world()
-    single = evaluate_retrieval(*inputs, protocol=protocol, per_query=True)
-    means = evaluate_retrieval(*inputs, protocol=protocol)
-    assert {key: np.nanmean(values) for key, values in single.items()} == close(means)
-
-
-@BOTH
-def test_captions_may_stand_in_any_order_that_keeps_each_first_caption(protocol):
-    _, z, w, owner, relevance = world()
-    order = np.argsort(owner, kind="stable")
-    moved = evaluate_retrieval(z, w[order], owner[order], relevance[order], protocol=protocol)
-    assert moved == close(evaluate_retrieval(z, w, owner, relevance, protocol=protocol))
-
-
-@BOTH
-def test_order_of_images_and_length_of_features_do_not_count(protocol):
-    _, z, w, owner, relevance = world()
-    order = np.random.default_rng(5).permutation(len(z))
-    moved = evaluate_retrieval(5 * z[order], 0.2 * w, np.argsort(order)[owner], relevance[:, order], protocol=protocol)
-    assert moved == close(evaluate_retrieval(z, w, owner, relevance, protocol=protocol))
 
 
 def test_official_t2it_is_the_transposed_computation_and_ours_is_not():
@@ -159,67 +117,101 @@ def test_an_image_without_captions_is_a_miss_and_no_query():
     assert single["i2i/NDCG@10"] == close(told["i2i/NDCG@10"])
 
 
-def test_a_list_of_equally_relevant_candidates_leaves_the_corrected_scale():
-    _, z, w, owner, relevance = world()
-    found = evaluate_retrieval(z, w, owner, np.ones_like(relevance))
-    assert found["i2i/NDCG@10"] == pytest.approx(100)
-    assert np.isnan(found["i2i/NDCG@10/above_floor"])
+@pytest.mark.parametrize("mixed_scores", ["cosine", "matching"])
+@pytest.mark.parametrize("mixed_t2it", ["direct", "transposed"])
+def test_rows_11_and_12_can_be_turned_alone(mixed_t2it, mixed_scores):
+    rng, z, w, owner, relevance = world()
+    scores = {"scores_i2t": rng.normal(size=(len(z), len(w))), "scores_t2i": rng.normal(size=(len(w), len(z)))}
+    switches = {"mixed_t2it": mixed_t2it, "mixed_scores": mixed_scores}
+    _, means = slow_evaluation(SlowWorld(z, w, owner, relevance, **scores), CORRECTED, **switches)
+    assert evaluate_retrieval(z, w, owner, relevance, **scores, **switches) == close(means)
 
 
-def test_nothing_relevant_counts_zero_and_leaves_the_corrected_scale():
-    _, z, w, owner, relevance = world()
-    found = evaluate_retrieval(z, w, owner, 0 * relevance)
-    assert found["i2i/NDCG@10"] == 0
-    assert np.isnan(found["i2i/NDCG@10/above_floor"])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @BOTH
-def test_lower_precision_comes_close(protocol, dtype):
+def test_chunks_order_and_scale_change_nothing(protocol):
     _, z, w, owner, relevance = world()
-    exact = evaluate_retrieval(z, w, owner, relevance, protocol=protocol)
-    tensors = torch.from_numpy(z).to(dtype), torch.from_numpy(w).to(dtype), torch.from_numpy(owner)
-    found = evaluate_retrieval(*tensors, torch.from_numpy(relevance).float(), protocol=protocol)
-    assert all(isinstance(value, float) for value in found.values())
-    assert found["t2t/NDCG@50"] == pytest.approx(exact["t2t/NDCG@50"], abs=1)
+    whole = close(evaluate_retrieval(z, w, owner, relevance, protocol=protocol))
+    for chunk_size in (1, 4, 1000):
+        assert evaluate_retrieval(z, w, owner, relevance, protocol=protocol, chunk_size=chunk_size) == whole
+    order = np.argsort(owner, kind="stable")  # keeps each image's first caption
+    assert evaluate_retrieval(z, w[order], owner[order], relevance[order], protocol=protocol) == whole
+    order = np.random.default_rng(5).permutation(len(z))
+    moved = z[order], w, np.argsort(order)[owner], relevance[:, order]
+    assert evaluate_retrieval(*moved, protocol=protocol) == whole
+    scale = np.geomspace(1e-30, 1e30, len(z))[:, None]
+    for factor in (1e-30, 1e30, scale, 1e-200, 1e200):
+        assert evaluate_retrieval(factor * z, 0.2 * w, owner, relevance, protocol=protocol) == whole
+    small = evaluate_retrieval(np.float32(z) * np.float32(1e-38), np.float32(w), owner, relevance, protocol=protocol)
+    assert small["r_mean"] == pytest.approx(whole.expected["r_mean"])
 
 
-def test_features_that_want_a_gradient_are_fine():
+def test_values_where_all_or_nothing_is_relevant_or_the_gallery_is_one_pair():
     _, z, w, owner, relevance = world()
-    found = evaluate_retrieval(torch.tensor(z, requires_grad=True), torch.tensor(w), owner, relevance)
-    assert found == evaluate_retrieval(z, w, owner, relevance)
-
-
-def test_one_image_with_one_caption_is_enough():
+    for level, value in ((1, 100), (0, 0)):
+        found = evaluate_retrieval(z, w, owner, np.full_like(relevance, level))
+        assert found["i2i/NDCG@10"] == pytest.approx(value)
+        assert np.isnan(found["i2i/NDCG@10/above_floor"])
     for protocol in (OFFICIAL, CORRECTED):
         found = evaluate_retrieval(torch.ones(1, 2), torch.ones(1, 2), [0], [[1.0]], protocol=protocol)
-        assert found["r_mean"] == 100
-        assert found["i2i/NDCG@10"] == 0
+        assert (found["r_mean"], found["i2i/NDCG@10"]) == (100, 0)
+
+
+@BOTH
+def test_inputs_whose_meaning_is_plain_are_accepted(protocol):
+    rng, z, w, owner, relevance = world()
+    graded = relevance > 0.5
+    scores = rng.integers(0, 9, (len(z), len(w)))
+    options = {"protocol": protocol, "ks_recall": (1, 5), "ks_ndcg": (10,)}
+    whole = evaluate_retrieval(z, w, owner, graded, scores_i2t=scores, **options)
+    for form in (
+        lambda x: x.tolist(),
+        torch.from_numpy,
+        lambda x: torch.tensor(x.tolist(), requires_grad=x.dtype == float),
+    ):
+        found = evaluate_retrieval(form(z), form(w), form(owner), form(graded), scores_i2t=form(scores), **options)
+        assert found == pytest.approx(whole, abs=1e-3, nan_ok=True)
+        assert all(isinstance(value, float) for value in found.values())
+    ks = {"protocol": protocol, "ks_recall": torch.tensor([1, 5]), "ks_ndcg": np.array(10)}
+    assert evaluate_retrieval(z, w, owner.astype(float), graded.astype(np.uint8), scores_i2t=scores, **ks) == whole
+    for a, b in ((np.float32, np.float64), (np.float16, np.float32)):  # two dtypes
+        found = evaluate_retrieval(z.astype(a), w.astype(b), owner, graded, scores_i2t=scores, **options)
+        assert found["t2t/NDCG@10"] == pytest.approx(whole["t2t/NDCG@10"], abs=2)
+    half = torch.from_numpy(z).bfloat16(), torch.from_numpy(w).half()
+    assert evaluate_retrieval(*half, owner, graded, **options)["t2t/NDCG@10"] == pytest.approx(
+        whole["t2t/NDCG@10"], abs=5
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_features": np.ones((13, 5))}, r"image_features \(13, 5\), text_features \(33, 4\)"),
-        ({"caption_image": np.zeros(5, int)}, r"caption_image \(5,\)"),
-        ({"caption_image": np.full(33, 13)}, "rows 0 to 12"),
-        ({"caption_image": np.full(33, -1)}, "rows 0 to 12"),
+        ({"image_features": np.ones((13, 5))}, r"image_features \(13, 5\) and text_features \(33, 4\)"),
+        ({"image_features": np.full((13, 4), np.nan)}, "finite"),
+        ({"image_features": [["a"]]}, "image_features must hold numbers"),
+        ({"caption_image": np.zeros(5, int)}, r"caption_image has shape \(5,\).*\(33,\)"),
+        ({"caption_image": np.full(33, 13)}, r"0 to 12, got \[13"),
+        ({"caption_image": np.full(33, -1)}, "0 to 12"),
+        ({"caption_image": np.full(33, 0.5)}, "caption_image must be whole row numbers"),
+        ({"caption_image": np.full(33, np.nan)}, "caption_image must be whole"),
+        ({"caption_image": np.ones(33, bool)}, "bool"),
         ({"relevance": np.ones((13, 33))}, r"relevance has shape \(13, 33\), expected \(33, 13\)"),
         ({"relevance": None}, "relevance is needed"),
-        ({"relevance": -np.ones((33, 13))}, "0 or more"),
-        ({"image_features": np.full((13, 4), np.nan)}, "finite"),
+        ({"relevance": -np.ones((33, 13))}, "relevance must be 0 or more"),
+        ({"relevance": np.full((33, 13), np.inf)}, "relevance must be 0 or more and finite"),
+        ({"image_relevance": np.full((13, 13), np.inf)}, "image_relevance must be 0 or more and finite"),
+        ({"text_relevance": np.full((33, 33), np.nan)}, "text_relevance must be 0 or more and finite"),
+        ({"text_relevance": np.ones((13, 13))}, "text_relevance has shape"),
         ({"scores_i2t": np.ones((33, 13))}, "scores_i2t has shape"),
         ({"scores_t2i": np.full((33, 13), np.nan)}, "NaN"),
-        ({"image_relevance": np.ones((33, 13))}, "image_relevance has shape"),
-        ({"text_relevance": np.ones((13, 13))}, "text_relevance has shape"),
         ({"protocol": "faithful"}, "unknown protocol 'faithful'; valid: corrected, official"),
+        ({"mixed_t2it": "official"}, "unknown mixed_t2it 'official'"),
+        ({"mixed_scores": "itm"}, "unknown mixed_scores 'itm'"),
         ({"chunk_size": 0}, "chunk_size"),
-        ({"ks_ndcg": (0, 10)}, "cut-offs"),
-        ({"ks_recall": ()}, "cut-offs"),
+        ({"chunk_size": 2.5}, "chunk_size"),
+        ({"ks_ndcg": (0, 10)}, "cut-off"),
+        ({"ks_recall": ()}, "cut-off"),
         ({"protocol": OFFICIAL, "caption_image": np.zeros(33, int)}, "a caption for every image"),
         ({"mixed_t2it": "transposed", "caption_image": np.zeros(33, int)}, "a caption for every image"),
-        ({"mixed_t2it": "official"}, "mixed_t2it is 'official'"),
-        ({"mixed_scores": "itm"}, "mixed_scores is 'itm'"),
     ],
 )
 def test_refuses(change, message):
@@ -227,3 +219,33 @@ def test_refuses(change, message):
     inputs = {"image_features": z, "text_features": w, "caption_image": owner, "relevance": relevance, **change}
     with pytest.raises(ValueError, match=message):
         evaluate_retrieval(**inputs)
+
+
+@BOTH
+def test_folds_are_the_mean_of_galleries_cut_out_by_hand(protocol):
+    rng, z, w, owner, relevance = world(images=30, extra=50)
+    sides = {"scores_i2t": "it", "scores_t2i": "ti", "image_relevance": "ii", "text_relevance": "tt"}
+    size = {"i": len(z), "t": len(w)}
+    known = {name: rng.random((size[a], size[b])) for name, (a, b) in sides.items()}
+    reports = []
+    for begin in (0, 10, 20):
+        rows = {"i": list(range(begin, begin + 10)), "t": [c for c in range(len(w)) if begin <= owner[c] < begin + 10]}
+        cut = {name: matrix[np.ix_(*(rows[side] for side in sides[name]))] for name, matrix in known.items()}
+        cells = relevance[np.ix_(rows["t"], rows["i"])]
+        part = z[rows["i"]], w[rows["t"]], owner[rows["t"]] - begin, cells
+        reports.append(evaluate_retrieval(*part, protocol=protocol, **cut))
+    found = evaluate_folds(z, w, owner, relevance, fold_size=10, protocol=protocol, **known)
+    assert found == pytest.approx({key: np.mean([report[key] for report in reports]) for key in reports[0]})
+    one = evaluate_folds(z, w, owner, relevance, fold_size=30)
+    assert one == evaluate_retrieval(z, w, owner, relevance)
+    assert found["t2i/R@1"] != one["t2i/R@1"]
+    for change, message in (
+        ({"fold_size": 8}, "fold_size 8 does not divide 30 images"),
+        ({"fold_size": 0}, "fold_size"),
+        ({"fold_size": 10, "per_query": True}, "per_query"),
+        ({"fold_size": 10, "scores_t2i": relevance.T}, "scores_t2i has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_folds(z, w, owner, relevance, **change)
+    with pytest.raises(ValueError, match="caption_image has shape"):
+        evaluate_folds(z, w, owner[1:], relevance, fold_size=10)

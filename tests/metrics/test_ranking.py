@@ -19,42 +19,53 @@ def test_recall_equals_the_loop_also_with_ties():
     for k, hits in found.items():
         assert hits.tolist() == [slow_recall(s, p, k) for s, p in zip(scores, positives, strict=True)]
     assert recall_at_k(scores, positives, (3,)) == {3: pytest.approx(found[3].mean())}
-
-
-def test_recall_by_index_equals_recall_by_mask():
-    scores = torch.from_numpy(rng.integers(0, 5, (40, 9)))
-    index = torch.from_numpy(rng.integers(0, 9, 40))
-    mask = torch.nn.functional.one_hot(index, 9).bool()
-    assert recall_at_k(scores, index, (1, 2, 5)) == recall_at_k(scores, mask, (1, 2, 5))
+    index = rng.integers(0, 12, 60)
+    assert recall_at_k(scores, index, (1, 2, 5)) == recall_at_k(scores, np.eye(12, dtype=bool)[index], (1, 2, 5))
 
 
 def test_recall_ties_count_against_the_method():
     assert recall_at_k(torch.zeros(3, 4), [0, 1, 2], (1, 3, 4)) == {1: 0, 3: 0, 4: 100}
-    # Positives of one score do not stand in each other's way.
+    # Positives of one score do not stand in each other's way, and minus infinity is a score like any other.
     assert recall_at_k([[1.0, 1.0, 0.0]], [[True, True, False]], (1,)) == {1: 100}
-
-
-def test_recall_minus_infinity_is_a_score_like_any_other():
     assert recall_at_k([[-np.inf, -np.inf, 0.0]], [0], (2, 3)) == {2: 0, 3: 100}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8]
+)
 def test_every_dtype_counts(dtype):
     scores = torch.tensor([[3, 2, 1], [1, 2, 3]]).to(dtype)
     assert recall_at_k(scores, [0, 0], (1,)) == {1: 50}
-    assert ndcg_at_k(scores, [[1, 0, 0], [0, 0, 1]], (1,), [[False] * 3, [True, False, False]]) == {1: 100}
+    exclude = [[False] * 3, [True, False, False]]
+    for relevance in (torch.tensor([[1, 0, 0], [0, 0, 1]]).to(dtype), [[True, False, False], [False, False, True]]):
+        assert ndcg_at_k(scores, relevance, (1,), exclude) == {1: 100}
 
 
-def test_ndcg_equals_scikit_learn():
-    scores, relevance = rng.normal(size=(30, 25)), rng.random((30, 25))
-    for k, value in ndcg_at_k(scores, relevance, (1, 10, 25)).items():
-        assert value == pytest.approx(100 * ndcg_score(relevance, scores, k=k), abs=1e-9)
+def test_inputs_whose_meaning_is_plain_are_accepted():
+    scores, mask = rng.normal(size=(6, 5)), rng.random((6, 5)) < 0.4
+    labels = np.arange(6) % 3
+    same = labels[:, None] == labels[None, :5]  # bool relevance
+    recall, ndcg = recall_at_k(scores, mask, (1, 3)), ndcg_at_k(scores, same, (1, 3), mask)
+    index = rng.integers(0, 5, 6)
+    for ks in ([1, 3], np.array([1, 3]), torch.tensor([1, 3]), (1.0, 3.0), range(1, 4, 2)):
+        found = recall_at_k(scores, mask, ks)
+        assert found == recall
+        assert [type(k) for k in found] == [int, int]
+        assert ndcg_at_k(scores, same, ks, mask) == ndcg
+    assert recall_at_k(scores, mask, 3) == {3: recall[3]}
+    for form in (int, np.uint8, float, np.uint16, np.float16):
+        assert recall_at_k(scores.tolist(), mask.astype(form), (1, 3)) == recall
+        assert ndcg_at_k(scores, same.astype(form), (1, 3), mask.astype(form)) == ndcg
+        assert recall_at_k(scores, index.astype(form), (1, 3)) == recall_at_k(scores, index, (1, 3))
+    assert ndcg_at_k(scores[::-1], same[::-1], (1, 3), mask[::-1]) == pytest.approx(ndcg)  # negative strides
+    assert ndcg_at_k(scores.astype(">f8"), same, (1, 3), mask) == ndcg
 
 
-def test_ndcg_ties_equal_scikit_learn_and_the_mean_over_all_orders():
-    scores, relevance = rng.integers(0, 6, (40, 25)).astype(np.float32), rng.random((40, 25))
-    for k, value in ndcg_at_k(scores, relevance, (1, 4, 10, 25)).items():
-        assert value == pytest.approx(100 * ndcg_score(relevance, scores, k=k), abs=1e-9)
+def test_ndcg_equals_scikit_learn_also_with_ties():
+    relevance = rng.random((40, 25))
+    for scores in (rng.normal(size=(40, 25)), rng.integers(0, 6, (40, 25)).astype(np.float32)):
+        for k, value in ndcg_at_k(scores, relevance, (1, 4, 10, 25)).items():
+            assert value == pytest.approx(100 * ndcg_score(relevance, scores, k=k), abs=1e-9)
     tied, gains = [2.0, 1.0, 1.0, 1.0, 0.0], [0.3, 0.9, 0.0, 0.5, 1.0]
     orders = [[0, *middle, 4] for middle in permutations((1, 2, 3))]
     for k in (2, 3, 5):
@@ -64,34 +75,26 @@ def test_ndcg_ties_equal_scikit_learn_and_the_mean_over_all_orders():
 
 
 def test_ndcg_of_a_constant_score_is_the_floor_and_so_is_the_mean_over_all_rankings():
-    relevance = rng.random((20, 30))
-    for value, floor in ndcg_and_floor(np.zeros((20, 30)), relevance, (1, 10, 50)).values():
+    for value, floor in ndcg_and_floor(np.zeros((20, 30)), rng.random((20, 30)), (1, 10, 50)).values():
         assert value == pytest.approx(floor)
     gains = [0.2, 0.0, 1.0, 0.7]
     ((_, floor),) = ndcg_and_floor([[4.0, 3.0, 2.0, 1.0]], [gains], (3,)).values()
-    mean = np.mean([slow_ndcg(order, gains, 3)[0] for order in permutations(range(4))])
-    assert floor[0] == pytest.approx(mean)
+    assert floor[0] == pytest.approx(np.mean([slow_ndcg(order, gains, 3)[0] for order in permutations(range(4))]))
 
 
 def test_ndcg_excluded_candidates_leave_ranking_and_ideal():
     scores, relevance, exclude = rng.normal(size=(30, 20)), rng.random((30, 20)), rng.random((30, 20)) < 0.3
-    found = ndcg_and_floor(scores, relevance, (1, 5, 30), exclude)
-    for k, (value, floor) in found.items():
+    for k, (value, floor) in ndcg_and_floor(scores, relevance, (1, 5, 30), exclude).items():
         kept = [slow_ndcg(s[~e], r[~e], k) for s, r, e in zip(scores, relevance, exclude, strict=True)]
         assert np.stack([value, floor], 1) == pytest.approx(np.array(kept))
-
-
-def test_ndcg_real_minus_infinity_stands_before_what_is_excluded():
-    assert ndcg_at_k([[0.0, -np.inf, 5.0]], [[0.0, 1.0, 1.0]], (2,), [[False, False, True]])[2] == pytest.approx(
-        100 / np.log2(3)
-    )
+    last = ndcg_at_k([[0.0, -np.inf, 5.0]], [[0.0, 1.0, 1.0]], (2,), [[False, False, True]])[2]
+    assert last == pytest.approx(100 / np.log2(3))  # a real minus infinity stands before what is excluded
 
 
 def test_ndcg_without_anything_relevant_counts_zero():
     ((value, floor),) = ndcg_and_floor([[1.0, 2.0], [2.0, 1.0]], [[0, 0], [1, 0]], (2,)).values()
     assert value.tolist() == [0, 100]
     assert np.isnan(floor).tolist() == [True, False]
-    assert ndcg_at_k([[1.0, 2.0], [2.0, 1.0]], [[0, 0], [1, 0]], (2,)) == {2: 50}
     ((value, floor),) = ndcg_and_floor([[1.0, 2.0]], [[1, 1]], (2,), [[True, True]]).values()
     assert value.tolist() == [0]
     assert np.isnan(floor).all()
@@ -124,13 +127,20 @@ S = torch.zeros(2, 3)
     [
         (S, torch.zeros(2, 4).bool(), (1,), r"\(2, 3\).*\(2, 4\)"),
         (S, [0, 1, 2], (1,), r"\(2, 3\).*\(3,\)"),
-        (S, [0, 3], (1,), "indices 0 to 2"),
-        (S, [0, -1], (1,), "indices 0 to 2"),
-        (S, [0, 1], (0,), "cut-offs"),
-        (S, [0, 1], (), "cut-offs"),
+        (S, [True, False], (1,), r"\(2, 3\).*\(2,\)"),
+        (S, [0, 3], (1,), r"0 to 2, got \[3\]"),
+        (S, [0, -1], (1,), "0 to 2"),
+        (S, [0, 0.5], (1,), "0.5"),
+        (S, S + 2, (1,), "positives must be bool, or 0 and 1"),
+        (S, [0, 1], (0,), "cut-off"),
+        (S, [0, 1], (1, -5), "cut-off.*-5"),
+        (S, [0, 1], (1.5,), "cut-off.*1.5"),
+        (S, [0, 1], (), "cut-off"),
+        (S, [0, 1], "many", "ks must hold numbers"),
         (S * torch.nan, [0, 1], (1,), "NaN"),
         (torch.zeros(0, 3), [], (1,), "at least one query"),
         (torch.zeros(3), [0], (1,), r"\[Q, G\]"),
+        ([["a"]], [0], (1,), "scores must hold numbers"),
     ],
 )
 def test_recall_refuses(scores, positives, ks, message):
@@ -141,10 +151,12 @@ def test_recall_refuses(scores, positives, ks, message):
 @pytest.mark.parametrize(
     ("scores", "relevance", "exclude", "message"),
     [
-        (S, torch.zeros(3, 2), None, r"\(2, 3\) and relevance \(3, 2\)"),
-        (S, S, torch.zeros(3).bool(), r"exclude \(3,\)"),
+        (S, torch.zeros(3, 2), None, r"relevance has shape \(3, 2\), expected \(2, 3\)"),
+        (S, S, torch.zeros(3).bool(), r"\(2, 3\) and exclude \(3,\)"),
+        (S, S, S + 0.5, "exclude must be bool, or 0 and 1"),
         (S, S - 1, None, "0 or more"),
-        (S, S * torch.nan, None, "without NaN"),
+        (S, S * torch.nan, None, "finite"),
+        (S, S + torch.inf, None, "finite"),
         (S * torch.nan, S, None, "scores hold NaN"),
     ],
 )

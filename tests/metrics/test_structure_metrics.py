@@ -11,6 +11,7 @@ from rvlr_lib.metrics import (
     linear_cka,
     modality_gap,
     relational_similarity,
+    relative_modality_gap,
     trustworthiness,
     uniformity,
 )
@@ -71,15 +72,6 @@ def test_trustworthiness_equals_sklearn(k, chunk, monkeypatch):
     assert continuity(similarity_high=known, features_low=MIXED, k=k) == pytest.approx(kept)
 
 
-def test_trustworthiness_of_a_case_by_hand():
-    high = np.array([[9.0, 5, 4, 3, 2]] * 5)  # row 0 ranks items 1, 2, 3, 4
-    low = np.array([[9.0, 2, 3, 4, 5]] * 5)  # and here 4, 3, 2, 1
-    each = trustworthiness(similarity_high=high, similarity_low=low, k=1, per_query=True)
-    assert each[0] == pytest.approx(0)  # its neighbour is the farthest, rank 4: 1 - 2 / (2N - 3k - 1) (4 - 1)
-    each = trustworthiness(similarity_high=high, similarity_low=low, k=2, per_query=True)
-    assert each[0] == pytest.approx(100 * (1 - (1 + 2) * 2 / (2 * 3)))
-
-
 def slow_trustworthiness(high, low, k):
     """Over the items and their shares, the rank of each place of a tie looked at by itself."""
     count, total = len(high), 0.0
@@ -118,23 +110,6 @@ def test_a_collapsed_space_lands_on_chance(measure):
     assert np.mean(shuffled) == pytest.approx(chance, abs=1)
 
 
-def test_rotations_and_scales_keep_every_structure():
-    turned = 3 * A @ ortho_group.rvs(6, random_state=0)
-    assert knn_overlap(A, turned) == pytest.approx(100)
-    assert trustworthiness(A, turned) == pytest.approx(100)
-    assert continuity(A, turned) == pytest.approx(100)
-    assert relational_similarity(A, turned) == pytest.approx(1)
-    assert linear_cka(A, turned) == pytest.approx(1)
-    assert uniformity(turned) == pytest.approx(uniformity(A))
-
-
-def test_unrelated_spaces_land_on_chance():
-    a, b = rng.normal(size=(400, 16)), rng.normal(size=(400, 16))
-    assert knn_overlap(a, b, 20) == pytest.approx(100 * 20 / 399, abs=1.5)
-    assert abs(relational_similarity(a, b)) < 0.03
-    assert linear_cka(a, b) < 0.15
-
-
 def test_relational_similarity_equals_scipy_also_with_ties():
     a, b = np.sign(A) + 0.0, MIXED  # signs give a handful of distinct cosines
     upper = np.triu_indices(60, 1)
@@ -142,15 +117,6 @@ def test_relational_similarity_equals_scipy_also_with_ties():
     assert relational_similarity(a, b) == pytest.approx(expected, abs=1e-9)
     exact = spearmanr(*(cosine_matrix(torch.from_numpy(x)).numpy()[upper] for x in (A, b))).statistic
     assert relational_similarity(A, b) == pytest.approx(exact, abs=1e-9)
-
-
-def test_relational_similarity_of_a_known_matrix():
-    known = cosine_matrix(torch.from_numpy(A))
-    assert relational_similarity(similarity_a=known, features_b=MIXED) == pytest.approx(relational_similarity(A, MIXED))
-    sample = {"max_points": 40, "max_pairs": 300}
-    assert relational_similarity(similarity_a=known, features_b=MIXED, **sample) == pytest.approx(
-        relational_similarity(A, MIXED, **sample)
-    )
 
 
 def test_relational_similarity_samples_pairs_of_distinct_items(monkeypatch):
@@ -183,24 +149,66 @@ def test_linear_cka_equals_the_gram_form():
     assert linear_cka(A, MIXED) == pytest.approx((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()))
 
 
-def test_gap_alignment_and_uniformity_equal_the_loops():
-    pairs = rng.integers(0, 60, 100)
-    texts = rng.normal(size=(100, 6)) + 1
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (A, texts)]
-    both = [(unit[0][i], unit[1][c]) for c, i in enumerate(pairs)]
+def test_rotations_and_scales_keep_every_structure():
+    turned = A @ ortho_group.rvs(6, random_state=0)
+    for scale in (3, 1e-30, 1e30, 1e-200, 1e200, np.geomspace(1e-30, 1e30, 60)[:, None]):
+        b = scale * turned
+        assert knn_overlap(A, b) == pytest.approx(100)
+        assert trustworthiness(A, b) == pytest.approx(100)
+        assert continuity(A, b) == pytest.approx(100)
+        assert relational_similarity(A, b) == pytest.approx(1)
+        assert uniformity(b) == pytest.approx(uniformity(A))
+        if np.ndim(scale) == 0:
+            assert linear_cka(A, b) == pytest.approx(1)
+            assert relational_similarity(similarity_a=scale * (A @ A.T), features_b=B) == pytest.approx(
+                relational_similarity(similarity_a=A @ A.T, features_b=B)
+            )
+
+
+def slow_gaps(images, texts, rows):
+    """Modality gap, relative gap, alignment and uniformity of the images, pair by pair."""
+    z, w = unit(images), unit(texts)
+    both = [(z[i], w[c]) for c, i in enumerate(rows)]
     gap = np.linalg.norm(np.mean([a for a, _ in both], 0) - np.mean([b for _, b in both], 0))
-    assert modality_gap(A, texts, pairs) == pytest.approx(gap)
-    assert alignment(A, texts, pairs) == pytest.approx(np.mean([((a - b) ** 2).sum() for a, b in both]))
-    far = [np.exp(-2 * ((a - b) ** 2).sum()) for i, a in enumerate(unit[0]) for j, b in enumerate(unit[0]) if i != j]
-    assert uniformity(A) == pytest.approx(np.log(np.mean(far)))
-    assert modality_gap(A, A[pairs], pairs) == pytest.approx(0, abs=1e-12)
+
+    def among(x):
+        return np.mean([(1 - a @ b) / 2 for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
+
+    paired = np.mean([(1 - a @ b) / 2 for a, b in both])
+    relative = paired / (paired + (among(z) + among(w)) / 2)
+    far = [np.exp(-2 * ((a - b) ** 2).sum()) for i, a in enumerate(z) for j, b in enumerate(z) if i != j]
+    return gap, relative, np.mean([((a - b) ** 2).sum() for a, b in both]), np.log(np.mean(far))
 
 
-@pytest.mark.parametrize("chunk", [7, 60])
-def test_uniformity_in_chunks(chunk, monkeypatch):
-    whole = uniformity(A)
+@pytest.mark.parametrize("chunk", [7, 256])
+def test_gaps_alignment_and_uniformity_equal_the_loops(chunk, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", chunk)
-    assert uniformity(A) == pytest.approx(whole)
+    rows, texts = rng.integers(0, 60, 100), rng.normal(size=(100, 6)) + 1
+    found = [measure(A, texts, rows) for measure in (modality_gap, relative_modality_gap, alignment)]
+    assert [*found, uniformity(A)] == pytest.approx(slow_gaps(A, texts, rows))
+
+
+def test_the_relative_gap_is_closed_on_pairs_and_one_half_where_nothing_relates():
+    rows = rng.integers(0, 60, 100)
+    assert relative_modality_gap(A, A[rows], rows) == pytest.approx(0, abs=1e-12)
+    assert modality_gap(A, A[rows], rows) == pytest.approx(0, abs=1e-12)
+    a, b = rng.normal(size=(2, 3000, 16))
+    assert relative_modality_gap(a, b, np.arange(3000)) == pytest.approx(0.5, abs=0.005)
+    for collapsed in (np.ones((5, 3)), np.full((5, 3), 1e-30)):
+        assert relative_modality_gap(collapsed, collapsed, range(5)) == 0.5
+    assert relative_modality_gap(np.ones((5, 3)), -np.ones((5, 3)), range(5)) == 1  # collapsed on opposite sides
+    scaled = relative_modality_gap(1e-30 * np.float32(A), (1e30 * A[rows]).tolist(), torch.from_numpy(rows).double())
+    assert scaled == pytest.approx(0, abs=1e-6)
+
+
+def test_inputs_whose_meaning_is_plain_are_accepted():
+    whole = np.round(4 * A), np.round(4 * MIXED)
+    for form in (lambda x: x.astype(int), lambda x: x.tolist(), lambda x: torch.from_numpy(x).half(), np.float16):
+        a, b = form(whole[0]), whole[1]
+        for measure in (knn_overlap, trustworthiness, relational_similarity, linear_cka):
+            assert measure(a, b) == pytest.approx(measure(*whole), rel=1e-2)
+    assert knn_overlap(A, MIXED, k=np.int64(5)) == knn_overlap(A, MIXED, k=5.0) == knn_overlap(A, MIXED, 5)
+    assert knn_overlap(similarity_a=np.eye(12, dtype=bool), similarity_b=np.eye(12), k=2) == pytest.approx(100)
 
 
 @pytest.mark.parametrize(
@@ -208,24 +216,25 @@ def test_uniformity_in_chunks(chunk, monkeypatch):
     [
         (lambda: knn_overlap(A, B[:50]), "60 and 50 items"),
         (lambda: knn_overlap(A, B, 60), "k = 60"),
-        (lambda: knn_overlap(A, B, 0), "k = 0"),
+        (lambda: knn_overlap(A, B, 0), "k must be a whole number of 1 or more"),
+        (lambda: knn_overlap(A, B, 2.5), "k must be a whole number"),
         (lambda: knn_overlap(A), "either features_b or similarity_b"),
         (lambda: knn_overlap(A, B, similarity_a=A @ A.T), "either features_a or similarity_a"),
-        (lambda: knn_overlap(A * np.nan, B), "finite features"),
-        (lambda: knn_overlap(A, similarity_b=B), r"\[N, N\]"),
-        (lambda: trustworthiness(A, B[:9]), "60 and 9 items"),
+        (lambda: knn_overlap(A * np.nan, B), "features_a must be finite"),
+        (lambda: knn_overlap(A, similarity_b=B), r"similarity_b must be finite \[N, N\], got \(60, 9\)"),
         (lambda: trustworthiness(A, B, 30), "k = 30 neighbours of 60 items"),
-        (lambda: continuity(A, B, 0), "k = 0"),
         (lambda: continuity(A), "either features_low or similarity_low"),
         (lambda: trustworthiness(features_low=B), "either features_high or similarity_high"),
-        (lambda: relational_similarity(A, B, max_pairs=1), "max_pairs = 1"),
+        (lambda: relational_similarity(A, B, max_pairs=1), "max_pairs"),
         (lambda: relational_similarity(A[:1], B[:1]), "1 items"),
-        (lambda: relational_similarity(A, B[:9]), "60 and 9 items"),
-        (lambda: relational_similarity(A), "either features_b or similarity_b"),
         (lambda: linear_cka(A, B[:9]), r"\(60, 6\) and \(9, 9\)"),
-        (lambda: modality_gap(A, A, [0]), "do not fit"),
-        (lambda: alignment(A, B, np.arange(60)), "do not fit"),
+        (lambda: modality_gap(A, A, [0]), r"caption_image has shape \(1,\)"),
+        (lambda: modality_gap(A, A, np.arange(60) + 1), r"0 to 59, got \[60\]"),
+        (lambda: alignment(A, A, np.arange(60) / 2), "whole row numbers"),
+        (lambda: alignment(A, B, np.arange(60)), r"\(60, 6\) and text_features \(60, 9\)"),
+        (lambda: relative_modality_gap(A[:1], A[:1], [0]), "two images"),
         (lambda: uniformity(A[:1]), "N >= 2"),
+        (lambda: uniformity(["a"]), "features must hold numbers"),
     ],
 )
 def test_refuses(call, message):

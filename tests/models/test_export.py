@@ -1,41 +1,78 @@
 import dataclasses
+import shutil
 
 import open_clip
 import pytest
 import torch
 
-from rvlr_lib.models.export import save_open_clip
-from rvlr_lib.models.student import Student
-from rvlr_lib.models.towers import build_towers
+from rvlr_lib.models import (
+    CachedRows,
+    HeadStudent,
+    TowerStudent,
+    build_towers,
+    load_student,
+    save_open_clip,
+    save_student,
+    tokenize,
+)
+from tests.tiny import tiny_towers
 
 
-def test_open_clip_reads_the_same_features_and_temperature(tmp_path):
-    towers = build_towers("tiny", seed=1)
-    student = Student(towers, temperature=0.05, fusion_layers=1).eval()
-    save_open_clip(student, towers, tmp_path / "clip")
+@pytest.mark.parametrize("name", ["tiny_48", "effnet_minilm"])
+def test_open_clip_reads_the_same_features_and_temperature(tmp_path, name):
+    towers = tiny_towers(seed=1) if name == "tiny_48" else build_towers(name, seed=1, text_layers=2, image_size=64)
+    student = TowerStudent(towers, temperature=0.05, fusion_layers=1).eval()
+    save_student(student, towers, tmp_path / "clip")
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'clip'}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'clip'}")
+    size = towers.image_size
     assert tokenizer.context_length == towers.tokenizer.context_length
-    assert "Resize(size=(48, 48), interpolation=bicubic" in str(preprocess)
-    pixels = torch.rand(2, 3, 48, 48)
+    assert f"Resize(size=({size}, {size}), interpolation=bicubic" in str(preprocess)
+    pixels = torch.rand(2, 3, size, size)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (towers.mean, towers.std))
     ids = tokenizer(["a red cat", "dog"])
+    shutil.move(tmp_path / "clip", tmp_path / "moved")
     with torch.no_grad():
         model.eval()
-        torch.testing.assert_close(
-            model.encode_image((pixels - mean) / std, normalize=True), student.encode_image(pixels).features
-        )
-        torch.testing.assert_close(model.encode_text(ids, normalize=True), student.encode_text(ids).features)
+        images, texts = student.encode_image(pixels).features, student.encode_text(ids).features
+        torch.testing.assert_close(model.encode_image((pixels - mean) / std, normalize=True), images)
+        torch.testing.assert_close(model.encode_text(ids, normalize=True), texts)
         torch.testing.assert_close(1 / model.logit_scale.exp(), student.temperature)
-        again = Student(build_towers(f"local-dir:{tmp_path / 'clip'}")).eval()
-        torch.testing.assert_close(again.encode_image(pixels).features, student.encode_image(pixels).features)
+        again = load_student(tmp_path / "moved")
+        assert torch.equal(tokenize(again.tokenizer, ["a red cat", "dog"]), ids)
+        torch.testing.assert_close(again.encode_image(pixels).features, images)
+        torch.testing.assert_close(again.encode_text(ids).features, texts)
+        torch.testing.assert_close(again.temperature, student.temperature)
+    resaved = build_towers(f"local-dir:{tmp_path / 'moved'}")
+    assert save_student(again, resaved, tmp_path / "moved") == tmp_path / "moved"
+    torch.testing.assert_close(load_student(tmp_path / "moved").encode_text(ids).features, texts)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_heads_are_read_as_they_were(tmp_path, layers):
+    towers = tiny_towers()
+    widths = (40, 24) if layers else None
+    student = HeadStudent(torch.randn(40, 16), torch.randn(24, 16), token_widths=widths, fusion_layers=layers)
+    torch.nn.init.normal_(student.text_head.last.weight)
+    save_student(student.eval(), towers, tmp_path / "heads")
+    again = load_student(tmp_path / "heads")
+    assert isinstance(again, HeadStudent)
+    rows = CachedRows(torch.randn(3, 24), torch.randn(3, 5, 24), torch.ones(3, 5, dtype=torch.bool))
+    torch.testing.assert_close(again.encode_text(rows).features, student.encode_text(rows).features)
+    if layers:
+        images = torch.randn(3, 9, 40)
+        torch.testing.assert_close(
+            again.match(images, rows.tokens, rows.mask)[0], student.match(images, rows.tokens, rows.mask)[0]
+        )
+    with pytest.raises(ValueError, match="holds no student"):
+        load_student(tmp_path)
 
 
 def test_what_open_clip_cannot_hold_is_refused(tmp_path):
-    towers = build_towers("tiny")
-    elsewhere = dataclasses.replace(towers, name="local-dir:x")
-    heads = dataclasses.replace(towers, visual=torch.nn.Linear(2, 2))
-    for odd in (elsewhere, heads):
+    towers = tiny_towers()
+    heads = HeadStudent(torch.eye(8, 4), torch.eye(8, 4))
+    elsewhere = dataclasses.replace(towers, name="hf-hub:x")
+    for student, source in ((heads, towers), (TowerStudent(towers), elsewhere)):
         with pytest.raises(ValueError, match="cannot be written as an open_clip folder"):
-            save_open_clip(Student(odd), odd, tmp_path / "no")
+            save_open_clip(student, source, tmp_path / "no")
     assert not (tmp_path / "no").exists()

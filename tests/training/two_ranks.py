@@ -11,7 +11,8 @@ import sys
 import torch
 import torch.distributed as dist
 
-from rvlr_lib.losses import gather_rows, image_text_contrastive_loss
+from rvlr_lib.losses import image_text_contrastive_loss
+from rvlr_lib.training.gather import gather_rows
 
 
 class LocalSlice(torch.autograd.Function):

