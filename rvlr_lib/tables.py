@@ -1,166 +1,186 @@
-"""Result records and logs as tables; tables as CSV, Markdown and LaTeX."""
+"""Numbers, names and tables as text: one formatter and one name for each thing in figures, tables and sentences.
 
-from __future__ import annotations
+Results are tidy frames with the columns dataset, dial, arm, seed, metric, value.
+"""
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rvlr_lib.disk import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-HEADLINE = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean", "i2i/NDCG@10", "t2t_no_siblings/NDCG@10",
-            "i2it/NDCG@10", "t2it/NDCG@10")  # fmt: skip
-ROW_ORDER = {"floor": 0, "teachers": 1, "ceiling": 3}  # everything that is trained stands between
-NOT_A_TERM = ("variant", "step", "epoch")
-LATEX_SIGNS = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$"}  # pdflatex knows no other
-DECIMALS = 1
+HEADLINE = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean")
+HEADLINE += ("i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "i2it/NDCG@10", "t2it/NDCG@10")
+COLUMNS = ("dataset", "dial", "arm", "seed", "metric", "value")
+MISSING = "–"
+FIRST, LAST = ("floor", "teachers", "start"), ("ceiling",)  # rows above and below the trained arms
+LABELS = {"rvlr": "RVLR", "rvlr_published": "RVLR published", "rkd": "RKD", "cyclip": "CyCLIP"}
+LABELS |= {"teacher_lite2": "Lite2 teacher", "ceiling": "Bayes ceiling"}
+LABELS |= {"image": "poor pictures", "none": "balance", "text": "poor captions"}  # dial settings
+PARTS = {"r_mean": "r_mean", "image": "pictures:", "text": "captions:", "image_query": "picture queries:"}
+PARTS |= {"text_query": "caption queries:", "t2t_no_siblings": "t2t without siblings", "above_floor": "above floor"}
+PARTS |= {"overlap_teacher": "neighbours shared with teacher", "overlap_truth": "neighbours shared with truth"}
+PARTS |= {"relations_teacher": "relations like teacher's"}
+DECIMALS = {"temperature": 3, "loss": 3, "p_value": 3, "gap": 2, "relations": 2, "alignment": 2, "uniformity": 2}
+DECIMALS |= {"norm": 2, "cka": 2, "cosine": 2, "relevance": 2}
+FREE = re.compile(r"weight|learning_rate|\blr\b|ratio|alpha")  # three significant digits
+LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$", MISSING: "--"}
 
 
-def result_rows(records: Iterable[Mapping[str, Any]], keys: Sequence[str] = HEADLINE) -> pd.DataFrame:
-    """Metrics of many results, one line per data set, variant and metric.
+def arm_label(name: str) -> str:
+    """An arm or a dial setting as readers see it.
 
-    Args:
-        records: with ``dataset``, ``variant``, ``seed``, ``metrics`` and perhaps ``structure``.
-        keys: the metrics wanted, in their order; one that a record lacks gives no line.
+    >>> arm_label("rvlr"), arm_label("matching_longer"), arm_label("image")
+    ('RVLR', 'matching longer', 'poor pictures')
+    """
+    return LABELS.get(str(name), str(name).replace("_", " "))
 
-    Returns:
-        Columns dataset, variant, metric, value (mean over seeds), low, high (least and greatest seed), seeds; floor and
-        teachers first, ceiling last.
+
+def metric_label(metric: str) -> str:
+    """A metric as readers see it.
+
+    >>> metric_label("t2t_no_siblings/NDCG@10/above_floor"), metric_label("image/overlap_truth")
+    ('t2t without siblings NDCG@10 above floor', 'pictures: neighbours shared with truth')
+    """
+    return " ".join(PARTS.get(part, part.replace("_", " ")) for part in metric.removeprefix("loss/").split("/"))
+
+
+def shown(value: Any, metric: str = "", *, signed: bool = False) -> str:
+    """A number as every label, table and sentence shows it: one decimal, or what its metric asks for.
+
+    Noise beyond nine decimals never decides how a half is rounded; halves go away from zero; a missing value is a dash.
+
+    >>> shown(94.14999999999999), shown(94.15), shown(-0.04), shown(0.127, "modality_gap"), shown(0.9, signed=True)
+    ('94.2', '94.2', '0.0', '0.13', '+0.9')
+    """
+    if value is None or value != value:  # NaN
+        return MISSING
+    if FREE.search(metric):
+        text = f"{float(value):.3g}"
+    else:
+        places = next((count for part, count in DECIMALS.items() if part in metric), 1)
+        exact = Decimal(repr(round(float(value), 9)))
+        text = str(exact.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)) if exact.is_finite() else str(exact)
+    if text.startswith("-"):
+        return "−" + text[1:] if text.strip("-0.") else text[1:]
+    return "+" + text if signed and text.strip("0.") else text
+
+
+def arm_order(names: Sequence[str]) -> list[str]:
+    """Each name once: floor, teachers and start first, the ceiling last, the others as they come."""
+    names = list(dict.fromkeys(names))
+    inner = [name for name in names if name not in FIRST + LAST]
+    return [*(n for n in FIRST if n in names), *inner, *(n for n in LAST if n in names)]
+
+
+def differences(frame: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
+    """Every arm minus the baseline, paired by data set, dial, seed and metric; unpaired seeds are left out.
 
     Raises:
-        ValueError: no record holds any of the keys.
+        ValueError: the frame has no such arm, or a pair of values for one cell.
+    """
+    keys = [name for name in COLUMNS[:5] if name in frame and name != "arm"]
+    if baseline not in set(frame["arm"]):
+        raise ValueError(
+            f"the baseline {baseline!r} is not among the arms {', '.join(map(str, frame['arm'].unique()))}"
+        )
+    if frame.duplicated([*keys, "arm"]).any():
+        raise ValueError(f"several values for one cell: {', '.join([*keys, 'arm'])} must name each value")
+    base = frame[frame["arm"] == baseline].set_index(keys)["value"].rename("base")
+    joined = frame[frame["arm"] != baseline].join(base, on=keys, how="inner")
+    return joined.assign(value=joined["value"] - joined["base"]).drop(columns="base").dropna(subset="value")
+
+
+def results_table(frame: "pd.DataFrame", metrics: Sequence[str] = HEADLINE) -> "pd.DataFrame":
+    """Means over seeds: a row per arm (and data set and dial, where there are several), a column per metric.
+
+    Raises:
+        ValueError: the frame holds none of the metrics.
+    """
+    frame = frame[frame["metric"].isin(metrics)]
+    if frame.empty:
+        raise ValueError(f"there is no result for any of the metrics {', '.join(metrics)}")
+    index = [*(name for name in ("dataset", "dial") if name in frame and frame[name].nunique() > 1), "arm"]
+    table = frame.pivot_table(index=index, columns="metric", values="value", sort=False).reindex(columns=list(metrics))
+    order = arm_order(frame["arm"])
+    places = {name: list(frame[name].unique()).index for name in index[:-1]} | {"arm": order.index}
+    table = table.sort_index(level=index, key=lambda level: level.map(places[level.name]))
+    return table.rename_axis(columns=None)
+
+
+def shown_table(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table as text: a named index as columns, no missing values, numbers by :func:`shown`.
+
+    A number's metric is its column, or what the column ``metric`` says where there is one.
     """
     import pandas as pd
 
-    lines = [
-        (record["dataset"], record["variant"], key, values[key])
-        for record in records
-        for values in [{**record.get("structure", {}), **record["metrics"]}]
-        for key in keys
-        if values.get(key) is not None
-    ]
-    if not lines:
-        raise ValueError(f"no record holds any of the metrics {', '.join(keys)}")
-    frame = pd.DataFrame(lines, columns=["dataset", "variant", "metric", "value"])
-    grouped = frame.groupby(["dataset", "variant", "metric"], sort=False)["value"]
-    rows = grouped.agg(value="mean", low="min", high="max", seeds="count").reset_index()
-    rows = rows.round(9)  # 94.14999999999999 of a mean is 94.15: noise must not decide how a half is rounded
-    place = rows["variant"].map(lambda name: ROW_ORDER.get(name, 2))
-    rows = rows.assign(_place=place, _metric=rows["metric"].map(list(keys).index))
-    rows = rows.sort_values(["_place", "_metric"], kind="stable")
-    return rows.drop(columns=["_place", "_metric"]).reset_index(drop=True)
+    flat = table.reset_index() if any(name is not None for name in table.index.names) else table
+    metrics = [str(name) for name in flat["metric"]] if "metric" in flat else [""] * len(flat)
+
+    def cell(value: Any, metric: str, column: str) -> str:
+        if isinstance(value, float) or value is None or pd.isna(value):
+            return shown(value, metric or column)
+        return arm_label(value) if column in ("arm", "dial", "baseline") else str(value)
+
+    columns = {n: [cell(v, m, str(n)) for v, m in zip(flat[n].astype(object), metrics, strict=True)] for n in flat}
+    return pd.DataFrame(columns, dtype=object)
 
 
-def results_table(records: Iterable[Mapping[str, Any]], keys: Sequence[str] = HEADLINE) -> pd.DataFrame:
-    """Metrics of many results, a row per variant and a column per metric.
-
-    Args:
-        records: as for :func:`result_rows`.
-        keys: the columns, in their order; NaN where a variant lacks one.
-
-    Returns:
-        Means over seeds, indexed by variant (by data set and variant where there are several data sets): floor and
-        teachers first, ceiling last.
-    """
-    rows = result_rows(records, keys)
-    index = ["dataset", "variant"] if rows["dataset"].nunique() > 1 else ["variant"]
-    order = rows[index].drop_duplicates().apply(tuple, axis=1)
-    table = rows.set_index([*index, "metric"])["value"].unstack("metric").reindex(columns=list(keys))
-    table.columns.name = None
-    return table.loc[[names if len(index) > 1 else names[0] for names in order]]
-
-
-def structure_rows(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Structure figures of many results: columns method, modality, measure, value (mean over seeds)."""
-    import pandas as pd
-
-    lines = [
-        (record["variant"], *(key.split("/") if "/" in key else ("both", key)), value)
-        for record in records
-        for key, value in record.get("structure", {}).items()
-        if value is not None
-    ]
-    frame = pd.DataFrame(lines, columns=["method", "modality", "measure", "value"])
-    return frame.groupby(["method", "modality", "measure"], sort=False)["value"].mean().reset_index()
-
-
-def log_rows(log: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Training logs, as :meth:`Study.training_log` reads them, one line per value: variant, step, term, value."""
-    import pandas as pd
-
-    lines = [
-        (record["variant"], record["step"], term, float(value))
-        for record in log
-        for term, value in record.items()
-        if term not in NOT_A_TERM and value is not None
-    ]
-    return pd.DataFrame(lines, columns=["variant", "step", "term", "value"])
-
-
-def shown(value: float, decimals: int = DECIMALS) -> str:
-    """A number as in a rounded table, where halves go to the even digit: figures and sentences show the same.
-
-    >>> shown(43.45), f"{43.45:.1f}"
-    ('43.4', '43.5')
-    """
-    import numpy as np
-
-    return f"{np.round(value, decimals):.{decimals}f}"
-
-
-def to_markdown(table: pd.DataFrame, decimals: int = DECIMALS) -> str:
-    """A Markdown table; an index with a name is its first column, numbers stand right, missing values are a dash.
+def to_markdown(table: "pd.DataFrame") -> str:
+    """A Markdown table; columns of numbers stand right.
 
     >>> import pandas as pd
-    >>> print(to_markdown(pd.DataFrame({"r_mean": [31.25, None]}, index=pd.Index(["rvlr", "a|b"], name="variant"))))
-    | variant | r_mean |
+    >>> print(to_markdown(pd.DataFrame({"r_mean": [31.25, None]}, index=pd.Index(["rvlr", "a|b"], name="arm"))))
+    | arm | r_mean |
     | --- | ---: |
-    | rvlr | 31.2 |
+    | RVLR | 31.3 |
     | a\\|b | – |
     """
-    flat = _flat(table)
-    right = [kind in "fiu" for kind in (flat[name].dtype.kind for name in flat)]
-    rows = [["---:" if numeric else "---" for numeric in right]]
-    rows += [[_cell(value, decimals) for value in row] for row in flat.itertuples(index=False)]
-    heads = [str(name).replace("|", "\\|") for name in flat]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, *rows])
+    text = shown_table(table)
+    numeric = [*[False] * (text.shape[1] - table.shape[1]), *(kind.kind in "fiu" for kind in table.dtypes)]
+    rows = [list(text), *text.to_numpy().tolist()]
+    lines = ["| " + " | ".join(str(x).replace("|", "\\|").replace("\n", " ") for x in row) + " |" for row in rows]
+    lines.insert(1, "| " + " | ".join("---:" if right else "---" for right in numeric) + " |")
+    return "\n".join(lines)
 
 
-def to_latex(
-    table: pd.DataFrame, decimals: int = DECIMALS, *, caption: str | None = None, label: str | None = None
-) -> str:
-    r"""A LaTeX table for the package booktabs; with a caption or label a floating one.
+def to_html(table: "pd.DataFrame") -> str:
+    """An HTML table, escaped."""
+    return shown_table(table).to_html(index=False, border=0, justify="left")
+
+
+def to_latex(table: "pd.DataFrame", *, caption: str | None = None, label: str | None = None) -> str:
+    r"""A LaTeX table for booktabs; a floating one with a caption or label.
 
     >>> import pandas as pd
-    >>> print(to_latex(pd.DataFrame({"a_b": ["−1.5 to 2", "5 %"]})).splitlines()[2:6])
-    ['a\\_b \\\\', '\\midrule', '$-$1.5 to 2 \\\\', '5 \\% \\\\']
+    >>> print(to_latex(pd.DataFrame({"a_b": [-1.5]})).splitlines()[4])
+    $-$1.5 \\
     """
-    text = _flat(table).to_latex(index=False, escape=True, na_rep="--", caption=caption, label=label,
-                                 float_format=lambda value: _number(value, decimals).replace("-", "−"))  # fmt: skip
-    for sign, known in LATEX_SIGNS.items():
-        text = text.replace(sign, known)
-    return text
+    text = shown_table(table)
+    columns = "l" * (text.shape[1] - table.shape[1]) + "".join("r" if k.kind in "fiu" else "l" for k in table.dtypes)
+    latex = text.to_latex(index=False, escape=True, caption=caption, label=label, column_format=columns)
+    return re.sub("|".join(LATEX), lambda sign: LATEX[sign[0]], latex)
 
 
-def write_table(table: pd.DataFrame, folder: Path | str, name: str, decimals: int = DECIMALS) -> dict[str, Path]:
-    """Write ``name`` as ``.csv`` (all digits), ``.md`` and ``.tex``, whole or not at all; paths by suffix."""
-    texts = {
-        "csv": _flat(table).to_csv(index=False, lineterminator="\n"),
-        "md": to_markdown(table, decimals) + "\n",
-        "tex": to_latex(table, decimals),
-    }
+def write_table(table: "pd.DataFrame", folder: Path | str, name: str) -> dict[str, Path]:
+    """Write ``name`` as ``.csv`` (full precision), ``.md`` and ``.tex``; paths by suffix."""
+    index = any(level is not None for level in table.index.names)
+    texts = {"csv": table.to_csv(index=index, lineterminator="\n"), "md": to_markdown(table) + "\n"}
+    texts["tex"] = to_latex(table)
     paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in texts}
     for suffix, path in paths.items():
-        with replacing(path) as temporary:
-            temporary.write_text(texts[suffix], encoding="utf-8")
+        write_text(path, texts[suffix])
     return paths
 
 
 def insert_between(path: Path | str, marker: str, text: str) -> None:
-    """Replace what stands between ``<!-- marker:begin -->`` and ``<!-- marker:end -->`` of a file.
+    """Replace the text between ``<!-- marker:begin -->`` and ``<!-- marker:end -->`` in a file.
 
     Raises:
         ValueError: the file does not hold both markers once, in this order; it is then left as it was.
@@ -169,35 +189,4 @@ def insert_between(path: Path | str, marker: str, text: str) -> None:
     content = Path(path).read_text(encoding="utf-8")
     if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
         raise ValueError(f"{path} must hold the lines {begin} and {end} once each, in this order")
-    before, after = content.split(begin)[0], content.split(end)[1]
-    with replacing(path) as temporary:
-        temporary.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path`` when the block ends well, and vanishes when it does not."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flat(table: pd.DataFrame) -> pd.DataFrame:
-    """The index as columns, unless it is a mere count of rows."""
-    return table.reset_index() if any(name is not None for name in table.index.names) else table
-
-
-def _number(value: float, decimals: int) -> str:
-    return f"{round(value, decimals) + 0.0:.{decimals}f}"  # + 0.0: no minus before a zero
-
-
-def _cell(value: Any, decimals: int) -> str:
-    if value is None or value != value:
-        return "–"
-    text = _number(value, decimals) if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    write_text(Path(path), f"{content.split(begin)[0]}{begin}\n{text.strip()}\n{end}{content.split(end)[1]}")

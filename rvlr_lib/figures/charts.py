@@ -1,327 +1,305 @@
-"""Charts of the study, each a function from a table to a figure, all in one style.
+"""Charts of results, each a function from a tidy frame to a figure.
 
-Every table is in long form, and its columns are named in the function's docstring. Widths are those of an IEEE page,
-letters have 8 points or more, and no chart needs colour: markers, line styles and hatches say the same.
+Columns are dataset, dial, arm, seed, metric, value and those that a chart names; one that does not vary may be missing.
+Everywhere: a small dot a seed, a large one for the mean, a 95 % t-interval only from five seeds.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rvlr_lib.figures.style import COLUMN, is_narrow, new_figure, page_width, style
-from rvlr_lib.figures.style import FONT_SIZE as FONT_SIZE
-from rvlr_lib.figures.style import PAGE as PAGE
-from rvlr_lib.figures.style import save_figure as save_figure
-from rvlr_lib.tables import ROW_ORDER, shown
+from rvlr_lib.figures.style import COLUMN, FONT_SIZE, MOST, Look, is_narrow, looks, new_figure, page_width, style, wrap
+from rvlr_lib.metrics.statistics import t_interval
+from rvlr_lib.tables import arm_label, arm_order, differences, metric_label, shown
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Known names keep their looks in every figure.
-NAMES = ("matching", "matching_longer", "rvlr", "intra", "representation", "structure", "contrastive", "shuffled",
-         "untrained_teacher", "frozen", "start", "teachers")  # fmt: skip
-MODALITIES = ("image", "text", "both")
-MARKERS = "osD^vPX<>*ph"
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
-REFERENCES = {"floor": ":", "teachers": "--", "ceiling": "-"}
-LABELS = {
-    "overlap_teacher": "neighbours shared\nwith the teacher (%)",
-    "overlap_truth": "neighbours shared\nwith the truth (%)",
-    "relations_teacher": "relations like the\nteacher's (Spearman)",
-    "modality_gap": "modality gap\n(distance of means)",
-    "ceiling": "Bayes ceiling",
-    "r_mean": "r_mean",
-    "rvlr": "RVLR",
-}
+SEEDS = 5  # from here on an interval is drawn
+LINES = {"floor": ":", "teachers": "--", "ceiling": "-"}  # reference rows of plot_arms
+BARS = f"small dots: seeds; bars: 95\u00a0% intervals, from {SEEDS} seeds on"
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one series looks: in colour, and without."""
+def seed_summary(frame: "pd.DataFrame", by: Sequence[str] = ("dataset", "dial", "arm", "metric")) -> "pd.DataFrame":
+    """Mean over seeds, ends of the 95 % t-interval (missing below five seeds) and number of seeds of each group."""
 
-    color: Any
-    marker: str
-    line: Any
-    hatch: str
+    def end(which: str) -> Callable[[Any], float]:
+        return lambda values: getattr(t_interval(list(values)), which) if len(values) >= SEEDS else float("nan")
 
-
-def looks(names: Iterable[Any]) -> dict[str, Look]:
-    """A look for each name; the study's own names have the same one everywhere."""
-    import seaborn
-
-    palette = [*seaborn.color_palette("colorblind"), (0.2, 0.2, 0.2), (0.45, 0.45, 0.45)]  # as many as NAMES
-    names = list(dict.fromkeys(names))
-    places = {name: NAMES.index(name.lower()) for name in names if name.lower() in NAMES}
-    free = (i for i in range(len(NAMES) + len(names)) if i not in places.values())
-    places |= {name: next(free) for name in names if name not in places}
-
-    def look(i: int) -> Look:
-        color, marker, line, hatch = (choice[i % len(choice)] for choice in (palette, MARKERS, LINES, HATCHES))
-        return Look(color, str(marker), line, str(hatch))
-
-    return {name: look(places[name]) for name in names}
+    groups = frame.groupby([name for name in by if name in frame], sort=False)["value"]
+    return groups.agg(mean="mean", low=end("low"), high=end("high"), seeds="count").reset_index()
 
 
-def pretty(name: str) -> str:
-    """A name as a reader sees it.
-
-    >>> pretty("matching_longer"), pretty("t2t_no_siblings/NDCG@10/above_floor")
-    ('matching longer', 't2t no siblings\\nNDCG@10 above floor')
-    """
-    known = LABELS.get(name.lower())
-    return known or name.removeprefix("loss/").replace("/", "\n", 1).replace("/", " ").replace("_", " ").replace(
-        "r mean", "r_mean"
-    )
-
-
-@style()
-def plot_structure_stages(
-    table: pd.DataFrame, *, trunk: Sequence[str] = ("start", "matching"), ylabel: str = "neighbours shared (%)"
-) -> Figure:
-    """What happens to the neighbourhoods of each modality: a row per modality, a column per reference.
+def plot_arms(
+    frame: "pd.DataFrame", *, xlabel: str = "", zero: bool = False, marks: Mapping[str, float] | None = None
+) -> "Figure":
+    """Arms as rows, a panel per metric, dial settings below each other; floor, teachers and ceiling are lines.
 
     Args:
-        table: columns modality, dial, stage, reference, value; drawn in the order in which they appear.
-        trunk: the stages that follow each other; every other stage is a branch from the last of them.
-        ylabel: what is measured.
+        frame: tidy; order and choice of arms, metrics and dial settings are its own.
+        xlabel: below the figure.
+        zero: a line at 0, and signs before the numbers.
+        marks: metric -> size of an effect, marked by dashed lines on both sides of 0.
     """
-    modalities, references, stages, dials = (_unique(table[c]) for c in ("modality", "reference", "stage", "dial"))
-    turned = is_narrow() and len(references) > 1  # then a row per reference, a column per modality
-    figure = new_figure(page_width() if len(references) > 1 else COLUMN,
-                        1.0 + 1.45 * len(references if turned else modalities))  # fmt: skip
-    shape = (len(references), len(modalities)) if turned else (len(modalities), len(references))
-    grid = figure.subplots(*shape, sharex=True, sharey="row" if turned else "col", squeeze=False)
-    grid = grid.T if turned else grid
-    shared = [stage for stage in stages if stage in trunk]
-    paths = [shared, *([*shared[-1:], stage] for stage in stages if stage not in trunk)]
-    for (i, modality), (j, reference) in ((a, b) for a in enumerate(modalities) for b in enumerate(references)):
-        axes = grid[i, j]
-        part = table[(table["modality"] == modality) & (table["reference"] == reference)]
-        for (dial, look), shift in zip(looks(dials).items(), _spread(len(dials), 0.06), strict=True):
-            values = part[part["dial"] == dial].set_index("stage")["value"]
-            for path in paths:
-                known = [stage for stage in path if stage in values.index]
-                places = [stages.index(stage) + shift for stage in known]
-                axes.plot(places, values[known], color=look.color, marker=look.marker, linestyle=look.line,
-                          label=dial if path is shared else None)  # fmt: skip
-        axes.set_xticks(range(len(stages)), map(pretty, stages), rotation=35, ha="right", rotation_mode="anchor")
-        axes.set_xlim(-0.3, len(stages) - 0.7)
-        if i == 0 and not turned:
-            axes.set_title(f"with the {reference}")
-        if j == 0:
-            axes.set_title(modality) if turned else axes.set_ylabel(f"{modality}\n{ylabel}")
-        if i == 0 and turned:
-            axes.set_ylabel(f"with the {reference}\n{ylabel}")
-    _legend(figure, grid[0, 0])
+    metrics, dials = levels(frame, "metric"), levels(frame, "dial")
+    arms = [name for name in arm_order(frame["arm"]) if name not in LINES]
+    height, look = 0.45 + 0.165 * len(arms), looks(arms)
+    stacked = len(metrics) * len(dials) * height < MOST - 0.9
+    with style():
+        across = min(len(metrics), (1 if stacked else 2) if is_narrow() else 4)
+        figure, cells = panel_grid(dials, metrics, across, height, sharey=True)
+        for axes, dial, metric in cells:
+            known = part(frame, dial=dial, metric=metric)
+            for place, arm in enumerate(arms):
+                own = part(known, arm=arm)
+                axes.plot(own["value"], [place] * len(own), ".", color=look[arm].color, alpha=0.4, markersize=4)
+                for row in seed_summary(own, ["arm"]).itertuples():
+                    ends = [[row.mean - row.low], [row.high - row.mean]]
+                    axes.errorbar(row.mean, place, xerr=ends, color=look[arm].color, marker=look[arm].marker)
+                    beside = {"xycoords": ("axes fraction", "data"), "va": "center"}
+                    axes.annotate(shown(row.mean, metric, signed=zero), (1.02, place), **beside)
+            for name, line in LINES.items():
+                for value in part(known, arm=name).groupby("arm")["value"].mean():
+                    axes.axvline(value, color="0.15", linewidth=1, linestyle=line, label=arm_label(name))
+            for size in [marks[metric]] if marks and metric in marks else []:
+                for value in (-size, size):
+                    axes.axvline(value, color="0.4", linewidth=0.8, linestyle="--", label="effect to be explained")
+            if zero:
+                axes.axvline(0, color="0.15", linewidth=0.8, zorder=1)
+            axes.set_title("\n".join(wrap(metric_label(metric), 0.85 * (page_width() - 1) / across)))
+            axes.set_yticks(range(len(arms)), map(arm_label, arms))
+            axes.set_ylim(len(arms) - 0.5, -0.5)
+            if len(dials) > 1 and axes.get_subplotspec().is_first_col():
+                axes.set_ylabel(arm_label(dial), weight="bold")
+            axes.locator_params(axis="x", nbins=4)
+            axes.grid(visible=False, axis="y")
+            axes.margins(x=0.12)
+        legend_below(figure, f"{xlabel}; {BARS}" if xlabel else BARS)
     return figure
 
 
-@style()
-def plot_information(table: pd.DataFrame) -> Figure:
-    """How much each modality holds: bars per modality and dial point.
+def plot_differences(frame: "pd.DataFrame", baseline: str, marks: Mapping[str, float] | None = None) -> "Figure":
+    """:func:`plot_arms` of every arm minus the baseline, paired by seed, with a line at 0.
+
+    Also for ablation switches: the arm is then the switch, and ``marks`` the gap that it would have to explain.
+    """
+    change = differences(frame, baseline)
+    return plot_arms(change, xlabel=f"difference to {arm_label(baseline)}", zero=True, marks=marks)
+
+
+def plot_curves(
+    frame: "pd.DataFrame",
+    x: str,
+    *,
+    hue: str = "arm",
+    panel: str = "metric",
+    columns: int = 3,
+    zero: bool = False,
+    **labels: str,
+) -> "Figure":
+    """Values along ``x``, a line per ``hue``, a panel per ``panel``; rows of panels where the dial varies besides.
 
     Args:
-        table: columns modality, dial, value and, where several things are measured, measure (a panel each).
+        frame: tidy, with the columns named here; numbers in ``x`` stand to scale, words in their order.
+        x: such as dial, strength.
+        hue: a line each.
+        panel: a panel each.
+        columns: panels side by side on a page.
+        zero: draw the line y = 0.
+        labels: ``xlabel`` and ``ylabel``.
     """
-    table = table if "measure" in table else table.assign(measure="value")
-    return _bar_panels(table, panel="measure", row="dial", hue="modality", columns=2)
+    import pandas as pd
 
-
-@style()
-def plot_results(table: pd.DataFrame, *, columns: int = 3) -> Figure:
-    """Scores per metric and variant; floor dotted, teachers dashed, Bayes ceiling solid.
-
-    Args:
-        table: columns metric, variant, value (:func:`rvlr_lib.tables.result_rows`) and, where there are several seeds,
-            low and high; the rows ``floor``, ``teachers`` and ``ceiling`` become lines.
-        columns: panels side by side.
-    """
-    return _bar_panels(table, panel="metric", row="variant", hue=None, columns=columns)
-
-
-@style()
-def plot_structure_bars(table: pd.DataFrame) -> Figure:
-    """Geometry of the spaces: a panel per measure, a bar per method and modality.
-
-    Args:
-        table: columns method, modality, measure, value (:func:`rvlr_lib.tables.structure_rows`).
-    """
-    return _bar_panels(table, panel="measure", row="method", hue="modality", columns=4)
-
-
-@style()
-def plot_loss_curves(table: pd.DataFrame, terms: Sequence[str] | None = None) -> Figure:
-    """Every loss term and validation score over steps, a line per variant; long curves have their running mean on top.
-
-    Args:
-        table: columns variant, step, term, value (:func:`rvlr_lib.tables.log_rows`).
-        terms: those to draw; default all but those of :func:`plot_traces`.
-    """
-    return _curves(table, [term for term in _unique(table["term"]) if not _is_trace(term)] if terms is None else terms)
-
-
-@style()
-def plot_traces(table: pd.DataFrame, terms: Sequence[str] | None = None) -> Figure:
-    """Fusion weight, temperatures and gradient norm over steps, a line per variant.
-
-    Args:
-        table: as for :func:`plot_loss_curves`.
-        terms: those to draw; default the temperatures, the fusion weight and the gradient norm.
-    """
-    return _curves(table, list(filter(_is_trace, _unique(table["term"]))) if terms is None else terms)
-
-
-@style()
-def plot_dot_intervals(table: pd.DataFrame, *, baseline: str | None = None, xlabel: str = "") -> Figure:
-    """A dot with its interval per label, a panel per metric.
-
-    Args:
-        table: columns label, value and perhaps low, high (the interval) and metric (a panel each).
-        baseline: label of the row that a vertical line marks.
-        xlabel: of every panel.
-    """
-    table = table if "metric" in table else table.assign(metric="")
-    labels, metrics = _unique(table["label"]), _unique(table["metric"])
-    figure, panels = _panels(len(metrics), 4, 0.5 + 0.2 * len(labels), sharey=True)
-    color = looks(labels)[labels[0]].color
-    for axes, metric in zip(panels, metrics, strict=True):
-        part = table[table["metric"] == metric]
-        places = [labels.index(name) for name in part["label"]]
-        axes.errorbar(part["value"], places, xerr=_interval(part), fmt="o", color=color, capsize=2, elinewidth=1)
-        for value in part[part["label"] == baseline]["value"]:
-            axes.axvline(value, color="0.3", linewidth=0.8, linestyle="--", zorder=0)
-        axes.set_yticks(range(len(labels)), map(pretty, labels))
-        axes.set(title=pretty(metric), xlabel=xlabel, ylim=(len(labels) - 0.5, -0.5))
-        axes.margins(x=0.12)
-        axes.locator_params(axis="x", nbins=3 if is_narrow() else 4)
+    names, panels, places = levels(frame, hue), levels(frame, panel), levels(frame, x)
+    dials = [None] if "dial" in (x, hue, panel) else levels(frame, "dial")
+    scaled, look = pd.api.types.is_numeric_dtype(frame[x]), looks(names)
+    if not scaled:  # a little apart, so that none hides another
+        apart = frame[hue].map(names.index) - (len(names) - 1) / 2
+        frame = frame.assign(**{x: frame[x].map(places.index) + apart * min(0.08, 0.6 / len(names))})
+    with style():
+        across = min(len(panels), 1 if is_narrow() else columns)
+        figure, cells = panel_grid(dials, panels, across, 1.85)
+        for axes, dial, title in cells:
+            for name in names:
+                own = part(frame, **{"dial": dial, panel: title, hue: name})
+                mean, color = seed_summary(own, [x]).sort_values(x), look[name].color
+                ends = [mean["mean"] - mean["low"], mean["high"] - mean["mean"]]
+                if (mean["seeds"] > 1).any():
+                    axes.plot(own[x], own["value"], ".", color=color, markersize=3, alpha=0.4)
+                shape = {"marker": look[name].marker, "linestyle": look[name].line}
+                axes.errorbar(mean[x], mean["mean"], ends, color=color, elinewidth=0.9, **shape)
+            if zero:
+                axes.axhline(0, color="0.15", linewidth=0.8, zorder=1)
+            if not scaled:
+                axes.set_xticks(range(len(places)), ["\n".join(wrap(arm_label(name), 0.75)) for name in places])
+            head = metric_label(str(title)) + (f", {arm_label(dial)}" if len(dials) > 1 else "")
+            axes.set_title("\n".join(wrap(head, 0.85 * page_width() / across)))
+            axes.set(**labels)
+        legend_below(figure, BARS, {arm_label(name): look[name] for name in names})
     return figure
 
 
-def legend_columns(names: Sequence[str], width: float) -> int:
-    """How many entries of a legend stand side by side in ``width`` inches."""
-    return min(len(names), max(1, int(width / (0.6 + 0.065 * max(map(len, names))))))
+def plot_mix_ratio(frame: "pd.DataFrame") -> "Figure":
+    """Captions among the best ten against their share of the corpus (column ``captions``, %), and an ideal ranking.
+
+    Args:
+        frame: of :func:`rvlr_lib.evaluation.curves.mix_ratio_curve`: the metrics ``…/captions_in_top`` and ``…_ideal``.
+    """
+    import pandas as pd
+
+    own = frame[frame["metric"].str.endswith("captions_in_top")]
+    ideal = frame[frame["metric"].str.endswith("_ideal") & (frame["arm"] == frame["arm"].iloc[0])]
+    ideal = ideal.assign(arm="ideal", metric=ideal["metric"].str.removesuffix("_ideal"))
+    labels = {"xlabel": "captions in the corpus (%)", "ylabel": "captions among the best 10 (%)"}
+    return plot_curves(pd.concat([own, ideal]), "captions", columns=2, **labels)
 
 
-def _unique(values: pd.Series) -> list[Any]:
-    return list(dict.fromkeys(values))
+def plot_perturbations(frame: "pd.DataFrame", k: int = 10) -> "Figure":
+    """R@k against the strength of a change to the query (columns ``perturbation`` and ``strength``)."""
+    own = frame[frame["metric"].str.endswith(f"R@{k}")]
+    return plot_curves(own, "strength", panel="perturbation", xlabel="strength", ylabel=f"R@{k} (%)")
 
 
-def _spread(count: int, step: float) -> list[float]:
-    return [(i - (count - 1) / 2) * step for i in range(count)]
+def plot_strength(frame: "pd.DataFrame") -> "Figure":
+    """Every metric against the strength of matching (column ``strength``), a line per dial setting."""
+    return plot_curves(frame, "strength", hue="dial", columns=2, xlabel="strength of matching")
 
 
-def _is_trace(term: str) -> bool:
-    return "temperature" in term or term in ("fusion_weight", "gradient_norm")
+def plot_structure_stages(frame: "pd.DataFrame", stages: Sequence[str]) -> "Figure":
+    """What each stage leaves of the structure: a panel per metric (``image/overlap_truth``), a line per dial setting.
+
+    Args:
+        frame: tidy; its arms are the stages.
+        stages: from left to right, such as start, matching, matching_longer, rvlr.
+    """
+    known = frame[frame["arm"].isin(stages)].sort_values("arm", key=lambda c: c.map(stages.index), kind="stable")
+    return plot_curves(known, "arm", hue="dial", columns=2)
 
 
-def _interval(rows: pd.DataFrame) -> Any:
-    """Distances down and up to low and high; None where no interval is known."""
-    if not {"low", "high"} <= set(rows) or not (rows["high"] > rows["low"]).any():
-        return None
-    return [(rows["value"] - rows["low"]).clip(lower=0), (rows["high"] - rows["value"]).clip(lower=0)]
+def log_frame(logs: Mapping[str, Sequence[Mapping[str, Any]]], first: str = "matching") -> "pd.DataFrame":
+    """Training logs by arm as a frame (arm, stage, step, term, value); stage 2 begins where ``first`` ends."""
+    import pandas as pd
+
+    end = max((record["step"] for record in logs.get(first, ())), default=0)
+    rows = []
+    for arm, records in logs.items():
+        for record in records:
+            known = {
+                k: v for k, v in record.items() if k not in ("step", "epoch", "seed") and isinstance(v, int | float)
+            }
+            at = (arm, 1, record["step"]) if arm == first else (arm, 2, record["step"] + end)
+            rows += [(*at, term, float(value)) for term, value in known.items()]
+    return pd.DataFrame(rows, columns=["arm", "stage", "step", "term", "value"])
 
 
-def _panels(count: int, columns: int, height: float, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """Panels in rows of at most ``columns``, each ``height`` inches; one alone has the width of a column."""
-    if not count:
-        raise ValueError("there is nothing to draw: the table has no such rows")
-    columns = min(columns, count)
-    if is_narrow():
-        columns = min(columns, 1 if sharey and count <= 4 else 2)
-    rows = -(-count // columns)
-    figure = new_figure(page_width() if columns > 1 else COLUMN, rows * height + 0.35)
-    grid = figure.subplots(rows, columns, sharey=sharey, squeeze=False).flatten()
-    for axes in grid[count:]:
-        axes.set_visible(False)
-    return figure, list(grid[:count])
+def plot_training(log: "pd.DataFrame", terms: Sequence[str] | None = None) -> "Figure":
+    """Loss terms, then validation scores (or ``terms``) over steps, a panel each; a line where stage 2 begins.
 
-
-def _legend(figure: Figure, *panels: Axes) -> None:
-    """One legend below all panels, of every label that any of them has."""
-    found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    order = [*MODALITIES, *ROW_ORDER]
-    labels = sorted(found, key=lambda label: order.index(label) if label in order else -1)
-    if labels:
-        names = [pretty(label) for label in labels]
-        handles = [found[label] for label in labels]
-        figure.legend(handles, names, loc="outside lower center", ncols=legend_columns(names, figure.get_figwidth()))
-
-
-def _bar_panels(table: pd.DataFrame, *, panel: str, row: str, hue: str | None, columns: int) -> Figure:
-    """Horizontal bars: a panel, a row and, within a row, a bar per value of those columns; reference rows are lines."""
-    from matplotlib.patheffects import withStroke
-
-    lines = table[table[row].isin(ROW_ORDER)]
-    bars = table[~table[row].isin(ROW_ORDER)]
-    if hue is not None:  # a teacher among methods is a row like any other
-        lines, bars = table[:0], table
-    titles, rows = _unique(table[panel]), _unique(bars[row])
-    hues = _unique(bars[hue]) if hue else [None]
-    if set(hues) <= set(MODALITIES):
-        hues = [name for name in MODALITIES if name in hues]
-    looked = looks(hues if hue else rows)
-    figure, panels = _panels(len(titles), columns, 0.45 + (0.1 + 0.15 * len(hues)) * len(rows), sharey=True)
-    for axes, title in zip(panels, titles, strict=True):
-        part = bars[bars[panel] == title]
-        own_hues = [name for name in hues if hue is None or (part[hue] == name).any()]
-        thick = 0.8 / max(1, len(own_hues))
-        for name, shift in zip(own_hues, _spread(len(own_hues), thick), strict=True):
-            own = part if hue is None else part[part[hue] == name]
-            drawn = [looked[key] for key in (own[row] if hue is None else own[hue])]
-            container = axes.barh([rows.index(key) + shift for key in own[row]], own["value"], thick * 0.92,
-                                  xerr=_interval(own), color=[look.color for look in drawn], edgecolor="white",
-                                  hatch=[look.hatch for look in drawn], linewidth=0, label=name,
-                                  error_kw={"elinewidth": 1, "capsize": 2})  # fmt: skip
-            digits = 1 if part["value"].abs().max() > 2 else 2
-            for text in axes.bar_label(container, fmt=partial(shown, decimals=digits), padding=2):
-                text.set_path_effects([withStroke(linewidth=2, foreground="white")])
-        for key, line in REFERENCES.items():
-            for value in lines[(lines[panel] == title) & (lines[row] == key)]["value"]:
-                axes.axvline(value, color="0.15", linewidth=1, linestyle=line, label=key)
-        most, least = axes.dataLim.x1, min(axes.dataLim.x0, 0)
-        axes.set_xlim(least * 1.25, max(most, 1e-9) * 1.25)
-        axes.set_yticks(range(len(rows)), map(pretty, rows))
-        axes.set(title=pretty(title), ylim=(len(rows) - 0.5, -0.5))
-        axes.locator_params(axis="x", nbins=4)
-        axes.grid(visible=False, axis="y")
-    if hue or len(lines):
-        _legend(figure, *panels)
+    Args:
+        log: from :func:`log_frame`.
+        terms: those to draw, in their order.
+    """
+    found = levels(log, "term")
+    terms = terms or [t for kind in ("loss", "validation") for t in found if t.startswith(kind)] or found
+    look, switch = looks(log["arm"]), log[log["stage"] == 1]["step"].max()
+    with style():
+        figure, cells = panel_grid([None], terms, min(len(terms), 2 if is_narrow() else 3), 1.55)
+        for axes, _, term in cells:
+            for arm, line in part(log, term=term).groupby("arm", sort=False):
+                values = line["value"].rolling(max(1, len(line) // 20), center=True, min_periods=1).mean()
+                if len(line) > 60:
+                    axes.plot(line["step"], line["value"], color=look[arm].color, linewidth=0.4, alpha=0.3)
+                shape = {"marker": look[arm].marker, "linestyle": look[arm].line, "markevery": max(1, len(line) // 6)}
+                axes.plot(line["step"], values, color=look[arm].color, markersize=3, **shape)
+            if switch < log["step"].max():
+                axes.axvline(switch, color="0.3", linewidth=0.8, linestyle=":", label="stage 2 begins")
+            axes.set(title=metric_label(term), xlabel="step")
+            axes.locator_params(axis="x", nbins=4)
+        legend_below(figure, "", {arm_label(arm): look[arm] for arm in look})
     return figure
 
 
-def _curves(table: pd.DataFrame, terms: Sequence[str]) -> Figure:
-    from matplotlib.ticker import LogLocator, NullFormatter
+def plot_gradient_shares(frame: "pd.DataFrame") -> "Figure":
+    """Share of each loss term in the gradient: a stacked bar per arm.
 
-    looked = looks(_unique(table["variant"]))
-    columns = 2 if len(terms) in (2, 4) or is_narrow() else 3
-    figure, panels = _panels(len(terms), columns, 1.55)
-    for number, (axes, term) in enumerate(zip(panels, terms, strict=True)):
-        part = table[table["term"] == term]
-        for variant in _unique(part["variant"]):
-            line, look = part[part["variant"] == variant].sort_values("step"), looked[variant]
-            shown = line["value"]
-            if len(line) > 60:
-                axes.plot(line["step"], shown, color=look.color, linewidth=0.4, alpha=0.35)
-                shown = shown.rolling(len(line) // 20, center=True, min_periods=1).mean()
-            axes.plot(line["step"], shown, color=look.color, linestyle=look.line, marker=look.marker,
-                      markevery=max(1, len(line) // 8), label=variant)  # fmt: skip
-        title = pretty(term).replace("\n", " ")
-        axes.set_title(title.replace(" ", "\n", 1) if is_narrow() else title)
-        values = part["value"]
-        if term == "gradient_norm" and 0 < 10 * values.min() < values.max():
-            axes.set_yscale("log")
-            subs = (1, 2, 5) if values.max() < 30 * values.min() else (1,)
-            axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=6))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        if number >= len(terms) - columns:
-            axes.set_xlabel("step")
-        axes.locator_params(axis="x", nbins=4)
-    _legend(figure, *panels)
+    Args:
+        frame: columns arm, term, value (norm; seeds are averaged) and perhaps ``moment``, a panel each.
+    """
+    moments, arms, terms = levels(frame, "moment"), arm_order(frame["arm"]), levels(frame, "term")
+    look, across = looks(terms), 1 if is_narrow() else len(moments)
+    least = 33 * across / (page_width() - 1.4)  # percent: narrower parts have no room for a number
+    with style():
+        figure, cells = panel_grid([None], moments, across, 0.5 + 0.24 * len(arms), sharey=True)
+        for axes, _, moment in cells:
+            table = part(frame, moment=moment).pivot_table(index="arm", columns="term", values="value", fill_value=0.0)
+            shares, left = 100 * table.div(table.sum(axis=1), axis=0).reindex(index=arms, columns=terms), 0.0
+            for number, term in enumerate(terms):
+                fill = {"color": look[term].color, "hatch": ("", "////", "....", "xxxx")[number % 4]}
+                bars = axes.barh(
+                    range(len(arms)), shares[term], left=left, edgecolor="white", label=metric_label(term), **fill
+                )
+                texts = [shown(value) if value > least else "" for value in shares[term]]
+                box = {"facecolor": "white", "linewidth": 0, "pad": 0.6}
+                axes.bar_label(bars, texts, label_type="center", bbox=box)
+                left = left + shares[term]
+            axes.set_yticks(range(len(arms)), map(arm_label, arms))
+            axes.set(
+                xlim=(0, 100), ylim=(len(arms) - 0.5, -0.5), xlabel="share of gradient norms (%)", title=moment or ""
+            )
+        legend_below(figure)
     return figure
+
+
+def levels(frame: "pd.DataFrame", column: str) -> list[Any]:
+    """Values of a column in their order, ``[None]`` where it is missing.
+
+    Raises:
+        ValueError: the frame is empty.
+    """
+    if frame.empty:
+        raise ValueError("there is nothing to draw: the table has no rows")
+    return list(dict.fromkeys(frame[column])) if column in frame else [None]
+
+
+def part(frame: "pd.DataFrame", **values: Any) -> "pd.DataFrame":
+    """The rows with these values; None takes all."""
+    for column, value in values.items():
+        frame = frame if value is None else frame[frame[column] == value]
+    return frame
+
+
+def panel_grid(
+    rows: Sequence[Any], panels: Sequence[Any], across: int, height: float, **options: Any
+) -> tuple["Figure", list[tuple["Axes", Any, Any]]]:
+    """A figure with its panels: for each of ``rows`` all ``panels``, ``across`` side by side; one alone is narrower."""
+    lines = [(row, panels[i : i + across]) for row in rows for i in range(0, len(panels), across)]
+    width = page_width() if across > 1 else min(page_width(), 1.35 * COLUMN)
+    figure = new_figure(width, 0.55 + len(lines) * height)
+    grid = figure.subplots(len(lines), across, squeeze=False, **options)
+    for (_, names), line in zip(lines, grid, strict=True):
+        for axes in line[len(names) :]:
+            axes.remove()
+    return figure, [
+        (axes, row, name)
+        for (row, names), line in zip(lines, grid, strict=True)
+        for name, axes in zip(names, line, strict=False)
+    ]
+
+
+def legend_below(figure: "Figure", note: str = "", series: Mapping[str, Look] | None = None) -> None:
+    """A note and one legend below all panels: the series, and every label that a panel has."""
+    from matplotlib.lines import Line2D
+
+    width, handles = figure.get_figwidth(), dict[str, Any]()
+    for name, (color, marker, line) in (series or {}).items():
+        handles[name] = Line2D([], [], color=color, marker=marker, linestyle=line)
+    for axes in figure.axes:
+        handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    note = "\n".join(wrap(note, width - 0.1))
+    if not handles:
+        figure.supxlabel(note, fontsize=FONT_SIZE)
+        return
+    columns = min(len(handles), max(1, int(width / (0.45 + 0.06 * max(map(len, handles))))))
+    place = {"loc": "outside lower center", "ncols": columns, "columnspacing": 1.2}
+    figure.legend(handles.values(), handles, title=note, **place)

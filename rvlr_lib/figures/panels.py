@@ -1,40 +1,40 @@
-"""Figures with pictures and captions in them: examples, retrieved lists, the common space."""
+"""Figures with pictures and captions in them, laid out in inches: examples, retrieved lists, one item on the dial."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rvlr_lib.figures.charts import legend_columns, looks, pretty
-from rvlr_lib.figures.projection import Projection
-from rvlr_lib.figures.style import FONT_SIZE, caption_fonts, is_narrow, new_figure, page_width, style
+from rvlr_lib.figures.style import (
+    BLUE,
+    FONT_SIZE,
+    LINE,
+    MODALITY,
+    MOST,
+    VERMILLION,
+    caption_fonts,
+    is_narrow,
+    new_figure,
+    page_width,
+    style,
+    wrap,
+)
+from rvlr_lib.tables import arm_label, shown
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LINE = 0.14  # inches from one line of text to the next
-MARGIN = 0.06
-THUMBNAIL, PICTURE, LINES = 0.27, 0.8, 7  # inches, inches, most lines of a retrieved caption
-NARROW_ITEMS = 3  # side by side in a figure as wide as a column
-HIT, MISS = "✓", "✗"
-OTHER = "other"
+GAP, PICTURE, LINES, NARROW_ITEMS = 0.06, 0.8, 7, 3  # inches; most lines of a retrieved caption; items in a column
+FRAMES = {True: (BLUE, "-", 2.2), False: (VERMILLION, (0, (3, 2)), 0.9), None: ("0.6", "-", 0.6)}
+MARKS = {True: "✓", False: "✗", None: ""}
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One retrieved item.
-
-    Attributes:
-        item: a picture (PIL or array) or a caption.
-        name: id for the table of the figure.
-        hit: whether it is right; None where nobody can say.
-        relevance: graded relevance to the query, 0 to 1.
-    """
+    """One retrieved item: a picture (PIL or array) or a caption; ``hit`` is None where nobody can say."""
 
     item: Any
     name: str = ""
@@ -44,304 +44,195 @@ class Hit:
 
 @dataclass(frozen=True)
 class Query:
-    """A query and what each method puts first.
-
-    Attributes:
-        item: a picture (PIL or array) or a caption.
-        results: method -> its best items, best first.
-        name: id for the table of the figure.
-    """
+    """A query, the item that belongs to it, the best items of each method and the true item's rank there."""
 
     item: Any
     results: Mapping[str, Sequence[Hit]]
-    name: str = field(default="")
+    name: str = ""
+    truth: Any = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    title: str = ""
+    kind: str = "query"
 
 
-@style()
-def plot_examples(groups: Mapping[str, Sequence[tuple[Any, str]]]) -> Figure:
-    """Pictures with their captions below, a row per group.
+@dataclass(frozen=True)
+class DialColumn:
+    """One item at one dial setting: what each side holds (shares, 0 to 1), its neighbours by truth and by space."""
 
-    Args:
-        groups: title of the row, such as ``detail 0.6`` -> (picture, caption), the same number in each row.
-    """
-    if is_narrow():
-        groups = {title: row[:NARROW_ITEMS] for title, row in groups.items()}
-    count = max(map(len, groups.values()))
-    left = LINE + 2 * MARGIN
-    wide = (page_width() - left) / count
-    size = min(wide - 2 * MARGIN, 1.1)
-    texts = {title: [_wrap(text, wide - 2 * MARGIN, 9) for _, text in row] for title, row in groups.items()}
-    heights = {title: size + 3 * MARGIN + LINE * max(map(len, rows)) for title, rows in texts.items()}
-    figure = new_figure(page_width(), sum(heights.values()) + MARGIN, layout=None)
-    top = MARGIN
+    title: str
+    picture: Any
+    caption: str
+    shares: Mapping[str, float]
+    neighbours: Mapping[str, Sequence[Hit]]
+
+
+def plot_examples(groups: Mapping[str, Sequence[tuple[Any, str]]]) -> "Figure":
+    """Pictures with their captions below, a row per group: title -> (picture, caption), as many in each row."""
+    most = NARROW_ITEMS if is_narrow() else max(map(len, groups.values()))
+    width = page_width()
+    left = LINE + 2 * GAP
+    wide = (width - left) / most
+    size = min(wide - 2 * GAP, 1.1)
+    texts = {title: [wrap(text, wide - 2 * GAP, 9) for _, text in row[:most]] for title, row in groups.items()}
+    heights = {title: size + 3 * GAP + LINE * max(map(len, rows)) for title, rows in texts.items()}
+    page, top = _page(width, sum(heights.values()) + GAP), GAP
     for title, row in groups.items():
-        _write(figure, MARGIN + LINE / 2, top + size / 2, title, rotation=90, ha="center", va="center", weight="bold")
-        for i, ((picture, _), text) in enumerate(zip(row, texts[title], strict=True)):
+        _heading(page, GAP + LINE / 2, top + size / 2, title)
+        for i, ((picture, _), text) in enumerate(zip(row, texts[title], strict=False)):
             middle = left + (i + 0.5) * wide
-            _picture(_axes(figure, middle - size / 2, top, size, size), picture)
-            _write(figure, middle, top + size + MARGIN, "\n".join(text), ha="center", va="top")
+            _draw(page, middle - size / 2, top, size, size, picture)
+            _write(page, middle, top + size + GAP, "\n".join(text), ha="center")
         top += heights[title]
-    return figure
+    return page.figure
 
 
-@style()
-def plot_retrieval_panel(queries: Sequence[Query], *, query_width: float = 1.2) -> Figure:
-    """Queries on the left, then a row of the best items per method; right ones framed and ticked.
+def plot_retrieval_panel(queries: Sequence[Query]) -> "Figure":
+    """Queries with the item that belongs to them, then a row of the best items per method, and the true item's rank.
 
-    Right: thick frame and a tick; wrong: thin dashed frame and a cross; unknown: thin frame. The relevance stands
-    beside the mark.
-
-    Args:
-        queries: from :func:`rvlr_lib.figures.browser.make_query`.
-        query_width: inches for the query.
+    Right: thick frame and a tick; wrong: thin dashed frame and a cross; unknown: thin frame; beside the mark the
+    relevance. In a figure as wide as a column the query stands above its lists, which show three items.
     """
-    narrow = is_narrow()  # then the query stands above its lists
-    if narrow:
-        queries = [replace(query, results={name: row[:NARROW_ITEMS] for name, row in query.results.items()})
-                   for query in queries]  # fmt: skip
-    count = max(len(row) for query in queries for row in query.results.values())
-    left = 2 * LINE + (MARGIN if narrow else query_width + 5 * MARGIN)
-    wide = (page_width() - left - MARGIN) / count
-    top, blocks = MARGIN + LINE, []
-    for query in queries:
-        head = _query_height(query.item) if narrow else 0.0
-        high = max(_height(hit.item, wide - 2 * MARGIN) for row in query.results.values() for hit in row)
-        step = high + LINE + 2 * MARGIN
-        blocks.append((top, head, high, step))
-        top += max(head + len(query.results) * step, 0 if narrow else query_width) + MARGIN
-    figure = new_figure(page_width(), top + MARGIN, layout=None)
-    for i in range(count):
-        _write(figure, left + (i + 0.5) * wide, MARGIN / 2, f"{i + 1}", ha="center", va="top", color="0.35")
-    for query, (top, head, high, step) in zip(queries, blocks, strict=True):
-        if top > MARGIN + LINE:
-            y = 1 - (top - MARGIN / 2) / figure.get_figheight()
-            figure.add_artist(_line([0.01, 0.99], [y, y]))
-        _query(figure, query.item, top, page_width() - 2 * MARGIN if narrow else query_width,
-               head or len(query.results) * step)  # fmt: skip
-        for j, (method, row) in enumerate(query.results.items()):
-            y = top + head + j * step + MARGIN
-            name = "\n".join(_wrap(pretty(method), 0.85 * step, 2))  # bold letters are wider
-            _write(figure, left - LINE, y + high / 2, name, rotation=90, ha="center", va="center", weight="bold")
+    narrow, width = is_narrow(), page_width()
+    lists = [{name: list(row)[: NARROW_ITEMS if narrow else None] for name, row in q.results.items()} for q in queries]
+    head = 0.0 if narrow else 1.25
+    left = head + 3 * LINE + 3 * GAP
+    wide = (width - left - GAP) / max(len(row) for rows in lists for row in rows.values())
+    for size in (PICTURE, 0.65, 0.5, 0.36):  # inches of a picture: smaller ones where the page would be too short
+        blocks, top = [], GAP
+        for query, rows in zip(queries, lists, strict=True):
+            own = [item for item in (query.item, query.truth) if item is not None]
+            tall = max(_height(item, (width / 2 if narrow else head) - GAP, size) for item in own) + LINE + 2 * GAP
+            high = max(_height(hit.item, wide - 2 * GAP, size) for row in rows.values() for hit in row)
+            step, title = high + LINE + 2 * GAP, 1.3 * LINE if query.title else 0.0
+            start = top + title + (tall if narrow else 0)
+            blocks.append((query, rows, top, title, tall, high, step, start))
+            top = max(start + step * len(rows), 0 if narrow else top + title + tall * len(own)) + 2 * GAP
+        if top <= MOST:
+            break
+    page = _page(width, top)
+    for query, rows, top, title, tall, high, step, start in blocks:
+        _write(page, GAP, top, query.title, weight="bold")
+        for i, (name, item) in enumerate(((query.kind, query.item), ("belongs to it", query.truth))):
+            if item is not None:
+                x, y = (GAP + i * width / 2, top + title) if narrow else (GAP, top + title + i * tall)
+                _write(page, x, y, name, color="0.4")
+                room = (width / 2 if narrow else head) - GAP
+                _draw(page, x, y + LINE + GAP / 2, size, size, item, text_width=room)
+        for j, (method, row) in enumerate(rows.items()):
+            y = start + j * step
+            name = wrap(arm_label(method), step, 2) + ([f"rank {query.ranks[method]}"] if method in query.ranks else [])
+            _heading(page, left - 1.5 * LINE - GAP, y + high / 2, "\n".join(name))
             for i, hit in enumerate(row):
-                _result(figure, hit, left + i * wide + MARGIN, y, wide - 2 * MARGIN, high)
-    return figure
+                x = left + i * wide + GAP
+                _draw(page, x, y, wide - 2 * GAP, high, hit.item, FRAMES[hit.hit])
+                value = "" if hit.relevance is None else shown(hit.relevance, "relevance")
+                mark = f"{MARKS[hit.hit]} {value}".strip()
+                _write(page, x + wide / 2 - GAP, y + high + GAP / 2, mark, ha="center")
+    return page.figure
 
 
-def _query_height(item: Any) -> float:
-    """Inches of a query that stands above its lists."""
-    if isinstance(item, str):
-        return LINE * len(_wrap(item, page_width() - 2 * MARGIN, LINES)) + MARGIN
-    return PICTURE
-
-
-def _query(figure: Figure, item: Any, top: float, width: float, height: float) -> None:
-    """The query, in the upper left corner of its block."""
-    if isinstance(item, str):
-        text = _wrap(item, width, max(1, int(height / LINE)))
-        _write(figure, MARGIN, top + MARGIN, "\n".join(text), va="top")
-    else:
-        size = min(width, height) - MARGIN
-        _picture(_axes(figure, MARGIN, top + MARGIN, size, size), item)
-
-
-def _result(figure: Figure, hit: Hit, x: float, y: float, width: float, height: float) -> None:
-    """One retrieved item, with its mark and its relevance below."""
-    _show(_axes(figure, x, y, width, height), hit, width)
-    mark = {True: HIT, False: MISS, None: ""}[hit.hit]
-    value = "" if hit.relevance is None else f"{hit.relevance:.2f}"
-    _write(figure, x + width / 2, y + height + MARGIN / 2, f"{mark} {value}".strip(), ha="center", va="top")
-
-
-def retrieval_table(queries: Sequence[Query]) -> pd.DataFrame:
-    """The table behind :func:`plot_retrieval_panel`: query, method, rank, item, hit, relevance."""
+def retrieval_table(queries: Sequence[Query]) -> "pd.DataFrame":
+    """The table behind :func:`plot_retrieval_panel`, a line per item, with the rank of the query's true item."""
     import pandas as pd
 
     lines = [
-        (query.name, method, rank, hit.name, hit.hit, hit.relevance)
+        (query.name, method, rank, hit.name, hit.hit, hit.relevance, query.ranks.get(method))
         for query in queries
         for method, row in query.results.items()
         for rank, hit in enumerate(row, start=1)
     ]
-    return pd.DataFrame(lines, columns=["query", "method", "rank", "item", "hit", "relevance"])
+    return pd.DataFrame(lines, columns=["query", "method", "rank", "item", "hit", "relevance", "true_rank"])
 
 
-@style()
-def plot_embedding(
-    *projections: Projection,
-    image_labels: Sequence[Any] | None = None,
-    text_labels: Sequence[Any] | None = None,
-    thumbnail: Callable[[int], Any] | None = None,
-    thumbnails: int = 6,
-    most_labels: int = 7,
-) -> Figure:
-    """The same points in several spaces side by side, a row per projection; circles are pictures, triangles captions.
+def plot_dial_item(columns: Sequence[DialColumn]) -> "Figure":
+    """One item along the dial: picture and caption as the dial leaves them, what each side holds, and its neighbours.
+
+    Neighbours by truth come first; under each space those kept are framed and counted.
 
     Args:
-        projections: from ``project_spaces``, such as UMAP and its PCA control, of the same
-            spaces and the same items.
-        image_labels: ``[I]`` label of every picture, drawn as colour; without labels colour is the modality.
-        text_labels: ``[C]`` label of every caption.
-        thumbnail: picture of a row, such as ``dataset.image``.
-        thumbnails: how many pictures to show, the same in all panels, far from each other.
-        most_labels: labels with a colour of their own, the most frequent ones; the others are grey.
+        columns: from :func:`rvlr_lib.figures.browser.dial_column`, such as poor pictures, balance, poor captions; below
+            each other where the figure is as wide as a column.
     """
-    spaces = list(projections[0].coords)
-    across, down = len(spaces), len(projections)
-    if is_narrow():  # then a row per space, a column per projection
-        across, down = down, across
-    wide = page_width() / max(across, 2)
-    colors, labels = _groups(projections[0], image_labels, text_labels, most_labels)
-    handles = _handles(colors)
-    columns = legend_columns(list(handles), wide * across)
-    below = 0.2 + 0.17 * -(-len(handles) // columns)  # the legend
-    figure = new_figure(wide * across, down * (wide + 0.32) + 0.25 + below)
-    grid = figure.subplots(down, across, squeeze=False)
-    grid = grid.T if is_narrow() else grid
-    for number, (row, projection) in enumerate(zip(grid, projections, strict=True)):
-        coords = projection.coords
-        reach = 1.15 * max(float(np.abs(xy).max()) for pair in coords.values() for xy in pair)
-        least = 1.5 * THUMBNAIL * 2 * reach / wide  # nearer ones would lie on each other
-        shown = _far_apart([coords[space][0] for space in spaces], thumbnails if thumbnail else 0, least)
-        for axes, space in zip(row, spaces, strict=True):
-            for xy, marker, own in zip(coords[space], "o^", labels, strict=True):
-                for label, color in colors.items():
-                    part = xy[own == label]
-                    axes.scatter(*part.T, s=7, color=color, marker=marker, alpha=0.65, linewidths=0, rasterized=True)
-            for i in shown:
-                _thumbnail(axes, thumbnail(int(projection.image_rows[i])), coords[space][0][i])  # type: ignore[misc]
-            trust = projection.trustworthiness[space]
-            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], box_aspect=1)
-            axes.set_xlabel(
-                f"trustworthiness {trust['joint']:.2f}\nimage {trust['image']:.2f}, text {trust['text']:.2f}"
-            )
-            axes.spines[:].set_visible(True)
-            if number == 0 and is_narrow():
-                axes.set_ylabel(pretty(space), weight="bold")
-            elif number == 0:
-                axes.set_title(pretty(space))
-        if is_narrow():
-            row[0].set_title(projection.name)
+    narrow, width = is_narrow(), page_width()
+    wide = width if narrow else width / len(columns)
+    count = max(len(row) for column in columns for row in column.neighbours.values())
+    rows = len(columns[0].neighbours)
+    side, above = (0.85, 0.0) if narrow else (0.0, 1.1 * LINE)  # names stand beside the rows, or above them
+    head = 1.5 * LINE + PICTURE + 2 * GAP
+    size = (wide - side - GAP) / count - GAP
+    if narrow:
+        size = min(size, ((MOST - GAP) / len(columns) - head - GAP) / rows - GAP)
+    step = size + GAP + above
+    block = head + step * rows + GAP
+    page = _page(width, block * (len(columns) if narrow else 1) + GAP)
+    for number, column in enumerate(columns):
+        x, y = (GAP, number * block + GAP) if narrow else (number * wide + GAP, GAP)
+        _write(page, x, y, column.title, weight="bold")
+        y += 1.3 * LINE
+        _draw(page, x, y, PICTURE, PICTURE, column.picture)
+        left, room = x + PICTURE + GAP, wide - PICTURE - 3 * GAP
+        _write(page, left, y, "\n".join(wrap(column.caption, room, 3)))
+        for place, (name, color) in enumerate(MODALITY.items()):
+            middle, bar = y + PICTURE - (1.65 - place) * 1.1 * LINE, room - 1.0
+            _write(page, left, middle, name, va="center")
+            for share, shade in ((1.0, "0.92"), (column.shares[name], color)):
+                page.barh(middle, share * bar, 0.1, left=left + 0.52, color=shade)
+            _write(page, left + 0.56 + bar, middle, f"{shown(100 * column.shares[name])} %", va="center")
+        y += head - 1.3 * LINE
+        for name, row in column.neighbours.items():
+            known = any(hit.hit is not None for hit in row)
+            kept = f"{sum(bool(hit.hit) for hit in row)} of {len(row)}" if known else ""
+            text = arm_label(name) + (("\n" if narrow else ": ") + kept if kept else "")
+            _write(page, x, y + (size / 2 if narrow else 0), text, va="center" if narrow else "top")
+            for i, hit in enumerate(row):
+                frame = FRAMES[True] if hit.hit else None
+                _draw(page, x + side + i * (size + GAP), y + above, size, size, hit.item, frame)
+            y += step
+    return page.figure
+
+
+def _height(item: Any, width: float, picture: float) -> float:
+    """Inches that an item needs."""
+    return max(len(wrap(item, width - GAP, LINES)) * LINE + GAP, 0.5) if isinstance(item, str) else picture
+
+
+def _page(width: float, height: float) -> "Axes":
+    """Axes over a whole new figure, measured in inches from the upper left corner."""
+    with style():
+        axes = new_figure(width, height, layout=None).add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+        axes.axis("off")
+    return axes
+
+
+def _draw(
+    page: "Axes", x: float, y: float, width: float, height: float, item: Any, frame: Any = None, text_width: float = 0
+) -> None:
+    """A picture or a caption in a box, in a frame of (colour, line style, thickness); a query's text has no box."""
+    if isinstance(item, str):
+        lines = "\n".join(wrap(item, (text_width or width) - GAP, LINES))
+        if text_width:
+            _write(page, x, y, lines)
         else:
-            row[0].set_ylabel(projection.name, weight="bold")
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
-    return figure
-
-
-def _groups(
-    projection: Projection, image_labels: Any, text_labels: Any, most: int
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """The colour of each label, and the label of each drawn picture and caption; the modality where there are none."""
-    rows = {"picture": projection.image_rows, "caption": projection.text_rows}
-    if image_labels is None and text_labels is None:
-        labels = [np.full(len(own), name) for name, own in rows.items()]
-        return {name: look.color for name, look in looks(rows).items()}, labels
-    given = zip(rows.values(), (image_labels, text_labels), strict=True)
-    labels = [np.full(len(own), OTHER) if all_ is None else np.asarray(all_).astype(str)[own] for own, all_ in given]
-    names, counts = np.unique(np.concatenate(labels), return_counts=True)
-    kept = sorted([str(name) for name in names[np.argsort(-counts, kind="stable")] if name != OTHER][:most])
-    colors = {name: look.color for name, look in looks(kept).items()}
-    labels = [np.where(np.isin(own, kept), own, OTHER) for own in labels]
-    return colors | ({OTHER: "0.75"} if OTHER in np.concatenate(labels) else {}), labels
-
-
-def _handles(colors: Mapping[str, Any]) -> dict[str, Any]:
-    from matplotlib.lines import Line2D
-
-    markers = {"picture": "o", "caption": "^"} | {name: "s" for name in colors if name not in ("picture", "caption")}
-    return {
-        pretty(name): Line2D([], [], linestyle="", marker=marker, color=colors.get(name, "0.3"))
-        for name, marker in markers.items()
-    }
-
-
-def _far_apart(layouts: Sequence[np.ndarray], count: int, least: float) -> list[int]:
-    """Rows far from each other in every layout: each next one has the greatest least distance to those before."""
-    chosen = [int(np.linalg.norm(layouts[0], axis=1).argmax())][:count]
-    while 0 < len(chosen) < count:
-        near = np.min([np.linalg.norm(xy[:, None] - xy[chosen], axis=2).min(axis=1) for xy in layouts], axis=0)
-        if near.max() < least:
-            break
-        chosen.append(int(near.argmax()))
-    return chosen
-
-
-def _thumbnail(axes: Axes, picture: Any, xy: np.ndarray) -> None:
-    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-
-    array = np.asarray(picture)
-    box = OffsetImage(array, zoom=THUMBNAIL * 72 / max(array.shape[:2]))
-    axes.add_artist(AnnotationBbox(box, tuple(xy), pad=0.08, bboxprops={"linewidth": 0.5, "edgecolor": "0.2"}))
-
-
-def _height(item: Any, width: float) -> float:
-    """Inches that an item needs: a picture, or a caption of at most seven lines."""
-    return len(_wrap(item, width - MARGIN, LINES)) * LINE + MARGIN if isinstance(item, str) else PICTURE
-
-
-def _show(axes: Axes, hit: Hit, width: float) -> None:
-    """The item in a frame that says whether it is right."""
-    palette = looks(("a", "b", "c", "d"))
-    good, bad = palette["c"].color, palette["d"].color
-    color, line, thick = {True: (good, "-", 2.2), False: (bad, (0, (3, 2)), 0.9), None: ("0.6", "-", 0.6)}[hit.hit]
-    if isinstance(hit.item, str):
-        axes.text(0.5, 0.5, "\n".join(_wrap(hit.item, width - MARGIN, LINES)), ha="center", va="center",
-                  transform=axes.transAxes, linespacing=1.15, family=caption_fonts())  # fmt: skip
-        axes.set(xticks=[], yticks=[])
+            _write(page, x + width / 2, y + height / 2, lines, ha="center", va="center")
     else:
-        _picture(axes, hit.item)
-    axes.spines[:].set(visible=True, color=color, linestyle=line, linewidth=thick)
+        array = np.asarray(item)
+        scale = min(width / array.shape[1], height / array.shape[0])
+        x, width = (x if text_width else x + (width - scale * array.shape[1]) / 2), scale * array.shape[1]
+        y, height = y + (height - scale * array.shape[0]) / 2, scale * array.shape[0]
+        page.imshow(array, extent=(x, x + width, y + height, y), aspect="auto")
+    if frame is not None:
+        from matplotlib.patches import Rectangle
+
+        color, line, thick = frame
+        page.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=color, linestyle=line, linewidth=thick))
 
 
-def _picture(axes: Axes, picture: Any) -> None:
-    axes.imshow(np.asarray(picture))
-    axes.set(xticks=[], yticks=[])
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
+def _heading(page: "Axes", x: float, y: float, text: str) -> None:
+    """Bold text that runs upwards beside a row."""
+    _write(page, x, y, text, rotation=90, ha="center", va="center", weight="bold")
 
 
-def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes placed in inches from the upper left corner."""
-    across, down = figure.get_size_inches()
-    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
-
-
-def _write(figure: Figure, x: float, y: float, text: str, **how: Any) -> None:
-    across, down = figure.get_size_inches()
-    if "weight" not in how:  # words of people; titles of rows are ours
-        how["family"] = caption_fonts()
-    figure.text(x / across, 1 - y / down, text, linespacing=1.15, **how)
-
-
-def _line(x: list[float], y: list[float]) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D(x, y, color="0.7", linewidth=0.6)
-
-
-def _wrap(text: str, width: float, most: int) -> list[str]:
-    """Break a text into at most ``most`` lines of ``width`` inches, measured with the font; the rest is an ellipsis."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    font = FontProperties(family="DejaVu Sans", size=FONT_SIZE)
-
-    def fits(line: str) -> bool:
-        return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] <= 0.97 * width * 72
-
-    lines = [""]
-    for word in text.split():
-        if fits(f"{lines[-1]} {word}".strip()):
-            lines[-1] = f"{lines[-1]} {word}".strip()
-            continue
-        lines = lines if lines[-1] else lines[:-1]
-        while not fits(word) and len(word) > 1:  # a word longer than a line is cut
-            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or fits(word[:n]))
-            lines.append(word[:cut])
-            word = word[cut:]
-        lines.append(word)
-    if len(lines) > most:
-        last = lines[most - 1]
-        while last and not fits(f"{last} …"):
-            last = last.rsplit(" ", 1)[0] if " " in last else last[:-1]
-        lines = [*lines[: most - 1], f"{last.rstrip()} …"]
-    return lines
+def _write(page: "Axes", x: float, y: float, text: str, **how: Any) -> None:
+    how = how if "weight" in how else {"family": caption_fonts(), **how}  # few of those fonts come in bold
+    page.text(x, y, text, **{"va": "top", "fontsize": FONT_SIZE, "linespacing": 1.15, **how})

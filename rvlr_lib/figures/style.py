@@ -1,153 +1,171 @@
-"""One look for every figure: its style file, its widths, how it is saved, and the memory of how it was drawn."""
+"""The style of every figure: widths, colours and markers, text wrapped by its font, and how a figure is saved."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rvlr_lib.tables import replacing
+from rvlr_lib.disk import whole_file
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-COLUMN, PAGE = 3.5, 7.16  # inches
-FONT_SIZE = 8
-OTHER_SCRIPTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "Hiragino Sans", "PingFang SC",
-                 "Microsoft YaHei", "Malgun Gothic", "Nirmala UI", "Noto Sans Devanagari", "Noto Sans Thai",
-                 "Arial Unicode MS", "Droid Sans Fallback")  # fmt: skip
+COLUMN, PAGE, MOST = 3.5, 7.16, 9.25  # inches: both widths of an IEEE page, and its height (666 pt)
+FONT_SIZE, LINE = 8, 0.14  # points; inches from one line of text to the next
 STYLE_FILE = Path(__file__).with_name("rvlr.mplstyle")
+BLUE, SKY, GREEN, VERMILLION, ORANGE, PINK = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#E69F00", "#CC79A7"
+MODALITY = {"picture": "#6A3D9A", "caption": "#C9A227"}  # a palette of its own: no arm is purple or ochre
+SCRIPTS = (
+    "Noto Sans CJK JP,Noto Sans CJK SC,WenQuanYi Micro Hei,Hiragino Sans,PingFang SC,Microsoft YaHei,Malgun Gothic"
+)
+SCRIPTS += ",Nirmala UI,Noto Sans Devanagari,Noto Sans Thai,Arial Unicode MS,Droid Sans Fallback"
+WIDTH: ContextVar[float] = ContextVar("inches of a figure", default=PAGE)
 
 
-@cache
-def caption_fonts() -> list[str]:
-    """Families for words of people: the figures' own, behind it what is installed for the scripts that it lacks.
+class Look(NamedTuple):
+    """Colour, marker and line of a series; arms of one colour differ in marker."""
 
-    Not for all text of a figure: few of these fonts come in bold.
-    """
-    from matplotlib.font_manager import get_font_names
-
-    return ["DejaVu Sans", *(name for name in OTHER_SCRIPTS if name in set(get_font_names()))]
+    color: str
+    marker: str
+    line: Any = "-"
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """The call that drew a figure: the function's name with its module, and its arguments."""
-
-    function: str
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Remembering:
-    """A function of one argument that keeps what it returned."""
-
-    function: Callable[[Any], Any]
-    known: dict[Any, Any] = field(default_factory=dict)
-
-    def __call__(self, key: Any) -> Any:
-        """The value of a key, asked for once."""
-        if key not in self.known:
-            self.known[key] = self.function(key)
-        return self.known[key]
-
-
-class style:
-    """The style of every figure, ``rvlr.mplstyle``: ``with style():`` or the decorator ``@style()``.
-
-    A figure that a decorated function drew keeps its :class:`Recipe`, so that it can be drawn again from saved data
-    (:mod:`rvlr_lib.figures.redraw`).
-    """
-
-    def __enter__(self) -> None:
-        from matplotlib.style import context
-
-        self._context = context(STYLE_FILE)
-        self._context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._context.__exit__(*error)
-
-    def __call__(self, draw: Callable[..., Any]) -> Callable[..., Any]:
-        """Give the style and the memory of the call to a function that draws."""
-
-        @wraps(draw)
-        def drawn(*arguments: Any, **options: Any) -> Any:
-            kept = {name: Remembering(value) if callable(value) else value for name, value in options.items()}
-            with style():
-                figure = draw(*arguments, **kept)
-            figure.recipe = Recipe(f"{draw.__module__}.{draw.__name__}", arguments, kept)
-            return figure
-
-        return drawn
+ARMS = {  # baselines grey, the method blue, controls vermillion and orange, peers green
+    "start": Look("0.65", "o", ":"),
+    "matching": Look("0.45", "o"),
+    "matching_longer": Look("0.05", "s"),
+    "rvlr": Look(BLUE, "D"),
+    "rvlr_published": Look(BLUE, "d", "--"),
+    "structure": Look(SKY, "^"),
+    "representation": Look(SKY, "v", "--"),
+    "teacher_lite2": Look(SKY, "h", ":"),
+    "intra": Look(VERMILLION, "P"),
+    "anchor": Look(VERMILLION, "X", "--"),
+    "shuffled": Look(ORANGE, "<"),
+    "mean_relation": Look(ORANGE, ">", "--"),
+    "rkd": Look(GREEN, "*"),
+    "soft_labels": Look(GREEN, "p", "--"),
+    "cyclip": Look(GREEN, "h", ":"),
+    "ideal": Look("0.05", "", (0, (2, 1))),
+}
+DASHES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
+OTHERS = [*map(Look, (BLUE, VERMILLION, "0.15", SKY, ORANGE, GREEN, PINK, "0.55"), "osD^vPX*", DASHES)]
 
 
-_NARROW: ContextVar[bool] = ContextVar("figures as wide as a column", default=False)
+def looks(names: Iterable[Any]) -> dict[Any, Look]:
+    """A look for each name; arms have theirs in every figure."""
+    names = list(dict.fromkeys(names))
+    free = (OTHERS[i % len(OTHERS)] for i in range(len(names)))
+    return {name: ARMS[name] if name in ARMS else next(free) for name in names}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The style file within a block; ``matplotlib.style.use(STYLE_FILE)`` gives it to a whole script."""
+    from matplotlib.style import context
+
+    with context(STYLE_FILE):
+        yield
 
 
 @contextmanager
 def one_column() -> Iterator[None]:
     """Within this block every figure is as wide as a column of text, 3.5 inches: fewer panels stand side by side."""
-    token = _NARROW.set(True)
+    token = WIDTH.set(COLUMN)
     try:
         yield
     finally:
-        _NARROW.reset(token)
-
-
-def is_narrow() -> bool:
-    """Whether figures are to be as wide as a column."""
-    return _NARROW.get()
+        WIDTH.reset(token)
 
 
 def page_width() -> float:
-    """Inches of a figure that would fill the page, were it not for :func:`one_column`."""
-    return COLUMN if is_narrow() else PAGE
+    """Inches of a full figure: those of a page, or of a column within :func:`one_column`."""
+    return WIDTH.get()
 
 
-def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:
-    """An empty figure, inches, that pyplot does not hold: a notebook shows it once, where it stands last in a cell."""
+def is_narrow() -> bool:
+    """Whether figures are as wide as a column."""
+    return page_width() <= COLUMN
+
+
+def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> "Figure":
+    """An empty figure, in inches, that pyplot does not hold: a notebook shows it once, as the value of its cell.
+
+    Raises:
+        ValueError: taller than a page, where no layout can shrink its panels.
+    """
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(width, height), layout=layout)  # pyplot also teaches the notebook to show figures
+    if height > MOST and layout is None:
+        raise ValueError(f"the figure would be {height * 72:.0f} pt tall, a page has {MOST * 72:.0f}: show fewer rows")
+    figure = plt.figure(figsize=(width, min(height, MOST)), layout=layout)  # pyplot teaches the notebook to show it
     plt.close(figure)
     return figure
 
 
-def save_figure(figure: Figure, folder: Path | str, name: str, data: pd.DataFrame) -> dict[str, Path]:
-    """Write a figure as PNG and PDF, and the table it was drawn from as CSV, each whole or not at all.
-
-    The same figure gives the same bytes: no dates are written.
+def save_figure(
+    figure: "Figure", folder: Path | str, name: str, data: "pd.DataFrame", info: Mapping[str, str] | None = None
+) -> dict[str, Path]:
+    """Write a figure as PNG and PDF and its data as CSV, each whole or not at all; the same figure, the same bytes.
 
     Args:
-        figure: to write, 200 dots an inch (300 for pictures and points inside the PDF).
+        figure: 200 dots an inch as PNG; pictures and points inside the PDF 300.
         folder: made where missing.
         name: of the files, without suffix.
-        data: written with six digits; its index only if it has a name.
+        data: what was drawn, at full precision; its index only where it has a name.
+        info: ``Title``, ``Author`` and the like, kept inside PNG and PDF.
 
     Returns:
-        The paths, by ``png``, ``pdf`` and ``csv``.
+        Paths by ``png``, ``pdf`` and ``csv``.
     """
-    paths = write_pictures(figure, folder, name) | {"csv": Path(folder) / f"{name}.csv"}
-    named = any(level is not None for level in data.index.names)
-    with replacing(paths["csv"]) as temporary:
-        data.to_csv(temporary, index=named, float_format="%.6g", lineterminator="\n")
-    return paths
-
-
-def write_pictures(figure: Figure, folder: Path | str, name: str) -> dict[str, Path]:
-    """Write a figure as PNG and PDF, as :func:`save_figure` does; the paths, by ``png`` and ``pdf``."""
-    paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf")}
+    paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")}
     with style():
-        with replacing(paths["png"]) as temporary:
-            figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
-        figure.set_layout_engine("none")  # both have one layout, computed once
-        with replacing(paths["pdf"]) as temporary:
-            figure.savefig(temporary, format="pdf", dpi=300, metadata={"CreationDate": None})
+        with whole_file(paths["png"]) as temporary:
+            figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None, **(info or {})})
+        figure.set_layout_engine("none")  # both files have one layout, computed once
+        with whole_file(paths["pdf"]) as temporary:
+            figure.savefig(temporary, format="pdf", dpi=300, metadata={"CreationDate": None, **(info or {})})
+    with whole_file(paths["csv"]) as temporary:
+        data.to_csv(temporary, index=any(level is not None for level in data.index.names), lineterminator="\n")
     return paths
+
+
+@cache
+def caption_fonts() -> list[str]:
+    """Families for captions in any script: the figures' own, then those installed for scripts that it lacks."""
+    from matplotlib.font_manager import get_font_names
+
+    return ["DejaVu Sans", *(name for name in SCRIPTS.split(",") if name in set(get_font_names()))]
+
+
+def wrap(text: str, width: float, most: int = 99) -> list[str]:
+    """Break a text into at most ``most`` lines of ``width`` inches, measured with the font; the rest is an ellipsis."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(family="DejaVu Sans", size=FONT_SIZE)
+
+    def fits(line: str) -> bool:
+        return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] <= 0.97 * width * 72
+
+    lines = [""]
+    for word in re.split(r"[ \n\t]+", text.strip()):  # a no-break space does not break
+        if fits(f"{lines[-1]} {word}".strip()):
+            lines[-1] = f"{lines[-1]} {word}".strip()
+            continue
+        lines = lines if lines[-1] else lines[:-1]
+        while not fits(word) and len(word) > 1:  # a word longer than a line is cut
+            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or fits(word[:n]))
+            lines.append(word[:cut])
+            word = word[cut:]
+        lines.append(word)
+    if len(lines) > most:
+        last = lines[most - 1]
+        while last and not fits(f"{last} …"):
+            last = last[:-1].rstrip()
+        lines = [*lines[: most - 1], f"{last} …"]
+    return lines
