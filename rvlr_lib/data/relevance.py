@@ -1,7 +1,10 @@
 """Graded relevance of images to captions from their wording: cleaned captions and ROUGE-L."""
 
 import re
+import sys
+import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
@@ -11,12 +14,25 @@ VARIANTS = ("coco", "rouge_score", "mean_f1")
 
 
 def clean_caption(text: str) -> str:
-    """Lower case; everything but letters and digits (of any script) becomes a space; blanks squeezed.
+    """Lower case, composed (NFC); everything but letters, digits and their marks, of any script, becomes a space.
+
+    Blanks are squeezed. Zero-width joiners and non-joiners stay inside a word and after a mark, where they are spelling;
+    soft hyphens, which are not, are deleted. A mark that stands alone is no word.
 
     >>> clean_caption("A man's  T-shirt, No_2!")
     'a man s t shirt no 2'
     """
-    return re.sub(r"[\W_]+", " ", text.lower()).strip()
+    if text.isascii():
+        return re.sub(r"[\W_]+", " ", text.lower()).strip()
+    plain = unicodedata.normalize("NFC", text.replace("\u00ad", ""))
+    return " ".join(_words().findall(unicodedata.normalize("NFC", plain.lower())))
+
+
+@lru_cache(maxsize=1)
+def _words() -> re.Pattern[str]:
+    """A letter or digit with what follows it: letters, digits, marks, and joiners inside a word or after a mark."""
+    marks = "".join(mark for mark in map(chr, range(0x300, sys.maxunicode)) if unicodedata.category(mark)[0] == "M")
+    return re.compile(rf"[^\W_](?:[^\W_]|[{marks}]|(?<=[{marks}])[\u200c\u200d]|[\u200c\u200d](?=[^\W_]))*")
 
 
 def rouge_l_relevance(

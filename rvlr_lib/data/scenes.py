@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rvlr_lib.data.dataset import ArraySource, ImageTextDataset
-from rvlr_lib.data.truth import BACKGROUNDS, COLOURS, OBJECTS, SHAPES, SIZES, TILES, Facts, SceneViews
+from rvlr_lib.data.dataset import SPLITS, ArraySource, ImageTextDataset
+from rvlr_lib.data.facts import BACKGROUNDS, COLOURS, OBJECTS, SHAPES, SIZES, TILES, Facts, SceneViews
 
 SHAPE_WORDS = (
     ("circle", "disc"),
@@ -57,7 +57,6 @@ PREPOSITIONS = ("on", "over", "against")
 PIXELS = 48
 CAPTIONS = 5
 TRAIN_IMAGES, VAL_IMAGES = 4_000, 500
-SPLITS = ("train", "val", "test")
 
 _COLOURS = (
     (222, 40, 44),

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from rvlr_lib.config import ModelSettings, TrainSettings
-from rvlr_lib.data.annotations import SPLITS
-from rvlr_lib.data.dataset import ImageTextDataset
+from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.models.pretrained import pretrained_teacher
 from rvlr_lib.models.teachers import Teacher
 from rvlr_lib.models.towers import Towers, build_towers

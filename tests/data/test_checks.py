@@ -6,9 +6,7 @@ import yaml
 from PIL import Image
 
 from rvlr_lib import cli
-from rvlr_lib.data import load_dataset
 from rvlr_lib.data.check import check
-from rvlr_lib.data.prepare import PUBLISHED, prepare
 
 
 @pytest.fixture
@@ -155,53 +153,3 @@ def test_the_command_prints_counts_and_exits_with_1(collection, capsys):
     assert "SPOILS  missing pictures: 1" in capsys.readouterr().out
     assert cli.main(["data", "check", path + "x"]) == 2
     assert "formats understood" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", list(PUBLISHED))
-def test_prepare_says_what_is_missing_and_writes_an_index(name, tmp_path, draw_collection, monkeypatch, capsys):
-    monkeypatch.setenv("RVLR_DATA", str(tmp_path))
-    folder = tmp_path / name
-    assert cli.main(["data", "prepare", name]) == 1
-    said = capsys.readouterr().err
-    assert "http" in said
-    assert all(file in said for file in PUBLISHED[name].files)
-    told = draw_collection(tmp_path / "drawn", 40)
-    images = [{"filename": path.split("/")[1], "sentences": [{"raw": c} for c in captions]} for path, captions in told]
-    for place, image in enumerate(images):
-        image["split"] = ("train", "val", "test", "restval")[place % 4]
-        if name == "coco":
-            image["filepath"] = ("train2014", "val2014")[place % 2]
-        target = folder / ("flickr30k-images" if name == "flickr30k" else image.get("filepath", "")) / image["filename"]
-        if name == "vizwiz":
-            target = folder / ("train", "val")[place % 2] / image["filename"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(tmp_path / "drawn" / told[place][0], target)
-    if name == "vizwiz":
-        (folder / "annotations").mkdir()
-        for split, part in (("train", told[::2]), ("val", told[1::2])):
-            content = {
-                "images": [{"id": i, "file_name": p.split("/")[1]} for i, (p, _) in enumerate(part)],
-                "annotations": [{"image_id": i, "caption": c} for i, (_, cs) in enumerate(part) for c in cs],
-            }
-            (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
-    else:
-        (folder / f"dataset_{name}.json").write_text(json.dumps({"images": images}))
-    assert cli.main(["data", "prepare", name]) == 0
-    assert f"-p dataset {name}" in capsys.readouterr().out
-    sizes = [len(load_dataset(name, split=split)) for split in ("train", "val", "test")]
-    assert sum(sizes) == 40
-    assert load_dataset(name, split="val").name == name
-    if name != "vizwiz":
-        assert "own splits" in capsys.readouterr().out
-    assert cli.main(["data", "check", name, "--model", "none"]) == 0
-    target.unlink()
-    (folder / "index.yaml").unlink()
-    written, lines = prepare(name, folder)
-    assert not written
-    assert "1 of them are not in" in lines[-1]
-    assert not (folder / "index.yaml").exists()
-
-
-def test_prepare_knows_three_names(tmp_path):
-    with pytest.raises(ValueError, match="flickr30k, coco, vizwiz"):
-        prepare("flickr", tmp_path)

@@ -9,8 +9,7 @@ import torch
 import yaml
 
 from rvlr_lib.data import clean_caption, load_dataset
-from rvlr_lib.data.annotations import hashed_split, read_annotations
-from rvlr_lib.data.readers import data_home
+from rvlr_lib.data.own import data_home, hashed_split, read_collection
 
 COUNT = 60
 
@@ -137,8 +136,8 @@ def test_hash_split_is_stable_seeded_and_about_80_10_10(tmp_path, root, told):
     assert [hashed_split("a.jpg", seed) for seed in range(40)].count("train") < 40
     few, all_ = table(tmp_path / "few.csv", told[:50]), table(tmp_path / "all.csv", told[::-1])
     for split in ("train", "val", "test"):
-        less, more = (read_annotations(path, root).split(split) for path in (few, all_))
-        assert {entry.name for entry in less} <= {entry.name for entry in more}
+        less, more = (read_collection(path, root).split(split) for path in (few, all_))
+        assert set(less.picture) <= set(more.picture)
 
 
 def test_equal_files_never_fall_into_two_splits(tmp_path, told, draw_collection):
@@ -146,13 +145,13 @@ def test_equal_files_never_fall_into_two_splits(tmp_path, told, draw_collection)
     sides = {split: [name for name, _ in told if hashed_split(name) == split] for split in ("train", "val", "test")}
     first, second = sorted((sides["train"][0], sides["test"][0]))
     (tmp_path / "p" / second).write_bytes((tmp_path / "p" / first).read_bytes())
-    found = read_annotations(table(tmp_path / "a.csv", told), tmp_path / "p")
-    splits = {entry.name: entry.split for entry in found.entries}
+    found = read_collection(table(tmp_path / "a.csv", told), tmp_path / "p")
+    splits = found.used.set_index("picture").split.to_dict()
     assert splits[second] == splits[first] == hashed_split(first)
     assert all(splits[name] == hashed_split(name) for name in splits if name != second)
     save(tmp_path / "i.yaml", {"train": "t.csv", "held_out": "a.csv", "image_root": "p"})
     table(tmp_path / "t.csv", [("x.jpg", ["a"])])
-    splits = {entry.name: entry.split for entry in read_annotations(tmp_path / "i.yaml").entries}
+    splits = read_collection(tmp_path / "i.yaml").used.set_index("picture").split.to_dict()
     assert splits[second] == splits[first]
 
 
@@ -220,7 +219,7 @@ BAD_CONTENT = {
     "half splits": ("x.json", [{"image": "a", "caption": "a", "split": "val"}, {"image": "b", "caption": "a"}],
                     "'b' has no split"),
     "coco ids": ("x.json", {"images": [{"id": 1, "file_name": k} for k in "ab"], "annotations": []},
-                 r"images\[1\]: id 1 stands twice, for 'a' and 'b'"),
+                 r"images\[1\]: duplicate id 1, for 'a' and 'b'"),
     "coco stranger": ("x.json", {"images": [{"id": 1, "file_name": "a"}], "annotations": [
         {"image_id": 2, "caption": "a"}]}, r"annotations\[0\]: image_id 2 is no id"),
     "coco bare": ("x.json", {"images": [{"id": 1, "file_name": "a"}], "annotations": []}, "'a' has no caption"),
@@ -245,11 +244,11 @@ def test_bad_content_is_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.csv", b"picture,title\na.jpg,a\n", "columns picture, title; none of them is the picture's.*image_column"),
+        ("x.csv", b"Bild,title\na.jpg,a\n", "columns Bild, title; none of them is the picture's.*image_column"),
         ("x.csv", b"filepath,words\na.jpg,a\n", "none of them is the caption's, which is one of title, caption"),
         ("x.csv", b"", "columns none"),
         ("x.csv", b"filepath,title\na.jpg,one, two\n", "line 2: 3 fields, the header has 2.*quotes"),
-        ("x.csv", b"filepath,title\na.jpg\n", "line 2: 1 fields"),
+        ("x.csv", b"filepath,title\na.jpg\n", "line 2: 1 field, the header has 2: title missing; complete the line"),
         ("x.csv", b'filepath,title\na.jpg,"one\n', "line 2: unexpected end of data; check the quotes"),
         ("x.csv", b"filepath,title\na.jpg,\n", "line 2: the caption '' of 'a.jpg' has no word"),
         ("x.csv", b"filepath,title\na.jpg,caf\xe9\n", r"not UTF-8 \(byte 24 is 0xe9\)"),
@@ -313,7 +312,7 @@ def test_bad_pictures_are_errors_or_skipped_under_a_cap(tmp_path, draw_collectio
 def test_names_are_data_sets_files_or_errors(tmp_path, monkeypatch):
     monkeypatch.setenv("RVLR_DATA", str(tmp_path))
     assert data_home() == tmp_path
-    with pytest.raises(ValueError, match="flickr30k is not prepared.*rvlr data prepare flickr30k"):
+    with pytest.raises(ValueError, match="(?s)flickr30k lacks dataset_flickr30k.json.*http"):
         load_dataset("flickr30k", split="train")
     with pytest.raises(ValueError, match="absent.json is not there"):
         load_dataset(str(tmp_path / "absent.json"), split="train")

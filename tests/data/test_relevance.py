@@ -1,3 +1,4 @@
+import re
 import unicodedata
 
 import numpy as np
@@ -123,14 +124,41 @@ def test_clean_caption(text, clean):
     assert clean_caption(clean) == clean
 
 
-def test_clean_caption_keeps_exactly_letters_and_digits_of_every_script():
-    for code in range(0x3000):
-        character = chr(code)
-        kept = clean_caption(f"a{character}b")
-        if unicodedata.category(character)[0] == "L" or character.isdigit():
-            assert kept == f"a{character.lower()}b" or len(character.lower()) > 1, hex(code)
-        elif unicodedata.category(character)[0] in "PZCSM":
-            assert kept == "a b", hex(code)
+def test_clean_caption_keeps_letters_marks_and_digits_of_every_script():
+    for code in range(0x80, 0x11000):
+        character = unicodedata.normalize("NFC", chr(code).lower()) if not 0xD800 <= code < 0xE000 else " "
+        kept, kind = clean_caption(f"a {chr(code)} b"), {unicodedata.category(part)[0] for part in character}
+        word = clean_caption(f"x{chr(code)}x")
+        if kind <= {"L", "M", "N"} and len(character) == 1:
+            assert word == unicodedata.normalize("NFC", f"x{character}x"), hex(code)
+            assert kept == ("a b" if kind == {"M"} else f"a {character} b"), hex(code)
+        elif not kind & {"L", "M", "N"} and code not in (0xAD, 0x200C, 0x200D):
+            assert word == "x x", hex(code)
+
+
+@pytest.mark.parametrize(
+    "text", ["A man's  T-shirt, No_2!", "\x00\x1f tab\tend", *(chr(n) + "b" + chr(n) for n in range(128))]
+)
+def test_ascii_is_cleaned_as_before(text):
+    assert clean_caption(text) == re.sub(r"[\W_]+", " ", text.lower()).strip()
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ("एक लड़का खेल रहा है", "एक लड़की खेल रही है"), ("குழந்தை", "குழந்த"), ("คน", "คืน"), ("ക്ഷ", "കഷ"), ("שָׁלוֹם", "שלום"), ("كَتَبَ", "كُتِبَ"),
+    ("می‌خواهم", "می خواهم"), ("ක්‍ෂ", "ක්ෂ"),
+])  # fmt: skip
+def test_words_that_marks_or_joiners_tell_apart_stay_apart(one, other):
+    assert clean_caption(one) != clean_caption(other)
+    assert clean_caption(one).split() == unicodedata.normalize("NFC", one).split()
+    assert rouge_l_relevance([clean_caption(one), clean_caption(other)], [0, 1])[0, 1] < 1
+
+
+def test_spellings_of_the_same_text_are_one():
+    for text in ("café crème", "Ångström", "한국어", "が", "Việt Nam"):
+        forms = {clean_caption(unicodedata.normalize(form, text)) for form in ("NFC", "NFD")}
+        assert forms == {unicodedata.normalize("NFC", text.lower())}
+    assert clean_caption("Donau\u00addampf\u00adschiff") == "donaudampfschiff"
+    assert clean_caption("a red ❤️ 👨‍👩‍👧 and a dog") == "a red and a dog"  # joiners and selectors of emoji are no words
 
 
 def test_category_relevance_equals_the_loop():
