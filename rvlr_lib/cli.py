@@ -35,10 +35,11 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "format": (Literal["md", "csv", "tex"], "md", "Markdown, CSV with all digits, or LaTeX for booktabs"),
     "gradient_checkpointing": (bool, False, "less memory, a third more computing"),
     "image_column": (str | None, None, "CSV: column of the picture's path"),
-    "image_features": (File, None, ".npy [pictures, D]"),
+    "image_features": (File, None, ".npy, .npz, .pt or .safetensors [pictures, D]"),
     "image_root": (str | None, None, "folder of the pictures, where the index says none"),
     "insert": (File, None, "put the table between the results or claims markers of this file"),
     "jobs": (int, 1, "processes over the cells"),
+    "keep_flagged": (bool, False, "use captions too that are flagged is_rejected or is_precanned"),
     "max_bad_pictures": (int | None, None, "missing or unreadable pictures allowed in a split"),
     "method": (str, "corrected", "switches of the method: corrected or official"),
     "model": (str, "", "any open_clip model, the default model if not given; data check: none measures no captions"),
@@ -61,7 +62,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "select": (str, "*", "pattern for <dataset>_<notebook>/<table>"),
     "set": (Pairs, [], "a setting such as stage1.epochs and its value; may be repeated"),
     "split": (Literal["train", "val", "test"], "test", "of the data set"),
-    "text_features": (File, None, ".npy [captions, D], picture by picture"),
+    "text_features": (File, None, "likewise [captions, D], picture by picture"),
     "timeout": (float, 1800, "seconds until a process gives up waiting for another one"),
     "tune": (bool, False, "search the weights and the learning rate of each arm instead"),
     "update_reference": (bool, False, "write data/reference/<profile>.json from the results"),
@@ -82,22 +83,20 @@ def config(presets: list[str], set: Pairs) -> None:
     print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), end="")
 
 
-def data_check(file: str, decode: bool, model: str, **options: Any) -> int:
+def data_check(decode: bool, model: str, keep_flagged: bool, **options: Any) -> int:
     """Look over a collection of your own; exit 1 if it would spoil a result."""
     from rvlr_lib.config import ModelSettings
-    from rvlr_lib.data import PREPARED, prepared_index
     from rvlr_lib.data.check import check
 
     if model != "none":
         from rvlr_lib.models.towers import token_counter
 
-        length, context = token_counter(model or ModelSettings().name)
-        options |= {"token_lengths": length, "context": context}
-    report = check(prepared_index(file) if file in PREPARED else file, full=decode, **options)
+        options["token_lengths"], options["context"] = token_counter(model or ModelSettings().name)
+    report = check(options.pop("file"), full=decode, keep_flagged=keep_flagged or None, **options)
     print(report)
     if not decode and not report.spoiled:
         print("headers only: --decode also finds pictures that are cut short")
-    return int(report.spoiled)
+    return report.status
 
 
 def train(timeout: float, save_every: int, set: Pairs, **options: Any) -> int:
@@ -133,36 +132,28 @@ def study(jobs: int, set: Pairs, **options: Any) -> None:
     sweep.run_study(jobs=jobs, set=changes, **options)  # type: ignore[attr-defined]
 
 
-def audit(
-    image_features: File,
-    text_features: File,
-    captions: File,
-    dataset: str | None,
-    model: str,
-    pretrained: str | None,
-    out: File,
-    **options: Any,
-) -> None:
+def audit(dataset: str | None, model: str, device: str, out: File, overwrite: bool, **options: Any) -> None:
     """Measure imbalance, retrieval, gap and structure of any model's features."""
     from rvlr_lib.config import ModelSettings
-    from rvlr_lib.evaluation.audit import audit, audit_table, encode_with_model, read_features, write_audit
-    from rvlr_lib.provenance import default_root
-    from rvlr_lib.tables import to_markdown
+    from rvlr_lib.disk import own_folder
+    from rvlr_lib.evaluation.audit import audit, audit_text, write_audit
+    from rvlr_lib.evaluation.own import encode_with_model, read_features
+    from rvlr_lib.provenance import data_name, default_root
+    from rvlr_lib.training.loop import choose_device
 
-    if dataset and not (image_features or text_features or captions):
-        pairs, images, texts = encode_with_model(dataset, model or ModelSettings().name, pretrained, **options)
-    elif image_features and text_features and captions and not dataset:
-        pairs, images, texts = read_features(image_features, text_features, captions)
-    else:
+    files = [options.pop(name) for name in ("image_features", "text_features", "captions")]
+    if all(files) == bool(dataset) or (any(files) and not all(files)):
         raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
-    found = audit(pairs, images, texts)
-    path = write_audit(found, (images, texts), out or default_root() / "audit" / pairs.name)
-    print(to_markdown(audit_table(found)))
-    for part in ("imbalance", "structure"):
-        print(f"\n{part}")
-        for key, value in found[part].items():
-            print(f"  {key}: {value:.3f}" if isinstance(value, float) else f"  {key}: {value}")
-    print(f"\n{path}")
+    sources = dataset, model, *files, *options.values()
+    folder, place = out or default_root() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
+    with own_folder(folder, {"made of": sources}, overwrite=overwrite):
+        if dataset:
+            pairs, images, texts = encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
+        else:
+            pairs, images, texts = read_features(*files)
+        found = audit(images, texts, pairs, device=place)
+        path = write_audit(found, folder)
+    print(f"{audit_text(found)}\n{path}")
 
 
 def report(folder: File, claims: bool, profile: str, results: str, out: File, insert: File) -> None:
@@ -223,14 +214,20 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     "study": (study, "profile tune seeds jobs scheduler results device set"),
     "train": (
         train,
-        "dataset=scenes arm preset method image_root seed set device out root resume save_every compile "
+        "dataset=scenes arm preset method image_root seed set device out overwrite root resume save_every compile "
         "gradient_checkpointing timeout",
     ),
-    "audit": (audit, "image_features text_features captions dataset image_root split model pretrained device out"),
+    "audit": (
+        audit,
+        "image_features text_features captions dataset image_root split model pretrained device out overwrite",
+    ),
     "explore": (explore, "folder out points"),
     "report": (report, "folder= claims profile results out insert"),
     "table": (table, "run select format out insert"),
-    "data check": (data_check, "file image_root decode max_bad_pictures model image_column caption_column"),
+    "data check": (
+        data_check,
+        "file image_root decode max_bad_pictures model image_column caption_column keep_flagged",
+    ),
     "config": (config, "presets set"),
 }
 
@@ -300,10 +297,11 @@ def _pairs(given: Iterable[Sequence[str]]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for words in given:
-        pairs = [words] if len(words) == 2 and "=" not in words[0] else [word.split("=", 1) for word in words]
+        apart = len(words) == 2 and "=" not in words[0]
+        pairs = [list(words)] if apart else [word.split("=", 1) for word in words]
         if not all(len(pair) == 2 and pair[0] for pair in pairs):
             raise ValueError(f"'{' '.join(words)}': a name and its value are needed, such as seed 1 or seed=1")
-        found |= dict(pairs)
+        found |= {key: value for key, value in pairs}  # noqa: C416
     return found
 
 

@@ -88,8 +88,8 @@ def own_folder(
         wanted = plain(identity)
         changes = _changes({key: earlier.get(key) for key in wanted}, wanted) if earlier else []
         if changes and not overwrite:
-            lines = [f"{folder} belongs to other settings:", *changes[:10], "choose another folder, or --overwrite"]
-            raise ValueError("\n  ".join(lines))
+            way_out = "choose another folder with --out, or replace it with --overwrite"
+            raise ValueError("\n  ".join([f"{folder} belongs to other settings:", *changes[:10], way_out]))
         write_json(record, (earlier if not changes else {}) | wanted)
         yield earlier
     finally:

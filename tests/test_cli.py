@@ -4,12 +4,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+import rvlr_lib.study
 from rvlr_lib import cli
-from rvlr_lib.study import study, sweep
 
 COMMANDS = ["reproduce", "study", "train", "audit", "explore", "report", "table", "data check", "config"]
 
@@ -90,6 +91,13 @@ def test_config_prints_what_presets_resolve_to(capsys):
     assert settings["method"]["structure_target"] == "fusion"
 
 
+def stand_in(monkeypatch, name, **functions):
+    """Put a module of these functions in the place of one of the study's."""
+    module = SimpleNamespace(**functions)
+    monkeypatch.setitem(sys.modules, f"rvlr_lib.study.{name}", module)
+    monkeypatch.setattr(rvlr_lib.study, name, module, raising=False)
+
+
 @pytest.fixture
 def train(monkeypatch):
     """The options that ``rvlr train`` hands on; ``train.does`` is what the training then does."""
@@ -100,7 +108,7 @@ def train(monkeypatch):
         return trained.does()
 
     trained.does, trained.given = lambda: None, given
-    monkeypatch.setattr(study, "train", trained, raising=False)
+    stand_in(monkeypatch, "study", train=trained)
     return trained
 
 
@@ -116,6 +124,7 @@ def test_train_hands_its_options_on(train, capsys):
         "seed": 0,
         "device": "auto",
         "out": Path("x"),
+        "overwrite": False,
         "root": None,
         "resume": "last",
         "save_every": 3,
@@ -144,9 +153,9 @@ def test_train_hands_its_options_on(train, capsys):
 )
 def test_one_process_among_several_ends_with_its_code_and_without_output(does, code, told):
     script = (
-        f"from rvlr_lib import cli\nfrom rvlr_lib.study import study\n"
+        f"import sys, types, rvlr_lib.study\nfrom rvlr_lib import cli\n"
         f"def train(**options):\n    print('noise')\n    {does}\n"
-        f"study.train = train\ncli.main(['train'])"
+        f"rvlr_lib.study.study = types.SimpleNamespace(train=train)\ncli.main(['train'])"
     )
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
@@ -156,7 +165,7 @@ def test_one_process_among_several_ends_with_its_code_and_without_output(does, c
 
 def test_study_hands_its_options_on(monkeypatch):
     given = {}
-    monkeypatch.setattr(sweep, "run_study", lambda **options: given.update(options), raising=False)
+    stand_in(monkeypatch, "sweep", run_study=lambda **options: given.update(options))
     assert cli.main("study --tune --seeds 0-3 --jobs 2 -s stage1.epochs 2 -s a=b".split()) == 0
     assert given == {
         "profile": "study",
@@ -174,7 +183,7 @@ def test_data_check_hands_its_options_on(monkeypatch, capsys):
     given = []
 
     class Report:
-        spoiled = False
+        spoiled, status = False, 0
 
         def __str__(self):
             return "42 pictures — ready"
@@ -182,10 +191,17 @@ def test_data_check_hands_its_options_on(monkeypatch, capsys):
     checks = importlib.import_module("rvlr_lib.data.check")
     monkeypatch.setattr(checks, "check", lambda *args, **options: given.append((args, options)) or Report())
     assert cli.main("data check birds.csv --model none --image-root pics --max-bad-pictures 2".split()) == 0
-    options = {"full": False, "image_root": "pics", "max_bad_pictures": 2, "image_column": None, "caption_column": None}
+    options = {
+        "full": False,
+        "image_root": "pics",
+        "max_bad_pictures": 2,
+        "image_column": None,
+        "caption_column": None,
+        "keep_flagged": None,
+    }
     assert given == [(("birds.csv",), options)]
     assert capsys.readouterr().out.startswith("42 pictures — ready\nheaders only")
-    Report.spoiled = True
+    Report.spoiled, Report.status = True, 1
     assert cli.main("data check birds.csv --model none".split()) == 1
 
 

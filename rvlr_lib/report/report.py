@@ -56,7 +56,7 @@ def write_report(folder: Path | str, *, root: Path = CHECKOUT) -> Path:
     write_text(folder / "report.md", text)
     write_text(folder / "report.html", page_html(record["profile"], with_pictures(markdown_html(text), folder)))
     for name, records in result_tables(folder).items():
-        write_table(_frame(records), folder / "tables", name.replace("/", "_"), decimals(records))
+        write_table(_frame(records), folder / "tables", name.replace("/", "_"))
     return folder / "report.md"
 
 
@@ -110,17 +110,7 @@ def table_text(records: list[dict[str, Any]], form: str = "md") -> str:
     frame = _frame(records)
     if form == "csv":
         return frame.to_csv(index=False, lineterminator="\n")
-    return (to_markdown if form == "md" else to_latex)(frame, decimals(records)).rstrip("\n") + "\n"
-
-
-def decimals(records: list[dict[str, Any]]) -> int:
-    """One where all numbers of a table were rounded to one decimal, else two.
-
-    >>> decimals([{"r_mean": 31.2}]), decimals([{"index": 0.253}])
-    (1, 2)
-    """
-    numbers = (value for record in records for value in record.values() if isinstance(value, float))
-    return 1 if all(math.isnan(value) or value == round(value, 1) for value in numbers) else 2
+    return (to_markdown if form == "md" else to_latex)(frame).rstrip("\n") + "\n"
 
 
 def markdown_html(text: str) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 
 from rvlr_lib.data import load_dataset
 from rvlr_lib.disk import write_json
-from rvlr_lib.figures.projection import Projection
 from rvlr_lib.report import explorer
 
 COUNT = 30
@@ -37,6 +37,12 @@ const shown = "place, choose, get modes() { return modes; }, get moved() { retur
 """
 
 
+def projection(coords, texts, trust):
+    """A map of the first pictures and of these captions, as :mod:`rvlr_lib.figures.projection` makes them."""
+    rows = {"image_rows": np.arange(len(texts)), "text_rows": texts}
+    return SimpleNamespace(coords=coords, **rows, trustworthiness=trust, method="UMAP: a test")
+
+
 @pytest.fixture(scope="module")
 def gallery():
     return load_dataset("scenes", split="val", size=COUNT, text_detail=1.0)
@@ -53,7 +59,7 @@ def points(gallery, spaces):
     coords = {name: tuple(RNG.normal(size=(COUNT, 2)) for _ in "it") for name in spaces}
     texts = np.array([gallery.captions_of(row)[0] for row in range(COUNT)])
     trust = {name: {"image": 0.9, "text": 0.9, "joint": 0.9} for name in spaces}
-    layout = Projection(coords, np.arange(COUNT), texts, trust, "UMAP: a test")
+    layout = projection(coords, texts, trust)
     return explorer.collect_points(gallery, spaces, layout)
 
 
@@ -207,8 +213,7 @@ def test_a_data_set_that_cannot_be_shown_is_named(points, tmp_path, monkeypatch)
 
 
 def test_the_study_of_a_run_is_opened_as_its_notebooks_did(tmp_path, monkeypatch, gallery, spaces):
-    from rvlr_lib.figures import projection
-    from rvlr_lib.study import study
+    from rvlr_lib.figures import projection as maps
 
     class FakeStudy:
         settings = SimpleNamespace(seed=3, method=SimpleNamespace(baseline="matching_longer"))
@@ -224,12 +229,13 @@ def test_the_study_of_a_run_is_opened_as_its_notebooks_did(tmp_path, monkeypatch
         assert (root, list(found)) == (tmp_path, list(explorer.SPACES))
         texts = np.array([gallery.captions_of(row)[0] for row in range(10)])
         coords = {name: (np.zeros((10, 2)), np.zeros((10, 2))) for name in found}
-        return Projection(coords, np.arange(10), texts, {}, "UMAP")
+        return projection(coords, texts, {})
 
     opened = []
     monkeypatch.setenv("RVLR_RUNS", str(tmp_path))
-    monkeypatch.setattr(study, "open_study", lambda *args, **options: opened.append((args, options)) or FakeStudy())
-    monkeypatch.setattr(projection, "cached_projection", cached_projection)
+    fake = SimpleNamespace(open_study=lambda *args, **options: opened.append((args, options)) or FakeStudy())
+    monkeypatch.setitem(sys.modules, "rvlr_lib.study.study", fake)
+    monkeypatch.setattr(maps, "cached_projection", cached_projection)
     run_of(tmp_path / "run", "scenes")
     page = explorer.write_explorer(tmp_path / "run")
     assert opened == [(("scenes",), {"device": "cpu", "root": tmp_path, "seed": 3})]
