@@ -8,8 +8,7 @@ import warnings
 from pathlib import Path
 
 from benchmarks._harness import Options, Row, alternate, speed_row
-from rvlr_lib.report.profiles import Run
-from rvlr_lib.report.reproduce import run_notebook
+from rvlr_lib.report.reproduce import Run, run_notebook
 
 SOURCE = {
     "cells": [

@@ -1,8 +1,8 @@
-"""Build the documentation site: executed notebooks of a run, the pages of the checkout, the library's docstrings.
+"""Build the documentation site: the pages of the checkout, the notebooks of a run, the library's docstrings.
 
     python docs/build.py runs/quick site
 
-Nothing is fetched and nothing is trained. Pages and notebooks go through nbconvert, docstrings through pdoc.
+Nothing is fetched and nothing is trained. Without a run (``python docs/build.py "" site``) its parts are left out.
 """
 
 import argparse
@@ -12,87 +12,128 @@ import sys
 import warnings
 from pathlib import Path
 
-from nbconvert.filters import markdown2html
-
+from rvlr_lib.disk import write_text
 from rvlr_lib.report.explorer import write_explorer
-from rvlr_lib.report.publish import page_html, plain_headings, write_report
-from rvlr_lib.study.saved import read_run, way_back
+from rvlr_lib.report.output import read_run, rerun_command
+from rvlr_lib.report.report import markdown_html, page_html, write_report
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "GLOSSARY.md", "FIDELITY.md", "PERFORMANCE.md", "CHANGELOG.md", "CONTRIBUTING.md",
-         "data/README.md", "data/reference/study/claims.md")  # fmt: skip
-NOT_ON_TOP = ("data/reference/study/claims.md",)  # linked from the README
+FIRST = ("README.md", "GLOSSARY.md", "FIDELITY.md", "PERFORMANCE.md", "LOG.md", "CHANGELOG.md", "CONTRIBUTING.md")
+Navigation = list[tuple[str, list[tuple[str, str]]]]
 
 
-def build(run: Path, out: Path) -> list[Path]:
+def page_names() -> list[str]:
+    """The Markdown pages of the checkout that the site shows."""
+    claims = ROOT / "data" / "reference" / "study" / "claims.md"
+    more = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md", claims]
+    return [name for name in FIRST if (ROOT / name).is_file()] + [
+        path.relative_to(ROOT).as_posix() for path in more if path.is_file()
+    ]
+
+
+def build(run: Path | None, out: Path) -> list[Path]:
     """Write the site into a folder and return its pages.
 
     Raises:
         ValueError: the run is missing, damaged or without an executed notebook, or the folder holds something else.
     """
-    record = read_run(run)
+    books: list[Path] = []
+    if run:
+        record = read_run(run)
+        pages = (Path(entry["dataset"]) / f"{entry['notebook']}.html" for entry in record["runs"])
+        books = [page for page in pages if (run / page).is_file()]
+        if not books:
+            raise ValueError(f"{run} holds no executed notebook: {rerun_command(record)} makes them")
     if out.exists() and not (out / "index.html").is_file() and any(out.iterdir()):
         raise ValueError(f"{out} holds something else than a site: choose another folder")
-    notebooks = [
-        Path(entry["dataset"]) / f"{entry['notebook']}.html"
-        for entry in record["runs"]
-        if (run / entry["dataset"] / f"{entry['notebook']}.html").is_file()
-    ]
-    if not notebooks:
-        raise ValueError(f"{run} holds no executed notebook: {way_back(record)} makes them")
     shutil.rmtree(out, ignore_errors=True)
-    write_report(run)
-    for page in notebooks:
-        text = (run / page).read_text(encoding="utf-8").replace(str(run.resolve()), f"runs/{run.name}")
-        write_page(out / "notebooks" / page, with_navigation(notebook_links(text, page, notebooks), notebooks, 2))
-    for name in PAGES:
-        body = plain_headings(markdown2html((ROOT / name).read_text(encoding="utf-8")))
+    links = navigation(books, bool(run) and add_explorer(run, out))
+    for name in page_names():
+        body = markdown_html((ROOT / name).read_text(encoding="utf-8"))
         copy_linked(body, name, out)
-        page = page_html(name, page_links(body, notebooks))
-        write_page((out / name).with_suffix(".html"), with_navigation(page, notebooks, name.count("/")))
-    report = re.sub(
-        r'href="(\w+/\w+\.html)"', r'href="notebooks/\1"', (run / "report.html").read_text(encoding="utf-8")
-    )
-    write_page(out / "report.html", with_navigation(report, notebooks, 0))
-    for folder in ("figures", "tables"):
-        shutil.copytree(run / folder, out / folder, ignore=shutil.ignore_patterns("*.json", "column"))
-    write_explorer(run, out / "explore.html")
+        write_text(
+            (out / name).with_suffix(".html"), page_html(name, page_links(body, books), below(links, name.count("/")))
+        )
+    if run:
+        add_run(run, books, links, out)
     write_api(out / "api")
     shutil.copy(out / "README.html", out / "index.html")
     return sorted(out.rglob("*.html"))
 
 
-def write_page(path: Path, text: str) -> None:
-    """Write a page into its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+def add_explorer(run: Path, out: Path) -> bool:
+    """Add the explorer of a run; False, and a line that says why, where its stages are not in the cache."""
+    try:
+        write_explorer(run, out / "explore.html")
+    except ValueError as error:
+        print(f"docs: no explorer: {error}")
+        return False
+    return True
 
 
-def with_navigation(page: str, notebooks: list[Path], depth: int) -> str:
-    """A page with links to all others on top; ``depth``: folders below the site's."""
-    pages = [(Path(name).with_suffix(".html").as_posix(), Path(name).stem if "/" not in name else "data")
-             for name in PAGES if name not in NOT_ON_TOP]  # fmt: skip
-    more = [("report.html", "report"), ("explore.html", "explorer"), ("api/rvlr_lib.html", "API")]
-    books = [(f"notebooks/{page}", f"{page.stem.replace('_', ' ')} ({page.parent})") for page in notebooks]
-    rows = [" · ".join(f'<a href="{"../" * depth}{path}">{name}</a>' for path, name in row)
-            for row in (pages + more, books)]  # fmt: skip
-    top = f'<nav style="font:14px/1.6 system-ui,sans-serif;max-width:78em;margin:1em auto">{"<br>".join(rows)}</nav>'
-    return re.sub(r"<body[^>]*>", lambda match: f"{match[0]}\n{top}", page, count=1)
+def add_run(run: Path, books: list[Path], links: Navigation, out: Path) -> None:
+    """Add the report and the executed notebooks of a run, with figures and tables."""
+    write_report(run)
+    for page in books:
+        text = (run / page).read_text(encoding="utf-8").replace(str(run.resolve()), f"runs/{run.name}")
+        write_text(out / "notebooks" / page, in_frame(notebook_links(text, page, books), below(links, 2)))
+    body = markdown_html((run / "report.md").read_text(encoding="utf-8"))
+    body = re.sub(r'href="([^":]+/\w+\.html)"', r'href="notebooks/\1"', body)
+    write_text(out / "report.html", page_html("report", body, links))
+    for folder in ("figures", "tables"):
+        if (run / folder).is_dir():
+            shutil.copytree(run / folder, out / folder, ignore=shutil.ignore_patterns("column"))
 
 
-def page_links(body: str, notebooks: list[Path]) -> str:
+def navigation(books: list[Path], explorer: bool = False) -> Navigation:
+    """Headings and links of the sidebar, as seen from the top of the site."""
+    pages = [(Path(name).with_suffix(".html").as_posix(), title(name)) for name in page_names()]
+    run = [("report.html", "report")] * bool(books) + [("explore.html", "explorer")] * explorer
+    shown = [(f"notebooks/{page.as_posix()}", f"{page.stem.replace('_', ' ')} ({page.parent})") for page in books]
+    return [("Pages", pages), ("Run", run), ("Notebooks", shown), ("Library", [("api/rvlr_lib.html", "API")])]
+
+
+def title(name: str) -> str:
+    """How the sidebar calls a page: by its first heading.
+
+    >>> title("GLOSSARY.md")
+    'Glossary'
+    """
+    heading = re.search(r"^# (.*)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+    return re.split(r"[:,(]", heading[1])[0].strip() if heading else Path(name).stem
+
+
+def below(links: Navigation, depth: int) -> Navigation:
+    """The links as seen from ``depth`` folders below the top."""
+    return [(heading, [("../" * depth + address, label) for address, label in each]) for heading, each in links]
+
+
+def in_frame(page: str, links: Navigation) -> str:
+    """A whole page, such as a notebook's, beside the sidebar."""
+    frame = page_html("", "\0", links)
+    style, sidebar = re.search(r"<style>.*?</style>", frame, re.S)[0], re.search(r"<nav.*?</nav>", frame, re.S)[0]
+    own = "".join(re.findall(r"^\.site.*$|^@media.*\.site.*$", style, re.MULTILINE))
+    page = page.replace("</head>", f"<style>{own} .jp-Notebook {{ margin-left: 14em; }}</style></head>", 1)
+    return re.sub(r"<body[^>]*>", lambda match: f"{match[0]}\n{sidebar}", page, count=1)
+
+
+def page_links(body: str, books: list[Path]) -> str:
     """Links between the files of the checkout as links between their pages; of a notebook, to its first run."""
-    first = {page.stem: f"notebooks/{page}" for page in reversed(notebooks)}
+    first = {page.stem: f"notebooks/{page.as_posix()}" for page in reversed(books)}
     body = re.sub(r'href="(?!https?:)([^"#]+)\.md', r'href="\1.html', body)
-    return re.sub(r'href="notebooks/(\w+)\.ipynb', lambda match: f'href="{first.get(match[1], "report.html")}', body)
+    return re.sub(
+        r'href="((?:\.\./)*)notebooks/(\w+)\.ipynb',
+        lambda match: f'href="{match[1]}{first.get(match[2], "index.html")}',
+        body,
+    )
 
 
-def notebook_links(page: str, own: Path, notebooks: list[Path]) -> str:
+def notebook_links(page: str, own: Path, books: list[Path]) -> str:
     """Links from a notebook to others, of the same data set where it ran on it, and to the pages of the checkout."""
-    places = {book.stem: f"../{book}" for book in reversed(notebooks)}
-    places |= {book.stem: book.name for book in notebooks if book.parent == own.parent}
+    places = {book.stem: f"../{book.as_posix()}" for book in reversed(books)}
+    places |= {book.stem: book.name for book in books if book.parent == own.parent}
     page = re.sub(r'href="(\w+)\.ipynb', lambda match: f'href="{places.get(match[1], "../../report.html")}', page)
-    return re.sub(r'href="(?:\.\./)+(GLOSSARY|FIDELITY|README)\.md', r'href="../../\1.html', page)
+    return re.sub(r'href="(?:\.\./)+((?:docs/)?\w+)\.md', r'href="../../\1.html', page)
 
 
 def copy_linked(body: str, name: str, out: Path) -> None:
@@ -118,12 +159,12 @@ def write_api(out: Path) -> None:
 def main() -> int:
     """Build the site of the command line's run; a warning is a failure."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("run", type=Path, help="run folder, such as runs/quick")
+    parser.add_argument("run", help="run folder, such as runs/quick; empty for a site without one")
     parser.add_argument("out", type=Path, nargs="?", default=ROOT / "site", help="folder of the site")
     arguments = parser.parse_args()
     warnings.simplefilter("error", UserWarning)
     try:
-        pages = build(arguments.run, arguments.out)
+        pages = build(Path(arguments.run) if arguments.run else None, arguments.out)
     except ValueError as error:
         print(f"docs: {error}", file=sys.stderr)
         return 2

@@ -1,44 +1,251 @@
-"""The ``rvlr`` command. A new verb is two functions, its arguments and its work, and a line in ``COMMANDS``.
+"""The ``rvlr`` command: a table of options, and a function a command that takes some of them.
 
-Exit codes: 0 done; 1 a notebook failed or a number moved; 2 bad input; 130 interrupted. The library raises
-``ValueError`` for bad input and its message is all that is shown; ``RVLR_DEBUG=1`` shows where it came from. Each verb
-imports what it needs when it runs, so ``rvlr --help`` is quick.
+Exit codes: 0 done; 1 a notebook failed, a number moved or data would spoil a result; 2 bad input; 130 interrupted. The
+library raises ``ValueError`` for bad input and its message is all that is shown; ``RVLR_DEBUG=1`` shows where it came
+from. A command imports what it needs when it runs, so that ``rvlr --help`` is quick.
 """
 
+import contextlib
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
-from rvlr_lib.report.cli_data import config_arguments, config_run, data_arguments, data_run
-from rvlr_lib.report.cli_train import train_arguments, train_run
+Pairs = list[list[str]]  # of options such as -s KEY VALUE or -s KEY=VALUE, which may be repeated
+NEEDED = object()  # in place of a default
+File = Path | None
+OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
+    "arm": (str, "rvlr", "matching, rvlr, ... of rvlr_lib.config.ARMS"),
+    "caption_column": (str | None, None, "CSV: column of the caption"),
+    "captions": (File, None, "JSON list, per picture a caption or a list of captions"),
+    "check": (bool, False, "compare the results with data/reference/<profile>.json"),
+    "claims": (bool, False, "the page of claims instead, from the results of rvlr study"),
+    "compile": (bool, False, "torch.compile the towers' and the fusion blocks"),
+    "dataset": (str | None, None, "scenes, emoji, a preset's name, or an annotation file"),
+    "decode": (bool, False, "decode every picture, not only its header"),
+    "device": (str | None, "auto", "auto, cpu, cuda or cuda:N; under torchrun cuda: a GPU for each process"),
+    "file": (str, NEEDED, "annotation file, folder or index"),
+    "folder": (Path, NEEDED, "run folder, such as runs/quick"),
+    "format": (Literal["md", "csv", "tex"], "md", "Markdown, CSV with all digits, or LaTeX for booktabs"),
+    "gradient_checkpointing": (bool, False, "less memory, a third more computing"),
+    "image_column": (str | None, None, "CSV: column of the picture's path"),
+    "image_features": (File, None, ".npy, .npz, .pt or .safetensors [pictures, D]"),
+    "image_root": (str | None, None, "folder of the pictures, where the index says none"),
+    "insert": (File, None, "put the table between the results or claims markers of this file"),
+    "jobs": (int, 1, "processes over the cells"),
+    "keep_flagged": (bool, False, "use captions too that are flagged is_rejected or is_precanned"),
+    "max_bad_pictures": (int | None, None, "missing or unreadable pictures allowed in a split"),
+    "method": (str, "corrected", "switches of the method: corrected or official"),
+    "model": (str, "", "any open_clip model, the default model if not given; data check: none measures no captions"),
+    "out": (File, None, "file or folder to write, in the run or below runs if not given"),
+    "overwrite": (bool, False, "replace what the folder holds of other settings"),
+    "parameter": (Pairs, [], "a parameter of every notebook that has it, and its value; may be repeated"),
+    "points": (int, 0, "most pictures and captions; 0: as many as notebook 04 drew"),
+    "preset": (str, "", "a preset or YAML file on top of the data set's own"),
+    "presets": (list[str], NEEDED, "shipped presets or YAML files, later ones win: flickr30k official"),
+    "pretrained": (str | None, None, "open_clip tag or weight file"),
+    "profile": (str, "study", "one of notebooks/profiles, or a file that ends in .yaml"),
+    "results": (str, "", "folder of seed-<n>.json; runs/<profile>/seeds, or for claims data/reference/study"),
+    "resume": (Literal["last", "no"], "last", "go on from an interrupted stage's last checkpoint, or begin anew"),
+    "root": (File, None, "folder of runs and cache"),
+    "run": (File, None, "run folder, runs/quick if not given"),
+    "save_every": (int, 500, "steps between two checkpoints"),
+    "scheduler": (str, "", "address of a Dask scheduler that takes the cells, such as tcp://host:8786"),
+    "seed": (int, 0, "of the training"),
+    "seeds": (str, "", "such as 0-4 or 0,3; all that are planned if not given"),
+    "select": (str, "*", "pattern for <dataset>_<notebook>/<table>"),
+    "set": (Pairs, [], "a setting such as stage1.epochs and its value; may be repeated"),
+    "split": (Literal["train", "val", "test"], "test", "of the data set"),
+    "text_features": (File, None, "likewise [captions, D], picture by picture"),
+    "timeout": (float, 1800, "seconds until a process gives up waiting for another one"),
+    "tune": (bool, False, "search the weights and the learning rate of each arm instead"),
+    "update_reference": (bool, False, "write data/reference/<profile>.json from the results"),
+}
+SHORT = {"set": ["-s"], "parameter": ["-p"]}
+say = partial(print, flush=True)
 
 
-@dataclass(frozen=True)
-class Command:
-    """A verb: what it says of itself, its arguments, and its work, which returns the exit code."""
+def config(presets: list[str], set: Pairs) -> None:
+    """Print the settings that presets resolve to."""
+    import json
 
-    help: str
-    arguments: Callable[[ArgumentParser], None]
-    run: Callable[[Namespace], int]
+    import yaml
+
+    from rvlr_lib.config import as_dict, load_settings
+
+    settings = json.loads(json.dumps(as_dict(load_settings(*presets, overrides=_settings(set)))))
+    print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), end="")
+
+
+def data_check(decode: bool, model: str, keep_flagged: bool, **options: Any) -> int:
+    """Look over a collection of your own; exit 1 if it would spoil a result."""
+    from rvlr_lib.config import ModelSettings
+    from rvlr_lib.data.check import check
+
+    if model != "none":
+        from rvlr_lib.models.towers import token_counter
+
+        options["token_lengths"], options["context"] = token_counter(model or ModelSettings().name)
+    report = check(options.pop("file"), full=decode, keep_flagged=keep_flagged or None, **options)
+    print(report)
+    if not decode and not report.spoiled:
+        print("headers only: --decode also finds pictures that are cut short")
+    return report.status
+
+
+def train(timeout: float, save_every: int, set: Pairs, **options: Any) -> int:
+    """Train and evaluate one arm, on one device or under torchrun; an interrupted training goes on."""
+    if timeout <= 0 or save_every <= 0:
+        raise ValueError(f"--timeout {timeout:g}, --save-every {save_every}: both must be above 0")
+    options |= {"timeout": timeout, "save_every": save_every, "overrides": _settings(set)}
+    return _one_of_several(options) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else _train(options)
+
+
+def reproduce(parameter: Pairs, device: str | None, check: bool, **options: Any) -> int:
+    """Run the notebooks of a profile."""
+    from rvlr_lib.report.reproduce import NotebookError, reproduce
+
+    parameters = _pairs(parameter) | ({"device": device} if device else {})
+    try:
+        moved = reproduce(parameters=parameters, check=check, say=say, **options)
+    except NotebookError as error:
+        print(f"FAILED {error}", file=sys.stderr)
+        return 1
+    if check:
+        print("\n".join([f"{len(moved)} numbers moved:", *moved]) if moved else "check passed: no number moved")
+    return int(bool(moved))
+
+
+def study(jobs: int, set: Pairs, **options: Any) -> None:
+    """Train and evaluate the cells of the imbalance study, over seeds."""
+    from rvlr_lib.study import sweep
+
+    if jobs < 1:
+        raise ValueError(f"--jobs {jobs}: at least one process is needed")
+    changes = [f"{key}={value}" for key, value in _pairs(set).items()]
+    sweep.run_study(jobs=jobs, set=changes, **options)  # type: ignore[attr-defined]
+
+
+def audit(dataset: str | None, model: str, device: str, out: File, overwrite: bool, **options: Any) -> None:
+    """Measure imbalance, retrieval, gap and structure of any model's features."""
+    from rvlr_lib.config import ModelSettings
+    from rvlr_lib.disk import own_folder
+    from rvlr_lib.evaluation.audit import audit, audit_text, write_audit
+    from rvlr_lib.evaluation.own import encode_with_model, read_features
+    from rvlr_lib.provenance import data_name, default_root
+    from rvlr_lib.training.loop import choose_device
+
+    files = [options.pop(name) for name in ("image_features", "text_features", "captions")]
+    if all(files) == bool(dataset) or (any(files) and not all(files)):
+        raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
+    sources = dataset, model, *files, *options.values()
+    folder, place = out or default_root() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
+    with own_folder(folder, {"made of": sources}, overwrite=overwrite):
+        if dataset:
+            pairs, images, texts = encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
+        else:
+            pairs, images, texts = read_features(*files)
+        found = audit(images, texts, pairs, device=place)
+        path = write_audit(found, folder)
+    print(f"{audit_text(found)}\n{path}")
+
+
+def report(folder: File, claims: bool, profile: str, results: str, out: File, insert: File) -> None:
+    """Write the report of a run, or the page of claims: what holds, what does not, how sure it is."""
+    from rvlr_lib.report.report import CHECKOUT, write_report
+    from rvlr_lib.report.reproduce import profile_path
+
+    if bool(folder) == claims:
+        raise ValueError("say what to report: a run folder such as runs/quick, or --claims")
+    if folder:
+        page = write_report(folder)
+        return print(f"{page} and {page.with_suffix('.html').name}, tables in {page.parent / 'tables'}")
+    from rvlr_lib.study.claims import claims_table, control_faults, write_claims
+    from rvlr_lib.study.sweep import load_sweep, read_provenance, read_results
+    from rvlr_lib.tables import insert_between, to_markdown
+
+    place = Path(results) if results else CHECKOUT / "data" / "reference" / "study"
+    sweep = load_sweep(profile_path(profile))
+    found, command = read_results(place, sweep), f"rvlr study --profile {profile}"
+    print(write_claims(sweep, found, out or place, command, read_provenance(place)))
+    if insert:
+        short = claims_table(sweep, found)[["in words", "verdict", "effect, points", "interval", "delta", "seeds"]]
+        insert_between(insert, "claims", to_markdown(short))
+    if faults := control_faults(sweep, found):
+        print(f"controls that gain as well: {', '.join(faults)}")
+
+
+def explore(folder: Path, out: File, points: int) -> None:
+    """Write the explorer of a run: one HTML page to walk in."""
+    from rvlr_lib.report.explorer import write_explorer
+
+    page = write_explorer(folder, out, points=points)
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
+
+
+def table(run: File, select: str, format: str, out: File, insert: File) -> None:
+    """Print the result tables of a run, write them to a file, or insert them into one."""
+    from rvlr_lib.disk import write_text
+    from rvlr_lib.provenance import default_root
+    from rvlr_lib.report.report import result_tables, table_text
+    from rvlr_lib.tables import insert_between
+
+    form = "md" if insert else format
+    found = result_tables(run or default_root() / "quick", select).items()
+    heads = {name: f"**{name}**\n\n" if form == "md" else "" for name, _ in found}
+    text = "\n".join(heads[name] + table_text(records, form) for name, records in found)
+    if insert:
+        insert_between(insert, "results", text)
+    elif out:
+        write_text(out, text)
+    else:
+        print(text, end="")
+
+
+# A new command is a function and a line here: its options, with another default after "=".
+COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
+    "reproduce": (reproduce, "profile=quick parameter device= out overwrite check update_reference"),
+    "study": (study, "profile tune seeds jobs scheduler results device set"),
+    "train": (
+        train,
+        "dataset=scenes arm preset method image_root seed set device out overwrite root resume save_every compile "
+        "gradient_checkpointing timeout",
+    ),
+    "audit": (
+        audit,
+        "image_features text_features captions dataset image_root split model pretrained device out overwrite",
+    ),
+    "explore": (explore, "folder out points"),
+    "report": (report, "folder= claims profile results out insert"),
+    "table": (table, "run select format out insert"),
+    "data check": (
+        data_check,
+        "file image_root decode max_bad_pictures model image_column caption_column keep_flagged",
+    ),
+    "config": (config, "presets set"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    what = "Rebalanced vision-language retrieval: the reproduction companion."
-    parser = ArgumentParser(prog="rvlr", allow_abbrev=False, description=what)
-    verbs = parser.add_subcommands(dest="command")
-    for name, command in COMMANDS.items():
-        verb = ArgumentParser(allow_abbrev=False, description=command.help)
-        verbs.add_subcommand(name, verb, help=command.help)  # before its arguments: a verb may have verbs of its own
-        command.arguments(verb)
-    arguments = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
+    given = sys.argv[1:] if argv is None else argv
+    words = [re.sub(r"^--\w+", lambda match: match[0].replace("_", "-"), word) for word in given]
+    options = _parser().parse_args(words)
+    name = options.command
+    options = options[name]
+    if name == "data":
+        name, options = f"data {options.command}", options[options.command]
     try:
-        return COMMANDS[arguments.command].run(arguments[arguments.command])
+        return COMMANDS[name][0](**vars(options)) or 0
     except (ValueError, OSError) as error:
         if os.environ.get("RVLR_DEBUG"):
             raise
@@ -49,247 +256,88 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _reproduce_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--profile", default="quick", help="one of notebooks/profiles, or a file that ends in .yaml")
-    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                        help="set a parameter of every notebook that has it; may be repeated")  # fmt: skip
-    parser.add_argument("--device", type=str | None, help="auto, cpu, cuda or cuda:N; short for -p device")
-    parser.add_argument("--out", type=Path | None, help="run folder, runs/<profile> if not given")
-    parser.add_argument("--overwrite", action="store_true", help="replace what the folder holds of other settings")
-    parser.add_argument("--check", action="store_true", help="compare the results with data/reference/<profile>.json")
-    parser.add_argument("--update-reference", action="store_true", help="write that file from the results")
+def _parser() -> ArgumentParser:
+    what = "Rebalanced vision-language retrieval: the reproduction companion."
+    parser = ArgumentParser(prog="rvlr", allow_abbrev=False, description=what)
+    verbs = {"": parser.add_subcommands(dest="command")}
+    for name, (function, options) in COMMANDS.items():
+        above, _, verb = name.rpartition(" ")
+        if above not in verbs:
+            group = ArgumentParser(allow_abbrev=False, description="For data of your own.")
+            verbs[""].add_subcommand(above, group, help="for data of your own: check")
+            verbs[above] = group.add_subcommands(dest="command")
+        command = ArgumentParser(allow_abbrev=False, description=function.__doc__)
+        verbs[above].add_subcommand(verb, command, help=function.__doc__)
+        for option in options.split():
+            _add_option(command, *option.partition("="))
+    return parser
 
 
-def _reproduce(arguments: Namespace) -> int:
-    from rvlr_lib.report.reproduce import NotebookError, reproduce
-
-    parameters = dict(arguments.parameter)
-    if arguments.device:
-        parameters["device"] = arguments.device
-    try:
-        moved = reproduce(
-            arguments.profile,
-            out=arguments.out,
-            parameters=parameters,
-            overwrite=arguments.overwrite,
-            check=arguments.check,
-            update=arguments.update_reference,
-            say=partial(print, flush=True),
-        )
-    except NotebookError as error:
-        print(f"FAILED {error}", file=sys.stderr)
-        return 1
-    if arguments.check:
-        print(f"{len(moved)} numbers moved:\n" + "\n".join(moved) if moved else "check passed: no number moved")
-    return 1 if moved else 0
+def _add_option(parser: ArgumentParser, name: str, changed: str, other: str) -> None:
+    kind, default, text = OPTIONS[name]
+    default = (other or None) if changed else default
+    flags = [*SHORT.get(name, []), f"--{name.replace('_', '-')}"]
+    if default is NEEDED:
+        parser.add_argument(name, **({"nargs": "+"} if kind == list[str] else {"type": kind}), help=text)
+    elif name == "folder":
+        parser.add_argument(name, type=File, nargs="?", help=text)
+    elif kind is bool:
+        parser.add_argument(*flags, action="store_true", help=text)
+    elif kind is Pairs:
+        parser.add_argument(*flags, nargs="+", action="append", default=[], metavar="KEY VALUE", help=text)
+    else:
+        parser.add_argument(*flags, type=kind, default=default, help=text)
 
 
-def _study_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--profile", default="study", help="a profile with a 'study' part, or a file that ends in .yaml"
-    )
-    parser.add_argument("--seeds", type=str, default="", help="such as 0-4 or 0,3; all that are planned if not given")
-    parser.add_argument("--jobs", type=int, default=1, help="processes over the cells")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--out", type=Path | None, help="folder of seed-<n>.json, runs/<profile>/seeds if not given")
-    parser.add_argument("-s", "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
-                        help="set a dotted setting everywhere, such as stage1.epochs 2; may be repeated")  # fmt: skip
+def _pairs(given: Iterable[Sequence[str]]) -> dict[str, str]:
+    """Read ``KEY VALUE`` or ``KEY=VALUE``.
+
+    >>> _pairs([["seed", "1"], ["rate=2", "x=a=b"]])
+    {'seed': '1', 'rate': '2', 'x': 'a=b'}
+    """
+    found: dict[str, str] = {}
+    for words in given:
+        apart = len(words) == 2 and "=" not in words[0]
+        pairs = [list(words)] if apart else [word.split("=", 1) for word in words]
+        if not all(len(pair) == 2 and pair[0] for pair in pairs):
+            raise ValueError(f"'{' '.join(words)}': a name and its value are needed, such as seed 1 or seed=1")
+        found |= {key: value for key, value in pairs}  # noqa: C416
+    return found
 
 
-def _study(arguments: Namespace) -> int:
+def _settings(given: Iterable[Sequence[str]]) -> dict[str, Any]:
     import yaml
 
-    from rvlr_lib.provenance import default_root
-    from rvlr_lib.report.profiles import profile_path
-    from rvlr_lib.study.sweep import load_sweep, parse_seeds, run_sweep
-
-    path = profile_path(arguments.profile)
-    sweep = load_sweep(path, {key: yaml.safe_load(value) for key, value in arguments.set})
-    seeds = parse_seeds(arguments.seeds) if arguments.seeds else list(range(sweep.seeds))
-    if arguments.jobs < 1:
-        raise ValueError(f"--jobs {arguments.jobs}: at least one process is needed")
-    results = arguments.out or default_root() / path.stem / "seeds"
-    run_sweep(sweep, seeds, results, jobs=arguments.jobs, device=arguments.device, say=partial(print, flush=True))
-    return 0
+    return {key: yaml.safe_load(value) for key, value in _pairs(given).items()}
 
 
-def _audit_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--image-features", type=Path | None, help=".npy, .npz, .pt or .safetensors [pictures, D]")
-    parser.add_argument("--text-features", type=Path | None, help="likewise [captions, D], picture by picture")
-    parser.add_argument("--captions", type=Path | None, help="JSON list, per picture a caption or a list of captions")
-    parser.add_argument("--dataset", type=str | None, help="instead of arrays: a data set for --model to encode")
-    parser.add_argument("--image-root", type=str | None, help="folder of the data set's pictures")
-    parser.add_argument("--split", default="test", help="train, val or test")
-    parser.add_argument("--model", default="effnet_minilm", help="any open_clip model")
-    parser.add_argument("--pretrained", type=str | None, help="open_clip tag or weight file")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--out", type=Path | None, help="folder of the audit, runs/audit/<name> if not given")
+def _train(options: Mapping[str, Any]) -> int:
+    from rvlr_lib.study import study
+
+    try:
+        return study.train(**options) or 0  # type: ignore[attr-defined]
+    except FloatingPointError as error:
+        print(f"rvlr: {error}. Checkpoints stay; a smaller learning_rate is the usual remedy", file=sys.stderr)
+        return 1
 
 
-def _audit(arguments: Namespace) -> int:
-    from rvlr_lib.evaluation.audit import audit, audit_text, write_audit
-    from rvlr_lib.evaluation.own import encode_with_model, read_features
-    from rvlr_lib.provenance import default_root
-    from rvlr_lib.training.loop import choose_device
-
-    device = choose_device(arguments.device)
-    files = (arguments.image_features, arguments.text_features, arguments.captions)
-    if all(files) == bool(arguments.dataset) or (any(files) and not all(files)):
-        raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
-    if arguments.dataset:
-        dataset, images, texts = encode_with_model(
-            arguments.dataset, arguments.model, arguments.pretrained, split=arguments.split,
-            image_root=arguments.image_root, device=device,
-        )  # fmt: skip
-    else:
-        dataset, images, texts = read_features(*files)
-    found = audit(images, texts, dataset, device=device)
-    path = write_audit(found, arguments.out or default_root() / "audit" / dataset.name)
-    print(audit_text(found))
-    print(path)
-    return 0
-
-
-def _report_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path | None, nargs="?", help="run folder, such as runs/quick: its report")
-    parser.add_argument("--claims", action="store_true", help="the page of claims, from the results of `rvlr study`")
-    parser.add_argument("--profile", default="study", help="the profile whose questions are answered")
-    parser.add_argument(
-        "--results", type=Path | None, help="folder of seed-<n>.json, data/reference/study if not given"
-    )
-    parser.add_argument(
-        "--out", type=Path | None, help="folder of the page and its tables, that of the results' if not given"
-    )
-    parser.add_argument("--insert", type=Path | None, help="put the table between the claims markers of this file")
-
-
-def _report(arguments: Namespace) -> int:
-    if bool(arguments.folder) == arguments.claims:
-        raise ValueError("say what to report: a run folder such as runs/quick, or --claims")
-    if arguments.claims:
-        return _claims(arguments)
-    from rvlr_lib.report.publish import write_report
-
-    page = write_report(arguments.folder)
-    print(f"{page} and {page.with_suffix('.html').name}, tables in {page.parent / 'tables'}")
-    return 0
-
-
-def _claims(arguments: Namespace) -> int:
-    from rvlr_lib.report.profiles import CHECKOUT, profile_path
-    from rvlr_lib.study.claims import claims_table, control_faults, write_claims
-    from rvlr_lib.study.sweep import load_sweep, read_provenance, read_results
-    from rvlr_lib.tables import insert_between, to_markdown
-
-    folder = arguments.results or CHECKOUT / "data" / "reference" / "study"
-    sweep = load_sweep(profile_path(arguments.profile))
-    results = read_results(folder, sweep)
-    command = f"rvlr study --profile {arguments.profile}"
-    page = write_claims(sweep, results, arguments.out or folder, command, read_provenance(folder))
-    print(page)
-    if arguments.insert:
-        short = claims_table(sweep, results)[["in words", "verdict", "effect, points", "interval", "delta", "seeds"]]
-        insert_between(arguments.insert, "claims", to_markdown(short))
-    faults = control_faults(sweep, results)
-    if faults:
-        print(f"controls that come out as helping, so something is wrong: {', '.join(faults)}", file=sys.stderr)
-    return 1 if faults else 0
-
-
-def _table_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path | None, help="run folder, runs/quick if not given")
-    parser.add_argument("--select", default="*", help="pattern for <dataset>_<notebook>/<table>")
-    parser.add_argument("--insert", type=Path | None, help="put the tables between the results markers of this file")
-
-
-def _table(arguments: Namespace) -> int:
-    from rvlr_lib.provenance import default_root
-    from rvlr_lib.report.report import tables
-    from rvlr_lib.tables import insert_between
-
-    text = tables(arguments.run or default_root() / "quick", arguments.select)
-    if arguments.insert:
-        insert_between(arguments.insert, "results", text)
-    else:
-        print(text)
-    return 0
-
-
-def _fidelity_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path | None, help="run folder whose ablation to quote; without it data/reference")
-    parser.add_argument("--insert", type=Path | None, help="put the table between the fidelity markers of this file")
-
-
-def _fidelity(arguments: Namespace) -> int:
-    from rvlr_lib.disk import read_json
-    from rvlr_lib.report.fidelity import measured, table
-    from rvlr_lib.report.profiles import CHECKOUT
-    from rvlr_lib.tables import insert_between
-
-    folder = arguments.run / "results" if arguments.run else CHECKOUT / "data" / "reference" / "ablation"
-    files = sorted(folder.glob("*_05_ablation.json"))
-    if arguments.run and not files:
-        raise ValueError(f"{arguments.run} holds no ablation: `rvlr reproduce --profile study` makes one")
-    text = table(measured(read_json(files[0])) if files else None)
-    if arguments.insert:
-        insert_between(arguments.insert, "fidelity", text)
-    else:
-        print(text)
-    return 0
-
-
-def _explore_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="run folder, such as runs/quick")
-    parser.add_argument("--out", type=Path | None, help="the page, explore.html of the run if not given")
-    parser.add_argument("--points", type=int, default=0, help="most pictures and captions; 0: as notebook 04 has it")
-
-
-def _explore(arguments: Namespace) -> int:
-    from rvlr_lib.report.explorer import write_explorer
-
-    page = write_explorer(arguments.folder, arguments.out, points=arguments.points)
-    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
-    return 0
-
-
-def _figures_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="run folder, such as runs/quick")
-    parser.add_argument(
-        "names", nargs="*", help="names or patterns, such as 'scenes_*'; without any the names are listed"
-    )
-    parser.add_argument("--all", action="store_true", help="every figure of the run")
-    parser.add_argument("--narrow", action="store_true", help="also as wide as a column of text, in figures/column")
-
-
-def _figures(arguments: Namespace) -> int:
-    from rvlr_lib.figures.redraw import figure_names, redraw_run
-    from rvlr_lib.study.saved import read_run
-
-    record = read_run(arguments.folder)
-    select = ["*"] if arguments.all else arguments.names
-    if not select:
-        print("\n".join(figure_names(arguments.folder, record)))
-        return 0
-    redraw_run(arguments.folder, select, narrow=arguments.narrow, say=partial(print, flush=True))
-    return 0
-
-
-COMMANDS = {
-    "config": Command("print the settings that presets resolve to", config_arguments, config_run),
-    "data": Command("check a collection of your own", data_arguments, data_run),
-    "train": Command("train and evaluate one variant, on one or more GPUs, resumable", train_arguments, train_run),
-    "reproduce": Command("run the notebooks of a profile", _reproduce_arguments, _reproduce),
-    "study": Command("train and evaluate the cells of the imbalance study, over seeds", _study_arguments, _study),
-    "audit": Command("imbalance, retrieval, gap and structure of any model's features", _audit_arguments, _audit),
-    "report": Command(
-        "the report of a run, or the page of claims: what holds, what does not, how sure it is",
-        _report_arguments,
-        _report,
-    ),
-    "fidelity": Command(
-        "every oddity of the official code, our switch, and what it did", _fidelity_arguments, _fidelity
-    ),
-    "explore": Command("write the explorer of a run: one HTML page to walk in", _explore_arguments, _explore),
-    "figures": Command("draw the figures of a run again, without a model", _figures_arguments, _figures),
-    "table": Command("print the result tables of a run, or insert them into a file", _table_arguments, _table),
-}
+def _one_of_several(options: Mapping[str, Any]) -> int:
+    """Train as one process among several; ends the process, as threads of a process group may not end in time."""
+    rank, code = os.environ.get("RANK", "0"), 1
+    with contextlib.ExitStack() as stack:
+        if rank != "0":  # one process speaks for all
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
+            code = _train(options)
+        except (ValueError, OSError) as error:
+            print(f"rvlr, process {rank}: {error}", file=sys.stderr)
+            code = 2
+        except KeyboardInterrupt:
+            code = 130
+        except Exception:
+            traceback.print_exc()
+            way_out = "If another process died, or was silent too long, that one's message says why. Checkpoints stay."
+            print(f"rvlr, process {rank}: stopped. {way_out}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

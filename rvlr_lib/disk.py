@@ -1,5 +1,6 @@
 """Files written whole or not at all: text, JSON and tensors, with the umask's modes and UTF-8 everywhere."""
 
+import fcntl
 import hashlib
 import json
 import math
@@ -52,6 +53,55 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def own_folder(
+    folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False, file: str = "made_by.json"
+) -> Iterator[dict[str, Any]]:
+    """Hold an output folder while it is written: no other process may, and nothing of other settings is replaced.
+
+    Args:
+        folder: made where it is missing.
+        identity: what decides the content; kept in ``file`` of the folder, among keys of the caller's own.
+        overwrite: take the folder over from other settings; removing what they left is the caller's work.
+        file: the JSON file that says whose the folder is.
+
+    Yields:
+        What the file held before; empty for a new folder.
+
+    Raises:
+        ValueError: another process writes there, the folder holds other things, or belongs to other settings, which
+            the message lists.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, record = os.open(folder, os.O_RDONLY), folder / file
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is writing into {folder}: wait for it, or choose another one") from None
+        earlier = read_json(record) if record.is_file() else {}
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if others and not record.is_file():
+            raise ValueError(f"{folder} holds other things ({', '.join(others[:3])}): choose an empty folder")
+        wanted = plain(identity)
+        changes = _changes({key: earlier.get(key) for key in wanted}, wanted) if earlier else []
+        if changes and not overwrite:
+            way_out = "choose another folder with --out, or replace it with --overwrite"
+            raise ValueError("\n  ".join([f"{folder} belongs to other settings:", *changes[:10], way_out]))
+        write_json(record, (earlier if not changes else {}) | wanted)
+        yield earlier
+    finally:
+        os.close(handle)  # which also unlocks
+
+
+def _changes(old: Any, new: Any, at: str = "") -> list[str]:
+    """What differs between two nested values, one line each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [line for key in keys for line in _changes(old.get(key), new.get(key), f"{at}{', ' if at else ''}{key}")]
+    return [] if old == new else [f"{at} was {old}, is {new}"]
 
 
 def flush(path: Path) -> None:

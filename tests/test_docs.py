@@ -14,47 +14,75 @@ BOOKS = [Path("scenes/01_a.html"), Path("scenes/03_b.html"), Path("emoji/03_b.ht
 
 
 def test_links_of_a_notebook_lead_to_its_own_data_set_where_it_ran():
-    page = '<a href="01_a.ipynb#Claims"><a href="03_b.ipynb"><a href="09_z.ipynb"><a href="../FIDELITY.md">'
+    page = '<a href="01_a.ipynb#Claims"><a href="03_b.ipynb"><a href="09_z.ipynb"><a href="../docs/own.md">'
     linked = re.findall('href="([^"]*)"', docs.notebook_links(page, BOOKS[2], BOOKS))
-    assert linked == ["../scenes/01_a.html#Claims", "03_b.html", "../../report.html", "../../FIDELITY.html"]
+    assert linked == ["../scenes/01_a.html#Claims", "03_b.html", "../../report.html", "../../docs/own.html"]
 
 
 def test_links_of_a_page():
-    page = '<a href="GLOSSARY.md#x"><a href="notebooks/03_b.ipynb"><a href="https://x.org/a.md"><a href="#here">'
+    page = '<a href="GLOSSARY.md#x"><a href="../notebooks/03_b.ipynb"><a href="https://x.org/a.md"><a href="#here">'
     linked = re.findall('href="([^"]*)"', docs.page_links(page, BOOKS))
-    assert linked == ["GLOSSARY.html#x", "notebooks/scenes/03_b.html", "https://x.org/a.md", "#here"]
+    assert linked == ["GLOSSARY.html#x", "../notebooks/scenes/03_b.html", "https://x.org/a.md", "#here"]
 
 
-@pytest.mark.parametrize("name", docs.PAGES)
+@pytest.mark.parametrize("name", docs.page_names())
 def test_every_page_that_a_page_links_to_is_there(name):
     linked = re.findall(r"\]\((?!https?:)([^)#\s]+\.md)", (ROOT / name).read_text(encoding="utf-8"))
     places = {((ROOT / name).parent / link).resolve().relative_to(ROOT).as_posix() for link in linked}
-    assert places <= set(docs.PAGES)
+    assert places <= set(docs.page_names())
 
 
-def test_every_page_has_the_links_on_top():
-    page = docs.with_navigation('<html><body class="x"><h1>a</h1></body></html>', BOOKS, 2)
-    assert page.index("<body") < page.index("<nav") < page.index("<h1>")
-    assert 'href="../../README.html"' in page
-    assert 'href="../../notebooks/emoji/03_b.html"' in page
+def test_a_site_without_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(docs, "write_api", lambda out: None)
+    pages = docs.build(None, tmp_path / "site")
+    assert len(pages) == len(docs.page_names()) + 1
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        linked = re.findall(r'href="([^"#:]+\.html)', text.partition("</nav>")[0])
+        assert len(linked) == len(docs.page_names()) + 1
+        assert all((page.parent / link).is_file() for link in linked if not link.endswith("rvlr_lib.html"))
+        assert text.count("<table") == text.count('<div class="wide"><table')
+    readme = (tmp_path / "site" / "README.html").read_text(encoding="utf-8")
+    assert '<div class="highlight"><pre>' in readme
+    pictures = re.findall(r'<img[^>]*src="(?!https?:|data:)([^"]+)"', readme)
+    assert all((tmp_path / "site" / picture).is_file() for picture in pictures)
 
 
-def test_files_that_a_page_links_to_come_along(tmp_path):
-    docs.copy_linked('<img src="data/contact_sheet.png"><a href="GLOSSARY.md">', "README.md", tmp_path)
-    docs.copy_linked('<img src="../contact_sheet.png">', "data/reference/x.md", tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["data/contact_sheet.png"]
+def test_a_notebook_stands_beside_the_sidebar():
+    page = docs.in_frame(
+        '<html><head></head><body class="x"><h1>a</h1></body></html>', docs.below([("A", [("b", "c")])], 2)
+    )
+    assert page.index("</head>") < page.index("<nav") < page.index("<h1>")
+    assert 'href="../../b"' in page
+    assert ".site {" in page
+
+
+def test_a_site_with_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(docs, "write_api", lambda out: None)
+    run = tmp_path / "run"
+    runs = [{"notebook": "01_a", "dataset": "scenes", "parameters": {}}]
+    record = {"profile": "smoke", "description": "tiny", "command": "", "provenance": {}, "runs": runs}
+    write_json(run / "run.json", record)
+    with pytest.raises(ValueError, match="no executed notebook.*rvlr reproduce --profile smoke"):
+        docs.build(run, tmp_path / "site")
+    (run / "scenes").mkdir()
+    (run / "scenes" / "01_a.html").write_text("<html><head></head><body><h1>a</h1></body></html>")
+    monkeypatch.setattr(docs, "write_explorer", lambda *paths: exec("raise ValueError('not cached')"))
+    docs.build(run, tmp_path / "site")
+    assert "no explorer: not cached" in capsys.readouterr().out
+    report = (tmp_path / "site" / "report.html").read_text(encoding="utf-8")
+    assert 'href="notebooks/scenes/01_a.html"' in report
+    assert "explore.html" not in report
+    assert '<nav class="site">' in (tmp_path / "site" / "notebooks" / "scenes" / "01_a.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_what_stops_a_build(tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
         docs.build(tmp_path / "none", tmp_path / "site")
-    run = tmp_path / "run"
-    record = {"profile": "smoke", "description": "", "command": "", "provenance": {}, "runs": []}
-    write_json(run / "run.json", record)
-    with pytest.raises(ValueError, match="no executed notebook.*rvlr reproduce --profile smoke"):
-        docs.build(run, tmp_path / "site")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="something else than a site"):
-        docs.build(run, tmp_path / "mine")
+        docs.build(None, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").is_file()

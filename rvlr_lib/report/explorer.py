@@ -1,25 +1,19 @@
-"""The common space to walk in: one HTML page of a run, whole without server or network.
-
-The page is built on bokeh, whose documents keep their data, widgets and library in one file; a plain plot library has
-no widgets without a server. ``explorer.js`` beside this file is all that we add: it moves the points from one space to
-the next and fills the panel beside the map.
-"""
+"""The common space to walk in: one HTML page of a run, complete without server or network."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rvlr_lib.study.cache import only_cached
-from rvlr_lib.study.saved import read_run, run_parameters, run_root, run_study, way_back
-from rvlr_lib.tables import replacing
+from rvlr_lib.disk import write_text
+from rvlr_lib.provenance import default_root
+from rvlr_lib.report.output import read_run, rerun_command
 
 if TYPE_CHECKING:
     from rvlr_lib.data.dataset import ImageTextDataset
@@ -29,49 +23,19 @@ if TYPE_CHECKING:
 
 SPACES = {"teachers": "teachers", "baseline": "", "RVLR": "rvlr"}  # "": the baseline of the method
 UNIMODAL = "teachers"
-POINTS, NEIGHBOURS, HIT_RANK = 1000, 10, 10
-KINDS, OTHER = 8, "other"  # most groups with a colour of their own
-GREY = "#c8c8c8"
-NOTEBOOK = "04_common_space_umap"
-
-
-@dataclass(frozen=True, eq=False)
-class Points:
-    """What the page knows of ``n`` pictures and one caption of each: point i is a picture, point n + i its caption.
-
-    Attributes:
-        dataset: its name.
-        captions: all captions of each picture, the drawn one first, ``[n]``.
-        pictures: each as a data URI, ``[n]``.
-        coords: space -> ``[2n, 2]``.
-        groups: name of a truth factor or of the category -> label of each picture, ``[n]``.
-        hits: space -> whether the partner is among the first ten, ``[2n]``; None where there is no common space.
-        overlaps: reference -> space -> percent of the ten neighbours shared with the reference, ``[2n]``.
-        neighbours: space -> (nearest pictures ``[2n, k]``, nearest captions ``[2n, k]``) as points, itself left out;
-            -1 where there is no common space.
-        notes: what to say below the map.
-    """
-
-    dataset: str
-    captions: list[list[str]]
-    pictures: list[str]
-    coords: dict[str, np.ndarray]
-    groups: dict[str, list[str]]
-    hits: dict[str, np.ndarray | None]
-    overlaps: dict[str, dict[str, np.ndarray]]
-    neighbours: dict[str, tuple[np.ndarray, np.ndarray]]
-    notes: list[str]
+POINTS, NEIGHBOURS = 1000, 10
+PARAMETERS = ("preset", "image_root", "model", "pretrained", "seed")  # of a notebook, that open_study takes
 
 
 def write_explorer(
     run: Path | str, out: Path | str | None = None, *, points: int = 0, say: Callable[[str], None] = print
 ) -> Path:
-    """Write the page of a run: a tab for each of its data sets, from cached stages only.
+    """Write the page of a run with all its data sets, from cached stages only.
 
     Args:
         run: the run folder.
         out: the page, ``explore.html`` of the run if not given.
-        points: most pictures and captions together; 0: as many as notebook 04 drew, whose map is then used again.
+        points: most pictures and captions together; 0: as many as the notebook of the map drew, whose map is reused.
         say: takes a line for each data set that cannot be shown; the page says it as well.
 
     Returns:
@@ -80,59 +44,56 @@ def write_explorer(
     Raises:
         ValueError: no run; or none of its data sets has the stages that are needed, naming the command that makes them.
     """
-    record = read_run(run)
+    record, found, missing = read_run(run), {}, {}
     if points < 0 or 0 < points < 10:
         raise ValueError(f"--points {points}: at least 10 are needed, 5 pictures and 5 captions")
-    found: dict[str, Points | str] = {}
     for dataset in dict.fromkeys(entry["dataset"] for entry in record["runs"]):
         try:
             found[dataset] = explorer_points(Path(run), record, dataset, points)
         except ValueError as error:
-            found[dataset] = str(error)
-    if not any(isinstance(part, Points) for part in found.values()):
-        raise ValueError("; ".join(f"{name}: {reason}" for name, reason in found.items()))
-    for name, reason in found.items():
-        if isinstance(reason, str):
-            say(f"{name} is left out: {reason}")
+            missing[dataset] = str(error)
+            say(f"{dataset} is left out: {error}")
+    if not found:
+        raise ValueError("; ".join(f"{name}: {reason}" for name, reason in missing.items()))
     path = Path(out) if out else Path(run) / "explore.html"
-    with replacing(path) as partial:
-        partial.write_text(explorer_page(found, f"{record['profile']}: the common space"), encoding="utf-8")
+    write_text(path, explorer_page(found, f"The common space of the run {record['profile']}", missing))
     return path
 
 
-def explorer_points(run: Path, record: Mapping[str, Any], dataset: str, most: int = 0) -> Points:
+def explorer_points(run: Path, record: Mapping[str, Any], dataset: str, most: int = 0) -> dict[str, Any]:
     """The points of one data set of a run, without any training.
 
     Raises:
         ValueError: a stage is not in the cache, naming the command that makes it.
     """
     from rvlr_lib.figures.projection import cached_projection
+    from rvlr_lib.study.cache import only_cached
+    from rvlr_lib.study.study import open_study
 
-    parameters = run_parameters(dict(record), dataset)
-    study = run_study(run, dict(record), dataset)
-    names = SPACES | {"baseline": parameters.get("baseline") or study.settings.method.baseline}
-    with only_cached(f"the trained stages of {dataset} are missing, {way_back(record)} makes them"):
-        features = {label: study.test_features(name) for label, name in names.items()}
-    most = most or parameters.get("max_points") or POINTS
-    gallery, spaces = enough_galleries(study.dataset("test"), features, most)
+    given: dict[str, Any] = {}
+    for entry in record["runs"]:
+        given |= entry["parameters"] if entry["dataset"] == dataset else {}
+    root = run.resolve().parent if (run.resolve().parent / "cache").is_dir() else default_root()
+    chosen = {name: given[name] for name in PARAMETERS if given.get(name)}
+    study = open_study(given.get("dataset", dataset), device="cpu", root=root, **chosen)
+    arms = SPACES | {"baseline": given.get("baseline") or study.settings.method.baseline}
+    with only_cached(f"the trained stages of {dataset} are missing, {rerun_command(record)} makes them"):
+        features = {label: study.test_features(arm) for label, arm in arms.items()}
+    most = most or given.get("max_points") or POINTS
+    gallery, spaces = first_galleries(study.dataset("test"), features, most)
     options = {"method": "umap", "seed": study.settings.seed, "max_points": most}
-    layout = cached_projection(run_root(run), spaces, caption_image=gallery.caption_image, **options)
-    return collect_points(gallery, spaces, layout, baseline=names["baseline"])
+    layout = cached_projection(root, spaces, caption_image=gallery.caption_image, **options)
+    return collect_points(gallery, spaces, layout, baseline=arms["baseline"])
 
 
-def enough_galleries(
+def first_galleries(
     test: ImageTextDataset, features: Mapping[str, Features], most: int
 ) -> tuple[ImageTextDataset, dict[str, Features]]:
     """The first gallery, or the first few where one has fewer than ``most / 2`` pictures, with its features."""
-    from rvlr_lib.evaluation.evaluate import galleries
-
     if test.galleries is None:
         return test, dict(features)
     numbers, counts = np.unique(test.galleries, return_counts=True)
     wanted = int(np.searchsorted(counts.cumsum(), most // 2)) + 1
-    if wanted == 1:  # as notebook 04 does, so that its map is found in the cache
-        parts = {label: galleries(pair, test)[0] for label, pair in features.items()}
-        return next(iter(parts.values()))[0], {label: pair for label, (_, pair) in parts.items()}
     rows = np.flatnonzero(np.isin(test.galleries, numbers[:wanted]))
     captions = np.concatenate([test.captions_of(int(row)) for row in rows])
     return test.subset(rows), {label: (pair[0][rows], pair[1][captions]) for label, pair in features.items()}
@@ -140,37 +101,43 @@ def enough_galleries(
 
 def collect_points(
     gallery: ImageTextDataset, spaces: Mapping[str, Features], layout: Projection, *, baseline: str = "baseline"
-) -> Points:
-    """Neighbours, hits and overlaps of the drawn items, all among the drawn items."""
-    rows, count = layout.image_rows, len(layout.image_rows)
+) -> dict[str, Any]:
+    """What the page knows of ``n`` pictures and one caption of each: point i is a picture, point n + i its caption.
+
+    Returns:
+        Plain values: ``captions`` and ``pictures`` (data URIs) ``[n]``; ``xy``, space -> ``[4n]``; ``near``, space ->
+        kind -> ``[2n · width]`` points, nearest first, -1 where there is no common space; ``truth``, for each point of
+        scenes the points of its modality that are as near as its truly ``width`` nearest; ``groups``, kind -> ``[n]``.
+    """
+    rows = np.asarray(layout.image_rows)
     texts = np.array([gallery.captions_of(int(row))[0] for row in rows])
-    unit = {label: (_unit(images)[rows], _unit(captions)[texts]) for label, (images, captions) in spaces.items()}
-    k = min(NEIGHBOURS, count - 1)
-    squares = {"the teachers": tuple(part @ part.T for part in unit[UNIMODAL])}
+    unit = {label: (_unit(pair[0])[rows], _unit(pair[1])[texts]) for label, pair in spaces.items()}
+    width = min(NEIGHBOURS, len(rows) - 1)
+    truth: list[list[int]] = []
     if gallery.scene is not None:
-        truth = gallery.scene.truth("latent")
-        squares["the truth"] = truth.image_to_image[np.ix_(rows, rows)], truth.text_to_text[np.ix_(texts, texts)]
-    return Points(
-        dataset=gallery.name,
-        captions=[[gallery.captions[c] for c in gallery.captions_of(row)] for row in rows],
-        pictures=[_data_uri(gallery.image(int(row))) for row in rows],
-        coords={label: np.concatenate(pair) for label, pair in layout.coords.items()},
-        groups=picture_groups(gallery.subset(rows)),
-        hits={label: None if label == UNIMODAL else _hits(*pair) for label, pair in unit.items()},
-        overlaps={
-            reference: {label: _overlap(pair, square, k) for label, pair in unit.items()}
-            for reference, square in squares.items()
-        },
-        neighbours={label: _neighbours(*pair, k, across=label != UNIMODAL) for label, pair in unit.items()},
-        notes=[
-            f"{count} test pictures of {gallery.name} and one caption of each; the baseline is {baseline}. "
-            "Neighbours, hits and overlaps are among these points, in the full space and not on the map.",
-            f"{layout.method}. Trustworthiness: "
-            + ", ".join(f"{name} {trust['joint']:.2f}" for name, trust in layout.trustworthiness.items())
-            + " (1: no false neighbours). Sizes of clusters and distances between them mean nothing.",
-            "The two teachers never met: how pictures lie to captions there means nothing, and they have no hits.",
+        known = gallery.scene.truth("latent")
+        squares = known.image_to_image[np.ix_(rows, rows)], known.text_to_text[np.ix_(texts, texts)]
+        truth = [
+            points for place, square in enumerate(squares) for points in _nearest(square, width, place * len(rows))
+        ]
+    trust = ", ".join(f"{name} {each['joint']:.2f}" for name, each in layout.trustworthiness.items())
+    return {
+        "name": gallery.name,
+        "width": width,
+        "unimodal": UNIMODAL,
+        "captions": [[gallery.captions[c] for c in gallery.captions_of(int(row))] for row in rows],
+        "pictures": [_data_uri(gallery.image(int(row))) for row in rows],
+        "xy": {label: np.round(np.concatenate(pair), 3).flatten().tolist() for label, pair in layout.coords.items()},
+        "near": {label: _neighbours(*pair, width, across=label != UNIMODAL) for label, pair in unit.items()},
+        "truth": truth,
+        "groups": picture_groups(gallery.subset(rows)),
+        "notes": [
+            f"{len(rows)} test pictures of {gallery.name} and one caption of each; the baseline is {baseline}. "
+            "Neighbours and hits are among these points, in the full space and not on the map.",
+            f"{layout.method}. Trustworthiness: {trust} (1: no false neighbours). Sizes of clusters and distances "
+            "between them mean nothing. The two teachers never met: how pictures lie to captions there means nothing.",
         ],
-    )
+    }
 
 
 def picture_groups(gallery: ImageTextDataset) -> dict[str, list[str]]:
@@ -186,32 +153,26 @@ def picture_groups(gallery: ImageTextDataset) -> dict[str, list[str]]:
             "shape of the first object": [SHAPE_WORDS[kind][0] for kind in shape],
             "colour of the first object": [COLOUR_WORDS[kind][0] for kind in colour],
         }
-    if gallery.categories is not None:
-        return {"category": [category.split("/")[0] for category in gallery.categories],
-                "subcategory": [category.split("/")[-1] for category in gallery.categories]}  # fmt: skip
-    return {}
+    if gallery.categories is None:
+        return {}
+    parts = [category.split("/") for category in gallery.categories]
+    return {"category": [part[0] for part in parts], "subcategory": [part[-1] for part in parts]}
 
 
-def explorer_page(parts: Mapping[str, Points | str], title: str) -> str:
-    """The page as HTML: a tab for each data set; a text stands in place of one whose points are not there."""
-    from bokeh.document import Document
-    from bokeh.embed import file_html
-    from bokeh.events import DocumentReady
-    from bokeh.models import Div, TabPanel, Tabs
-    from bokeh.resources import INLINE
+def explorer_page(parts: Mapping[str, Any], title: str, missing: Mapping[str, str] | None = None) -> str:
+    """The page as HTML.
 
-    from rvlr_lib.report.explorer_view import view
+    Args:
+        parts: data set -> its points, from :func:`collect_points`.
+        title: its heading.
+        missing: data set -> why it is not shown.
+    """
+    from jinja2 import Environment, PackageLoader
 
-    document, shown = Document(), {}
-    for name, part in parts.items():
-        if isinstance(part, Points):
-            shown[name], glue = view(part)
-            document.js_on_event(DocumentReady, glue)
-        else:
-            shown[name] = Div(text=escape(part), width=900)
-    tabs = Tabs(tabs=[TabPanel(child=child, title=name) for name, child in shown.items()])
-    document.add_root(tabs if len(shown) > 1 else next(iter(shown.values())))
-    return file_html(document, INLINE, title)
+    environment = Environment(loader=PackageLoader("rvlr_lib.report"), autoescape=True)
+    code = environment.loader.get_source(environment, "explorer.js")[0]  # type: ignore[union-attr]
+    data = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return environment.get_template("explorer.html.j2").render(title=title, data=data, code=code, missing=missing or {})
 
 
 def _unit(features: Any) -> np.ndarray:
@@ -219,38 +180,27 @@ def _unit(features: Any) -> np.ndarray:
     return array / np.linalg.norm(array, axis=1, keepdims=True).clip(1e-12)
 
 
-def _overlap(features: Features, squares: Features, k: int) -> np.ndarray:
-    """Percent of each item's nearest neighbours, within its modality, that are its nearest by given similarities."""
-    from rvlr_lib.metrics import knn_overlap
-
-    return np.concatenate([knn_overlap(mine, similarity_b=square, k=k, per_query=True)
-                           for mine, square in zip(features, squares, strict=True)])  # fmt: skip
-
-
-def _hits(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Whether each picture finds its caption, and each caption its picture, among the first ten."""
-    from rvlr_lib.metrics import recall_at_k
-
-    own = np.arange(len(images))
-    ways = (images @ texts.T, texts @ images.T)
-    return np.concatenate([recall_at_k(scores, own, (HIT_RANK,), per_query=True)[HIT_RANK] > 0 for scores in ways])
+def _neighbours(images: np.ndarray, texts: np.ndarray, width: int, *, across: bool) -> dict[str, list[int]]:
+    """The nearest pictures and captions of every point as points, best first, the point itself left out."""
+    count, found = len(images), {}
+    for kind, candidates, first in (("pictures", images, 0), ("captions", texts, count)):
+        rows = []
+        for queries in (images, texts):
+            scores = queries @ candidates.T
+            if queries is candidates:
+                np.fill_diagonal(scores, -np.inf)
+            nearest = np.argsort(-scores, axis=1, kind="stable")[:, :width] + first
+            rows.append(nearest if across or queries is candidates else np.full((count, width), -1))
+        found[kind] = np.concatenate(rows).flatten().tolist()
+    return found
 
 
-def _neighbours(images: np.ndarray, texts: np.ndarray, k: int, *, across: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest pictures and captions of every point, best first."""
-    count = len(images)
-
-    def nearest(queries: np.ndarray, candidates: np.ndarray, itself: bool) -> np.ndarray:
-        if not itself and not across:
-            return np.full((count, k), -1)
-        scores = queries @ candidates.T
-        if itself:
-            np.fill_diagonal(scores, -np.inf)
-        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
-
-    to_images = np.concatenate([nearest(images, images, True), nearest(texts, images, False)])
-    to_texts = np.concatenate([nearest(images, texts, False), nearest(texts, texts, True)])
-    return to_images, np.where(to_texts >= 0, to_texts + count, -1)
+def _nearest(square: np.ndarray, width: int, first: int) -> list[list[int]]:
+    """For each row of similarities the points at least as near as its ``width``-th nearest, itself left out."""
+    scores = np.array(square, dtype=float)
+    np.fill_diagonal(scores, -np.inf)
+    least = np.partition(scores, -width, axis=1)[:, -width]
+    return [(np.flatnonzero(row >= limit) + first).tolist() for row, limit in zip(scores, least, strict=True)]
 
 
 def _data_uri(picture: Any, size: int = 64) -> str:

