@@ -64,7 +64,10 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "split": (Literal["train", "val", "test"], "test", "of the data set"),
     "text_features": (File, None, "likewise [captions, D], picture by picture"),
     "timeout": (float, 1800, "seconds until a process gives up waiting for another one"),
-    "tune": (bool, False, "search the weights and the learning rate of each arm instead"),
+    "tune": (bool, False, "search the learning rate and the strengths of each arm instead"),
+    "seal": (bool, False, "fix claims and chosen values instead, before the first seed"),
+    "regime_map": (bool, False, "compute the map of strengths and teachers instead"),
+    "sets": (str, "", "parts of the plan, such as scenes,emoji; all if not given"),
     "update_reference": (bool, False, "write data/reference/<profile>.json from the results"),
 }
 SHORT = {"set": ["-s"], "parameter": ["-p"]}
@@ -122,14 +125,13 @@ def reproduce(parameter: Pairs, device: str | None, check: bool, **options: Any)
     return int(bool(moved))
 
 
-def study(jobs: int, set: Pairs, **options: Any) -> None:
-    """Train and evaluate the cells of the imbalance study, over seeds."""
-    from rvlr_lib.study import sweep
+def study(jobs: int, **options: Any) -> None:
+    """Tune, seal or compute the study of a profile, over processes or a cluster."""
+    from rvlr_lib.study.sweep import run_study
 
     if jobs < 1:
         raise ValueError(f"--jobs {jobs}: at least one process is needed")
-    changes = [f"{key}={value}" for key, value in _pairs(set).items()]
-    sweep.run_study(jobs=jobs, set=changes, **options)  # type: ignore[attr-defined]
+    run_study(jobs=jobs, say=say, **options)
 
 
 def audit(dataset: str | None, model: str, device: str, out: File, overwrite: bool, **options: Any) -> None:
@@ -156,29 +158,22 @@ def audit(dataset: str | None, model: str, device: str, out: File, overwrite: bo
     print(f"{audit_text(found)}\n{path}")
 
 
-def report(folder: File, claims: bool, profile: str, results: str, out: File, insert: File) -> None:
+def report(folder: File, claims: bool, profile: str, results: str, insert: File) -> None:
     """Write the report of a run, or the page of claims: what holds, what does not, how sure it is."""
-    from rvlr_lib.report.report import CHECKOUT, write_report
-    from rvlr_lib.report.reproduce import profile_path
+    from rvlr_lib.report.report import write_report
 
     if bool(folder) == claims:
         raise ValueError("say what to report: a run folder such as runs/quick, or --claims")
     if folder:
         page = write_report(folder)
         return print(f"{page} and {page.with_suffix('.html').name}, tables in {page.parent / 'tables'}")
-    from rvlr_lib.study.claims import claims_table, control_faults, write_claims
-    from rvlr_lib.study.sweep import load_sweep, read_provenance, read_results
+    from rvlr_lib.study.claims import verdict_table, write_claims
     from rvlr_lib.tables import insert_between, to_markdown
 
-    place = Path(results) if results else CHECKOUT / "data" / "reference" / "study"
-    sweep = load_sweep(profile_path(profile))
-    found, command = read_results(place, sweep), f"rvlr study --profile {profile}"
-    print(write_claims(sweep, found, out or place, command, read_provenance(place)))
-    if insert:
-        short = claims_table(sweep, found)[["in words", "verdict", "effect, points", "interval", "delta", "seeds"]]
-        insert_between(insert, "claims", to_markdown(short))
-    if faults := control_faults(sweep, found):
-        print(f"controls that gain as well: {', '.join(faults)}")
+    written = write_claims(profile, results)
+    if written and insert:
+        insert_between(insert, "claims", to_markdown(verdict_table(profile, results)))
+    print(written or "no page of claims")
 
 
 def explore(folder: Path, out: File, points: int) -> None:
@@ -211,7 +206,7 @@ def table(run: File, select: str, format: str, out: File, insert: File) -> None:
 # A new command is a function and a line here: its options, with another default after "=".
 COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
     "reproduce": (reproduce, "profile=quick parameter device= out overwrite check update_reference"),
-    "study": (study, "profile tune seeds jobs scheduler results device set"),
+    "study": (study, "profile tune seal regime_map sets seeds jobs scheduler results device root"),
     "train": (
         train,
         "dataset=scenes arm preset method image_root seed set device out overwrite root resume save_every compile "
@@ -222,7 +217,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], str]] = {
         "image_features text_features captions dataset image_root split model pretrained device out overwrite",
     ),
     "explore": (explore, "folder out points"),
-    "report": (report, "folder= claims profile results out insert"),
+    "report": (report, "folder= claims profile results insert"),
     "table": (table, "run select format out insert"),
     "data check": (
         data_check,
@@ -315,7 +310,8 @@ def _train(options: Mapping[str, Any]) -> int:
     from rvlr_lib.study import study
 
     try:
-        return study.train(**options) or 0  # type: ignore[attr-defined]
+        study.train(**options)
+        return 0
     except FloatingPointError as error:
         print(f"rvlr: {error}. Checkpoints stay; a smaller learning_rate is the usual remedy", file=sys.stderr)
         return 1

@@ -114,8 +114,6 @@ class MethodSettings:
     learn_fusion_weight: bool = True
     fusion_weight: float = 0.5
     distance: str = "mae"
-    centred: bool = False
-    head_init: Literal["ridge", "random"] = "ridge"
     cost_gradient: bool = False
     structure_target: Literal["common", "fusion"] = "common"
     structure_teacher: Literal["fused", "own"] = "fused"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rvlr_lib.figures.style import COLUMN, FONT_SIZE, MOST, Look, is_narrow, looks, new_figure, page_width, style, wrap
-from rvlr_lib.metrics.statistics import t_interval
+from rvlr_lib.metrics.statistics import paired_effect
 from rvlr_lib.tables import arm_label, arm_order, differences, metric_label, shown
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def seed_summary(frame: "pd.DataFrame", by: Sequence[str] = ("dataset", "dial", 
     """Mean over seeds, ends of the 95 % t-interval (missing below five seeds) and number of seeds of each group."""
 
     def end(which: str) -> Callable[[Any], float]:
-        return lambda values: getattr(t_interval(list(values)), which) if len(values) >= SEEDS else float("nan")
+        return lambda values: getattr(paired_effect(list(values)), which) if len(values) >= SEEDS else float("nan")
 
     groups = frame.groupby([name for name in by if name in frame], sort=False)["value"]
     return groups.agg(mean="mean", low=end("low"), high=end("high"), seeds="count").reset_index()

@@ -67,7 +67,6 @@ def explorer_points(run: Path, record: Mapping[str, Any], dataset: str, most: in
         ValueError: a stage is not in the cache, naming the command that makes it.
     """
     from rvlr_lib.figures.projection import cached_projection
-    from rvlr_lib.study.cache import only_cached
     from rvlr_lib.study.study import open_study
 
     given: dict[str, Any] = {}
@@ -75,10 +74,10 @@ def explorer_points(run: Path, record: Mapping[str, Any], dataset: str, most: in
         given |= entry["parameters"] if entry["dataset"] == dataset else {}
     root = run.resolve().parent if (run.resolve().parent / "cache").is_dir() else default_root()
     chosen = {name: given[name] for name in PARAMETERS if given.get(name)}
-    study = open_study(given.get("dataset", dataset), device="cpu", root=root, **chosen)
+    missing = f"the trained stages of {dataset} are missing, {rerun_command(record)} makes them"
+    study = open_study(given.get("dataset", dataset), device="cpu", root=root, missing=missing, **chosen)
     arms = SPACES | {"baseline": given.get("baseline") or study.settings.method.baseline}
-    with only_cached(f"the trained stages of {dataset} are missing, {rerun_command(record)} makes them"):
-        features = {label: study.test_features(arm) for label, arm in arms.items()}
+    features = {label: study.test_features(arm) for label, arm in arms.items()}
     most = most or given.get("max_points") or POINTS
     gallery, spaces = first_galleries(study.dataset("test"), features, most)
     options = {"method": "umap", "seed": study.settings.seed, "max_points": most}

@@ -170,9 +170,9 @@ def _check_values(name: str, value: Any) -> None:
 
 
 def _arms() -> tuple[str, ...]:
-    from rvlr_lib import config
+    from rvlr_lib.config import ARMS
 
-    return tuple(getattr(config, "ARMS", None) or config.VARIANTS)
+    return tuple(ARMS)
 
 
 def read_run(folder: Path | str) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
         reason = {
             CellTimeoutError: f"TimeoutError: longer than the {timeout} s that the profile allows",
             DeadKernelError: "DeadKernelError: the kernel died, often for want of memory",
-        }.get(type(error)) or f"{error.ename}: {str(error.evalue).strip()}"
+        }.get(type(error)) or f"{getattr(error, 'ename', '')}: {str(getattr(error, 'evalue', error)).strip()}"
         kept = f"(kept with its output: {_short(target)})"
         raise NotebookError(f"{run}, cell [{stream.number}]: {reason} {kept}") from None
     except BaseException:

@@ -215,7 +215,7 @@ def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Ma
     hours = sum(cell.get("cpu_seconds", 0.0) for cell in cells) / 3600
     commits = ", ".join(dict.fromkeys(str(cell["commit"]) for cell in cells))
     counts = ", ".join(f"{name} {len(seeds)}" for name, seeds in results.items())
-    trials = next(iter(tuned["trials"].values()), [])
+    trials: list[Any] = next(iter(tuned["trials"].values()), [])
     lines = [
         "# Claims",
         "",
@@ -274,6 +274,17 @@ def write_claims(profile: str = "study", folder: str | Path = "") -> Path | None
     plan, results, tuned = found
     write_text(place / "claims.md", claims_page(plan, results, tuned, read_json(place / "seal.json")))
     return place / "claims.md"
+
+
+def verdict_table(profile: str = "study", folder: str | Path = "") -> "pd.DataFrame":
+    """Primary claims in words with verdict, effect, interval and seeds, for the README; empty without verdicts."""
+    found = read_study(profile, folder)
+    if found is None:
+        raise ValueError("there is no sealed study: `rvlr study --tune`, `--seal`, then `rvlr study` make one")
+    plan, results, _ = found
+    table = claims_table(plan, results, judge(plan, results))
+    table["claim"] = [plan.claims[name].text for name in table["claim"]]
+    return table[["claim", "verdict", "points", "Holm interval", "δ", "seeds"]]
 
 
 def signed(value: float) -> str:

@@ -115,8 +115,8 @@ class Study:
     def features(self, split: str) -> FeatureSet:
         """Cached features of a split, of frozen towers."""
         if split not in self._features:
-            folders = [self.cache.folder(self._feature_stage(modality)) for modality in ("image", "text")]
-            self._features[split] = read_features(*folders, split)
+            images, texts = (self.cache.folder(self._feature_stage(modality)) for modality in ("image", "text"))
+            self._features[split] = read_features(images, texts, split)
         return self._features[split]
 
     @cached_property
@@ -428,6 +428,9 @@ def open_study(
     seed: int = 0,
     execution: Execution | None = None,
     missing: str = "",
+    image_root: str | None = None,
+    model: str = "",
+    pretrained: str | None = None,
     **overrides: Any,
 ) -> Study:
     """A study of a data set by name.
@@ -441,14 +444,16 @@ def open_study(
         seed: of everything, the scenes' world and the dial's draws among it.
         execution: how to train.
         missing: where given, nothing is computed, see :class:`Study`.
+        image_root, model, pretrained: short for ``data.image_root``, ``model.name`` and ``model.pretrained``.
         overrides: settings and their values, dotted (``**{"data.text_detail": 0.5}``); None leaves the preset's.
 
     Raises:
         ValueError: an unknown preset or setting, naming the valid ones.
     """
     own = name if name in data_presets() else "own"
+    named = {"data.image_root": image_root or None, "model.name": model or None, "model.pretrained": pretrained or None}
     presets = [own, "tuned", *([preset] if preset else []), method]
-    settings = load_settings(*presets, overrides={"data.name": name, "seed": seed, **overrides})
+    settings = load_settings(*presets, overrides={"data.name": name, "seed": seed, **named, **overrides})
     return Study(settings, device=device, root=root, execution=execution, missing=missing)
 
 
@@ -497,7 +502,8 @@ def train(
             root=place,
             seed=seed,
             execution=checkpoints,
-            **{"data.image_root": image_root, **(overrides or {})},
+            image_root=image_root,
+            **(overrides or {}),
         )
         stage = study._result_stage(arm)
         target = out or place / "train" / f"{data_name(dataset)}-{arm}-seed{seed}"

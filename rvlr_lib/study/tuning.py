@@ -121,7 +121,7 @@ def _visibilities(plan: Plan, runner: Runner) -> dict[str, float]:
     """Share of its recall that ``matching_longer`` keeps at each strength of the dial ``image``."""
     space = plan.tuning
     strengths = [1.0, *space.visibilities]
-    items = [
+    items: list[tuple[Any, ...]] = [
         (plan, {}, "none", space.seeds[0], [("matching_longer", {})], {"data.image_visibility": value})
         for value in strengths
     ]
@@ -163,7 +163,7 @@ def _lengths(
 
 
 def _flat(found: Mapping[str, Mapping[str, float]], length: int, half: int, plateau: float) -> bool:
-    longer, shorter = found.get(str(length)), found.get(str(half))
+    longer, shorter = found.get(str(length), {}), found.get(str(half), {})
     return bool(longer and shorter) and all(longer[name] - shorter[name] < plateau for name in longer)
 
 

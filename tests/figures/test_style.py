@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from rvlr_lib.figures import style
-from rvlr_lib.metrics.statistics import t_interval
+from rvlr_lib.metrics.statistics import paired_effect
 
 
 def drawn():
@@ -105,7 +105,7 @@ def test_intervals_only_from_five_seeds():
 
     frame = pd.DataFrame({"arm": ["a"] * 4 + ["b"] * 5, "value": [1.0, 2, 3, 4, 1, 2, 3, 4, 7]})
     rows = seed_summary(frame).set_index("arm")
-    known = t_interval([1.0, 2, 3, 4, 7])
+    known = paired_effect([1.0, 2, 3, 4, 7])
     assert rows.loc["a", "mean"] == 2.5
     assert rows.loc["a", ["low", "high"]].isna().all()
     assert rows.loc["b"].tolist() == pytest.approx([3.4, known.low, known.high, 5])

@@ -5,11 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from rvlr_lib.losses import (
-    image_text_contrastive_loss,
-    representation_distillation_loss,
-    structure_distillation_loss,
-)
+from rvlr_lib.losses import image_text_contrastive_loss, representation_distillation_loss, structure_distillation_loss
 
 OFFICIAL_NAMES = {"mae": "mae", "mse": "mse", "kl": "cumulative_l1", "wd": "wasserstein"}
 

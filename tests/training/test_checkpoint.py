@@ -11,14 +11,7 @@ import pytest
 import torch
 
 from rvlr_lib.losses import LossWeights
-from rvlr_lib.training import (
-    Execution,
-    checkpoints_in,
-    last_checkpoint,
-    loop,
-    read_checkpoint,
-    write_checkpoint,
-)
+from rvlr_lib.training import Execution, checkpoints_in, last_checkpoint, loop, read_checkpoint, write_checkpoint
 
 
 class PowerCut(Exception):
@@ -88,11 +81,7 @@ def test_ten_steps_and_ten_more_are_twenty(run, whole, interrupted, tmp_path):
     assert read_checkpoint(interrupted / "step-000010")["batches"] == {"epoch": 2, "position": 2}  # inside an epoch
     resumed, (once, log) = run(interrupted, log=tmp_path / "log.jsonl"), whole
     assert same(once.state, resumed.state)
-    assert (once.best_epoch, once.best_score, once.history) == (
-        resumed.best_epoch,
-        resumed.best_score,
-        resumed.history,
-    )
+    assert (once.best_epoch, once.best_score, once.history) == (resumed.best_epoch, resumed.best_score, resumed.history)
     assert (tmp_path / "log.jsonl").read_text() == log
     assert not list(interrupted.glob(".*"))
 
