@@ -307,10 +307,10 @@ def _settings(given: Iterable[Sequence[str]]) -> dict[str, Any]:
 
 
 def _train(options: Mapping[str, Any]) -> int:
-    from rvlr_lib.study import study
+    from rvlr_lib.study.train import train
 
     try:
-        study.train(**options)
+        train(**options)
         return 0
     except FloatingPointError as error:
         print(f"rvlr: {error}. Checkpoints stay; a smaller learning_rate is the usual remedy", file=sys.stderr)

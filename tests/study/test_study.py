@@ -54,7 +54,7 @@ def test_stages_of_stage_two_share_batches_and_start(make_study):
 def test_an_evaluation_switch_retrains_nothing(make_study):
     plain, switched = make_study(), make_study(**{"method.mixed_t2it": "transposed"})
     assert plain._student_stage("rvlr").key == switched._student_stage("rvlr").key
-    assert plain._result_stage("rvlr").key != switched._result_stage("rvlr").key
+    assert plain.result_stage("rvlr").key != switched._result_stage("rvlr").key
 
 
 def test_the_shuffled_control_hears_other_teachers_in_the_structure_term_alone(make_study):

@@ -1,0 +1,76 @@
+"""The command ``rvlr train``: one arm, in one process or as one of torchrun's."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rvlr_lib.config import as_dict, data_presets
+from rvlr_lib.disk import read_json, whole_file, write_json
+from rvlr_lib.provenance import data_name, default_root
+from rvlr_lib.study.study import open_study
+from rvlr_lib.training.loop import Execution, choose_device
+from rvlr_lib.training.processes import is_main, process_group
+
+
+def train(
+    *,
+    dataset: str,
+    arm: str = "rvlr",
+    preset: str = "",
+    method: str = "corrected",
+    image_root: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    out: Path | None = None,
+    root: Path | None = None,
+    resume: str = "last",
+    save_every: int = 500,
+    compile: bool = False,
+    gradient_checkpointing: bool = False,
+    timeout: float = 1800.0,
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
+    """Train and evaluate an arm after what it goes on from; an interrupted training goes on.
+
+    Args:
+        dataset, preset, method, image_root, seed, overrides: as of :func:`rvlr_lib.study.study.open_study`.
+        arm: of :data:`rvlr_lib.config.ARMS`.
+        device: to compute on; under torchrun each process takes the GPU of its local rank.
+        out: folder of the weights, log and result; default below ``root``, named by data set, arm and seed.
+        root: of runs, cache and checkpoints.
+        resume, save_every, compile, gradient_checkpointing: see :class:`rvlr_lib.training.loop.Execution`.
+        timeout: seconds until a process gives up waiting for another one.
+
+    Raises:
+        ValueError: bad settings, or ``out`` holds a training of other settings.
+    """
+    place = Path(root) if root else default_root()
+    with process_group(choose_device(device), timeout):
+        execution = Execution(compile, gradient_checkpointing, place / "checkpoints", save_every, resume)
+        sizes = preset or ("quick" if dataset in data_presets() else "own")
+        study = open_study(
+            dataset,
+            preset=sizes,
+            method=method,
+            device=device,
+            root=place,
+            seed=seed,
+            execution=execution,
+            image_root=image_root,
+            **(overrides or {}),
+        )
+        key, target = study.result_stage(arm).key, out or place / "train" / f"{data_name(dataset)}-{arm}-seed{seed}"
+        kept = target / "train.json"
+        if kept.is_file() and read_json(kept)["key"] != key:
+            raise ValueError(f"{target} holds a training of other settings or data: give another --out, or remove it")
+        if target.is_dir() and not kept.is_file() and any(target.iterdir()):
+            raise ValueError(f"{target} holds other files: give another --out")
+        result = study.result(arm)
+        if is_main() and result.folder is not None:
+            for path in result.folder.iterdir():
+                with whole_file(target / path.name) as temporary:
+                    shutil.copyfile(path, temporary)
+            write_json(target / "result.json", result.record)
+            write_json(kept, {"key": key, "settings": as_dict(study.settings)})
+            print(f"r_mean {result.metrics['r_mean']:.1f}; weights, log and result in {target}")
