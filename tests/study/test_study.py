@@ -5,6 +5,7 @@ from rvlr_lib.config import ARMS, load_settings
 from rvlr_lib.disk import read_json
 from rvlr_lib.study import inputs
 from rvlr_lib.study.study import open_study
+from tests.tiny import tiny_towers
 
 
 def test_a_result_comes_from_the_cache_the_second_time(make_study, monkeypatch):
@@ -54,7 +55,7 @@ def test_stages_of_stage_two_share_batches_and_start(make_study):
 def test_an_evaluation_switch_retrains_nothing(make_study):
     plain, switched = make_study(), make_study(**{"method.mixed_t2it": "transposed"})
     assert plain._student_stage("rvlr").key == switched._student_stage("rvlr").key
-    assert plain.result_stage("rvlr").key != switched._result_stage("rvlr").key
+    assert plain.result_stage("rvlr").key != switched.result_stage("rvlr").key
 
 
 def test_the_shuffled_control_hears_other_teachers_in_the_structure_term_alone(make_study):
@@ -95,6 +96,30 @@ def test_edited_files_are_read_again(tmp_path):
     assert inputs.read_split(settings, "test").captions[0] == "red square 2"
     write("blue circle")
     assert inputs.read_split(settings, "test").captions[0] == "blue circle 2"
+
+
+def test_own_pictures_train_and_are_evaluated(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    tiny_towers()
+    rows, draws = ["image,caption"], np.random.default_rng(0)
+    for number in range(120):
+        Image.fromarray(draws.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        rows += [f"{number}.png,thing {number} of {number % 7}"] * (1 + number % 2)
+    (tmp_path / "mine.csv").write_text("\n".join(rows) + "\n")
+    small = {"model.name": "tiny_48", "model.width": 32, "stage1.batch_size": 16, "stage2.batch_size": 16}
+    study = open_study(
+        str(tmp_path / "mine.csv"),
+        preset="smoke",
+        device="cpu",
+        root=tmp_path / "runs",
+        **small,
+        **{"data.train_size": 0, "data.val_size": 0, "data.gallery_size": 0},
+    )
+    result = study.result("rvlr")
+    assert result.record["dataset"] == "mine"
+    assert result.metrics["r_mean"] > 0
 
 
 def test_whole_towers_train_with_the_same_code(make_study):
