@@ -1,5 +1,6 @@
 """Equal tuning for every trained arm, on worlds that no verdict sees: dial, length, learning rates, strengths."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from rvlr_lib.config import ARMS, ArmSettings, arm
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import provenance
 from rvlr_lib.study.plan import BY_STRUCTURE, Plan
-from rvlr_lib.study.sweep import Runner
+from rvlr_lib.study.runner import Runner
+from rvlr_lib.study.study import Study
 
 Trial = dict[str, Any]  # learning_rate, strengths
 Scores = dict[str, float]  # r_mean and structure, on validation
@@ -86,10 +88,6 @@ def validation_cell(
     root: str | None,
 ) -> list[Scores]:
     """Validation scores of several trained arms at one dial point and seed; runs in a process of its own."""
-    import dataclasses
-
-    from rvlr_lib.study.study import Study
-
     base = plan.settings(plan.tuning.dataset, dial, seed, chosen, **overrides)
     found = []
     for name, trial in jobs:

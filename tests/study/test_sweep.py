@@ -6,7 +6,8 @@ import pytest
 from rvlr_lib.disk import read_json
 from rvlr_lib.study.claims import read_study, write_claims
 from rvlr_lib.study.regime import map_frame
-from rvlr_lib.study.sweep import Runner, parse_seeds, read_seeds, run_study
+from rvlr_lib.study.runner import Runner
+from rvlr_lib.study.sweep import parse_seeds, read_seeds, run_study
 from rvlr_lib.study.tuning import draw_trials, tuned_arms
 
 
@@ -107,6 +108,6 @@ def slow_double(number, device, root):
 
 def test_no_scheduler_is_one_line():
     pytest.importorskip("distributed")
-    code = "from rvlr_lib.study.sweep import _client; _client('tcp://127.0.0.1:9')"
+    code = "from rvlr_lib.study.runner import connect; connect('tcp://127.0.0.1:9')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "no Dask scheduler answers" in done.stderr
