@@ -19,7 +19,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -294,14 +293,11 @@ class _Stages:
 @contextmanager
 def _kernel_environment(root: Path) -> Iterator[None]:
     """What kernels inherit: headless, and a folder where numba can cache what it compiles."""
-    cache = root / "cache" / "numba"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        cache = Path(tempfile.gettempdir()) / f"rvlr-numba-{os.getuid()}"
+    from rvlr_lib.figures.projection import ensure_numba_cache
+
     before = dict(os.environ)
-    os.environ |= {"NUMBA_CACHE_DIR": str(cache)} | before
     os.environ |= {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    ensure_numba_cache(root)
     try:
         yield
     finally:
