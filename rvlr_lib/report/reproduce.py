@@ -226,19 +226,21 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
             **hooks,
         )
         _write_html(executed, page, run.notebook)
-    except (papermill.PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
-        reason = {
-            CellTimeoutError: f"TimeoutError: longer than the {timeout} s that the profile allows",
-            DeadKernelError: "DeadKernelError: the kernel died, often for want of memory",
-        }.get(type(error)) or f"{error.ename}: {str(error.evalue).strip()}"
-        kept = f"(kept with its output: {_short(target)})"
-        raise NotebookError(f"{run}, cell [{stream.number}]: {reason} {kept}") from None
+        reason = ""
+    except papermill.PapermillExecutionError as error:
+        reason = f"{error.ename}: {str(error.evalue).strip()}"
+    except CellTimeoutError:
+        reason = f"TimeoutError: longer than the {timeout} s that the profile allows"
+    except DeadKernelError:
+        reason = "DeadKernelError: the kernel died, often for want of memory"
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     finally:
         if partial.is_file():
             os.replace(partial, target)
+    if reason:
+        raise NotebookError(f"{run}, cell [{stream.number}]: {reason} (kept with its output: {_short(target)})")
     return target
 
 
