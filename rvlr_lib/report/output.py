@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -115,16 +115,8 @@ def check_parameters(namespace: dict[str, Any]) -> None:
         ValueError: a parameter is unknown or unfit, listing what is valid.
     """
     kinds = dict(namespace.get("__annotations__", {}))
-    injected = [cell for cell in namespace.get("In", ()) if cell.startswith("# Parameters")]
-    set_by_papermill = {
-        target.id
-        for cell in injected
-        for node in ast.parse(cell).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    names = dict.fromkeys([*kinds, *set_by_papermill])
+    injected = "\n".join(cell for cell in namespace.get("In", ()) if cell.startswith("# Parameters"))
+    names = dict.fromkeys([*kinds, *re.findall(r"^(\w+) = ", injected, re.MULTILINE)])
     namespace |= fit_parameters(kinds, {name: namespace[name] for name in names})
 
 
@@ -160,19 +152,15 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
 
 
 def _check_values(name: str, value: Any) -> None:
-    values = value if isinstance(value, list) else [value]
-    if name not in ARM_PARAMETERS | {"figure_width"} or not any(values):
-        return
-    valid = WIDTHS if name == "figure_width" else _arms()
-    unknown = [item for item in values if item and item not in valid]
-    if unknown:
-        raise ValueError(f"parameter '{name}': unknown '{unknown[0]}'; valid: {', '.join(valid)}")
-
-
-def _arms() -> tuple[str, ...]:
+    """Refuse arms and widths that do not exist; an empty text stands for the default."""
     from rvlr_lib.config import ARMS
 
-    return tuple(ARMS)
+    valid: Any = WIDTHS if name == "figure_width" else ()
+    if name in ARM_PARAMETERS:
+        valid = ARMS
+    for item in value if isinstance(value, list) else [value]:
+        if valid and item and item not in valid:
+            raise ValueError(f"parameter '{name}': unknown '{item}'; valid: {', '.join(valid)}")
 
 
 def read_run(folder: Path | str) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -227,19 +226,21 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
             **hooks,
         )
         _write_html(executed, page, run.notebook)
-    except (papermill.PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
-        reason = {
-            CellTimeoutError: f"TimeoutError: longer than the {timeout} s that the profile allows",
-            DeadKernelError: "DeadKernelError: the kernel died, often for want of memory",
-        }.get(type(error)) or f"{getattr(error, 'ename', '')}: {str(getattr(error, 'evalue', error)).strip()}"
-        kept = f"(kept with its output: {_short(target)})"
-        raise NotebookError(f"{run}, cell [{stream.number}]: {reason} {kept}") from None
+        reason = ""
+    except papermill.PapermillExecutionError as error:
+        reason = f"{error.ename}: {str(error.evalue).strip()}"
+    except CellTimeoutError:
+        reason = f"TimeoutError: longer than the {timeout} s that the profile allows"
+    except DeadKernelError:
+        reason = "DeadKernelError: the kernel died, often for want of memory"
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     finally:
         if partial.is_file():
             os.replace(partial, target)
+    if reason:
+        raise NotebookError(f"{run}, cell [{stream.number}]: {reason} (kept with its output: {_short(target)})")
     return target
 
 
@@ -294,14 +295,11 @@ class _Stages:
 @contextmanager
 def _kernel_environment(root: Path) -> Iterator[None]:
     """What kernels inherit: headless, and a folder where numba can cache what it compiles."""
-    cache = root / "cache" / "numba"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        cache = Path(tempfile.gettempdir()) / f"rvlr-numba-{os.getuid()}"
+    from rvlr_lib.figures.projection import ensure_numba_cache
+
     before = dict(os.environ)
-    os.environ |= {"NUMBA_CACHE_DIR": str(cache)} | before
     os.environ |= {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    ensure_numba_cache(root)
     try:
         yield
     finally:

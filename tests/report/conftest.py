@@ -19,7 +19,7 @@ metrics = {"rvlr | r_mean": 30.0 + seed, "loss": rate}
 result = {"metrics": metrics, "tables": {"main": [{"model": "rvlr", "r_mean": 30.0 + seed}]},
           "notebook": "01_good", "dataset": dataset, "sentences": [f"Seed {seed} is “good”."]}
 (out / "results" / f"{pathlib.Path(dataset).stem}_01_good.json").write_text(json.dumps(result), encoding="utf-8")
-print(sys.executable, os.environ["RVLR_HEADLESS"], os.environ["NUMBA_CACHE_DIR"])
+print(sys.executable, os.environ["RVLR_HEADLESS"], os.environ.get("NUMBA_CACHE_DIR"))
 print("stage matching: 3 steps")"""
 
 

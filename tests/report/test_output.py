@@ -26,8 +26,11 @@ def test_a_notebook_leaves_figures_tables_sentences_and_one_result(tmp_path, cap
     assert (found["sentences"], found["settings"]) == (["RVLR is above."], {"seed": 1})
     assert "RVLR is above.\n" in capsys.readouterr().out
     assert widths == [True, False]
+    output.figure_width = "column"
+    output.figure(lambda: widths.append(is_narrow()) or new_figure(1, 1), "narrow", frame)
+    assert widths[2:] == [True]
     written = {path.relative_to(tmp_path / "figures").as_posix() for path in (tmp_path / "figures").rglob("*.*")}
-    names = ("mine_curve", "mine_both", "column/mine_both")
+    names = ("mine_curve", "mine_both", "column/mine_both", "mine_narrow")
     assert written == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf", "csv")}
 
 
