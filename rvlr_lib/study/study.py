@@ -125,8 +125,8 @@ class Study:
         """The folder of a trained arm: weights, log, how it went, validation and test features."""
         stage = self._student_stage(name)
         folder = self.cache.folder(stage)
-        if self.execution.checkpoints:
-            shutil.rmtree(self._checkpoints(stage), ignore_errors=True)
+        if checkpoints := self._checkpoints(stage):
+            shutil.rmtree(checkpoints, ignore_errors=True)
         return folder
 
     def student(self, name: str) -> Student:
@@ -321,7 +321,7 @@ class Study:
     def _fresh_student(self) -> Student:
         """A student before any training, whose geometry is that of its towers."""
         model, seed = self.settings.model, derived_seed(self.settings.seed, "student")
-        common = {"fusion_layers": model.fusion_layers, "temperature": model.temperature, "seed": seed}
+        common: dict[str, Any] = {"fusion_layers": model.fusion_layers, "temperature": model.temperature, "seed": seed}
         if not model.freeze_towers:
             return TowerStudent(self.towers, **common)
         train = self.features("train")

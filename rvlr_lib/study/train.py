@@ -2,11 +2,12 @@
 
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from rvlr_lib.config import as_dict, data_presets
-from rvlr_lib.disk import read_json, whole_file, write_json
+from rvlr_lib.disk import own_folder, whole_file, write_json
 from rvlr_lib.provenance import data_name, default_root
 from rvlr_lib.study.study import open_study
 from rvlr_lib.training.loop import Execution, choose_device
@@ -23,6 +24,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     out: Path | None = None,
+    overwrite: bool = False,
     root: Path | None = None,
     resume: str = "last",
     save_every: int = 500,
@@ -38,6 +40,7 @@ def train(
         arm: of :data:`rvlr_lib.config.ARMS`.
         device: to compute on; under torchrun each process takes the GPU of its local rank.
         out: folder of the weights, log and result; default below ``root``, named by data set, arm and seed.
+        overwrite: replace what ``out`` holds of other settings.
         root: of runs, cache and checkpoints.
         resume, save_every, compile, gradient_checkpointing: see :class:`rvlr_lib.training.loop.Execution`.
         timeout: seconds until a process gives up waiting for another one.
@@ -60,17 +63,13 @@ def train(
             image_root=image_root,
             **(overrides or {}),
         )
-        key, target = study.result_stage(arm).key, out or place / "train" / f"{data_name(dataset)}-{arm}-seed{seed}"
-        kept = target / "train.json"
-        if kept.is_file() and read_json(kept)["key"] != key:
-            raise ValueError(f"{target} holds a training of other settings or data: give another --out, or remove it")
-        if target.is_dir() and not kept.is_file() and any(target.iterdir()):
-            raise ValueError(f"{target} holds other files: give another --out")
-        result = study.result(arm)
-        if is_main() and result.folder is not None:
-            for path in result.folder.iterdir():
-                with whole_file(target / path.name) as temporary:
-                    shutil.copyfile(path, temporary)
-            write_json(target / "result.json", result.record)
-            write_json(kept, {"key": key, "settings": as_dict(study.settings)})
-            print(f"r_mean {result.metrics['r_mean']:.1f}; weights, log and result in {target}")
+        target = out or place / "train" / f"{data_name(dataset)}-{arm}-seed{seed}"
+        identity = {"key": study.result_stage(arm).key, "settings": as_dict(study.settings)}
+        with own_folder(target, identity, overwrite=overwrite) if is_main() else nullcontext():
+            result = study.result(arm)
+            if is_main() and result.folder is not None:
+                for path in result.folder.iterdir():
+                    with whole_file(target / path.name) as temporary:
+                        shutil.copyfile(path, temporary)
+                write_json(target / "result.json", result.record)
+                print(f"r_mean {result.metrics['r_mean']:.1f}; weights, log and result in {target}")
