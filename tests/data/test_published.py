@@ -60,12 +60,16 @@ def test_clipart_tells_what_its_makers_wrote(tmp_path, capsys):
     for number in range(60):
         about = {"Title": "A Dog" if number < 30 else f"Cat no. {number}", "Author": "Jo Maker"}
         draw(tmp_path / "animals" / f"beast{number}_jo_mak_01.png", (number, 0, 9), **about)
-    draw(tmp_path / "a.png", (9, 9, 9), Title="Sun", Author="X", Description="The sun. It shines! See http://x.org now.")
+    draw(
+        tmp_path / "a.png", (9, 9, 9), Title="Sun", Author="X", Description="The sun. It shines! See http://x.org now."
+    )
     draw(tmp_path / "b" / "12.png", (1, 2, 3))
     shutil.copy(tmp_path / "a.png", tmp_path / "b" / "copy.png")
     (tmp_path / "b" / "link.png").symlink_to(tmp_path / "a.png")
     (tmp_path / "b" / "cut.png").write_bytes(b"\x89PNG")
-    parts = {split: load_dataset("clipart", split=split, image_root=str(tmp_path)) for split in ("train", "val", "test")}
+    parts = {
+        split: load_dataset("clipart", split=split, image_root=str(tmp_path)) for split in ("train", "val", "test")
+    }
     told = {i: [d.captions[c] for c in d.captions_of(r)] for d in parts.values() for r, i in enumerate(d.image_ids)}
     assert len(told) == 62
     assert told["a.png"] == ["sun", "the sun", "it shines", "see now"]
@@ -82,7 +86,10 @@ def test_clipart_tells_what_its_makers_wrote(tmp_path, capsys):
 
 
 def test_clipart_that_is_not_there_says_how_to_install_it(tmp_path):
-    for look in (lambda root: load_dataset("clipart", split="val", image_root=root), lambda root: dataset_stamp("clipart", root)):
+    for look in (
+        lambda root: load_dataset("clipart", split="val", image_root=root),
+        lambda root: dataset_stamp("clipart", root),
+    ):
         with pytest.raises(ValueError, match="apt install openclipart-png"):
             look(str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()

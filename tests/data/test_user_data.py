@@ -27,8 +27,8 @@ SPLITS = [
     names.split("+") for names in "train+val+test Train+VAL+Test TRAINING+Validation+testing train+dev+test".split()
 ]
 SPLITS += [["train", "Valid", "test"], ["images/train", "images/val", "images/test"]]
-NOISE = """.ipynb_checkpoints/ .ipynb_checkpoints/a.png __MACOSX/train/._0.png .DS_Store train/._x.jpg Thumbs.db @eaDir/x/a.jpg
-    notes/readme.md .git/x.png""".split()
+NOISE = """.ipynb_checkpoints/ .ipynb_checkpoints/a.png __MACOSX/train/._0.png .DS_Store train/._x.jpg Thumbs.db
+    @eaDir/x/a.jpg notes/readme.md .git/x.png""".split()
 MIXED = [
     names.split("+")
     for names in """train+val+more train+val+test2 train2014+val2014 train_images+test_images train+.
