@@ -133,7 +133,7 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
         path: the file or folder, or the name of a published data set (:data:`PREPARED`).
         image_root: folder of the pictures; default what an index says, else the folder of the file.
         options: ``image_column`` and ``caption_column`` of a table whose columns are none of the usual ones, or
-            several; ``split_seed`` of :func:`hashed_split`; ``keep_flagged``: use captions that carry a quality flag too.
+            several; ``split_seed`` of :func:`hashed_split`; ``keep_flagged``: use captions with a quality flag too.
 
     Raises:
         ValueError: no such file or folder, an unknown shape, a missing column or key, not UTF-8. What is wrong with
