@@ -52,16 +52,9 @@ def train(
     with process_group(choose_device(device), timeout):
         execution = Execution(compile, gradient_checkpointing, place / "checkpoints", save_every, resume)
         sizes = preset or ("quick" if dataset in data_presets() else "own")
+        chosen = {"seed": seed, "image_root": image_root, **(overrides or {})}
         study = open_study(
-            dataset,
-            preset=sizes,
-            method=method,
-            device=device,
-            root=place,
-            seed=seed,
-            execution=execution,
-            image_root=image_root,
-            **(overrides or {}),
+            dataset, preset=sizes, method=method, device=device, root=place, execution=execution, **chosen
         )
         target = out or place / "train" / f"{data_name(dataset)}-{arm}-seed{seed}"
         identity = {"key": study.result_stage(arm).key, "settings": as_dict(study.settings)}
