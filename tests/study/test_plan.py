@@ -22,7 +22,7 @@ def tuned(tmp_path):
 
 def test_the_plan_of_the_checkout_is_valid():
     plan = profile_plan("study")
-    assert plan.seeds == 12
+    assert plan.seeds >= 10
     assert sum(claim.primary for claim in plan.claims.values()) == 4
     assert not {*plan.tuning.seeds, *plan.regime_map.seeds} & set(range(plan.seeds))  # worlds of their own
 
