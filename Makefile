@@ -6,7 +6,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: setup reproduce test test-slow bench lab docs format check clean help
+.PHONY: setup reproduce test test-slow bench bench-gpu lab docs format check clean help
 
 $(BIN)/python:
 	@command -v "$(PYTHON)" >/dev/null || { \
@@ -34,6 +34,9 @@ test-slow: $(STAMP) ## run the slow tests: several processes, killed ones, compi
 
 bench: $(STAMP) ## measure speed and memory on this machine into PERFORMANCE.md: ARGS=--quick for a first look
 	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-gpu: $(STAMP) ## measure one GPU into benchmarks/results/gpu.json: ARGS=--tiny rehearses it on the CPU
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
