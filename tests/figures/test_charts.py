@@ -145,7 +145,7 @@ def test_claims_are_sentences_with_verdicts_and_hollow_parts(width, figure_fault
 def test_regime_map_hatches_what_holds_zero_or_has_too_few_seeds(width, figure_faults):
     rows = [
         (teacher, ratio, seed, shift + (-1) ** seed)
-        for teacher, shift in (("weak", 0.0), ("oracle", 9.0))
+        for teacher, shift in (("weak", 0.0), ("oracle", 9.0), ("bad", -9.0))
         for ratio in (0.0, 0.3)
         for seed in range(6)
     ]
@@ -155,7 +155,7 @@ def test_regime_map_hatches_what_holds_zero_or_has_too_few_seeds(width, figure_f
     hatched = [patch.get_xy() for patch in figure.axes[0].patches if patch.get_hatch()]
     assert hatched == [(0, 0), (1, 0)]
     few = verdicts.plot_regime_map(frame[frame.seed < 4])
-    assert len([patch for patch in few.axes[0].patches if patch.get_hatch()]) == 4
+    assert len([patch for patch in few.axes[0].patches if patch.get_hatch()]) == 6
 
 
 def test_trade_off_shades_what_lies_below_the_front(tidy, width, figure_faults, texts):
