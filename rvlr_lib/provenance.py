@@ -45,13 +45,13 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """The checkout's commit, with ``+`` where files were changed since; ``unknown`` outside a checkout."""
+    """The checkout's commit, with ``+`` where files were changed since; elsewhere ``$RVLR_COMMIT``, or ``unknown``."""
     try:
         git = ["git", "-C", str(PACKAGE.parent)]
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("RVLR_COMMIT", "unknown")
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from rvlr_lib.config import ARMS, ArmSettings, arm
-from rvlr_lib.disk import read_json, write_json
+from rvlr_lib.config import ARMS, PRESETS, ArmSettings, arm
+from rvlr_lib.disk import read_json, write_json, write_text
 from rvlr_lib.provenance import provenance
-from rvlr_lib.study.plan import BY_STRUCTURE, Plan
+from rvlr_lib.study.plan import BY_STRUCTURE, Plan, reference_folder
 from rvlr_lib.study.runner import Runner
 from rvlr_lib.study.study import Study
 
@@ -74,6 +75,10 @@ def tune(plan: Plan, folder: Path, runner: Runner, say: Callable[[str], None] = 
         },
     }
     write_json(folder / "tuning.json", tuned)
+    if folder == reference_folder():  # what every other run takes
+        arms = {name: found["recall"] for name, found in chosen["arms"].items()}
+        head = "# Learning rates and strengths that tuning chose; written by `rvlr study --tune`.\n"
+        write_text(PRESETS / "tuned.yaml", head + yaml.safe_dump({"arms": arms}, sort_keys=False))
     return read_json(folder / "tuning.json")
 
 
