@@ -102,8 +102,8 @@ def test_as_many_thumbnails_as_asked_for_hide_no_point(maps, count):
         assert len(boxes) == count
         points = axes.transData.transform(np.concatenate(pair))
         for box in boxes:
-            x0, y0, x1, y1 = box.offsetbox.get_window_extent().extents
-            assert not ((points > (x0, y0)).all(axis=1) & (points < (x1, y1)).all(axis=1)).any()
+            middle = axes.transData.transform(box.xyann)
+            assert not (np.abs(points - middle) < projection.THUMBNAIL * figure.dpi / 2).all(axis=1).any()
 
 
 def test_similarity_blocks_are_the_cosines(spaces, width, figure_faults, texts):
