@@ -147,8 +147,8 @@ def _lengths(
 ) -> tuple[int, dict[str, dict[str, float]]]:
     """Epochs of stage 2, and validation r_mean by epochs and arm, at the middle of each range.
 
-    The shortest length whose doubling adds less than ``plateau`` for every arm, over all tuning seeds; one whose doubling
-    adds more than that on average over the arms on the first seed is passed over at once. If none is flat, the longest.
+    The shortest length whose doubling adds less than ``plateau`` for every arm, over all tuning seeds; one whose
+    doubling adds more on average over the arms on the first seed is passed over at once. If none is flat, the longest.
     """
     space, found = plan.tuning, {}
     jobs = [(name, _middle(plan, name)) for name in names]
