@@ -127,9 +127,9 @@ def _audit_arguments(parser: ArgumentParser) -> None:
 
 
 def _audit(arguments: Namespace) -> int:
-    from rvlr_lib.evaluation.audit import audit, audit_text, write_audit
-    from rvlr_lib.evaluation.own import encode_with_model, read_features
+    from rvlr_lib.evaluation.audit import audit, audit_table, encode_with_model, peers_table, read_features, write_audit
     from rvlr_lib.provenance import default_root
+    from rvlr_lib.tables import to_markdown
     from rvlr_lib.training.loop import choose_device
 
     device = choose_device(arguments.device)
@@ -143,9 +143,11 @@ def _audit(arguments: Namespace) -> int:
         )  # fmt: skip
     else:
         dataset, images, texts = read_features(*files)
-    found = audit(images, texts, dataset, device=device)
+    found = audit(dataset, images, texts, device=device)
     path = write_audit(found, arguments.out or default_root() / "audit" / dataset.name)
-    print(audit_text(found))
+    print(to_markdown(audit_table(found)), to_markdown(peers_table(found)), sep="\n\n")
+    for key, value in {**found["imbalance"], **found["structure"]}.items():
+        print(f"{key}: {value:.3f}" if isinstance(value, float) else f"{key}: {value}")
     print(path)
     return 0
 
