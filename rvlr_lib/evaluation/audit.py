@@ -46,13 +46,13 @@ class ImbalanceReport:
 
 
 def imbalance_index(image_share: float, text_share: float) -> float:
-    """``(image − text) / (image + text)`` of the shares that two modalities hold, −1 to 1; 0 where neither holds any.
+    """``(image − text) / (image + text)`` of the shares held, −1 to 1; positive: the captions hold less.
 
-    Positive: the captions hold less. From exact shares of factors it is a fact about the data. From predictability it
-    is a lead: what pictures hide at random still counts against captions, and only what is linear is seen.
+    A fact from exact shares of factors, a lead from predictability: what pictures hide at random counts against
+    captions.
 
-    >>> imbalance_index(1.0, 0.5), imbalance_index(0.5, 0.5)
-    (0.3333333333333333, 0.0)
+    >>> imbalance_index(1.0, 0.5)
+    0.3333333333333333
     """
     if image_share < 0 or text_share < 0:
         raise ValueError(f"shares are not negative, got {image_share} and {text_share}")
@@ -62,8 +62,8 @@ def imbalance_index(image_share: float, text_share: float) -> float:
 def imbalance_report(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor) -> ImbalanceReport:
     """How much each modality holds, by its factors and by features ``[I, D]`` and ``[C, E]`` of unimodal encoders.
 
-    A picture is represented by its first caption. The share that pictures predict of captions is divided by the root of
-    what one caption predicts of another of the same picture (Spearman's correction for attenuation).
+    First captions stand for captions. The share that pictures predict of them is divided by the root of what a caption
+    predicts of its sibling (Spearman's correction for attenuation).
     """
     images, captions = _checked(dataset, image_features, text_features)
     texts = captions[first_captions(dataset)]
@@ -102,12 +102,8 @@ def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tens
     """Everything that can be said of a space ``[I, D]`` and ``[C, D]`` of 50 or more pictures without training.
 
     Returns:
-        dict: ``data``, ``imbalance`` (:class:`ImbalanceReport`), ``retrieval`` and ``floor`` (relevance -> metrics in
-        percent), ``structure`` (also of the image space against the text space), ``peers`` (rows of
-        :func:`rvlr_lib.evaluation.baselines.training_free`).
-
-    Raises:
-        ValueError: features that do not fit the data set or each other or are not finite, or too few pictures.
+        ``data``, ``imbalance`` (:class:`ImbalanceReport`), ``retrieval`` and ``floor`` (relevance -> metrics in
+        percent), ``structure`` (also of pictures against captions), ``peers`` (rows of ``baselines.training_free``).
     """
     images, texts = (x.to(device) for x in _checked(dataset, image_features, text_features))
     if images.shape[1] != texts.shape[1]:
@@ -154,16 +150,10 @@ def write_audit(found: Mapping[str, Any], folder: Path) -> Path:
 
 
 def read_features(image_path: Path, text_path: Path, captions_path: Path) -> Encoded:
-    """Feature arrays and captions of one's own model.
+    """Feature arrays of one's own model, see :func:`read_array`, with the captions in the order of their pictures.
 
-    Args:
-        image_path: ``[I, D]``, see :func:`read_array`.
-        text_path: ``[C, D]`` likewise, the captions of the first picture first, then those of the second, and so on.
-        captions_path: JSON, a list with one entry per picture: a caption, a list of captions, or an object with such
-            an entry ``caption``.
-
-    Raises:
-        ValueError: a file that cannot be read or does not fit the others; names it and the shapes.
+    ``captions_path`` is a JSON list with an entry per picture: a caption, a list of captions, or an object with such an
+    entry ``caption``. ValueError names the file that cannot be read or does not fit the others.
     """
     images, texts, captions = read_array(Path(image_path)), read_array(Path(text_path)), _captions(Path(captions_path))
     counts = [len(each) for each in captions]
@@ -181,10 +171,9 @@ def read_features(image_path: Path, text_path: Path, captions_path: Path) -> Enc
 
 
 def read_array(path: Path) -> Tensor:
-    """Floating-point rows ``[N, D]`` as float32, from ``.npy``, or ``.npz``, ``.pt``, ``.safetensors`` with one array.
+    """Rows ``[N, D]`` as float32 from ``.npy``, or ``.npz``, ``.pt``, ``.safetensors`` with one array.
 
-    Raises:
-        ValueError: whatever is wrong with the file, in one line that names it and the way out.
+    ValueError says whatever is wrong with the file, in one line that names it and the way out.
     """
     kind = path.suffix.lower()
     if kind not in FORMATS:
@@ -210,13 +199,7 @@ def read_array(path: Path) -> Tensor:
 
 
 def encode_with_model(
-    name_or_path: str,
-    model: str,
-    pretrained: str | None,
-    *,
-    split: str = "test",
-    image_root: str | None = None,
-    device: Device = "cpu",
+    name_or_path: str, model: str, pretrained: str | None, *, split="test", image_root=None, device: Device = "cpu"
 ) -> Encoded:
     """A data set and its features from an open_clip model, or a ``local-dir:`` of one, in its common space."""
     from rvlr_lib.models import teacher_features

@@ -48,9 +48,8 @@ def spectral_cut(
 ) -> Features:
     """Leave out the first and last singular directions of the cross-covariance, for single-modal retrieval (IsoCLIP).
 
-    Row m of ``reference_images [M, D]`` belongs to row m of ``reference_texts [M, D']``; pictures ``[I, D]`` are
-    projected on the left directions that stay, captions ``[C, D']`` on the right ones. Unit rows of width
-    ``min(D, D') − leading − trailing``.
+    Row m of ``reference_images [M, D]`` belongs to row m of ``reference_texts [M, D']``. Unit rows of width
+    ``min(D, D') − leading − trailing``: pictures on the left directions that stay, captions on the right ones.
     """
     images, seen = _alike("image_features", image_features, "reference_images", reference_images, least=2)
     texts, told = _alike("text_features", text_features, "reference_texts", reference_texts, least=2)
@@ -110,19 +109,13 @@ def choose_on_validation(candidates: Iterable[Mapping[str, Any]], score: Callabl
 
 
 def training_free(
-    features: Features,
-    dataset: ImageTextDataset,
-    *,
-    train: Split | None = None,
-    validation: Split | None = None,
-    seed: int = 0,
-    **columns: Any,
+    features: Features, dataset: ImageTextDataset, *, train=None, validation=None, seed: int = 0, **columns: Any
 ) -> pd.DataFrame:
     """The features as given and under each peer, under the headline relevance; parameters chosen on validation.
 
-    ``train`` gives means, directions and the bank. Without both, parts of the data set take their places: 40 % train,
-    20 % validation, 40 % test of its pictures. ``pca`` and ``spectral_cut`` are chosen by single-modal NDCG@10, ``nnn``
-    by ``r_mean``: it changes scores across modalities alone and has rows for these.
+    ``train`` gives means, directions and the bank; without both, 40 % of the data set's pictures are train, 20 %
+    validation, 40 % test. ``pca`` and ``spectral_cut`` are chosen by single-modal NDCG@10, ``nnn``, which changes
+    cross-modal scores alone, by ``r_mean``.
 
     Returns:
         Columns dataset, columns, arm (``as given``, ``centred``, ``pca``, ``spectral_cut``, ``nnn``), parameters,

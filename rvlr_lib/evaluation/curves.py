@@ -18,6 +18,8 @@ from rvlr_lib.evaluation.evaluate import Features, first_captions, galleries, me
 from rvlr_lib.metrics import knn_overlap, ndcg_and_floor, recall_at_k
 from rvlr_lib.similarity import cosine_matrix, unit_rows
 
+Encode = Callable[[ImageTextDataset], Features]
+State = Mapping[str, Tensor]
 STEPS = tuple(step / 10 for step in range(11))
 TEXT_PERTURBATIONS = ("words_dropped", "words_shuffled", "synonyms")
 TABLES = (*grammar.SHAPE_WORDS, *grammar.COLOUR_WORDS, *grammar.SIZE_WORDS, *grammar.BACKGROUND_WORDS)
@@ -39,14 +41,13 @@ def mix_ratio_curve(
 ) -> pd.DataFrame:
     """One corpus of pictures and captions, 0 to 100 % captions: quality, and what stands in the top ``k``.
 
-    Each item is in the corpus once, as its picture or as its first caption; who is a caption at 20 % is one at 40 %.
-    Queries are all pictures, and a second caption of each item (its first where it has no other). What is the query
-    itself leaves the list. Headline relevance, mean over galleries.
+    Each item is in the corpus once, as its picture or as its first caption, nested over ``shares``. Queries are all
+    pictures and second captions; what is the query itself leaves the list. Headline relevance, mean over galleries.
 
     Returns:
-        Columns dataset, ``columns``, ``captions`` (percent of the corpus), metric, value (percent). Metrics, for
-        ``image_query`` and ``text_query``: ``…/NDCG@k``, ``…/NDCG@k/above_floor``, ``…/captions_in_top`` and
-        ``…/captions_in_top_ideal``: the captions' share of the top k, and what it is in an ideal ranking.
+        Columns dataset, ``columns``, ``captions`` (percent of the corpus), metric, value (percent). Metrics after
+        ``image_query/`` and ``text_query/``: ``NDCG@k``, ``NDCG@k/above_floor``, ``captions_in_top`` (their share of
+        the top k) and ``captions_in_top_ideal`` (in an ideal ranking).
     """
     if any(not 0 <= share <= 1 for share in shares):
         raise ValueError(f"shares of captions are 0 to 1, got {list(shares)}")
@@ -83,8 +84,7 @@ def mix_ratio_curve(
 def document_recall(features: Features, dataset: ImageTextDataset, **columns: Any) -> pd.DataFrame:
     """Documents that are a picture, its first caption, or both (mean of the two features), searched by other captions.
 
-    Columns dataset, columns, ``documents`` (``picture``, ``caption``, ``picture + caption``), metric (``R@K``), value
-    (percent); mean over galleries. ValueError where no picture has a second caption.
+    Columns dataset, columns, ``documents`` (``picture``, ``caption``, ``picture + caption``), metric (``R@K``), value.
     """
     found: dict[str, list[dict[str, float]]] = {}
     for gallery, (images, texts) in galleries(features, dataset):
@@ -103,9 +103,8 @@ def document_recall(features: Features, dataset: ImageTextDataset, **columns: An
 def perturb(dataset: ImageTextDataset, kind: str, strength: float, seed: int = 0) -> ImageTextDataset:
     """Queries with a fault of strength 0 (none) to 1, the truth as it was; nested: what changes at 0.2 does so at 0.4.
 
-    ``words_dropped``: each word goes with the chance ``strength``; ``words_shuffled``: each changes places with that
-    chance; ``synonyms`` (scenes): each word that has one gives way to a synonym with that chance; or a fault of
-    pictures, such as ``blur`` (``rvlr_lib.data.dial.FAULTS``).
+    ``words_dropped``, ``words_shuffled``, ``synonyms`` (scenes): a word is dropped, changes places or gives way to a
+    synonym with the chance ``strength``; or a fault of pictures, such as ``blur`` (``rvlr_lib.data.dial.FAULTS``).
     """
     if kind not in (*TEXT_PERTURBATIONS, *FAULTS) or not 0 <= strength <= 1:
         valid = ", ".join((*TEXT_PERTURBATIONS, *FAULTS))
@@ -139,16 +138,12 @@ def _perturbed(words: list[str], kind: str, strength: float, seed: Sequence[int]
 
 
 def perturbation_curve(
-    encode: Callable[[ImageTextDataset], Features],
-    dataset: ImageTextDataset,
-    kinds: Sequence[str],
-    strengths: Sequence[float] = STEPS[::2],
-    **columns: Any,
+    encode: Encode, dataset: ImageTextDataset, kinds: Sequence[str], strengths=STEPS[::2], **columns: Any
 ) -> pd.DataFrame:
-    """Recall of queries perturbed as in :func:`perturb` in the gallery as it is; by ``encode(dataset)``.
+    """Recall of queries perturbed as in :func:`perturb` in the gallery as it is.
 
-    Columns dataset, ``columns``, ``perturbation``, ``strength``, metric (``t2i/R@K`` of captions, ``i2t/R@K`` of faults
-    of pictures), value (percent).
+    Columns dataset, columns, ``perturbation``, ``strength``, metric (``t2i/R@K``, of faults of pictures ``i2t/R@K``),
+    value.
     """
     clean, frames = encode(dataset), []
     for kind, strength in [(kind, strength) for kind in kinds for strength in strengths]:
@@ -166,11 +161,7 @@ def perturbation_curve(
 
 
 def interpolation_curve(
-    start: Mapping[str, Tensor],
-    trained: Mapping[str, Tensor],
-    measure: Callable[[dict[str, Tensor]], Mapping[str, float]],
-    dataset: ImageTextDataset | str,
-    **columns: Any,
+    start: State, trained: State, measure: Callable, dataset: ImageTextDataset | str, **columns: Any
 ) -> pd.DataFrame:
     """What ``measure`` says of eleven models between two state dicts: dataset, columns, ``alpha``, metric, value."""
     states = ((alpha, interpolate_weights(start, trained, alpha)) for alpha in STEPS)
@@ -180,10 +171,11 @@ def interpolation_curve(
 def moved_items(
     spaces: Mapping[str, Features], dataset: ImageTextDataset, *, modality: str = "image", k: int = 10, most: int = 20
 ) -> pd.DataFrame:
-    """The items whose neighbours in their gallery changed most between spaces (features by name), in rank order.
+    """The items whose ``k`` neighbours in their gallery changed most between spaces, in rank order.
 
-    ``modality`` is ``image``, or ``text`` (the first caption of each picture). Columns ``rank``, ``id``, ``row``
-    (of the picture), ``caption``, ``overlap`` (percent of the ``k`` neighbours in common, mean over pairs of spaces), ``overlap <a> <b>`` of each pair, and ``neighbours <space>``: ids, nearest first.
+    ``modality``: ``image``, or ``text`` (first captions). Columns ``rank``, ``id``, ``row`` (of the picture),
+    ``caption``, ``overlap`` (percent in common, mean of pairs of spaces), ``overlap <a> <b>``, ``neighbours <space>``
+    (nearest first).
     """
     if len(spaces) < 2 or modality not in ("image", "text"):
         raise ValueError(f"expected two or more spaces and image or text, got {list(spaces)} and {modality!r}")

