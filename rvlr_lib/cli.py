@@ -138,9 +138,9 @@ def audit(dataset: str | None, model: str, device: str, out: File, overwrite: bo
     """Measure imbalance, retrieval, gap and structure of any model's features."""
     from rvlr_lib.config import ModelSettings
     from rvlr_lib.disk import own_folder
-    from rvlr_lib.evaluation.audit import audit, audit_text, write_audit
-    from rvlr_lib.evaluation.own import encode_with_model, read_features
+    from rvlr_lib.evaluation.audit import audit, audit_table, encode_with_model, peers_table, read_features, write_audit
     from rvlr_lib.provenance import data_name, default_root
+    from rvlr_lib.tables import to_markdown
     from rvlr_lib.training.loop import choose_device
 
     files = [options.pop(name) for name in ("image_features", "text_features", "captions")]
@@ -153,9 +153,9 @@ def audit(dataset: str | None, model: str, device: str, out: File, overwrite: bo
             pairs, images, texts = encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
         else:
             pairs, images, texts = read_features(*files)
-        found = audit(images, texts, pairs, device=place)
+        found = audit(pairs, images, texts, device=place)
         path = write_audit(found, folder)
-    print(f"{audit_text(found)}\n{path}")
+    print("\n\n".join([*(to_markdown(table(found)) for table in (audit_table, peers_table)), str(path)]))
 
 
 def report(folder: File, claims: bool, profile: str, results: str, insert: File) -> None:

@@ -1,11 +1,3 @@
-"""Evaluation of features. Others use its modules by name:
+"""Evaluation of features: retrieval and structure, re-ranking, training-free peers, curves and audits."""
 
-- ``evaluate``: metrics under every relevance, floors, ceilings, structure, bending
-- ``rerank``: the best candidates ranked again by the matching head
-- ``baselines``: training-free peers, and their rows with parameters chosen on validation
-- ``curves``: mixed corpora, perturbed queries, weights between two models, items that moved
-- ``audit``: what can be said of any features; ``own`` reads them
-- ``chunks``: how much to compute at once on a device
-"""
-
-__all__ = ["audit", "baselines", "chunks", "curves", "evaluate", "own", "rerank"]
+__all__ = ["audit", "baselines", "curves", "evaluate", "rerank"]

@@ -1,273 +1,240 @@
 """A given space without training: how much each modality holds, retrieval, gap, structure and training-free peers."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from rvlr_lib.data import ImageTextDataset, shown_share, told_share
-from rvlr_lib.disk import write_json, write_text
-from rvlr_lib.evaluation.baselines import training_free
-from rvlr_lib.evaluation.evaluate import NEIGHBOURS, Device, first_captions, noise_floor, retrieval_metrics
-from rvlr_lib.metrics import (
-    alignment,
-    knn_overlap,
-    linear_cka,
-    modality_gap,
-    relational_similarity,
-    relative_modality_gap,
-    uniformity,
-)
+from rvlr_lib.data import ImageTextDataset, clean_caption, load_dataset, shown_share, told_share
+from rvlr_lib.data.dataset import ArraySource
+from rvlr_lib.disk import write_json
+from rvlr_lib.evaluation.baselines import float_rows, training_free
+from rvlr_lib.evaluation.evaluate import NEIGHBOURS, Device, first_captions, noise_floor, retrieval_metrics, structure
+from rvlr_lib.metrics import knn_overlap, linear_cka, relational_similarity
 from rvlr_lib.provenance import provenance
-from rvlr_lib.similarity import unit_rows
-from rvlr_lib.tables import to_markdown, write_table
+from rvlr_lib.similarity import as_tensor, unit_rows
+from rvlr_lib.tables import write_table
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-FOLDS = 5
+FORMATS = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 ALPHAS = np.logspace(-4, 3, 15)
 LEAST = 50  # pictures; below it a linear probe says nothing
+Encoded = tuple[ImageTextDataset, Tensor, Tensor]  # features [I, D] and [C, D]
 
 
 @dataclass(frozen=True)
 class ImbalanceReport:
-    """How much each modality holds; shares from 0 to 1, None where the factors are not known.
+    """How much each modality holds; shares from 0 to 1, None where the factors are not known."""
 
-    Attributes:
-        image_shown: exact share of the scenes' factors that the pictures show.
-        text_shown: exact share that the captions tell.
-        image_probe: share of the variance of the scenes' factors that is linear in the image features, held out.
-        text_probe: the same of text features.
-        image_to_text: cross-modal predictability: share of the variance of text features linear in image features.
-        text_to_image: the other direction.
-        text_to_text: what a caption predicts of a sibling: how reliably captions tell; None below 50 pictures with two.
-        cka: linear CKA of the two feature spaces.
-        overlap: percent of the ten nearest neighbours that the two spaces share.
-        index: the imbalance index, see :func:`imbalance_index`.
-        index_from: what the index was computed from.
-    """
-
-    image_shown: float | None
-    text_shown: float | None
-    image_probe: float | None
+    image_shown: float | None  # exact share of the scenes' factors that the pictures show
+    text_shown: float | None  # and that the captions tell
+    image_probe: float | None  # share of the variance of the factors that is linear in image features, held out
     text_probe: float | None
-    image_to_text: float
+    image_to_text: float  # share of the variance of text features that is linear in image features, held out
     text_to_image: float
-    text_to_text: float | None
-    cka: float
-    overlap: float
-    index: float
-    index_from: str
+    text_to_text: float | None  # of a caption in its sibling: how reliably captions tell; None below 50 pairs
+    cka: float  # linear CKA of the two spaces
+    overlap: float  # percent of the ten nearest neighbours that the two spaces share
+    index: float  # see imbalance_index
+    index_from: str  # what it was computed from
 
 
 def imbalance_index(image_share: float, text_share: float) -> float:
-    """``(image − text) / (image + text)`` of the shares that two modalities hold, −1 to 1.
+    """``(image − text) / (image + text)`` of the shares held, −1 to 1; positive: the captions hold less.
 
-    0: they hold the same; positive: the captions hold less; ±1: one holds nothing. Two that hold nothing give 0.
+    A fact from exact shares of factors, a lead from predictability: what pictures hide at random counts against
+    captions.
 
-    Limits. From exact shares of factors it is a fact about the data. From predictability it is a lead: linear
-    predictability is nearly the same in both directions, since what either side leaves out at random is noise to the
-    other. So what pictures hold is taken as the share they predict of what captions tell *reliably*: divided by the
-    root of what one caption predicts of another of the same picture (Spearman's correction for attenuation; the
-    sibling is as noisy as the caption). Pictures have no such siblings, and what they hide at random still
-    counts against captions: an index below 0 is too near to 0. With one caption per picture the same holds on both
-    sides. It mixes what the data hold with what the features keep, and sees only what is encoded linearly.
-
-    Raises:
-        ValueError: a share is negative.
-
-    >>> imbalance_index(1.0, 0.5), imbalance_index(0.5, 0.5)
-    (0.3333333333333333, 0.0)
+    >>> imbalance_index(1.0, 0.5)
+    0.3333333333333333
     """
     if image_share < 0 or text_share < 0:
         raise ValueError(f"shares are not negative, got {image_share} and {text_share}")
-    total = image_share + text_share
-    return (image_share - text_share) / total if total else 0.0
+    return (image_share - text_share) / ((image_share + text_share) or 1.0)
 
 
-def imbalance_report(
-    dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor, device: Device = "cpu"
-) -> ImbalanceReport:
-    """How much each modality of a data set holds, by its factors and by unimodal features.
+def imbalance_report(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor) -> ImbalanceReport:
+    """How much each modality holds, by its factors and by features ``[I, D]`` and ``[C, E]`` of unimodal encoders.
 
-    A picture is represented by its first caption. Features ``[I, D]`` and ``[C, E]`` of unimodal teachers, or of the
-    towers to be judged. Probes are ridge regressions, their strength chosen inside each of five folds of pictures.
-
-    Raises:
-        ValueError: too few pictures, or features that do not fit the data set.
+    First captions stand for captions. The share that pictures predict of them is divided by the root of what a caption
+    predicts of its sibling (Spearman's correction for attenuation).
     """
-    images, captions = (x.to(device) for x in _checked(dataset, image_features, text_features))
+    images, captions = _checked(dataset, image_features, text_features)
     texts = captions[first_captions(dataset)]
     across = predictability(images, texts), predictability(texts, images)
+    siblings = [own[:2] for own in map(dataset.captions_of, range(len(dataset))) if len(own) > 1]
+    reliable = predictability(*captions[np.stack(siblings, axis=1)]) if len(siblings) >= LEAST else None
+    basis = min(1.0, across[0] / reliable**0.5) if reliable else across[0], across[1]
     shown: tuple[float | None, float | None] = (None, None)
-    pairs = [own[:2] for own in map(dataset.captions_of, range(len(dataset))) if len(own) > 1]
-    siblings = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    reliable = predictability(*(captions[rows] for rows in siblings.T)) if len(siblings) >= LEAST else None
-    probes, basis = shown, (min(1.0, across[0] / reliable**0.5) if reliable else across[0], across[1])
-    exact = dataset.scene is not None and "image_fault" not in dataset.info  # blur hides no factor for certain
-    if exact and dataset.scene is not None:
-        factors = torch.from_numpy(dataset.scene.scene.counts()).to(device)
-        shown = basis = shown_share(dataset), told_share(dataset)
+    probes = shown
+    if dataset.scene is not None and "image_fault" not in dataset.info:  # blur hides no factor for certain
+        basis = shown = shown_share(dataset), told_share(dataset)
+        factors = dataset.scene.scene.counts()
         probes = predictability(images, factors), predictability(texts, factors)
-    return ImbalanceReport(
-        *shown,
-        *probes,
-        *across,
-        reliable,
-        cka=linear_cka(images, texts),
-        overlap=knn_overlap(images, texts, k=NEIGHBOURS),
-        index=imbalance_index(*basis),
-        index_from="exact shares of factors" if exact else "predictability",
-    )
+    cka, overlap = linear_cka(images, texts), knn_overlap(images, texts, k=NEIGHBOURS)
+    source = "predictability" if shown[0] is None else "exact shares of factors"
+    return ImbalanceReport(*shown, *probes, *across, reliable, cka, overlap, imbalance_index(*basis), source)
 
 
-def predictability(source, target, *, seed: int = 0) -> float:
-    """Share of the variance of ``target [N, E]`` that is linear in ``source [N, D]``, held out; 0 where it is negative.
+def predictability(source, target) -> float:
+    """Share of the variance of ``target [N, E]`` that is linear in ``source [N, D]``; 0 where it is negative.
 
-    ``1 − Σ (y − ŷ)² / Σ (y − ȳ)²`` over all entries, ŷ from a ridge regression of the other four fifths, its strength
-    the one of 15 with the least leave-one-out error there. On the device of ``source``, float64.
+    ``1 − Σ (y − ŷ)² / Σ (y − ȳ)²``, ŷ by ridge regression on the other four fifths, its strength by leave-one-out.
     """
-    x = torch.as_tensor(source).double()
-    y = torch.as_tensor(target).double().to(x.device)
-    scale = float(x.var(dim=0, correction=0).mean()) or 1.0  # one for all columns: a rare one must not be blown up
-    strengths = ALPHAS * len(x) * scale
-    order = np.arange(len(x))
-    np.random.RandomState(seed).shuffle(order)
-    missed = 0.0
-    for held_out in np.array_split(order, FOLDS):
-        seen = np.setdiff1d(order, held_out)
-        predicted = _ridge(x[seen], y[seen], x[held_out], strengths)
-        missed += float((y[held_out] - predicted).square().sum())
-    spread = float((y - y.mean(dim=0)).square().sum())
-    return max(0.0, 1 - missed / spread) if spread else 0.0
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import KFold, cross_val_predict
+
+    x, y = (np.asarray(torch.as_tensor(rows).double().cpu()) for rows in (source, target))
+    scale = x.var(axis=0).mean() or 1.0  # one for all columns: a rare one must not be blown up
+    folds = KFold(5, shuffle=True, random_state=0)
+    predicted = cross_val_predict(RidgeCV(alphas=ALPHAS * len(x) * scale), x, y, cv=folds)
+    spread = np.square(y - y.mean(axis=0)).sum()
+    return max(0.0, 1 - float(np.square(y - predicted).sum() / spread)) if spread else 0.0
 
 
-def _ridge(x: Tensor, y: Tensor, new: Tensor, strengths: np.ndarray) -> Tensor:
-    """Ridge regression with an intercept; of the strengths the one with the least leave-one-out error, in closed form.
-
-    With ``x = U S Vᵀ`` centred, the residual of a left-out row is ``(y − ŷ) / (1 − h − 1/N)``, ``h`` its leverage.
-    """
-    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
-    u, s, vt = torch.linalg.svd(x - x_mean, full_matrices=False)
-    rotated, best = u.T @ (y - y_mean), (float("inf"), 0.0)
-    for strength in strengths.tolist():
-        kept = s.square() / (s.square() + strength)
-        leverage = u.square() @ kept + 1 / len(x)
-        residual = (y - y_mean - u @ (kept[:, None] * rotated)) / (1 - leverage).clamp_min(1e-12)[:, None]
-        best = min(best, (float(residual.square().sum()), strength))
-    return (new - x_mean) @ (vt.T @ ((s / (s.square() + best[1]))[:, None] * rotated)) + y_mean
-
-
-def audit(
-    image_features: Tensor, text_features: Tensor, dataset: ImageTextDataset, *, seed: int = 0, device: Device = "cpu"
-) -> dict[str, Any]:
-    """Everything that can be said of a space without training.
-
-    Args:
-        image_features: ``[I, D]``, rows of any length.
-        text_features: ``[C, D]``, in the order of the captions.
-        dataset: the 50 or more pictures and the captions the features are of.
-        seed: of the noise floor and of the parts that the peers' parameters are chosen on.
-        device: to compute on.
+def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor, *, device: Device = "cpu"):
+    """Everything that can be said of a space ``[I, D]`` and ``[C, D]`` of 50 or more pictures without training.
 
     Returns:
-        ``imbalance`` (:class:`ImbalanceReport` as a dict), ``retrieval`` and ``floor`` (relevance -> metrics in
-        percent), ``structure`` (gap, alignment, uniformity; of the image space against the text space ``overlap`` in
-        percent, ``relations`` by Spearman and ``cka``), ``peers`` (rows of
-        :func:`rvlr_lib.evaluation.baselines.training_free`).
-
-    Raises:
-        ValueError: features that do not fit the data set or each other or are not finite, or too few pictures.
+        ``data``, ``imbalance`` (:class:`ImbalanceReport`), ``retrieval`` and ``floor`` (relevance -> metrics in
+        percent), ``structure`` (also of pictures against captions), ``peers`` (rows of ``baselines.training_free``).
     """
     images, texts = (x.to(device) for x in _checked(dataset, image_features, text_features))
     if images.shape[1] != texts.shape[1]:
         raise ValueError(
-            f"image features {tuple(images.shape)} and text features {tuple(texts.shape)} share no space: an audit "
-            "compares them, so give the features after the projection into the common space"
+            f"image features {tuple(images.shape)} and text features {tuple(texts.shape)} share no space: "
+            "give the features after the projection into the common space"
         )
     pair = unit_rows(images), unit_rows(texts)
-    shown = pair[1][first_captions(dataset)]
-    data = {"name": dataset.name, "split": dataset.split, "pictures": len(images), "captions": len(texts)}
+    told = pair[1][first_captions(dataset)]
     return {
-        "data": data,
-        "imbalance": asdict(imbalance_report(dataset, images, texts, device)),
+        "data": {"name": dataset.name, "split": dataset.split, "pictures": len(images), "captions": len(texts)},
+        "imbalance": asdict(imbalance_report(dataset, images, texts)),
         "retrieval": retrieval_metrics(pair, dataset, device=device),
-        "floor": noise_floor(dataset, images.shape[1], seed, device),
-        "structure": {
-            "modality_gap": modality_gap(*pair, dataset.caption_image),
-            "relative_modality_gap": relative_modality_gap(*pair, dataset.caption_image),
-            "alignment": alignment(*pair, dataset.caption_image),
-            "image/uniformity": uniformity(pair[0]),
-            "text/uniformity": uniformity(pair[1]),
-            "image against text/overlap": knn_overlap(pair[0], shown, k=NEIGHBOURS),
-            "image against text/relations": relational_similarity(pair[0], shown),
-            "image against text/cka": linear_cka(pair[0], shown),
+        "floor": noise_floor(dataset, images.shape[1], 0, device),
+        "structure": structure(pair, {}, dataset, device=device)
+        | {
+            "image against text/overlap": knn_overlap(pair[0], told, k=NEIGHBOURS),
+            "image against text/relations": relational_similarity(pair[0], told),
+            "image against text/cka": linear_cka(pair[0], told),
         },
-        "peers": training_free(pair, dataset, seed=seed, device=device).to_dict("records"),
+        "peers": training_free(pair, dataset).to_dict("records"),
     }
 
 
-def audit_table(found: Mapping[str, Any]) -> "pd.DataFrame":
+def audit_table(found: Mapping[str, Any]) -> pd.DataFrame:
     """Every retrieval figure beside its floor, under the headline relevance."""
-    import pandas as pd
-
     columns = {name: next(iter(found[part].values())) for name, part in (("found", "retrieval"), ("floor", "floor"))}
     table = pd.DataFrame(columns).rename_axis("metric")
     return table[~table.index.str.endswith("above_floor")]
 
 
-def peers_table(found: Mapping[str, Any]) -> "pd.DataFrame":
+def peers_table(found: Mapping[str, Any]) -> pd.DataFrame:
     """Training-free peers, a row each; columns are parameters chosen on validation, then metrics."""
-    import pandas as pd
-
     table = pd.DataFrame(found["peers"]).pivot_table("value", ["arm", "parameters"], "metric", sort=False)
     return table.rename_axis(columns=None).reset_index().set_index("arm")
 
 
-def audit_text(found: Mapping[str, Any]) -> str:
-    """The whole audit as Markdown."""
-    data = found["data"]
-    parts = [f"# {data['name']}/{data['split']}: {data['pictures']} pictures, {data['captions']} captions"]
-    parts += ["## Retrieval and its noise floor, percent", to_markdown(audit_table(found))]
-    peers = "## Without training, on held-out pictures; parameters chosen on others"
-    parts += [peers, to_markdown(peers_table(found))]
-    for part in ("imbalance", "structure"):
-        lines = (f"- {k}: {v:.3f}" if isinstance(v, float) else f"- {k}: {v}" for k, v in found[part].items())
-        parts += [f"## {part.capitalize()}", "\n".join(lines)]
-    return "\n\n".join(parts) + "\n"
-
-
 def write_audit(found: Mapping[str, Any], folder: Path) -> Path:
-    """Write ``audit.json``, ``audit.md`` with everything, and both tables as CSV, Markdown and LaTeX.
-
-    Returns:
-        The path of the JSON.
-    """
+    """Write ``audit.json``, whose path is returned, and both tables as CSV, Markdown and LaTeX."""
     write_table(audit_table(found), folder, "retrieval")
     write_table(peers_table(found), folder, "peers")
-    write_text(folder / "audit.md", audit_text(found))
-    path = folder / "audit.json"
-    write_json(path, {**found, "provenance": provenance()})
-    return path
+    write_json(folder / "audit.json", {**found, "provenance": provenance()})
+    return folder / "audit.json"
+
+
+def read_features(image_path: Path, text_path: Path, captions_path: Path) -> Encoded:
+    """Feature arrays of one's own model, see :func:`read_array`, with the captions in the order of their pictures.
+
+    ``captions_path`` is a JSON list with an entry per picture: a caption, a list of captions, or an object with such an
+    entry ``caption``. ValueError names the file that cannot be read or does not fit the others.
+    """
+    images, texts, captions = read_array(Path(image_path)), read_array(Path(text_path)), _captions(Path(captions_path))
+    counts = [len(each) for each in captions]
+    if len(captions) != len(images) or sum(counts) != len(texts):
+        raise ValueError(
+            f"{captions_path} holds {len(captions)} pictures and {sum(counts)} captions, but there are "
+            f"{len(images)} rows in {image_path} and {len(texts)} in {text_path}"
+        )
+    cleaned = [clean_caption(caption) for each in captions for caption in each]
+    if not all(cleaned):
+        raise ValueError(f"{captions_path}: caption {cleaned.index('')} has no letter or digit; give it words")
+    blank = ArraySource(np.zeros((len(captions), 1, 1, 3), dtype=np.uint8))
+    ids, owner = [str(row) for row in range(len(captions))], np.repeat(np.arange(len(captions)), counts)
+    return ImageTextDataset(Path(captions_path).stem, "test", ids, cleaned, owner, blank), images, texts
+
+
+def read_array(path: Path) -> Tensor:
+    """Rows ``[N, D]`` as float32 from ``.npy``, or ``.npz``, ``.pt``, ``.safetensors`` with one array.
+
+    ValueError says whatever is wrong with the file, in one line that names it and the way out.
+    """
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise ValueError(f"{path} is no feature file: give one of {', '.join(FORMATS)}")
+    try:
+        if kind == ".safetensors":
+            stored: Any = load_file(path)
+        elif kind in (".pt", ".pth"):
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            stored = np.load(path, allow_pickle=False)
+        named = stored if isinstance(stored, Mapping) else {"": stored}
+        arrays = {str(name): as_tensor("it", value) for name, value in named.items()}
+    except Exception as error:  # loaders raise what they like: cut files, pickles, bad headers, no memory
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is no array of numbers ({reason}): save rows [N, D] with numpy.save") from None
+    if len(arrays) != 1:
+        raise ValueError(f"{path} holds {len(arrays)} arrays ({', '.join(arrays)}): save the one to audit")
+    (rows,) = arrays.values()
+    if not rows.is_floating_point():
+        raise ValueError(f"{path} holds {rows.dtype} {list(rows.shape)}, expected floating-point rows [N, D]")
+    return float_rows(str(path), rows).detach().float().contiguous()
+
+
+def encode_with_model(
+    name_or_path: str, model: str, pretrained: str | None, *, split="test", image_root=None, device: Device = "cpu"
+) -> Encoded:
+    """A data set and its features from an open_clip model, or a ``local-dir:`` of one, in its common space."""
+    from rvlr_lib.models import teacher_features
+
+    if not pretrained and not model.startswith("local-dir:"):
+        raise ValueError(f"{model} has random weights in its common space: give --pretrained, a tag or a weight file")
+    dataset = load_dataset(name_or_path, split=split, image_root=image_root)
+    spec = f"open_clip:{model}:{pretrained}" if pretrained else model
+    images, texts = (teacher_features(spec, modality, dataset, device) for modality in ("image", "text"))
+    return dataset, images, texts
+
+
+def _captions(path: Path) -> list[list[str]]:
+    try:
+        entries = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}): give a list with an entry per picture") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} holds no list with one entry per picture")
+    found: list[Any] = []
+    for number, entry in enumerate(entries):
+        own = entry.get("caption") if isinstance(entry, dict) else entry
+        found.append([own] if isinstance(own, str) else own)
+        if not isinstance(found[-1], list) or not found[-1] or not all(isinstance(text, str) for text in found[-1]):
+            raise ValueError(f"{path}: entry {number} is no caption, no list, and has no 'caption': {entry!r}")
+    return found
 
 
 def _checked(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-    images, texts = (torch.as_tensor(x).float() for x in (image_features, text_features))
-    if images.ndim != 2 or texts.ndim != 2 or (len(images), len(texts)) != (len(dataset), len(dataset.captions)):
+    images, texts = float_rows("image features", image_features), float_rows("text features", text_features)
+    if (len(images), len(texts)) != (len(dataset), len(dataset.captions)):
         raise ValueError(
             f"features {tuple(images.shape)} and {tuple(texts.shape)} do not fit {len(dataset)} pictures and "
             f"{len(dataset.captions)} captions"
         )
-    for name, rows in (("image", images), ("text", texts)):
-        if not rows.isfinite().all():
-            raise ValueError(
-                f"{name} features hold {int((~rows.isfinite()).any(dim=1).sum())} rows that are not finite"
-            )
     if len(images) < LEAST:
         raise ValueError(f"{len(images)} pictures are too few for a linear probe: give at least {LEAST}")
-    return images, texts
+    return images.float(), texts.float()

@@ -1,10 +1,9 @@
-"""Audits: predictability and the index against closed cases, files of features, training-free rows."""
+"""Audits: predictability and the index against closed cases, files of features, the command."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,49 +11,43 @@ from safetensors.torch import save_file
 from rvlr_lib import cli
 from rvlr_lib.data import ImbalanceSpec, load_dataset
 from rvlr_lib.evaluation import audit as audits
-from rvlr_lib.evaluation.baselines import training_free
-from rvlr_lib.evaluation.evaluate import retrieval_metrics
-from rvlr_lib.evaluation.own import read_array
-from rvlr_lib.similarity import unit_rows
-from tests.tiny import CONFIG
+from tests.tiny import tiny_towers
 
 
-def gallery(**dial):
-    return load_dataset("scenes", split="test", galleries=1, gallery_size=150, imbalance=ImbalanceSpec(**dial))
-
-
-def shown(dataset):
-    """Features that hold exactly what each view shows."""
-    views = dataset.scene
-    return torch.from_numpy(views.image.counts()), torch.from_numpy(views.text.counts())
-
-
-def test_predictability_against_scikit_learn():
-    """Ridge with its strength by leave-one-out inside five shuffled folds, also with more columns than rows."""
-    from sklearn.linear_model import RidgeCV
-    from sklearn.model_selection import KFold, cross_val_predict
-
+def test_predictability_by_a_loop_over_folds_strengths_and_left_out_rows():
     generator = np.random.default_rng(0)
-    for rows, width in ((203, 6), (60, 90)):
-        x = generator.normal(size=(rows, width))
-        y = x @ generator.normal(size=(width, 3)) + 4 * generator.normal(size=(rows, 3)) + 5
-        model = RidgeCV(alphas=audits.ALPHAS * rows * x.var(axis=0).mean())
-        predicted = cross_val_predict(model, x, y, cv=KFold(5, shuffle=True, random_state=0))
-        slow = 1 - np.square(y - predicted).sum() / np.square(y - y.mean(axis=0)).sum()
-        assert audits.predictability(x, y) == pytest.approx(slow, abs=1e-6)
-    assert audits.predictability(x, generator.normal(size=(60, 2))) == 0
-    assert audits.predictability(x, np.ones((60, 2))) == 0
+    x = generator.normal(size=(30, 4))
+    y = x @ generator.normal(size=(4, 2)) + 2 * generator.normal(size=(30, 2)) + 5
+    order, missed = np.arange(30), 0.0
+    np.random.RandomState(0).shuffle(order)
+
+    def predict(seen, new, strength):
+        centred, mean = x[seen] - x[seen].mean(axis=0), y[seen].mean(axis=0)
+        weights = np.linalg.solve(centred.T @ centred + strength * np.eye(4), centred.T @ (y[seen] - mean))
+        return (x[new] - x[seen].mean(axis=0)) @ weights + mean
+
+    for held_out in np.array_split(order, 5):
+        seen = np.setdiff1d(order, held_out)
+        strengths = audits.ALPHAS * 30 * x.var(axis=0).mean()
+        errors = [sum(np.square(y[r] - predict(np.setdiff1d(seen, r), r, s)).sum() for r in seen) for s in strengths]
+        missed += np.square(y[held_out] - predict(seen, held_out, strengths[np.argmin(errors)])).sum()
+    assert audits.predictability(x, y) == pytest.approx(1 - missed / np.square(y - y.mean(axis=0)).sum())
+    assert audits.predictability(x, generator.normal(size=(30, 2))) == audits.predictability(x, np.ones((30, 2))) == 0
 
 
 def test_the_index_follows_the_dial():
-    sets = {"none": gallery(), "text": gallery(text_detail=0.5), "image": gallery(image_visibility=0.5)}
-    exact = {name: audits.imbalance_report(data, *shown(data)) for name, data in sets.items()}
+    dials = {"none": {}, "text": {"text_detail": 0.5}, "image": {"image_visibility": 0.5}}
+    exact, unknown = {}, {}
+    for name, dial in dials.items():
+        dataset = load_dataset("scenes", split="test", galleries=1, gallery_size=150, imbalance=ImbalanceSpec(**dial))
+        features = [torch.from_numpy(view.counts()) for view in (dataset.scene.image, dataset.scene.text)]
+        exact[name] = audits.imbalance_report(dataset, *features)
+        unknown[name] = audits.imbalance_report(replace(dataset, scene=None), *features)
     assert exact["none"].index == 0
     assert exact["text"].index == pytest.approx(1 / 3, abs=0.03)
     assert exact["image"].index < -0.2
     assert exact["text"].image_probe > 0.95 > 0.6 > exact["text"].text_probe
     assert exact["image"].text_probe > 0.95 > 0.7 > exact["image"].image_probe
-    unknown = {n: audits.imbalance_report(replace(d, scene=None), *shown(d)) for n, d in sets.items()}
     assert unknown["text"].index_from == "predictability"
     assert unknown["text"].image_shown is unknown["text"].text_probe is None
     assert abs(unknown["none"].index) < 0.03 < 0.15 < unknown["text"].index
@@ -67,41 +60,10 @@ def test_the_share_of_pictures_is_corrected_for_captions_that_tell_unreliably():
     images = torch.randn(400, 6, generator=generator)
     texts = images[dataset.caption_image] + torch.randn(2000, 6, generator=generator)
     report = audits.imbalance_report(replace(dataset, scene=None), images, texts)
-    assert report.image_to_text == pytest.approx(0.5, abs=0.06)
-    assert report.text_to_text == pytest.approx(0.25, abs=0.06)
-    assert report.index == pytest.approx((1 - 0.5) / (1 + 0.5), abs=0.06)
-
-
-def test_index_laws():
+    found = report.image_to_text, report.text_to_text, report.index
+    assert found == pytest.approx((0.5, 0.25, (1 - 0.5) / (1 + 0.5)), abs=0.06)
     assert audits.imbalance_index(0.3, 0.7) == -audits.imbalance_index(0.7, 0.3)
-    assert audits.imbalance_index(0.5, 0) == 1
-    assert audits.imbalance_index(0, 0) == 0
-    with pytest.raises(ValueError, match="not negative"):
-        audits.imbalance_index(-0.1, 0.5)
-
-
-def test_training_free_rows_choose_on_validation_and_undo_an_offset():
-    """Both modalities are noise around the same points, one of them moved: centring brings them together."""
-    dataset = load_dataset("emoji", split="train", limit=200)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(200, 12, generator=generator)
-    texts = images[dataset.caption_image] + 0.5 * torch.randn(len(dataset.captions), 12, generator=generator)
-    texts += 6 * torch.eye(12)[0]
-    pair = unit_rows(images), unit_rows(texts)
-    split = (pair, dataset)
-    found = training_free(pair, dataset, train=split, validation=split, arms_seed=3)
-    table = found.pivot_table("value", "arm", "metric")
-    assert table.loc["centred", "r_mean"] > table.loc["as given", "r_mean"] + 10
-    assert table.loc["as given", "r_mean"] == pytest.approx(retrieval_metrics(*split)["rouge_l"]["r_mean"])
-    assert table.loc["nnn", "r_mean"] > table.loc["as given", "r_mean"]  # chosen on the same data
-    assert np.isnan(table.loc["nnn", "i2i/NDCG@10"])
-    single = ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10"]
-    assert table.loc["spectral_cut", single].mean() >= table.loc["as given", single].mean() - 1e-9
-    assert set(found["arms_seed"]) == {3}
-    assert found.loc[found["arm"] == "nnn", "parameters"].iloc[0].startswith("weight ")
-    parts = training_free(pair, dataset)  # its own three parts
-    assert set(parts["arm"]) == set(found["arm"])
-    assert parts["value"].notna().all()
+    assert (audits.imbalance_index(0.5, 0), audits.imbalance_index(0, 0)) == (1, 0)
 
 
 @pytest.fixture
@@ -116,62 +78,52 @@ def files(tmp_path):
     np.save(paths[1], texts.numpy())
     captions = [[dataset.captions[c] for c in dataset.captions_of(i)] for i in range(60)]
     paths[2].write_text(json.dumps([{"caption": captions[0]}, *captions[1:]]))
-    return paths, dataset
+    return paths, dataset, images, texts
 
 
-def arguments(paths, out):
-    return [
-        "audit",
-        "--image-features",
-        str(paths[0]),
-        "--text-features",
-        str(paths[1]),
-        "--captions",
-        str(paths[2]),
-        "--device",
-        "cpu",
-        "--out",
-        str(out),
-    ]
+def command(paths, out):
+    named = zip(("--image-features", "--text-features", "--captions"), paths, strict=True)
+    return cli.main(["audit", *(str(x) for pair in named for x in pair), "--device", "cpu", "--out", str(out)])
 
 
 def test_audit_of_arrays(files, tmp_path, capsys):
-    paths, dataset = files
-    assert cli.main(arguments(paths, tmp_path / "out")) == 0
+    paths, dataset, images, texts = files
+    assert command(paths, tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "| i2t/R@1 |" in printed
-    assert "| spectral_cut |" in printed
     assert "modality_gap" in printed
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert found["data"] == {"name": "mine", "split": "test", "pictures": 60, "captions": len(dataset.captions)}
     assert found["retrieval"]["rouge_l"]["i2t/R@1"] > 80 > 20 > found["floor"]["rouge_l"]["i2t/R@1"]
-    assert found["imbalance"]["index_from"] == "predictability"
     assert found["structure"]["image against text/overlap"] > 30
-    assert {"audit.md", "retrieval.csv", "peers.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
-    images, texts = (torch.from_numpy(np.load(path)) for path in paths[:2])
-    own, scaled = (audits.audit(scale * images, texts, dataset) for scale in (1, 3))
-    assert found["retrieval"]["rouge_l"]["r_mean"] == pytest.approx(own["retrieval"]["rouge_l"]["r_mean"])
-    assert scaled["structure"] == pytest.approx(own["structure"], rel=1e-5)
+    assert {"retrieval.csv", "peers.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert {row["arm"] for row in found["peers"]} == {"as given", "centred", "pca", "spectral_cut", "nnn"}
+    scaled = audits.audit(dataset, 3 * images, texts)
+    assert scaled["structure"] == pytest.approx(found["structure"], rel=1e-4)
 
 
-def test_audit_of_a_model(tmp_path, capsys):
-    open_clip.add_model_config(CONFIG)
-    asked = ["--dataset", "emoji", "--split", "val", "--model", "tiny_48", "--device", "cpu", "--out", str(tmp_path)]
-    assert cli.main(["audit", *asked]) == 0
-    assert "has random weights" in capsys.readouterr().out
-    assert json.loads((tmp_path / "audit.json").read_text())["data"]["name"] == "emoji"
+def test_features_of_a_model_are_those_of_its_common_space(tmp_path):
+    towers = tiny_towers(seed=3)
+    with pytest.raises(ValueError, match="tiny_48 has random weights in its common space: give --pretrained"):
+        audits.encode_with_model("emoji", "tiny_48", None)
+    weights = {f"visual.{name}": value for name, value in towers.visual.state_dict().items()}
+    weights |= {f"text.{name}": value for name, value in towers.text.state_dict().items()}
+    torch.save({**weights, "logit_scale": torch.tensor(1.0)}, tmp_path / "weights.pt")
+    dataset, images, texts = audits.encode_with_model("emoji", "tiny_48", str(tmp_path / "weights.pt"), split="val")
+    assert (len(images), len(texts)) == (len(dataset), len(dataset.captions))
+    assert images.shape[1] == texts.shape[1] == towers.embed_dim
 
 
 def test_every_format_with_one_array_is_read(tmp_path):
     rows = torch.randn(5, 3)
     np.savez(tmp_path / "a.npz", rows.numpy().astype(">f8"))
     torch.save(rows.bfloat16(), tmp_path / "b.pt")
-    torch.save({"features": rows.requires_grad_()}, tmp_path / "c.pth")
-    save_file({"x": rows.detach().half()}, tmp_path / "d.safetensors")
+    torch.save({"features": rows.clone().requires_grad_()}, tmp_path / "c.pth")
+    save_file({"x": rows.half()}, tmp_path / "d.safetensors")
     for name in ("a.npz", "b.pt", "c.pth", "d.safetensors"):
-        found = read_array(tmp_path / name)
+        found = audits.read_array(tmp_path / name)
         assert found.dtype == torch.float32
-        torch.testing.assert_close(found, rows.detach(), atol=0.02, rtol=0.02)
+        torch.testing.assert_close(found, rows, atol=0.02, rtol=0.02)
 
 
 def broken_files(folder):
@@ -188,7 +140,8 @@ def broken_files(folder):
             (folder / f"{name}.{suffix}").write_bytes(part)
             said[f"{name}.{suffix}"] = "is no array of numbers"
         said[f"missing.{suffix}"] = "is no array of numbers"
-    (folder / "huge.npy").write_bytes(content_of_a_huge_array(folder / "whole.npy"))
+    huge = (folder / "whole.npy").read_bytes().replace(b"(5, 3)", b"(5000000000000, 3)")
+    (folder / "huge.npy").write_bytes(huge.replace(b" " * 13 + b"\n", b"\n"))
     (folder / "folder.npy").mkdir()
     np.save(folder / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
     torch.save(torch.nn.Linear(2, 2), folder / "module.pt")
@@ -198,29 +151,23 @@ def broken_files(folder):
     np.save(folder / "flat.npy", rows[0])
     np.save(folder / "none.npy", rows[:0])
     np.savez(folder / "two.npz", a=rows, b=rows)
-    torch.save([torch.ones(5, 3)], folder / "list.pt")
     np.save(folder / "nan.npy", rows / np.array([1, 0, 1], dtype=np.float32))
     (folder / "rows.csv").write_text("1,2")
     return said | {
         "ints.npy": "holds torch.int64 [5, 3], expected floating-point rows",
-        "flat.npy": "holds torch.float32 [3], expected",
-        "none.npy": "holds torch.float32 [0, 3], expected",
+        "flat.npy": "must be rows [N, D] with at least one, got (3,)",
+        "none.npy": "must be rows [N, D] with at least one, got (0, 3)",
         "two.npz": "holds 2 arrays (a, b)",
-        "list.pt": "holds list, expected",
         "nan.npy": "5 rows are not finite, row 0 first",
         "rows.csv": "give one of .npy, .npz",
     }
-
-
-def content_of_a_huge_array(path):
-    return path.read_bytes().replace(b"(5, 3)", b"(5000000000000, 3)").replace(b" " * 13 + b"\n", b"\n")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_every_broken_file_is_one_line_that_names_it(tmp_path):
     for name, words in broken_files(tmp_path).items():
         with pytest.raises(ValueError) as caught:  # noqa: PT011
-            read_array(tmp_path / name)
+            audits.read_array(tmp_path / name)
         message = str(caught.value)
         assert name in message, name
         assert words in message, (name, message)
@@ -228,11 +175,11 @@ def test_every_broken_file_is_one_line_that_names_it(tmp_path):
 
 
 def test_bad_input_is_named(files, tmp_path, capsys):
-    paths, dataset = files
+    paths, dataset, images, texts = files
     assert cli.main(["audit", "--image-features", str(paths[0])]) == 2
     assert "or --dataset" in capsys.readouterr().err
-    np.save(tmp_path / "few.npy", np.zeros((7, 16), dtype=np.float32))
-    assert cli.main(arguments([tmp_path / "few.npy", *paths[1:]], tmp_path / "o")) == 2
+    np.save(tmp_path / "few.npy", np.ones((7, 16), dtype=np.float32))
+    assert command([tmp_path / "few.npy", *paths[1:]], tmp_path / "o") == 2
     assert f"60 pictures and {len(dataset.captions)} captions, but there are 7 rows" in capsys.readouterr().err
     for content, said in (
         ('[["a"], 3]', "entry 1 is no caption"),
@@ -241,16 +188,14 @@ def test_bad_input_is_named(files, tmp_path, capsys):
         ('["?!"]', "captions, but there are"),
     ):
         paths[2].write_text(content)
-        assert cli.main(arguments(paths, tmp_path / "o")) == 2
+        assert command(paths, tmp_path / "o") == 2
         assert said in capsys.readouterr().err
-    images, texts = (torch.from_numpy(np.load(path)) for path in paths[:2])
     with pytest.raises(ValueError, match=r"\(60, 9\) and text features .* share no space"):
-        audits.audit(images[:, :9], texts, dataset)
-    images[3, 2] = torch.nan
-    with pytest.raises(ValueError, match="image features hold 1 rows that are not finite"):
-        audits.audit(images, texts, dataset)
+        audits.audit(dataset, images[:, :9], texts)
+    with pytest.raises(ValueError, match="image features .* 1 rows are not finite, row 3 first"):
+        audits.audit(dataset, images.index_fill(0, torch.tensor([3]), torch.nan), texts)
     with pytest.raises(ValueError, match="do not fit 60 pictures"):
-        audits.audit(images[:5], texts, dataset)
+        audits.audit(dataset, images[:5], texts)
     few = dataset.subset(range(10))
     with pytest.raises(ValueError, match="10 pictures are too few"):
-        audits.audit(torch.ones(10, 4), torch.ones(len(few.captions), 4), few)
+        audits.audit(few, torch.ones(10, 4), torch.ones(len(few.captions), 4))

@@ -113,5 +113,5 @@ def test_bad_input_says_what_is_wrong(inputs):
     padded[1, 0] = False
     with pytest.raises(ValueError, match="caption 1 begins with padding"):
         matching_scores(fusion, images, texts, padded, features, 1)
-    with pytest.raises(ValueError, match=r"image_tokens \(3, 7, 24\).*not of the same pictures"):
+    with pytest.raises(ValueError, match=r"image_tokens \(3, 7, 24\).*do not fit"):
         matching_scores(fusion, images[:3], texts, mask, features, 1)
