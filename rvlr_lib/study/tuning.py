@@ -150,7 +150,8 @@ def _lengths(
     The shortest length whose doubling adds less than ``plateau`` for every arm, over all tuning seeds; one whose
     doubling adds more on average over the arms on the first seed is passed over at once. If none is flat, the longest.
     """
-    space, found = plan.tuning, {}
+    space = plan.tuning
+    found: dict[str, dict[str, float]] = {}
     jobs = [(name, _middle(plan, name)) for name in names]
 
     def measure(length: int, seeds: Sequence[int]) -> dict[str, float]:
