@@ -54,8 +54,9 @@ def save_open_clip(student: Student, towers: Towers, folder: Path) -> Path:
     with whole_folder(folder) as half:
         if "hf_model_name" in text:
             text |= dict.fromkeys(("hf_model_name", "hf_tokenizer_name"), str(folder.resolve()))
-            own = copy.deepcopy(student.text.config)
-            own.num_hidden_layers = len(student.text.transformer.encoder.layer)
+            tower: Any = student.text
+            own = copy.deepcopy(tower.config)
+            own.num_hidden_layers = len(tower.transformer.encoder.layer)
             own.save_pretrained(half)
             towers.tokenizer.tokenizer.save_pretrained(half)
         save_tensors(half / "open_clip_model.safetensors", tensors)

@@ -74,6 +74,7 @@ class FusionEncoder(nn.Module):
             attended = F.scaled_dot_product_attention(queries, keys, values)
             x = x + layer.multihead_attn.out_proj(attended.transpose(1, 2).flatten(2))
             x = x + layer.linear2(layer.activation(layer.linear1(layer.norm3(x))))
+        assert self.layers.norm is not None
         return self.matching_head(self.layers.norm(x[:, 0]))
 
 

@@ -104,7 +104,7 @@ def build_towers(
         width = clip.text.eval()(tokenizer(["a"])).shape[-1]
     clip.train()
     asked = pretrained, image_weights or (default and "lite0"), text_weights or (default and "minilm")
-    name = model if ":" in model else f"{model}:{'+'.join(filter(None, asked)) or 'random'}"
+    name = model if ":" in model else f"{model}:{'+'.join(part for part in asked if part) or 'random'}"
     size = pixels["size"] if isinstance(pixels["size"], int) else pixels["size"][0]
     return Towers(clip.visual, clip.text, tokenizer, size, mean, std, width, name, pixels["interpolation"])
 

@@ -33,12 +33,8 @@ Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the 
 Precision = Literal["float32", "bfloat16"]  # of the encoding; bfloat16 is 2 to 3 times as fast on newer CPUs and GPUs
 PICTURES, CAPTIONS, ROWS = 128, 64, 8192  # of a batch; the last: cached rows that heads take at once
 PIXELS_AT_ONCE = 16 * 384**2  # a Swin-B at 384 px takes 110 MB of activations for each picture
-TYPES: dict[str, tuple[str, type]] = {  # of the stored arrays, in safetensors and in NumPy
-    "images": ("F32", np.float32),
-    "texts": ("F32", np.float32),
-    "tokens": ("F16", np.float16),
-    "mask": ("BOOL", np.bool_),
-}
+TYPES = {"images": "F32", "texts": "F32", "tokens": "F16", "mask": "BOOL"}  # of the stored arrays
+NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BOOL": np.bool_}
 
 
 @dataclass(frozen=True)
@@ -243,11 +239,11 @@ def _store(
 
 def _create(path: Path, made: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], label: str) -> dict[str, Any]:
     """A safetensors file of zeros, and its arrays, memory-mapped to write to."""
-    header: dict[str, Any] = {"__metadata__": {"made": _as_text(made)}}
+    header: dict[str, Any] = {"__metadata__": {"made": json.dumps(made, sort_keys=True)}}
     end = 0
     for name, shape in shapes.items():
-        start, end = end, end + int(np.prod(shape, dtype=np.int64)) * np.dtype(TYPES[name][1]).itemsize
-        header[name] = {"dtype": TYPES[name][0], "shape": shape, "data_offsets": [start, end]}
+        start, end = end, end + int(np.prod(shape, dtype=np.int64)) * np.dtype(NUMPY[TYPES[name]]).itemsize
+        header[name] = {"dtype": TYPES[name], "shape": shape, "data_offsets": [start, end]}
     free = shutil.disk_usage(path.parent).free
     if end > free:
         sizes = f"need {end / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB are free"
@@ -258,7 +254,7 @@ def _create(path: Path, made: Mapping[str, Any], shapes: Mapping[str, tuple[int,
         file.write(len(content).to_bytes(8, "little") + content)
         file.truncate(8 + len(content) + end)
     starts = {name: 8 + len(content) + header[name]["data_offsets"][0] for name in shapes}
-    return {name: np.memmap(path, TYPES[name][1], "r+", starts[name], shape) for name, shape in shapes.items()}
+    return {name: np.memmap(path, NUMPY[TYPES[name]], "r+", starts[name], shape) for name, shape in shapes.items()}
 
 
 def _is_current(path: Path, made: Mapping[str, Any]) -> bool:
@@ -267,7 +263,7 @@ def _is_current(path: Path, made: Mapping[str, Any]) -> bool:
     if processes()[0] == 0 and path.is_file():
         try:
             with safe_open(path, "pt") as file:
-                current = (file.metadata() or {}).get("made") == _as_text(made)
+                current = (file.metadata() or {}).get("made") == json.dumps(made, sort_keys=True)
         except SafetensorError:
             pass
     return bool(add_up(torch.tensor(int(current), device=carrier())))
@@ -320,7 +316,3 @@ def _weights(tower: torch.nn.Module) -> str:
     """SHA-256 of a tower's weights but for the projection after what is stored."""
     kept = [value for name, value in tower.state_dict().items() if not name.startswith(("head.", "proj."))]
     return _digest(value.cpu().contiguous().numpy().tobytes() for value in kept)
-
-
-def _as_text(made: Mapping[str, Any]) -> str:
-    return json.dumps(made, sort_keys=True)

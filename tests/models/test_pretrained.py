@@ -117,7 +117,7 @@ def test_weights_of_another_architecture_are_refused(towers):
 
 
 def test_reduced_weights_are_read_by_path_and_give_the_same_features(tmp_path, towers, emoji):
-    captions = sorted({*emoji.captions, *load_dataset("scenes", split="test", size=20).captions})
+    captions = sorted({*emoji.captions, *load_dataset("scenes", split="val", size=20).captions})
     image, text = write_reduced(towers, captions, tmp_path)
     read = build_towers(image_weights=str(image), text_weights=str(text))
     assert {value.dtype for value in (*read.visual.parameters(), *read.text.parameters())} == {torch.float32}
