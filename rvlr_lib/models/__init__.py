@@ -1,4 +1,5 @@
 """Towers with pretrained weights, students, the fusion encoder, teachers' features and exported models."""
+# ruff: noqa: F401 - these names are for the other rooms
 
 from rvlr_lib.models.export import load_student, save_open_clip, save_student
 from rvlr_lib.models.fusion import FusionEncoder
@@ -12,10 +13,9 @@ from rvlr_lib.models.student import (
     principal_directions,
     ridge_map,
 )
-from rvlr_lib.models.teachers import TEACHERS, stored_features, teacher_features
+from rvlr_lib.models.teachers import stored_features, teacher_features
 from rvlr_lib.models.towers import (
     Towers,
-    batch_dropout,
     build_towers,
     count_tokens,
     encode_image_tokens,
@@ -25,31 +25,3 @@ from rvlr_lib.models.towers import (
     tokenize,
     trims_padding,
 )
-
-__all__ = [
-    "TEACHERS",
-    "CachedRows",
-    "Encoded",
-    "FusionEncoder",
-    "HeadStudent",
-    "Student",
-    "TowerStudent",
-    "Towers",
-    "batch_dropout",
-    "build_towers",
-    "count_tokens",
-    "encode_image_tokens",
-    "encode_text_tokens",
-    "full_precision",
-    "load_student",
-    "principal_directions",
-    "real_tokens",
-    "ridge_map",
-    "save_open_clip",
-    "save_student",
-    "stored_features",
-    "teacher_features",
-    "token_counter",
-    "tokenize",
-    "trims_padding",
-]

@@ -11,58 +11,41 @@ class FusionEncoder(nn.Module):
     Source: ``models/xvlm.py``, the upper BERT layers with cross-attention and the matching MLP (W -> 2W -> 2).
 
     Args:
-        text_width: width ``W_text`` of the text tokens.
-        image_width: width ``W_image`` of the image tokens.
+        text_width, image_width: ``W_text`` and ``W_image`` of the tokens.
         layers: number of layers, each self-attention, cross-attention and MLP.
         width: ``W`` of the encoder, to which both are mapped; 0 takes the text tokens as they are, ``W = W_text``.
     """
 
     def __init__(self, text_width: int, image_width: int, layers: int, width: int = 0) -> None:
         super().__init__()
-        width = width or text_width
+        self.width = width = width or text_width
         self.image_in = nn.Linear(image_width, width)
         self.text_in = nn.Identity() if width == text_width else nn.Linear(text_width, width)
         heads = max(1, width // (64 if width % 64 == 0 else 32))
-        layer = nn.TransformerDecoderLayer(
-            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
+        layer = nn.TransformerDecoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.layers = nn.TransformerDecoder(layer, layers, norm=nn.LayerNorm(width))
         self.matching_head = nn.Sequential(
             nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, 2)
         )
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Score pairs.
-
-        Args:
-            image_tokens: ``[B, N, W_image]``.
-            text_tokens: ``[B, L, W_text]``.
-            text_mask: bool ``[B, L]``, True at real tokens.
+        """Score pairs: ``[B, N, W_image]``, ``[B, L, W_text]``, bool ``[B, L]`` that is True at real tokens.
 
         Returns:
             Matching logits ``[B, 2]`` (class 1: "these belong together") and the fused first token ``[B, W]``.
         """
         fused = self.layers(self.text_in(text_tokens), self.image_in(image_tokens), tgt_key_padding_mask=~text_mask)
-        first = fused[:, 0]
-        return self.matching_head(first), first
-
-    @property
-    def width(self) -> int:
-        """Width ``W``."""
-        return self.image_in.out_features
+        return self.matching_head(fused[:, 0]), fused[:, 0]
 
     def project_images(self, image_tokens: Tensor) -> Tensor:
-        """Keys and values that every layer's cross-attention takes from pictures, whatever the caption.
-
-        Args:
-            image_tokens: ``[B, N, W_image]``.
+        """Keys and values that every layer takes from pictures ``[B, N, W_image]``, whatever the caption.
 
         Returns:
             ``[layers, 2, B, heads, N, W / heads]``. With it :meth:`begin_texts` and :meth:`match_projected` give the
             logits of :meth:`forward` to rounding, without its repeated work.
         """
-        memory, width = self.image_in(image_tokens), self.width
-        return torch.stack([_project(layer.multihead_attn, memory, 1, 3, width) for layer in self.layers.layers])
+        memory = self.image_in(image_tokens)
+        return torch.stack([_project(layer.multihead_attn, memory, 1, 3) for layer in self.layers.layers])
 
     def begin_texts(self, text_tokens: Tensor, text_mask: Tensor) -> Tensor:
         """Text tokens ``[B, L, W_text]``, bool mask ``[B, L]`` -> ``[B, L, W]`` after the first self-attention."""
@@ -71,17 +54,12 @@ class FusionEncoder(nn.Module):
         return text_tokens + _attend(layer.self_attn, normed, normed, text_mask[:, None, None])
 
     def match_projected(self, keys_values: Tensor, image_rows: Tensor, texts: Tensor) -> Tensor:
-        """Score pairs of pictures from :meth:`project_images` and captions of one length from :meth:`begin_texts`.
-
-        The last layer computes the first token alone, on which the matching head stands.
+        """Matching logits ``[P, 2]`` of pairs; the last layer computes only the first token.
 
         Args:
-            keys_values: of ``I`` pictures.
+            keys_values: of pictures, from :meth:`project_images`.
             image_rows: int64 ``[P]``, row of the picture of each pair.
-            texts: ``[P, L, W]``, all tokens real.
-
-        Returns:
-            Matching logits ``[P, 2]``.
+            texts: ``[P, L, W]`` from :meth:`begin_texts`, captions of one length, all tokens real.
         """
         x, last = texts, len(self.layers.layers) - 1
         for number, layer in enumerate(self.layers.layers):
@@ -91,7 +69,7 @@ class FusionEncoder(nn.Module):
                 x = x[:, : queries.shape[1]] + _attend(layer.self_attn, queries, normed)
             elif last == 0:
                 x = x[:, :1]
-            queries = _project(layer.multihead_attn, layer.norm2(x), 0, 1, self.width)[0]
+            queries = _project(layer.multihead_attn, layer.norm2(x), 0, 1)[0]
             keys, values = keys_values[number, 0, image_rows], keys_values[number, 1, image_rows]
             attended = F.scaled_dot_product_attention(queries, keys, values)
             x = x + layer.multihead_attn.out_proj(attended.transpose(1, 2).flatten(2))
@@ -100,16 +78,15 @@ class FusionEncoder(nn.Module):
         return self.matching_head(self.layers.norm(x[:, 0]))
 
 
-def _project(attention: nn.MultiheadAttention, x: Tensor, begin: int, end: int, width: int) -> Tensor:
+def _project(attention: nn.MultiheadAttention, x: Tensor, begin: int, end: int) -> Tensor:
     """Queries (0), keys (1), values (2) from ``begin`` to before ``end``: ``[.., B, heads, L, W / heads]``."""
-    rows = slice(begin * width, end * width)
+    rows = slice(begin * attention.embed_dim, end * attention.embed_dim)
     projected = F.linear(x, attention.in_proj_weight[rows], attention.in_proj_bias[rows])
     return projected.unflatten(-1, (end - begin, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
 
 def _attend(attention: nn.MultiheadAttention, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
     """Self-attention of ``x [B, L, W]`` to ``context [B, L', W]`` of the same captions; mask True where real."""
-    width = x.shape[-1]
-    queries, (keys, values) = _project(attention, x, 0, 1, width)[0], _project(attention, context, 1, 3, width)
+    queries, (keys, values) = _project(attention, x, 0, 1)[0], _project(attention, context, 1, 3)
     attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     return attention.out_proj(attended.transpose(1, 2).flatten(2))

@@ -15,28 +15,19 @@ HIDDEN, HEAD_DROPOUT, FUSION_WIDTH = 512, 0.2, 128
 
 
 class Encoded(NamedTuple):
-    """Unit features ``[B, D]``, tokens ``[B, N, W]`` (None where not asked for) and the mask of real tokens."""
-
-    features: Tensor
-    tokens: Tensor | None
-    mask: Tensor | None = None
-
-
-class CachedRows(NamedTuple):
-    """Stored outputs of a frozen tower: features ``[B, W]``, tokens ``[B, N, W]``, bool mask ``[B, N]`` of captions."""
+    """Features ``[B, D]``, tokens ``[B, N, W]`` where asked for, and for captions the bool mask of real tokens."""
 
     features: Tensor
     tokens: Tensor | None = None
     mask: Tensor | None = None
 
 
-class Student(nn.Module):
-    """What every student has: a learnt temperature, a common space and, optionally, a fusion encoder.
+class CachedRows(Encoded):
+    """The same, as stored: outputs of a frozen tower, whose features are not normalised."""
 
-    Attributes:
-        fusion: the fusion encoder with the matching head, or None.
-        embed_dim: width ``D`` of the common space.
-    """
+
+class Student(nn.Module):
+    """What every student has: a common space of width ``embed_dim``, a learnt temperature and, or None, ``fusion``."""
 
     def __init__(self, embed_dim: int, temperature: float) -> None:
         super().__init__()
@@ -44,17 +35,19 @@ class Student(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))  # so that it stays positive
         self.fusion: FusionEncoder | None = None
 
+    def add_fusion(self, text_width: int, image_width: int, layers: int, width: int, seed: int) -> None:
+        """Give it a random fusion encoder of that seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.fusion = FusionEncoder(text_width, image_width, layers, width)
+
     @property
     def temperature(self) -> Tensor:
         """Contrastive temperature, 0-d."""
         return self.log_temperature.exp()
 
     def match(self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Matching logits ``[B, 2]`` and fused first token ``[B, W]`` of pairs.
-
-        Raises:
-            ValueError: the student has no fusion encoder.
-        """
+        """Matching logits ``[B, 2]`` and fused first token ``[B, W]`` of pairs."""
         if self.fusion is None:
             raise ValueError("this student has no fusion encoder: build it with fusion_layers >= 1")
         return self.fusion(image_tokens, text_tokens, text_mask)
@@ -64,7 +57,7 @@ class TowerStudent(Student):
     """Whole towers of open_clip, trained end to end; batch normalisation keeps its statistics.
 
     Args:
-        towers: from :func:`build_towers`; copied, so that several students can start from the same towers.
+        towers: copied, so that several students can start from the same towers.
         fusion_layers: layers of the fusion encoder; 0 leaves it and the matching head out.
         temperature: initial contrastive temperature.
         seed: of the fusion encoder's random initialisation.
@@ -72,19 +65,15 @@ class TowerStudent(Student):
 
     def __init__(self, towers: Towers, *, fusion_layers: int = 0, temperature: float = 0.07, seed: int = 0) -> None:
         super().__init__(towers.embed_dim, temperature)
-        self.visual = copy.deepcopy(towers.visual)
-        self.text = copy.deepcopy(towers.text)
+        self.visual, self.text = copy.deepcopy(towers.visual), copy.deepcopy(towers.text)
         self.tokenizer, self.image_size = towers.tokenizer, towers.image_size
         self.register_buffer("mean", torch.tensor(towers.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(towers.std).view(1, -1, 1, 1), persistent=False)
         if fusion_layers:
             with torch.no_grad():
-                pixels = torch.zeros(1, 3, towers.image_size, towers.image_size)
-                image_tokens = self.eval().encode_image(pixels, tokens=True).tokens
-                text_tokens = self.encode_text(towers.tokenizer(["a"]), tokens=True).tokens
-            assert image_tokens is not None
-            assert text_tokens is not None
-            self.fusion = _seeded_fusion(text_tokens.shape[-1], image_tokens.shape[-1], fusion_layers, 0, seed)
+                image = self.eval().encode_image(torch.zeros(1, 3, self.image_size, self.image_size), tokens=True)
+                text = self.encode_text(towers.tokenizer(["a"]), tokens=True)
+            self.add_fusion(text.tokens.shape[-1], image.tokens.shape[-1], fusion_layers, 0, seed)
         self.train()
 
     def train(self, mode: bool = True) -> "TowerStudent":
@@ -104,22 +93,6 @@ class TowerStudent(Student):
         """Token ids ``[B, L]`` -> unit features, token features and their mask."""
         features, text_tokens, mask = encode_text_tokens(self.text, x, tokens=tokens, dropout=dropout)
         return Encoded(unit_rows(full_precision(features)), text_tokens, mask)
-
-    @torch.no_grad()
-    def start_projections(self, image_directions: Tensor, text_directions: Tensor) -> None:
-        """Let the linear projections of a timm and a Hugging Face tower start at directions ``[W, D]``, in place.
-
-        Raises:
-            ValueError: a tower has no linear projection of that shape.
-        """
-        for tower, name, directions in (
-            (self.visual, "head.proj", image_directions),
-            (self.text, "proj", text_directions),
-        ):
-            layer = dict(tower.named_modules()).get(name)
-            if not isinstance(layer, nn.Linear) or layer.weight.shape != directions.T.shape:
-                raise ValueError(f"{type(tower).__name__} has no linear projection {name} {list(directions.T.shape)}")
-            layer.weight.copy_(directions.T)
 
 
 class Head(nn.Module):
@@ -150,15 +123,11 @@ class HeadStudent(Student):
     """Heads on cached features; it starts as the projection onto given directions.
 
     Args:
-        image_directions, text_directions: ``[W, D]`` of :func:`principal_directions` of the training features; the two
-            ``W`` may differ.
+        image_directions, text_directions: ``[W, D]`` of :func:`principal_directions`; the two ``W`` may differ.
         token_widths: widths of the cached image and text tokens; needed with a fusion encoder.
         fusion_layers: layers of the fusion encoder, which is 128 wide; 0 leaves it and the matching head out.
         temperature: initial contrastive temperature.
         seed: of the random initialisations.
-
-    Raises:
-        ValueError: the directions lead into spaces of different widths, or the widths of the tokens are missing.
     """
 
     def __init__(
@@ -171,33 +140,27 @@ class HeadStudent(Student):
         temperature: float = 0.07,
         seed: int = 0,
     ) -> None:
-        if image_directions.shape[1] != text_directions.shape[1]:
-            raise ValueError(
-                f"directions {list(image_directions.shape)} of pictures and {list(text_directions.shape)} "
-                "of captions lead into spaces of different widths"
-            )
-        if fusion_layers and token_widths is None:
+        shapes = list(image_directions.shape), list(text_directions.shape)
+        if shapes[0][1] != shapes[1][1]:
+            raise ValueError(f"directions {shapes[0]} and {shapes[1]} lead into spaces of different widths")
+        if fusion_layers and not token_widths:
             raise ValueError("a fusion encoder needs token_widths, those of the cached image and text tokens")
-        super().__init__(image_directions.shape[1], temperature)
+        super().__init__(shapes[0][1], temperature)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.image_head, self.text_head = Head(image_directions), Head(text_directions)
-        if fusion_layers and token_widths:
-            self.fusion = _seeded_fusion(token_widths[1], token_widths[0], fusion_layers, FUSION_WIDTH, seed)
+        if fusion_layers:
+            self.add_fusion(token_widths[1], token_widths[0], fusion_layers, FUSION_WIDTH, seed)
 
     def encode_image(self, x: CachedRows, *, tokens: bool = False) -> Encoded:
-        """Cached features and tokens of pictures -> unit features, and the tokens where asked for.
-
-        Raises:
-            ValueError: tokens are asked for, and none are cached.
-        """
-        return self._encode(self.image_head, x, tokens)
+        """Cached features and tokens of pictures -> unit features, and the tokens where asked for."""
+        return self._encode(self.image_head, x, tokens, 0.0)
 
     def encode_text(self, x: CachedRows, *, tokens: bool = False, dropout: float = 0.0) -> Encoded:
         """The same for captions; ``dropout`` is the chance to zero an entry of the features: a second view."""
         return self._encode(self.text_head, x, tokens, dropout)
 
-    def _encode(self, head: Head, x: CachedRows, tokens: bool, dropout: float = 0.0) -> Encoded:
+    def _encode(self, head: Head, x: CachedRows, tokens: bool, dropout: float) -> Encoded:
         if tokens and x.tokens is None:
             raise ValueError("tokens are wanted, but none are cached: encode the data set with tokens=True")
         rows = unit_rows(x.features)
@@ -206,41 +169,24 @@ class HeadStudent(Student):
 
 
 def principal_directions(features: Tensor, width: int) -> Tensor:
-    """Leading right singular vectors of unit rows, mean kept: the projection that changes cosines least.
+    """Leading right singular vectors ``[W, D]`` of unit rows, mean kept: the projection that changes cosines least.
 
     Args:
         features: ``[N, W]`` of the training items; scaled to unit rows here.
-        width: how many, ``D``.
-
-    Returns:
-        Orthonormal columns ``[W, D]``, float32, the greatest entry of each positive.
-
-    Raises:
-        ValueError: ``D`` exceeds ``W``.
+        width: how many, ``D`` of at most ``W``.
     """
     if width > features.shape[1]:
-        raise ValueError(
-            f"features of width {features.shape[1]} have no {width} directions: choose a smaller embed_dim"
-        )
+        raise ValueError(f"features of width {features.shape[1]} have no {width} directions: reduce embed_dim")
     rows = unit_rows(features.double())
     vectors = torch.linalg.eigh(rows.T @ rows).eigenvectors.flip(1)[:, :width]
     greatest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    return (vectors * greatest.sign()).float()
+    return (vectors * greatest.sign()).float()  # the greatest entry of each is positive
 
 
 def ridge_map(inputs: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Ridge regression with an intercept, as weights of ``nn.Linear``: the warm start of a teacher head.
+    """Ridge regression with intercept, ``[N, W]`` to ``[N, D]``: weight ``[D, W]`` and bias ``[D]`` of ``nn.Linear``.
 
-    Args:
-        inputs: ``[N, W]``.
-        targets: ``[N, D]``.
-        penalty: on the squared weights, in units of the mean diagonal entry of the inputs' centred Gram matrix.
-
-    Returns:
-        Weight ``[D, W]`` and bias ``[D]``, float32.
-
-    Raises:
-        ValueError: the numbers of rows differ, or the penalty is not positive.
+    The penalty on the squared weights is in units of the mean diagonal entry of the inputs' centred Gram matrix.
 
     >>> x = torch.tensor([[0.0], [1.0], [2.0]])
     >>> weight, bias = ridge_map(x, 3 * x + 1, 1e-9)
@@ -248,10 +194,8 @@ def ridge_map(inputs: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, 
     (3.0, 1.0)
     """
     if len(inputs) != len(targets) or penalty <= 0:
-        raise ValueError(
-            f"inputs {list(inputs.shape)} and targets {list(targets.shape)} need equally many rows, and "
-            f"the penalty {penalty} must be positive"
-        )
+        shapes = list(inputs.shape), list(targets.shape)
+        raise ValueError(f"inputs and targets {shapes} need equally many rows, and {penalty=} must be positive")
     x, y = inputs.double(), targets.double()
     x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
     gram = (x - x_mean).T @ (x - x_mean)
@@ -263,9 +207,3 @@ def ridge_map(inputs: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, 
 def full_precision(features: Tensor) -> Tensor:
     """Half-precision features in float32: losses and cosines are computed in full precision."""
     return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-
-
-def _seeded_fusion(text_width: int, image_width: int, layers: int, width: int, seed: int) -> FusionEncoder:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return FusionEncoder(text_width, image_width, layers, width)

@@ -1,7 +1,8 @@
-"""Image and text towers from open_clip, with token outputs and padding that costs nothing."""
+"""Image and text towers of open_clip, with token outputs and padding that costs nothing."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rvlr_lib.models.pretrained import PIXELS, load_lite, load_timm_trunk, weight_file
+from rvlr_lib.models.pretrained import PIXELS, load_lite, load_timm_trunk, local_files, weight_file
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 DEFAULT = "effnet_minilm"
@@ -19,38 +20,17 @@ DEFAULT = "effnet_minilm"
 
 @dataclass(frozen=True)
 class Towers:
-    """The two towers of an open_clip model and how their inputs are made.
+    """The two towers of an open_clip model and how their inputs are made; our pictures are always resized bicubic."""
 
-    Attributes:
-        visual, text: open_clip's towers, each ending in the projection to the common space.
-        tokenizer: list of captions -> token ids ``[n, context]``.
-        image_size: side of the square pictures, in pixels.
-        mean, std: per-channel normalisation of pixels in 0..1.
-        embed_dim: width of the common space.
-        name: what was asked for, ``model`` or ``model:pretrained``.
-        interpolation: what the weights were trained with; our pictures are resized bicubic to a square in any case.
-    """
-
-    visual: nn.Module
+    visual: nn.Module  # ends in the projection to the common space, as text does
     text: nn.Module
-    tokenizer: Any
-    image_size: int
-    mean: tuple[float, ...]
+    tokenizer: Any  # list of captions -> token ids [n, context]
+    image_size: int  # side of the square pictures, in pixels
+    mean: tuple[float, ...]  # of each channel of pixels in 0..1, as std is
     std: tuple[float, ...]
-    embed_dim: int
-    name: str
-    interpolation: str = "bicubic"
-
-    def preprocessing(self) -> dict[str, Any]:
-        """How a picture becomes an input, for printing and provenance."""
-        return {
-            "model": self.name,
-            "size": self.image_size,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "resize": "bicubic, anti-aliased, to a square",
-            "interpolation_of_the_weights": self.interpolation,
-        }
+    embed_dim: int  # width of the common space
+    name: str  # what was asked for, ``model`` or ``model:weights``
+    interpolation: str = "bicubic"  # what the weights were trained with
 
 
 def build_towers(
@@ -64,174 +44,121 @@ def build_towers(
     context_length: int = 0,
     image_size: int = 0,
 ) -> Towers:
-    """Build the towers of any open_clip model.
-
-    What is asked for and is not there is an error; nothing that was to be loaded starts at random. What was not asked
-    for does, and the name of the towers says so. The projections of ``effnet_minilm`` are random.
+    """Build the towers of any open_clip model. What is asked for and missing is an error, never a random start.
 
     Args:
-        model: ``effnet_minilm`` (the default: EfficientNet-Lite0 and MiniLM-L6, weights from installed packages,
-            checked by their SHA-256), ``swin_b384_bert`` (the paper's pair), any open_clip model name, or
-            ``local-dir:PATH`` with ``open_clip_config.json`` and weights.
+        model: ``effnet_minilm`` (EfficientNet-Lite0 and MiniLM-L6 from installed packages, their projections random),
+            ``swin_b384_bert`` (the paper's pair), any open_clip model name, or ``local-dir:PATH``.
         pretrained: an open_clip pretrained tag or a weight file; None or "" starts at random.
         seed: of the random initialisation.
-        image_weights: for a model whose image tower is timm's: a weight file of that tower, or ``timm`` for its tag.
-        text_weights: for a model whose text tower is of Hugging Face: a local folder with ``config.json``, a tokenizer
-            and ``model.safetensors``. Half precision is read into full.
+        image_weights: weight file of a timm image tower, in any precision, or ``timm`` for its own tag.
+        text_weights: folder of a Hugging Face text tower: ``config.json``, a tokenizer and ``model.safetensors``.
         text_layers: keep only the first layers of such a text tower; 0 keeps all.
-        context_length: tokens of a caption; 0 is the model's own.
-        image_size: side of the pictures in pixels; 0 is the model's own.
+        context_length, image_size: tokens of a caption and pixels of a picture's side; 0 is the model's own.
 
     Raises:
-        ValueError: the name is unknown to open_clip, an option does not fit the model, or asked-for weights are not
-            there, have another sum or are of another architecture.
+        ValueError: a name that open_clip does not know, an option that does not fit the model, or weights that are
+            missing, have another SHA-256 or are of another architecture.
     """
     import open_clip
-    import transformers
 
-    name = known_name(model)
-    options: dict[str, Any] = {"force_context_length": context_length or None, "force_image_size": image_size or None}
-    try:
-        config = open_clip.get_model_config(name) or {}
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"model {model!r} cannot be loaded: {error}") from error
-    if image_weights and "timm_model_name" not in config.get("vision_cfg", {}):
+    config = model_config(model)
+    timm_name, text = config.get("vision_cfg", {}).get("timm_model_name"), config.get("text_cfg", {})
+    default, whole = model == DEFAULT and not pretrained, bool(pretrained) or ":" in model
+    hugging_face = "hf_model_name" in text
+    if image_weights and not timm_name:
         raise ValueError(f"image_weights={image_weights!r}: the image tower of {model!r} is not timm's; use pretrained")
-    hugging_face = "hf_model_name" in config.get("text_cfg", {})
     if (text_weights or text_layers) and not hugging_face:
         raise ValueError(f"text_weights and text_layers: the text tower of {model!r} is not of Hugging Face")
-    default = model == DEFAULT and not pretrained
-    folder = text_weights
-    if model == DEFAULT and not folder:
-        folder = str(weight_file("minilm", check=default).parent)
-    if hugging_face:
-        options |= _text_options(model, config["text_cfg"], folder, pretrained, context_length)
-    level = logging.root.level
-    with torch.random.fork_rng(devices=[]):
+    folder = text_weights or _text_folder(model, text, check=default)
+    options: dict[str, Any] = {"force_context_length": context_length or None, "force_image_size": image_size or None}
+    if folder:
+        local_files(folder, *(["config.json"] if whole else ["config.json", "model.safetensors"]))
+        context = {"context_length": context_length} if context_length else {}
+        options["text_cfg"] = text | context | {"hf_model_name": folder, "hf_model_pretrained": not whole}
+    elif hugging_face and not whole:
+        raise ValueError(f"model {model!r} needs its text tower: text_weights, a folder of {text['hf_model_name']}")
+    with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
-        logging.disable(logging.WARNING)  # open_clip warns that random weights are random; the name says it
-        progress = transformers.utils.logging.is_progress_bar_enabled()
-        transformers.utils.logging.disable_progress_bar()
         try:
-            clip = open_clip.create_model(
-                name,
-                pretrained=pretrained or None,
-                force_custom_text=True,
-                require_pretrained=bool(pretrained) or ":" in name,
-                **options,
-            )
+            options |= {"pretrained": pretrained or None, "require_pretrained": whole}
+            clip = open_clip.create_model(model, force_custom_text=True, **options).float()
             if image_weights:
-                load_timm_trunk(clip.visual.trunk, config["vision_cfg"]["timm_model_name"], image_weights)
+                load_timm_trunk(clip.visual.trunk, timm_name, image_weights)
             elif default:
                 load_lite(clip.visual.trunk, "lite0")
-            tokenizer = _tokenizer(name, folder, context_length)
+            tokenizer = _tokenizer(model, folder, context_length)
         except Exception as error:  # a missing file, another architecture, a refused pickle, no network: one answer
             asked = pretrained or image_weights or text_weights
             raise ValueError(f"weights {asked!r} of model {model!r} cannot be loaded: {error}") from error
-        finally:
-            logging.disable(logging.NOTSET)
-            logging.root.setLevel(level)
-            if progress:
-                transformers.utils.logging.enable_progress_bar()
     if text_layers:
         layers = clip.text.transformer.encoder.layer
         if text_layers > len(layers):
             raise ValueError(f"text_layers={text_layers}: the text tower of {model!r} has {len(layers)} layers")
         clip.text.transformer.encoder.layer = layers[:text_layers]
-    named = [pretrained, image_weights or ("lite0" if default else None), text_weights or ("minilm" if default else "")]
-    return _towers(clip.float(), tokenizer, model, named)
-
-
-def _towers(clip: Any, tokenizer: Any, model: str, asked: Sequence[str | None]) -> Towers:
-    """Describe a built model; without weights of a whole CLIP a timm tower brings its own pixel statistics."""
-    config = dict(clip.visual.preprocess_cfg)
-    own = getattr(getattr(clip.visual, "trunk", None), "pretrained_cfg", None)
-    if own and not asked[0] and ":" not in model:
-        config |= {key: own[key] for key in ("mean", "std", "interpolation")}
-    if model == DEFAULT:
-        config |= dict(zip(("mean", "std"), PIXELS, strict=True))
+    pixels = dict(clip.visual.preprocess_cfg)
+    if timm_name and not whole:  # without weights of a whole CLIP a timm tower brings its own pixel statistics
+        pixels |= {key: clip.visual.trunk.pretrained_cfg[key] for key in ("mean", "std", "interpolation")}
+    mean, std = PIXELS if model == DEFAULT else (tuple(pixels["mean"]), tuple(pixels["std"]))
     with torch.inference_mode():
         width = clip.text.eval()(tokenizer(["a"])).shape[-1]
     clip.train()
-    size = config["size"]
-    return Towers(
-        visual=clip.visual,
-        text=clip.text,
-        tokenizer=tokenizer,
-        image_size=size if isinstance(size, int) else size[0],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        embed_dim=width,
-        name=model if ":" in model else f"{model}:{'+'.join(filter(None, asked)) or 'random'}",
-        interpolation=config["interpolation"],
-    )
+    asked = pretrained, image_weights or (default and "lite0"), text_weights or (default and "minilm")
+    name = model if ":" in model else f"{model}:{'+'.join(part for part in asked if part) or 'random'}"
+    size = pixels["size"] if isinstance(pixels["size"], int) else pixels["size"][0]
+    return Towers(clip.visual, clip.text, tokenizer, size, mean, std, width, name, pixels["interpolation"])
 
 
-def _text_options(
-    model: str, config: Mapping[str, Any], folder: str | None, pretrained: str | None, context: int
-) -> dict[str, Any]:
-    """What open_clip must be told so that a Hugging Face text tower comes from a local folder, weights and all."""
-    whole = bool(pretrained) or ":" in model  # the weights of both towers come from one file
-    if not folder and (saved := _saved_text(model)):
-        folder = str(saved)
-    if not folder:
-        if whole:
-            return {}
-        raise ValueError(
-            f"model {model!r} needs its text tower: text_weights, a local folder with config.json, a "
-            f"tokenizer and model.safetensors (of {config['hf_model_name']})"
-        )
-    wanted = ("config.json",) if whole else ("config.json", "model.safetensors")
-    missing = [name for name in wanted if not (Path(folder) / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"text_weights {folder!r} lacks {' and '.join(missing)}: save the model there with "
-            "save_pretrained, as safetensors (pickled weights are not loaded)"
-        )
-    text = {**config, "hf_model_name": folder, "hf_tokenizer_name": folder, "hf_model_pretrained": not whole}
-    return {"text_cfg": text | ({"context_length": context} if context else {})}
-
-
-def _saved_text(model: str) -> Path | None:
-    """The folder of an exported model with a Hugging Face text tower, whose configuration lies in it as well."""
-    folder = Path(model.removeprefix("local-dir:"))
-    return folder if model.startswith("local-dir:") and (folder / "config.json").is_file() else None
-
-
-def _tokenizer(name: str, folder: str | None, context_length: int) -> Any:
-    import open_clip
-
-    folder = folder or str(_saved_text(name) or "")
-    if folder:
-        context = context_length or open_clip.get_model_config(name)["text_cfg"].get("context_length", 77)
-        return open_clip.tokenizer.HFTokenizer(folder, context_length=context, local_files_only=True)
-    return open_clip.get_tokenizer(name, context_length=context_length or None)
-
-
-def known_name(model: str) -> str:
-    """The name by which open_clip knows a model, ours among them.
-
-    Raises:
-        ValueError: open_clip knows no such model.
-    """
+def model_config(model: str) -> dict[str, Any]:
+    """open_clip's configuration of a model, ours among them."""
     import open_clip
 
     open_clip.add_model_config(ARCHITECTURES)
     if not model.startswith(("local-dir:", "hf-hub:")) and model not in open_clip.list_models():
-        raise ValueError(
-            f"unknown model {model!r}: use {DEFAULT!r}, 'local-dir:PATH' or a name of open_clip.list_models()"
-        )
-    return model
+        raise ValueError(f"unknown model {model!r}: use {DEFAULT}, local-dir:PATH or one of open_clip.list_models()")
+    try:
+        return open_clip.get_model_config(model) or {}
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"model {model!r} cannot be loaded: {error}") from error
+
+
+def _text_folder(model: str, text: dict[str, Any], *, check: bool) -> str | None:
+    """Where a Hugging Face text tower lies: in its package, or in an exported model's own folder, wherever moved."""
+    if model == DEFAULT:
+        return str(weight_file("minilm", check=check).parent)
+    own = Path(model.removeprefix("local-dir:")) if model.startswith("local-dir:") and "hf_model_name" in text else None
+    return str(own) if own and (own / "config.json").is_file() else None
+
+
+def _tokenizer(model: str, folder: str | None, context_length: int) -> Any:
+    import open_clip
+
+    if folder:
+        context = context_length or model_config(model)["text_cfg"].get("context_length", 77)
+        return open_clip.tokenizer.HFTokenizer(folder, context_length=context, local_files_only=True)
+    return open_clip.get_tokenizer(model, context_length=context_length or None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and no warning that random weights are random: the name of the towers says so."""
+    from transformers.utils import logging as hugging_face
+
+    level, progress = logging.root.level, hugging_face.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    hugging_face.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.root.setLevel(level)
+        if progress:
+            hugging_face.enable_progress_bar()
 
 
 def token_counter(model: str = DEFAULT) -> tuple[Callable[[Sequence[str]], list[int]], int]:
-    """A function captions -> number of tokens of each, end marks included and nothing cut, and the model's context.
-
-    Raises:
-        ValueError: as :func:`build_towers`, but no weights are needed.
-    """
-    folder = str(weight_file("minilm", check=False).parent) if model == DEFAULT else None
-    tokenizer = _tokenizer(known_name(model), folder, 0)
+    """A function captions -> number of tokens of each, nothing cut, and the model's context; needs no weights."""
+    tokenizer = _tokenizer(model, _text_folder(model, model_config(model).get("text_cfg", {}), check=False), 0)
     return lambda captions: count_tokens(tokenizer, captions), int(tokenizer.context_length)
 
 
@@ -242,9 +169,9 @@ def count_tokens(tokenizer: Any, captions: Sequence[str]) -> list[int]:
     return [len(ids) for ids in tokenizer.tokenizer(list(captions))["input_ids"]]
 
 
-def tokenize(towers_tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    """Token ids ``[n, context]`` (int64) of captions; what exceeds the context is cut by open_clip's tokenizer."""
-    return towers_tokenizer(list(captions))
+def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
+    """Token ids ``[n, context]`` (int64) of captions; what exceeds the context is cut."""
+    return tokenizer(list(captions))
 
 
 def real_tokens(text: nn.Module, token_ids: Tensor) -> Tensor:
@@ -258,16 +185,12 @@ def encode_image_tokens(
     """Run an image tower.
 
     Args:
-        visual: an open_clip ``VisionTransformer`` or ``TimmModel``.
         pixels: normalised pictures ``[B, 3, S, S]``.
         tokens: whether patch tokens are wanted (for the fusion encoder).
         projected: False gives what timm's trunk pools, before any projection; other towers have nothing before it.
 
     Returns:
-        Features ``[B, D]`` (not normalised) and tokens ``[B, N, W]`` or None.
-
-    Raises:
-        ValueError: tokens are wanted of a tower that has none.
+        Features ``[B, D]`` (not normalised) and tokens ``[B, N, W]`` or None; ValueError for a tower without tokens.
     """
     if hasattr(visual, "trunk"):
         grid = visual.trunk.forward_features(pixels)
@@ -285,11 +208,7 @@ def encode_image_tokens(
 
 
 def as_tokens(trunk: Any, grid: Tensor) -> Tensor:
-    """Feature map of a timm model, ``[B, W, h, w]``, ``[B, h, w, W]`` or ``[B, N, W]``, as tokens ``[B, N, W]``.
-
-    Raises:
-        ValueError: no dimension is the model's width, or two could be.
-    """
+    """Feature map of a timm model, ``[B, W, h, w]``, ``[B, h, w, W]`` or ``[B, N, W]``, as tokens ``[B, N, W]``."""
     width = trunk.num_features
     last, first = grid.shape[-1] == width, grid.ndim == 4 and grid.shape[1] == width
     if last == first:
@@ -301,20 +220,16 @@ def as_tokens(trunk: Any, grid: Tensor) -> Tensor:
 
 
 def trims_padding(text: nn.Module) -> bool:
-    """Whether a text tower gives the same for captions without their padding, see :func:`encode_text_tokens`."""
+    """Whether a text tower gives the same without padding: causal ones, and Hugging Face's, which mask it."""
     return hasattr(text, "pooler") or getattr(text, "attn_mask", None) is not None
 
 
 def encode_text_tokens(
     text: nn.Module, token_ids: Tensor, *, tokens: bool, dropout: float = 0.0, projected: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Run a text tower on ids trimmed to the longest caption of the batch, as far as that waits for no device.
-
-    Trimming is exact for causal towers, where no token sees what stands behind it, and for Hugging Face's, which mask
-    their padding. Other towers keep it, as some of them were trained to see it.
+    """Run a text tower; on the CPU, on ids trimmed to the longest caption of the batch where that changes nothing.
 
     Args:
-        text: an open_clip ``TextTransformer`` or ``HFTextEncoder``.
         token_ids: int64 ``[B, L]``.
         tokens: whether token features are wanted.
         dropout: chance to zero an entry of a token embedding; two draws make two views of one caption.
@@ -322,11 +237,11 @@ def encode_text_tokens(
 
     Returns:
         Features ``[B, D]`` (not normalised), tokens ``[B, L', W]`` or None, and a bool mask ``[B, L']`` that is True at
-        real tokens.
+        real tokens; ValueError for a tower without tokens.
     """
     hugging_face, causal = hasattr(text, "pooler"), getattr(text, "attn_mask", None)
     real, length = real_tokens(text, token_ids), token_ids.shape[1]
-    if trims_padding(text) and token_ids.device.type == "cpu":
+    if trims_padding(text) and token_ids.device.type == "cpu":  # elsewhere the length would have to be waited for
         length = int(real.sum(dim=1).max())
         token_ids, real = token_ids[:, :length], real[:, :length]
     embedding = text.transformer.get_input_embeddings() if hugging_face else getattr(text, "token_embedding", None)
@@ -353,12 +268,9 @@ def encode_text_tokens(
 
 
 def batch_dropout(features: Tensor, chance: float) -> Tensor:
-    """Dropout of this process's rows, drawn for the whole batch: the same for any number of processes.
+    """Dropout of this process's rows ``[B / W, ...]`` of a batch, drawn for all of it: the same for any number W.
 
-    Args:
-        features: ``[B / W, ...]`` of process r of W, rows ``r B/W`` onwards of the batch; sequences
-            ``[B / W, L, D]`` may differ in ``L`` between the processes.
-        chance: to zero an entry; the others grow by ``1 / (1 - chance)``.
+    Sequences ``[B / W, L, D]`` may differ in ``L`` between the processes.
     """
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     if alone or torch.distributed.get_world_size() == 1:
