@@ -1,0 +1,80 @@
+"""Draw the method: towers, heads, fusion encoder, teachers and the seven loss terms.
+
+python docs/method_diagram.py data/reference/method.png
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from rvlr_lib.figures.style import style
+
+PICTURE, CAPTION, BOTH, LOSS, TEACHER = "#cfe3f3", "#fbe3c5", "#e6e6e6", "#ffffff", "#dcead9"
+BOXES = {  # name: x, y, width, height, colour, text
+    "picture": (0.2, 4.6, 1.2, 0.7, PICTURE, "picture"),
+    "caption": (0.2, 1.0, 1.2, 0.7, CAPTION, "caption"),
+    "image tower": (1.9, 4.6, 2.3, 0.7, PICTURE, "image tower\n(frozen or trained)"),
+    "text tower": (1.9, 1.0, 2.3, 0.7, CAPTION, "text tower\n(frozen or trained)"),
+    "image head": (4.9, 4.6, 1.3, 0.7, PICTURE, "head → z"),
+    "text head": (4.9, 1.0, 1.3, 0.7, CAPTION, "head → w"),
+    "fusion": (4.5, 2.35, 2.0, 0.7, BOTH, "fusion encoder\n(tokens of both)"),
+    "image teacher": (1.9, 6.1, 2.3, 0.7, TEACHER, "image teacher\n(frozen)"),
+    "text teacher": (1.9, -0.5, 2.3, 0.7, TEACHER, "text teacher\n(frozen)"),
+    "mixture": (11.1, 2.7, 2.4, 0.8, TEACHER, "target relations\nE = λT + (1 − λ)I"),
+    "image representation": (7.2, 6.1, 3.1, 0.7, LOSS, "1  image representation"),
+    "contrastive": (7.2, 3.55, 3.1, 0.7, LOSS, "2  contrastive, z ↔ w"),
+    "matching": (7.2, 2.35, 3.1, 0.7, LOSS, "3  matching, hard negatives"),
+    "structure": (11.1, 4.6, 2.4, 0.7, LOSS, "4  structure, D(F, E)"),
+    "teacher terms": (11.1, 1.0, 2.4, 0.7, LOSS, "5, 6  D(I, E), D(T, E)"),
+    "text representation": (7.2, -0.5, 3.1, 0.7, LOSS, "7  text representation"),
+}
+ARROWS = [
+    ("picture", "image tower"),
+    ("caption", "text tower"),
+    ("image tower", "image head"),
+    ("text tower", "text head"),
+    ("image tower", "fusion"),
+    ("text tower", "fusion"),
+    ("image head", "contrastive"),
+    ("text head", "contrastive"),
+    ("fusion", "matching"),
+    ("image head", "image representation"),
+    ("image teacher", "image representation"),
+    ("text head", "text representation"),
+    ("text teacher", "text representation"),
+    ("image head", "structure"),
+    ("mixture", "structure"),
+    ("mixture", "teacher terms"),
+]
+
+
+def draw(path: Path) -> None:
+    """Write the diagram."""
+    with style():
+        figure, axes = plt.subplots(figsize=(9.6, 4.4))
+        axes.set(xlim=(0, 13.8), ylim=(-0.9, 7.1))
+        axes.axis("off")
+        for x, y, width, height, colour, text in BOXES.values():
+            box = FancyBboxPatch(
+                (x, y), width, height, boxstyle="round,pad=0.05", facecolor=colour, edgecolor="#444444"
+            )
+            axes.add_patch(box)
+            axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8)
+        for start, end in ARROWS:
+            (x, y, width, height, *_), (u, v, wide, high, *_) = BOXES[start], BOXES[end]
+            across = u > x + width
+            tail = (x + width + 0.05, y + height / 2) if across else (x + width / 2, y + height if v > y else y)
+            head = (u - 0.08, v + high / 2) if across else (u + wide / 2, v - 0.06 if v > y else v + high + 0.06)
+            arrow = FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=8, color="#444444", lw=0.8)
+            axes.add_patch(arrow)
+        axes.text(12.3, 6.35, "relations: cosines of\nall pairs of a batch / τ₂", ha="center", va="center", fontsize=8)
+        figure.savefig(path, dpi=200, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1] if len(sys.argv) > 1 else "data/reference/method.png"))
