@@ -1,5 +1,7 @@
 """What the sealed seeds say: verdicts, each with its control in the same sentence, from small result files."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +16,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Cells = Mapping[str, Mapping[str, Any]]
-Results = Mapping[str, Mapping[int, Cells]]  # data set -> seed -> cell -> record
-JOINED = " & "  # of metrics whose mean is taken
+Results = Mapping[str, Mapping[int, Cells]]  # part of the plan -> seed -> cell -> record
+Judged = Mapping[str, Verdict]
+TEMPLATE = Path(__file__).parent / "templates" / "claims.md.j2"
 
 
 def metric_of(cell: Mapping[str, Any], metric: str) -> float:
-    """A metric of a cell under the headline relevance, or one of its structure figures; of several, the mean.
+    """A metric of a cell under the headline relevance, or a structure figure; of several joined by ``&``, the mean.
 
     Raises:
         ValueError: the cell has no such figure, or it is not defined; names some it has.
     """
-    if JOINED in metric:
-        values = [metric_of(cell, part) for part in metric.split(JOINED)]
+    if " & " in metric:
+        values = [metric_of(cell, part) for part in metric.split(" & ")]
         return sum(values) / len(values)
     found = {**cell["structure"], **next(iter(cell["metrics"].values()))}
     if found.get(metric) is None:
@@ -37,14 +40,12 @@ def effects(claim: Claim, results: Results) -> list[dict[int, float]]:
     """Each of the claim's weighted sums by seed, of all seeds that have its cells."""
     found = []
     for part in claim.parts:
-        seeds = set.intersection(*(set(results.get(dataset, {})) for _, dataset, _ in part))
+        seeds = set.intersection(*(set(results.get(name, {})) for _, name, _ in part))
+        whole = [seed for seed in sorted(seeds) if all(cell in results[name][seed] for _, name, cell in part)]
         found.append(
             {
-                seed: sum(
-                    factor * metric_of(results[dataset][seed][cell], claim.metric) for factor, dataset, cell in part
-                )
-                for seed in sorted(seeds)
-                if all(cell in results[dataset][seed] for _, dataset, cell in part)
+                seed: sum(factor * metric_of(results[name][seed][cell], claim.metric) for factor, name, cell in part)
+                for seed in whole
             }
         )
     return found
@@ -75,49 +76,48 @@ def companions(plan: Plan, results: Results) -> dict[str, Effect]:
     }
 
 
-def sentence(plan: Plan, name: str, results: Results, found: Mapping[str, Verdict], chosen: Mapping[str, Any]) -> str:
+def sentence(plan: Plan, name: str, results: Results, found: Judged, chosen: Mapping[str, Any]) -> str:
     """One primary claim in a sentence: verdict, effect, interval, seeds, and what its control gains."""
     claim = plan.claims[name]
     if name not in found:
         return f"{claim.text}: no verdict, the planned seeds are not whole."
-    verdict = found[name]
+    own = found[name]
     text = (
-        f"{claim.text}: **{verdict.verdict}**, {signed(verdict.effect.mean)} points "
-        f"({interval(verdict.low, verdict.high)}, {verdict.effect.seeds} seeds, δ {verdict.delta:g})"
+        f"{claim.text}: **{own.verdict}**, {signed(own.effect.mean)} points ({interval(own.low, own.high)}, "
+        f"{own.effect.seeds} seeds, δ {own.delta:g})"
     )
     if claim.control:
         control = weakest(plan.claims[claim.control], results)
-        more = "more than" if control.mean > verdict.effect.mean else "against"
+        more = "more than" if control.mean > own.effect.mean else "against"
         text += (
-            f"; {plan.claims[claim.control].text}: {signed(control.mean)} "
-            f"({interval(control.low, control.high)}), {more} the claim's own {signed(verdict.effect.mean)}"
+            f"; {plan.claims[claim.control].text}: {signed(control.mean)} ({interval(control.low, control.high)}), "
+            f"{more} the claim's own {signed(own.effect.mean)}"
         )
     arms = {cell.split("|")[0].split("/")[0] for part in claim.parts for _, _, cell in part}
     off = sorted(arm for arm in arms if chosen.get("arms", {}).get(arm, {}).get("off"))
     return text + (f"; tuning switched {', '.join(off)} off: no strength did as well" if off else "") + "."
 
 
-def claims_table(plan: Plan, results: Results, found: Mapping[str, Verdict]) -> "pd.DataFrame":
+def claims_table(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
     """Primary claims: verdict, effect, both intervals, and the power of the verdicts at the observed spread."""
     import pandas as pd
 
     rows = []
-    for name, verdict in found.items():
-        spread = max(verdict.effect.sd, 1e-6)
-        chances = power(spread, verdict.effect.seeds, verdict.delta, claims=len(found))
-        seen = power(spread, verdict.effect.seeds, verdict.delta, effect=verdict.delta, claims=len(found))
+    for name, own in found.items():
+        given = {"sd": max(own.effect.sd, 1e-6), "seeds": own.effect.seeds, "delta": own.delta, "claims": len(found)}
+        zero, real = power(**given), power(**given, effect=own.delta)
         rows.append(
             {
                 "claim": name,
-                "verdict": verdict.verdict,
-                "points": signed(verdict.effect.mean),
-                "Holm interval": interval(verdict.low, verdict.high),
-                "90 % interval": interval(*verdict.within),
-                "δ": f"{verdict.delta:g}",
-                "SD": f"{verdict.effect.sd:.1f}",
-                "seeds": verdict.effect.seeds,
-                "a true zero is called equivalent": f"{100 * (chances['equivalent']):.0f} %",
-                "a true δ is called better": f"{100 * (seen['better'] + seen['better, below δ']):.0f} %",
+                "verdict": own.verdict,
+                "points": signed(own.effect.mean),
+                "Holm interval": interval(own.low, own.high),
+                "90 % interval": interval(*own.within),
+                "δ": f"{own.delta:g}",
+                "SD": f"{own.effect.sd:.1f}",
+                "seeds": own.effect.seeds,
+                "a true zero is called equivalent": f"{100 * zero['equivalent']:.0f} %",
+                "a true δ is called better": f"{100 * (real['better'] + real['better, below δ']):.0f} %",
                 "metric": plan.claims[name].metric,
                 "measured as": plan.claims[name].effect,
             }
@@ -125,39 +125,39 @@ def claims_table(plan: Plan, results: Results, found: Mapping[str, Verdict]) -> 
     return pd.DataFrame(rows)
 
 
-def companions_table(plan: Plan, results: Results) -> "pd.DataFrame":
+def companions_table(plan: Plan, results: Results) -> pd.DataFrame:
     """Differences that are not primary claims: effect and plain 95 % interval, no verdict."""
     import pandas as pd
 
-    rows = [
-        {
-            "difference": name,
-            "points": signed(effect.mean),
-            "95 % interval": interval(effect.low, effect.high),
-            "seeds": effect.seeds,
-            "in words": plan.claims[name].text,
-            "metric": plan.claims[name].metric,
-            "measured as": plan.claims[name].effect,
-        }
-        for name, effect in companions(plan, results).items()
-    ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            {
+                "difference": name,
+                "points": signed(own.mean),
+                "95 % interval": interval(own.low, own.high),
+                "seeds": own.seeds,
+                "in words": plan.claims[name].text,
+                "metric": plan.claims[name].metric,
+            }
+            for name, own in companions(plan, results).items()
+        ]
+    )
 
 
-def tuning_table(tuned: Mapping[str, Any]) -> "pd.DataFrame":
+def tuning_table(tuned: Mapping[str, Any]) -> pd.DataFrame:
     """What tuning chose for every arm, by recall and by structure."""
     import pandas as pd
 
     rows = []
     for name, found in tuned["chosen"]["arms"].items():
         for criterion in ("recall", "structure"):
-            trial = found[criterion]
-            strengths = ", ".join(f"{group} {value:g}" for group, value in trial["strengths"].items()) or "–"
+            own = found[criterion]
+            strengths = ", ".join(f"{group} {value:g}" for group, value in own["strengths"].items()) or "–"
             rows.append(
                 {
                     "arm": name,
                     "chosen by": criterion,
-                    "learning rate": f"{trial['learning_rate']:g}",
+                    "learning rate": f"{own['learning_rate']:g}",
                     "strengths": strengths,
                     "trials": len(tuned["trials"][name]),
                     "validation r_mean": f"{found['r_mean']:.1f}",
@@ -167,7 +167,7 @@ def tuning_table(tuned: Mapping[str, Any]) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def results_frame(results: Results, metrics: Sequence[str]) -> "pd.DataFrame":
+def results_frame(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
     """Figures of all cells, tidy: ``dataset, dial, arm, seed, metric, value``; undefined ones are left out."""
     import pandas as pd
 
@@ -175,17 +175,9 @@ def results_frame(results: Results, metrics: Sequence[str]) -> "pd.DataFrame":
     for dataset, seeds in results.items():
         for seed, cells in seeds.items():
             for name, cell in cells.items():
-                arm, dial = name.split("|")
-                known = {**cell["structure"], **next(iter(cell["metrics"].values()))}
+                (arm, dial), known = name.split("|"), {**cell["structure"], **next(iter(cell["metrics"].values()))}
                 rows += [
-                    {
-                        "dataset": dataset,
-                        "dial": dial,
-                        "arm": arm,
-                        "seed": seed,
-                        "metric": metric,
-                        "value": known[metric],
-                    }
+                    (dataset, dial, arm, seed, metric, known[metric])
                     for metric in metrics
                     if known.get(metric) is not None
                 ]
@@ -210,74 +202,50 @@ def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, R
 
 def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Mapping[str, Any]) -> str:
     """The Markdown page of claims: sentences, table, what did not hold, companions, tuning, how it was done."""
-    found = judge(plan, results)
+    from jinja2 import Template
+
+    found, chosen = judge(plan, results), tuned["chosen"]
     cells = [cell for seeds in results.values() for own in seeds.values() for cell in own.values()]
-    hours = sum(cell.get("cpu_seconds", 0.0) for cell in cells) / 3600
-    commits = ", ".join(dict.fromkeys(str(cell["commit"]) for cell in cells))
-    counts = ", ".join(f"{name} {len(seeds)}" for name, seeds in results.items())
-    trials: list[Any] = next(iter(tuned["trials"].values()), [])
-    lines = [
-        "# Claims",
-        "",
-        f"Sealed {seal['date']} as `{seal['sha256'][:16]}` before the first confirmation seed; {plan.seeds} seeds "
-        f"planned; computed: {counts}; commit {commits}; {hours:.1f} CPU hours. One look, when all of them are there.",
-        "",
-        *[f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name, c in plan.claims.items() if c.primary],
-        "",
-        "## Verdicts",
-        "",
-        "An effect is a mean of paired differences over seeds. **better**, **worse**: the Holm-corrected two-sided "
-        "interval lies off 0. **equivalent**: the 90 % interval lies inside ±δ. **below δ**: both. **inconclusive**: "
-        "neither. A seed draws its own world of scenes; emoji have one fixed test set, so their intervals cover "
-        "training and the dial's draws only.",
-        "",
-        to_markdown(claims_table(plan, results, found)) if found else "None yet: the planned seeds are not whole.",
-        "",
-        "## What did not hold",
-        "",
-        *(
-            [
-                f"- {plan.claims[name].text}: {verdict.verdict}."
-                for name, verdict in found.items()
-                if not verdict.verdict.startswith("better")
-            ]
-            or ["- Nothing so far." if not found else "- Every claim held."]
-        ),
-        "",
-        "## Companions",
-        "",
-        "Not corrected for their number: leads, no claims.",
-        "",
-        to_markdown(companions_table(plan, results))
-        if found
-        else "No effect is shown before the planned seeds are whole.",
-        "",
-        "## Tuning",
-        "",
-        f"Every arm got {len(trials)} random trials on {plan.tuning.dataset} (seeds from {plan.tuning.seeds[0]}, mean "
-        f"over the dials {' and '.join(plan.tuning.dials)}); other data sets take what was chosen there. Stage 2: "
-        f"{tuned['chosen']['epochs']} epochs. Poor pictures: visibility "
-        f"{tuned['chosen']['dials']['image']['data.image_visibility']:g}.",
-        "",
-        to_markdown(tuning_table(tuned)),
-        "",
-    ]
-    return "\n".join(lines)
+    return (
+        Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True).render(
+            plan=plan,
+            seal=seal,
+            chosen=chosen,
+            trials=len(next(iter(tuned["trials"].values()), [])),
+            hours=sum(cell.get("cpu_seconds", 0.0) for cell in cells) / 3600,
+            commits=", ".join(dict.fromkeys(str(cell["commit"]) for cell in cells)),
+            counts=", ".join(f"{name} {len(seeds)}" for name, seeds in results.items()),
+            sentences=[
+                sentence(plan, name, results, found, chosen) for name, claim in plan.claims.items() if claim.primary
+            ],
+            verdicts=to_markdown(claims_table(plan, results, found)) if found else "",
+            refuted=[
+                f"{plan.claims[name].text}: {own.verdict}."
+                for name, own in found.items()
+                if not own.verdict.startswith("better")
+            ],
+            companions=to_markdown(companions_table(plan, results)) if found else "",
+            tuning=to_markdown(tuning_table(tuned)),
+        )
+        + "\n"
+    )
 
 
 def write_claims(profile: str = "study", folder: str | Path = "") -> Path | None:
     """Write ``claims.md`` of a sealed study beside its results; None where there is no sealed study."""
-    place = Path(folder) if folder else reference_folder()
-    found = read_study(profile, place)
+    place, found = Path(folder) if folder else reference_folder(), read_study(profile, folder)
     if found is None:
         return None
-    plan, results, tuned = found
-    write_text(place / "claims.md", claims_page(plan, results, tuned, read_json(place / "seal.json")))
+    write_text(place / "claims.md", claims_page(*found, read_json(place / "seal.json")))
     return place / "claims.md"
 
 
-def verdict_table(profile: str = "study", folder: str | Path = "") -> "pd.DataFrame":
-    """Primary claims in words with verdict, effect, interval and seeds, for the README; empty without verdicts."""
+def verdict_table(profile: str = "study", folder: str | Path = "") -> pd.DataFrame:
+    """Primary claims in words with verdict, effect, interval and seeds, for the README.
+
+    Raises:
+        ValueError: there is no sealed study.
+    """
     found = read_study(profile, folder)
     if found is None:
         raise ValueError("there is no sealed study: `rvlr study --tune`, `--seal`, then `rvlr study` make one")
