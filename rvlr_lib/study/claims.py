@@ -104,7 +104,12 @@ def claims_table(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
 
     rows = []
     for name, own in found.items():
-        given = {"sd": max(own.effect.sd, 1e-6), "seeds": own.effect.seeds, "delta": own.delta, "claims": len(found)}
+        given: dict[str, Any] = {
+            "sd": max(own.effect.sd, 1e-6),
+            "seeds": own.effect.seeds,
+            "delta": own.delta,
+            "claims": len(found),
+        }
         zero, real = power(**given), power(**given, effect=own.delta)
         rows.append(
             {
