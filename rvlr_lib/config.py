@@ -333,9 +333,10 @@ def _updated(settings: Settings, values: Mapping[str, Any], where: str) -> Setti
         valid = f": valid are {', '.join(_fields(unknown[1]))}" if unknown else ""
         raise ValueError(f"{where}: {' '.join(text.split())}{valid}") from error
     for name, chosen in found.arms.items():
-        wrong = [group for group in chosen.strengths if group not in arm(name).groups]
+        groups = arm(name).groups
+        wrong = [group for group in chosen.strengths if group not in groups]
         if wrong:
-            valid = ", ".join(arm(name).groups) or "none"
+            valid = ", ".join(groups) or "none"
             raise ValueError(f"{where}: arms.{name}.strengths names {wrong[0]!r}: valid are {valid}")
     return found
 
