@@ -314,24 +314,30 @@ def _read_preset(preset: str) -> tuple[Path, dict[str, Any]]:
     return path, values
 
 
-def _updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settings:
-    """Settings with some values replaced, each checked against its type."""
+def parsed(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    """An instance of a dataclass from nested plain values, each checked against its type.
+
+    Raises:
+        ValueError: an unknown key (lists the valid ones), a missing one or a value of another type; names ``where``.
+    """
     from jsonargparse import ArgumentError, ArgumentParser
 
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    try:
+        return parser.instantiate(parser.parse_object({"value": values})).value
+    except (ArgumentError, TypeError) as error:
+        text = re.sub(r"Parser key \"value\.?([\w.]*)\":\s*", r"\1: ", str(error)).replace("Group 'value'", "it")
+        unknown = re.search(r"option '([\w.]+)'", text)
+        valid = f": valid are {', '.join(_fields(kind, unknown[1]))}" if unknown else ""
+        raise ValueError(f"{where}: {' '.join(text.split())}{valid}") from error
+
+
+def _updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settings:
+    """Settings with some values replaced."""
     if not values:
         return settings
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--settings", type=Settings)
-    try:
-        parsed = parser.parse_object({"settings": _deep(as_dict(settings), values)})
-        found = parser.instantiate(parsed).settings
-    except (ArgumentError, TypeError) as error:
-        text = re.sub(r"Parser key \"settings\.?([\w.]*)\":\s*", r"\1: ", str(error)).replace(
-            "Group 'settings'", "settings"
-        )
-        unknown = re.search(r"option '([\w.]+)'", text)
-        valid = f": valid are {', '.join(_fields(unknown[1]))}" if unknown else ""
-        raise ValueError(f"{where}: {' '.join(text.split())}{valid}") from error
+    found = parsed(Settings, _deep(as_dict(settings), values, where), where)
     for name, chosen in found.arms.items():
         groups = arm(name).groups
         wrong = [group for group in chosen.strengths if group not in groups]
@@ -341,20 +347,19 @@ def _updated(settings: Settings, values: Mapping[str, Any], where: str) -> Setti
     return found
 
 
-def _deep(base: dict[str, Any], values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def _deep(base: dict[str, Any], values: Mapping[str, Any], where: str, path: str = "") -> dict[str, Any]:
     """``base`` with ``values`` put over it, level by level."""
     both = dict(base)
     for key, value in values.items():
         below = base.get(key)
         if isinstance(below, dict) and not isinstance(value, Mapping):
-            raise TypeError(f"{path}{key} is {value!r}, expected settings under it")
-        both[key] = _deep(below, value, f"{path}{key}.") if isinstance(below, dict) else value
+            raise ValueError(f"{where}: {path}{key} is {value!r}, expected settings under it")
+        both[key] = _deep(below, value, where, f"{path}{key}.") if isinstance(below, dict) else value
     return both
 
 
-def _fields(key: str) -> list[str]:
-    """Names of the settings beside a dotted key."""
-    kind: Any = Settings
+def _fields(kind: Any, key: str) -> list[str]:
+    """Names of the fields beside a dotted key."""
     for part in key.split(".")[:-1]:
-        kind = get_type_hints(kind).get(part, Settings)
+        kind = get_type_hints(kind).get(part, kind)
     return [item.name for item in dataclasses.fields(kind)]

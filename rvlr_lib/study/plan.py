@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.config import ARMS, ArmSettings, Settings, load_settings
+import yaml
+
+from rvlr_lib.config import ARMS, ArmSettings, Settings, load_settings, parsed
 from rvlr_lib.disk import plain, read_json, write_json
 from rvlr_lib.provenance import PACKAGE, commit
 
@@ -184,33 +186,23 @@ def load_plan(path: Path) -> Plan:
     Raises:
         ValueError: a missing part or an unknown key, arm, dial point or cell; names it.
     """
-    import yaml
-
     if not path.is_file():
         raise ValueError(f"{path} is not there; a study is the 'study' part of a profile")
     values = dict((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("study") or {})
-    parts = {"tuning": Tuning, "regime_map": RegimeMap}
-    for name, kind in parts.items():
-        values[name] = _build(kind, values.get(name), f"{path}: '{name}'")
-    claims = {name: _build(Claim, claim, f"{path}: claim {name}") for name, claim in values.get("claims", {}).items()}
     common = {"seeds": values.get("seeds"), "arms": values.get("arms"), "dials": list(values.get("dials", {}))}
-    sets = {
-        name: _build(Part, {"dataset": name, **common, **own}, f"{path}: {name}")
-        for name, own in values.get("sets", {}).items()
-    }
-    plan = _build(Plan, values | {"claims": claims, "sets": sets}, f"{path}: 'study'")
+    sets = {name: {"dataset": name, **common, **(own or {})} for name, own in values.get("sets", {}).items()}
+    plan: Plan = parsed(Plan, values | {"sets": sets}, str(path))
     named = [name for part in plan.sets.values() for name in part.arms]
+    dials = [dial for part in plan.sets.values() for dial in part.dials]
     _only((name.removesuffix(BY_STRUCTURE) for name in named), (*ARMS, *REFERENCES), f"{path}: unknown arm")
-    _only((dial for part in plan.sets.values() for dial in part.dials), plan.dials, f"{path}: unknown dial point")
     _only(plan.regime_map.teachers.values(), ARMS, f"{path}: regime_map: unknown arm")
-    _only([*plan.tuning.dials, *plan.regime_map.dials], plan.dials, f"{path}: unknown dial point")
+    _only([*dials, *plan.tuning.dials, *plan.regime_map.dials], plan.dials, f"{path}: unknown dial point")
     cells = {f"{name}:{cell}" for name, part in plan.sets.items() for cell in part.cells()}
     for name, claim in plan.claims.items():
         terms = [term for part in claim.parts for term in part]
         _only((f"{own}:{cell}" for _, own, cell in terms), cells, f"{path}: claim {name}: no such cell")
         _only([claim.control] if claim.control else [], plan.claims, f"{path}: claim {name}: unknown control")
-        if claim.primary:
-            _only([claim.metric], plan.delta, f"{path}: claim {name}: no delta for")
+        _only([claim.metric] if claim.primary else [], plan.delta, f"{path}: claim {name}: no delta for")
     if plan.seeds < 2 or sum(claim.primary for claim in plan.claims.values()) > MAX_PRIMARY:
         raise ValueError(f"{path}: a study plans two seeds or more and at most {MAX_PRIMARY} primary claims")
     for name, part in plan.sets.items():
@@ -287,18 +279,6 @@ def reference_folder() -> Path:
 def _digest(seal: Mapping[str, Any]) -> str:
     covered = {key: seal[key] for key in ("commit", "parts")}
     return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
-
-
-def _build(kind: Any, values: Any, where: str) -> Any:
-    """A dataclass from plain values, refusing what it does not know or lacks."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is {values!r}, expected values by name")
-    items = dataclasses.fields(kind)
-    _only(values, [item.name for item in items], f"{where}: unknown key")
-    for item in items:
-        if item.default is item.default_factory is dataclasses.MISSING and item.name not in values:
-            raise ValueError(f"{where} lacks {item.name!r}")
-    return kind(**values)
 
 
 def _only(names: Iterable[str], valid: Iterable[str], what: str) -> None:

@@ -39,7 +39,7 @@ def test_settings_follow_what_was_chosen(plan):
     [
         ({"arms": ["rvlx"]}, "unknown arm 'rvlx'"),
         ({"seeds": 1}, "two seeds or more"),
-        ({"nonsense": 1}, "unknown key 'nonsense'"),
+        ({"nonsense": 1}, "'nonsense': valid are preset, sets"),
         ({"dials": {"none": {"data.nope": 1}}}, "unknown dial point|data.nope"),
         ({"claims": {"x": {"text": "", "metric": "r_mean", "effect": "scenes:rvlr|dark", "primary": True}}}, "no such"),
     ],
