@@ -25,11 +25,13 @@ from rvlr_lib.losses import LossWeights, sample_hard_negatives, structure_distil
 from rvlr_lib.metrics import evaluate_retrieval
 from rvlr_lib.models import FusionEncoder, HeadStudent, Towers, TowerStudent, build_towers
 from rvlr_lib.similarity import unit_rows
+from rvlr_lib.tables import insert_between, to_markdown
 from rvlr_lib.training.batches import FeatureBatches, Inputs
 from rvlr_lib.training.features import FeatureSet
 from rvlr_lib.training.objectives import Objective
 from rvlr_lib.training.optimizer import build_optimizer, clip_gradient
 
+ROOT = Path(__file__).parents[1]
 ALL_TERMS = (
     LossWeights()
 )  # the published weights: contrast, matching, both representation terms, structure, its teachers
@@ -371,6 +373,24 @@ class Bench:
         return self.found
 
 
+def write_table(found: dict[str, Any]) -> None:
+    """Put what was measured between the GPU's markers of PERFORMANCE.md."""
+    import pandas as pd
+
+    rows = []
+    for part, values in found.items():
+        if not isinstance(values, dict) or part == "replication":
+            continue
+        for name, value in values.items():
+            for what, number in value.items() if isinstance(value, dict) else [("", value)]:
+                shown = f"{number:,.4g}" if isinstance(number, float) else json.dumps(number)
+                rows.append(
+                    {"part": part.replace("_", " "), "what": f"{name} {what}".replace("_", " "), "measured": shown}
+                )
+    note = f"*{found['device']}, PyTorch {found['torch']}; `make bench-gpu`.*\n\n"
+    insert_between(ROOT / "PERFORMANCE.md", "gpu", note + to_markdown(pd.DataFrame(rows)))
+
+
 PARTS = "heads,losses,evaluation,whole_towers,vit,reranking,resume,study,replication"
 
 
@@ -384,7 +404,10 @@ def main() -> None:
     parser.add_argument("--image-weights", default="", help="a weight file of the image tower")
     parser.add_argument("--text-weights", default="", help="a folder of the text tower")
     parser.add_argument("--out", default="benchmarks/results/gpu.json")
-    Bench(parser.parse_args()).run()
+    options = parser.parse_args()
+    found = Bench(options).run()
+    if not options.tiny:
+        write_table(found)
 
 
 if __name__ == "__main__":
