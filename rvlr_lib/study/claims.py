@@ -97,6 +97,42 @@ def sentence(plan: Plan, name: str, results: Results, found: Mapping[str, Verdic
     return text + (f"; tuning switched {', '.join(off)} off: no strength did as well" if off else "") + "."
 
 
+def lead(plan: Plan, results: Results, name: str) -> str:
+    """Companions that differ in their dial point (``bending, …``), in one sentence: effects, plain intervals, seeds.
+
+    Raises:
+        ValueError: the plan has no such companion.
+    """
+    known = {own: claim for own, claim in plan.claims.items() if own.startswith(name) and not claim.primary}
+    if not known:
+        raise ValueError(f"no companion begins with {name!r}; there are: {', '.join(plan.claims)}")
+    found = {own: effect for own, effect in companions(plan, results).items() if own in known}
+    if not found:
+        return f"{name}: no effect yet, the seeds are not there."
+    parts = [
+        f"{own.removeprefix(name).strip(', ') or 'overall'} {signed(effect.mean)} ({interval(effect.low, effect.high)})"
+        for own, effect in found.items()
+    ]
+    seeds = min(effect.seeds for effect in found.values())
+    return f"{next(iter(known.values())).text}: {'; '.join(parts)} points; {seeds} seeds, 95 % intervals, no verdict."
+
+
+def claims_frame(plan: Plan, results: Results, found: Mapping[str, Verdict]) -> "pd.DataFrame":
+    """What :func:`rvlr_lib.figures.verdicts.plot_claims` draws: each primary claim, and what its control gains."""
+    import pandas as pd
+
+    rows = []
+    for name, verdict in found.items():
+        claim, effect = plan.claims[name], verdict.effect
+        whole = {"claim": claim.text, "part": None, "mean": effect.mean, "low": verdict.low, "high": verdict.high}
+        rows.append(whole | {"delta": verdict.delta, "verdict": verdict.verdict})
+        if claim.control:
+            own = weakest(plan.claims[claim.control], results)
+            control = {"claim": claim.text, "part": "control", "mean": own.mean, "low": own.low, "high": own.high}
+            rows.append(control | {"delta": verdict.delta, "verdict": None})
+    return pd.DataFrame(rows)
+
+
 def claims_table(plan: Plan, results: Results, found: Mapping[str, Verdict]) -> "pd.DataFrame":
     """Primary claims: verdict, effect, both intervals, and the power of the verdicts at the observed spread."""
     import pandas as pd

@@ -144,7 +144,8 @@ class Study:
             }
             if modality == "text":
                 return common
-            return common | {"views": settings.model.views, "optim": settings.stage1, "seed": settings.seed}
+            seed = parts["data"].get("seed", 0)  # pictures that no seed decides have one set of views
+            return common | {"views": settings.model.views, "optim": settings.stage1, "seed": seed}
 
         maker = stages.make_image_features if modality == "image" else stages.make_text_features
         return Stage(f"{modality}-features", parts, maker, arguments)
@@ -350,6 +351,10 @@ class Study:
         record["provenance"]["settings"] = as_dict(self.settings)
         features = None if name in ("floor", "ceiling") else self.test_features(name)
         return Result(record, features, self.student_folder(name) if name in ARMS else None)
+
+    def has(self, name: str) -> bool:
+        """Whether the result of an arm or reference row is in the cache."""
+        return self.cache.has(self._result_stage(name))
 
     def _result_stage(self, name: str) -> Stage:
         settings, method = self.settings, self.settings.method

@@ -7,11 +7,14 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import commit, provenance
 from rvlr_lib.study.plan import BY_STRUCTURE, Plan, check_seal, profile_plan, read_chosen, reference_folder, write_seal
+
+if TYPE_CHECKING:
+    from rvlr_lib.study.study import Study
 
 KEPT = ("r_mean", "i2t/R@1", "t2i/R@1", "i2t/R@10", "t2i/R@10")
 
@@ -24,6 +27,7 @@ class Runner:
         jobs: processes on this machine, each with its share of the CPU's threads.
         scheduler: address of a Dask scheduler, such as ``tcp://host:8786``; its workers are used instead.
         device, root: of every cell.
+        threads: of each process; 0: its share of the CPU's.
         say: told about progress.
     """
 
@@ -32,6 +36,7 @@ class Runner:
     device: str = "auto"
     root: str | None = None
     say: Callable[[str], None] = print
+    threads: int = 0
 
     def run(self, function: Callable[..., Any], items: Sequence[tuple[Any, ...]], label: str) -> list[Any]:
         """``function(*item, device, root)`` of every item, in their order."""
@@ -61,7 +66,7 @@ class Runner:
             return
         import multiprocessing
 
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        threads = self.threads or max(1, (os.cpu_count() or 1) // self.jobs)
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=_quiet, initargs=(threads,))
         try:
@@ -185,6 +190,43 @@ def compute_cell(
             "cpu_seconds": round(time.process_time() - begun, 1),
         }
     return found
+
+
+def warm(wanted: Sequence[tuple["Study", Sequence[str]]], *, jobs: int = 0, say: Callable[[str], None] = print) -> None:
+    """Fill the cache with results, one thread for each process, so that numbers do not depend on their number.
+
+    Args:
+        wanted: studies with the arms, and references such as ``start``, of each.
+        jobs: processes; 0: one for each of at most four cores; 1, and on a GPU: this one alone.
+        say: told about each finished study.
+    """
+    missing = [(study, [name for name in names if not study.has(name)]) for study, names in wanted]
+    todo = [(study.settings, names, str(study.device), str(study.cache.root)) for study, names in missing if names]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_gpu = any(device != "cpu" for _, _, device, _ in todo)
+    jobs = 1 if on_gpu else min(jobs or min(cores, 4), len(todo))
+    if jobs > 1:
+        runner = Runner(jobs, threads=1, say=lambda text: say(f"stage {text}"))
+        runner.run(_warm_cell, todo, "seeds and dial settings")
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if on_gpu else 1)
+    try:
+        for number, item in enumerate(todo, start=1):
+            _warm_cell(*item)
+            say(f"stage seeds and dial settings {number}/{len(todo)}")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _warm_cell(settings: Any, names: Sequence[str], device: str, root: str, *_: Any) -> None:
+    from rvlr_lib.study.study import Study
+
+    study = Study(settings, device=device, root=Path(root))
+    for name in names:
+        study.result(name)
 
 
 def read_seeds(folder: Path, dataset: str, sealed: str = "") -> dict[int, dict[str, Any]]:
