@@ -114,7 +114,8 @@ def lead(plan: Plan, results: Results, name: str) -> str:
         for own, effect in found.items()
     ]
     seeds = min(effect.seeds for effect in found.values())
-    return f"{next(iter(known.values())).text}: {'; '.join(parts)} points; {seeds} seeds, 95 % intervals, no verdict."
+    text = next(iter(known.values())).text
+    return f"{text[:1].upper()}{text[1:]}: {'; '.join(parts)} points; {seeds} seeds, 95 % intervals, no verdict."
 
 
 def claims_frame(plan: Plan, results: Results, found: Mapping[str, Verdict]) -> "pd.DataFrame":
