@@ -237,7 +237,7 @@ def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, R
     """
     place = Path(folder) if folder else reference_folder()
     if not (place / "seal.json").is_file():
-        print(f"No sealed study in {place.name}: `rvlr study --tune`, `--seal`, then `rvlr study` make one.")
+        print("There is no sealed study here yet: `rvlr study --tune`, `--seal`, then `rvlr study` make one.")
         return None
     plan = profile_plan(profile)
     sealed = check_seal(plan, place)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rvlr_lib.data.dataset import ImageTextDataset
 
 Studies = Mapping[str, Sequence[Study]]  # dial setting -> the studies of its seeds
-OF_CEILING = "r_mean (% of the ceiling)"
+OF_CEILING = "recall (% of the ceiling)"
 KEPT_STRUCTURE = "structure"  # mean of the two single-modal figures above their floor
 
 
