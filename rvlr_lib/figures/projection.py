@@ -169,7 +169,8 @@ def plot_embedding(
     from matplotlib.lines import Line2D
 
     panels = [(projection, space) for projection in projections for space in projection.coords]
-    across = min(len(panels), len(projections[0].coords), 4)
+    spaces = len(projections[0].coords)
+    across = min(len(panels), 3 if spaces in (5, 6) else min(spaces, 4))
     if is_narrow():
         across = min(len(panels), 2)
         panels = panels if len(projections) == 1 else sorted(panels, key=lambda p: list(p[0].coords).index(p[1]))

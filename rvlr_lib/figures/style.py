@@ -44,6 +44,7 @@ ARMS = {  # baselines grey, the method blue, controls vermillion and orange, pee
     "representation": Look(SKY, "v", "--"),
     "teacher_lite2": Look(SKY, "h", ":"),
     "intra": Look(VERMILLION, "P"),
+    "intra_only": Look(VERMILLION, "o", ":"),
     "anchor": Look(VERMILLION, "X", "--"),
     "shuffled": Look(ORANGE, "<"),
     "mean_relation": Look(ORANGE, ">", "--"),

@@ -98,6 +98,41 @@ def sentence(plan: Plan, name: str, results: Results, found: Judged, chosen: Map
     return text + (f"; tuning switched {', '.join(off)} off: no strength did as well" if off else "") + "."
 
 
+def lead(plan: Plan, results: Results, name: str) -> str:
+    """Companions that differ in their dial point (``bending, …``), in one sentence: effects, plain intervals, seeds.
+
+    Raises:
+        ValueError: the plan has no such companion.
+    """
+    known = {own: claim for own, claim in plan.claims.items() if own.startswith(name) and not claim.primary}
+    if not known:
+        raise ValueError(f"no companion begins with {name!r}; there are: {', '.join(plan.claims)}")
+    found = {own: effect for own, effect in companions(plan, results).items() if own in known}
+    if not found:
+        return f"{name}: no effect yet, the seeds are not there."
+    parts = [
+        f"{own.removeprefix(name).strip(', ') or 'overall'} {signed(effect.mean)} ({interval(effect.low, effect.high)})"
+        for own, effect in found.items()
+    ]
+    text, seeds = next(iter(known.values())).text, min(effect.seeds for effect in found.values())
+    return f"{text[:1].upper()}{text[1:]}: {'; '.join(parts)} points; {seeds} seeds, 95 % intervals, no verdict."
+
+
+def claims_frame(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
+    """What :func:`rvlr_lib.figures.verdicts.plot_claims` draws: each primary claim, and what its control gains."""
+    import pandas as pd
+
+    rows = []
+    for name, own in found.items():
+        claim, common = plan.claims[name], {"claim": plan.claims[name].text, "delta": own.delta}
+        rows.append(common | {"part": None, "mean": own.effect.mean, "low": own.low, "high": own.high, "verdict": own.verdict})
+        if claim.control:
+            known = weakest(plan.claims[claim.control], results)
+            row = {"part": "control", "mean": known.mean, "low": known.low, "high": known.high, "verdict": None}
+            rows.append(common | row)
+    return pd.DataFrame(rows)
+
+
 def claims_table(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
     """Primary claims: verdict, effect, both intervals, and the power of the verdicts at the observed spread."""
     import pandas as pd
@@ -197,7 +232,7 @@ def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, R
     """
     place = Path(folder) if folder else reference_folder()
     if not (place / "seal.json").is_file():
-        print(f"No sealed study in {place.name}: `rvlr study --tune`, `--seal`, then `rvlr study` make one.")
+        print("There is no sealed study here yet: `rvlr study --tune`, `--seal`, then `rvlr study` make one.")
         return None
     plan = profile_plan(profile)
     sealed = check_seal(plan, place)

@@ -40,7 +40,7 @@ def query_encoder(study: Study, name: str) -> Encoder:
     @torch.inference_mode()
     def encode(item: Any) -> np.ndarray:
         if not loaded:
-            loaded["image"], loaded["text"] = _towers(study, name)
+            loaded["image"], loaded["text"] = tower_encoders(study, name)
         if isinstance(item, str):
             words = clean_caption(item)
             if not words:
@@ -56,7 +56,7 @@ def query_encoder(study: Study, name: str) -> Encoder:
     return encode
 
 
-def _towers(study: Study, name: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def tower_encoders(study: Study, name: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The functions that encode pictures ``[B, 3, S, S]`` in 0..1 and token ids."""
     towers, student = study.towers, None if name == "teachers" else study.student(name)
     if student is not None and not isinstance(student, HeadStudent):

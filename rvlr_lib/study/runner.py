@@ -19,6 +19,7 @@ class Runner:
         jobs: processes on this machine, each with its share of the CPU's threads.
         scheduler: address of a Dask scheduler, such as ``tcp://host:8786``; its workers are used instead.
         device, root: of every cell.
+        threads: of each process; 0: its share of the CPU's.
         say: told about progress.
     """
 
@@ -27,6 +28,7 @@ class Runner:
     device: str = "auto"
     root: str | None = None
     say: Callable[[str], None] = print
+    threads: int = 0
 
     def run(self, function: Callable[..., Any], items: Items, label: str) -> list[Any]:
         """The results in the order of the items."""
@@ -54,7 +56,7 @@ class Runner:
             return
         import multiprocessing
 
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        threads = self.threads or max(1, (os.cpu_count() or 1) // self.jobs)
         pool = ProcessPoolExecutor(
             self.jobs, multiprocessing.get_context("spawn"), initializer=_quiet, initargs=(threads,)
         )

@@ -176,6 +176,10 @@ class Study:
         features = None if name in ("floor", "ceiling") else self.test_features(name)
         return Result(record, features, self.student_folder(name) if name in ARMS else None)
 
+    def has(self, name: str) -> bool:
+        """Whether the result of an arm or reference row is in the cache."""
+        return self.cache.has(self.result_stage(name))
+
     # ---- the graph --------------------------------------------------------------------------------------------------
 
     def _feature_stage(self, modality: str) -> Stage:
@@ -187,7 +191,8 @@ class Study:
             parts |= {"views": model.views, "crop": optim.crop_scale, "flip": optim.flip}
 
         def arguments() -> dict[str, Any]:
-            views = {"views": model.views, "optim": optim, "seed": self.settings.seed} if images else {}
+            seed = parts["data"].get("seed", 0)  # pictures that no seed decides have one set of views
+            views = {"views": model.views, "optim": optim, "seed": seed} if images else {}
             return {
                 "towers": self.towers,
                 "splits": self._datasets(),

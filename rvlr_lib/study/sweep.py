@@ -1,5 +1,6 @@
 """The cells of a study, computed over processes or a cluster: independent, cached, written as they finish."""
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -119,6 +120,29 @@ def compute_cell(
             "cpu_seconds": round(time.process_time() - begun, 1),
         }
     return found
+
+
+def warm(wanted: Sequence[tuple[Study, Sequence[str]]], *, jobs: int = 0, say: Callable[[str], None] = print) -> None:
+    """Fill the cache with results, one thread for each process, so that numbers do not depend on their number.
+
+    Args:
+        wanted: studies with the arms, and references such as ``start``, of each.
+        jobs: processes; 0: one for each of at most four cores; on a GPU one.
+        say: told about each finished study.
+    """
+    missing = [(study, [name for name in names if not study.has(name)]) for study, names in wanted]
+    todo = [(study.settings, names, str(study.device), str(study.cache.root)) for study, names in missing if names]
+    on_gpu = any(device != "cpu" for _, _, device, _ in todo)
+    jobs = 1 if on_gpu else min(jobs or min(len(os.sched_getaffinity(0)), 4), len(todo))
+    if todo:
+        runner = Runner(jobs, threads=0 if on_gpu else 1, say=lambda text: say(f"stage {text}"))
+        runner.run(_warm_cell, todo, "seeds and dial settings")
+
+
+def _warm_cell(settings: Any, names: Sequence[str], device: str, root: str, *_: Any) -> None:
+    study = Study(settings, device=device, root=Path(root))
+    for name in names:
+        study.result(name)
 
 
 def read_seeds(folder: Path, dataset: str, sealed: str = "") -> dict[int, dict[str, Any]]:

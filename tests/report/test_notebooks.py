@@ -3,31 +3,51 @@
 import ast
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from rvlr_lib.config import ARMS
 from rvlr_lib.disk import read_json
 from rvlr_lib.report.reproduce import load_profile, notebook_parameters
+from rvlr_lib.study.ablation import switches
+from rvlr_lib.study.plan import profile_plan
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MINIMUM = 5
-EVERY_NOTEBOOK_HAS = {"dataset", "image_root", "model", "pretrained", "device", "seed", "output_dir"}
+EVERY_NOTEBOOK_HAS = {
+    "dataset",
+    "image_root",
+    "preset",
+    "model",
+    "pretrained",
+    "device",
+    "seed",
+    "output_dir",
+    "figure_width",
+}
 MATHJAX = "https://cdnjs.cloudflare.com/ajax/libs/mathjax"  # where a notebook has formulas
+MEASURED = re.compile(r"\d\.\d|\d\s?%|\d (points|seeds|s\b)")  # a number that only a cell may say
 PROFILES = sorted(path.stem for path in (ROOT / "notebooks" / "profiles").glob("*.yaml"))
+LAMBDAS = 1
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def code_cells(path):
-    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+def cells(path, kind="code"):
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def trees(path):
+    return [ast.parse("".join(line for line in cell["source"] if not line.startswith("%"))) for cell in cells(path)]
 
 
 def test_none_is_lost():
     assert len(NOTEBOOKS) >= MINIMUM
-    assert {"smoke", "quick"} <= set(PROFILES)
+    assert {"smoke", "quick", "own", "gpu"} <= set(PROFILES)
 
 
 @notebooks
@@ -35,28 +55,71 @@ def test_parameters(path):
     kinds, defaults = notebook_parameters(path)
     assert set(kinds) >= EVERY_NOTEBOOK_HAS
     assert defaults["output_dir"] == ""
+    assert set(defaults.get("arms", [])) <= set(ARMS)
+    lines = [line for line in cells(path)[0]["source"] if not line.startswith("arms:")]
+    assert all("  # " in line for line in lines), "a parameter says what it is"
 
 
 @notebooks
 def test_committed_without_outputs_and_for_any_python3(path):
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["metadata"]["kernelspec"]["name"] == "python3"
-    assert not [cell for cell in code_cells(path) if cell["outputs"] or cell["execution_count"]]
+    assert not [cell for cell in cells(path) if cell["outputs"] or cell["execution_count"]]
     assert "widgets" not in content["metadata"]
 
 
 @notebooks
 def test_only_imports_calls_and_shows(path):
-    for cell in code_cells(path):
-        source = "".join(line for line in cell["source"] if not line.startswith("%"))
-        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-        assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)], source
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    nodes = [node for tree in trees(path) for node in ast.walk(tree)]
+    assert not [node for node in nodes if isinstance(node, kinds)]
+    assert sum(isinstance(node, ast.Lambda) for node in nodes) <= LAMBDAS
+
+
+@notebooks
+def test_checks_its_parameters_first_and_saves_last(path):
+    sources = ["".join(cell["source"]) for cell in cells(path)]
+    assert "check_parameters(globals())" in sources[1]
+    assert sources[-1] == "path = output.save()"
+    assert f'RunOutput("{path.stem}", dataset, output_dir, figure_width)' in sources[1]
+
+
+@notebooks
+def test_text_leaves_numbers_to_the_cells(path):
+    for cell in cells(path, "markdown"):
+        text = "".join(cell["source"])
+        assert not MEASURED.search(re.sub(r"@\d+|`[^`]*`|\]\([^)]*\)", "", text)), text
+
+
+@notebooks
+def test_every_figure_has_a_caption(path):
+    calls = [
+        node
+        for tree in trees(path)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "output.figure"
+    ]
+    assert calls
+    assert all(len(call.args) == 4 for call in calls)
+
+
+def test_what_notebooks_name_is_there():
+    text = {path.stem: "".join("".join(cell["source"]) for cell in cells(path)) for path in NOTEBOOKS}
+    leads = re.findall(r"claims\.lead\(plan, results, '([^']+)'\)", text["01_imbalance_analysis"])
+    plan = profile_plan("study")
+    assert leads
+    assert all(any(name.startswith(lead) for name in plan.claims) for lead in leads)
+    wanted = notebook_parameters(ROOT / "notebooks" / "05_ablation.ipynb")[1]["switches"]
+    assert all(any(part in name for name in switches()) for part in wanted)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_name_known_notebooks_and_parameters(profile):
-    named = {run.notebook for run in load_profile(profile)[1]}
+    settings, runs = load_profile(profile)
+    named = {run.notebook for run in runs}
     assert named == {path.stem for path in NOTEBOOKS} if profile in {"smoke", "quick"} else named
+    kinds = [notebook_parameters(path)[0] for path in NOTEBOOKS]
+    assert all(any(name in kind for kind in kinds) for name in settings["parameters"])
 
 
 @pytest.mark.slow
@@ -73,6 +136,8 @@ def test_smoke_runs_every_notebook(tmp_path):
         assert (folder / f"{name}.ipynb").stat().st_size > 0
         assert 'src="http' not in (folder / f"{name}.html").read_text().replace(f'src="{MATHJAX}', "")
         result = read_json(out / "results" / f"{run['dataset']}_{name}.json")
+        assert result["sentences"]
+        assert result["settings"]
         assert result["metrics"]
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in result["metrics"].values())
     figures = {path.stem for path in (out / "figures").glob("*.png")}
