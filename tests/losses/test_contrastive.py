@@ -110,7 +110,7 @@ def test_works_in_the_dtype_of_its_input(draw, dtype):
         ((4, 3), (4, 2), 0.1, None, r"\(4, 3\).*\(4, 2\)"),
         ((4,), (4,), 0.1, None, "matrices"),
         ((4, 0), (4, 0), 0.1, None, "matrices"),
-        ((1, 3), (1, 3), 0.1, None, "at least 2 rows"),
+        ((1, 3), (1, 3), 0.1, None, "B >= 2"),
         ((4, 3), (4, 3), 0, None, "temperature must not be zero"),
         ((4, 3), (4, 3), torch.tensor(0.0), None, "temperature must not be zero"),
         ((4, 3), (4, 3), torch.ones(4), None, "0-d"),

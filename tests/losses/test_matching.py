@@ -76,5 +76,5 @@ def test_matching_equals_the_loop_and_has_its_gradient(draw):
 
 @pytest.mark.parametrize("shapes", [((4, 2), (4, 2)), ((4, 3), (8, 3)), ((1, 2), (2, 2)), ((4,), (8, 2))])
 def test_matching_refuses(shapes):
-    with pytest.raises(ValueError, match="expected positive_logits"):
+    with pytest.raises(ValueError, match="expected logits"):
         image_text_matching_loss(*(torch.zeros(shape) for shape in shapes))

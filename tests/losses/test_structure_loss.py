@@ -232,8 +232,8 @@ def test_half_precision_of_a_large_batch_does_not_overflow(draw):
         ({"temperature": 0.0}, "zero"),
         ({"fusion_weight": torch.ones(2)}, r"fusion_weight .*\(2,\)"),
         ({"rows": (4, 4, 5)}, r"\(4, 2\).*\(5, 2\)"),
-        ({"rows": (1, 1, 1)}, "at least 2 rows"),
-        ({"rows": (2, 2, 2), "distance": "rkd_angle"}, "at least 3 rows"),
+        ({"rows": (1, 1, 1)}, "B >= 2"),
+        ({"rows": (2, 2, 2), "distance": "rkd_angle"}, "B >= 3"),
     ],
 )
 def test_refuses(change, message):
