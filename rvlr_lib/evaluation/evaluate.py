@@ -191,8 +191,9 @@ def cluster_recall(features: Features, dataset: ImageTextDataset, device: Device
             batches = zip(queries.split(size), positives.split(size), strict=True)
             parts = [recall_at_k(rows @ candidates.T, right, per_query=True) for rows, right in batches]
             hits = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
-            unit = np.arange(len(z)) if name == "i2t" else gallery.caption_image
-            recall = {f"{name}/R@{k}": metrics.cluster_mean(value, unit) for k, value in hits.items()}
+            unit = np.arange(len(z)) if name == "i2t" else np.unique(gallery.caption_image, return_inverse=True)[1]
+            share = np.bincount(unit)
+            recall = {f"{name}/R@{k}": float((np.bincount(unit, x) / share).mean()) for k, x in hits.items()}
             values |= recall | {f"{name}/R@mean": float(np.mean(list(recall.values())))}
         rows.append(values | {"r_mean": (values["i2t/R@mean"] + values["t2i/R@mean"]) / 2})
     return _mean(rows)

@@ -12,11 +12,6 @@ from rvlr_lib.metrics import ranking
 from rvlr_lib.metrics.ranking import ndcg_and_floor, recall_at_k, whole_number
 from rvlr_lib.similarity import as_tensor, unit_rows
 
-SWITCHES = {
-    "protocol": ("corrected", "official"),
-    "mixed_t2it": ("direct", "transposed"),
-    "mixed_scores": ("cosine", "matching"),
-}
 # Rows and columns of the matrices: images or captions
 SIDES = {"relevance": "ci", "scores_i2t": "ic", "scores_t2i": "ci", "image_relevance": "ii", "text_relevance": "cc"}
 
@@ -48,12 +43,11 @@ def evaluate_retrieval(
     not fit, numbers that are not finite, relevance below 0, a caption of no image, an unknown switch.
 
     Args:
-        image_features: ``[I, D]``, unit-normalised inside; tensors, arrays or lists, here and below.
-        text_features: ``[C, D]``.
+        image_features, text_features: ``[I, D]``, ``[C, D]``, unit-normalised inside; tensors, arrays or lists.
         caption_image: ``[C]`` row of the image of each caption, in any order, any number per image.
         relevance: ``[C, I]`` of image ``i`` to caption ``c``, finite, not negative; bool counts as 0 and 1.
-        scores_i2t: ``[I, C]`` matching scores for ``i2t`` (official protocol: also in the mixed lists); default cosine.
-        scores_t2i: ``[C, I]`` likewise.
+        scores_i2t, scores_t2i: matching scores ``[I, C]``, ``[C, I]`` (official protocol: also in the mixed lists);
+            default cosine.
         image_relevance: ``[I, I]`` where it is known, corrected protocol only; default the mean of ``relevance`` over
             an image's captions, made symmetric.
         text_relevance: ``[C, C]`` likewise; default the relevance of a caption to the query's image.
@@ -65,18 +59,14 @@ def evaluate_retrieval(
         mixed_t2it: ``"transposed"`` gives the corrected protocol row 11 alone: image ``j`` in the list of caption
             ``q(i)`` has score and relevance of image ``i`` and caption ``q(j)``.
         mixed_scores: ``"matching"`` gives it row 12 alone: matching scores, where given, beside cosines in mixed lists.
-        ks_recall: cut-offs of R@K.
-        ks_ndcg: cut-offs of NDCG@K.
+        ks_recall, ks_ndcg: cut-offs of R@K and NDCG@K.
         chunk_size: query rows scored at once; changes memory, not results. Default: about 1.5 million scores.
         per_query: float64 arrays, NaN where undefined, instead of means over the defined queries. ``r_mean`` is then
             each image's share: half its ``i2t`` and half its captions' ``t2i``, scaled by I/C.
-
-    >>> evaluate_retrieval(torch.eye(3), torch.eye(3), [0, 1, 2], torch.eye(3))["t2it/NDCG@10"]
-    100.0
     """
-    for (switch, valid), chosen in zip(SWITCHES.items(), (protocol, mixed_t2it, mixed_scores), strict=True):
-        if chosen not in valid:
-            raise ValueError(f"unknown {switch} {chosen!r}; valid: {', '.join(valid)}")
+    _switch("protocol", protocol, "corrected", "official")
+    _switch("mixed_t2it", mixed_t2it, "direct", "transposed")
+    _switch("mixed_scores", mixed_scores, "cosine", "matching")
     official, ks_recall = protocol == "official", ranking.check_ks(ks_recall)
     transposed, matching = official or mixed_t2it == "transposed", official or mixed_scores == "matching"
     world = _world(image_features, text_features, caption_image, relevance, official, transposed)
@@ -119,6 +109,11 @@ def evaluate_retrieval(
     from_captions = np.bincount(world.owner.cpu().numpy(), result["t2i/R@mean"], images) * images / captions
     result["r_mean"] = (result["i2t/R@mean"] + from_captions) / 2
     return result if per_query else ranking.average(result)
+
+
+def _switch(name: str, chosen: str, *valid: str) -> None:
+    if chosen not in valid:
+        raise ValueError(f"unknown {name} {chosen!r}; valid: {', '.join(valid)}")
 
 
 class _World(NamedTuple):
@@ -174,8 +169,9 @@ def _graded_lists(
     """
     z, w, R, q = world.z, world.w, world.R, world.q[rows]
     to_captions = R[:, rows].T.contiguous()
-    images = z[rows] @ z.T, R[q] if world.images is None else world.images[rows], _at(rows, len(z))
-    texts = w[q] @ w.T, to_captions if world.texts is None else world.texts[q], _at(q, len(w))
+    self_image, self_text = (torch.arange(len(x), device=z.device) == i[:, None] for x, i in ((z, rows), (w, q)))
+    images = z[rows] @ z.T, R[q] if world.images is None else world.images[rows], self_image
+    texts = w[q] @ w.T, to_captions if world.texts is None else world.texts[q], self_text
     for name, (scores, grades, itself) in (("i2i", images), ("t2t", texts)):
         if world.official:
             yield name, scores.masked_fill(itself, 0), grades.masked_fill(itself, 0), None
@@ -192,11 +188,6 @@ def _graded_lists(
     for name, ((scores, grades, itself), others, other_grades) in across.items():
         kept = None if world.official else torch.cat([itself, torch.zeros_like(others, dtype=torch.bool)], 1)
         yield name, torch.cat([scores, others], 1), torch.cat([grades, other_grades], 1), kept
-
-
-def _at(rows: Tensor, count: int) -> Tensor:
-    """Bool ``[q, count]``, True at the given row numbers."""
-    return torch.arange(count, device=rows.device) == rows[:, None]
 
 
 def evaluate_folds(

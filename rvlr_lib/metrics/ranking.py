@@ -43,9 +43,6 @@ def ndcg_at_k(scores, relevance, ks=(10, 20, 50), exclude=None, *, per_query: bo
     ranking and ideal. Candidates with equal scores share the mean of their discounts, the expectation over orders,
     so a constant score lands on the floor of :func:`ndcg_and_floor`. ``k`` may exceed ``G``; ``per_query``: float64
     ``[Q]``. ValueError for shapes that differ, no candidate, a NaN score, relevance below 0 or not finite.
-
-    >>> round(ndcg_at_k([[3.0, 2.0, 1.0]], [[0.0, 1.0, 0.0]], ks=(2,))[2], 6)  # 100 / log2(3)
-    63.092975
     """
     values = {k: value for k, (value, _) in ndcg_and_floor(scores, relevance, ks, exclude).items()}
     return values if per_query else average(values)

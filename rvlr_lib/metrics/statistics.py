@@ -13,21 +13,6 @@ MAX_CLAIMS = 4
 VERDICTS = ("better", "better, below δ", "equivalent", "worse, below δ", "worse", "inconclusive")
 
 
-def cluster_mean(values, clusters) -> float:
-    """Mean over clusters (say, images) of the mean within each; ``values [Q]``, NaN left out, ``clusters [Q]`` labels.
-
-    >>> cluster_mean([1.0, 3.0, 8.0, float("nan")], ["cat", "cat", "dog", "dog"])
-    5.0
-    """
-    values, clusters = np.asarray(values, dtype=np.float64), np.asarray(clusters)
-    if values.ndim != 1 or values.shape != clusters.shape:
-        raise ValueError(f"expected values [Q] and clusters [Q], got {values.shape} and {clusters.shape}")
-    there = ~np.isnan(values)
-    group = np.unique(clusters[there], return_inverse=True)[1]
-    means = np.bincount(group, weights=values[there]) / np.bincount(group)
-    return float(means.mean()) if len(means) else float("nan")
-
-
 @dataclass(frozen=True)
 class Effect:
     """A mean of paired differences over seeds, in their unit."""
@@ -59,13 +44,7 @@ def paired_effect(values, confidence: float = 0.95) -> Effect:
 
 
 def holm(p_values) -> np.ndarray:
-    """P values ``[m]`` adjusted for a family of tests (Holm 1979): the ``j``-th smallest (from 0) times ``m − j``.
-
-    None falls below its predecessor, none exceeds 1.
-
-    >>> holm([0.01, 0.04, 0.02])
-    array([0.03, 0.04, 0.04])
-    """
+    """P values ``[m]`` adjusted for a family of tests (Holm 1979): the ``j``-th smallest (from 0) times ``m − j``."""
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"expected p values [m] from 0 to 1, got {p_values!r}")
@@ -93,17 +72,12 @@ def verdicts(
 ) -> dict[str, Verdict]:
     """Decide up to four claims "this is higher than that" together: claim -> verdict, in the order given.
 
-    - **better**, **worse**: the Holm-corrected two-sided t-interval lies off 0. The ``j``-th smallest p value (from 0)
-      of ``m`` gets the level ``1 − alpha / (m − j)``, up to the first interval that holds 0; its level serves for the
-      rest, which then hold 0 too.
-    - **equivalent**: the 90 % t-interval lies inside ±delta (two one-sided tests at 5 %, not corrected).
-    - **better, below δ**, **worse, below δ**: both. **inconclusive**: neither.
+    Better or worse: the Holm-corrected two-sided t-interval lies off 0. The ``j``-th smallest p value (from 0) of ``m``
+    gets the level ``1 − alpha / (m − j)``, up to the first interval that holds 0; its level serves for the rest.
+    Equivalent: the 90 % t-interval lies inside ±delta (two one-sided tests at 5 %, not corrected). Below δ: both.
 
     ``effects`` are :class:`Effect` or ``[S]`` differences, ``deltas`` for all or each, in their unit. ValueError for no
     claim or more than four, and a delta that is missing, negative or infinite.
-
-    >>> verdicts({"recall": [2.0, 2.1, 1.9, 2.2, 1.8]}, deltas=0.5)["recall"].verdict
-    'better'
     """
     if not 1 <= len(effects) <= MAX_CLAIMS or not 0 < alpha < 1:
         raise ValueError(f"one to {MAX_CLAIMS} claims and 0 < alpha < 1, got {len(effects)} claims and alpha {alpha}")

@@ -5,22 +5,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rvlr_lib.metrics import VERDICTS, cluster_mean, holm, paired_effect, power, verdicts
+from rvlr_lib.metrics import VERDICTS, holm, paired_effect, power, verdicts
 
 rng = np.random.default_rng(0)
 NAN = float("nan")
 SEEDS, CLAIMS = 12, 4  # of the study's plan
-
-
-def test_cluster_mean_equals_the_loop():
-    values, clusters = rng.normal(size=200), rng.integers(0, 30, 200) * 7 - 50
-    values[rng.random(200) < 0.3] = NAN
-    values[clusters == clusters[0]] = NAN
-    means = [np.nanmean(values[clusters == c]) for c in set(clusters) if not np.isnan(values[clusters == c]).all()]
-    assert cluster_mean(values, clusters) == pytest.approx(np.mean(means))
-    assert cluster_mean(list(values), [f"image {i}" for i in clusters]) == pytest.approx(np.mean(means))
-    assert np.isnan(cluster_mean([NAN, NAN], [0, 1]))
-    assert np.isnan(cluster_mean([], []))
 
 
 def test_an_effect_equals_scipy():
@@ -123,7 +112,6 @@ def test_power_at_a_spread_of_one_and_a_half_points():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: cluster_mean([1.0, 2.0], [0]), r"\(2,\) and \(1,\)"),
         (lambda: paired_effect([1.0]), "2 or more seeds"),
         (lambda: paired_effect([1.0, NAN]), "finite"),
         (lambda: paired_effect([1.0, 2.0], 95), "confidence"),
