@@ -100,16 +100,6 @@ def test_ties_of_trustworthiness_share_their_places():
     )
 
 
-@pytest.mark.parametrize("measure", [trustworthiness, continuity])
-def test_a_collapsed_space_lands_on_chance(measure):
-    count, k = 60, 10
-    chance = 100 * (1 - (count - 1 - k) * (count - k) / ((count - 1) * (2 * count - 3 * k - 1)))
-    assert measure(similarity_high=np.ones((count, count)), features_low=A, k=k) == pytest.approx(chance)
-    assert measure(features_high=A, similarity_low=np.ones((count, count)), k=k) == pytest.approx(chance)
-    shuffled = [measure(A, A[rng.permutation(count)], k) for _ in range(30)]
-    assert np.mean(shuffled) == pytest.approx(chance, abs=1)
-
-
 def test_relational_similarity_equals_scipy_also_with_ties():
     a, b = np.sign(A) + 0.0, MIXED  # signs give a handful of distinct cosines
     upper = np.triu_indices(60, 1)
