@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks._harness import Options, Row, alternate, skipped, speed_row
 from rvlr_lib.config import MethodSettings
-from rvlr_lib.losses import LossWeights, weighted_sum
+from rvlr_lib.losses import LossWeights
 from rvlr_lib.models import Student, build_towers
 from rvlr_lib.training.loop import Inputs
 from rvlr_lib.training.objectives import StudentObjective
@@ -36,7 +36,8 @@ class Step:
 
     def __call__(self) -> float:
         """Forward, backward, update; the loss."""
-        total = weighted_sum(self.objective(self.batch, self.precision), self.weights)
+        terms = self.objective(self.batch, self.precision)
+        total = sum(getattr(self.weights, name) * term for name, term in terms.items())
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()

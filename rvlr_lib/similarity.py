@@ -8,11 +8,7 @@ from torch import Tensor
 
 
 def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tensor:
-    """Numbers as a tensor: tensors, arrays of any layout and nested lists; ValueError with ``name`` for anything else.
-
-    >>> as_tensor("relevance", [[True, False]])
-    tensor([[ True, False]])
-    """
+    """Real numbers as a tensor, from tensors, arrays and nested lists; ValueError with ``name`` for anything else."""
     if not isinstance(value, Tensor):
         try:
             array = np.asarray(value)
@@ -29,19 +25,7 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """Scale every row to length 1, whatever its magnitude: rows of 1e-30 or 1e30 lose nothing.
-
-    Args:
-        features: floating ``[..., D]``.
-
-    Returns:
-        ``[..., D]``. A zero row stays zero, so its cosine with every row is 0 and its gradient finite.
-
-    >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e30, 4e30]]))
-    tensor([[0.6000, 0.8000],
-            [0.0000, 0.0000],
-            [0.6000, 0.8000]])
-    """
+    """Rows ``[..., D]`` scaled to length 1, also those of 1e-30 or 1e30; a zero row stays zero, its gradient finite."""
     if not features.shape[-1]:
         return features
     # Bringing the largest entry of a row near 1 keeps its squares in range; a power of two rounds nothing.
@@ -54,23 +38,12 @@ def unit_rows(features: Tensor) -> Tensor:
 
 
 def cosine_matrix(a: Tensor, b: Tensor | None = None) -> Tensor:
-    """Cosine of every row of ``a [N, D]`` with every row of ``b [M, D]`` (default: of ``a``), ``[N, M]``.
-
-    >>> cosine_matrix(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
-    tensor([[1., 0.]])
-    """
+    """Cosine of every row of ``a [N, D]`` with every row of ``b [M, D]`` (default: of ``a``), ``[N, M]``."""
     a = unit_rows(a)
     return a @ (a if b is None else unit_rows(b)).T
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:
-    """The entries ``j != i`` of each row of a square ``[B, B]``, in order, as ``[B, B - 1]``.
-
-    >>> off_diagonal(torch.arange(9).view(3, 3))
-    tensor([[1, 2],
-            [3, 5],
-            [6, 7]])
-    """
-    rows = len(matrix)
-    # Without the first entry, every (B + 1)-th one left is a diagonal entry.
+    """The entries ``j != i`` of each row of a square ``[B, B]``, in order, as ``[B, B - 1]``."""
+    rows = len(matrix)  # without the first entry, every (B + 1)-th one left is a diagonal entry
     return matrix.reshape(-1)[1:].view(rows - 1, rows + 1)[:, :-1].reshape(rows, rows - 1)

@@ -1,6 +1,7 @@
 """Input validation shared by all losses."""
 
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,61 +10,46 @@ from torch import Tensor
 from rvlr_lib.similarity import as_tensor
 
 
-def feature_rows(*, same_width: bool = False, minimum: int = 2, **features) -> tuple[list[Tensor], torch.dtype]:
-    """Features as matrices ``[B, D]`` of one dtype and the dtype of the loss; half precision is computed in float32.
-
-    Raises:
-        ValueError: no matrices of one ``B >= minimum`` (and one ``D``) on one device; shapes are named.
-    """
+def feature_rows(*, same_width: bool = True, minimum: int = 2, **features: Any) -> tuple[list[Tensor], torch.dtype]:
+    """Matrices ``[B, D]`` of one dtype, and the dtype of the loss; half precision is computed in float32."""
     values = {name: as_tensor(name, value) for name, value in features.items()}
-    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in values.items())
-    if any(value.ndim != 2 or not value.shape[1] for value in values.values()):
-        raise ValueError(f"expected matrices [B, D], got {shapes}")
-    if len({len(value) for value in values.values()}) > 1:
-        raise ValueError(f"the numbers of rows differ: {shapes}")
-    if same_width and len({value.shape[1] for value in values.values()}) > 1:
-        raise ValueError(f"the widths differ: {shapes}")
-    if len(next(iter(values.values()))) < minimum:
-        raise ValueError(f"at least {minimum} rows are needed, got {shapes}")
-    if len({value.device for value in values.values()}) > 1:
-        raise ValueError("features on different devices: " + ", ".join(f"{n} {v.device}" for n, v in values.items()))
+    x = next(iter(values.values()))
+    fits = all(y.ndim == 2 and y.shape[1] and len(x) == len(y) >= minimum for y in values.values())
+    devices = {str(y.device) for y in values.values()}
+    if not fits or len(devices) > 1 or (same_width and len({y.shape for y in values.values()}) > 1):
+        width = " and one D" if same_width else ""
+        told = ", ".join(f"{name} {tuple(y.shape)}" for name, y in values.items()) + f" on {', '.join(devices)}"
+        raise ValueError(f"expected matrices [B, D] of one B >= {minimum}{width} on one device, got {told}")
     dtype = reduce(torch.promote_types, (value.dtype for value in values.values()))
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     return [value.to(torch.promote_types(dtype, torch.float32)) for value in values.values()], dtype
 
 
-def number(name: str, value) -> float | Tensor:
-    """A real number as a float, a 0-d tensor as it is; ValueError for anything else."""
-    if isinstance(value, Tensor):
-        if value.ndim:
-            raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
-        return value
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number or a 0-d tensor, got {value!r}") from None
-
-
-def readable(value) -> bool:
+def readable(value: Any) -> bool:
     """Whether reading a number waits for no device; elsewhere, and in compiled code, values are not checked."""
     return not isinstance(value, Tensor) or (value.device.type == "cpu" and not torch.compiler.is_compiling())
 
 
-def nonzero_temperature(value) -> float | Tensor:
-    """A temperature as :func:`number`; ValueError for zero, as losses divide by it, where :func:`readable`."""
-    temperature = number("temperature", value)
-    if readable(temperature) and temperature == 0:
-        raise ValueError("temperature must not be zero")
-    return temperature
+def number(name: str, value: Any, *, nonzero: bool = False) -> Any:
+    """A real number as a float, a 0-d tensor as it is; ValueError for anything else, and for zero where not wanted."""
+    if not isinstance(value, Tensor):
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} must be a number or a 0-d tensor, got {value!r}") from None
+    elif value.ndim:
+        raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
+    if nonzero and readable(value) and value == 0:
+        raise ValueError(f"{name} must not be zero")
+    return value
 
 
-def same_image(image_ids, rows: int, device: torch.device) -> Tensor:
+def same_image(image_ids: Any, rows: int, device: torch.device) -> Tensor:
     """Bool ``[B, B]``: do two rows show one image? Without ids (numbers or strings) every row is its own image."""
     if image_ids is None:
         return torch.eye(rows, dtype=torch.bool, device=device)
-    shape = tuple(image_ids.shape if isinstance(image_ids, Tensor) else np.shape(image_ids))
-    if shape != (rows,):
-        raise ValueError(f"image_ids has shape {shape}, expected {(rows,)}")
+    if np.shape(image_ids) != (rows,):
+        raise ValueError(f"image_ids has shape {tuple(np.shape(image_ids))}, expected {(rows,)}")
     if not isinstance(image_ids, Tensor):
         image_ids = torch.from_numpy(np.unique(np.asarray(image_ids), return_inverse=True)[1])
     ids = image_ids.to(device)

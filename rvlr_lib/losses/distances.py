@@ -1,8 +1,6 @@
-"""Seven distances between the relations of two sets of features.
+"""Seven distances between relations: matrices ``[B, B]`` with diagonal 0, so a sum goes over the ``B (B − 1)`` pairs.
 
-Relations are ``[B, B]`` matrices whose diagonal is 0, so a sum over a matrix is a sum over its ``B (B − 1)`` pairs.
-The formulas divide cosines by the temperature first; where a distance scales with its inputs, dividing the scalar at
-the end is the same and spares a pass over each matrix.
+Where a distance scales with its inputs, the scalar is divided by the temperature, which spares a pass over each matrix.
 """
 
 from collections.abc import Callable
@@ -16,15 +14,20 @@ from rvlr_lib.similarity import cosine_matrix, off_diagonal, unit_rows
 
 
 def cosine_relations(features: Tensor) -> Tensor:
-    """``[B, D] -> [B, B]``: cosines, diagonal 0."""
+    """``[B, D] -> [B, B]``: cosines."""
     return cosine_matrix(features).fill_diagonal_(0)
+
+
+def centred_relations(features: Tensor) -> Tensor:
+    """``[B, D] -> [B, B]``: cosines less their mean over the pairs."""
+    relations = cosine_relations(features)
+    return (relations - relations.sum() / _pairs(relations)).fill_diagonal_(0)
 
 
 def distance_relations(features: Tensor) -> Tensor:
     """``[B, D] -> [B, B]``: distances of the unit rows over their mean (RKD-D); 0 where all rows are equal.
 
-    ``|x|^2 + |y|^2 − 2 x y`` of rows about their mean. What rounding alone can leave of it counts as 0, as the square
-    root would magnify it and its slope; so do distances below the rounding of the rows themselves.
+    What rounding alone can leave of ``|x|^2 + |y|^2 − 2 x y`` counts as 0, as the square root would magnify it.
     """
     rows = unit_rows(features)
     rows = rows - rows.mean(dim=0)
@@ -32,83 +35,60 @@ def distance_relations(features: Tensor) -> Tensor:
     lengths = gram.diagonal()[:, None] + gram.diagonal()
     squares, eps = lengths - 2 * gram, torch.finfo(rows.dtype).eps
     equal = squares.detach() <= (16 * eps * lengths.detach()).clamp_min((8 * eps) ** 2)
-    equal.fill_diagonal_(True)
-    distances = squares.masked_fill(equal, 1).sqrt().masked_fill(equal, 0)
+    distances = squares.masked_fill(equal.fill_diagonal_(True), 1).sqrt().masked_fill(equal, 0)
     mean = distances.sum() / _pairs(distances)
     return distances / torch.where(mean > 0, mean, 1)
 
 
 def angle_relations(features: Tensor) -> Tensor:
-    """``[B, D] -> [B, B, B]``: entry ``jik`` is the cosine of the angle at ``j`` between ``i`` and ``k`` (RKD-A).
-
-    0 where two of the three coincide.
-    """
+    """``[B, D] -> [B, B, B]``: ``jik`` is the cosine at ``j`` between ``i`` and ``k`` (RKD-A), 0 where two coincide."""
     rows = unit_rows(features)
     directions = unit_rows(rows[None] - rows[:, None])
     angles = directions @ directions.mT
     return angles.masked_fill(torch.eye(len(rows), dtype=torch.bool, device=rows.device), 0)
 
 
-def centred_relations(features: Tensor) -> Tensor:
-    """``[B, D] -> [B, B]``: cosines less their mean over the pairs, diagonal 0."""
-    relations = cosine_relations(features)
-    return (relations - relations.sum() / _pairs(relations)).fill_diagonal_(0)
-
-
-def mae(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
+def mae(relations: Tensor, target: Tensor, temperature: Any) -> Tensor:
     """Mean absolute difference over the pairs."""
-    return (relations - target).abs().sum() / (_pairs(relations) * magnitude(temperature))
+    return (relations - target).abs().sum() / (_pairs(relations) * abs(temperature))
 
 
-def mse(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
+def mse(relations: Tensor, target: Tensor, temperature: Any) -> Tensor:
     """Mean squared difference over the pairs."""
     return (relations - target).square().sum() / (_pairs(relations) * temperature**2)
 
 
-def cumulative_l1(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
+def cumulative_l1(relations: Tensor, target: Tensor, temperature: Any) -> Tensor:
     """Mean absolute difference of the running sums over all pairs, row by row (official "kl"): batch order matters."""
-    return off_diagonal(relations - target).flatten().cumsum(0).abs().mean() / magnitude(temperature)
+    return off_diagonal(relations - target).flatten().cumsum(0).abs().mean() / abs(temperature)
 
 
-def row_kl(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
+def row_kl(relations: Tensor, target: Tensor, temperature: Any) -> Tensor:
     """``KL(softmax of the target's row || softmax of ours)`` over the other items, mean over rows, in nats."""
     ours, theirs = ((off_diagonal(x) / temperature).log_softmax(dim=1) for x in (relations, target))
     return (theirs.exp() * (theirs - ours)).sum(dim=1).mean()
 
 
-def huber(relations: Tensor, target: Tensor, temperature: float | Tensor) -> Tensor:
+def huber(relations: Tensor, target: Tensor, temperature: Any) -> Tensor:
     """Mean Huber loss (threshold 1) over the pairs, or over the distinct triples; temperature is ignored."""
     entries = _pairs(relations) * (len(relations) - 2 if relations.ndim == 3 else 1)
     return F.huber_loss(relations, target, reduction="sum") / entries
 
 
-def wasserstein(relations: Tensor, target: Tensor, temperature: float | Tensor, cost: Tensor) -> Tensor:
-    """1-D Wasserstein-1 distance per row between ``relations * cost`` and ``target * cost``, mean over rows.
-
-    Both sides carry the weights ``cost [B, B]`` (official "wd"); a row without cost counts 0. The distance is the area
-    between the two distribution functions: one sort of all values, and the running sum of weights, + for one side and
-    − for the other, is the difference of the two functions.
-    """
+def wasserstein(relations: Tensor, target: Tensor, temperature: Any, cost: Tensor) -> Tensor:
+    """1-D Wasserstein-1 distance per row between the two times ``cost [B, B]``, weighted by it (official "wd")."""
+    # The area between two distribution functions: the running sum of weights, + for one side and − for the other.
     values, order = torch.cat([relations * cost, target * cost], dim=1).sort(dim=1)
     height = torch.cat([cost, -cost], dim=1).gather(1, order).cumsum(dim=1)[:, :-1].abs()
     area, total = (height * values.diff(dim=1)).sum(dim=1), cost.sum(dim=1)
-    return (area / torch.where(total > 0, total, 1)).mean() / magnitude(temperature)
-
-
-def cosine_cost(features: Tensor) -> Tensor:
-    """``[B, D] -> [B, B]``: ``1 − cosine``, diagonal 0, never below 0."""
-    return (1 - cosine_matrix(features)).clamp_min(0).fill_diagonal_(0)
-
-
-def magnitude(temperature: float | Tensor) -> Any:
-    """Of a number or a tensor, which ``abs`` is not typed for."""
-    return abs(temperature)
+    return (area / torch.where(total > 0, total, 1)).mean() / abs(temperature)
 
 
 def _pairs(relations: Tensor) -> int:
     return len(relations) * (len(relations) - 1)
 
 
+# Name of a distance -> (features to relations; relations, target and temperature to scalar)
 DISTANCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]] = {
     "mae": (cosine_relations, mae),
     "mse": (cosine_relations, mse),
@@ -118,4 +98,3 @@ DISTANCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]] =
     "rkd_distance": (distance_relations, huber),
     "rkd_angle": (angle_relations, huber),
 }
-"""Name of a distance -> (features to relations; relations, target and temperature to scalar)."""

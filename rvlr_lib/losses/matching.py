@@ -2,39 +2,23 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
-from rvlr_lib.losses._checks import nonzero_temperature, readable, same_image
+from rvlr_lib.losses._checks import number, readable, same_image
 from rvlr_lib.similarity import as_tensor
 
 
 @torch.no_grad()
 def sample_hard_negatives(
-    similarity: Tensor,
-    temperature: float | Tensor,
-    image_ids: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    similarity: Tensor, temperature: float | Tensor, image_ids: Tensor | None = None, generator: Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draw one negative image for each text, then one negative text for each image.
+    """Draw one negative image for each text, then one negative text for each image: int64 ``[B]`` and ``[B]``.
 
-    The chance of a candidate is ``softmax(similarity / temperature) + 1e-5`` over all candidates, 0 for those of
-    the same image.
-
-    Args:
-        similarity: ``[B images, B texts]`` cosines. No gradient flows through the draw.
-        temperature: any real number but zero; a negative one prefers the easy negatives.
-        image_ids: ``[B]``, numbers or strings; ``None``: only the own index is excluded.
-        generator: random state; the same draws as one ``multinomial`` call per row on the CPU.
-
-    Returns:
-        ``(negative image of each text, negative text of each image)``, each int64 ``[B]``.
-
-    Raises:
-        ValueError: not square, or fewer than two rows; on the CPU also not finite, temperature zero, or a row without a
-            negative. A GPU is not waited for to find these.
-
-    >>> [drawn.tolist() for drawn in sample_hard_negatives(torch.eye(2), 0.1)]
-    [[1, 0], [1, 0]]
+    A candidate's chance is ``softmax(similarity / temperature) + 1e-5`` over all candidates, 0 for those of its image
+    (``image_ids [B]``, numbers or strings; None: for its own index). ``similarity [B images, B texts]`` are cosines; no
+    gradient flows. ``generator`` gives the draws of one ``multinomial`` call per row. ValueError unless square with two
+    rows or more; on the CPU (a GPU is not waited for) also for values that are not finite, temperature zero, and a row
+    without a negative.
     """
     similarity = as_tensor("similarity", similarity)
     if similarity.ndim != 2 or len(similarity) != similarity.shape[1] or len(similarity) < 2:
@@ -42,33 +26,26 @@ def sample_hard_negatives(
     same = same_image(image_ids, len(similarity), similarity.device)
     if readable(same) and same.all(dim=1).any():
         raise ValueError("a row has no negative: all its candidates show the same image")
-    dtype = torch.promote_types(similarity.dtype, torch.float32)
-    logits = similarity.to(dtype) / nonzero_temperature(temperature)
+    logits = similarity.to(torch.promote_types(similarity.dtype, torch.float32))
+    logits = logits / number("temperature", temperature, nonzero=True)
     if readable(logits) and not logits.isfinite().all():
         raise ValueError("similarity / temperature must be finite to draw negatives from")
-    images, texts = (
-        _draw(F.softmax(rows, dim=1).add_(1e-5).masked_fill_(same, 0), generator) for rows in (logits.T, logits)
-    )
+    chances = (F.softmax(rows, dim=1).add_(1e-5).masked_fill_(same, 0) for rows in (logits.T, logits))
+    # What multinomial draws, which would wait for the device.
+    images, texts = ((x / torch.empty_like(x).exponential_(generator=generator)).argmax(dim=1) for x in chances)
     return images, texts
 
 
-def _draw(chances: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One column for each row ``[B, B] -> [B]``: what ``multinomial`` draws, which would wait for the device."""
-    return (chances / torch.empty_like(chances).exponential_(generator=generator)).argmax(dim=1)
-
-
 def image_text_matching_loss(positive_logits: Tensor, negative_logits: Tensor) -> Tensor:
-    """Two-way cross-entropy of the matching head, the official ``itm``.
+    """Two-way cross-entropy of the matching head (official ``itm``), mean over the ``3B`` rows.
 
-    Mean over the ``3B`` rows: ``positive_logits [B, 2]`` of pairs that belong together (class 1) and
-    ``negative_logits [2B, 2]`` of hard negatives (class 0). ValueError for other shapes or ``B < 2``.
+    ``positive_logits [B, 2]``: pairs that belong together (class 1); ``negative_logits [2B, 2]``: hard negatives (class
+    0). ValueError for other shapes or ``B < 2``.
     """
     positive, negative = as_tensor("positive_logits", positive_logits), as_tensor("negative_logits", negative_logits)
     if positive.ndim != 2 or len(positive) < 2 or positive.shape[1] != 2 or negative.shape != (2 * len(positive), 2):
-        raise ValueError(
-            "expected positive_logits [B, 2] with B >= 2 and negative_logits [2B, 2], "
-            f"got {tuple(positive.shape)} and {tuple(negative.shape)}"
-        )
+        told = f"positive_logits {tuple(positive.shape)} and negative_logits {tuple(negative.shape)}"
+        raise ValueError(f"expected logits [B, 2] and [2B, 2] with B >= 2, got {told}")
     logits = torch.cat([positive, negative])
     labels = torch.arange(len(logits), device=logits.device) < len(positive)
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.long())

@@ -1,26 +1,24 @@
 """Structure-aware distillation: the student keeps its teachers' relations (official ``kd``, ``kdi``, ``kdt``)."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rvlr_lib.losses._checks import feature_rows, nonzero_temperature, number
-from rvlr_lib.losses.distances import DISTANCES, centred_relations, cosine_cost, cosine_relations, magnitude
-from rvlr_lib.similarity import off_diagonal
+from rvlr_lib.losses._checks import feature_rows, number
+from rvlr_lib.losses.distances import DISTANCES, angle_relations, centred_relations, cosine_relations
+from rvlr_lib.similarity import cosine_matrix, off_diagonal
 
 CENTRED = ("mae", "mse", "cumulative_l1", "row_kl")
 
 
 class StructureTerms(NamedTuple):
-    """The three scalars of the structure loss; the official names are ``kd``, ``kdi`` and ``kdt``."""
+    """The scalars ``D(F, E)``, ``D(I, E)`` and ``D(T, E)`` of the structure loss; the official kd, kdi, kdt."""
 
     student: Tensor
-    """``D(F, E)``: the student against the target."""
     image_teacher: Tensor
-    """``D(I, E)``: the image teacher against the target, what a learnable fusion weight is pulled by."""
     text_teacher: Tensor
-    """``D(T, E)``: the text teacher against the target."""
 
 
 def structure_distillation_loss(
@@ -36,53 +34,38 @@ def structure_distillation_loss(
 ) -> StructureTerms:
     """Compare the student's relations ``F`` with the teachers' ``I`` and ``T``, fused into one target.
 
-    ``E = fusion_weight T + (1 − fusion_weight) I``; the fusion weight is the share of the *text* teacher. Relations are
-    the off-diagonal cosines / temperature, or for the two RKD distances their mean-normalised distances and angles.
+    ``E = fusion_weight T + (1 − fusion_weight) I``. Relations are off-diagonal cosines / temperature, or RKD's
+    mean-normalised distances or angles. A zero row has cosine 0 with every row, NaN gives NaN. ValueError where numbers
+    of rows differ, below two rows (three for ``rkd_angle``), for temperature zero, and where an option does not fit.
 
     Args:
         student_features: ``[B, D]``, unit-normalised inside, as all features here.
         image_teacher_features: ``[B, D_image]``, not detached: frozen teachers get no gradient as they require none.
         text_teacher_features: ``[B, D_text]``.
-        fusion_weight: any real number, also outside 0 to 1, or 0-d tensor; gradient flows.
+        fusion_weight: share of the *text* teacher, any real number or 0-d tensor, also outside 0 to 1; gradient flows.
         temperature: any real number but zero, or 0-d tensor; gradient flows and only ever raises it. RKD ignores it.
         distance: one of :data:`~rvlr_lib.losses.DISTANCES`. ``cumulative_l1`` is the official "kl", ``wasserstein``
-            the official "wd", whose teacher terms are 0. ``rkd_angle`` takes ``B^3`` memory and three rows.
-        cost_features: ``[B, D_cost]`` for ``wasserstein`` alone, the student's text features; detached, they keep the
-            cost from shrinking the loss.
+            the official "wd", whose teacher terms are 0. ``rkd_angle`` takes ``B^3`` memory.
+        cost_features: ``[B, D_cost]``, needed by ``wasserstein`` alone: the student's text features, detached or not.
         centred: subtract from ``F``, ``I`` and ``T`` their own mean over the pairs first: the teachers' knowledge
             without their pull on the mean, which is :func:`mean_relation_loss`. Not for ``wasserstein`` and RKD.
-
-    Returns:
-        StructureTerms, three scalars. A zero row has cosine 0 with every row; a NaN feature gives NaN.
-
-    Raises:
-        ValueError: numbers of rows differ, fewer than two rows (three for ``rkd_angle``), temperature zero, unknown
-            distance, ``wasserstein`` without ``cost_features``, ``centred`` with a distance that it is not for.
-
-    >>> import torch
-    >>> rows = torch.eye(3)
-    >>> terms = structure_distillation_loss(rows, rows, torch.ones(3, 3), fusion_weight=0.5, temperature=0.1)
-    >>> [round(float(term), 4) for term in terms]
-    [5.0, 5.0, 5.0]
     """
     if distance not in DISTANCES:
         raise ValueError(f"unknown distance {distance!r}; valid: {', '.join(DISTANCES)}")
     if centred and distance not in CENTRED:
         raise ValueError(f"centred goes with {', '.join(CENTRED)}, not with {distance}")
-    temperature, fusion_weight = nonzero_temperature(temperature), number("fusion_weight", fusion_weight)
-    features: dict[str, Any] = {"student_features": student_features}
-    features |= {"image_teacher_features": image_teacher_features, "text_teacher_features": text_teacher_features}
-    rows, dtype = feature_rows(minimum=3 if distance == "rkd_angle" else 2, **features)
     relations_of, compare = DISTANCES[distance]
-    student, image, text = map(centred_relations if centred else relations_of, rows)
-    target = _fused(image, text, fusion_weight)
-    if distance == "wasserstein":
-        if cost_features is None:
-            raise ValueError("wasserstein needs cost_features")
-        (_, cost), _ = feature_rows(student_features=rows[0], cost_features=cost_features)
-        loss = compare(student, target, temperature, cosine_cost(cost).to(student)).to(dtype)
-        return StructureTerms(loss, loss.new_zeros(()), loss.new_zeros(()))
-    return StructureTerms(*(compare(relations, target, temperature).to(dtype) for relations in (student, image, text)))
+    given = student_features, image_teacher_features, text_teacher_features, fusion_weight
+    three, target, dtype = _relations(centred_relations if centred else relations_of, *given)
+    temperature = number("temperature", temperature, nonzero=True)
+    if distance != "wasserstein":
+        return StructureTerms(*(compare(relations, target, temperature).to(dtype) for relations in three))
+    if cost_features is None:
+        raise ValueError("wasserstein needs cost_features")
+    (_, cost), _ = feature_rows(same_width=False, student_features=student_features, cost_features=cost_features)
+    cost = (1 - cosine_matrix(cost)).clamp_min(0).fill_diagonal_(0).to(three[0])
+    loss = compare(three[0], target, temperature, cost).to(dtype)
+    return StructureTerms(loss, loss.new_zeros(()), loss.new_zeros(()))
 
 
 def mean_relation_loss(
@@ -96,19 +79,19 @@ def mean_relation_loss(
     """Mean over the pairs of ``|F_ij − mean of E|``: the pull of the structure loss without any knowledge, a control.
 
     ``F``, ``E``, arguments and errors as in :func:`structure_distillation_loss`.
-
-    >>> import torch
-    >>> rows = torch.eye(3)
-    >>> round(float(mean_relation_loss(rows, rows, torch.ones(3, 3), fusion_weight=0.2, temperature=0.1)), 4)
-    2.0
     """
-    temperature, fusion_weight = nonzero_temperature(temperature), number("fusion_weight", fusion_weight)
-    features: dict[str, Any] = {"student_features": student_features}
-    features |= {"image_teacher_features": image_teacher_features, "text_teacher_features": text_teacher_features}
-    rows, dtype = feature_rows(**features)
-    student, image, text = (off_diagonal(cosine_relations(x)) for x in rows)
-    return (student - _fused(image, text, fusion_weight).mean()).abs().mean().div(magnitude(temperature)).to(dtype)
+    given = student_features, image_teacher_features, text_teacher_features, fusion_weight
+    (student, _, _), target, dtype = _relations(cosine_relations, *given)
+    away = off_diagonal(student - off_diagonal(target).mean()).abs().mean()
+    return (away / abs(number("temperature", temperature, nonzero=True))).to(dtype)
 
 
-def _fused(image: Tensor, text: Tensor, fusion_weight: float | Tensor) -> Tensor:
-    return torch.lerp(image, text, fusion_weight.to(image) if isinstance(fusion_weight, Tensor) else fusion_weight)
+def _relations(
+    relations_of: Callable[[Tensor], Tensor], student: Any, image: Any, text: Any, fusion_weight: Any
+) -> tuple[list[Tensor], Tensor, torch.dtype]:
+    """Relations of student and teachers, their target, and the dtype of the loss."""
+    features = {"student_features": student, "image_teacher_features": image, "text_teacher_features": text}
+    rows, dtype = feature_rows(same_width=False, minimum=3 if relations_of is angle_relations else 2, **features)
+    weight = number("fusion_weight", fusion_weight)
+    three = [relations_of(x) for x in rows]
+    return three, torch.lerp(three[1], three[2], weight.to(three[1]) if isinstance(weight, Tensor) else weight), dtype

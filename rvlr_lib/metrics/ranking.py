@@ -1,4 +1,4 @@
-"""Recall@K and NDCG@K of score matrices, one query a row."""
+"""Recall@K and NDCG@K of score matrices, one query a row; inputs are tensors, arrays or lists."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,19 +12,12 @@ from rvlr_lib.similarity import as_tensor
 
 @torch.no_grad()
 def recall_at_k(scores, positives, ks=(1, 5, 10), *, per_query: bool = False) -> dict[int, Any]:
-    """Percent of queries with *any* positive among their first ``k`` candidates (hit rate, as retrieval papers report).
+    """``{k: percent of queries with any positive among their first k candidates}`` (hit rate, as papers report it).
 
-    Ties count against the method: a positive ranks behind every negative with the same score, so a constant score
-    earns nothing. A query without positives is a miss.
-
-    Args:
-        scores: ``[Q, G]``, tensor, array or list, as all inputs here.
-        positives: ``[Q, G]`` of bool or 0 and 1, or ``[Q]`` the index of the one positive of each query.
-        ks: cut-offs; one beyond the number of candidates takes them all.
-        per_query: 0 or 100 for each query, float64 array ``[Q]``, instead of the mean.
-
-    Returns:
-        ``{k: percent}``. ValueError for shapes that differ, no candidate, a NaN score, an index out of range.
+    ``scores [Q, G]``; ``positives [Q, G]`` of bool or 0 and 1, or ``[Q]``: the index of each query's one positive.
+    Ties count against the method: a positive ranks behind every negative with the same score. A query without positives
+    is a miss; ``k`` may exceed ``G``. ``per_query``: float64 ``[Q]``, 0 or 100 each. ValueError for shapes that differ,
+    no candidate, a NaN score, an index out of range.
 
     >>> recall_at_k([[0.9, 0.1, 0.5], [0.2, 0.2, 0.1]], [0, 1], ks=(1, 2))
     {1: 50.0, 2: 100.0}
@@ -34,35 +27,22 @@ def recall_at_k(scores, positives, ks=(1, 5, 10), *, per_query: bool = False) ->
     if positives.ndim == 1 and len(positives) == len(scores) and positives.dtype != torch.bool:
         index = row_numbers("positives", positives, len(scores), scores.shape[1])
         ahead = (scores >= scores.gather(1, index[:, None])).sum(dim=1) - 1
-    elif positives.shape == scores.shape:
-        positives = _mask("positives", positives)
+    else:
+        positives = _mask("positives", positives, scores)
         best = scores.masked_fill(~positives, -torch.inf).amax(dim=1, keepdim=True)
         ahead = ((scores >= best) & ~positives).sum(dim=1)
         ahead = ahead.masked_fill(~positives.any(dim=1), torch.iinfo(torch.int64).max)
-    else:
-        raise ValueError(f"scores {tuple(scores.shape)} and positives {tuple(positives.shape)} do not fit")
     hits = {k: 100.0 * (ahead < k).double().cpu().numpy() for k in ks}
     return hits if per_query else average(hits)
 
 
 def ndcg_at_k(scores, relevance, ks=(10, 20, 50), exclude=None, *, per_query: bool = False) -> dict[int, Any]:
-    """Normalised discounted cumulative gain in percent: linear gain, discount ``1 / log2(rank + 1)``.
+    """``{k: NDCG in percent}``: linear gain, discount ``1 / log2(rank + 1)``; a query whose ideal is 0 counts 0.
 
-    Candidates with equal scores share the mean of their discounts, the expectation over their orders, so a constant
-    score lands exactly on the floor of :func:`ndcg_and_floor`. A query whose ideal is 0 counts 0.
-
-    Args:
-        scores: ``[Q, G]``.
-        relevance: ``[Q, G]``, finite, not negative; bool counts as 0 and 1.
-        ks: cut-offs; one beyond the number of candidates takes them all.
-        exclude: ``[Q, G]`` of bool or 0 and 1; True leaves ranking and ideal.
-        per_query: float64 array ``[Q]`` instead of the mean.
-
-    Returns:
-        ``{k: percent}``. ValueError for shapes that differ, no candidate, a NaN score, relevance below 0 or not finite.
-
-    >>> round(ndcg_at_k([[3.0, 2.0, 1.0]], [[0.0, 1.0, 0.0]], ks=(2,))[2], 6)  # 100 / log2(3)
-    63.092975
+    ``scores [Q, G]``; ``relevance [Q, G]``, finite, not negative; ``exclude [Q, G]`` of bool or 0 and 1: True leaves
+    ranking and ideal. Candidates with equal scores share the mean of their discounts, the expectation over orders,
+    so a constant score lands on the floor of :func:`ndcg_and_floor`. ``k`` may exceed ``G``; ``per_query``: float64
+    ``[Q]``. ValueError for shapes that differ, no candidate, a NaN score, relevance below 0 or not finite.
     """
     values = {k: value for k, (value, _) in ndcg_and_floor(scores, relevance, ks, exclude).items()}
     return values if per_query else average(values)
@@ -72,23 +52,17 @@ def ndcg_at_k(scores, relevance, ks=(10, 20, 50), exclude=None, *, per_query: bo
 def ndcg_and_floor(
     scores, relevance, ks=(10, 20, 50), exclude=None, *, official: bool = False
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """NDCG of each query and its floor, the exact expectation of a random ranking; arguments as :func:`ndcg_at_k`.
+    """``{k: (ndcg [Q], floor [Q])}`` in percent; arguments as :func:`ndcg_at_k`.
 
-    ``official`` breaks ties by ``numpy.argsort(scores)[::-1]`` as the official code does: an arbitrary order, but
-    float32 cosines do tie, and only this order gives the official numbers. It knows no floor, which is then NaN.
-
-    Returns:
-        ``{k: (ndcg [Q], floor [Q])}`` in percent; the floor is mean relevance of the candidates × sum of discounts /
-        ideal, NaN where the ideal is 0.
+    The floor is the exact expectation of a random ranking, mean relevance of the candidates × sum of discounts / ideal,
+    NaN where the ideal is 0. ``official`` breaks ties by ``numpy.argsort(scores)[::-1]`` as the official code does: an
+    arbitrary order, but float32 cosines do tie, and only it gives the official numbers. Its floor is NaN.
     """
     scores, ks = check_scores(scores), check_ks(ks)
     relevance = check_relevance("relevance", relevance, scores.shape, scores.device)
     candidates = torch.full((len(scores),), scores.shape[1], device=scores.device)
     if exclude is not None:
-        exclude = as_tensor("exclude", exclude, scores.device)
-        if exclude.shape != scores.shape:
-            raise ValueError(f"scores {tuple(scores.shape)} and exclude {tuple(exclude.shape)} do not fit")
-        exclude = _mask("exclude", exclude)
+        exclude = _mask("exclude", as_tensor("exclude", exclude, scores.device), scores)
         candidates = candidates - exclude.sum(dim=1)
         relevance = relevance.masked_fill(exclude, 0)
         # A real score of -inf still stands before what left the ranking.
@@ -105,7 +79,6 @@ def ndcg_and_floor(
     if official:
         theirs = np.argsort(scores[tied].cpu().numpy(), axis=1)[:, ::-1][:, :deepest].copy()
         gains[tied] = relevance[tied].gather(1, torch.from_numpy(theirs).to(scores.device)).double()
-
     result = {}
     for k in ks:
         depth = min(k, deepest)
@@ -135,14 +108,15 @@ def average(values: Mapping[Any, np.ndarray]) -> dict[Any, float]:
     return {key: float(value.mean()) if len(value) else float("nan") for key, value in defined.items()}
 
 
-def check_scores(scores) -> Tensor:
-    """``scores`` as a floating ``[Q, G]`` tensor; ValueError when empty, of another shape or with NaN."""
-    scores = as_tensor("scores", scores)
-    if scores.ndim != 2 or not scores.numel():
-        raise ValueError(f"scores must be [Q, G] with at least one query and candidate, got {tuple(scores.shape)}")
+def check_scores(scores, name: str = "scores", shape: tuple[int, int] | None = None) -> Tensor:
+    """A floating ``[Q, G]`` tensor; ValueError when empty, of another shape or with NaN."""
+    scores = as_tensor(name, scores)
+    if scores.ndim != 2 or not scores.numel() or tuple(scores.shape) != (shape or tuple(scores.shape)):
+        expected = shape or "[Q, G] with at least one query and candidate"
+        raise ValueError(f"{name} has shape {tuple(scores.shape)}, expected {expected}")
     scores = scores if scores.is_floating_point() else scores.double()
     if scores.amax().isnan():  # the largest is NaN as soon as one is
-        raise ValueError("scores hold NaN, which has no rank")
+        raise ValueError(f"{name} hold NaN, which has no rank")
     return scores
 
 
@@ -174,7 +148,7 @@ def whole_number(name: str, value, least: int = 1) -> int:
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+        number = least - 1
     if isinstance(value, str | bool) or number != value or number < least:
         raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
     return number
@@ -188,8 +162,10 @@ def check_ks(ks) -> tuple[int, ...]:
     return tuple(whole_number("a cut-off in ks", k) for k in found)
 
 
-def _mask(name: str, value: Tensor) -> Tensor:
-    """A bool matrix from bool or 0 and 1."""
+def _mask(name: str, value: Tensor, scores: Tensor) -> Tensor:
+    """A bool matrix of the shape of the scores, from bool or 0 and 1."""
+    if value.shape != scores.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} and {name} {tuple(value.shape)} do not fit")
     if value.dtype != torch.bool and not ((value == 0) | (value == 1)).all():
         raise ValueError(f"{name} must be bool, or 0 and 1 only")
     return value.bool()

@@ -1,14 +1,14 @@
 """How alike two spaces are, and how one space is shaped.
 
-Features are ``[N, D]`` tensors, arrays or lists of any scale, compared by cosine; of a space that is known by its
-similarities alone, ``similarity_...`` takes the ``[N, N]``, higher is nearer. Pairs are visited in blocks of rows, so
-30,000 points of width 256 stay below 2 GB. ``per_query`` gives a float64 array ``[N]`` instead of the mean. ValueError
-for other shapes, spaces of unlike items, entries that are not finite, and numbers out of range.
+Features ``[N, D]`` of any scale (tensors, arrays, lists) are compared by cosine; ``similarity_...`` takes ``[N, N]``
+of a space known by its similarities alone, higher is nearer. Items tied at the ``k``-th place share the places that are
+left. ``per_query``: float64 ``[N]`` instead of the mean. ValueError for other shapes, spaces of unlike items, entries
+that are not finite, and numbers out of range.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,23 +16,20 @@ from rvlr_lib.metrics.ranking import row_numbers, whole_number
 from rvlr_lib.similarity import as_tensor, cosine_matrix, off_diagonal, unit_rows
 
 CHUNK = 256  # rows compared at once; 30,000 points then take 60 MB a float64 matrix
-PAIR_CHUNK = 16384  # sampled pairs compared at once
+MAX_POINTS, MAX_PAIRS, PAIR_CHUNK = 2000, 2_000_000, 16384  # pairs beyond that many items are a sample
 
 
 @torch.no_grad()
 def knn_overlap(
     features_a=None, features_b=None, k: int = 10, *, similarity_a=None, similarity_b=None, per_query: bool = False
 ) -> Any:
-    """Share of the ``k`` nearest neighbours (self excluded) that two spaces have in common, in percent.
-
-    Items tied at the k-th place share the places that are left, and each item counts with the smaller of its two
-    shares; a known similarity with many ties thus needs no arbitrary order. ``k`` is below ``N``.
+    """Percent of the ``k < N`` nearest neighbours (self excluded) that two spaces share; the smaller share counts.
 
     >>> x = torch.randn(50, 8)
     >>> knn_overlap(x, 3 * x)
     100.0
     """
-    spaces = _two_spaces(("a", features_a, similarity_a), ("b", features_b, similarity_b))
+    spaces = _two_spaces(a=(features_a, similarity_a), b=(features_b, similarity_b))
     count, k = len(spaces[0].rows), whole_number("k", k)
     if not k < count:
         raise ValueError(f"k = {k} neighbours of {count} items")
@@ -44,103 +41,101 @@ def knn_overlap(
     return overlap if per_query else float(overlap.mean())
 
 
-def _neighbour_share(similarity: Tensor, k: int) -> Tensor:
-    """float64 ``[q, N]`` summing to ``k``: 1 for each neighbour, a fraction for those tied at the last place."""
-    last = similarity.topk(k, dim=1).values[:, -1:]
-    nearer, tied = similarity > last, similarity == last
-    left = k - nearer.sum(dim=1, keepdim=True)
-    return nearer + tied * (left.double() / tied.sum(dim=1, keepdim=True))
-
-
-@torch.no_grad()
 def trustworthiness(
     features_high=None, features_low=None, k=10, *, similarity_high=None, similarity_low=None, per_query: bool = False
 ) -> Any:
     """How far neighbours in the low space are neighbours in the high space too, in percent (Venna and Kaski 2001).
 
-    ``100 (1 − 2 / (N k (2N − 3k − 1)) Σ_i Σ_j (r_ij − k))``, ``j`` over the ``k`` nearest of ``i`` in the low space
-    whose rank ``r_ij`` in the high space is beyond ``k`` (self excluded). 100: no false neighbours; chance is about 50
-    for small ``k/N``. For a map in the plane give ``similarity_low=-distances``.
-
-    Items tied at the ``k``-th place share the places that are left, in each space, as in :func:`knn_overlap`. What an
-    item's share in the low space exceeds that in the high space counts as false, at the mean of those ranks of its tie
-    that are beyond ``k``. Equal spaces thus score 100, and a constant one chance. ``k`` is below ``N / 2``.
-
-    >>> x = torch.randn(50, 8)
-    >>> trustworthiness(x, 3 * x)
-    100.0
+    ``100 (1 − 2 / (N k (2N − 3k − 1)) Σ_i Σ_j (r_ij − k))``, ``j`` over the ``k < N / 2`` nearest of ``i`` in the low
+    space whose rank ``r_ij`` in the high space is beyond ``k``. 100: no false neighbours; chance is about 50 for small
+    ``k/N``. For a map in the plane give ``similarity_low=-distances``. What an item's share in the low space exceeds
+    that in the high space counts as false, at the mean of those ranks of its tie that are beyond ``k``.
     """
-    true, other = _two_spaces(("high", features_high, similarity_high), ("low", features_low, similarity_low))
-    count, k = len(true.rows), whole_number("k", k)
-    if not k < count / 2:
-        raise ValueError(f"k = {k} neighbours of {count} items: k must be below half of them")
-    excess = []
-    for begin in range(0, count, CHUNK):
-        share = _neighbour_share(other.to_others(begin), k).to(true.rows.device)
-        excess.append(_excess_ranks(true.to_others(begin), share, k))
-    percent = 100 * (1 - torch.cat(excess).cpu().numpy() * 2 / (k * (2 * count - 3 * k - 1)))
-    return percent if per_query else float(percent.mean())
+    return _trust(*_two_spaces(high=(features_high, similarity_high), low=(features_low, similarity_low)), k, per_query)
 
 
 def continuity(
     features_high=None, features_low=None, k=10, *, similarity_high=None, similarity_low=None, per_query: bool = False
 ) -> Any:
-    """How far neighbours in the high space are neighbours in the low space too, in percent (Venna and Kaski 2001).
-
-    :func:`trustworthiness` with the spaces swapped: neighbours that were torn apart count by their rank in the low
-    space. Arguments, ties and errors as there.
-
-    >>> x, y = torch.randn(50, 8), torch.randn(50, 8)
-    >>> continuity(x, y) == trustworthiness(y, x)
-    True
-    """
-    _two_spaces(("high", features_high, similarity_high), ("low", features_low, similarity_low))  # its names in errors
-    swapped = {"similarity_high": similarity_low, "similarity_low": similarity_high}
-    return trustworthiness(features_low, features_high, k, per_query=per_query, **swapped)
-
-
-def _excess_ranks(similarity: Tensor, share: Tensor, k: int) -> Tensor:
-    """float64 ``[q]``: sum over false neighbours of (rank − k), of ``[q, N]`` similarities and shares elsewhere."""
-    share, items = share.topk(int((share > 0).sum(dim=1).max()), dim=1)
-    similarity, values = similarity.sort(dim=1).values, similarity.gather(1, items)
-    # The items of a tie have the ranks ahead + 1 to last.
-    ahead = similarity.shape[1] - torch.searchsorted(similarity, values, right=True)
-    last = similarity.shape[1] - torch.searchsorted(similarity, values)
-    own_share = ((k - ahead).double() / (last - ahead)).clamp(0, 1)
-    beyond = (ahead.clamp(min=k) + 1 + last).double() / 2 - k
-    return ((share - own_share).clamp(min=0) * beyond).sum(dim=1)
+    """:func:`trustworthiness` with the spaces swapped: neighbours in the high space that were torn apart count."""
+    high, low = _two_spaces(high=(features_high, similarity_high), low=(features_low, similarity_low))
+    return _trust(low, high, k, per_query)
 
 
 @torch.no_grad()
-def relational_similarity(
-    features_a=None,
-    features_b=None,
-    *,
-    similarity_a=None,
-    similarity_b=None,
-    max_points: int = 2000,
-    max_pairs: int = 2_000_000,
-    seed: int = 0,
-) -> float:
+def relational_similarity(features_a=None, features_b=None, *, similarity_a=None, similarity_b=None) -> float:
     """Spearman correlation (−1 to 1) between the off-diagonal cosines of two spaces; ties share their mean rank.
 
-    Beyond ``max_points`` items a seeded sample of ``max_pairs`` pairs of distinct items is compared, drawn with
-    replacement; its error is about ``1 / sqrt(max_pairs)``.
+    Beyond 2,000 items a seeded sample of two million pairs of distinct items is compared; its error is about 0.0007.
     """
-    spaces = _two_spaces(("a", features_a, similarity_a), ("b", features_b, similarity_b))
-    count, max_pairs = len(spaces[0].rows), whole_number("max_pairs", max_pairs, 2)
-    if count < 2:
+    spaces = _two_spaces(a=(features_a, similarity_a), b=(features_b, similarity_b))
+    if (count := len(spaces[0].rows)) < 2:
         raise ValueError(f"{count} items: nothing to correlate below 2")
     pairs = None
-    if count > max_points:
-        generator = torch.Generator().manual_seed(seed)
-        first = torch.randint(count, (max_pairs,), generator=generator)
-        pairs = torch.stack([first, (first + torch.randint(1, count, (max_pairs,), generator=generator)) % count])
+    if count > MAX_POINTS:
+        generator = torch.Generator().manual_seed(0)
+        first = torch.randint(count, (MAX_PAIRS,), generator=generator)
+        pairs = torch.stack([first, (first + torch.randint(1, count, (MAX_PAIRS,), generator=generator)) % count])
     return float(torch.corrcoef(torch.stack([_ranks(space.of_pairs(pairs).cpu()) for space in spaces]))[0, 1])
 
 
-@dataclass(frozen=True, eq=False)
-class _Space:
+@torch.no_grad()
+def linear_cka(features_a, features_b) -> float:
+    """Linear centred kernel alignment (0 to 1) of ``[N, D]`` and ``[N, E]`` (Kornblith et al. 2019), or NaN."""
+    a, b = _finite("features_a", features_a).double(), _finite("features_b", features_b).double()
+    if len(a) != len(b) or len(a) < 3:
+        raise ValueError(f"expected the same 3 or more items, got {tuple(a.shape)} and {tuple(b.shape)}")
+    a, b = (x / x.abs().max().clamp_min(torch.finfo(x.dtype).tiny) for x in (a, b.to(a.device)))
+    a, b = a - a.mean(dim=0), b - b.mean(dim=0)
+    return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
+
+
+@torch.no_grad()
+def modality_gap(image_features, text_features, caption_image) -> float:
+    """Distance between the mean unit image and the mean unit caption over all pairs (Liang et al. 2022).
+
+    ``image_features [I, D]``, ``text_features [C, D]``, ``caption_image [C]`` the row of each caption's image.
+    """
+    images, texts, rows = _pairs(image_features, text_features, caption_image)
+    return float((images[rows].mean(dim=0) - texts.mean(dim=0)).norm())
+
+
+@torch.no_grad()
+def relative_modality_gap(image_features, text_features, caption_image) -> float:
+    """How far apart pairs are beside items of one modality: 0 closed, ½ no relation between the modalities, at most 1.
+
+    With ``d = (1 − cosine) / 2``: mean d of the pairs, over itself plus the mean of d among images and d among captions
+    (distinct items, two or more of each); ½ where all features are equal. Arguments as :func:`modality_gap`.
+    """
+    images, texts, rows = _pairs(image_features, text_features, caption_image)
+    if len(images) < 2 or len(texts) < 2:
+        raise ValueError(f"two images and captions or more are needed, got {len(images)} and {len(texts)}")
+    paired = ((1 - (images[rows] * texts).sum(dim=1).mean()) / 2).clamp_min(0)
+    sums = [(x, x.sum(dim=0).square().sum() - x.square().sum()) for x in (images, texts)]
+    among = [((1 - cosines / (len(x) * (len(x) - 1))) / 2).clamp_min(0) for x, cosines in sums]
+    whole = paired + (among[0] + among[1]) / 2
+    return float(paired / whole) if whole > 1e-12 else 0.5
+
+
+@torch.no_grad()
+def alignment(image_features, text_features, caption_image) -> float:
+    """Mean squared distance of the unit rows of matched pairs (Wang and Isola 2020), as :func:`modality_gap`."""
+    images, texts, rows = _pairs(image_features, text_features, caption_image)
+    return float((images[rows] - texts).square().sum(dim=1).mean())
+
+
+@torch.no_grad()
+def uniformity(features, t: float = 2.0) -> float:
+    """``log mean exp(−t d²)`` over all pairs of distinct unit rows ``[N, D]`` (Wang and Isola 2020); lower is wider."""
+    x = unit_rows(_finite("features", features).double())
+    if len(x) < 2:
+        raise ValueError(f"expected [N, D] with N >= 2, got {tuple(x.shape)}")
+    total = sum(torch.exp(2 * t * (x[rows] @ x.T - 1)).sum() for rows in torch.arange(len(x)).split(CHUNK))
+    own = torch.exp(2 * t * (x.square().sum(dim=1) - 1)).sum()
+    return float(torch.log((total - own) / (len(x) * (len(x) - 1))))
+
+
+class _Space(NamedTuple):
     """Unit rows, or a similarity that is known as a whole."""
 
     rows: Tensor
@@ -165,9 +160,10 @@ class _Space:
         return torch.cat([(x[i] * x[j]).sum(dim=1) for i, j in pairs.split(PAIR_CHUNK, dim=1)])
 
 
-def _two_spaces(*given: tuple[str, Any, Any]) -> list[_Space]:
+def _two_spaces(**given: tuple[Any, Any]) -> list[_Space]:
+    """From the name of each space to its features and its similarity, of which one is None."""
     spaces = []
-    for name, features, similarity in given:
+    for name, (features, similarity) in given.items():
         if (features is None) == (similarity is None):
             raise ValueError(f"give either features_{name} or similarity_{name}")
         known = features is None
@@ -175,10 +171,38 @@ def _two_spaces(*given: tuple[str, Any, Any]) -> list[_Space]:
             _finite(f"similarity_{name}", similarity, square=True) if known else _finite(f"features_{name}", features)
         )
         spaces.append(_Space(matrix if known else unit_rows(matrix), known))
-    counts = [len(space.rows) for space in spaces]
-    if counts[0] != counts[1]:
-        raise ValueError(f"the spaces hold {counts[0]} and {counts[1]} items")
+    if len(spaces[0].rows) != len(spaces[1].rows):
+        raise ValueError(f"the spaces hold {len(spaces[0].rows)} and {len(spaces[1].rows)} items")
     return spaces
+
+
+def _neighbour_share(similarity: Tensor, k: int) -> Tensor:
+    """float64 ``[q, N]`` summing to ``k``: 1 for each neighbour, a fraction for those tied at the last place."""
+    last = similarity.topk(k, dim=1).values[:, -1:]
+    nearer, tied = similarity > last, similarity == last
+    left = k - nearer.sum(dim=1, keepdim=True)
+    return nearer + tied * (left.double() / tied.sum(dim=1, keepdim=True))
+
+
+@torch.no_grad()
+def _trust(true: _Space, other: _Space, k: Any, per_query: bool) -> Any:
+    count, k = len(true.rows), whole_number("k", k)
+    if not k < count / 2:
+        raise ValueError(f"k = {k} neighbours of {count} items: k must be below half of them")
+    excess = []  # for each item the sum over its false neighbours of rank − k
+    for begin in range(0, count, CHUNK):
+        share = _neighbour_share(other.to_others(begin), k).to(true.rows.device)
+        share, items = share.topk(int((share > 0).sum(dim=1).max()), dim=1)
+        similarity = true.to_others(begin)
+        values, similarity = similarity.gather(1, items), similarity.sort(dim=1).values
+        # The items of a tie have the ranks ahead + 1 to last.
+        ahead = count - torch.searchsorted(similarity, values, right=True)
+        last = count - torch.searchsorted(similarity, values)
+        own_share = ((k - ahead).double() / (last - ahead)).clamp(0, 1)
+        beyond = (ahead.clamp(min=k) + 1 + last).double() / 2 - k
+        excess.append(((share - own_share).clamp(min=0) * beyond).sum(dim=1).cpu().numpy())
+    percent = 100 * (1 - np.concatenate(excess) * 2 / (k * (2 * count - 3 * k - 1)))
+    return percent if per_query else float(percent.mean())
 
 
 def _finite(name: str, value, *, square: bool = False) -> Tensor:
@@ -195,74 +219,7 @@ def _ranks(values: Tensor) -> Tensor:
     largest = values.abs().max()
     rounded = (values / torch.where(largest > 0, largest, 1)).round(decimals=10)
     _, group, counts = rounded.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[group]
-
-
-@torch.no_grad()
-def linear_cka(features_a, features_b) -> float:
-    """Linear centred kernel alignment (0 to 1) of ``[N, D]`` and ``[N, E]`` features (Kornblith et al. 2019).
-
-    NaN where all items of a space are equal.
-    """
-    a, b = _finite("features_a", features_a).double(), _finite("features_b", features_b).double()
-    if len(a) != len(b) or len(a) < 3:
-        raise ValueError(f"expected the same 3 or more items, got {tuple(a.shape)} and {tuple(b.shape)}")
-    a, b = (x / x.abs().max().clamp_min(torch.finfo(x.dtype).tiny) for x in (a, b.to(a.device)))
-    a, b = a - a.mean(dim=0), b - b.mean(dim=0)
-    return float((a.T @ b).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
-
-
-@torch.no_grad()
-def modality_gap(image_features, text_features, caption_image) -> float:
-    """Distance between the mean unit image and the mean unit caption over all pairs (Liang et al. 2022).
-
-    ``image_features [I, D]``, ``text_features [C, D]``, ``caption_image [C]`` the row of each caption's image, here and
-    below: both means weigh every pair once.
-    """
-    images, texts, rows = _pairs(image_features, text_features, caption_image)
-    return float((images[rows].mean(dim=0) - texts.mean(dim=0)).norm())
-
-
-@torch.no_grad()
-def relative_modality_gap(image_features, text_features, caption_image) -> float:
-    """How far apart pairs are beside items of one modality: 0 closed, ½ no relation between the modalities.
-
-    With ``d = (1 − cosine) / 2``: mean d of the pairs, over itself plus the mean of d among images and d among captions
-    (distinct items, two or more of each). 0 to 1; ½ where all features are equal.
-
-    >>> relative_modality_gap(torch.eye(3), torch.eye(3), [0, 1, 2])
-    0.0
-    """
-    images, texts, rows = _pairs(image_features, text_features, caption_image)
-    if len(images) < 2 or len(texts) < 2:
-        raise ValueError(f"two images and captions or more are needed, got {len(images)} and {len(texts)}")
-
-    def among(x: Tensor) -> Tensor:
-        cosines = (x.sum(dim=0).square().sum() - x.square().sum()) / (len(x) * (len(x) - 1))
-        return ((1 - cosines) / 2).clamp_min(0)
-
-    paired = ((1 - (images[rows] * texts).sum(dim=1).mean()) / 2).clamp_min(0)
-    whole = paired + (among(images) + among(texts)) / 2
-    return float(paired / whole) if whole > 1e-12 else 0.5
-
-
-@torch.no_grad()
-def alignment(image_features, text_features, caption_image) -> float:
-    """Mean squared distance of the unit rows of matched pairs (Wang and Isola 2020), as :func:`modality_gap`."""
-    images, texts, rows = _pairs(image_features, text_features, caption_image)
-    return float((images[rows] - texts).square().sum(dim=1).mean())
-
-
-@torch.no_grad()
-def uniformity(features, t: float = 2.0) -> float:
-    """``log mean exp(−t d²)`` over all pairs of distinct unit rows ``[N, D]`` (Wang and Isola 2020); lower is wider."""
-    x = unit_rows(_finite("features", features).double())
-    if len(x) < 2:
-        raise ValueError(f"expected [N, D] with N >= 2, got {tuple(x.shape)}")
-    total = sum(torch.exp(2 * t * (x[rows] @ x.T - 1)).sum() for rows in torch.arange(len(x)).split(CHUNK))
-    own = torch.exp(2 * t * (x.square().sum(dim=1) - 1)).sum()
-    return float(torch.log((total - own) / (len(x) * (len(x) - 1))))
+    return (counts.cumsum(0).double() - (counts - 1) / 2)[group]
 
 
 def _pairs(image_features, text_features, caption_image) -> tuple[Tensor, Tensor, Tensor]:

@@ -125,7 +125,9 @@ def claims_frame(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
     rows = []
     for name, own in found.items():
         claim, common = plan.claims[name], {"claim": plan.claims[name].text, "delta": own.delta}
-        rows.append(common | {"part": None, "mean": own.effect.mean, "low": own.low, "high": own.high, "verdict": own.verdict})
+        rows.append(
+            common | {"part": None, "mean": own.effect.mean, "low": own.low, "high": own.high, "verdict": own.verdict}
+        )
         if claim.control:
             known = weakest(plan.claims[claim.control], results)
             row = {"part": "control", "mean": known.mean, "low": known.low, "high": known.high, "verdict": None}

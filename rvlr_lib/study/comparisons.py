@@ -11,12 +11,13 @@ from rvlr_lib.config import ARMS
 from rvlr_lib.data.dial import FAULTS
 from rvlr_lib.disk import load_tensors, read_json, write_json
 from rvlr_lib.evaluation import baselines, curves
-from rvlr_lib.evaluation.evaluate import Features, cluster_recall
+from rvlr_lib.evaluation.evaluate import Features
 from rvlr_lib.models import CachedRows, HeadStudent
 from rvlr_lib.study.cache import Stage
 from rvlr_lib.study.queries import tower_encoders
 from rvlr_lib.study.results import STRUCTURE, validation_scores
 from rvlr_lib.study.study import Study
+from rvlr_lib.training.loop import cross_modal_recall
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,7 +146,7 @@ def perturbed(
                 pair = list(clean[name])
                 if strength:
                     pair[side] = _head(student, rows, side) if rows else _encoded(study, student, changed, None)[side]
-                found = cluster_recall((pair[0], pair[1]), few)
+                found = cross_modal_recall(pair[0], pair[1], torch.as_tensor(few.caption_image))
                 known = {key: value for key, value in found.items() if key.startswith(("i2t/", "t2i/")[side])}
                 frames.append(curves.tidy(known, few, arm=name, perturbation=kind, strength=strength))
     return pd.concat(frames, ignore_index=True)

@@ -27,6 +27,8 @@ def test_contrast_equals_the_loops(draw, ids, temperature):
     student, teacher = draw(7, 5, unit=True), draw(7, 5, unit=True)
     known = torch.arange(7) if ids is None else ids
     there, back = (slow_contrast(a, b, temperature, known).item() for a, b in ((student, teacher), (teacher, student)))
+    loop = sum(((a - b) ** 2).sum() for a, b in zip(student, teacher, strict=True)) / 7
+    assert pair_alignment_loss(student, teacher).item() == pytest.approx(loop.item())
     inputs = student, teacher, temperature, ids
     assert representation_distillation_loss(*inputs).item() == pytest.approx(there)
     both = pytest.approx((there + back) / 2)
@@ -44,16 +46,7 @@ def test_cyclic_terms_equal_the_loops_and_vanish_where_they_should(draw, loss):
     turned, _ = torch.linalg.qr(draw(4, 4).detach())
     assert (loss(images, images @ turned).item() < 1e-12) == (loss is in_modal_cyclic_loss)
     assert loss(images, texts).item() > 0.1
-
-
-def test_in_modal_term_takes_unlike_widths(draw):
-    assert in_modal_cyclic_loss(draw(6, 4), draw(6, 9)) > 0
-
-
-def test_alignment_is_the_mean_squared_distance(draw):
-    images, texts = draw(7, 5), draw(7, 5)
-    loop = sum(((a - b) ** 2).sum() for a, b in zip(images, texts, strict=True)) / 7
-    assert pair_alignment_loss(images, texts).item() == pytest.approx(loop.item())
+    assert in_modal_cyclic_loss(images, draw(6, 9)) > 0
 
 
 def test_gradients(draw):
@@ -73,15 +66,6 @@ def test_order_of_rows_does_not_count(draw):
         assert representation_distillation_loss(a[ORDER], b[ORDER], 0.1, IDS[ORDER], both).item() == pytest.approx(
             plain.item()
         )
-
-
-def test_frozen_teacher_gets_no_gradient_and_a_trainable_projection_does(draw):
-    student, teacher = draw(4, 3), draw(4, 3)
-    representation_distillation_loss(student, teacher.detach(), 0.1).backward()
-    assert student.grad is not None
-    assert teacher.grad is None
-    representation_distillation_loss(student, teacher, 0.1).backward()
-    assert teacher.grad is not None
 
 
 def test_ids_of_any_kind(draw):
@@ -110,7 +94,7 @@ def test_works_in_the_dtype_of_its_input(draw, dtype):
         ((4, 3), (4, 2), 0.1, None, r"\(4, 3\).*\(4, 2\)"),
         ((4,), (4,), 0.1, None, "matrices"),
         ((4, 0), (4, 0), 0.1, None, "matrices"),
-        ((1, 3), (1, 3), 0.1, None, "at least 2 rows"),
+        ((1, 3), (1, 3), 0.1, None, "B >= 2"),
         ((4, 3), (4, 3), 0, None, "temperature must not be zero"),
         ((4, 3), (4, 3), torch.tensor(0.0), None, "temperature must not be zero"),
         ((4, 3), (4, 3), torch.ones(4), None, "0-d"),

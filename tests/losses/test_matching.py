@@ -23,29 +23,12 @@ def test_draws_as_one_call_per_row(ids, dtype):
         assert [x.tolist() for x in fast] == [x.tolist() for x in slow]
 
 
-def test_frequencies_are_the_softmax_of_the_others():
-    similarity, temperature = torch.tensor([[0.9, 0.1, 0.4], [0.3, 0.8, -0.2], [0.0, 0.5, 0.7]]), 0.5
-    generator = seeded()
-    images, texts = zip(
-        *(sample_hard_negatives(similarity, temperature, generator=generator) for _ in range(400)), strict=True
-    )
-    for scores, drawn in ((similarity.T, torch.stack(images)), (similarity, torch.stack(texts))):
-        chances = (torch.softmax(scores / temperature, 1) + 1e-5).fill_diagonal_(0)
-        chances = chances / chances.sum(1, keepdim=True)
-        seen = torch.stack([(drawn == j).float().mean(0) for j in range(3)], 1)
-        assert torch.allclose(seen, chances, atol=0.1)
-
-
 def test_never_draws_the_same_image_even_where_it_alone_has_mass():
-    similarity = torch.eye(8) * 100 + (IDS[:, None] == IDS) * 50.0
+    similarity = (torch.eye(8) * 100 + (IDS[:, None] == IDS) * 50.0).requires_grad_()
     for seed in range(10):
         for drawn in sample_hard_negatives(similarity, 0.07, IDS, seeded(seed)):
             assert (IDS[drawn] != IDS).all()
-
-
-def test_no_gradient_flows_through_the_draw(draw):
-    similarity, temperature = draw(5, 5), torch.tensor(0.1, requires_grad=True)
-    assert not any(x.requires_grad for x in sample_hard_negatives(similarity, temperature))
+            assert not drawn.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -76,5 +59,5 @@ def test_matching_equals_the_loop_and_has_its_gradient(draw):
 
 @pytest.mark.parametrize("shapes", [((4, 2), (4, 2)), ((4, 3), (8, 3)), ((1, 2), (2, 2)), ((4,), (8, 2))])
 def test_matching_refuses(shapes):
-    with pytest.raises(ValueError, match="expected positive_logits"):
+    with pytest.raises(ValueError, match="expected logits"):
         image_text_matching_loss(*(torch.zeros(shape) for shape in shapes))

@@ -48,15 +48,11 @@ def test_equals_the_slow_twin(views, distance, centred, fusion_weight, temperatu
     assert [term.item() for term in fast] == pytest.approx(expected, rel=1e-9)
     expected = slow_mean_relation(*views[:3], fusion_weight=fusion_weight, temperature=temperature).item()
     assert mean_relation(views, fusion_weight, temperature).item() == pytest.approx(abs(expected))
-
-
-@ALL
-@pytest.mark.parametrize("row", ["zero", "equal to another"])
-def test_equals_the_slow_twin_where_a_row_of_the_student_is_poor(views, distance, centred, row):
     student, *others = (x.detach().clone() for x in views)
-    student[2] = student[5] if row == "equal to another" else 0
-    inputs = student, *others
-    assert loss(inputs, distance, centred).student.item() == pytest.approx(slow(inputs, distance, centred)[0], rel=1e-9)
+    for row in (student[5], 0):
+        student[2] = row
+        inputs = student, *others
+        assert loss(inputs, distance, centred).student.item() == pytest.approx(slow(inputs, distance, centred)[0])
 
 
 def test_gradients(views):
@@ -89,18 +85,6 @@ def test_lengths_of_rows_do_not_count_and_batch_order_for_the_running_sums_alone
     moved = [x[order] for x in views]
     assert (abs(loss(moved, distance, centred).student - plain) > 1e-3) == (distance == "cumulative_l1")
     assert mean_relation(moved).item() == pytest.approx(mean_relation(views).item())
-
-
-@ALL
-def test_frozen_teachers_get_no_gradient(views, distance, centred):
-    student, image, text, cost = views
-    terms = loss((student, image.detach(), text.detach(), cost), distance, centred)
-    terms.student.backward()
-    assert student.grad.abs().sum() > 0
-    assert image.grad is None
-    assert text.grad is None
-    assert (cost.grad is not None) == (distance == "wasserstein")
-    assert not terms.image_teacher.requires_grad
 
 
 @pytest.mark.parametrize("distance", COSINE)
@@ -153,15 +137,6 @@ def test_wasserstein_equals_scipy_row_by_row(views):
     assert (terms.image_teacher.item(), terms.text_teacher.item()) == (0, 0)
 
 
-def test_other_distances_ignore_the_cost_and_rkd_the_temperature(views):
-    *three, _ = views
-    for distance in set(DISTANCES) - {"wasserstein"}:
-        bare = structure_distillation_loss(*three, fusion_weight=0.3, temperature=0.2, distance=distance)
-        assert bare.student.item() == loss(views, distance).student.item()
-    for distance in ("rkd_distance", "rkd_angle"):
-        assert loss(views, distance, temperature=5.0).student.item() == loss(views, distance).student.item()
-
-
 @ALL
 @pytest.mark.parametrize("poor", ["zero", "twins", "collapsed", "nearly collapsed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -195,14 +170,6 @@ def test_rkd_distance_is_exact_where_rows_are_equal_and_near(draw):
 
 
 @ALL
-def test_nan_stays_nan(views, distance, centred):
-    student, *others = views
-    student = student.detach().clone()
-    student[2, 1] = torch.nan
-    assert loss((student, *others), distance, centred).student.isnan()
-
-
-@ALL
 def test_dtypes(views, distance, centred):
     exact = pytest.approx(loss(views, distance, centred).student.item(), rel=1e-4)
     student, image, text, cost = views
@@ -214,6 +181,7 @@ def test_dtypes(views, distance, centred):
     half = loss([x.half() for x in views], distance, centred).student
     assert half.dtype == torch.float16
     assert half.item() == pytest.approx(exact.expected, rel=0.05)
+    assert loss((student * torch.nan, image, text, cost), distance, centred).student.isnan()
 
 
 def test_half_precision_of_a_large_batch_does_not_overflow(draw):
@@ -232,8 +200,8 @@ def test_half_precision_of_a_large_batch_does_not_overflow(draw):
         ({"temperature": 0.0}, "zero"),
         ({"fusion_weight": torch.ones(2)}, r"fusion_weight .*\(2,\)"),
         ({"rows": (4, 4, 5)}, r"\(4, 2\).*\(5, 2\)"),
-        ({"rows": (1, 1, 1)}, "at least 2 rows"),
-        ({"rows": (2, 2, 2), "distance": "rkd_angle"}, "at least 3 rows"),
+        ({"rows": (1, 1, 1)}, "B >= 2"),
+        ({"rows": (2, 2, 2), "distance": "rkd_angle"}, "B >= 3"),
     ],
 )
 def test_refuses(change, message):
