@@ -90,8 +90,8 @@ def write_frame(folder: Path, *, make: Callable[[], "pd.DataFrame"]) -> None:
     write_json(folder / "frame.json", make().to_dict(orient="records"))
 
 
-def interpolated(study: Study, path: Sequence[str], *, steps: int = 10) -> "pd.DataFrame":
-    """``r_mean`` and ``structure`` of the models between two arms, in so many steps: columns path, alpha."""
+def interpolated(study: Study, path: Sequence[str]) -> "pd.DataFrame":
+    """``r_mean`` and ``structure`` of eleven models between two arms: columns path, alpha."""
     states = [load_tensors(study.student_folder(name) / "weights.safetensors") for name in path]
     student, split = study.student(path[0]), study._split("test")
 
@@ -99,9 +99,7 @@ def interpolated(study: Study, path: Sequence[str], *, steps: int = 10) -> "pd.D
         student.load_state_dict(state)
         return validation_scores(split.encode(student, study.device), split.dataset)
 
-    alphas = [step / steps for step in range(steps + 1)]
-    at = {"path": " → ".join(path)}
-    return curves.interpolation_curve(states[0], states[1], measure, split.dataset, alphas=alphas, **at)
+    return curves.interpolation_curve(states[0], states[1], measure, split.dataset, path=" → ".join(path))
 
 
 def without_training(study: Study, arm: str) -> "pd.DataFrame":
@@ -109,8 +107,8 @@ def without_training(study: Study, arm: str) -> "pd.DataFrame":
     student = study.student(arm)
     known = {part: study._split(part) for part in ("train", "val", "test")}
     pairs = {part: (split.encode(student, study.device), split.dataset) for part, split in known.items()}
-    given = {"train": pairs["train"], "validation": pairs["val"], "seed": study.settings.seed}
-    return baselines.training_free(*pairs["test"], **given, device=study.device)
+    train, validation, seed = pairs["train"], pairs["val"], study.settings.seed
+    return baselines.training_free(*pairs["test"], train=train, validation=validation, seed=seed)
 
 
 def mixed(study: Study, arms: Sequence[str], *, shares: Sequence[float] = curves.STEPS) -> "pd.DataFrame":
