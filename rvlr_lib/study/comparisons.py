@@ -90,8 +90,10 @@ def write_frame(folder: Path, *, make: Callable[[], "pd.DataFrame"]) -> None:
     write_json(folder / "frame.json", make().to_dict(orient="records"))
 
 
-def interpolated(study: Study, path: Sequence[str]) -> "pd.DataFrame":
-    """``r_mean`` and ``structure`` of eleven models between two arms: columns path, alpha."""
+def interpolated(study: Study, path: Sequence[str], *, steps: int = 10) -> "pd.DataFrame":
+    """``r_mean`` and ``structure`` of the models between two arms, in so many steps: columns path, alpha."""
+    import pandas as pd
+
     states = [load_tensors(study.student_folder(name) / "weights.safetensors") for name in path]
     student, split = study.student(path[0]), study._split("test")
 
@@ -99,7 +101,9 @@ def interpolated(study: Study, path: Sequence[str]) -> "pd.DataFrame":
         student.load_state_dict(state)
         return validation_scores(split.encode(student, study.device), split.dataset)
 
-    return curves.interpolation_curve(states[0], states[1], measure, split.dataset, path=" → ".join(path))
+    models = {step / steps: baselines.interpolate_weights(states[0], states[1], step / steps) for step in range(steps + 1)}
+    at = {"dataset": split.dataset, "path": " → ".join(path)}
+    return pd.concat([curves.tidy(measure(model), **at, alpha=alpha) for alpha, model in models.items()], ignore_index=True)
 
 
 def without_training(study: Study, arm: str) -> "pd.DataFrame":
