@@ -101,9 +101,10 @@ def interpolated(study: Study, path: Sequence[str], *, steps: int = 10) -> "pd.D
         student.load_state_dict(state)
         return validation_scores(split.encode(student, study.device), split.dataset)
 
-    models = {step / steps: baselines.interpolate_weights(states[0], states[1], step / steps) for step in range(steps + 1)}
-    at = {"dataset": split.dataset, "path": " → ".join(path)}
-    return pd.concat([curves.tidy(measure(model), **at, alpha=alpha) for alpha, model in models.items()], ignore_index=True)
+    at, rows = {"dataset": split.dataset, "path": " → ".join(path)}, []
+    for alpha in [step / steps for step in range(steps + 1)]:
+        rows.append(curves.tidy(measure(baselines.interpolate_weights(*states, alpha)), **at, alpha=alpha))
+    return pd.concat(rows, ignore_index=True)
 
 
 def without_training(study: Study, arm: str) -> "pd.DataFrame":
