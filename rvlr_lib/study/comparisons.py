@@ -101,9 +101,10 @@ def interpolated(study: Study, path: Sequence[str], *, steps: int = 10) -> "pd.D
         student.load_state_dict(state)
         return validation_scores(split.encode(student, study.device), split.dataset)
 
-    at, rows = {"dataset": split.dataset, "path": " → ".join(path)}, []
+    label, rows = " → ".join(path), []
     for alpha in [step / steps for step in range(steps + 1)]:
-        rows.append(curves.tidy(measure(baselines.interpolate_weights(*states, alpha)), **at, alpha=alpha))
+        found = measure(baselines.interpolate_weights(states[0], states[1], alpha))
+        rows.append(curves.tidy(found, split.dataset, path=label, alpha=alpha))
     return pd.concat(rows, ignore_index=True)
 
 
