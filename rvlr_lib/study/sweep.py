@@ -226,7 +226,7 @@ def _warm_cell(settings: Any, names: Sequence[str], device: str, root: str, *_: 
 
     study = Study(settings, device=device, root=Path(root))
     for name in names:
-        study.result(name)
+        study.record(name)
 
 
 def read_seeds(folder: Path, dataset: str, sealed: str = "") -> dict[int, dict[str, Any]]:
