@@ -167,12 +167,11 @@ def report(folder: File, claims: bool, profile: str, results: str, insert: File)
     if folder:
         page = write_report(folder)
         return print(f"{page} and {page.with_suffix('.html').name}, tables in {page.parent / 'tables'}")
-    from rvlr_lib.study.claims import verdict_table, write_claims
-    from rvlr_lib.tables import insert_between, to_markdown
+    from rvlr_lib.study.claims import insert_verdicts, write_claims
 
     written = write_claims(profile, results)
     if written and insert:
-        insert_between(insert, "claims", to_markdown(verdict_table(profile, results)))
+        insert_verdicts(insert, profile, results)
     print(written or "no page of claims")
 
 

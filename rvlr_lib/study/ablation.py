@@ -69,7 +69,7 @@ def switch_frame(
         for name, overrides in switches(fusion).items():
             if names and name not in (*names, "corrected"):
                 continue
-            record = study(seed, overrides).result(arm).record
+            record = study(seed, overrides).record(arm)
             rows += [
                 {
                     "dataset": record["dataset"],

@@ -10,7 +10,7 @@ from rvlr_lib.disk import read_json, write_text
 from rvlr_lib.metrics.statistics import Effect, Verdict, paired_effect, power, verdicts
 from rvlr_lib.study.plan import Claim, Plan, check_seal, profile_plan, reference_folder
 from rvlr_lib.study.sweep import read_seeds
-from rvlr_lib.tables import to_markdown
+from rvlr_lib.tables import insert_between, to_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -282,19 +282,24 @@ def write_claims(profile: str = "study", folder: str | Path = "") -> Path | None
     return place / "claims.md"
 
 
-def verdict_table(profile: str = "study", folder: str | Path = "") -> pd.DataFrame:
-    """Primary claims in words with verdict, effect, interval and seeds, for the README.
+def insert_verdicts(page: Path, profile: str = "study", folder: str | Path = "") -> None:
+    """Put the verdicts into a Markdown page: sentences between its ``verdict`` markers, a table between ``claims``.
 
     Raises:
-        ValueError: there is no sealed study.
+        ValueError: there is no sealed study, or the page lacks the markers.
     """
-    found = read_study(profile, folder)
-    if found is None:
+    study = read_study(profile, folder)
+    if study is None:
         raise ValueError("there is no sealed study: `rvlr study --tune`, `--seal`, then `rvlr study` make one")
-    plan, results, _ = found
-    table = claims_table(plan, results, judge(plan, results))
-    table["claim"] = [plan.claims[name].text for name in table["claim"]]
-    return table[["claim", "verdict", "points", "Holm interval", "δ", "seeds"]]
+    plan, results, tuned = study
+    found = judge(plan, results)
+    lines = [f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name in found]
+    insert_between(page, "verdict", "\n".join(lines or ["- No verdict yet: the planned seeds are not whole."]))
+    table = claims_table(plan, results, found)
+    if len(table):
+        table["claim"] = [plan.claims[name].text for name in table["claim"]]
+        table = table[["claim", "verdict", "points", "Holm interval", "90 % interval", "δ", "seeds"]]
+        insert_between(page, "claims", to_markdown(table))
 
 
 def signed(value: float) -> str:

@@ -40,7 +40,7 @@ def study_frame(studies: Studies, arms: Iterable[str]) -> "pd.DataFrame":
     for dial, own in studies.items():
         for study in own:
             for name in arms:
-                record = study.result(name).record
+                record = study.record(name)
                 values = {**record["structure"], **record["metrics"]}
                 if all(key in values for key in STRUCTURE):
                     values[KEPT_STRUCTURE] = sum(values[key] for key in STRUCTURE) / len(STRUCTURE)

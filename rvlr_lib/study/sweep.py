@@ -142,7 +142,7 @@ def warm(wanted: Sequence[tuple[Study, Sequence[str]]], *, jobs: int = 0, say: C
 def _warm_cell(settings: Any, names: Sequence[str], device: str, root: str, *_: Any) -> None:
     study = Study(settings, device=device, root=Path(root))
     for name in names:
-        study.result(name)
+        study.record(name)
 
 
 def read_seeds(folder: Path, dataset: str, sealed: str = "") -> dict[int, dict[str, Any]]:

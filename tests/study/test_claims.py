@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rvlr_lib.study.claims import claims_page, judge, metric_of, results_frame, sentence
+from rvlr_lib.study.claims import claims_frame, claims_page, judge, lead, metric_of, results_frame, sentence
 
 CHOSEN = {"arms": {"rvlr": {"off": True}}, "epochs": 3, "dials": {"image": {"data.image_visibility": 0.5}}}
 
@@ -68,3 +68,21 @@ def test_the_frame_is_tidy():
     frame = results_frame(results(1.0, 0.0, seeds=2), ["r_mean"])
     assert list(frame.columns) == ["dataset", "dial", "arm", "seed", "metric", "value"]
     assert len(frame) == 6
+
+
+def test_companions_that_differ_in_their_dial_are_one_sentence(plan, replaced):
+    other = replaced(plan.claims["constant"], text="what matching bends")
+    plan = replaced(plan, claims={**plan.claims, "bend, nothing taken": other, "bend, poor captions": other})
+    text = lead(plan, results(1.0, 2.0), "bend")
+    assert text.startswith("What matching bends: nothing taken +")
+    assert "; poor captions +" in text
+    assert "12 seeds" in text
+    with pytest.raises(ValueError, match="no companion begins with 'recall'"):
+        lead(plan, results(1.0, 2.0), "recall")
+
+
+def test_the_control_is_drawn_below_its_claim(plan, replaced):
+    plan = replaced(plan, seeds=12)
+    frame = claims_frame(plan, results(5.0, 3.0), judge(plan, results(5.0, 3.0)))
+    assert frame["part"].tolist() == [None, "control"]
+    assert frame["mean"].round().tolist() == [5.0, 3.0]

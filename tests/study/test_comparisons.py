@@ -1,0 +1,85 @@
+import pandas as pd
+import pytest
+import torch
+
+from rvlr_lib.disk import write_json
+from rvlr_lib.evaluation.evaluate import cluster_recall
+from rvlr_lib.study import comparisons, sweep
+from rvlr_lib.study.results import validation_scores
+
+
+@pytest.fixture
+def studies(make_study):
+    return {"none": [make_study()], "text": [make_study(**{"data.text_detail": 0.5})]}
+
+
+def test_warm_fills_the_cache_in_one_thread_and_says_each_study(studies, monkeypatch):
+    said, threads, set_threads = [], [], torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: (threads.append(count), set_threads(count)))
+    wanted = [(own[0], ["start", "matching"]) for own in studies.values()]
+    before = torch.get_num_threads()
+    sweep.warm(wanted, jobs=1, say=said.append)
+    assert all(study.has("matching") and study.has("start") for study, _ in wanted)
+    assert threads == [1, before]
+    assert len(said) == 2
+    assert said[0].startswith("stage ")
+    sweep.warm(wanted, jobs=1, say=said.append)  # nothing is left to do
+    assert len(said) == 2
+
+
+def test_the_frame_holds_every_study_and_the_mean_of_the_single_modal_figures(studies):
+    frame = comparisons.study_frame(studies, ["start", "matching"])
+    assert list(frame.columns) == ["dataset", "dial", "arm", "seed", "metric", "value"]
+    assert set(frame["dial"]) == {"none", "text"}
+    assert not frame.duplicated(["dial", "arm", "seed", "metric"]).any()
+    one = frame[(frame["dial"] == "text") & (frame["arm"] == "matching")].set_index("metric")["value"]
+    assert one["structure"] == pytest.approx(one[list(comparisons.STRUCTURE)].mean())
+
+
+def test_recall_as_a_share_of_the_ceiling_of_its_own_seed():
+    rows = [("ceiling", 0, "r_mean", 80.0), ("ceiling", 1, "r_mean", 50.0)]
+    rows += [("rvlr", 0, "r_mean", 40.0), ("rvlr", 1, "r_mean", 40.0), ("rvlr", 1, "structure", 7.0)]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"]).assign(dial="none")
+    own = frame[frame["arm"] == "rvlr"]
+    name, shares = comparisons.share_of_ceiling(own, frame)
+    assert shares[shares["metric"] == name]["value"].tolist() == [50.0, 80.0]
+    assert shares[shares["metric"] == "structure"]["value"].tolist() == [7.0]
+    assert comparisons.share_of_ceiling(own, own) == ("r_mean", own)  # nobody knows a ceiling
+
+
+def test_between_two_arms_the_ends_are_the_arms(studies):
+    found = comparisons.gather(comparisons.interpolated, studies, ["matching", "matching_longer"], steps=2)
+    assert set(found["alpha"]) == {0.0, 0.5, 1.0}
+    for dial, (study,) in studies.items():
+        for alpha, arm in ((0.0, "matching"), (1.0, "matching_longer")):
+            ends = found[(found["dial"] == dial) & (found["alpha"] == alpha)].set_index("metric")["value"]
+            known = validation_scores(study.test_features(arm), study.dataset("test"))
+            assert dict(ends) == pytest.approx(known, abs=1e-6)
+
+
+def test_what_was_computed_is_read_and_other_options_are_computed(studies, monkeypatch):
+    few = {"none": studies["none"]}
+    first = comparisons.gather(comparisons.mixed, few, ["matching"], shares=[0.0, 1.0])
+    written = []
+    monkeypatch.setattr(comparisons, "write_json", lambda *given: (written.append(given[0]), write_json(*given)))
+    again = comparisons.gather(comparisons.mixed, few, ["matching"], shares=[0.0, 1.0])
+    assert not written
+    pd.testing.assert_frame_equal(first, again)
+    assert set(comparisons.gather(comparisons.mixed, few, ["matching"], shares=[0.5])["captions"]) == {50.0}
+    assert len(written) == 1
+
+
+def test_queries_without_damage_are_those_of_the_test_split(studies):
+    study = studies["none"][0]
+    options = {"kinds": ["words_dropped", "blur"], "strengths": [0.0, 1.0]}
+    found = comparisons.perturbed(study, ["matching", "matching_longer"], **options)
+    clean = cluster_recall(study.test_features("matching"), study.dataset("test"))
+    kept = found[(found["arm"] == "matching") & (found["strength"] == 0)].set_index("metric")["value"]
+    assert dict(kept) == pytest.approx({key: clean[key] for key in kept.index}, abs=1e-4)
+    assert set(kept.index) == {f"{way}/R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10, "mean")}
+    assert len(found) == 2 * 2 * 2 * 4
+
+
+def test_training_free_peers_have_their_rows(studies):
+    found = comparisons.without_training(studies["none"][0], "matching")
+    assert list(dict.fromkeys(found["arm"])) == ["as given", "centred", "pca", "spectral_cut", "nnn"]
