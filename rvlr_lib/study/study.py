@@ -176,22 +176,9 @@ class Study:
         """The record of a result, without its features; errors as of :meth:`result`."""
         if name not in ARMS and name not in REFERENCES:
             raise ValueError(f"unknown arm {name!r}: valid are {', '.join((*ARMS, *REFERENCES))}")
-<<<<<<< HEAD
         stored = read_json(self.cache.folder(self.result_stage(name)) / "result.json")
         stored["provenance"]["settings"] = as_dict(self.settings)
-        record = {"dataset": data_name(self.settings.data.name), "arm": name, "seed": self.settings.seed, **stored}
-        features = None if name in ("floor", "ceiling") else self.test_features(name)
-        return Result(record, features, self.student_folder(name) if name in ARMS else None)
-=======
-        record = {
-            "dataset": data_name(self.settings.data.name),
-            "arm": name,
-            "seed": self.settings.seed,
-            **read_json(self.cache.folder(self._result_stage(name)) / "result.json"),
-        }
-        record["provenance"]["settings"] = as_dict(self.settings)
-        return record
->>>>>>> w-notebooks
+        return {"dataset": data_name(self.settings.data.name), "arm": name, "seed": self.settings.seed, **stored}
 
     def has(self, name: str) -> bool:
         """Whether the result of an arm or reference row is in the cache."""
