@@ -1,4 +1,4 @@
-"""Data sets of pictures and captions, their batches, truths and relevance.
+"""Data sets of pictures and captions, their truths, relevance and the dial.
 
 >>> dataset = load_dataset("scenes", split="val", size=2, text_detail=1.0)
 >>> len(dataset), len(dataset.captions), dataset.image(0).size
@@ -14,40 +14,27 @@ from typing import Any
 
 from rvlr_lib.data.clipart import clipart_stamps, load_clipart
 from rvlr_lib.data.collection import PREPARED
-from rvlr_lib.data.dataset import SPLITS, Batch, ImageTextDataset, PixelSource, augment, iterate_batches
+from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, augment
 from rvlr_lib.data.dial import ImbalanceSpec, impose, mismatch_index
-from rvlr_lib.data.emoji import PACKAGES, load_emoji, package_version
+from rvlr_lib.data.emoji import installed, load_emoji
 from rvlr_lib.data.own import file_stamps, load_files
 from rvlr_lib.data.relevance import clean_caption, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.scenes import load_scenes
-from rvlr_lib.data.truth import Facts, SceneViews, Truth, bayes_ceiling, shown_share, told_share
+from rvlr_lib.data.truth import bayes_ceiling, shown_share, told_share
 
-LOADERS: dict[str, Callable[..., ImageTextDataset]] = {
-    "clipart": load_clipart,
-    "emoji": load_emoji,
-    "scenes": load_scenes,
-}
+LOADERS: dict[str, Callable[..., ImageTextDataset]]
+LOADERS = {"clipart": load_clipart, "emoji": load_emoji, "scenes": load_scenes}
 
 __all__ = [
-    "LOADERS",
-    "PREPARED",
-    "SPLITS",
-    "Batch",
-    "Facts",
     "ImageTextDataset",
     "ImbalanceSpec",
-    "PixelSource",
-    "SceneViews",
-    "Truth",
     "augment",
     "bayes_ceiling",
     "clean_caption",
     "dataset_stamp",
     "embedding_relevance",
     "impose",
-    "iterate_batches",
     "load_dataset",
-    "load_files",
     "mismatch_index",
     "rouge_l_relevance",
     "shown_share",
@@ -69,57 +56,48 @@ def load_dataset(
         name_or_path: ``scenes``, ``emoji`` or ``clipart``; ``flickr30k``, ``coco`` or ``vizwiz`` where their files lie
             in ``data/NAME`` or ``$RVLR_DATA/NAME``; or an annotation file, a folder or an index of your own.
         split: ``train``, ``val`` or ``test``.
-        image_root: Folder of the pictures; scenes and emoji carry their own and take none.
-        imbalance: The dial, see :class:`ImbalanceSpec`; scenes then tell all, or what the dial says, not 0.6.
-        options: Settings of that data set, see ``load_scenes``, ``load_emoji``, ``load_clipart`` and ``load_files``.
+        image_root: folder of the pictures; scenes and emoji carry their own and take none.
+        imbalance: the dial; scenes then tell all, or what the dial says, not 0.6.
+        options: of ``load_scenes``, ``load_emoji``, ``load_clipart`` or ``load_files``.
 
     Raises:
-        ValueError: If the name, the split or an option is unknown, an option's value is not lawful, or the files are
-            not as they must be.
+        ValueError: the name, the split, an option or its value is unknown, or the files are not as they must be.
     """
-    name_or_path = str(name_or_path)
-    loader: Callable[..., ImageTextDataset] = LOADERS.get(name_or_path, load_files)
-    parameters = inspect.signature(loader).parameters
-    first: dict[str, Any] = {}
+    name = str(name_or_path)
+    loader = LOADERS.get(name, load_files)
+    known = list(inspect.signature(loader).parameters)
+    given: dict[str, Any] = {"split": split} | ({"image_root": image_root or None} if "image_root" in known else {})
     if loader is load_files:
-        known_as = name_or_path in PREPARED or Path(name_or_path).suffix or "/" in name_or_path
-        if not (known_as or os.path.exists(name_or_path)):
+        if not (name in PREPARED or Path(name).suffix or "/" in name or os.path.exists(name)):
             names = ", ".join((*LOADERS, *PREPARED))
-            raise ValueError(f"data set {name_or_path!r} is unknown; choose one of: {names}, or give a file or folder")
-        first["path"] = name_or_path
-    if "image_root" in parameters:
-        first["image_root"] = image_root or None
-    elif image_root:
-        raise ValueError(f"image_root={image_root!r}: {name_or_path} carries its own pictures; leave it out")
-    known = [name for name in parameters if name not in ("split", "path", "image_root")]
-    for name in options:
-        if name not in known:
-            raise ValueError(f"option {name!r} is unknown to {name_or_path}; it has: {', '.join(known)}")
+            raise ValueError(f"data set {name!r} is unknown; choose one of: {names}, or give a file or folder")
+        given["path"] = name
+    elif split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown; {name} has {', '.join(SPLITS)}")
+    if image_root and "image_root" not in known:
+        raise ValueError(f"image_root={image_root!r}: {name} carries its own pictures; leave it out")
+    known = [option for option in known if option not in ("split", "path", "image_root")]
+    if unknown := [option for option in options if option not in known]:
+        raise ValueError(f"option {unknown[0]!r} is unknown to {name}; it has: {', '.join(known)}")
     here = (imbalance or ImbalanceSpec()).on(split)
-    if name_or_path == "scenes" and imbalance:  # words and tiles go where scenes are drawn: the truth stays known
+    if name == "scenes" and imbalance:  # words and tiles go where scenes are drawn: the truth stays known
         taken = {"text_detail": here.text_detail}
         if here.image_fault == "occlusion":
             taken["image_visibility"] = here.image_visibility
-        for name in taken.keys() & options.keys():
-            raise ValueError(f"{name} is given twice: by itself and in imbalance")
+        for option in taken.keys() & options.keys():
+            raise ValueError(f"{option} is given twice: by itself and in imbalance")
         options |= taken
-        here = replace(here, text_detail=1.0, image_visibility=1.0 if len(taken) > 1 else here.image_visibility)
-    return impose(loader(split=split, **first, **options), here)
+        here = replace(here, **dict.fromkeys(taken, 1.0))
+    return impose(loader(**given, **options), here)
 
 
 def dataset_stamp(name_or_path: str, image_root: str | None = None, **options: Any) -> tuple[Any, ...]:
     """What changes whenever a file changes that a data set is read from; belongs into every cache in the process.
 
-    Args:
-        name_or_path: As for :func:`load_dataset`.
-        image_root: Folder of the pictures.
-        options: Of :func:`load_files` that decide what is read: columns, ``split_seed``, ``keep_flagged``.
-
-    Raises:
-        ValueError: As :func:`load_dataset`.
+    ``options`` are those of :func:`load_files` that decide what is read: columns, ``split_seed``, ``keep_flagged``.
     """
     if name_or_path == "clipart":
         return clipart_stamps(image_root)
     if name_or_path in LOADERS:
-        return tuple((name, package_version(name)) for name in (PACKAGES if name_or_path == "emoji" else ()))
+        return tuple(installed().items()) if name_or_path == "emoji" else ()
     return file_stamps(name_or_path, image_root or None, **options)

@@ -12,29 +12,20 @@ import warnings
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from rvlr_lib.data.collection import hashed_split
-from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
+from rvlr_lib.data.dataset import ImageTextDataset, evenly, in_threads
 from rvlr_lib.data.files import Stamp, printable, stamp, walk
-from rvlr_lib.data.pictures import MAX_PIXELS, FileSource, equal_files, in_threads
+from rvlr_lib.data.pictures import MAX_PIXELS, FileSource, equal_files
 from rvlr_lib.data.relevance import clean_caption
 
 ROOT = "/usr/share/openclipart/png"
 SHARED = 20  # pictures that share a caption before it is counted as one that tells little
 MOST_CAPTIONS, MOST_WORDS = 5, 40
-
-
-class Drawing(NamedTuple):
-    """One drawing: its file below the root, one to five captions, its folder, and the file whose split it takes."""
-
-    name: str
-    captions: list[str]
-    category: str
-    like: str
 
 
 def load_clipart(
@@ -52,40 +43,30 @@ def load_clipart(
         split_seed: of the hash.
 
     Raises:
-        ValueError: the package is not there (says how to install it), or an argument is not lawful.
+        ValueError: the package is not there (says how to install it), or ``limit`` is below 1.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown; clipart has {', '.join(SPLITS)}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} is too small; give at least 1, or None for all")
     stamps = clipart_stamps(image_root)
     root = Path(stamps[0][0])
-    drawings, told = _catalogue(stamps)
-    chosen = [one for one in drawings if hashed_split(one.like, split_seed) == split]
-    if limit is not None and limit < len(chosen):
-        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, limit).astype(int)]
-    if not chosen:
+    drawings, first, told = _catalogue(stamps)
+    names = evenly([name for name in drawings if hashed_split(first.get(name, name), split_seed) == split], limit)
+    if not names:
         raise ValueError(
             f"{root}: {split} has no drawing with a title of its {len(drawings)}; is this openclipart-png?"
         )
     return ImageTextDataset(
         name="clipart",
         split=split,
-        image_ids=[one.name for one in chosen],
-        captions=[caption for one in chosen for caption in one.captions],
-        caption_image=np.repeat(np.arange(len(chosen)), [len(one.captions) for one in chosen]),
-        source=FileSource(root, [one.name for one in chosen]),
-        categories=[one.category for one in chosen],
-        info={**told, "images": len(chosen), "limit": limit, "split_seed": split_seed},
+        image_ids=names,
+        captions=[caption for name in names for caption in drawings[name]],
+        caption_image=np.repeat(np.arange(len(names)), [len(drawings[name]) for name in names]),
+        source=FileSource(root, names),
+        categories=[os.path.dirname(name) or "none" for name in names],
+        info={**told, "images": len(names), "limit": limit, "split_seed": split_seed},
     )
 
 
 def clipart_stamps(image_root: str | Path | None = None) -> tuple[Stamp, ...]:
-    """Stamps of the folders and files of the package.
-
-    Raises:
-        ValueError: it is not there.
-    """
+    """Stamps of the folders and files of the package; ValueError where it is not there."""
     root = printable(Path(image_root or ROOT))
     if not root.is_dir():
         raise ValueError(f"clipart: {root} is not there; apt install openclipart-png, or give its folder as image_root")
@@ -94,32 +75,26 @@ def clipart_stamps(image_root: str | Path | None = None) -> tuple[Stamp, ...]:
 
 
 @lru_cache(maxsize=2)
-def _catalogue(stamps: tuple[Stamp, ...]) -> tuple[list[Drawing], dict[str, Any]]:
-    """Every drawing with a caption, and what was left out."""
+def _catalogue(stamps: tuple[Stamp, ...]) -> tuple[dict[str, list[str]], dict[str, str], dict[str, Any]]:
+    """Captions of every drawing that has any, the first of the names of equal files, and what was left out."""
     root = Path(stamps[0][0])
-    found = walk(root, root)
-    names = [name for name in found.files if name.lower().endswith(".png")]
+    names = [name for name in walk(root, root).files if name.lower().endswith(".png")]
     own = [name for name in names if not (root / name).is_symlink()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         told = dict(zip(own, in_threads(_about, [root / name for name in own]), strict=True))
-    captions = {name: _captions(name, about) for name, about in told.items() if about is not None}
-    captions = {name: texts for name, texts in captions.items() if texts}
-    alike = {name: min(group) for group in equal_files(root, captions) for name in group}
-    drawings = [
-        Drawing(name, texts, os.path.dirname(name) or "none", alike.get(name, name))
-        for name, texts in sorted(captions.items())
-    ]
-    owners = Counter(text for one in drawings for text in one.captions)
+    usable = {name: _captions(name, about) for name, about in sorted(told.items()) if about is not None}
+    drawings = {name: texts for name, texts in usable.items() if texts}
+    owners = Counter(text for texts in drawings.values() for text in texts)
     info = {
         "files": len(names),
         "links to others": len(names) - len(own),
-        "too large or damaged": sum(about is None for about in told.values()),
-        "without a caption": sum(about is not None for about in told.values()) - len(captions),
+        "too large or damaged": len(told) - len(usable),
+        "without a caption": len(usable) - len(drawings),
         f"captions shared by more than {SHARED} drawings": sum(count > SHARED for count in owners.values()),
     }
     print(f"clipart: {len(drawings):,} drawings; {', '.join(f'{count:,} {what}' for what, count in info.items())}")
-    return drawings, info
+    return drawings, {name: min(group) for group in equal_files(root, drawings) for name in group}, info
 
 
 def _about(path: Path) -> dict[str, str] | None:

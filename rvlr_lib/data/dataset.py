@@ -1,12 +1,13 @@
-"""Pictures and their captions: one record for every data set, its batches and its gentle augmentation."""
+"""Pictures and their captions: one record for every data set, and its gentle augmentation."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,73 +16,92 @@ from PIL import Image
 from rvlr_lib.data.facts import SceneViews
 
 SPLITS = ("train", "val", "test")
+THREADS = 4
+MEMORY_BUDGET = 2**30
+
+Rows = Sequence[int] | np.ndarray | torch.Tensor
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+def in_threads(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    """``map`` in threads, in order; Pillow decodes and resizes without holding the interpreter."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(work, items)
+
+
+def evenly(items: list[Item], limit: int | None) -> list[Item]:
+    """At most ``limit`` of the items, evenly spaced; None for all.
+
+    Raises:
+        ValueError: ``limit`` is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} is too small; give at least 1, or None for all")
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i] for i in np.linspace(0, len(items) - 1, limit).astype(int)]
 
 
 class PixelSource:
-    """Pictures by row. A subclass gives ``__len__`` and ``image``; ``in_memory``: resized copies are kept whole."""
+    """Pictures by row, made when asked for.
 
-    in_memory = True
+    Args:
+        count: number of pictures.
+        image: row -> picture as RGB.
+        content: row -> bytes that identify the picture in a fingerprint; default its pixels.
+        memory_budget: bytes; resized copies are kept where all of them fit, else every call resizes anew.
+    """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        count: int,
+        image: Callable[[int], Image.Image],
+        content: Callable[[int], bytes] | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+    ) -> None:
+        self.count, self.image, self.memory_budget = count, image, memory_budget
+        self.content = content or (lambda row: self.image(row).tobytes())
         self._resized: dict[int, torch.Tensor] = {}
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return self.count
 
-    def image(self, row: int) -> Image.Image:
-        """Picture of one row as RGB."""
-        raise NotImplementedError
-
-    def content(self, row: int) -> bytes:
-        """What identifies the picture in a fingerprint: its pixels, or its file's bytes where that is cheaper."""
-        return self.image(row).tobytes()
-
-    def pixels(self, rows: Sequence[int] | np.ndarray | torch.Tensor, size: int) -> torch.Tensor:
+    def pixels(self, rows: Rows, size: int) -> torch.Tensor:
         """Resize (bicubic, anti-aliased, to a square) the pictures of ``rows`` -> uint8 [n, 3, size, size]."""
         index = torch.as_tensor(rows, dtype=torch.long)
-        if not self.in_memory:
+        if 3 * size * size * len(self) > self.memory_budget:
             return self._resize(index.tolist(), size)
         if size not in self._resized:
             self._resized[size] = self._resize(range(len(self)), size)
         return self._resized[size][index]
 
     def _resize(self, rows: Sequence[int], size: int) -> torch.Tensor:
-        shape, bicubic = (size, size), Image.Resampling.BICUBIC
-        arrays = [np.asarray(self.image(row).resize(shape, bicubic)) for row in rows]
-        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+        def one(row: int) -> np.ndarray:
+            return np.asarray(self.image(row).resize((size, size), Image.Resampling.BICUBIC))
+
+        result = np.empty((len(rows), size, size, 3), np.uint8)
+        for place, array in enumerate(in_threads(one, rows)):
+            result[place] = array
+        return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
 
 
 class ArraySource(PixelSource):
-    """Pictures that already lie in one uint8 array [I, height, width, 3]."""
+    """Pictures of one uint8 array [I, height, width, 3]."""
 
     def __init__(self, array: np.ndarray) -> None:
-        super().__init__()
+        super().__init__(len(array), lambda row: Image.fromarray(array[row]))
         self.array = array
 
-    def __len__(self) -> int:
-        return len(self.array)
 
-    def image(self, row: int) -> Image.Image:  # noqa: D102
-        return Image.fromarray(self.array[row])
-
-
-class SubsetSource(PixelSource):
+class _Subset(PixelSource):
     """Some rows of another source; shares its cache of resized pictures."""
 
     def __init__(self, source: PixelSource, rows: np.ndarray) -> None:
-        super().__init__()
-        self.source, self.rows, self.in_memory = source, rows, source.in_memory
+        super().__init__(len(rows), lambda row: source.image(rows[row]), lambda row: source.content(rows[row]))
+        self.source, self.rows = source, rows
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def image(self, row: int) -> Image.Image:  # noqa: D102
-        return self.source.image(int(self.rows[row]))
-
-    def content(self, row: int) -> bytes:  # noqa: D102
-        return self.source.content(int(self.rows[row]))
-
-    def pixels(self, rows: Sequence[int] | np.ndarray | torch.Tensor, size: int) -> torch.Tensor:  # noqa: D102
+    def pixels(self, rows: Rows, size: int) -> torch.Tensor:
         return self.source.pixels(self.rows[np.asarray(rows, dtype=np.int64)], size)
 
 
@@ -89,34 +109,21 @@ class SubsetSource(PixelSource):
 class ImageTextDataset:
     """I pictures and their C captions; any number of captions per picture, at least one.
 
-    Attributes:
-        name: Data set, e.g. ``scenes``.
-        split: ``train``, ``val`` or ``test``.
-        image_ids: Unique id of each picture, [I].
-        captions: Cleaned captions, [C].
-        caption_image: Row of the picture each caption belongs to, int64 [C].
-        source: Gives the pictures.
-        galleries: Number of the gallery each picture stands in, [I]; None: one gallery.
-        categories: Category of each picture, [I], where the data set has any.
-        scene: Factors and what each view shows of them, for the scenes.
-        info: Settings that made this data set, for provenance.
-        whole_captions: The captions before words were dropped from them, [C]; None: they are whole.
-
     Raises:
-        ValueError: If the parts do not fit together.
+        ValueError: the parts do not fit together.
     """
 
     name: str
     split: str
-    image_ids: list[str]
-    captions: list[str]
-    caption_image: np.ndarray
+    image_ids: list[str]  # [I], unique
+    captions: list[str]  # [C], cleaned
+    caption_image: np.ndarray  # int64 [C], row of the picture each caption belongs to
     source: PixelSource
-    galleries: np.ndarray | None = None
-    categories: list[str] | None = None
-    scene: SceneViews | None = None
-    info: dict[str, Any] = field(default_factory=dict)
-    whole_captions: list[str] | None = None
+    galleries: np.ndarray | None = None  # [I], number of each picture's gallery; None: one gallery
+    categories: list[str] | None = None  # [I]
+    scene: SceneViews | None = None  # factors and what each view shows of them, for the scenes
+    info: dict[str, Any] = field(default_factory=dict)  # settings that made this data set, for provenance
+    whole_captions: list[str] | None = None  # [C], before words were dropped; None: they are whole
 
     def __post_init__(self) -> None:
         images, where = len(self.image_ids), f"{self.name}/{self.split}"
@@ -138,29 +145,26 @@ class ImageTextDataset:
         return len(self.image_ids)
 
     @cached_property
-    def _by_image(self) -> tuple[np.ndarray, np.ndarray]:
-        """Caption rows sorted by picture, and where each picture's captions start ([I + 1])."""
+    def _by_image(self) -> list[np.ndarray]:
         counts = np.bincount(self.caption_image, minlength=len(self))
-        return np.argsort(self.caption_image, kind="stable"), np.concatenate([[0], counts.cumsum()])
+        return np.split(np.argsort(self.caption_image, kind="stable"), counts.cumsum()[:-1])
 
     @cached_property
     def caption_ids(self) -> list[str]:
         """Id of each caption, [C]: ``<image id>#<number of the caption within its picture>``."""
-        order, starts = self._by_image
-        within = np.empty(len(order), dtype=np.int64)
-        within[order] = np.arange(len(order)) - np.repeat(starts[:-1], np.diff(starts))
-        return [f"{self.image_ids[i]}#{k}" for i, k in zip(self.caption_image, within, strict=True)]
+        pairs = zip(self.image_ids, self._by_image, strict=True)
+        ids = {c: f"{name}#{k}" for name, rows in pairs for k, c in enumerate(rows)}
+        return [ids[c] for c in range(len(self.captions))]
 
     def captions_of(self, image_row: int) -> np.ndarray:
         """Caption rows of one picture, ascending."""
-        order, starts = self._by_image
-        return order[starts[image_row] : starts[image_row + 1]]
+        return self._by_image[image_row]
 
     def image(self, image_row: int) -> Image.Image:
         """Picture of one row as RGB, in its own size."""
         return self.source.image(image_row)
 
-    def pixels(self, rows: Sequence[int] | np.ndarray | torch.Tensor, size: int) -> torch.Tensor:
+    def pixels(self, rows: Rows, size: int) -> torch.Tensor:
         """Resize (bicubic, anti-aliased) the pictures of ``rows`` -> uint8 [n, 3, size, size]."""
         return self.source.pixels(rows, size)
 
@@ -176,11 +180,11 @@ class ImageTextDataset:
             image_ids=[self.image_ids[i] for i in rows],
             captions=[self.captions[c] for c in caption_rows],
             caption_image=owner,
-            source=SubsetSource(self.source, rows),
+            source=_Subset(self.source, rows),
             galleries=None if self.galleries is None else self.galleries[rows],
-            categories=None if self.categories is None else [self.categories[i] for i in rows],
-            scene=None if self.scene is None else self.scene.subset(rows, caption_rows, owner),
-            whole_captions=None if self.whole_captions is None else [self.whole_captions[c] for c in caption_rows],
+            categories=self.categories and [self.categories[i] for i in rows],
+            scene=self.scene and self.scene.subset(rows, caption_rows, owner),
+            whole_captions=self.whole_captions and [self.whole_captions[c] for c in caption_rows],
         )
 
     def gallery_sets(self) -> list[ImageTextDataset]:
@@ -210,61 +214,6 @@ class ImageTextDataset:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one training batch, each long [B]; the second caption is another one of the same picture, if there is."""
-
-    image_rows: torch.Tensor
-    caption_rows: torch.Tensor
-    second_caption_rows: torch.Tensor
-
-
-def iterate_batches(
-    dataset: ImageTextDataset,
-    batch_size: int,
-    generator: torch.Generator,
-    *,
-    rows: Literal["images", "captions"] = "images",
-    drop_last: bool = True,
-) -> Iterator[Batch]:
-    """One epoch in random order.
-
-    Args:
-        dataset: What to draw from.
-        batch_size: Rows in a batch. A set with fewer rows gives one batch of all of them.
-        generator: CPU generator of every draw.
-        rows: ``images``: every picture once, with a sampled caption. ``captions``: every caption once, with its picture
-            (as the official code has it; pictures then repeat within a batch).
-        drop_last: Leave out the last batch where it is not full.
-
-    Raises:
-        ValueError: If ``rows`` or ``batch_size`` is not lawful.
-    """
-    if rows not in ("images", "captions"):
-        raise ValueError(f"rows={rows!r} is unknown; choose 'images' (one row per picture) or 'captions'")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} is too small; give at least 1")
-    order, starts = (torch.from_numpy(a) for a in dataset._by_image)
-    shuffled = torch.randperm(len(dataset) if rows == "images" else len(order), generator=generator)
-    owner = torch.from_numpy(dataset.caption_image)
-    images = shuffled if rows == "images" else owner[shuffled]
-    counts, total = starts.diff()[images], len(shuffled)
-    first_draw, second_draw = torch.rand(2, total, generator=generator, dtype=torch.float64)
-    if rows == "images":
-        first = (first_draw * counts).long()
-    else:
-        position = torch.empty_like(order)
-        position[order] = torch.arange(len(order))
-        first = position[shuffled] - starts[images]
-    step = 1 + (second_draw * (counts - 1)).long()  # 1 to counts - 1; wraps to the caption itself where it is alone
-    second = (first + step) % counts
-    caption, other = (order[starts[images] + k] for k in (first, second))
-    end = total // batch_size * batch_size if drop_last and total >= batch_size else total
-    for at in range(0, end, batch_size):
-        part = slice(at, min(at + batch_size, end))
-        yield Batch(images[part], caption[part], other[part])
-
-
 def augment(
     pixels: torch.Tensor,
     generator: torch.Generator,
@@ -273,21 +222,20 @@ def augment(
     flip: bool = True,
     part: tuple[slice, int] | None = None,
 ) -> torch.Tensor:
-    """Gentle random crop and horizontal flip, drawn per sample; colours stay as they are.
+    """Gentle random crop (aspect ratio 0.9 to 1.1) and horizontal flip, drawn per sample; colours stay as they are.
 
     Args:
         pixels: uint8 [B, 3, S, S], on any device.
-        generator: Of every draw, on any device.
-        scale: Smallest and largest share of the picture's area that a crop keeps, 0 < low <= high <= 1; its aspect
-            ratio lies between 0.9 and 1.1.
-        flip: Flip every second picture, on average.
-        part: The pixels are these rows of a batch of that size, for all of which the draws are made.
+        generator: of every draw, on any device.
+        scale: smallest and largest share of the picture's area that a crop keeps.
+        flip: flip every second picture, on average.
+        part: the pixels are these rows of a batch of that size, for all of which the draws are made.
 
     Returns:
         float32 [B, 3, S, S] in 0..1, on the device of ``pixels``.
 
     Raises:
-        ValueError: If ``scale`` is not lawful or the pixels are not uint8 [B, 3, S, S].
+        ValueError: not 0 < low <= high <= 1, or the pixels are not uint8 [B, 3, S, S].
     """
     from torchvision.ops import roi_align
 

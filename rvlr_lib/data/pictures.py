@@ -7,35 +7,24 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-from rvlr_lib.data.dataset import PixelSource
+from rvlr_lib.data.dataset import MEMORY_BUDGET, PixelSource, in_threads
 
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pnm".split())
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no format that starts another program
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs; about 270 MB decoded
-THREADS = 4
-MEMORY_BUDGET = 2**30  # bytes of resized pictures that a data set keeps
-
-Item = TypeVar("Item")
-Found = TypeVar("Found")
 
 
 def safe_path(root: Path, name: str) -> Path:
-    r"""The file ``name`` below ``root``; backslashes are read as slashes.
+    """The file ``name`` below ``root``; backslashes are read as slashes.
 
     Raises:
         ValueError: the name is absolute, an address, climbs with ``..``, or passes a link that leads out of ``root``.
-
-    >>> safe_path(Path("photos"), "cats\\1.jpg").as_posix()
-    'photos/cats/1.jpg'
     """
     check_name(name)
     path = root / name.replace("\\", "/")
@@ -85,10 +74,13 @@ def decode(path: Path) -> Image.Image:
         if picture.mode.startswith("I"):
             wide = np.asarray(picture).astype(np.float64) * (255 / 65535)
             return Image.fromarray(wide.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-        if picture.has_transparency_data:
-            drawn = picture.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
-        return picture.convert("RGB")
+        return on_white(picture) if picture.has_transparency_data else picture.convert("RGB")
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """RGB, what is transparent laid on white."""
+    drawn = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
 
 
 def _open(path: Path) -> Image.Image:
@@ -142,79 +134,31 @@ def equal_files(root: Path, names: Iterable[str]) -> list[list[str]]:
     Only files of equal size that begin alike are read whole.
     """
     groups = [[name for name in names if os.path.isfile(f"{root}/{name}")]]
-    for look in (_size, _beginning, _digest):
+    for look in (os.path.getsize, _beginning, _digest):
         asked = [(place, name) for place, group in enumerate(groups) for name in group]
-        values = (
-            in_threads(look, [root / name for _, name in asked])
-            if look is not _size
-            else (_size(f"{root}/{name}") for _, name in asked)
-        )
+        run = map if look is os.path.getsize else in_threads  # a size is quicker than a thread
         found: dict[tuple[int, object], list[str]] = defaultdict(list)
-        for (place, name), value in zip(asked, values, strict=True):
+        for (place, name), value in zip(asked, run(look, [f"{root}/{name}" for _, name in asked]), strict=True):
             found[place, value].append(name)
         groups = [group for group in found.values() if len(group) > 1]
     return groups
 
 
-def _size(path: str | Path) -> int:
-    return os.stat(path).st_size
-
-
-def _beginning(path: str | Path) -> bytes:
+def _beginning(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read(4096)
 
 
-def _digest(path: str | Path) -> bytes:
+def _digest(path: str) -> bytes:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def in_threads(work: Callable[[Item], Found], items: Iterable[Item], *, threads: int = THREADS) -> Iterator[Found]:
-    """``map`` in threads, in order; Pillow decodes without holding the interpreter."""
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(work, items)
-
-
 class FileSource(PixelSource):
-    """Pictures in files, read when asked for.
-
-    Resized copies are kept in memory as long as all of them take at most ``memory_budget`` bytes at the size asked for;
-    beyond that every batch reads its files again.
-
-    Args:
-        root: folder that no file may leave.
-        names: of the files below it, by row.
-        memory_budget: bytes.
-    """
+    """Pictures in files ``names`` below ``root``, which none may leave, by row."""
 
     def __init__(self, root: Path, names: Sequence[str], *, memory_budget: int = MEMORY_BUDGET) -> None:
-        super().__init__()
-        self.root, self.names, self.memory_budget = Path(root), list(names), memory_budget
+        def path(row: int) -> Path:
+            return safe_path(Path(root), names[row])
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def image(self, row: int) -> Image.Image:
-        """Picture of one row as RGB, upright, in its own size."""
-        return decode(safe_path(self.root, self.names[row]))
-
-    def content(self, row: int) -> bytes:
-        """The file's bytes."""
-        return safe_path(self.root, self.names[row]).read_bytes()
-
-    def pixels(self, rows: Sequence[int] | np.ndarray | torch.Tensor, size: int) -> torch.Tensor:
-        """Resized pictures of ``rows`` -> uint8 [n, 3, size, size]."""
-        self.in_memory = 3 * size * size * len(self) <= self.memory_budget
-        return super().pixels(rows, size)
-
-    def _resize(self, rows: Sequence[int], size: int) -> torch.Tensor:
-        def one(row: int) -> np.ndarray:
-            return np.asarray(self.image(row).resize((size, size), Image.Resampling.BICUBIC))
-
-        if not len(rows):
-            return torch.empty(0, 3, size, size, dtype=torch.uint8)
-        result = np.empty((len(rows), size, size, 3), np.uint8)
-        for place, array in enumerate(in_threads(one, rows)):
-            result[place] = array
-        return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
+        super().__init__(len(names), lambda row: decode(path(row)), lambda row: path(row).read_bytes(), memory_budget)

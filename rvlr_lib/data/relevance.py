@@ -1,4 +1,4 @@
-"""Graded relevance of images to captions from their wording: cleaned captions and ROUGE-L."""
+"""Graded relevance of images to captions: by wording (cleaned captions, ROUGE-L), category or sentence embedding."""
 
 import re
 import sys
@@ -43,10 +43,10 @@ def rouge_l_relevance(
     num_images: int | None = None,
     chunk_size: int | None = None,
 ) -> np.ndarray:
-    """ROUGE-L of every caption against the captions of every image.
+    """ROUGE-L of every caption against the captions of every image, the caption itself included.
 
     With ``L`` the longest common subsequence of words, ``P = L / words of the caption`` and
-    ``R = L / words of the reference``, the references being all captions of the image, the caption itself included.
+    ``R = L / words of the reference``.
 
     Args:
         captions: ``[C]`` cleaned text, split on spaces.
@@ -68,41 +68,49 @@ def rouge_l_relevance(
            [1.  , 0.  ],
            [0.67, 1.  ]], dtype=float32)
     """
-    owner = np.asarray(caption_image)
-    images = int(owner.max(initial=-1)) + 1 if num_images is None else num_images
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; valid: {', '.join(VARIANTS)}")
-    if not len(captions) or owner.shape != (len(captions),):
-        raise ValueError(f"{len(captions)} captions and caption_image {owner.shape} do not fit")
-    if owner.min() < 0 or owner.max() >= images:
-        raise ValueError(f"caption_image must hold image rows 0 to {images - 1}")
-
-    order = np.argsort(owner, kind="stable")  # the references of one image side by side
-    present, starts = np.unique(owner[order], return_index=True)
-    sentences = _as_characters(captions)
+    result, order, present, starts = _by_image(f"{len(captions)} captions", len(captions), caption_image, num_images)
+    words: dict[str, str] = {}  # one character per word, which RapidFuzz compares fastest
+    sentences = ["".join(words.setdefault(word, chr(len(words))) for word in text.split()) for text in captions]
     references = [sentences[i] for i in order]
     lengths = np.array([len(s) for s in sentences])
-    reference_lengths = np.maximum(lengths[order], 1).astype(np.float64)
-    counter = np.uint8 if lengths.max() < 256 else np.int32
+    counter, lengths = np.uint8 if lengths.max() < 256 else np.int32, np.maximum(lengths, 1).astype(np.float64)
     step = chunk_size or max(1, 1_000_000 // len(captions))
-
-    result = np.zeros((len(captions), images), np.float32)
     for begin in range(0, len(captions), step):
         rows = slice(begin, begin + step)
         common = cdist(sentences[rows], references, scorer=LCSseq.similarity, dtype=counter)
-        words = np.maximum(lengths[rows, None], 1).astype(np.float64)
-        recall = common / reference_lengths
+        precision, recall = common / lengths[rows, None], common / lengths[order]
         if variant == "coco":
-            precision = np.maximum.reduceat(common, starts, axis=1) / words
-            recall = np.maximum.reduceat(recall, starts, axis=1)
-            score = _f_score(precision, recall, 1.44)
+            best = (np.maximum.reduceat(part, starts, axis=1) for part in (precision, recall))
+            score = _f_score(*best, 1.44)
         elif variant == "rouge_score":
-            score = np.maximum.reduceat(_f_score(common / words, recall, 1.0), starts, axis=1)
+            score = np.maximum.reduceat(_f_score(precision, recall, 1.0), starts, axis=1)
         else:
-            score = np.add.reduceat(_f_score(common / words, recall, 1.0), starts, axis=1)
+            score = np.add.reduceat(_f_score(precision, recall, 1.0), starts, axis=1)
             score /= np.diff(np.append(starts, len(captions)))
         result[rows, present] = score
     return result
+
+
+def _by_image(
+    what: str, count: int, caption_image: Sequence[int] | np.ndarray, num_images: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Zeros float32 [C, I]; caption rows by image, the images that have any, and where in these rows each starts."""
+    owner = np.asarray(caption_image)
+    images = int(owner.max(initial=-1)) + 1 if num_images is None else num_images
+    if not count or owner.shape != (count,):
+        raise ValueError(f"{what} and caption_image {owner.shape} do not fit")
+    if owner.min() < 0 or owner.max() >= images:
+        raise ValueError(f"caption_image must hold image rows 0 to {images - 1}")
+    order = np.argsort(owner, kind="stable")
+    return np.zeros((count, images), np.float32), order, *np.unique(owner[order], return_index=True)
+
+
+def _f_score(precision: np.ndarray, recall: np.ndarray, beta_squared: float) -> np.ndarray:
+    """``(1 + β²) P R / (R + β² P)``, 0 where both are."""
+    below = recall + beta_squared * precision
+    return (1 + beta_squared) * precision * recall / np.where(below > 0, below, 1)
 
 
 def category_relevance(categories: Sequence[str], caption_image: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -126,45 +134,22 @@ def embedding_relevance(
         num_images: ``I``; default the highest image row + 1.
 
     Returns:
-        float32 ``[C, I]`` in 0 to 1; negative cosines and images without captions count 0, and a caption has 1 at its
-        own image.
+        float32 ``[C, I]`` in 0 to 1, exactly 1 at a caption's own image; negative cosines and images without captions
+        count 0.
 
     Raises:
         ValueError: shapes that do not fit, an image row out of range, a row that is zero or not finite.
-
-    >>> embedding_relevance(np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 4.0]]), [0, 0, 1]).round(2)
-    array([[1. , 0.6],
-           [1. , 0.8],
-           [0.8, 1. ]], dtype=float32)
     """
-    features, owner = np.asarray(caption_features, np.float64), np.asarray(caption_image)
-    images = int(owner.max(initial=-1)) + 1 if num_images is None else num_images
-    if features.ndim != 2 or not len(features) or owner.shape != features.shape[:1]:
-        raise ValueError(f"caption_features {features.shape} and caption_image {owner.shape} do not fit")
-    if owner.min() < 0 or owner.max() >= images:
-        raise ValueError(f"caption_image must hold image rows 0 to {images - 1}")
+    features = np.asarray(caption_features, np.float64)
+    count = len(features) if features.ndim == 2 else 0
+    what = f"caption_features {features.shape}"
+    result, order, present, starts = _by_image(what, count, caption_image, num_images)
     norms = np.linalg.norm(features, axis=1, keepdims=True)
-    if not (np.isfinite(norms) & (norms > 0)).all():
-        row = int(np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))[0])
-        raise ValueError(f"caption_features: row {row} is zero or not finite")
+    if len(bad := np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))):
+        raise ValueError(f"caption_features: row {bad[0]} is zero or not finite")
     features = features / norms
-    order = np.argsort(owner, kind="stable")  # the captions of one image side by side
-    present, starts = np.unique(owner[order], return_index=True)
-    result = np.zeros((len(owner), images), np.float32)
-    for begin in range(0, len(owner), 1000):
+    for begin in range(0, count, 1000):
         rows = slice(begin, begin + 1000)
         cosines = features[rows] @ features[order].T
         result[rows, present] = np.maximum.reduceat(cosines, starts, axis=1).clip(0, 1)
     return result
-
-
-def _f_score(precision: np.ndarray, recall: np.ndarray, beta_squared: float) -> np.ndarray:
-    """``(1 + β²) P R / (R + β² P)``, 0 where both are."""
-    below = recall + beta_squared * precision
-    return (1 + beta_squared) * precision * recall / np.where(below > 0, below, 1)
-
-
-def _as_characters(captions: Sequence[str]) -> list[str]:
-    """Each caption as a string with one character per word, which RapidFuzz compares fastest."""
-    ids: dict[str, str] = {}
-    return ["".join(ids.setdefault(word, chr(len(ids))) for word in caption.split()) for caption in captions]

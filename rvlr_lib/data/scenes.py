@@ -1,10 +1,7 @@
 """Scenes: pictures and captions that we draw ourselves from known factors, so that true similarity is known.
 
 A scene has 1 to 4 objects (8 shapes x 8 colours x 2 sizes) on distinct cells of a 3x3 grid over one of 8 grey textures.
-Position is a nuisance: no caption tells it and no truth counts it, so crops and flips are lawful. Five captions per
-picture come from a small grammar with synonyms; each factor is told with the chance ``text_detail``. Of each picture
-the share ``image_visibility`` of a 3x3 tiling is left; what stood on the other tiles is gone, so that what a picture
-shows is known exactly.
+Position is a nuisance: no caption tells it and no truth counts it, so crops and flips are lawful.
 """
 
 from __future__ import annotations
@@ -17,21 +14,15 @@ from PIL import Image, ImageColor, ImageDraw
 from rvlr_lib.data.dataset import SPLITS, ArraySource, ImageTextDataset
 from rvlr_lib.data.facts import BACKGROUNDS, COLOURS, OBJECTS, SHAPES, SIZES, TILES, Facts, SceneViews
 
-
-def _table(text: str) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(words.split()) for words in text.split(","))
-
-
-SHAPE_WORDS = _table(
-    "circle disc,square box,triangle pyramid,star spark,heart valentine,cross plus,ring hoop,diamond gem"
-)
-COLOUR_WORDS = _table(
-    "red crimson,orange amber,yellow golden lemon,green emerald,turquoise teal,blue azure,purple violet,pink rose"
-)
-SIZE_WORDS = _table("small little tiny,large big huge")
-BACKGROUND_WORDS = _table(
-    "plain blank,striped lined,barred slatted,checked checkered,dotted spotted,diagonal slanted,"
-    "wavy rippled,grainy sandy"
+SHAPE_WORDS, COLOUR_WORDS, SIZE_WORDS, BACKGROUND_WORDS = (
+    tuple(tuple(words.split()) for words in table.split(","))
+    for table in (
+        "circle disc,square box,triangle pyramid,star spark,heart valentine,cross plus,ring hoop,diamond gem",
+        "red crimson,orange amber,yellow golden lemon,green emerald,turquoise teal,blue azure,purple violet,pink rose",
+        "small little tiny,large big huge",
+        "plain blank,striped lined,barred slatted,checked checkered,dotted spotted,diagonal slanted,wavy rippled,"
+        "grainy sandy",
+    )
 )
 THING_WORDS = ("thing", "shape", "object")
 GROUND_WORDS = ("background", "backdrop", "ground")
@@ -39,9 +30,7 @@ JOINT_WORDS = ("and", "with")
 OPENINGS = ("", "there is", "a picture of", "we see", "this shows")
 PREPOSITIONS = ("on", "over", "against")
 
-PIXELS = 48
-CAPTIONS = 5
-TRAIN_IMAGES, VAL_IMAGES = 4_000, 500
+PIXELS, CAPTIONS, TRAIN_IMAGES, VAL_IMAGES = 48, 5, 4_000, 500
 
 _COLOURS = [ImageColor.getrgb(c) for c in "#de282c #f48010 #fad624 #289638 #20beba #2454d6 #7c34b0 #f886be".split()]
 _RADII = (4.0, 6.8)
@@ -59,43 +48,42 @@ def load_scenes(
     gallery_size: int = 500,
     seed: int = 0,
 ) -> ImageTextDataset:
-    """Draw one split; every argument but the two dials and the numbers of pictures changes everything.
+    """Draw one split: pictures of 48 x 48 pixels with five captions each, and what each view shows of its factors.
 
     Args:
-        split: ``train`` (4,000 pictures), ``val`` (500) or ``test`` (galleries x gallery_size); independent streams.
-        text_detail: Chance of each factor to be told by a caption, 0..1. A caption tells at least one object: where
-            none is drawn, one object by its shape. Details are nested: what is told at 0.3 is told at 0.6.
-        image_visibility: Share of the nine tiles that is left, 0..1, on average over pictures: 4 or 5 of them at 0.5.
-            An object on a covered tile is not drawn; the background is hidden where all tiles are. Nested as well.
-            Which tiles are covered changes with the number of pictures.
-        size: Pictures of ``train`` or ``val``; fewer are the first of more.
-        galleries: Galleries of ``test``.
-        gallery_size: Pictures in each of them.
-        seed: Of all draws.
-
-    Returns:
-        Pictures of 48 x 48 pixels with five captions each, their factors and what each view shows of them.
+        split: ``train``, ``val`` or ``test``; independent streams.
+        text_detail: chance of each factor to be told by a caption, 0..1; where no object is drawn to be told, one is by
+            its shape. Nested: what is told at 0.3 is told at 0.6.
+        image_visibility: share of the nine tiles that is left, 0..1, on average over pictures. An object on a covered
+            tile is not drawn; the background is hidden where all tiles are. Nested as well. Which tiles are covered
+            changes with the number of pictures.
+        size: pictures of ``train`` (4,000) or ``val`` (500); fewer are the first of more.
+        galleries, gallery_size: of ``test``.
+        seed: of all draws; another seed is another world.
 
     Raises:
-        ValueError: If an argument is not lawful.
+        ValueError: an argument out of its range.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown; scenes has {', '.join(SPLITS)}")
-    if not 0 <= text_detail <= 1:
-        raise ValueError(f"text_detail={text_detail} is no chance; give 0 (one shape is told) to 1 (all is told)")
-    if not 0 <= image_visibility <= 1:
-        raise ValueError(f"image_visibility={image_visibility} is no share; give 0 (nothing is left) to 1 (all is)")
+    for name, share in {"text_detail": text_detail, "image_visibility": image_visibility}.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}={share} is no share; give 0 (nothing is left) to 1 (all is)")
     if split == "test" and size is not None:
         raise ValueError(f"size={size} is for train and val; the size of test is galleries x gallery_size")
-    for name, value in {"size": size, "galleries": galleries, "gallery_size": gallery_size, "seed": seed + 1}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value - (name == 'seed')} is too small; give at least {int(name != 'seed')}")
+    for name, value, least in (
+        ("size", size, 1),
+        ("galleries", galleries, 1),
+        ("gallery_size", gallery_size, 1),
+        ("seed", seed, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value} is too small; give at least {least}")
     images = galleries * gallery_size if split == "test" else size or {"train": TRAIN_IMAGES, "val": VAL_IMAGES}[split]
 
     streams = np.random.SeedSequence([seed, SPLITS.index(split)]).spawn(2)
     scene, shown, covered, pixels = _draw_pictures(images, image_visibility, streams[0])
     text, forced, captions = _tell(scene, text_detail, streams[1])
     owner = np.repeat(np.arange(images), CAPTIONS)
+    dial = {"text_detail": text_detail, "image_visibility": image_visibility}
     return ImageTextDataset(
         name="scenes",
         split=split,
@@ -105,10 +93,7 @@ def load_scenes(
         source=ArraySource(pixels),
         galleries=np.arange(images) // gallery_size if split == "test" else None,
         scene=SceneViews(scene, shown, text, owner, forced, text_detail, covered, scene[owner]),
-        info={
-            **{"text_detail": text_detail, "image_visibility": image_visibility, "seed": seed, "images": images},
-            "captions_per_image": CAPTIONS,
-        },
+        info={**dial, "seed": seed, "images": images, "captions_per_image": CAPTIONS},
     )
 
 
@@ -120,11 +105,7 @@ def _generators(stream: np.random.SeedSequence, count: int) -> list[np.random.Ge
 def _draw_pictures(
     images: int, visibility: float, stream: np.random.SeedSequence
 ) -> tuple[Facts, Facts, np.ndarray, np.ndarray]:
-    """Draw factors and nuisances (cell, jitter, texture phase, brightness) and what is covered.
-
-    Returns:
-        All factors, those shown, covered tiles of each picture [I], and the pictures uint8 [I, 48, 48, 3].
-    """
+    """All factors, those shown, number of covered tiles [I], and the pictures uint8 [I, 48, 48, 3]."""
     number, kinds, ground, cell, shift, phase, light, cover = _generators(stream, 8)
     present = np.arange(OBJECTS) < number.integers(1, OBJECTS + 1, size=(images, 1))
     objects = kinds.integers(0, (SHAPES, COLOURS, SIZES), size=(images, OBJECTS, 3), dtype=np.int8)

@@ -85,7 +85,7 @@ def test_likelihood_of_covered_pictures_is_the_mean_over_what_may_be_hidden():
         if visible[row] < 4:
             one_more[:, visible[row]] = kinds
         scene = truths.Facts(np.concatenate([base[None], one_more]), np.full(1 + len(kinds), background, np.int8))
-        whole = replace(views, scene=scene, image=scene, covered=None)
+        whole = replace(views, scene=scene, image=scene, covered=np.zeros(1 + len(kinds), int))
         likelihood = truths.caption_likelihood(whole)
         # chance that n objects on random cells of nine leave so many visible: count the placements
         chance = []

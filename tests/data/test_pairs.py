@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rvlr_lib.data import ImageTextDataset, augment, iterate_batches, load_dataset
+from rvlr_lib.data import ImageTextDataset, augment, load_dataset
 from rvlr_lib.data.dataset import ArraySource, PixelSource
 
 COUNTS = [3, 1, 2, 5, 1]
@@ -85,27 +85,22 @@ def test_galleries_partition_the_pictures():
 
 
 def test_pixels_are_resized_once_and_gathered():
-    class Counting(PixelSource):
-        reads = 0
+    reads = []
 
-        def __len__(self):
-            return 5
+    def image(row):
+        reads.append(row)
+        return Image.new("RGB", (9 + row, 20), (row, 2 * row, 255))
 
-        def image(self, row):
-            self.reads += 1
-            return Image.new("RGB", (9 + row, 20), (row, 2 * row, 255))
-
-    source = Counting()
+    source = PixelSource(5, image)
     dataset = make_dataset(source=source)
     pixels = dataset.pixels(torch.tensor([4, 1, 1]), 6)
-    assert pixels.dtype == torch.uint8
-    assert pixels.shape == (3, 3, 6, 6)
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 3, 6, 6))
     assert pixels[:, :, 0, 0].tolist() == [[4, 8, 255], [1, 2, 255], [1, 2, 255]]
     dataset.subset([2]).pixels(np.array([0]), 6)
-    assert source.reads == 5
-    source.in_memory = False
+    assert len(reads) == 5
+    source.memory_budget = 5 * 3 * 36 - 1
     assert torch.equal(dataset.pixels([4, 1, 1], 6), pixels)
-    assert source.reads == 8
+    assert len(reads) == 8
 
 
 def test_resizing_is_antialiased():
@@ -145,49 +140,6 @@ def test_fingerprint_covers_the_truth():
     objects[0, 0, 0] = (objects[0, 0, 0] + 2) % 8
     scene = replace(dataset.scene, text=replace(dataset.scene.text, objects=objects))
     assert replace(dataset, scene=scene).fingerprint() != dataset.fingerprint()
-
-
-@pytest.mark.parametrize("rows", ["images", "captions"])
-def test_an_epoch_takes_every_row_once(rows):
-    dataset = make_dataset()
-    batches = list(iterate_batches(dataset, 4, generator(), rows=rows, drop_last=False))
-    images, first, second = (
-        torch.cat([getattr(b, part) for b in batches]) for part in ("image_rows", "caption_rows", "second_caption_rows")
-    )
-    every = images if rows == "images" else first
-    assert sorted(every.tolist()) == list(range(5 if rows == "images" else 12))
-    owner = torch.from_numpy(dataset.caption_image)
-    assert torch.equal(owner[first], images)
-    assert torch.equal(owner[second], images)
-    alone = torch.tensor(COUNTS)[images] == 1
-    assert torch.equal(first == second, alone)
-
-
-@pytest.mark.parametrize("rows", ["images", "captions"])
-def test_captions_are_drawn_evenly(rows):
-    dataset, draw = make_dataset(), generator(1)
-    seen = np.zeros((12, 12))
-    for _ in range(2000 if rows == "images" else 500):
-        for batch in iterate_batches(dataset, 99, draw, rows=rows):
-            np.add.at(seen, (batch.caption_rows.numpy(), batch.second_caption_rows.numpy()), 1)
-    five = dataset.captions_of(3)
-    pairs = seen[np.ix_(five, five)]
-    expected = pairs.sum() / 20
-    assert np.abs(pairs[~np.eye(5, dtype=bool)] - expected).max() < 6 * expected**0.5
-    assert pairs.trace() == 0
-
-
-def test_batches_follow_the_generator_and_drop_the_rest():
-    dataset = make_dataset()
-    epochs = [[b.image_rows.tolist() for b in iterate_batches(dataset, 2, generator(s))] for s in (0, 0, 1)]
-    assert epochs[0] == epochs[1] != epochs[2]
-    assert [len(b) for b in epochs[0]] == [2, 2]
-    assert [len(b.image_rows) for b in iterate_batches(dataset, 2, generator(), drop_last=False)] == [2, 2, 1]
-    assert [len(b.image_rows) for b in iterate_batches(dataset, 64, generator())] == [5]
-    with pytest.raises(ValueError, match="'pictures' is unknown"):
-        next(iterate_batches(dataset, 2, generator(), rows="pictures"))
-    with pytest.raises(ValueError, match="batch_size=0"):
-        next(iterate_batches(dataset, 0, generator()))
 
 
 def test_augment_keeps_the_whole_picture_at_scale_one():

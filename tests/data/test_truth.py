@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from rvlr_lib.data import bayes_ceiling, load_dataset, truth
+from rvlr_lib.data import bayes_ceiling, facts, load_dataset, truth
 
 
 def load(split="val", size=40, **options):
@@ -54,13 +54,13 @@ def test_truth_against_counting(kind, detail):
 
 
 def test_truth_by_hand():
-    facts = truth.Facts(np.full((3, 4, 3), -1, np.int8), np.array([5, 5, -1], np.int8))
-    facts.objects[0, 0], facts.objects[1, 0], facts.objects[2, 0] = (1, 2, 0), (1, 3, 0), (1, -1, -1)
-    views = truth.SceneViews(facts, facts, facts, np.arange(3), np.zeros(3, bool), 0.5)
+    told = facts.Facts(np.full((3, 4, 3), -1, np.int8), np.array([5, 5, -1], np.int8))
+    told.objects[0, 0], told.objects[1, 0], told.objects[2, 0] = (1, 2, 0), (1, 3, 0), (1, -1, -1)
+    views = facts.SceneViews(told, told, told, np.arange(3), np.zeros(3, bool), 0.5, np.zeros(3, int), told)
     long = (1 + 1 + 3 / 4) ** 0.5
     expected = [[1, (1 + 2 / 4) / long**2, (1 / 4) / (long * 0.5)]]
     np.testing.assert_allclose(views.truth("shown").image_to_image[:1], expected, atol=1e-6)
-    blank = truth.SceneViews(facts, replace(facts, objects=facts.objects * 0 - 1), facts, np.arange(3), None, 0.5)
+    blank = replace(views, image=replace(told, objects=told.objects * 0 - 1))
     assert blank.truth("shown").image_to_image[2].tolist() == [0, 0, 0]
 
 
@@ -115,13 +115,14 @@ def test_likelihood_against_enumeration(detail):
 def test_likelihood_with_equal_objects():
     """Two equal objects can be told in twice as many ways; the enumeration above seldom meets them."""
     objects = [(2, 3, 1), (2, 3, 1), (2, 4, 0)]
-    scene = truth.Facts(np.full((1, 4, 3), -1, np.int8), np.array([6], np.int8))
+    scene = facts.Facts(np.full((1, 4, 3), -1, np.int8), np.array([6], np.int8))
     scene.objects[0, :3] = objects
     outcomes = caption_outcomes(objects, 6, 0.4)
-    text = truth.Facts(np.full((len(outcomes), 4, 3), -1, np.int8), np.array([b for _, b in outcomes], np.int8))
+    text = facts.Facts(np.full((len(outcomes), 4, 3), -1, np.int8), np.array([b for _, b in outcomes], np.int8))
     for c, (mentions, _) in enumerate(outcomes):
         text.objects[c, : len(mentions)] = mentions
-    views = truth.SceneViews(scene, scene, text, np.zeros(len(outcomes), int), np.zeros(len(outcomes), bool), 0.4)
+    owner = np.zeros(len(outcomes), int)
+    views = facts.SceneViews(scene, scene, text, owner, owner > 0, 0.4, np.zeros(1, int), scene[owner])
     likelihood = truth.caption_likelihood(views)[:, 0]
     np.testing.assert_allclose(likelihood, list(outcomes.values()), rtol=1e-9)
     assert abs(likelihood.sum() - 1) < 1e-9
