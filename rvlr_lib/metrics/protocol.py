@@ -133,7 +133,7 @@ class _World(NamedTuple):
     t2i: Tensor | None = None
 
 
-def _world(image_features, text_features, caption_image, relevance, *switches: bool) -> _World:
+def _world(image_features, text_features, caption_image, relevance, official: bool, transposed: bool) -> _World:
     z = as_tensor("image_features", image_features)
     w = as_tensor("text_features", text_features, z.device)
     if z.ndim != 2 or w.ndim != 2 or z.shape[1] != w.shape[1] or not z.numel() * w.numel():
@@ -149,7 +149,8 @@ def _world(image_features, text_features, caption_image, relevance, *switches: b
     first = torch.full((len(z),), len(w), device=z.device)
     first.scatter_reduce_(0, owner, torch.arange(len(w), device=z.device), "amin")
     relevance = ranking.check_relevance("relevance", relevance, (len(w), len(z)), z.device)
-    return _World(unit_rows(z), unit_rows(w), owner, relevance, first % len(w), first < len(w), *switches)
+    q, captioned = first % len(w), first < len(w)
+    return _World(unit_rows(z), unit_rows(w), owner, relevance, q, captioned, official, transposed)
 
 
 def _mean_relevance(world: _World) -> Tensor:
@@ -215,7 +216,8 @@ def evaluate_folds(
     reports = []
     for fold in torch.arange(len(images), device=images.device).split(int(fold_size)):
         rows = {"i": fold, "c": ((owner >= fold[0]) & (owner <= fold[-1])).nonzero()[:, 0]}
-        cut = {name: x[rows[SIDES[name][0]][:, None], rows[SIDES[name][1]]] for name, x in whole.items()}
-        part = images[fold], texts[rows["c"]], owner[rows["c"]] - fold[0], cut.pop("relevance", None)
-        reports.append(evaluate_retrieval(*part, **cut, **options))
+        cut: dict[str, Any] = {"relevance": None}  # which is refused
+        cut |= {name: x[rows[SIDES[name][0]][:, None], rows[SIDES[name][1]]] for name, x in whole.items()}
+        z, w, own = images[fold], texts[rows["c"]], owner[rows["c"]] - fold[0]
+        reports.append(evaluate_retrieval(z, w, own, **cut, **options))
     return {key: float(np.mean([report[key] for report in reports])) for key in reports[0]}

@@ -126,9 +126,8 @@ def check_relevance(name: str, value, shape, device: torch.device) -> Tensor:
     if value.shape != torch.Size(shape):
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
     value = value.to(torch.float64 if value.dtype in (torch.float64, torch.int64, torch.int32) else torch.float32)
-    low, high = value.aminmax() if value.numel() else (value.sum(), value.sum())
-    if not (low >= 0 and high < torch.inf):  # NaN is neither
-        raise ValueError(f"{name} must be 0 or more and finite, got values from {float(low)} to {float(high)}")
+    if value.numel() and not (value.amin() >= 0 and value.amax() < torch.inf):  # NaN is neither
+        raise ValueError(f"{name} must be 0 or more and finite, got {float(value.amin())} to {float(value.amax())}")
     return value
 
 

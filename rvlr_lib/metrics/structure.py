@@ -51,7 +51,8 @@ def trustworthiness(
     ``k/N``. For a map in the plane give ``similarity_low=-distances``. What an item's share in the low space exceeds
     that in the high space counts as false, at the mean of those ranks of its tie that are beyond ``k``.
     """
-    return _trust(*_two_spaces(high=(features_high, similarity_high), low=(features_low, similarity_low)), k, per_query)
+    high, low = _two_spaces(high=(features_high, similarity_high), low=(features_low, similarity_low))
+    return _trust(high, low, k, per_query)
 
 
 def continuity(

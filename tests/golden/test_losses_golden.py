@@ -23,32 +23,21 @@ def near(value):
     return pytest.approx(value, rel=1e-6)
 
 
-def test_contrastive(case):
+def test_contrastive_and_representation(case):
     x, params, official = case
     features = x["image_features"], x["text_features"], params["temperature"]
     assert float(image_text_contrastive_loss(*features)) == near(official["itc_unique"])
     assert float(image_text_contrastive_loss(*features, x["image_ids"])) == near(official["itc_ids"])
-
-
-@pytest.mark.parametrize(("name", "side"), [("iic_ids", "image"), ("ttc_ids", "text")])
-def test_representation(case, name, side):
-    x, params, official = case
-    loss = representation_distillation_loss(
-        x[f"{side}_features"], x[f"{side}_teacher_projected"], params["temperature"], x["image_ids"]
-    )
-    assert float(loss) == near(official[name])
+    for name, side in (("iic_ids", "image"), ("ttc_ids", "text")):
+        pair = x[f"{side}_features"], x[f"{side}_teacher_projected"]
+        loss = representation_distillation_loss(*pair, params["temperature"], x["image_ids"])
+        assert float(loss) == near(official[name])
 
 
 @pytest.mark.parametrize("name", OFFICIAL_NAMES)
 def test_structure(case, name):
     x, params, official = case
-    terms = structure_distillation_loss(
-        x["fusion"],
-        x["teacher_image"],
-        x["teacher_text"],
-        fusion_weight=params["fusion_weight"],
-        temperature=params["relation_temperature"],
-        distance=OFFICIAL_NAMES[name],
-        cost_features=x["text_features"],
-    )
+    options = {"fusion_weight": params["fusion_weight"], "temperature": params["relation_temperature"]}
+    options |= {"distance": OFFICIAL_NAMES[name], "cost_features": x["text_features"]}
+    terms = structure_distillation_loss(x["fusion"], x["teacher_image"], x["teacher_text"], **options)
     assert [float(term) for term in terms] == [near(official[name][key]) for key in ("kd", "kdi", "kdt")]

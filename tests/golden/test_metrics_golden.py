@@ -20,15 +20,8 @@ def test_official_protocol_gives_every_official_number(chunk_size):
     folder = Path(__file__).parent
     arrays = np.load(folder / "metrics_0.npz")
     official = json.loads((folder / "metrics_0.json").read_text())["official"]
-    images = len(arrays["image_embeddings"])
-    result = evaluate_retrieval(
-        arrays["image_embeddings"],
-        arrays["text_embeddings"],
-        np.repeat(np.arange(images), 5),
-        arrays["relevance"],
-        scores_i2t=arrays["scores_i2t"],
-        scores_t2i=arrays["scores_t2i"],
-        protocol="official",
-        chunk_size=chunk_size,
-    )
+    x = arrays["image_embeddings"], arrays["text_embeddings"]
+    options = {"scores_i2t": arrays["scores_i2t"], "scores_t2i": arrays["scores_t2i"], "protocol": "official"}
+    owner = np.repeat(np.arange(len(x[0])), 5)
+    result = evaluate_retrieval(*x, owner, arrays["relevance"], **options, chunk_size=chunk_size)
     assert result == pytest.approx({our_key(key): value for key, value in official.items()}, abs=1e-4)
