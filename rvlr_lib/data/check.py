@@ -1,7 +1,5 @@
 """``rvlr data check``: what a collection holds, what in it would spoil a result, and an account of everything read."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import Counter
@@ -13,13 +11,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rvlr_lib.data.collection import Collection, read_collection
+from rvlr_lib.data.collection import data_home, missing_sources, read_collection
 from rvlr_lib.data.dataset import SPLITS
 from rvlr_lib.data.files import walk
 from rvlr_lib.data.own import FEWEST
 from rvlr_lib.data.pictures import SUFFIXES, check_header, decode, equal_files, faults
+from rvlr_lib.data.table import Collection
 
-EXAMPLES = 3
 Account = tuple[int, dict[str, int]]
 
 
@@ -39,13 +37,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`check` found.
+    """What :func:`check` found: lines on the collection, findings, and accounts.
 
-    Attributes:
-        lines: on the collection, in words.
-        findings: what is wrong or worth knowing.
-        accounts: ``rows``, ``lines``, ``captions``, ``pictures``, ``files`` -> how many were read or seen, and what
-            became of them; the parts add up to the whole.
+    ``accounts``: ``rows``, ``lines``, ``captions``, ``pictures``, ``files`` -> how many were read or seen, and what
+    became of them; the parts add up to the whole.
     """
 
     lines: tuple[str, ...]
@@ -96,63 +91,55 @@ def check(
     Raises:
         ValueError: the file cannot be read at all; says why and which formats are understood.
     """
+    if missing := [f"{name}: {source}" for name, source in missing_sources(path).items()]:
+        where = f"{path}: looked for in {data_home() / path}; set RVLR_DATA to look elsewhere than {data_home()}"
+        return Report((where,), (Finding("missing files", len(missing), True, tuple(missing)),))
     found = read_collection(path, image_root, **options)
-    allowed = int(found.options.get("max_bad_pictures", 0) if max_bad_pictures is None else max_bad_pictures)
-    looked, bad = _pictures(found, full, allowed)
+    used, frame = found.used, found.frame
+    looked, bad = _pictures(found, full, max_bad_pictures)
     findings = [_finding(kind, messages, True) for kind, messages in found.refused.items()]
-    findings += [*_splits(found), *looked, *_captions(found), *_left_out(found)]
-    if token_lengths and len(found.used):
-        findings.append(_lengths(found.used.clean.tolist(), token_lengths, context))
-    accounts = {"rows": _rows(found), "captions": _caption_account(found), **_picture_accounts(found, bad)}
-    if lines := [part for part in found.parts if part.lines]:
-        parts = Counter({"rows": sum(len(part.rows) + len(part.refused) for part in lines)})
-        for part in lines:
-            parts.update(part.lines)
-        accounts["lines"] = sum(part.line_count for part in lines), dict(parts)
-    per_picture = Counter(found.used.groupby("picture").size())
-    shares = ", ".join(f"{captions}: {pictures:,}" for captions, pictures in sorted(per_picture.items()))
-    told = [found.describe(), f"pictures below {found.root}", f"captions per picture: pictures  {shares or 'none'}"]
-    if read := ", ".join(dict.fromkeys(name for part in found.parts for name in part.used)):
-        told.append(f"columns or keys read: {read}")
+    findings += [*_splits(found), *looked, *_captions(found)]
+    if token_lengths and len(used):
+        lengths = list(token_lengths(used.clean.tolist()))
+        long = [f"{text[:70]} ..." for text, length in zip(used.clean, lengths, strict=True) if length > context]
+        what = f"captions longer than the model's context of {context} tokens (longest {max(lengths)}), cut there"
+        findings.append(_finding(what, long))
+    fate = frame.refused.mask((frame.refused == "") & ~frame.index.isin(used.index), "left out as " + frame["flags"])
+    captions = Counter({"used": 0}) + Counter(fate.replace("", "used"))
+    rows = Counter(fate.groupby(frame.row).min().replace("", "used"))  # used where one caption is: "" sorts first
+    accounts: dict[str, Account] = {
+        "rows": (found.rows_read, dict(rows + found.lost)),
+        "captions": (len(frame), dict(captions)),
+    }
+    accounts |= _accounts(found, bad)
+    if found.lines:
+        accounts["lines"] = found.lines_read, dict(found.lines)
+    per_picture = sorted(Counter(used.groupby("picture").size()).items())
+    shares = ", ".join(f"{count}: {pictures:,}" for count, pictures in per_picture) or "none"
+    told = [found.describe(), f"pictures below {found.root}", f"captions per picture: pictures  {shares}"]
+    told += [f"columns or keys read: {', '.join(found.columns)}"] if found.columns else []
     return Report(tuple(told), tuple(finding for finding in findings if finding.count), accounts)
 
 
 def _finding(what: str, examples: Sequence[str], spoils: bool = False, *more: str) -> Finding:
-    return Finding(what, len(examples), spoils, (*examples[:EXAMPLES], *more))
+    return Finding(what, len(examples), spoils, (*examples[:3], *more))
 
 
-def _rows(found: Collection) -> Account:
-    """Rows read: a row is used where one of its captions is; else it counts for the first reason against it."""
-    frame = found.frame
-    flagged = (frame["flags"] != "") & (frame.refused == "") & (not found.keep_flagged)
-    fates = Counter(frame.refused.mask(flagged, "flagged").groupby(frame.row).min())  # the empty text sorts first
-    parts = Counter({"used": fates.pop("", 0), **fates})
-    parts.update(found.rows)
-    return found.rows_read, dict(parts)
-
-
-def _caption_account(found: Collection) -> Account:
-    frame = found.frame
-    left_out = frame["refused" if found.keep_flagged else "flags"][frame.refused == ""]
-    flags = {f"left out as {flags}": count for flags, count in Counter(left_out).items() if flags}
-    return len(frame), {"used": int((left_out == "").sum()), **flags, **Counter(frame.refused[frame.refused != ""])}
-
-
-def _picture_accounts(found: Collection, bad: dict[str, str]) -> dict[str, Account]:
+def _accounts(found: Collection, bad: dict[str, str]) -> dict[str, Account]:
     """Pictures named, and files seen in the folder or beside the pictures that are named."""
     used, missing = set(found.used.picture), sum(" is missing" in why for why in bad.values())
-    parts = {"used": len(used) - len(bad), "missing": missing, "unreadable": len(bad) - missing}
-    parts["with flagged captions only"] = len(found.flagged_out)
-    parts["refused"] = len(found.named) - len(used) - len(found.flagged_out)
-    walks = [(part.file, part.walk) for part in found.parts if part.walk]
+    pictures = {"used": len(used) - len(bad), "missing": missing, "unreadable": len(bad) - missing}
+    pictures["with flagged captions only"] = len(found.flagged_out)
+    pictures["refused"] = len(found.named) - len(used) - len(found.flagged_out)
+    walks = found.walks
     if not walks:  # the folders in which the named pictures lie
         places = {found.root / name.rpartition("/")[0] for name in found.named}
         walks = [(place, walk(place, found.root, deep=False)) for place in sorted(places) if place.is_dir()]
     files = Counter({"used": 0})
-    for place, folder in walks:
+    for place, seen in walks:
         inside = os.path.relpath(os.path.realpath(place), os.path.realpath(found.root))
-        files.update({"hidden": folder.hidden, "refused": folder.lost})
-        for name, linked in folder.files.items():
+        files.update({"hidden": seen.hidden, "refused": sum(count for *_, count in seen.refused)})
+        for name, linked in seen.files.items():
             whole = os.path.normpath(os.path.join(inside, name)).replace(os.sep, "/")
             if whole in found.named:
                 good = whole in used and whole not in bad
@@ -161,17 +148,18 @@ def _picture_accounts(found: Collection, bad: dict[str, str]) -> dict[str, Accou
                 files["pictures that no row names"] += 1
             else:
                 files["texts" if name.lower().endswith(".txt") else "others"] += 1
-    return {"pictures": (len(found.named), parts), "files": (files.total(), dict(files))}
+    return {"pictures": (len(found.named), pictures), "files": (files.total(), dict(files))}
 
 
 def _splits(found: Collection) -> list[Finding]:
     """Splits that are too small, share pictures, or are the same file twice."""
     spoils, findings = not found.options.get("allow_overlap"), []
-    for split in SPLITS:
-        if (count := found.split(split).picture.nunique()) < FEWEST:
+    parts = {split: found.used[found.used.split == split] for split in SPLITS}
+    for split, part in parts.items():
+        if (count := part.picture.nunique()) < FEWEST:
             findings.append(_finding(f"split {split} has fewer than {FEWEST} pictures", [f"{count} pictures"], True))
     for pair, names in found.overlap().items():
-        first, second = (found.split(split)[["picture", "caption"]].values.tolist() for split in pair.split(" and "))
+        first, second = (parts[split][["picture", "caption"]].values.tolist() for split in pair.split(" and "))
         if first == second:
             findings.append(Finding(f"{pair} are identical, pictures", len(names), spoils))
         else:
@@ -179,66 +167,50 @@ def _splits(found: Collection) -> list[Finding]:
     return findings
 
 
-def _pictures(found: Collection, full: bool, allowed: int) -> tuple[list[Finding], dict[str, str]]:
+def _pictures(found: Collection, full: bool, max_bad: int | None) -> tuple[list[Finding], dict[str, str]]:
     """Missing and unreadable pictures, and files that are equal byte for byte."""
+    allowed = int(found.options.get("max_bad_pictures", 0) if max_bad is None else max_bad)
     used = found.used.drop_duplicates(["picture", "split"])
     splits = dict(zip(used.picture, used.split, strict=True))
     rare = 0.5 if sys.stderr.isatty() else 15.0
     bar = partial(tqdm, total=len(splits), desc="pictures", unit="file", disable=len(splits) < 1000, mininterval=rare)
-    flat: list[Path] = []
+    flat: list[str] = []
 
     def look(path: Path) -> None:
         if decode(path).getcolors(maxcolors=1):  # None of more than one
-            flat.append(path)
+            flat.append(str(path.relative_to(found.root)))
 
     bad = faults(look if full else check_header, found.root, list(splits), bar)
     per_split = int(used[used.picture.isin(bad)].groupby("split").size().max()) if bad else 0
     spoils = per_split > allowed
     out = (f"to leave them out, counted: max_bad_pictures: {per_split} in an index (data/README.md)",) if spoils else ()
-    missing = [why for why in bad.values() if " is missing" in why]
-    unreadable = [why for why in bad.values() if " is missing" not in why]
     groups = equal_files(found.root, [name for name in splits if name not in bad])
-    across = [group for group in groups if len({splits[name] for name in group}) > 1]
-    within = [group for group in groups if group not in across]
-    single = [str(path.relative_to(found.root)) for path in sorted(flat)]
+    told = {" = ".join(group): len({splits[name] for name in group}) > 1 for group in groups}
     findings = [
-        _finding("missing pictures", missing, spoils, *out),
-        _finding("unreadable pictures", unreadable, spoils, *out),
-        _finding("pictures of a single colour (transparency lies on white)", single),
-        _finding("equal picture files within a split, groups", [" = ".join(group) for group in within]),
-        _finding("equal picture files in two splits, groups", [" = ".join(group) for group in across], True),
+        _finding("missing pictures", [why for why in bad.values() if " is missing" in why], spoils, *out),
+        _finding("unreadable pictures", [why for why in bad.values() if " is missing" not in why], spoils, *out),
+        _finding("pictures of a single colour (transparency lies on white)", sorted(flat)),
+        _finding("equal picture files within a split, groups", [group for group, across in told.items() if not across]),
+        _finding(
+            "equal picture files in two splits, groups", [group for group, across in told.items() if across], True
+        ),
     ]
     return findings, bad
 
 
 def _captions(found: Collection) -> list[Finding]:
-    """Repeated captions; of one picture or of several in a split, where a query has more than one right answer."""
-    used = found.used
+    """Repeated captions, of one picture or of several in a split; flagged ones; and what the files make one wonder."""
+    used, flags = found.used, found.frame["flags"]
     repeated = list(used.picture[used.duplicated(["split", "picture", "clean"])].unique())
     owners = used.groupby(["split", "clean"], sort=False).picture.nunique()
     shared = [f"{split}: {caption!r} of {count} pictures" for (split, caption), count in owners[owners > 1].items()]
     alone = int((used.groupby(["split", "picture"]).size() == 1).sum())
+    kept = "used all the same" if found.keep_flagged else "left out; keep_flagged uses them"
     return [
         _finding("pictures that repeat a caption", repeated),
         _finding("captions that several pictures of a split share", shared),
         Finding("pictures with one caption (text teachers then see two dropout views)", alone, False),
-    ]
-
-
-def _left_out(found: Collection) -> list[Finding]:
-    """What is left out by rule, and what the files themselves make one wonder."""
-    kept = "used all the same" if found.keep_flagged else "left out; keep_flagged uses them"
-    flags = Counter(found.frame["flags"][found.frame["flags"] != ""])
-    return [
-        *(Finding(f"captions flagged {names}, {kept}", count, False) for names, count in flags.items()),
+        *(Finding(f"captions flagged {names}, {kept}", n, False) for names, n in Counter(flags[flags != ""]).items()),
         _finding("pictures left out with all of their captions flagged", found.flagged_out),
-        *(Finding(note, 1, False) for part in found.parts for note in part.notes),
+        *(Finding(note, 1, False) for note in found.notes),
     ]
-
-
-def _lengths(captions: list[str], token_lengths: Callable, context: int) -> Finding:
-    lengths = list(token_lengths(captions))
-    long = [f"{caption[:70]} ..." for caption, length in zip(captions, lengths, strict=True) if length > context]
-    return _finding(
-        f"captions longer than the model's context of {context} tokens (longest {max(lengths)}), cut there", long
-    )

@@ -1,24 +1,20 @@
 """Files of a collection: text decoded, folders walked, hidden files and links told apart, stamps of what was read."""
 
-from __future__ import annotations
-
+import codecs
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 HIDDEN = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "__pycache__", "lost+found"}
-
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # later: one of UTF-32 begins like one of these
+REFUSED = {  # why a file or folder is left out -> what it is and the way out
+    "names that are not UTF-8": "has a name that is not UTF-8: rename it",
+    "links out of the folder": "is a link that leads out of the folder: put what it names there, or take it away",
+    "links to nothing": "is a link to nothing: mend it or take it away",
+    "links in a circle": "is a link to a folder above it: take it away",
+}
 Stamp = tuple[str, int, int, int]
-Refused = dict[str, list[str]]  # reason -> a message each
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is a system's or an editor's own and never part of a collection.
-
-    >>> [name for name in ("a.jpg", "._a.jpg", ".ipynb_checkpoints", "__MACOSX", "Thumbs.db") if not is_hidden(name)]
-    ['a.jpg']
-    """
-    return name.startswith((".", "~$")) or name.casefold() in HIDDEN
 
 
 def stamp(path: str | Path) -> Stamp:
@@ -31,11 +27,7 @@ def stamp(path: str | Path) -> Stamp:
 
 
 def shown(name: str | Path) -> str:
-    """A name that can be printed, whatever its bytes.
-
-    >>> shown("caf\\udce9.jpg")
-    'caf\\\\xe9.jpg'
-    """
+    """A name that can be printed, whatever its bytes."""
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a pair of surrogates, as JSON can spell it
@@ -43,67 +35,45 @@ def shown(name: str | Path) -> str:
 
 
 def printable(path: Path) -> Path:
-    """The path itself.
-
-    Raises:
-        ValueError: its name is not UTF-8.
-    """
+    """The path itself; ValueError where its name is not UTF-8."""
     if shown(path) != str(path):
         raise ValueError(f"the name of {shown(path)} is not UTF-8: rename it")
     return path
 
 
 def read_text(path: Path) -> str:
-    """Text of a UTF-8 file, with or without byte-order mark.
-
-    Raises:
-        ValueError: the file cannot be read, is of another encoding, or is no text; says which and where.
-    """
+    """Text of a file in UTF-8 or the encoding that its byte-order mark says; ValueError says where it is none."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    if marked or (len(data) > 3 and (data[0] == 0) != (data[1] == 0)):  # a letter of ASCII in two bytes
-        mark = "with" if marked else "without"
-        raise ValueError(f"{path} is not UTF-8 but UTF-16 ({mark} byte-order mark): save it as UTF-8")
+    encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and len(data) > 3 and (data[0] == 0) != (data[1] == 0):  # a letter of ASCII in two bytes
+        raise ValueError(f"{path} is not UTF-8 but UTF-16 without byte-order mark: save it as UTF-8")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path} is not UTF-8 (byte {error.start} is {data[error.start]:#04x}) on line {line}: save it as UTF-8"
-        ) from None
-    if "\0" in text:
-        raise ValueError(
-            f"{path} holds NUL bytes on line {text.count(chr(10), 0, text.index(chr(0))) + 1}: no text file"
-        )
+        where = f"(byte {error.start} is {data[error.start]:#04x}) on line {data[: error.start].count(10) + 1}"
+        raise ValueError(f"{path} is not {encoding.removesuffix('-sig').upper()} {where}: save it as UTF-8") from None
+    if chr(0) in text:
+        line = text.partition(chr(0))[0].count("\n") + 1
+        raise ValueError(f"{path} holds NUL bytes on line {line}: no text file")
     return text
 
 
 @dataclass
 class Walk:
-    """What lies in a folder and below: files by path below it, hidden ones counted, the rest refused by reason."""
+    """What lies in a folder and below; ``files``: path below it -> whether a link leads there."""
 
-    files: dict[str, bool] = field(default_factory=dict)  # name -> whether a link leads there
-    hidden: int = 0
-    refused: Refused = field(default_factory=dict)
-    lost: int = 0  # files that the refused names stand for
+    files: dict[str, bool] = field(default_factory=dict)
+    hidden: int = 0  # files of the system or of an editor
+    refused: list[tuple[str, str, int]] = field(default_factory=list)  # reason, message, number of files
     folders: list[str] = field(default_factory=list)
-
-    def refuse(self, reason: str, message: str, count: int = 1) -> None:
-        """Note what is left out and why."""
-        self.refused.setdefault(reason, []).append(message)
-        self.lost += count
 
 
 def walk(folder: Path, root: Path, *, deep: bool = True) -> Walk:
-    """Every file in a folder; links are followed as long as they stay inside ``root``.
-
-    Raises:
-        ValueError: a folder cannot be listed.
-    """
-    found, inside = Walk(), os.path.realpath(root)
+    """Every file in a folder; links are followed as long as they stay inside ``root``. ValueError: cannot be listed."""
+    found, inside = Walk(), Path(root).resolve()
 
     def visit(place: str, prefix: str, linked: bool, above: tuple[str, ...]) -> None:
         found.folders.append(place)
@@ -112,43 +82,23 @@ def walk(folder: Path, root: Path, *, deep: bool = True) -> Walk:
         except OSError as error:
             raise ValueError(f"folder {shown(place)} cannot be listed: {error.strerror}") from None
         for entry in entries:
-            name, whole = prefix + entry.name, shown(entry.path)
-            if is_hidden(entry.name):
+            link, real = entry.is_symlink(), os.path.realpath(entry.path)
+            unknown, away = shown(entry.name) != entry.name, link and not Path(real).is_relative_to(inside)
+            fates = (unknown, away, link and not os.path.exists(real), entry.is_dir() and real in above)
+            reason = next((reason for reason, fate in zip(REFUSED, fates, strict=True) if fate), "")
+            if entry.name.startswith((".", "~$")) or entry.name.casefold() in HIDDEN:
                 found.hidden += _count(entry)
-                continue
-            if shown(entry.name) != entry.name:
-                found.refuse("names that are not UTF-8", f"the name of {whole} is not UTF-8: rename it", _count(entry))
-                continue
-            link, real = linked or entry.is_symlink(), ""
-            if entry.is_symlink():
-                real = os.path.realpath(entry.path)
-                if not within(real, inside):
-                    way_out = "put what it names there, or take the link away"
-                    found.refuse("links out of the folder", f"{whole} is a link that leads out of {root}: {way_out}")
-                    continue
-                if not os.path.exists(real):
-                    found.refuse("links to nothing", f"{whole} is a link to {shown(real)}, which is missing: mend it")
-                    continue
-            if entry.is_dir():
-                real = real or os.path.realpath(entry.path)
-                if real in above:
-                    found.refuse("links in a circle", f"{whole} is a link to a folder above it: take it away")
-                elif deep:
-                    visit(entry.path, f"{name}/", link, (*above, real))
+            elif reason:
+                found.refused.append((reason, f"{shown(entry.path)} {REFUSED[reason]}", _count(entry)))
             elif entry.is_file():
-                found.files[name] = link
+                found.files[prefix + entry.name] = linked or link
+            elif entry.is_dir() and deep:
+                visit(entry.path, f"{prefix}{entry.name}/", linked or link, (*above, real))
 
     visit(str(folder), "", False, (os.path.realpath(folder),))
     return found
 
 
-def within(path: str, folder: str) -> bool:
-    """Whether a resolved path is a resolved folder or lies below it."""
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
 def _count(entry: os.DirEntry) -> int:
-    """Files that an entry stands for."""
-    if not entry.is_dir(follow_symlinks=False):
-        return 1
-    return sum(len(files) for _, _, files in os.walk(entry.path))
+    whole = entry.is_dir(follow_symlinks=False)
+    return sum(len(files) for _, _, files in os.walk(entry.path)) if whole else 1

@@ -1,7 +1,5 @@
 """The formats of a collection, each recognised by its shape, to rows: JSON, tables, folders of pictures and texts."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -9,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.data.cells import SPLIT_NAMES, flags_of
 from rvlr_lib.data.files import Walk, read_text, stamp, walk
 from rvlr_lib.data.pictures import SUFFIXES
-from rvlr_lib.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, Part, base_of, like_captions, read_table
+from rvlr_lib.data.table import LISTED, SPLIT_NAMES, Collection, Row, fill, read_table
 
 UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".raw", ".dng", ".cr2", ".nef")  # pictures that Pillow cannot open
 LIKE_SPLIT = re.compile(
@@ -33,233 +30,185 @@ FORMATS = """formats understood:
 
 
 def parse(path: Path) -> Any:
-    """Content of a JSON or YAML file; a file of JSON lines as ``{"lines": [...]}``.
-
-    Raises:
-        ValueError: the file is not what its ending says.
-    """
-    import yaml
-
+    """Content of a JSON or YAML file, None of JSON lines; ValueError where it is not what its ending says."""
     text, kind = read_text(path), path.suffix.lower()
-    if kind in (".yaml", ".yml"):
-        try:
-            return yaml.safe_load(text)
-        except Exception as error:  # the parser also raises what its types raise: bad dates, keys that are lists
-            raise ValueError(f"{path} is no valid YAML: {error}") from None
     try:
         if kind == ".json":
             return json.loads(text)
     except (ValueError, RecursionError) as error:
-        first = text.lstrip().split("\n", 1)[0]
-        if not isinstance(error, json.JSONDecodeError) or "Extra data" not in str(error) or not first.startswith("{"):
+        if "Extra data" not in str(error) or not text.lstrip().startswith("{"):  # else JSON lines
             raise ValueError(f"{path} is no valid JSON: {error}") from None
-    return {"lines": text.split("\n")}
+    if kind not in (".yaml", ".yml"):
+        return None
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # the parser also raises what its types raise: bad dates, keys that are lists
+        raise ValueError(f"{path} is no valid YAML: {error}") from None
 
 
-def read_part(path: Path, root: Path, columns: Mapping[str, str | None], *, assigned: bool = False) -> Part:
+def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
     """Rows of one file or folder; ``assigned``: an index says its split, so folders in it do not.
 
     Raises:
-        ValueError: an unknown shape (lists :data:`FORMATS`), a missing column or key, not UTF-8.
+        ValueError: an unknown shape (lists :data:`FORMATS`), a missing column or key, no text.
     """
-    kind, before = path.suffix.lower(), stamp(path)
-    if path.is_dir():
-        return _folder(path, root, assigned)
-    if kind in (".csv", ".tsv", ".txt", ".tab", ".psv", "") and (part := read_table(path, **columns)):
-        part.stamped = [before]
-        return part
-    content = parse(path) if kind in (".json", ".jsonl", ".ndjson", ".yaml", ".yml") else None
-    part = Part("", path, stamped=[before])
-    if isinstance(content, dict) and list(content) == ["lines"]:
-        return _lines(part, content["lines"])
+    kind = file.suffix.lower()
+    if file.is_dir():
+        return _folder(found, file, assigned)
+    found.stamps.append(stamp(file))
+    if kind in (".csv", ".tsv", ".txt", ".tab", ".psv", "") and (rows := read_table(found, file)) is not None:
+        return rows
+    structured = kind in (".json", ".jsonl", ".ndjson", ".yaml", ".yml")
+    content = parse(file) if structured else None
+    images = content.get("images") if isinstance(content, dict) else None
+    if structured and content is None and kind[1] != "y":
+        return _lines(found, file)
     if isinstance(content, list) and content:
-        return _list(part, content)
-    if isinstance(content, dict) and isinstance(content.get("images"), list) and content["images"]:
-        if isinstance(content.get("annotations"), list):
-            return _coco(part, content)
-        if isinstance(content["images"][0], dict) and "sentences" in content["images"][0]:
-            return _karpathy(part, content["images"])
-    if content is None:
-        shape = f"a {path.suffix or 'nameless'} file"
-    else:
+        found.kinds["list JSON"] = None
+        return _items(found, file, content, [f"row {number}" for number in range(len(content))], found.options)
+    if isinstance(images, list) and images and isinstance(content.get("annotations"), list):
+        return _coco(found, file, images, content["annotations"])
+    if isinstance(images, list) and images and isinstance(images[0], dict) and "sentences" in images[0]:
+        return _karpathy(found, file, images)
+    shape = f"a {kind or 'nameless'} file"
+    if structured:
         keys = f" with keys {', '.join(map(repr, list(content)[:6]))}" if isinstance(content, dict) else ""
-        shape = f"{'an empty ' if not content else ''}{type(content).__name__}{keys}"
-    raise ValueError(f"{path} is {shape}, which is no known format; {FORMATS}")
+        shape = f"{'' if content else 'an empty '}{type(content).__name__}{keys}"
+    raise ValueError(f"{file} is {shape}, which is no known format; {FORMATS}")
 
 
-def _lines(part: Part, lines: Sequence[str]) -> Part:
-    items, places, blank = [], [], 0
+def _lines(found: Collection, file: Path) -> list[Row]:
+    lines, items, places = read_text(file).split("\n"), [], []
+    lines = lines if lines[-1] else lines[:-1]  # what follows the last line end is no line
+    blank = sum(not line.strip() for line in lines)
+    found.kinds["JSON lines"], found.lines_read = None, found.lines_read + len(lines)
+    found.lines.update({"rows": len(lines) - blank, "blank": blank})
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            blank += number < len(lines)  # what follows the last line end is no line
-            continue
         try:
-            items.append(json.loads(line))
-            places.append(f"line {number}")
+            items += [json.loads(line)] if line.strip() else []
+            places += [f"line {number}"] if line.strip() else []
         except (ValueError, RecursionError) as error:
-            part.refused.append(("lines that are no JSON", f"{part.file}, line {number} is no valid JSON: {error}"))
-    part = _list(part, items, places)
-    part.kind, part.lines, part.line_count = "JSON lines", {"blank": blank}, len(lines) - (not lines[-1])
-    return part
+            found.refuse("lines that are no JSON", f"{file}, line {number} is no valid JSON: {error}", 1)
+    return _items(found, file, items, places, found.options)
 
 
-def _list(part: Part, items: Sequence[Any], places: Sequence[str] = ()) -> Part:
-    part.kind = "list JSON"
-    families, used, keys = dict[str, str](), {"split", "image_id", "category"}, dict[str, None]()
-    for number, item in enumerate(items):
-        where = places[number] if places else f"row {number}"
-        pictures = [key for key in item if key in IMAGE_COLUMNS] if isinstance(item, dict) else []
-        name = _need(item, pictures[0] if pictures else "image", part, where)
-        captions = [key for key in item if like_captions(key) and _texts(item[key])]
-        captions = captions or [next((key for key in CAPTION_COLUMNS if key in item), "caption")]
-        values = [_need(item, key, part, where) for key in captions]
-        families |= {base_of(key): key for key in captions}
-        for several, what in ((pictures, "name the picture"), (list(families.values()), "hold captions")):
-            if len(several) > 1:
-                raise ValueError(
-                    f"{part.file}, {where}: the keys {', '.join(several)} may all {what}: keep one of them"
-                )
-        flat = [text for value in values for text in (value if isinstance(value, list) else [value])]
-        told = values[0] if len(values) == 1 else flat
-        used |= {*pictures, *captions}
-        keys.update(dict.fromkeys(item))
-        about = (item.get(key) for key in ("split", "image_id", "category"))
-        part.rows.append((where, name, told, *about, flags_of(item)))  # type: ignore[arg-type]
-    return _tell(part, keys, used)
+def _items(
+    found: Collection, file: Path, items: Sequence[Any], places: Sequence[str], options: Mapping[str, Any]
+) -> list[Row]:
+    for item, where in zip(items, places, strict=True):
+        if not isinstance(item, dict):
+            raise ValueError(f"{file}, {where} is {str(item)[:60]!r}, expected keys and values; {FORMATS}")
+    keys = list(dict.fromkeys(key for item in items for key in item))
+    cells = [[item.get(key) for key in keys] for item in items]
+    return fill(found, file, list(map(str, keys)), cells, places, options) if items else []
 
 
-def _texts(value: Any) -> bool:
-    texts = value if isinstance(value, list) else [value]
-    return bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
+def _karpathy(found: Collection, file: Path, images: Sequence[Any]) -> list[Row]:
+    found.kinds["Karpathy JSON"], items, places = None, [], [f"images[{number}]" for number in range(len(images))]
+    for image, where in zip(images, places, strict=True):
+        _need(file, where, image, "filename", "sentences")
+        name, sentences = image["filename"], image["sentences"]
+        if not isinstance(sentences, list):
+            raise ValueError(f"{file}, {where}: sentences is {str(sentences)[:60]!r}, expected a list; {FORMATS}")
+        for sentence in sentences:
+            _need(file, f"{where}, sentences", sentence, "raw")
+        name = f"{image['filepath']}/{name}" if image.get("filepath") and isinstance(name, str) else name
+        items.append({**image, "filename": name, "sentences": [sentence["raw"] for sentence in sentences]})
+        items[-1].pop("filepath", None)
+    return _items(found, file, items, places, {"image_column": "filename", "caption_column": "sentences"})
 
 
-def _karpathy(part: Part, images: Sequence[Any]) -> Part:
-    part.kind = "Karpathy JSON"
-    keys: dict[str, None] = {}
+def _coco(found: Collection, file: Path, images: Sequence[Any], annotations: Sequence[Any]) -> list[Row]:
+    found.kinds["COCO captions JSON"], rows, items, places, other = None, list[Row](), [], [], 0
+    known: dict[str, dict[str, Any]] = {}
     for number, image in enumerate(images):
         where = f"images[{number}]"
-        name, sentences = _need(image, "filename", part, where), _need(image, "sentences", part, where)
-        if not isinstance(sentences, list):
-            raise ValueError(f"{part.file}, {where}: sentences is {str(sentences)[:60]!r}, expected a list; {FORMATS}")
-        captions = [_need(sentence, "raw", part, f"{where}, sentences") for sentence in sentences]
-        name = f"{image['filepath']}/{name}" if image.get("filepath") and isinstance(name, str) else name
-        about = (image.get("split"), None, image.get("category"))
-        part.rows.append((where, name, captions, *about, flags_of(image)))
-        keys.update(dict.fromkeys(image))
-    return _tell(part, keys, {"filename", "filepath", "sentences", "split", "category"})
-
-
-def _coco(part: Part, content: Mapping[str, Any]) -> Part:
-    part.kind = "COCO captions JSON"
-    names: dict[str, tuple[Any, Any, type]] = {}
-    keys: dict[str, None] = {}
-    for number, image in enumerate(content["images"]):
-        where = f"images[{number}]"
-        key, name = _need(image, "id", part, where), _need(image, "file_name", part, where)
-        if str(key) in names:
-            first = names[str(key)][0]
-            raise ValueError(f"{part.file}, {where}: duplicate id {key!r}, for {first!r} and {name!r}; ids must differ")
-        names[str(key)] = name, image.get("split"), type(key)
-        part.bare.append((name, where, image.get("split")))
-        keys.update(dict.fromkeys(f"images.{name}" for name in image))
-    other, like = 0, {key.lstrip("0"): key for key in names}
-    for number, caption in enumerate(content["annotations"]):
+        _need(file, where, image, "id", "file_name")
+        if (first := known.setdefault(str(image["id"]), image)) is not image:
+            names = f"{first['file_name']!r} and {image['file_name']!r}"
+            raise ValueError(f"{file}, {where}: duplicate id {image['id']!r}, for {names}; ids must differ")
+        rows.append((where, image["file_name"], LISTED, None, None, None, ""))
+    like = {key.lstrip("0"): key for key in known}
+    for number, caption in enumerate(annotations):
         where = f"annotations[{number}]"
-        key, text = _need(caption, "image_id", part, where), _need(caption, "caption", part, where)
-        keys.update(dict.fromkeys(caption))
-        if str(key) not in names:
-            near = like.get(str(key).lstrip("0"))
-            hint = f"the images have {near!r}: write both as numbers or both as the same text" if near else ""
-            message = f"{part.file}, {where}: image_id {key!r} is no id of the images; "
-            message += hint or "add the image or drop the caption"
-            part.refused.append(("captions of no picture", message))
+        _need(file, where, caption, "image_id", "caption")
+        key = str(caption["image_id"])
+        if image := known.get(key):
+            other += type(image["id"]) is not type(caption["image_id"])
+            items.append({**image, **caption, "file_name": image["file_name"]})
+            places.append(where)
             continue
-        name, split, kind = names[str(key)]
-        other += type(key) is not kind
-        part.rows.append((where, name, text, split, key, caption.get("category"), flags_of(caption)))
+        near = like.get(key.lstrip("0"))
+        way = f"the images have {near!r}: write both as numbers or both as the same text" if near else ""
+        message = (
+            f"image_id {caption['image_id']!r} is no id of the images; {way or 'add the image or drop the caption'}"
+        )
+        found.refuse("captions of no picture", f"{file}, {where}: {message}", 1)
     if other:
         kinds = "ids of images and image_id of annotations are of two types, text and number; matched as text"
-        part.notes.append(f"{part.file}: {kinds} in {other:,} annotations")
-    return _tell(part, keys, {"images.id", "images.file_name", "images.split", "image_id", "caption", "category"})
+        found.notes.append(f"{file}: {kinds} in {other:,} annotations")
+    return rows + _items(found, file, items, places, {"image_column": "file_name", "caption_column": "caption"})
 
 
-def _tell(part: Part, keys: Mapping[str, None], known: set[str]) -> Part:
-    part.used = [key for key in keys if key in known or flags_of({key: 1})]
-    part.unused = [key for key in keys if key not in part.used]
-    return part
+def _need(file: Path, where: str, item: Any, *keys: str) -> None:
+    for key in keys:
+        if not isinstance(item, dict) or key not in item:
+            has = f"has {', '.join(map(repr, item))}" if isinstance(item, dict) else f"is {str(item)[:60]!r}"
+            raise ValueError(f"{file}, {where} lacks the key {key!r}: it {has}; {FORMATS}")
 
 
-def _need(item: Any, key: str, part: Part, where: str) -> Any:
-    if not isinstance(item, dict) or key not in item:
-        keys = f"has {', '.join(map(repr, item))}" if isinstance(item, dict) else f"is {str(item)[:60]!r}"
-        raise ValueError(f"{part.file}, {where} lacks the key {key!r}: it {keys}; {FORMATS}")
-    return item[key]
-
-
-def _folder(folder: Path, root: Path, assigned: bool) -> Part:
-    part = Part("folder of pictures and texts", folder)
-    if not folder.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"{folder} lies outside image_root {root}; leave image_root out for a folder")
-    part.walk = found = walk(folder, root)
-    kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
-    for name in [name for name in found.files if name.lower().endswith(UNREAD)]:
-        del found.files[name]
-        found.refuse("pictures of a format that is not read", f"{folder / name} is not read: save it as one of {kinds}")
-    pictures = [name for name in found.files if name.lower().endswith(SUFFIXES)]
-    if not pictures and not found.refused:
+def _folder(found: Collection, folder: Path, assigned: bool) -> list[Row]:
+    root = found.root.resolve()
+    if not folder.resolve().is_relative_to(root):
+        raise ValueError(f"{folder} lies outside image_root {found.root}; leave image_root out for a folder")
+    seen, inside, kinds = walk(folder, found.root), folder.resolve().relative_to(root), ", ".join(SUFFIXES)
+    for name in [name for name in seen.files if name.lower().endswith(UNREAD)]:
+        message = f"{folder / name} is not read: save it as one of {kinds}"
+        seen.refused.append(("pictures of a format that is not read", message, 1))
+        del seen.files[name]
+    for reason, message, _ in seen.refused:
+        found.refuse(reason, message)
+    pictures = [name for name in seen.files if name.lower().endswith(SUFFIXES)]
+    if not pictures and not seen.refused:
         raise ValueError(f"{folder} holds no picture ({kinds}); {FORMATS}")
-    inside = folder.resolve().relative_to(root.resolve())
-    splits = {} if assigned else _split_folders(folder, pictures, found)
-    texts = {os.path.splitext(name)[0]: name for name in found.files if name.lower().endswith(".txt")}
-    part.stamped = [stamp(place) for place in (*found.folders, *(f"{folder}/{name}" for name in texts.values()))]
-    part.lines = {"blank": 0}
-    for name in pictures:
-        if splits and name not in splits:
-            continue  # a split folder has the same file, by a link
-        place, split, told = (inside / name).as_posix(), splits.get(name), texts.get(os.path.splitext(name)[0])
-        part.bare.append((place, name, split))
-        lines = re.split(r"\r\n|\r|\n", read_text(folder / told)) if told else []
-        lines = lines if not lines or lines[-1] else lines[:-1]
-        part.line_count += len(lines)
-        part.lines["blank"] += sum(not line.strip() for line in lines)
-        said = ((f"{told}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
-        part.rows += [(where, place, line, split, None, None, "") for where, line in said]
-    return part
+    splits = {} if assigned else _split_folders(folder, pictures, seen)
+    texts = {os.path.splitext(name)[0]: name for name in seen.files if name.lower().endswith(".txt")}
+    found.kinds["folder of pictures and texts"] = None
+    found.walks.append((folder, seen))
+    found.stamps += [stamp(place) for place in (*seen.folders, *(f"{folder}/{name}" for name in texts.values()))]
+    rows: list[Row] = []
+    for name in splits or pictures:  # a picture beside split folders is in one of them by a link
+        place, text, split = (inside / name).as_posix(), texts.get(os.path.splitext(name)[0]), splits.get(name)
+        rows.append((name, place, LISTED, None, None, None, ""))
+        lines = re.split(r"\r\n|\r|\n", read_text(folder / text)) if text else [""]
+        lines = lines if lines[-1] else lines[:-1]
+        told = [(f"{text}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+        rows += [(where, place, line, split, None, None, "") for where, line in told]
+        found.lines_read += len(lines)
+        found.lines.update({"rows": len(told), "blank": len(lines) - len(told)})
+    return rows
 
 
-def _split_folders(folder: Path, pictures: Sequence[str], found: Walk) -> dict[str, str]:
-    """Split of each picture, where the folders say splits; empty where they do not.
+def _split_folders(folder: Path, pictures: Sequence[str], seen: Walk) -> dict[str, str]:
+    """Split of each picture, where a top folder looks like one or folders further down like two; else empty.
 
     Raises:
         ValueError: some folders look like splits and others do not.
     """
-    parts, depth = [name.split("/") for name in pictures], 0
-    while len({part[depth] for part in parts}) == 1 and min(map(len, parts)) > depth + 2:
-        if LIKE_SPLIT.fullmatch(parts[0][depth]):
-            break
-        depth += 1
-    tops = [part[depth] if len(part) > depth + 1 else "" for part in parts]
-    known = {name: SPLIT_NAMES.get(top.casefold()) for name, top in zip(pictures, tops, strict=True)}
-    splits = {name: split for name, split in known.items() if split}
-    like = sorted({top for top in tops if LIKE_SPLIT.fullmatch(top)})
-    if not like:
-        places: dict[str, set[str]] = {}
-        for part in parts:
-            for place, name in enumerate(part[:-1]):
-                if name.casefold() in SPLIT_NAMES:
-                    places.setdefault("/".join(part[:place]), set()).add(name)
-        for deep in [deep for deep, names in places.items() if len(names) > 1]:
-            names = ", ".join(sorted(places[deep]))
-            way = f"give {folder / deep} itself, or put {names} at the top"
-            raise ValueError(
-                f"{folder}: {names} in {deep} look like splits, but other folders lie beside {deep}: {way}"
-            )
+    folders = {name: name.split("/")[:-1] for name in pictures}
+    like = {name: next(filter(LIKE_SPLIT.fullmatch, parts), "") for name, parts in folders.items()}
+    top = len(Path(os.path.commonpath(map("/".join, folders.values()))).parts) if folders else 0
+    on_top = any(like[name] in parts[: top + 1] for name, parts in folders.items())
+    if not on_top and len({SPLIT_NAMES.get(name.casefold(), name) for name in like.values() if name}) < 2:
         return {}
-    linked = {os.path.realpath(folder / name) for name in splits if found.files[name]}
-    rest = [(name, top) for name, top in zip(pictures, tops, strict=True) if name not in splits]
-    others = [top or name for name, top in rest if os.path.realpath(folder / name) not in linked]
-    if others:
-        told = ", ".join(list(dict.fromkeys(others))[:6])
+    splits = {name: SPLIT_NAMES[part.casefold()] for name, part in like.items() if part.casefold() in SPLIT_NAMES}
+    linked = {os.path.realpath(folder / name) for name in splits if seen.files[name]}
+    rest = [name for name in pictures if name not in splits and os.path.realpath(folder / name) not in linked]
+    if rest:
+        told = ", ".join(list(dict.fromkeys("/".join(folders[name]) or name for name in rest))[:6])
+        names = ", ".join(sorted({*like.values()} - {""}))
         way = "name every folder train, val or test, take the others away, or list the pictures in a CSV"
-        raise ValueError(f"{folder}: {', '.join(like)} look like splits, but these do not say which: {told}; {way}")
+        raise ValueError(f"{folder}: {names} look like splits, but these do not say which: {told}; {way}")
     return splits

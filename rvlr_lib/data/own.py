@@ -1,33 +1,33 @@
 """Data sets of one's own pictures: a collection, read once as long as its files stay, to a data set."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rvlr_lib.data.collection import Collection, read_collection, stamp_of
+from rvlr_lib.data.collection import read_collection, stamp_of
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.data.files import shown, stamp
 from rvlr_lib.data.pictures import FileSource, check_header, decode, faults
+from rvlr_lib.data.table import Collection
 
 FEWEST = 4  # pictures in a split; the notebooks show the first four queries
 _READ: dict[tuple[Any, ...], Collection] = {}
 
 
-def _collection(path: str | Path, image_root: str | Path | None, **options: Any) -> Collection:
+def _collection(path: str | Path, image_root: str | Path | None, options: dict[str, Any]) -> Collection:
     """Read and describe a collection once; again when a file that it was read from has changed."""
-    key = (str(path), str(image_root), os.getcwd(), os.environ.get("RVLR_DATA"), *options.items())
+    given = sorted((name, value) for name, value in options.items() if value is not None)
+    key = (str(path), str(image_root), os.getcwd(), os.environ.get("RVLR_DATA"), *given)
     found = _READ.pop(key, None)
     fresh = found and all(stamp(old[0]) == old for old in found.stamps)
     if not found or not fresh or stamp_of(found.root, found.named) != found.picture_stamps:
         found = read_collection(path, image_root, **options)
         print(found.describe())
     _READ[key] = found
-    if len(_READ) > 4:
-        del _READ[next(iter(_READ))]
+    for old in list(_READ)[:-4]:
+        del _READ[old]
     return found
 
 
@@ -37,7 +37,7 @@ def file_stamps(path: str | Path, image_root: str | Path | None = None, **option
     Raises:
         ValueError: as :func:`read_collection`.
     """
-    found = _collection(path, image_root, **options)
+    found = _collection(path, image_root, options)
     return (*found.stamps, found.picture_stamps)
 
 
@@ -63,15 +63,15 @@ def load_files(
         split: ``train``, ``val`` or ``test``; of files without splits 80/10/10 by a hash of each picture's id.
         image_root: folder of the pictures; default what an index says, else the folder of the file.
         limit: only so many pictures of the split, evenly spaced.
-        max_bad_pictures: how many pictures of the split that are missing, damaged or too large may be left out; the
-            number left out is printed and stands in ``info``. With 0, the default, missing files and bad headers are
-            errors now, damaged files when they are read. With 1 or more every picture is decoded once here.
+        max_bad_pictures: how many missing, damaged or too large pictures of the split may be left out, counted. With
+            0, the default, missing files and bad headers are errors now, damaged files when they are read; with 1 or
+            more every picture is decoded once here.
         image_column, caption_column: of a table with other than the usual columns.
         split_seed: of the hash.
         keep_flagged: use captions that carry a quality flag (``is_rejected``, ``is_precanned``) too.
 
     Raises:
-        ValueError: whatever :func:`read_collection` refuses, an unknown split, a split with fewer than 4 pictures, a
+        ValueError: whatever :func:`read_collection` refuses, an unknown split, one with fewer than 4 pictures, a
             picture in two splits, an empty caption, too many bad pictures.
     """
     if split not in SPLITS:
@@ -79,33 +79,37 @@ def load_files(
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} is too small; give at least 1, or None for all")
     columns = {"image_column": image_column, "caption_column": caption_column}
-    found = _collection(path, image_root, **columns, split_seed=split_seed, keep_flagged=keep_flagged)
+    found = _collection(path, image_root, {**columns, "split_seed": split_seed, "keep_flagged": keep_flagged})
     _refuse(found)
     allowed = int(found.options.get("max_bad_pictures", 0) if max_bad_pictures is None else max_bad_pictures)
-    part = found.split(split)
+    part = found.used[found.used.split == split]
     names = list(part.picture.unique())
     if limit is not None and limit < len(names):
         names = [names[i] for i in np.linspace(0, len(names) - 1, limit).astype(int)]
     bad = faults(decode if allowed else check_header, found.root, names)
+    first = f"the first: {next(iter(bad.values()), '')}"
     if len(bad) > allowed:
         cap = f"max_bad_pictures={allowed} allows {allowed}" if allowed else "none is allowed (max_bad_pictures=0)"
-        raise ValueError(
-            f"{found.path}: {len(bad)} pictures of {split} cannot be used, {cap}; the first: {next(iter(bad.values()))}"
-        )
+        raise ValueError(f"{found.path}: {len(bad)} pictures of {split} cannot be used, {cap}; {first}")
     if bad:
-        print(
-            f"{found.path.name}: {len(bad)} of {len(names)} pictures of {split} left out "
-            f"(max_bad_pictures={allowed}), the first: {next(iter(bad.values()))}"
-        )
+        told = f"{len(bad)} of {len(names)} pictures of {split} left out (max_bad_pictures={allowed})"
+        print(f"{found.path.name}: {told}, {first}")
     names = [name for name in names if name not in bad]
     if len(names) < min(FEWEST, limit or FEWEST):
-        raise ValueError(
-            f"{found.path}: {split} has {len(names)} pictures, at least {FEWEST} are needed; give more "
-            f"pictures, or an index with a file for each split ({found.describe()})"
-        )
+        way = f"give more pictures, or an index with a file for each split ({found.describe()})"
+        raise ValueError(f"{found.path}: {split} has {len(names)} pictures, at least {FEWEST} are needed; {way}")
     rows = {name: row for row, name in enumerate(names)}
     part = part[part.picture.isin(rows)]
     categories = part.drop_duplicates("picture").category.tolist()
+    info = {
+        "format": ", ".join(found.kinds),
+        "own_splits": found.own_splits,
+        "split_seed": found.options.get("split_seed", 0),
+        "images": len(names),
+        "limit": limit,
+        "bad_pictures_left_out": sorted(bad),
+        "flagged_captions_left_out": found.flagged_count,
+    }
     return ImageTextDataset(
         name=found.path.stem,
         split=split,
@@ -114,15 +118,7 @@ def load_files(
         caption_image=part.picture.map(rows).to_numpy(dtype=np.int64),
         source=FileSource(found.root, names),
         categories=[shown(str(category)) for category in categories] if all(categories) else None,
-        info={
-            "format": found.format,
-            "own_splits": found.own_splits,
-            "split_seed": found.options.get("split_seed", 0),
-            "images": len(names),
-            "limit": limit,
-            "bad_pictures_left_out": sorted(bad),
-            "flagged_captions_left_out": 0 if found.keep_flagged else int((found.frame["flags"] != "").sum()),
-        },
+        info=info,
     )
 
 
@@ -134,7 +130,7 @@ def _refuse(found: Collection) -> None:
     for pair, names in found.overlap().items():
         if not found.options.get("allow_overlap"):
             raise ValueError(
-                f"{found.path}: {pair} share {len(names)} pictures, {names[0]!r} first, so a result would "
-                "be of pictures seen before; name one file as held_out, which is halved into val and "
-                "test, or say allow_overlap: true in the index"
+                f"{found.path}: {pair} share {len(names)} pictures, {names[0]!r} first, so a result would be of pictures "
+                "seen before; name one file as held_out, which is halved into val and test, or say allow_overlap: true "
+                "in the index"
             )

@@ -1,261 +1,349 @@
-"""Tables of pictures and captions: CSV, TSV, ``captions.txt`` and token files, to rows or reasons why not."""
+"""What columns and cells say: names of columns, captions of a cell, splits, flags; and tables, line by line."""
 
-from __future__ import annotations
-
+import ast
 import csv
 import io
+import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.data.cells import FLAG, SPLIT_NAMES, flags_of
+from rvlr_lib.data.dataset import SPLITS
 from rvlr_lib.data.files import Stamp, Walk, read_text
 from rvlr_lib.data.pictures import SUFFIXES
 
-IMAGE_COLUMNS = (
-    "filepath file_path image file_name filename image_name image_path image_file imagepath path img img_path img_name "
-    "img_file picture photo file"
-).split()
-CAPTION_COLUMNS = "title caption text comment description sentence raw alt_text alt".split()
-SPLIT_COLUMNS = ("split", "subset", "partition", "set")
-LIKE_CAPTIONS = {"caption", "captions", "sentence", "sentences", "description"}
-NO_CAPTIONS = set("id ids number num count index length len lang language score source".split())
+COLUMNS = {  # what a column or key holds -> its usual names
+    "image": "filepath file_path image file_name filename image_name image_path image_file imagepath path img img_path "
+    "img_name img_file picture photo file",
+    "caption": "title caption text comment description sentence raw alt_text alt",
+    "split": "split subset partition set",
+    "image_id": "image_id img_id",
+    "category": "category",
+}
+CAPTION_WORDS = set("caption captions sentence sentences description".split())  # within the name of a column
+OTHER_WORDS = set("id ids number num count index length len lang language score source".split())  # of no caption then
+FLAG = re.compile(r"(is_)?(rejected|precanned|spam|flagged|bad|invalid|deleted|blocked|unusable|offensive|nsfw)", re.I)
+SPLIT_NAMES = {
+    **dict.fromkeys("train training restval".split(), "train"),
+    **dict.fromkeys("val valid validation dev development".split(), "val"),
+    **dict.fromkeys("test testing".split(), "test"),
+}
+MISSING_TEXTS = {"nan", "none", "null", "<na>", "n/a", "#n/a", "na", "nat", "undefined"}
+STRUCTURE = re.compile(
+    r"\s*([uf]?[\[({{]\s*([bru]?['\"]|[\[({{\])}]|None|null|nan)|(array|list|tuple|set)\s*\().*[\])}]\s*", re.I | re.S
+)
+WAYS_OUT = {  # why a text is no caption; to be filled with the text and its picture
+    "empty captions": "the caption {!r} of {!r} has no word: write one or leave it out",
+    "placeholders of missing captions": "the caption {!r} of {!r} is a missing value: write one or leave it out",
+    "captions that are no text": "a caption is {} of {!r}, expected text or a list of texts",
+    "cells that hold a structure": "the caption {!r} of {!r} is a structure: write one caption, or a list of texts as "
+    'JSON, ["one", "two"]',
+}
+EMPTY, MISSING, NO_TEXT, NO_LIST = WAYS_OUT
 PICTURE = rf"\.(?:{'|'.join(suffix[1:] for suffix in SUFFIXES)})"
-COUNTED = re.compile(rf"({PICTURE})#\d+$", re.IGNORECASE)  # a.jpg#0, the number of the caption
-TOKEN = re.compile(rf"[^\t,]*{PICTURE}(#\d+)?\t.", re.IGNORECASE)
+TOKEN = re.compile(rf"[^\t,]*{PICTURE}(#\d+)?\t.", re.I)  # a line of a file without a header
 
-Row = tuple[str, Any, Any, Any, Any, Any, str]
+
+LISTED = object()  # in the place of captions, where a file lists a picture by itself: it needs captions too
+Row = tuple[str, Any, Any, Any, Any, Any, str]  # place, picture, captions, split, image id, category, flags
 
 
 @dataclass
-class Part:
-    """Rows of one file or folder, and what could not be a row.
+class Collection:
+    """What an annotation file, a folder or an index says, and an account of everything read.
 
     Attributes:
-        kind: format in words.
-        file: where messages say the rows stand.
-        rows: place within it, picture, caption or captions, split, image id, category and flags of each.
-        bare: pictures that the file lists by themselves, with place and split; they need captions too.
-        refused: reason and message of each row that is none.
-        lines: of a text file, how many are no row, by what they are; ``line_count`` of them in all.
-        used: columns and keys that are read; ``unused``: the others.
-        walk: the folder, where the part is one.
-        stamped: stamps of the files and folders, taken before they were read.
+        path: the file, as it was given; ``root``: folder of the pictures; ``kinds``: formats of its files, in words.
+        options: settings given or of the index; ``own_splits``: the file said the splits, else hashes do.
+        frame: a row for each caption: ``picture``, ``caption`` as written, ``clean``, ``split``, ``image_id``,
+            ``category``, ``flags`` (joined by commas), ``refused`` (a reason, or empty), ``row`` (its number).
+        refused: reason -> a message for each thing that is no use; loading stops at the first.
+        rows_read: all rows; ``lost``: those that hold no caption, by reason.
+        lines_read: lines of text files; ``lines``: the same by what they are.
+        columns, unread: names of columns or keys; ``named``: pictures that the files name.
+        stamps: of every file and folder that was read, but for the pictures; ``picture_stamps``: of these, in one.
     """
 
-    kind: str
-    file: Path
-    rows: list[Row] = field(default_factory=list)
-    bare: list[tuple[Any, str, Any]] = field(default_factory=list)
-    refused: list[tuple[str, str]] = field(default_factory=list)
+    path: Path
+    root: Path
+    options: dict[str, Any]
+    own_splits: bool
+    kinds: dict[str, None] = field(default_factory=dict)
+    frame: Any = None
+    refused: dict[str, list[str]] = field(default_factory=dict)
+    rows_read: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    lines_read: int = 0
+    lines: Counter[str] = field(default_factory=Counter)
+    columns: dict[str, None] = field(default_factory=dict)
+    unread: dict[str, None] = field(default_factory=dict)
+    named: dict[str, None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    lines: dict[str, int] = field(default_factory=dict)
-    line_count: int = 0
-    used: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
-    walk: Walk | None = None
-    stamped: list[Stamp] = field(default_factory=list)
+    walks: list[tuple[Path, Walk]] = field(default_factory=list)
+    stamps: list[Stamp] = field(default_factory=list)
+    picture_stamps: str = ""
+
+    @property
+    def used(self) -> Any:
+        """The captions that are used, in the order of their pictures."""
+        return self.frame[(self.frame.refused == "") & ((self.frame["flags"] == "") | self.keep_flagged)]
+
+    @property
+    def keep_flagged(self) -> bool:
+        """Whether captions with a quality flag are used."""
+        return bool(self.options.get("keep_flagged"))
+
+    @property
+    def flagged_count(self) -> int:
+        """Captions left out for their flags."""
+        return 0 if self.keep_flagged else int((self.frame["flags"] != "").sum())
+
+    @property
+    def flagged_out(self) -> list[str]:
+        """Pictures left out with all of their captions flagged."""
+        return sorted(set(self.frame.picture[self.frame.refused == ""]) - set(self.used.picture))
+
+    def overlap(self) -> dict[str, list[str]]:
+        """``train and val`` -> names of the pictures in both."""
+        used = self.used
+        names = {split: set(used.picture[used.split == split]) for split in SPLITS}
+        return {f"{a} and {b}": sorted(names[a] & names[b]) for a, b in combinations(SPLITS, 2) if names[a] & names[b]}
+
+    def describe(self) -> str:
+        """One line: format, counts, where the splits come from, and what is not read."""
+        counts = {split: self.used[self.used.split == split].picture for split in SPLITS}
+        told = ", ".join(f"{split} {names.nunique():,}/{len(names):,}" for split, names in counts.items())
+        origin = "own splits" if self.own_splits else "split 80/10/10 by a hash of each picture's name"
+        line = f"{self.path.name}: {', '.join(self.kinds)}; {origin}; pictures/captions: {told}"
+        line += f"; {self.flagged_count:,} flagged captions left out" if self.flagged_count else ""
+        return line + (f"; not read: {', '.join(self.unread)}" if self.unread else "")
+
+    def refuse(self, reason: str, message: str, rows: int = 0) -> str:
+        """Note one thing that is no use, which ``rows`` held; gives the reason back."""
+        self.refused.setdefault(reason, []).append(message)
+        self.lost.update({reason: rows})
+        self.rows_read += rows
+        return reason
 
 
-def base_of(name: str) -> str:
-    """The name of a numbered column without its number.
+def captions_in(value: Any) -> list[tuple[str, str]]:
+    """The captions of a cell or key, each with a reason why it is none, or an empty one.
 
-    >>> [base_of(name) for name in ("caption", "caption_2", "caption.1", "Captions", "caption (3)", "caption_id")]
-    ['caption', 'caption', 'caption', 'caption', 'caption', 'caption_id']
+    >>> captions_in("['a dog', 'a cat']"), captions_in("nan")
+    ([('a dog', ''), ('a cat', '')], [('nan', 'placeholders of missing captions')])
     """
+    if isinstance(value, str) and STRUCTURE.fullmatch(value):
+        items = _literal(value)
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str | None) for item in items):
+            return [(value, NO_LIST)]
+        return [(str(item), MISSING if _folded(str(item)) in MISSING_TEXTS else "") for item in items]
+    if isinstance(value, str):
+        return [(value, MISSING if _folded(value) in MISSING_TEXTS else "")]
+    if isinstance(value, list | tuple) and not any(isinstance(item, list | tuple) for item in value):
+        return [pair for item in value for pair in captions_in(item)]
+    return [(str(value), MISSING if value is None or value != value else NO_TEXT)]
+
+
+def _literal(text: str) -> Any:
+    """A list written into a cell, as JSON or Python has it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        if re.search(r"(['\"])\s+[bru]?['\"](?!\s*[,\])])", text):
+            return None  # numpy prints lists without commas, whose texts Python would join
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return None
+
+
+def split_in(value: Any) -> str | None:
+    """The split that a cell or key says, None where it says none; ValueError where the name is unknown."""
+    name = _folded(value)
+    if name not in {"", *SPLIT_NAMES, *MISSING_TEXTS}:
+        raise ValueError(f"split {value!r} is unknown; valid: {', '.join(SPLIT_NAMES)}")
+    return SPLIT_NAMES.get(name)
+
+
+def flags_of(values: Mapping[str, Any]) -> str:
+    """Names of the quality flags that are set; a value that says neither yes nor no counts as set.
+
+    >>> flags_of({"is_rejected": True, "is_precanned": "0", "other": "1"})
+    'is_rejected'
+    """
+    no = {"", "0", "0.0", "false", "f", "no", "n", *MISSING_TEXTS}
+    return ",".join(key for key, value in values.items() if FLAG.fullmatch(str(key)) and _folded(value) not in no)
+
+
+def fill(
+    found: Collection,
+    file: Path,
+    names: Sequence[str],
+    cells: Sequence[Sequence],
+    places: Sequence[str],
+    options: Mapping,
+) -> list[Row]:
+    """Rows of cells whose columns are recognised by name, or named by ``options``."""
+    columns: list[Sequence] = list(zip(*cells, strict=True)) or [()] * len(names)
+    picture = find(file, "image", names, columns, options)[0]
+    captions = find(file, "caption", names, columns, options, picture)
+    told: Sequence[Any] = columns[captions[0]]
+    if len(captions) > 1:  # a picture with fewer captions leaves cells empty
+        lists = [
+            [row[k] if isinstance(row[k], list) else [row[k]] for k in captions if _folded(row[k])] for row in cells
+        ]
+        told = [[text for cell in row for text in cell] for row in lists]
+    used, about = {picture, *captions}, []
+    for what in ("split", "image_id", "category"):
+        own = [k for name in COLUMNS[what].split() for k, given in enumerate(names) if given.casefold() == name]
+        if what == "split":  # a column "set" may be of something else
+            own = [k for k in own if names[k].casefold() == what or SPLIT_NAMES.keys() & set(map(_folded, columns[k]))]
+        own = [k for k in own if k not in used][:1]
+        about.append([cell if _folded(cell) else None for cell in columns[own[0]]] if own else [None] * len(cells))
+        used |= set(own)
+    flags = [k for k, name in enumerate(names) if FLAG.fullmatch(name) and k not in used]
+    marks = [flags_of({names[k]: row[k] for k in flags}) for row in cells] if flags else [""] * len(cells)
+    numbered = re.compile(rf"({PICTURE})#\d+$", re.I)  # a.jpg#0
+    pictures = [numbered.sub(r"\1", name.strip()) if isinstance(name, str) else name for name in columns[picture]]
+    for k, name in enumerate(names):
+        (found.columns if k in used or k in flags else found.unread)[name or "(no name)"] = None
+    return list(zip(places, pictures, told, *about, marks, strict=True))
+
+
+def find(
+    file: Path, what: str, names: Sequence[str], columns: Sequence[Sequence], options: Mapping, skip: int = -1
+) -> list[int]:
+    """Columns of the picture, or of captions: all of one name but for numbers; empty ones do not count.
+
+    Raises:
+        ValueError: there are none, or several.
+    """
+    option, caption = f"{what}_column", what == "caption" and not options.get("caption_column")
+    known = [_folded(options[option])] if options.get(option) else COLUMNS[what].split()
+    found = [k for k, name in enumerate(names) if k != skip and (name.casefold() in known or (caption and _like(name)))]
+    found = [k for k in found if any(map(_folded, columns[k]))] or found
+    families = list(dict.fromkeys(_base(names[k]) if what == "caption" else str(k) for k in found))
+    if len(families) > 1:
+        fault, way = "name the picture", f"say which with {option}"
+        if caption:
+            fault, way = "hold captions", f"{way}, or number them ({families[0]}_1, ...)"
+        raise ValueError(f"{file}: the columns {', '.join(names[k] for k in found)} may all {fault}: {way}")
+    if not found or (caption and families[0] not in known):
+        bare = what == "image" and names and re.search(rf"{PICTURE}(#\d+)?$", names[0], re.I)
+        hint = f"; {names[0]!r} looks like a picture, so a header is missing" if bare else ""
+        whose = "picture" if what == "image" else what
+        raise ValueError(
+            f"{file} has columns {', '.join(names) or 'none'}; none of them is the {whose}'s, which is one of "
+            f"{', '.join(known)}; or name it with {option}{hint}"
+        )
+    return found
+
+
+def _base(name: str) -> str:
+    """``caption`` of caption_2, caption.1, Captions, caption (3)."""
     return re.sub(r"s?[\s_.\-#(]*\d*\)?$", "", name.casefold()) or name.casefold()
 
 
-def like_captions(name: str) -> bool:
-    """Whether the name of a column or key says captions.
-
-    >>> [name for name in ("caption_2", "long_caption", "humanCaption", "caption_id", "width") if like_captions(name)]
-    ['caption_2', 'long_caption', 'humanCaption']
-    """
+def _like(name: str) -> bool:
+    """Whether a name says captions: caption_2, long_caption, humanCaption, but not caption_id."""
     words = set(re.split(r"[\W_\d]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold()))
-    return base_of(name) in CAPTION_COLUMNS or bool(LIKE_CAPTIONS & words and not NO_CAPTIONS & words)
+    return _base(name) in COLUMNS["caption"].split() or bool(CAPTION_WORDS & words and not OTHER_WORDS & words)
 
 
-def read_table(path: Path, image_column: str | None = None, caption_column: str | None = None) -> Part | None:
+def _folded(cell: Any) -> str:
+    return "" if cell is None else str(cell).strip().casefold()
+
+
+def read_table(found: Collection, file: Path) -> list[Row] | None:
     """Rows of a table whose header names a picture and a caption; None where a text file holds nothing of the kind.
 
     The separator (comma, tab, semicolon, bar) is the one under which the header names a picture. Quotes mean something
     except beside tabs. A file without a header is read where its lines are ``a.jpg#0<TAB>caption``.
 
     Raises:
-        ValueError: not UTF-8, no or several columns of pictures or captions, or quotes that do not close.
+        ValueError: no text, no or several columns of pictures or captions, or quotes that do not close.
     """
-    text = read_text(path)
-    top = next((line for line in io.StringIO(text) if line.strip()), "")
-    if TOKEN.match(top) and not image_column:
-        return _Table(path, "\t", ["image", "caption"], headed=False).read(text, 0, [1])
-    wanted = [image_column.strip().casefold()] if image_column else IMAGE_COLUMNS
-    headers = {mark: _cells(top, mark) for mark in ",\t;|"}
-    mark = next((mark for mark, names in headers.items() if {name.casefold() for name in names} & set(wanted)), ",")
-    names = headers[mark]
-    pictures = [place for place, name in enumerate(names) if name.casefold() in wanted]
-    if path.suffix.lower() == ".txt" and not pictures:
+    text, chosen = read_text(file), found.options.get("image_column")
+    top = next((line for line in io.StringIO(text, newline="") if line.strip()), "").rstrip("\r\n")
+    headed = bool(chosen) or not TOKEN.match(top)
+    headers = {mark: next(csv.reader([top[:99_999]], delimiter=mark), []) for mark in ",\t;|"}
+    headers = {mark: [name.strip().strip('"') for name in names] for mark, names in headers.items()}
+    headers = headers if headed else {"\t": ["image", "caption"]}
+    known = {_folded(chosen)} if chosen else set(COLUMNS["image"].split())
+    fits = [mark for mark, names in headers.items() if known & set(map(_folded, names))]
+    if not fits and file.suffix.lower() == ".txt":
         return None
-    table = _Table(path, mark, names)
-    if not pictures:
-        bare = names and re.search(rf"{PICTURE}(#\d+)?$", names[0], re.IGNORECASE)
-        table.fail("picture", wanted, f"; {names[0]!r} looks like a picture, so a header is missing" if bare else "")
-    if len(pictures) > 1:
-        told = ", ".join(names[k] for k in pictures)
-        raise ValueError(f"{path}: the columns {told} may all name the picture: say which with image_column")
-    if caption_column:
-        captions = [k for k, name in enumerate(names) if name.casefold() == caption_column.strip().casefold()]
-    else:
-        captions = [k for k, name in enumerate(names) if k not in pictures and like_captions(name)]
-    if not captions:
-        table.fail("caption", [caption_column] if caption_column else CAPTION_COLUMNS)
-    return table.read(text, pictures[0], captions, chosen=bool(caption_column))
+    mark = (fits or [","])[0]
+    found.kinds[(file.suffix[1:].upper() or "table") if headed else "token file"] = None
+    picture = find(file, "image", headers[mark], [()] * len(headers[mark]), found.options)[0]
+    rows = _rows(found, file, text, mark, headers[mark], picture, headed)
+    return fill(found, file, headers[mark], [row for _, row in rows], [place for place, _ in rows], found.options)
 
 
-def _cells(line: str, mark: str) -> list[str]:
+def _rows(
+    found: Collection, file: Path, text: str, mark: str, names: list[str], picture: int, headed: bool
+) -> list[tuple[str, list[str]]]:
+    """Place and cells of every row; every line is counted, and what cannot be a row refused."""
+    plain = mark == "\t"  # no quoting beside tabs: a caption may begin with a quotation mark
+    how: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if plain else {"strict": True}
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, **how)
+    rows, last, blank, further = list[tuple[int, int, list[str]]](), 0, 0, 0
     try:
-        return [name.strip().strip('"') for name in next(csv.reader([line.rstrip("\r\n")], delimiter=mark), [])]
-    except csv.Error:
-        return []
-
-
-class _Table:
-    """A table being read: its file, separator and header."""
-
-    def __init__(self, path: Path, mark: str, names: list[str], *, headed: bool = True) -> None:
-        self.path, self.mark, self.names, self.headed = path, mark, names, headed
-        self.part = Part((path.suffix[1:].upper() or "table") if headed else "token file", path)
-        self.cells: list[list[str]] = []
-        self.at: list[int] = []  # line of each row
-
-    def fail(self, what: str, known: Sequence[str], hint: str = "") -> None:
-        raise ValueError(
-            f"{self.path} has columns {', '.join(self.names) or 'none'}; none of them is the {what}'s, which is one of "
-            f"{', '.join(known)}; or name it with {'image' if what == 'picture' else what}_column{hint}"
-        )
-
-    def read(self, text: str, picture: int, captions: list[int], *, chosen: bool = False) -> Part:
-        """Rows of the text, given the columns of the picture and of the captions."""
-        self._lines(text, picture)
-        columns = list(zip(*self.cells, strict=True)) or [()] * len(self.names)
-        if not chosen:
-            captions = self._family(columns, captions)
-        folded = [name.casefold() for name in self.names]
-        used = {picture, *captions}
-        others: dict[str, Sequence[str | None]] = {}
-        for key, wanted in {
-            "split": SPLIT_COLUMNS,
-            "image_id": ("image_id", "img_id"),
-            "category": ("category",),
-        }.items():
-            places = [folded.index(name) for name in wanted if name in folded]
-            for place in [place for place in places if place not in used and key not in others]:
-                values = [cell.strip() for cell in columns[place]]
-                if (
-                    key == "split"
-                    and folded[place] != key
-                    and not {value.casefold() for value in values} <= set(SPLIT_NAMES)
-                ):
-                    continue  # a column "set" of something else
-                others[key] = [value or None for value in values]
-                used.add(place)
-        flags = [place for place, name in enumerate(self.names) if FLAG.fullmatch(name) and place not in used]
-        blank = [None] * len(self.cells)
-        names = [COUNTED.sub(r"\1", cell.strip()) if "#" in cell else cell.strip() for cell in columns[picture]]
-        told: Sequence[Any] = columns[captions[0]]
-        if len(captions) > 1:  # a picture with fewer captions leaves cells empty
-            told = [[row[k] for k in captions if row[k].strip()] for row in self.cells]
-        marks = [flags_of({self.names[k]: row[k] for k in flags}) for row in self.cells] if flags else [""] * len(names)
-        extra = [others.get(key, blank) for key in ("split", "image_id", "category")]
-        where = [f"line {line}" for line in self.at]
-        self.part.rows = list(zip(where, names, told, *extra, marks, strict=True))  # type: ignore[arg-type]
-        used |= set(flags)
-        self.part.used = [self.names[k] for k in sorted(used)]
-        self.part.unused = [name or "(no name)" for k, name in enumerate(self.names) if k not in used]
-        return self.part
-
-    def _lines(self, text: str, picture: int) -> None:
-        """Lines to cells; what cannot be a row is refused."""
-        plain = self.mark == "\t"  # no quoting beside tabs: a caption may begin with a quotation mark
-        stream, how = io.StringIO(text, newline=""), {"quoting": csv.QUOTE_NONE} if plain else {"strict": True}
-        reader = csv.reader(stream, delimiter=self.mark, **how)  # type: ignore[arg-type]
-        start, blank, further, header, long = 1, 0, 0, not self.headed, dict[int, int]()
-        try:
-            for cells in reader:
-                first, start = start, reader.line_num + 1
-                further += reader.line_num - first
-                if not any(map(str.strip, cells)):
-                    blank += 1
-                elif not header:
-                    header = True
-                elif len(cells) != len(self.names):
-                    self._misfit(first, cells)
-                else:
-                    if reader.line_num > first:
-                        long[len(self.cells)] = reader.line_num
-                    self.cells.append([_unquoted(cell) for cell in cells] if plain else cells)
-                    self.at.append(first)
-        except csv.Error as error:
-            hint = "a quotation mark in a caption is doubled, and closed at its end"
-            raise ValueError(f"{self.path}, line {start}: {error}; check the quotes: {hint}") from None
-        self.part.lines = {"header": int(self.headed), "blank": blank, "further lines of quoted fields": further}
-        self.part.line_count = reader.line_num
-        known = {row[picture] for row in self.cells} if long else set()
-        for number, last in reversed(long.items()):
-            if line := self._swallowed(self.cells[number], picture, known):
-                message = (
-                    f"{self.path}, lines {self.at[number]} to {last}: a quoted field holds {line.strip()[:60]!r}, "
-                )
-                message += "which looks like a row of its own: close or double the quotation marks"
-                self.part.refused.append(("quotes that swallow lines", message))
-                del self.cells[number], self.at[number]
-
-    def _misfit(self, line: int, cells: list[str]) -> None:
-        fields = f"{len(cells)} field{'s' * (len(cells) > 1)}, the header has {len(self.names)}"
-        if len(cells) < len(self.names):
-            reason, missing = "rows with too few fields", ", ".join(self.names[len(cells) :])
-            hint = f": {missing} missing; complete the line, which is cut short or broken in two"
+        for row in reader:
+            first, last = last + 1, reader.line_num
+            further += last - first
+            if any(map(str.strip, row)):
+                rows.append((first, last, [_unquoted(cell) for cell in row] if plain else row))
+            else:
+                blank += 1
+    except csv.Error as error:
+        hint = "a quotation mark in a caption is doubled, and closed at its end"
+        raise ValueError(f"{file}, line {last + 1}: {error}; check the quotes: {hint}") from None
+    rows = rows[headed:]
+    found.lines_read += reader.line_num
+    found.lines.update({"rows": len(rows), "header": int(headed), "blank": blank})
+    found.lines["further lines of quoted fields"] += further
+    known = {row[picture] for _, _, row in rows if len(row) == len(names)} if further else set()
+    known |= {shape for name in known if "\n" not in name and re.search(r"[0/_.]", shape := _shape(name))}
+    sound = []
+    for first, last, row in rows:
+        fields = f"{file}, line {first}: {len(row)} field{'s' * (len(row) > 1)}, the header has {len(names)}"
+        if len(row) < len(names):
+            way = f"{', '.join(names[len(row) :])} missing; complete the line, which is cut short or broken in two"
+            found.refuse("rows with too few fields", f"{fields}: {way}", 1)
+        elif len(row) > len(names):
+            way = "holds a tab: replace it by a space" if plain else f"that holds {mark!r} needs quotes around it"
+            found.refuse("rows with too many fields", f"{fields}: a caption {way}", 1)
+        elif last > first and (line := _swallowed(row, mark, picture, known)):
+            way = "which looks like a row of its own: close or double the quotation marks"
+            held = f"a quoted field holds {line.strip()[:60]!r}"
+            found.refuse("quotes that swallow lines", f"{file}, lines {first} to {last}: {held}, {way}", 1)
         else:
-            reason = "rows with too many fields"
-            tab = "; a caption holds a tab: replace it by a space"
-            hint = tab if self.mark == "\t" else f"; a caption that holds {self.mark!r} needs quotes around it"
-        self.part.refused.append((reason, f"{self.path}, line {line}: {fields}{hint}"))
+            sound.append((f"line {first}", row))
+    return sound
 
-    def _swallowed(self, cells: Sequence[str], picture: int, known: set[str]) -> str | None:
-        """A line within a field that seems to be a row of its own."""
-        shapes = {shape for name in known if "\n" not in name and re.search(r"[0/_.]", shape := _shape(name))}
-        for place, cell in enumerate(cells):
-            first, *later = cell.splitlines() or [""]
-            if later and place == picture:
-                return first
-            for line in later:
-                held = [held.strip() for held in line.split(self.mark)]
-                name = held[picture] if picture < len(held) and len(held) > 1 else ""
-                row = name and " " not in name and (name in known or _shape(name) in shapes)
-                if row or re.search(rf"\S{PICTURE}\b", line, re.IGNORECASE) or (self.mark != "," and len(held) > 1):
-                    return line
-        return None
 
-    def _family(self, columns: Sequence[Sequence[str]], captions: list[int]) -> list[int]:
-        """The columns of captions, all of one name but for numbers; empty ones do not count."""
-        full = [k for k in captions if any(cell.strip() for cell in columns[k])] or captions
-        families = [base_of(self.names[k]) for k in full]
-        if len(set(families)) > 1:
-            told = ", ".join(self.names[k] for k in full)
-            way = f"say which with caption_column, or number them ({families[0]}_1, ...)"
-            raise ValueError(f"{self.path}: the columns {told} may all hold captions: {way}")
-        if families[0] not in CAPTION_COLUMNS:
-            self.fail("caption", CAPTION_COLUMNS)
-        return full
+def _swallowed(row: list[str], mark: str, picture: int, known: set[str]) -> str:
+    """A line within a field that seems to be a row of its own: it names a picture, or holds a rare separator."""
+    later = [(place, line) for place, cell in enumerate(row) for line in cell.splitlines()[1:]]
+    for place, line in later:
+        held = [cell.strip() for cell in line.split(mark)]
+        name = held[picture] if len(held) > max(picture, 1) else ""
+        like = name and " " not in name and bool({name, _shape(name)} & known)
+        if place == picture or like or (mark != "," and len(held) > 1) or re.search(rf"\S{PICTURE}\b", line, re.I):
+            return line
+    return ""
 
 
 def _unquoted(cell: str) -> str:
-    if len(cell) < 2 or cell[0] != '"' or cell[-1] != '"' or '"' in cell[1:-1].replace('""', ""):
-        return cell
-    return cell[1:-1].replace('""', '"')
+    whole = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
+    return cell[1:-1].replace('""', '"') if whole else cell
 
 
 def _shape(name: str) -> str:
+    """``a0.a`` of ``img12.png``."""
     return re.sub(r"\d+", "0", re.sub(r"[^\W\d_]+", "a", name))

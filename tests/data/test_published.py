@@ -15,8 +15,9 @@ from rvlr_lib.data import dataset_stamp, load_dataset
 @pytest.mark.parametrize("name", ["flickr30k", "coco", "vizwiz"])
 def test_published_sets_say_what_is_missing_and_are_read(name, tmp_path, draw_collection, monkeypatch, capsys):
     monkeypatch.setenv("RVLR_DATA", str(tmp_path))
-    assert cli.main(["data", "check", name, "--model", "none"]) > 0
-    assert "http" in (said := capsys.readouterr().err)
+    assert cli.main(["data", "check", name, "--model", "none"]) == 1
+    assert "NOT READY" in (said := capsys.readouterr().out)
+    assert "http" in said
     folder, told = tmp_path / name, draw_collection(tmp_path / "drawn", 40)
     images = [{"filename": path.split("/")[1], "sentences": [{"raw": c} for c in captions]} for path, captions in told]
     places = {"flickr30k": ["flickr30k-images"] * 2, "coco": ["train2014", "val2014"], "vizwiz": ["train", "val"]}[name]
