@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import commit, provenance
 from rvlr_lib.study.plan import BY_STRUCTURE, Plan, check_seal, profile_plan, read_chosen, reference_folder, write_seal
@@ -134,9 +136,18 @@ def warm(wanted: Sequence[tuple[Study, Sequence[str]]], *, jobs: int = 0, say: C
     todo = [(study.settings, names, str(study.device), str(study.cache.root)) for study, names in missing if names]
     on_gpu = any(device != "cpu" for _, _, device, _ in todo)
     jobs = 1 if on_gpu else min(jobs or min(len(os.sched_getaffinity(0)), 4), len(todo))
-    if todo:
-        runner = Runner(jobs, threads=0 if on_gpu else 1, say=lambda text: say(f"stage {text}"))
+    if jobs > 1:
+        runner = Runner(jobs, threads=1, say=lambda text: say(f"stage {text}"))
         runner.run(_warm_cell, todo, "seeds and dial settings")
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if on_gpu else 1)
+    try:
+        for number, item in enumerate(todo, start=1):
+            _warm_cell(*item)
+            say(f"stage seeds and dial settings {number}/{len(todo)}")
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _warm_cell(settings: Any, names: Sequence[str], device: str, root: str, *_: Any) -> None:
