@@ -3,13 +3,13 @@
 import fcntl
 import hashlib
 import json
-import math
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,42 +17,33 @@ if TYPE_CHECKING:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` to write to; flushed and renamed to ``path`` when the block ends well.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full; what was at ``path`` stays.
-    """
+    """A temporary file beside ``path`` to write to; flushed and renamed to ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # some writers put a private file in its place
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
+        temporary.chmod(mode)
         flush(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """The same for a folder: filled beside ``path`` and renamed; what was at ``path`` is replaced."""
-    import shutil
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    temporary = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
         flush(path.parent)
-    except BaseException:
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 @contextmanager
@@ -61,18 +52,9 @@ def own_folder(
 ) -> Iterator[dict[str, Any]]:
     """Hold an output folder while it is written: no other process may, and nothing of other settings is replaced.
 
-    Args:
-        folder: made where it is missing.
-        identity: what decides the content; kept in ``file`` of the folder, among keys of the caller's own.
-        overwrite: take the folder over from other settings; removing what they left is the caller's work.
-        file: the JSON file that says whose the folder is.
-
-    Yields:
-        What the file held before; empty for a new folder.
-
-    Raises:
-        ValueError: another process writes there, the folder holds other things, or belongs to other settings, which
-            the message lists.
+    ``identity`` decides the content and is kept in ``file``, among keys of the caller's own. ``overwrite`` takes the
+    folder over; removing what was left is the caller's work. Yields what ``file`` held before; empty for a new folder.
+    A ValueError says that another process writes there, or that it holds other things or other settings (listed).
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle, record = os.open(folder, os.O_RDONLY), folder / file
@@ -90,7 +72,7 @@ def own_folder(
         if changes and not overwrite:
             way_out = "choose another folder with --out, or replace it with --overwrite"
             raise ValueError("\n  ".join([f"{folder} belongs to other settings:", *changes[:10], way_out]))
-        write_json(record, (earlier if not changes else {}) | wanted)
+        write_json(record, wanted if changes else earlier | wanted)
         yield earlier
     finally:
         os.close(handle)  # which also unlocks
@@ -125,11 +107,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        ValueError: the file is missing or damaged; names it.
-    """
+    """Read JSON; a ValueError names the file where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -142,15 +120,13 @@ def plain(value: Any) -> Any:
     >>> plain({"a": (1, float("nan")), "b": Path("x")})
     {'a': [1, None], 'b': 'x'}
     """
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+
+    def convert(item: Any) -> Any:
+        return (
+            dict(item) if isinstance(item, Mapping) else item.tolist() if hasattr(item, "tolist") else os.fspath(item)
+        )
+
+    return json.loads(json.dumps(value, default=convert), parse_constant=lambda _: None)
 
 
 def sha256(path: Path) -> str:
@@ -160,11 +136,7 @@ def sha256(path: Path) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
-    """Write named tensors as safetensors, whole or not at all.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full.
-    """
+    """Write named tensors as safetensors, whole or not at all; an OSError where the disk is full."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -176,12 +148,7 @@ def save_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, "Tensor"]:
-    """Read what :func:`save_tensors` wrote.
-
-    Raises:
-        FileNotFoundError: nothing there.
-        ValueError: the file is damaged.
-    """
+    """Read what :func:`save_tensors` wrote; FileNotFoundError, or ValueError where it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -191,9 +158,3 @@ def load_tensors(path: Path) -> dict[str, "Tensor"]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): remove its folder and run again") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,4 +1,4 @@
-"""Numbers, names and tables as text: one formatter and one name for each thing in figures, tables and sentences.
+"""Numbers, names and tables as text, the same in figures, tables and sentences.
 
 Results are tidy frames with the columns dataset, dial, arm, seed, metric, value.
 """
@@ -14,10 +14,9 @@ from rvlr_lib.disk import write_text
 if TYPE_CHECKING:
     import pandas as pd
 
-RECALLS = ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean")
-HEADLINE = (*RECALLS, "i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "i2it/NDCG@10", "t2it/NDCG@10")
-COLUMNS = ("dataset", "dial", "arm", "seed", "metric", "value")
-MISSING = "–"
+HEADLINE = ["i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean"]
+HEADLINE += ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "i2it/NDCG@10", "t2it/NDCG@10"]
+KEYS = ("dataset", "dial", "seed", "metric")  # with the arm they name one value
 FIRST, LAST = ("floor", "teachers", "start"), ("ceiling",)  # rows above and below the trained arms
 LABELS = {"rvlr": "RVLR", "rvlr_published": "RVLR published", "rkd": "RKD", "cyclip": "CyCLIP"}
 LABELS |= {"teacher_lite2": "Lite2 teacher", "ceiling": "Bayes ceiling", "pca": "PCA", "nnn": "NNN"}
@@ -26,10 +25,10 @@ PARTS = {"r_mean": "r_mean", "image": "pictures:", "text": "captions:", "image_q
 PARTS |= {"text_query": "caption queries:", "t2t_no_siblings": "t2t without siblings", "above_floor": "above floor"}
 PARTS |= {"overlap_teacher": "neighbours shared with teacher", "overlap_truth": "neighbours shared with truth"}
 PARTS |= {"relations_teacher": "relations like teacher's"}
-DECIMALS = {"temperature": 3, "loss": 3, "p_value": 3, "gap": 2, "relations": 2, "alignment": 2, "uniformity": 2}
-DECIMALS |= {"norm": 2, "cka": 2, "cosine": 2, "relevance": 2}
-FREE = re.compile(r"weight|learning_rate|\blr\b|ratio|alpha")  # three significant digits
-LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$", MISSING: "--"}
+THREE = re.compile("temperature|loss|p_value")  # decimals; FREE: three significant digits
+TWO = re.compile("gap|relations|alignment|uniformity|norm|cka|cosine|relevance")
+FREE = re.compile(r"weight|learning_rate|\blr\b|ratio|alpha")
+LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$", "–": "--"}
 
 
 def arm_label(name: str) -> str:
@@ -59,13 +58,11 @@ def shown(value: Any, metric: str = "", *, signed: bool = False) -> str:
     ('94.2', '94.2', '0.0', '0.13', '+0.9')
     """
     if value is None or value != value:  # NaN
-        return MISSING
-    if FREE.search(metric):
-        text = f"{float(value):.3g}"
-    else:
-        places = next((count for part, count in DECIMALS.items() if part in metric), 1)
-        exact = Decimal(repr(round(float(value), 9)))
-        text = str(exact.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)) if exact.is_finite() else str(exact)
+        return "–"
+    exact = Decimal(repr(round(float(value), 9)))
+    places = Decimal("0.001" if THREE.search(metric) else "0.01" if TWO.search(metric) else "0.1")
+    text = str(exact.quantize(places, ROUND_HALF_UP)) if exact.is_finite() else str(exact)
+    text = f"{float(value):.3g}" if FREE.search(metric) else text
     if text.startswith("-"):
         return "−" + text[1:] if text.strip("-0.") else text[1:]
     return "+" + text if signed and text.strip("0.") else text
@@ -73,98 +70,72 @@ def shown(value: Any, metric: str = "", *, signed: bool = False) -> str:
 
 def arm_order(names: Sequence[str]) -> list[str]:
     """Each name once: floor, teachers and start first, the ceiling last, the others as they come."""
-    names = list(dict.fromkeys(names))
-    inner = [name for name in names if name not in FIRST + LAST]
-    return [*(n for n in FIRST if n in names), *inner, *(n for n in LAST if n in names)]
+    ranks = {name: rank for rank, name in enumerate((*FIRST, "", *LAST))}
+    return sorted(dict.fromkeys(names), key=lambda name: ranks.get(name, len(FIRST)))
 
 
 def differences(frame: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
     """Every arm minus the baseline, paired by data set, dial, seed and metric; unpaired seeds are left out.
 
     Raises:
-        ValueError: the frame has no such arm, or a pair of values for one cell.
+        ValueError: the frame has no such arm, or several values for one cell.
     """
-    keys = [name for name in COLUMNS[:5] if name in frame and name != "arm"]
+    keys = [name for name in KEYS if name in frame]
     if baseline not in set(frame["arm"]):
         raise ValueError(
             f"the baseline {baseline!r} is not among the arms {', '.join(map(str, frame['arm'].unique()))}"
         )
     if frame.duplicated([*keys, "arm"]).any():
         raise ValueError(f"several values for one cell: {', '.join([*keys, 'arm'])} must name each value")
-    base = frame[frame["arm"] == baseline].set_index(keys)["value"].rename("base")
-    joined = frame[frame["arm"] != baseline].join(base, on=keys, how="inner")
+    is_base = frame["arm"] == baseline
+    joined = frame[~is_base].join(frame[is_base].set_index(keys)["value"].rename("base"), on=keys, how="inner")
     return joined.assign(value=joined["value"] - joined["base"]).drop(columns="base").dropna(subset="value")
 
 
 def results_table(frame: "pd.DataFrame", metrics: Sequence[str] = HEADLINE) -> "pd.DataFrame":
-    """Means over seeds: a row per arm (and data set and dial, where there are several), a column per metric.
-
-    Raises:
-        ValueError: the frame holds none of the metrics.
-    """
+    """Means over seeds: a row per arm (and data set and dial, where there are several), a column per metric."""
     frame = frame[frame["metric"].isin(metrics)]
     if frame.empty:
         raise ValueError(f"there is no result for any of the metrics {', '.join(metrics)}")
-    index = [*(name for name in ("dataset", "dial") if name in frame and frame[name].nunique() > 1), "arm"]
+    index = [*(name for name in KEYS[:2] if name in frame and frame[name].nunique() > 1), "arm"]
     table = frame.pivot_table(index=index, columns="metric", values="value", sort=False).reindex(columns=list(metrics))
-    order = arm_order(frame["arm"])
-    places = {name: list(frame[name].unique()).index for name in index[:-1]} | {"arm": order.index}
-    table = table.sort_index(level=index, key=lambda level: level.map(places[level.name]))
+    order = {name: list(frame[name].unique()) for name in index} | {"arm": arm_order(frame["arm"])}
+    table = table.sort_index(level=index, key=lambda level: level.map(order[level.name].index))
     return table.rename_axis(columns=None)
 
 
-def shown_table(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table as text: a named index as columns, no missing values, numbers by :func:`shown`.
+def _as_text(table: "pd.DataFrame") -> tuple["pd.DataFrame", str]:
+    """The table as text, a named index as columns; and ``l`` or ``r`` for each column, those of numbers stand right.
 
     A number's metric is its column, or what the column ``metric`` says where there is one.
     """
     import pandas as pd
 
     flat = table.reset_index() if any(name is not None for name in table.index.names) else table
-    metrics = [str(name) for name in flat["metric"]] if "metric" in flat else [""] * len(flat)
 
     def cell(value: Any, metric: str, column: str) -> str:
-        if isinstance(value, float) or value is None or pd.isna(value):
-            return shown(value, metric or column)
+        if isinstance(value, float) or pd.isna(value):
+            return shown(None if pd.isna(value) else value, metric)
         return arm_label(value) if column in ("arm", "dial", "baseline") else str(value)
 
-    columns = {n: [cell(v, m, str(n)) for v, m in zip(flat[n].astype(object), metrics, strict=True)] for n in flat}
-    return pd.DataFrame(columns, dtype=object)
+    metrics = {name: flat["metric"] if "metric" in flat else [name] * len(flat) for name in flat}
+    text = {n: [cell(v, str(m), n) for v, m in zip(flat[n].astype(object), metrics[n], strict=True)] for n in flat}
+    kinds = "".join("r" if kind.kind in "fiu" else "l" for kind in table.dtypes)
+    return pd.DataFrame(text, dtype=object), kinds.rjust(len(text), "l")
 
 
 def to_markdown(table: "pd.DataFrame") -> str:
-    """A Markdown table; columns of numbers stand right.
-
-    >>> import pandas as pd
-    >>> print(to_markdown(pd.DataFrame({"r_mean": [31.25, None]}, index=pd.Index(["rvlr", "a|b"], name="arm"))))
-    | arm | r_mean |
-    | --- | ---: |
-    | RVLR | 31.3 |
-    | a\\|b | – |
-    """
-    text = shown_table(table)
-    numeric = [*[False] * (text.shape[1] - table.shape[1]), *(kind.kind in "fiu" for kind in table.dtypes)]
-    rows = [list(text), *text.to_numpy().tolist()]
-    lines = ["| " + " | ".join(str(x).replace("|", "\\|").replace("\n", " ") for x in row) + " |" for row in rows]
-    lines.insert(1, "| " + " | ".join("---:" if right else "---" for right in numeric) + " |")
-    return "\n".join(lines)
-
-
-def to_html(table: "pd.DataFrame") -> str:
-    """An HTML table, escaped."""
-    return shown_table(table).to_html(index=False, border=0, justify="left")
+    """A Markdown table."""
+    text, kinds = _as_text(table)
+    rows = [[str(x).replace("|", "\\|").replace("\n", " ") for x in row] for row in (text.columns, *text.to_numpy())]
+    rows.insert(1, ["---:" if kind == "r" else "---" for kind in kinds])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def to_latex(table: "pd.DataFrame", *, caption: str | None = None, label: str | None = None) -> str:
-    r"""A LaTeX table for booktabs; a floating one with a caption or label.
-
-    >>> import pandas as pd
-    >>> print(to_latex(pd.DataFrame({"a_b": [-1.5]})).splitlines()[4])
-    $-$1.5 \\
-    """
-    text = shown_table(table)
-    columns = "l" * (text.shape[1] - table.shape[1]) + "".join("r" if k.kind in "fiu" else "l" for k in table.dtypes)
-    latex = text.to_latex(index=False, escape=True, caption=caption, label=label, column_format=columns)
+    """A LaTeX table for booktabs; a floating one with a caption or label."""
+    text, kinds = _as_text(table)
+    latex = text.to_latex(index=False, escape=True, caption=caption, label=label, column_format=kinds)
     return re.sub("|".join(LATEX), lambda sign: LATEX[sign[0]], latex)
 
 
@@ -180,11 +151,7 @@ def write_table(table: "pd.DataFrame", folder: Path | str, name: str) -> dict[st
 
 
 def insert_between(path: Path | str, marker: str, text: str) -> None:
-    """Replace the text between ``<!-- marker:begin -->`` and ``<!-- marker:end -->`` in a file.
-
-    Raises:
-        ValueError: the file does not hold both markers once, in this order; it is then left as it was.
-    """
+    """Replace the text between ``<!-- marker:begin -->`` and ``<!-- marker:end -->``, which must be there once each."""
     begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
     content = Path(path).read_text(encoding="utf-8")
     if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):

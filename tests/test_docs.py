@@ -13,13 +13,15 @@ spec.loader.exec_module(docs)
 BOOKS = [Path("scenes/01_a.html"), Path("scenes/03_b.html"), Path("emoji/03_b.html")]
 
 
-def test_links_of_a_notebook_lead_to_its_own_data_set_where_it_ran():
+@pytest.fixture(autouse=True)
+def without_api(monkeypatch):
+    monkeypatch.setattr(docs, "write_api", lambda out: None)
+
+
+def test_links_of_pages_and_notebooks():
     page = '<a href="01_a.ipynb#Claims"><a href="03_b.ipynb"><a href="09_z.ipynb"><a href="../docs/own.md">'
     linked = re.findall('href="([^"]*)"', docs.notebook_links(page, BOOKS[2], BOOKS))
     assert linked == ["../scenes/01_a.html#Claims", "03_b.html", "../../report.html", "../../docs/own.html"]
-
-
-def test_links_of_a_page():
     page = '<a href="GLOSSARY.md#x"><a href="../notebooks/03_b.ipynb"><a href="https://x.org/a.md"><a href="#here">'
     linked = re.findall('href="([^"]*)"', docs.page_links(page, BOOKS))
     assert linked == ["GLOSSARY.html#x", "../notebooks/scenes/03_b.html", "https://x.org/a.md", "#here"]
@@ -32,8 +34,7 @@ def test_every_page_that_a_page_links_to_is_there(name):
     assert places <= set(docs.page_names())
 
 
-def test_a_site_without_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(docs, "write_api", lambda out: None)
+def test_a_site_without_a_run(tmp_path):
     pages = docs.build(None, tmp_path / "site")
     assert len(pages) == len(docs.page_names()) + 1
     for page in pages:
@@ -46,43 +47,31 @@ def test_a_site_without_a_run(tmp_path, monkeypatch):
     assert '<div class="highlight"><pre>' in readme
     pictures = re.findall(r'<img[^>]*src="(?!https?:|data:)([^"]+)"', readme)
     assert all((tmp_path / "site" / picture).is_file() for picture in pictures)
-
-
-def test_a_notebook_stands_beside_the_sidebar():
-    page = docs.in_frame(
-        '<html><head></head><body class="x"><h1>a</h1></body></html>', docs.below([("A", [("b", "c")])], 2)
-    )
-    assert page.index("</head>") < page.index("<nav") < page.index("<h1>")
-    assert 'href="../../b"' in page
-    assert ".site {" in page
-
-
-def test_a_site_with_a_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(docs, "write_api", lambda out: None)
-    run = tmp_path / "run"
-    runs = [{"notebook": "01_a", "dataset": "scenes", "parameters": {}}]
-    record = {"profile": "smoke", "description": "tiny", "command": "", "provenance": {}, "runs": runs}
-    write_json(run / "run.json", record)
-    with pytest.raises(ValueError, match="no executed notebook.*rvlr reproduce --profile smoke"):
-        docs.build(run, tmp_path / "site")
-    (run / "scenes").mkdir()
-    (run / "scenes" / "01_a.html").write_text("<html><head></head><body><h1>a</h1></body></html>")
-    monkeypatch.setattr(docs, "write_explorer", lambda *paths: exec("raise ValueError('not cached')"))
-    docs.build(run, tmp_path / "site")
-    assert "no explorer: not cached" in capsys.readouterr().out
-    report = (tmp_path / "site" / "report.html").read_text(encoding="utf-8")
-    assert 'href="notebooks/scenes/01_a.html"' in report
-    assert "explore.html" not in report
-    assert '<nav class="site">' in (tmp_path / "site" / "notebooks" / "scenes" / "01_a.html").read_text(
-        encoding="utf-8"
-    )
-
-
-def test_what_stops_a_build(tmp_path):
-    with pytest.raises(ValueError, match="holds no run"):
-        docs.build(tmp_path / "none", tmp_path / "site")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="something else than a site"):
         docs.build(None, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").is_file()
+
+
+def test_a_site_with_a_run(tmp_path, monkeypatch, capsys):
+    run, site = tmp_path / "run", tmp_path / "site"
+    with pytest.raises(ValueError, match="holds no run"):
+        docs.build(run, site)
+    runs = [{"notebook": "01_a", "dataset": "scenes", "parameters": {}}]
+    record = {"profile": "smoke", "description": "tiny", "command": "", "provenance": {}, "runs": runs}
+    write_json(run / "run.json", record)
+    with pytest.raises(ValueError, match="no executed notebook.*rvlr reproduce --profile smoke"):
+        docs.build(run, site)
+    (run / "scenes").mkdir()
+    (run / "scenes" / "01_a.html").write_text('<html><head></head><body class="x"><h1>a</h1></body></html>')
+    monkeypatch.setattr(docs, "write_explorer", lambda *paths: exec("raise ValueError('not cached')"))
+    docs.build(run, site)
+    assert "no explorer: not cached" in capsys.readouterr().out
+    report = (site / "report.html").read_text(encoding="utf-8")
+    assert 'href="notebooks/scenes/01_a.html"' in report
+    assert "explore.html" not in report
+    page = (site / "notebooks" / "scenes" / "01_a.html").read_text(encoding="utf-8")
+    assert page.index("</head>") < page.index('<nav class="site">') < page.index("<h1>")
+    assert 'href="../../README.html"' in page
+    assert ".site {" in page

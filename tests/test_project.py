@@ -106,7 +106,7 @@ def test_every_import_is_declared():
         "sklearn": "scikit-learn",
         "papermill": "papermill",
         "nbformat": "nbconvert",
-    }  # noqa: E501
+    }
     names = set()
     for path in LIBRARY:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -12,21 +13,14 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_recipe_trains_an_open_clip_model():
-    recipe = BLOCKS[0]
-    assert len([line for line in recipe.splitlines() if line]) <= 16
-    import open_clip
-
+    assert len([line for line in BLOCKS[0].splitlines() if line]) <= 16
     open_clip.add_model_config(ROOT / "tests" / "models" / "tiny_48.json")
-    tiny = recipe.replace('"ViT-B-32"', '"tiny_48"')
-    assert tiny != recipe
+    tiny = BLOCKS[0].replace('"ViT-B-32"', '"tiny_48"')
+    assert tiny != BLOCKS[0]
     generator = torch.Generator().manual_seed(0)
-    batch = (
-        torch.rand(4, 3, 48, 48, generator=generator),
-        torch.randint(1, 40000, (4, 32), generator=generator),
-        torch.randn(4, 20, generator=generator),
-        torch.randn(4, 30, generator=generator),
-    )
-    scope = {"loader": [batch, batch]}
+    ids = torch.randint(1, 40000, (4, 32), generator=generator)
+    teachers = (torch.randn(4, width, generator=generator) for width in (20, 30))
+    scope = {"loader": [(torch.rand(4, 3, 48, 48, generator=generator), ids, *teachers)] * 2}
     exec(tiny, scope)
     assert torch.isfinite(scope["loss"])
     assert scope["terms"].student.requires_grad
@@ -34,12 +28,8 @@ def test_the_recipe_trains_an_open_clip_model():
 
 def test_the_metrics_example_runs(capsys):
     generator = torch.Generator().manual_seed(0)
-    scope = {
-        "captions": ["A red circle!", "a red disc", "two blue stars"],
-        "caption_image": np.array([0, 0, 1]),
-        "image_features": torch.randn(2, 8, generator=generator),
-        "text_features": torch.randn(3, 8, generator=generator),
-    }
+    scope = {"captions": ["A red circle!", "a red disc", "two blue stars"], "caption_image": np.array([0, 0, 1])}
+    scope |= {f"{name}_features": torch.randn(n, 8, generator=generator) for name, n in (("image", 2), ("text", 3))}
     exec(BLOCKS[1], scope)
     assert len(capsys.readouterr().out.split()) == 3
 

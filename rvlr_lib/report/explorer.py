@@ -1,7 +1,5 @@
 """The common space to walk in: one HTML page of a run, complete without server or network."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -14,32 +12,26 @@ import numpy as np
 from rvlr_lib.disk import write_text
 from rvlr_lib.provenance import default_root
 from rvlr_lib.report.output import read_run, rerun_command
+from rvlr_lib.report.report import templates
 
 if TYPE_CHECKING:
     from rvlr_lib.data.dataset import ImageTextDataset
-    from rvlr_lib.figures.projection import Projection
 
     Features = tuple[Any, Any]
 
-SPACES = {"teachers": "teachers", "baseline": "", "RVLR": "rvlr"}  # "": the baseline of the method
-UNIMODAL = "teachers"
-POINTS, NEIGHBOURS = 1000, 10
+UNIMODAL = "teachers"  # the space where pictures and captions do not compare
+NEIGHBOURS = 10
 PARAMETERS = ("preset", "image_root", "model", "pretrained", "seed")  # of a notebook, that open_study takes
 
 
 def write_explorer(
     run: Path | str, out: Path | str | None = None, *, points: int = 0, say: Callable[[str], None] = print
 ) -> Path:
-    """Write the page of a run with all its data sets, from cached stages only.
+    """Write the page of a run with all its data sets, ``explore.html`` of the run if not given, from cached stages.
 
     Args:
-        run: the run folder.
-        out: the page, ``explore.html`` of the run if not given.
         points: most pictures and captions together; 0: as many as the notebook of the map drew, whose map is reused.
         say: takes a line for each data set that cannot be shown; the page says it as well.
-
-    Returns:
-        Its path.
 
     Raises:
         ValueError: no run; or none of its data sets has the stages that are needed, naming the command that makes them.
@@ -61,11 +53,7 @@ def write_explorer(
 
 
 def explorer_points(run: Path, record: Mapping[str, Any], dataset: str, most: int = 0) -> dict[str, Any]:
-    """The points of one data set of a run, without any training.
-
-    Raises:
-        ValueError: a stage is not in the cache, naming the command that makes it.
-    """
+    """The points of one data set of a run; a ValueError names the command that makes a stage which is not cached."""
     from rvlr_lib.figures.projection import cached_projection
     from rvlr_lib.study.study import open_study
 
@@ -76,21 +64,23 @@ def explorer_points(run: Path, record: Mapping[str, Any], dataset: str, most: in
     chosen = {name: given[name] for name in PARAMETERS if given.get(name)}
     missing = f"the trained stages of {dataset} are missing, {rerun_command(record)} makes them"
     study = open_study(given.get("dataset", dataset), device="cpu", root=root, missing=missing, **chosen)
-    arms = SPACES | {"baseline": given.get("baseline") or study.settings.method.baseline}
-    features = {label: study.test_features(arm) for label, arm in arms.items()}
-    most = most or given.get("max_points") or POINTS
-    gallery, spaces = first_galleries(study.dataset("test"), features, most)
+    baseline = given.get("baseline") or study.settings.method.baseline
+    arms = {UNIMODAL: UNIMODAL, "baseline": baseline, "RVLR": "rvlr"}
+    most = most or given.get("max_points") or 1000
+    gallery, spaces = first_galleries(
+        study.dataset("test"), {label: study.test_features(arm) for label, arm in arms.items()}, most
+    )
     options = {"method": "umap", "seed": study.settings.seed, "max_points": most}
     layout = cached_projection(root, spaces, caption_image=gallery.caption_image, **options)
-    return collect_points(gallery, spaces, layout, baseline=arms["baseline"])
+    return collect_points(gallery, spaces, layout, baseline=baseline)
 
 
 def first_galleries(
-    test: ImageTextDataset, features: Mapping[str, Features], most: int
-) -> tuple[ImageTextDataset, dict[str, Features]]:
+    test: "ImageTextDataset", features: "Mapping[str, Features]", most: int
+) -> "tuple[ImageTextDataset, Mapping[str, Features]]":
     """The first gallery, or the first few where one has fewer than ``most / 2`` pictures, with its features."""
     if test.galleries is None:
-        return test, dict(features)
+        return test, features
     numbers, counts = np.unique(test.galleries, return_counts=True)
     wanted = int(np.searchsorted(counts.cumsum(), most // 2)) + 1
     rows = np.flatnonzero(np.isin(test.galleries, numbers[:wanted]))
@@ -99,7 +89,7 @@ def first_galleries(
 
 
 def collect_points(
-    gallery: ImageTextDataset, spaces: Mapping[str, Features], layout: Projection, *, baseline: str = "baseline"
+    gallery: "ImageTextDataset", spaces: "Mapping[str, Features]", layout: Any, *, baseline: str = "baseline"
 ) -> dict[str, Any]:
     """What the page knows of ``n`` pictures and one caption of each: point i is a picture, point n + i its caption.
 
@@ -110,15 +100,16 @@ def collect_points(
     """
     rows = np.asarray(layout.image_rows)
     texts = np.array([gallery.captions_of(int(row))[0] for row in rows])
-    unit = {label: (_unit(pair[0])[rows], _unit(pair[1])[texts]) for label, pair in spaces.items()}
-    width = min(NEIGHBOURS, len(rows) - 1)
-    truth: list[list[int]] = []
+    width, truth = min(NEIGHBOURS, len(rows) - 1), []
     if gallery.scene is not None:
         known = gallery.scene.truth("latent")
-        squares = known.image_to_image[np.ix_(rows, rows)], known.text_to_text[np.ix_(texts, texts)]
-        truth = [
-            points for place, square in enumerate(squares) for points in _nearest(square, width, place * len(rows))
-        ]
+        for first, square in (
+            (0, known.image_to_image[np.ix_(rows, rows)]),
+            (len(rows), known.text_to_text[np.ix_(texts, texts)]),
+        ):
+            scores = _without_self(square)
+            least = np.partition(scores, -width, axis=1)[:, -width]
+            truth += [(np.flatnonzero(row >= limit) + first).tolist() for row, limit in zip(scores, least, strict=True)]
     trust = ", ".join(f"{name} {each['joint']:.2f}" for name, each in layout.trustworthiness.items())
     return {
         "name": gallery.name,
@@ -127,7 +118,9 @@ def collect_points(
         "captions": [[gallery.captions[c] for c in gallery.captions_of(int(row))] for row in rows],
         "pictures": [_data_uri(gallery.image(int(row))) for row in rows],
         "xy": {label: np.round(np.concatenate(pair), 3).flatten().tolist() for label, pair in layout.coords.items()},
-        "near": {label: _neighbours(*pair, width, across=label != UNIMODAL) for label, pair in unit.items()},
+        "near": {
+            name: _near(images[rows], captions[texts], width, name) for name, (images, captions) in spaces.items()
+        },
         "truth": truth,
         "groups": picture_groups(gallery.subset(rows)),
         "notes": [
@@ -139,72 +132,52 @@ def collect_points(
     }
 
 
-def picture_groups(gallery: ImageTextDataset) -> dict[str, list[str]]:
+def picture_groups(gallery: "ImageTextDataset") -> dict[str, list[str]]:
     """What is known of each picture and may colour it: the factors of scenes, else the category."""
     from rvlr_lib.data.scenes import BACKGROUND_WORDS, COLOUR_WORDS, SHAPE_WORDS
 
     if gallery.scene is not None:
         facts = gallery.scene.scene
-        shape, colour = facts.objects[:, 0, 0], facts.objects[:, 0, 1]
         return {
             "background": [BACKGROUND_WORDS[kind][0] for kind in facts.background],
             "number of objects": [str(number) for number in (facts.objects[:, :, 0] >= 0).sum(axis=1)],
-            "shape of the first object": [SHAPE_WORDS[kind][0] for kind in shape],
-            "colour of the first object": [COLOUR_WORDS[kind][0] for kind in colour],
+            "shape of the first object": [SHAPE_WORDS[kind][0] for kind in facts.objects[:, 0, 0]],
+            "colour of the first object": [COLOUR_WORDS[kind][0] for kind in facts.objects[:, 0, 1]],
         }
-    if gallery.categories is None:
-        return {}
-    parts = [category.split("/") for category in gallery.categories]
-    return {"category": [part[0] for part in parts], "subcategory": [part[-1] for part in parts]}
+    parts = [category.split("/") for category in gallery.categories or ()]
+    return {"category": [part[0] for part in parts], "subcategory": [part[-1] for part in parts]} if parts else {}
 
 
-def explorer_page(parts: Mapping[str, Any], title: str, missing: Mapping[str, str] | None = None) -> str:
-    """The page as HTML.
-
-    Args:
-        parts: data set -> its points, from :func:`collect_points`.
-        title: its heading.
-        missing: data set -> why it is not shown.
-    """
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(loader=PackageLoader("rvlr_lib.report"), autoescape=True)
-    code = environment.loader.get_source(environment, "explorer.js")[0]  # type: ignore[union-attr]
+def explorer_page(parts: Mapping[str, Any], title: str, missing: Mapping[str, str]) -> str:
+    """The page as HTML: data set -> its points of :func:`collect_points`, and data set -> why it is not shown."""
+    environment = templates()
+    code = environment.loader.get_source(environment, "explorer.js")[0]
     data = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return environment.get_template("explorer.html.j2").render(title=title, data=data, code=code, missing=missing or {})
+    return environment.get_template("explorer.html.j2").render(title=title, data=data, code=code, missing=missing)
 
 
-def _unit(features: Any) -> np.ndarray:
-    array = np.asarray(features, dtype=np.float32)
-    return array / np.linalg.norm(array, axis=1, keepdims=True).clip(1e-12)
-
-
-def _neighbours(images: np.ndarray, texts: np.ndarray, width: int, *, across: bool) -> dict[str, list[int]]:
+def _near(images: Any, texts: Any, width: int, space: str) -> dict[str, list[int]]:
     """The nearest pictures and captions of every point as points, best first, the point itself left out."""
-    count, found = len(images), {}
-    for kind, candidates, first in (("pictures", images, 0), ("captions", texts, count)):
-        rows = []
-        for queries in (images, texts):
-            scores = queries @ candidates.T
-            if queries is candidates:
-                np.fill_diagonal(scores, -np.inf)
-            nearest = np.argsort(-scores, axis=1, kind="stable")[:, :width] + first
-            rows.append(nearest if across or queries is candidates else np.full((count, width), -1))
+    units = [np.asarray(x, np.float32) / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (images, texts)]
+    found: dict[str, list[int]] = {}
+    for candidates, kind in enumerate(("pictures", "captions")):
+        rows = [np.full((len(images), width), -1)] * 2
+        for queries in (0, 1) if space != UNIMODAL else (candidates,):
+            scores = units[queries] @ units[candidates].T
+            scores = _without_self(scores) if queries == candidates else scores
+            rows[queries] = np.argsort(-scores, axis=1, kind="stable")[:, :width] + candidates * len(images)
         found[kind] = np.concatenate(rows).flatten().tolist()
     return found
 
 
-def _nearest(square: np.ndarray, width: int, first: int) -> list[list[int]]:
-    """For each row of similarities the points at least as near as its ``width``-th nearest, itself left out."""
+def _without_self(square: Any) -> np.ndarray:
     scores = np.array(square, dtype=float)
     np.fill_diagonal(scores, -np.inf)
-    least = np.partition(scores, -width, axis=1)[:, -width]
-    return [(np.flatnonzero(row >= limit) + first).tolist() for row, limit in zip(scores, least, strict=True)]
+    return scores
 
 
-def _data_uri(picture: Any, size: int = 64) -> str:
-    small = picture.copy()
-    small.thumbnail((size, size))
-    buffer = io.BytesIO()
+def _data_uri(picture: Any) -> str:
+    buffer, small = io.BytesIO(), picture.copy()
+    small.thumbnail((64, 64))
     small.save(buffer, format="WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

