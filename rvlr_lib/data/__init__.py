@@ -87,7 +87,8 @@ def load_dataset(
         for option in taken.keys() & options.keys():
             raise ValueError(f"{option} is given twice: by itself and in imbalance")
         options |= taken
-        here = replace(here, **dict.fromkeys(taken, 1.0))
+        left = 1.0 if "image_visibility" in taken else here.image_visibility
+        here = replace(here, text_detail=1.0, image_visibility=left)
     return impose(loader(**given, **options), here)
 
 

@@ -23,6 +23,7 @@ PICTURES = 3_944
 TONES = ("light", "medium light", "medium", "medium dark", "dark")
 
 _TONE = re.compile(r"\b(medium light|medium dark|light|medium|dark) skin tone\b")
+_SELECTOR = "\ufe0f"
 
 
 class Emoji(NamedTuple):
@@ -101,7 +102,7 @@ def read_catalogue() -> list[Emoji]:
     except (ImportError, FileNotFoundError) as error:
         raise _repair(f"the emoji pictures and names cannot be read ({error})") from error
 
-    plain = {_without_selector(name): data for name, data in emoji.EMOJI_DATA.items()}
+    plain = {name.replace(_SELECTOR, ""): data for name, data in emoji.EMOJI_DATA.items()}
     entries = {_character(entry["unified"]): entry for entry in listed}
     found = []
     for stem in stems:
@@ -128,12 +129,8 @@ def _pictures() -> Traversable:
 
 
 def _character(code_points: str) -> str:
-    """``1f44b-1f3fb`` -> the characters."""
-    return _without_selector("".join(chr(int(point, 16)) for point in code_points.split("-")))
-
-
-def _without_selector(character: str) -> str:
-    return character.replace("\ufe0f", "")
+    """``1f44b-1f3fb`` -> the characters, without the selector of the emoji form."""
+    return "".join(chr(int(point, 16)) for point in code_points.split("-")).replace(_SELECTOR, "")
 
 
 def installed() -> dict[str, str]:

@@ -82,8 +82,8 @@ def rouge_l_relevance(
         common = cdist(sentences[rows], references, scorer=LCSseq.similarity, dtype=counter)
         precision, recall = common / lengths[rows, None], common / lengths[order]
         if variant == "coco":
-            best = (np.maximum.reduceat(part, starts, axis=1) for part in (precision, recall))
-            score = _f_score(*best, 1.44)
+            precision, recall = (np.maximum.reduceat(part, starts, axis=1) for part in (precision, recall))
+            score = _f_score(precision, recall, 1.44)
         elif variant == "rouge_score":
             score = np.maximum.reduceat(_f_score(precision, recall, 1.0), starts, axis=1)
         else:

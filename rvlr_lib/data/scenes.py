@@ -97,16 +97,12 @@ def load_scenes(
     )
 
 
-def _generators(stream: np.random.SeedSequence, count: int) -> list[np.random.Generator]:
-    """One generator per quantity, so that a smaller data set holds the first rows of a larger one."""
-    return [np.random.default_rng(child) for child in stream.spawn(count)]
-
-
 def _draw_pictures(
     images: int, visibility: float, stream: np.random.SeedSequence
 ) -> tuple[Facts, Facts, np.ndarray, np.ndarray]:
     """All factors, those shown, number of covered tiles [I], and the pictures uint8 [I, 48, 48, 3]."""
-    number, kinds, ground, cell, shift, phase, light, cover = _generators(stream, 8)
+    # one generator per quantity, so that a smaller data set holds the first rows of a larger one
+    number, kinds, ground, cell, shift, phase, light, cover = map(np.random.default_rng, stream.spawn(8))
     present = np.arange(OBJECTS) < number.integers(1, OBJECTS + 1, size=(images, 1))
     objects = kinds.integers(0, (SHAPES, COLOURS, SIZES), size=(images, OBJECTS, 3), dtype=np.int8)
     objects[~present] = -1
@@ -209,7 +205,7 @@ def _textures() -> np.ndarray:
 def _tell(scene: Facts, detail: float, stream: np.random.SeedSequence) -> tuple[Facts, np.ndarray, list[str]]:
     """Draw five captions per scene -> facts they tell [5I], captions forced to tell an object [5I], their words."""
     images = len(scene.background)
-    told_of, told_ground, rank, spare, words, form = _generators(stream, 6)
+    told_of, told_ground, rank, spare, words, form = map(np.random.default_rng, stream.spawn(6))
     shape = (images, CAPTIONS)
     present = np.repeat(scene.objects, CAPTIONS, axis=0)
     objects = np.where(told_of.random((*shape, OBJECTS, 3)).reshape(-1, OBJECTS, 3) < detail, present, -1)

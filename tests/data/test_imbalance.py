@@ -48,26 +48,6 @@ def test_what_is_hidden_is_not_to_be_seen():
     assert bare > 5
 
 
-def test_visibility_is_nested_and_leaves_captions_alone():
-    some, more = scenes(image_visibility=0.4), scenes(image_visibility=0.8)
-    assert some.captions == more.captions
-    shown_in = [set(zip(*np.nonzero(d.scene.image.objects[:, :, 0] >= 0), strict=True)) for d in (some, more)]
-    assert shown_in[0] < shown_in[1]
-    none = scenes(image_visibility=0.0)
-    assert shown_share(none) == 0
-    assert np.unique(np.asarray(none.image(3))).tolist() == [104]
-
-
-def test_truths_follow_the_dial():
-    half = scenes(image_visibility=0.5)
-    whole = scenes()
-    np.testing.assert_array_equal(half.scene.truth("latent").image_to_image, whole.scene.truth("latent").image_to_image)
-    shown = half.scene.truth("shown").caption_to_image
-    own = shown[np.arange(len(shown)), half.caption_image]
-    assert own.mean() < 0.95
-    assert (whole.scene.truth("shown").caption_to_image[np.arange(len(own)), whole.caption_image] > 0.999).all()
-
-
 def test_likelihood_of_covered_pictures_is_the_mean_over_what_may_be_hidden():
     """Every number of objects, cell and kind that fits the picture, weighed by its chance, one by one."""
     dataset = load_dataset("scenes", split="val", size=30, text_detail=0.4, image_visibility=0.6, seed=3)
