@@ -17,16 +17,14 @@ LIKE_SPLIT = re.compile(
     re.IGNORECASE,
 )
 FORMATS = """formats understood:
-  list JSON (ALBEF, X-VLM):  [{"image": "a.jpg", "caption": "one" or ["one", "two"], "image_id": 0}, ...]
-  JSON lines:                {"image": "a.jpg", "caption": "one"} on every line
-  Karpathy JSON:             {"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "one"}]}]}
-  COCO captions JSON:        {"images": [{"id": 1, "file_name": "a.jpg"}],
-                              "annotations": [{"image_id": 1, "caption": "one"}]}
-  CSV or TSV with a header:  filepath,title (as open_clip) or image,caption; a picture may have several
-                              rows, or columns caption_1, caption_2; also split, category
-  captions.txt:              image,caption with a header, or a.jpg#0<TAB>one
-  a folder:                  a.jpg beside a.txt, one caption a line; folders train, val, test are splits
-  an index, JSON or YAML:    {train: a.json, val: b.json, test: c.json, image_root: pictures}"""
+  list JSON (ALBEF, X-VLM): [{"image": "a.jpg", "caption": "one" or ["one", "two"], "image_id": 0}, ...]
+  JSON lines:         {"image": "a.jpg", "caption": "one"} on every line
+  Karpathy JSON:      {"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "one"}]}]}
+  COCO captions JSON: {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "one"}]}
+  CSV, TSV, with a header: filepath,title or image,caption or image,caption_1,caption_2; also split, category
+  captions.txt:       image,caption with a header, or a.jpg#0<TAB>one
+  a folder:           a.jpg beside a.txt, one caption a line; folders train, val, test are splits
+  an index, JSON or YAML: {train: a.json, val: b.json, test: c.json, image_root: pictures}"""
 
 
 def parse(path: Path) -> Any:
@@ -67,7 +65,7 @@ def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
         return _lines(found, file)
     if isinstance(content, list) and content:
         found.kinds["list JSON"] = None
-        return _items(found, file, content, [f"row {number}" for number in range(len(content))], found.options)
+        return _items(found, file, {f"row {number}": item for number, item in enumerate(content)}, found.options)
     if isinstance(images, list) and images and isinstance(content.get("annotations"), list):
         return _coco(found, file, images, content["annotations"])
     if isinstance(images, list) and images and isinstance(images[0], dict) and "sentences" in images[0]:
@@ -80,65 +78,63 @@ def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
 
 
 def _lines(found: Collection, file: Path) -> list[Row]:
-    lines, items, places = read_text(file).split("\n"), [], []
+    lines, items = read_text(file).split("\n"), dict[str, Any]()
     lines = lines if lines[-1] else lines[:-1]  # what follows the last line end is no line
-    blank = sum(not line.strip() for line in lines)
+    full = {f"line {number}": line for number, line in enumerate(lines, 1) if line.strip()}
     found.kinds["JSON lines"], found.lines_read = None, found.lines_read + len(lines)
-    found.lines.update({"rows": len(lines) - blank, "blank": blank})
-    for number, line in enumerate(lines, 1):
+    found.lines.update({"rows": len(full), "blank": len(lines) - len(full)})
+    for place, line in full.items():
         try:
-            items += [json.loads(line)] if line.strip() else []
-            places += [f"line {number}"] if line.strip() else []
+            items[place] = json.loads(line)
         except (ValueError, RecursionError) as error:
-            found.refuse("lines that are no JSON", f"{file}, line {number} is no valid JSON: {error}", 1)
-    return _items(found, file, items, places, found.options)
+            found.refuse("lines that are no JSON", f"{file}, {place} is no valid JSON: {error}", 1)
+    return _items(found, file, items, found.options)
 
 
-def _items(
-    found: Collection, file: Path, items: Sequence[Any], places: Sequence[str], options: Mapping[str, Any]
-) -> list[Row]:
-    for item, where in zip(items, places, strict=True):
+def _items(found: Collection, file: Path, items: dict[str, Any], options: Mapping[str, Any]) -> list[Row]:
+    """Rows of objects, given by their places."""
+    import pandas as pd
+
+    for where, item in items.items():
         if not isinstance(item, dict):
             raise ValueError(f"{file}, {where} is {str(item)[:60]!r}, expected keys and values; {FORMATS}")
-    keys = list(dict.fromkeys(key for item in items for key in item))
-    cells = [[item.get(key) for key in keys] for item in items]
-    return fill(found, file, list(map(str, keys)), cells, places, options) if items else []
+    keys = list(dict.fromkeys(key for item in items.values() for key in item))
+    cells = [[item.get(key) for key in keys] for item in items.values()]
+    table = pd.DataFrame(cells, list(items), list(map(str, keys)), dtype=object)
+    return fill(found, file, table, options) if items else []
 
 
 def _karpathy(found: Collection, file: Path, images: Sequence[Any]) -> list[Row]:
-    found.kinds["Karpathy JSON"], items, places = None, [], [f"images[{number}]" for number in range(len(images))]
-    for image, where in zip(images, places, strict=True):
-        _need(file, where, image, "filename", "sentences")
+    found.kinds["Karpathy JSON"], items = None, dict[str, Any]()
+    for number, image in enumerate(images):
+        _need(file, where := f"images[{number}]", image, "filename", "sentences")
         name, sentences = image["filename"], image["sentences"]
         if not isinstance(sentences, list):
             raise ValueError(f"{file}, {where}: sentences is {str(sentences)[:60]!r}, expected a list; {FORMATS}")
         for sentence in sentences:
             _need(file, f"{where}, sentences", sentence, "raw")
         name = f"{image['filepath']}/{name}" if image.get("filepath") and isinstance(name, str) else name
-        items.append({**image, "filename": name, "sentences": [sentence["raw"] for sentence in sentences]})
-        items[-1].pop("filepath", None)
-    return _items(found, file, items, places, {"image_column": "filename", "caption_column": "sentences"})
+        items[where] = {**image, "filename": name, "sentences": [sentence["raw"] for sentence in sentences]}
+        items[where].pop("filepath", None)
+    return _items(found, file, items, {"image_column": "filename", "caption_column": "sentences"})
 
 
 def _coco(found: Collection, file: Path, images: Sequence[Any], annotations: Sequence[Any]) -> list[Row]:
-    found.kinds["COCO captions JSON"], rows, items, places, other = None, list[Row](), [], [], 0
+    found.kinds["COCO captions JSON"], rows, items, other = None, list[Row](), dict[str, Any](), 0
     known: dict[str, dict[str, Any]] = {}
     for number, image in enumerate(images):
-        where = f"images[{number}]"
-        _need(file, where, image, "id", "file_name")
+        _need(file, where := f"images[{number}]", image, "id", "file_name")
         if (first := known.setdefault(str(image["id"]), image)) is not image:
             names = f"{first['file_name']!r} and {image['file_name']!r}"
             raise ValueError(f"{file}, {where}: duplicate id {image['id']!r}, for {names}; ids must differ")
         rows.append((where, image["file_name"], LISTED, None, None, None, ""))
     like = {key.lstrip("0"): key for key in known}
     for number, caption in enumerate(annotations):
-        where = f"annotations[{number}]"
-        _need(file, where, caption, "image_id", "caption")
+        _need(file, where := f"annotations[{number}]", caption, "image_id", "caption")
         key = str(caption["image_id"])
         if image := known.get(key):
             other += type(image["id"]) is not type(caption["image_id"])
-            items.append({**image, **caption, "file_name": image["file_name"]})
-            places.append(where)
+            items[where] = {**image, **caption, "file_name": image["file_name"]}
             continue
         near = like.get(key.lstrip("0"))
         way = f"the images have {near!r}: write both as numbers or both as the same text" if near else ""
@@ -149,7 +145,7 @@ def _coco(found: Collection, file: Path, images: Sequence[Any], annotations: Seq
     if other:
         kinds = "ids of images and image_id of annotations are of two types, text and number; matched as text"
         found.notes.append(f"{file}: {kinds} in {other:,} annotations")
-    return rows + _items(found, file, items, places, {"image_column": "file_name", "caption_column": "caption"})
+    return rows + _items(found, file, items, {"image_column": "file_name", "caption_column": "caption"})
 
 
 def _need(file: Path, where: str, item: Any, *keys: str) -> None:
