@@ -167,22 +167,22 @@ def _frame(found: Collection, key: str, parts: list[tuple[Path, list[Row]]]) -> 
     frame = pd.DataFrame(told, columns=COLUMNS, dtype=object).astype({"row": int})
     right = frame[frame.refused == ""]
     good = set(right.picture[(right["flags"] == "") | found.keep_flagged])
-    own = any(splits.get(name) for name in good)
+    told_splits = any(splits.get(name) for name in good)
     spoken = wrong | set(right.picture)
     for name in (name for name in order if name not in spoken):
         found.refuse("pictures without a caption", f"{found.path}: picture {name!r} has no caption")
-    for name in (name for name in order if own and name in good and not splits.get(name)):
+    for name in (name for name in order if told_splits and name in good and not splits.get(name)):
         message = f"{found.path}: {name!r} has no split, others have; give one to every picture or to none"
         found.refuse("pictures without a split", message)
     found.named |= dict.fromkeys(order)
-    found.own_splits |= own
+    found.own_splits |= told_splits
     seed = int(found.options.get("split_seed", 0))
     if key in SPLITS:
         splits = dict.fromkeys(order, key)
-    elif not own:  # by a hash; equal files are never in two splits
+    elif not told_splits:  # by a hash; equal files are never in two splits
         first = {name: min(group) for group in equal_files(found.root, order) for name in group}
-        place = hashed_split if key == "all" else _half
-        splits = {name: place(first.get(name, name), seed) for name in order}
+        choose = hashed_split if key == "all" else _half
+        splits = {name: choose(first.get(name, name), seed) for name in order}
     frame["split"] = frame.picture.map(splits)
     return frame
 

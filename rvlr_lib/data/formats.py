@@ -12,10 +12,9 @@ from rvlr_lib.data.pictures import SUFFIXES
 from rvlr_lib.data.table import LISTED, SPLIT_NAMES, Collection, Row, fill, read_table
 
 UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".raw", ".dng", ".cr2", ".nef")  # pictures that Pillow cannot open
-LIKE_SPLIT = re.compile(
-    r"(train|training|val|valid|validation|dev|test|testing)([\s_.\-]*(\d+|set|split|data|images?|imgs?|pictures?|photos?))*",
-    re.IGNORECASE,
-)
+ABOUT_SPLIT = r"[\s_.\-]*(\d+|set|split|data|images?|imgs?|pictures?|photos?)"
+LIKE_SPLIT = re.compile(rf"(train|training|val|valid|validation|dev|test|testing)({ABOUT_SPLIT})*", re.I)
+LINES = object()  # content of a file with a JSON object on each line
 FORMATS = """formats understood:
   list JSON (ALBEF, X-VLM): [{"image": "a.jpg", "caption": "one" or ["one", "two"], "image_id": 0}, ...]
   JSON lines:         {"image": "a.jpg", "caption": "one"} on every line
@@ -28,7 +27,7 @@ FORMATS = """formats understood:
 
 
 def parse(path: Path) -> Any:
-    """Content of a JSON or YAML file, None of JSON lines; ValueError where it is not what its ending says."""
+    """Content of a JSON or YAML file, or :data:`LINES`; ValueError where it is not what its ending says."""
     text, kind = read_text(path), path.suffix.lower()
     try:
         if kind == ".json":
@@ -37,7 +36,7 @@ def parse(path: Path) -> Any:
         if "Extra data" not in str(error) or not text.lstrip().startswith("{"):  # else JSON lines
             raise ValueError(f"{path} is no valid JSON: {error}") from None
     if kind not in (".yaml", ".yml"):
-        return None
+        return LINES
     import yaml
 
     try:
@@ -47,27 +46,23 @@ def parse(path: Path) -> Any:
 
 
 def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
-    """Rows of one file or folder; ``assigned``: an index says its split, so folders in it do not.
-
-    Raises:
-        ValueError: an unknown shape (lists :data:`FORMATS`), a missing column or key, no text.
-    """
-    kind = file.suffix.lower()
+    """Rows of one file or folder; ``assigned``: an index says its split, so folders in it do not."""
     if file.is_dir():
         return _folder(found, file, assigned)
     found.stamps.append(stamp(file))
+    kind, content = file.suffix.lower(), None
     if kind in (".csv", ".tsv", ".txt", ".tab", ".psv", "") and (rows := read_table(found, file)) is not None:
         return rows
-    structured = kind in (".json", ".jsonl", ".ndjson", ".yaml", ".yml")
-    content = parse(file) if structured else None
-    images = content.get("images") if isinstance(content, dict) else None
-    if structured and content is None and kind[1] != "y":
+    if structured := kind in (".json", ".jsonl", ".ndjson", ".yaml", ".yml"):
+        content = parse(file)
+    if content is LINES:
         return _lines(found, file)
+    annotations, images = (content.get(key) if isinstance(content, dict) else None for key in ("annotations", "images"))
     if isinstance(content, list) and content:
         found.kinds["list JSON"] = None
         return _items(found, file, {f"row {number}": item for number, item in enumerate(content)}, found.options)
-    if isinstance(images, list) and images and isinstance(content.get("annotations"), list):
-        return _coco(found, file, images, content["annotations"])
+    if isinstance(images, list) and images and isinstance(annotations, list):
+        return _coco(found, file, images, annotations)
     if isinstance(images, list) and images and isinstance(images[0], dict) and "sentences" in images[0]:
         return _karpathy(found, file, images)
     shape = f"a {kind or 'nameless'} file"
@@ -128,20 +123,15 @@ def _coco(found: Collection, file: Path, images: Sequence[Any], annotations: Seq
             names = f"{first['file_name']!r} and {image['file_name']!r}"
             raise ValueError(f"{file}, {where}: duplicate id {image['id']!r}, for {names}; ids must differ")
         rows.append((where, image["file_name"], LISTED, None, None, None, ""))
-    like = {key.lstrip("0"): key for key in known}
     for number, caption in enumerate(annotations):
         _need(file, where := f"annotations[{number}]", caption, "image_id", "caption")
-        key = str(caption["image_id"])
-        if image := known.get(key):
+        if image := known.get(str(caption["image_id"])):
             other += type(image["id"]) is not type(caption["image_id"])
             items[where] = {**image, **caption, "file_name": image["file_name"]}
-            continue
-        near = like.get(key.lstrip("0"))
-        way = f"the images have {near!r}: write both as numbers or both as the same text" if near else ""
-        message = (
-            f"image_id {caption['image_id']!r} is no id of the images; {way or 'add the image or drop the caption'}"
-        )
-        found.refuse("captions of no picture", f"{file}, {where}: {message}", 1)
+        else:
+            way = "write both as numbers or both as the same text, add the image, or drop the caption"
+            fault = f"{file}, {where}: image_id {caption['image_id']!r} is no id of the images, compared as texts"
+            found.refuse("captions of no picture", f"{fault}: {way}", 1)
     if other:
         kinds = "ids of images and image_id of annotations are of two types, text and number; matched as text"
         found.notes.append(f"{file}: {kinds} in {other:,} annotations")
@@ -188,14 +178,10 @@ def _folder(found: Collection, folder: Path, assigned: bool) -> list[Row]:
 
 
 def _split_folders(folder: Path, pictures: Sequence[str], seen: Walk) -> dict[str, str]:
-    """Split of each picture, where a top folder looks like one or folders further down like two; else empty.
-
-    Raises:
-        ValueError: some folders look like splits and others do not.
-    """
+    """Split of each picture, where a top folder looks like one or folders further down like two; else empty."""
     folders = {name: name.split("/")[:-1] for name in pictures}
     like = {name: next(filter(LIKE_SPLIT.fullmatch, parts), "") for name, parts in folders.items()}
-    top = len(Path(os.path.commonpath(map("/".join, folders.values()))).parts) if folders else 0
+    top = len(Path(os.path.commonpath(["/".join(parts) for parts in folders.values()])).parts) if folders else 0
     on_top = any(like[name] in parts[: top + 1] for name, parts in folders.items())
     if not on_top and len({SPLIT_NAMES.get(name.casefold(), name) for name in like.values() if name}) < 2:
         return {}

@@ -98,7 +98,13 @@ def load_files(
     info = {"format": ", ".join(found.kinds), "own_splits": found.own_splits, "images": len(names), "limit": limit}
     info |= {"split_seed": found.options.get("split_seed", 0), "bad_pictures_left_out": sorted(bad)}
     info["flagged_captions_left_out"] = 0 if found.keep_flagged else int((found.frame["flags"] != "").sum())
-    about = {"categories": [shown(str(kind)) for kind in kinds] if all(kinds) else None, "info": info}
-    about |= {"captions": part.clean.tolist(), "caption_image": part.picture.map(rows).to_numpy(dtype=np.int64)}
-    source = FileSource(found.root, names)
-    return ImageTextDataset(name=found.path.stem, split=split, image_ids=names, source=source, **about)
+    return ImageTextDataset(
+        name=found.path.stem,
+        split=split,
+        image_ids=names,
+        captions=part.clean.tolist(),
+        caption_image=part.picture.map(rows).to_numpy(dtype=np.int64),
+        source=FileSource(found.root, names),
+        categories=[shown(str(kind)) for kind in kinds] if all(kinds) else None,
+        info=info,
+    )

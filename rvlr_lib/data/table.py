@@ -28,27 +28,22 @@ COLUMNS = {  # what a column or key holds -> its usual names
 CAPTION_WORDS = set("caption captions sentence sentences description".split())  # within the name of a column
 OTHER_WORDS = set("id ids number num count index length len lang language score source".split())  # of no caption then
 FLAG = re.compile(r"(is_)?(rejected|precanned|spam|flagged|bad|invalid|deleted|blocked|unusable|offensive|nsfw)", re.I)
-SPLIT_NAMES = {
-    **dict.fromkeys("train training restval".split(), "train"),
-    **dict.fromkeys("val valid validation dev development".split(), "val"),
-    **dict.fromkeys("test testing".split(), "test"),
-}
+SPLIT_NAMES = {"train": "train", "training": "train", "restval": "train", "test": "test", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys("val valid validation dev development".split(), "val")
 MISSING_TEXTS = {"nan", "none", "null", "<na>", "n/a", "#n/a", "na", "nat", "undefined"}
-STRUCTURE = re.compile(
-    r"\s*([uf]?[\[({{]\s*([bru]?['\"]|[\[({{\])}]|None|null|nan)|(array|list|tuple|set)\s*\().*[\])}]\s*", re.I | re.S
-)
+BEGINNING = r"[uf]?[\[({]\s*([bru]?['\"]|[\[({\])}]|None|null|nan)|(array|list|tuple|set)\s*\("
+STRUCTURE = re.compile(rf"\s*({BEGINNING}).*[\])}}]\s*", re.I | re.S)
 WAYS_OUT = {  # why a text is no caption; to be filled with the text and its picture
     "empty captions": "the caption {!r} of {!r} has no word: write one or leave it out",
     "placeholders of missing captions": "the caption {!r} of {!r} is a missing value: write one or leave it out",
     "captions that are no text": "a caption is {} of {!r}, expected text or a list of texts",
-    "cells that hold a structure": "the caption {!r} of {!r} is a structure: write one caption, or a list of texts as "
-    'JSON, ["one", "two"]',
+    "cells that hold a structure": "the caption {!r} of {!r} is a structure: write a text, or a list of texts as JSON",
 }
 EMPTY, MISSING, NO_TEXT, NO_LIST = WAYS_OUT
 PICTURE = rf"\.(?:{'|'.join(suffix[1:] for suffix in SUFFIXES)})"
 TOKEN = re.compile(rf"[^\t,]*{PICTURE}(#\d+)?\t.", re.I)  # a line of a file without a header
-
-
+NUMBERED = re.compile(rf"({PICTURE})#\d+$", re.I)  # a.jpg#0, a caption's number
+QUOTED = re.compile(r'\A"((?:[^"]|"")*)"\Z')
 LISTED = object()  # in the place of captions, where a file lists a picture by itself: it needs captions too
 Row = tuple[str, Any, Any, Any, Any, Any, str]  # place, picture, captions, split, image id, category, flags
 
@@ -139,11 +134,7 @@ def split_in(value: Any) -> str | None:
 
 
 def flags_of(values: Mapping[str, Any]) -> str:
-    """Names of the quality flags that are set; a value that says neither yes nor no counts as set.
-
-    >>> flags_of({"is_rejected": True, "is_precanned": "0"})
-    'is_rejected'
-    """
+    """Names of the quality flags that are set; a value that says neither yes nor no counts as set."""
     no = {"", "0", "0.0", "false", "f", "no", "n", *MISSING_TEXTS}
     return ",".join(key for key, value in values.items() if _folded(value) not in no)
 
@@ -166,15 +157,12 @@ def fill(found: Collection, file: Path, table: Any, options: Mapping[str, Any]) 
         own = [k for k in own if k not in used][:1]
         about.append([cell if _folded(cell) else None for cell in columns[own[0]]] if own else [None] * len(table))
         used |= set(own)
-    flags = [k for k, name in enumerate(names) if FLAG.fullmatch(name) and k not in used]
-    marks = [""] * len(table)
-    if flags:
-        marks = [flags_of({names[k]: columns[k][row] for k in flags}) for row in range(len(table))]
-    numbered = re.compile(rf"({PICTURE})#\d+$", re.I)  # a.jpg#0
-    pictures = [numbered.sub(r"\1", name.strip()) if isinstance(name, str) else name for name in columns[picture]]
+    flags = {name: columns[k] for k, name in enumerate(names) if FLAG.fullmatch(name) and k not in used}
+    marks = [flags_of(dict(zip(flags, row, strict=True))) for row in zip(*flags.values(), strict=True)]
+    pictures = [NUMBERED.sub(r"\1", name.strip()) if isinstance(name, str) else name for name in columns[picture]]
     for k, name in enumerate(names):
-        (found.columns if k in used or k in flags else found.unread)[name or "(no name)"] = None
-    return list(zip(table.index, pictures, told, *about, marks, strict=True))
+        (found.columns if k in used or name in flags else found.unread)[name or "(no name)"] = None
+    return list(zip(table.index, pictures, told, *about, marks or [""] * len(table), strict=True))
 
 
 def find(file: Path, what: str, table: Any, options: Mapping[str, Any], skip: int = -1) -> list[int]:
@@ -233,18 +221,17 @@ def read_table(found: Collection, file: Path) -> list[Row] | None:
     names = headers[mark := (fits or [","])[0]]
     found.kinds[(file.suffix[1:].upper() or "table") if headed else "token file"] = None
     picture = find(file, "image", pd.DataFrame(columns=names), found.options)[0]
-    places, plain = list[str](), mark == "\t"  # no quoting beside tabs: a caption may begin with a quotation mark
-    cells, lines = list[list[str]](), _lines(found, file, text, mark, headed)
-    known = {row[picture] for _, _, row in lines if len(row) == len(names)}
+    places, cells, lines = list[str](), list[list[str]](), _lines(found, file, text, mark, headed)
+    long = any(last > first for first, last, _ in lines)
+    known = {row[picture] for _, _, row in lines if len(row) == len(names)} if long else set()
     known |= {shape for name in known if "\n" not in name and re.search(r"[0/_.]", shape := _shape(name))}
     for first, last, row in lines:
         if len(row) != len(names):
             missing = f"{', '.join(names[len(row) :])} missing; complete the line, which is cut short or broken in two"
-            tab = "a caption holds a tab: replace it by a space"
-            over = tab if plain else f"a caption that holds {mark!r} needs quotes around it"
+            tab, other = "a caption holds a tab: replace it by a space", f"a caption that holds {mark!r} needs quotes"
             few, fields = len(row) < len(names), f"{len(row)} field{'s' * (len(row) > 1)}, the header has {len(names)}"
-            message = f"{file}, line {first}: {fields}: {missing if few else over}"
-            found.refuse(f"rows with too {'few' if few else 'many'} fields", message, 1)
+            way = f"{fields}: {missing if few else tab if mark == chr(9) else other}"
+            found.refuse(f"rows with too {'few' if few else 'many'} fields", f"{file}, line {first}: {way}", 1)
         elif last > first and (line := _swallowed(row, mark, picture, known)):
             held = f"{file}, lines {first} to {last}: a quoted field holds {line.strip()[:60]!r}"
             way = "which looks like a row of its own: close or double the quotation marks"
@@ -257,7 +244,8 @@ def read_table(found: Collection, file: Path) -> list[Row] | None:
 
 def _lines(found: Collection, file: Path, text: str, mark: str, headed: bool) -> list[tuple[int, int, list[str]]]:
     """First and last line and cells of every row below the header; every line is counted."""
-    how: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if mark == "\t" else {"strict": True}
+    quoted = mark != "\t"  # no quoting beside tabs: a caption may begin with a quotation mark
+    how: dict[str, Any] = {"strict": True} if quoted else {"quoting": csv.QUOTE_NONE}
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, **how)
     rows, last, further, blank = list[tuple[int, int, list[str]]](), 0, 0, 0
     try:
@@ -265,7 +253,8 @@ def _lines(found: Collection, file: Path, text: str, mark: str, headed: bool) ->
             first, last = last + 1, reader.line_num
             further += last - first
             if any(map(str.strip, row)):
-                rows.append((first, last, [_unquoted(cell) for cell in row] if mark == "\t" else row))
+                row = row if quoted else [QUOTED.sub(lambda cell: cell[1].replace('""', '"'), cell) for cell in row]
+                rows.append((first, last, row))
             else:
                 blank += 1
     except csv.Error as error:
@@ -287,11 +276,6 @@ def _swallowed(row: list[str], mark: str, picture: int, known: set[str]) -> str:
             if place == picture or like or (mark != "," and len(held) > 1) or re.search(rf"\S{PICTURE}\b", line, re.I):
                 return line
     return ""
-
-
-def _unquoted(cell: str) -> str:
-    whole = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
-    return cell[1:-1].replace('""', '"') if whole else cell
 
 
 def _shape(name: str) -> str:
