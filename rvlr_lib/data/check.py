@@ -18,8 +18,6 @@ from rvlr_lib.data.own import FEWEST
 from rvlr_lib.data.pictures import SUFFIXES, check_header, decode, equal_files, faults
 from rvlr_lib.data.table import Collection
 
-Account = tuple[int, dict[str, int]]
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -31,13 +29,14 @@ class Finding:
     examples: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{'SPOILS' if self.spoils else 'note  '}  {self.what}: {self.count:,}"]
-        return "\n".join(lines + [f"          {example}" for example in self.examples])
+        return "\n          ".join(
+            [f"{'SPOILS' if self.spoils else 'note  '}  {self.what}: {self.count:,}", *self.examples]
+        )
 
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`check` found: lines on the collection, findings, and accounts.
+    """Lines on a collection, findings, and accounts.
 
     ``accounts``: ``rows``, ``lines``, ``captions``, ``pictures``, ``files`` -> how many were read or seen, and what
     became of them; the parts add up to the whole.
@@ -45,7 +44,7 @@ class Report:
 
     lines: tuple[str, ...]
     findings: tuple[Finding, ...]
-    accounts: dict[str, Account] = field(default_factory=dict)
+    accounts: dict[str, tuple[int, dict[str, int]]] = field(default_factory=dict)
 
     @property
     def spoiled(self) -> bool:
@@ -58,13 +57,13 @@ class Report:
         return int(self.spoiled)
 
     def __str__(self) -> str:
-        kinds = sum(finding.spoils for finding in self.findings)
-        verdict = f"NOT READY: {kinds} of these would spoil a result" if kinds else "ready"
-        accounts = []
+        lines = list(self.lines)
         for name, (whole, parts) in self.accounts.items():
             told = [f"{count:,} {what}" for what, count in parts.items() if count or what == "used"]
-            accounts.append(f"{name}: {whole:,} = {' + '.join(told)}")
-        return "\n".join([*self.lines, *accounts, *map(str, self.findings), verdict])
+            lines.append(f"{name}: {whole:,} = {' + '.join(told)}")
+        kinds = sum(finding.spoils for finding in self.findings)
+        verdict = f"NOT READY: {kinds} of these would spoil a result" if kinds else "ready"
+        return "\n".join([*lines, *map(str, self.findings), verdict])
 
 
 def check(
@@ -80,13 +79,9 @@ def check(
     """Look over a collection: every caption, every picture's header, or with ``full`` every pixel.
 
     Args:
-        path: annotation file, folder, index, or the name of a published data set.
-        image_root: folder of the pictures.
+        path, image_root, max_bad_pictures, options: as of :func:`rvlr_lib.data.load_files`.
         full: decode every picture; a header cannot show that a file is cut short.
-        max_bad_pictures: missing or unreadable pictures that a split may have; default what an index says, else 0.
-        token_lengths: tokens of each caption, end marks included; None leaves the lengths out.
-        context: the most tokens that the model reads.
-        options: ``image_column``, ``caption_column``, ``split_seed``, ``keep_flagged``, see :func:`read_collection`.
+        token_lengths: tokens of each caption, end marks included; ``context``: the most that the model reads.
 
     Raises:
         ValueError: the file cannot be read at all; says why and which formats are understood.
@@ -96,24 +91,23 @@ def check(
         return Report((where,), (Finding("missing files", len(missing), True, tuple(missing)),))
     found = read_collection(path, image_root, **options)
     used, frame = found.used, found.frame
-    looked, bad = _pictures(found, full, max_bad_pictures)
     findings = [_finding(kind, messages, True) for kind, messages in found.refused.items()]
-    findings += [*_splits(found), *looked, *_captions(found)]
+    for split in SPLITS:
+        few = (count := used.picture[used.split == split].nunique()) < FEWEST
+        findings.append(_finding(f"split {split} has fewer than {FEWEST} pictures", [f"{count} pictures"] * few, True))
+    looked, bad = _pictures(found, full, max_bad_pictures)
+    findings += looked + _captions(found)
     if token_lengths and len(used):
         lengths = list(token_lengths(used.clean.tolist()))
         long = [f"{text[:70]} ..." for text, length in zip(used.clean, lengths, strict=True) if length > context]
         what = f"captions longer than the model's context of {context} tokens (longest {max(lengths)}), cut there"
         findings.append(_finding(what, long))
     fate = frame.refused.mask((frame.refused == "") & ~frame.index.isin(used.index), "left out as " + frame["flags"])
-    captions = Counter({"used": 0}) + Counter(fate.replace("", "used"))
     rows = Counter(fate.groupby(frame.row).min().replace("", "used"))  # used where one caption is: "" sorts first
-    accounts: dict[str, Account] = {
-        "rows": (found.rows_read, dict(rows + found.lost)),
-        "captions": (len(frame), dict(captions)),
-    }
-    accounts |= _accounts(found, bad)
-    if found.lines:
-        accounts["lines"] = found.lines_read, dict(found.lines)
+    accounts = {"rows": (found.rows_read, {"used": 0, **(rows + found.lost)})}
+    accounts["captions"] = len(frame), {"used": 0, **Counter(fate.replace("", "used"))}
+    accounts |= {"pictures": _picture_account(found, bad), "files": _file_account(found, bad)}
+    accounts |= {"lines": (found.lines_read, dict(found.lines))} if found.lines else {}
     per_picture = sorted(Counter(used.groupby("picture").size()).items())
     shares = ", ".join(f"{count}: {pictures:,}" for count, pictures in per_picture) or "none"
     told = [found.describe(), f"pictures below {found.root}", f"captions per picture: pictures  {shares}"]
@@ -125,77 +119,57 @@ def _finding(what: str, examples: Sequence[str], spoils: bool = False, *more: st
     return Finding(what, len(examples), spoils, (*examples[:3], *more))
 
 
-def _accounts(found: Collection, bad: dict[str, str]) -> dict[str, Account]:
-    """Pictures named, and files seen in the folder or beside the pictures that are named."""
+def _picture_account(found: Collection, bad: dict[str, str]) -> tuple[int, dict[str, int]]:
     used, missing = set(found.used.picture), sum(" is missing" in why for why in bad.values())
-    pictures = {"used": len(used) - len(bad), "missing": missing, "unreadable": len(bad) - missing}
-    pictures["with flagged captions only"] = len(found.flagged_out)
-    pictures["refused"] = len(found.named) - len(used) - len(found.flagged_out)
-    walks = found.walks
-    if not walks:  # the folders in which the named pictures lie
-        places = {found.root / name.rpartition("/")[0] for name in found.named}
-        walks = [(place, walk(place, found.root, deep=False)) for place in sorted(places) if place.is_dir()]
-    files = Counter({"used": 0})
-    for place, seen in walks:
+    flagged = len(set(found.frame.picture[found.frame.refused == ""]) - used)
+    parts = {"used": len(used) - len(bad), "missing": missing, "unreadable": len(bad) - missing}
+    parts |= {"with flagged captions only": flagged, "refused": len(found.named) - len(used) - flagged}
+    return len(found.named), parts
+
+
+def _file_account(found: Collection, bad: dict[str, str]) -> tuple[int, dict[str, int]]:
+    """Files seen in the folder, or beside the pictures that are named."""
+    good, files = set(found.used.picture) - set(bad), Counter({"used": 0})
+    walks, places = found.walks, {found.root / name.rpartition("/")[0] for name in found.named}
+    for place, seen in walks or [(place, walk(place, found.root, deep=False)) for place in places if place.is_dir()]:
         inside = os.path.relpath(os.path.realpath(place), os.path.realpath(found.root))
         files.update({"hidden": seen.hidden, "refused": sum(count for *_, count in seen.refused)})
         for name, linked in seen.files.items():
             whole = os.path.normpath(os.path.join(inside, name)).replace(os.sep, "/")
             if whole in found.named:
-                good = whole in used and whole not in bad
-                files["refused" if not good else "used through a link" if linked else "used"] += 1
+                files["refused" if whole not in good else "used through a link" if linked else "used"] += 1
             elif name.lower().endswith(SUFFIXES):
                 files["pictures that no row names"] += 1
             else:
                 files["texts" if name.lower().endswith(".txt") else "others"] += 1
-    return {"pictures": (len(found.named), pictures), "files": (files.total(), dict(files))}
-
-
-def _splits(found: Collection) -> list[Finding]:
-    """Splits that are too small, share pictures, or are the same file twice."""
-    spoils, findings = not found.options.get("allow_overlap"), []
-    parts = {split: found.used[found.used.split == split] for split in SPLITS}
-    for split, part in parts.items():
-        if (count := part.picture.nunique()) < FEWEST:
-            findings.append(_finding(f"split {split} has fewer than {FEWEST} pictures", [f"{count} pictures"], True))
-    for pair, names in found.overlap().items():
-        first, second = (parts[split][["picture", "caption"]].values.tolist() for split in pair.split(" and "))
-        if first == second:
-            findings.append(Finding(f"{pair} are identical, pictures", len(names), spoils))
-        else:
-            findings.append(_finding(f"pictures in {pair}", names, spoils))
-    return findings
+    return files.total(), dict(files)
 
 
 def _pictures(found: Collection, full: bool, max_bad: int | None) -> tuple[list[Finding], dict[str, str]]:
     """Missing and unreadable pictures, and files that are equal byte for byte."""
     allowed = int(found.options.get("max_bad_pictures", 0) if max_bad is None else max_bad)
-    used = found.used.drop_duplicates(["picture", "split"])
+    used, flat = found.used.drop_duplicates(["picture", "split"]), list[str]()
     splits = dict(zip(used.picture, used.split, strict=True))
     rare = 0.5 if sys.stderr.isatty() else 15.0
     bar = partial(tqdm, total=len(splits), desc="pictures", unit="file", disable=len(splits) < 1000, mininterval=rare)
-    flat: list[str] = []
 
     def look(path: Path) -> None:
         if decode(path).getcolors(maxcolors=1):  # None of more than one
             flat.append(str(path.relative_to(found.root)))
 
     bad = faults(look if full else check_header, found.root, list(splits), bar)
-    per_split = int(used[used.picture.isin(bad)].groupby("split").size().max()) if bad else 0
-    spoils = per_split > allowed
-    out = (f"to leave them out, counted: max_bad_pictures: {per_split} in an index (data/README.md)",) if spoils else ()
-    groups = equal_files(found.root, [name for name in splits if name not in bad])
-    told = {" = ".join(group): len({splits[name] for name in group}) > 1 for group in groups}
-    findings = [
+    most = int(used[used.picture.isin(bad)].groupby("split").size().max()) if bad else 0
+    spoils, way = most > allowed, f"to leave them out, counted: max_bad_pictures: {most} in an index (data/README.md)"
+    out, equal = [way] * spoils, equal_files(found.root, [name for name in splits if name not in bad])
+    told = {" = ".join(group): len({splits[name] for name in group}) > 1 for group in equal}
+    across, within = ([group for group, apart in told.items() if apart is side] for side in (True, False))
+    return [
         _finding("missing pictures", [why for why in bad.values() if " is missing" in why], spoils, *out),
         _finding("unreadable pictures", [why for why in bad.values() if " is missing" not in why], spoils, *out),
         _finding("pictures of a single colour (transparency lies on white)", sorted(flat)),
-        _finding("equal picture files within a split, groups", [group for group, across in told.items() if not across]),
-        _finding(
-            "equal picture files in two splits, groups", [group for group, across in told.items() if across], True
-        ),
-    ]
-    return findings, bad
+        _finding("equal picture files within a split, groups", within),
+        _finding("equal picture files in two splits, groups", across, True),
+    ], bad
 
 
 def _captions(found: Collection) -> list[Finding]:
@@ -206,11 +180,12 @@ def _captions(found: Collection) -> list[Finding]:
     shared = [f"{split}: {caption!r} of {count} pictures" for (split, caption), count in owners[owners > 1].items()]
     alone = int((used.groupby(["split", "picture"]).size() == 1).sum())
     kept = "used all the same" if found.keep_flagged else "left out; keep_flagged uses them"
+    flagged = sorted(set(found.frame.picture[found.frame.refused == ""]) - set(used.picture))
     return [
         _finding("pictures that repeat a caption", repeated),
         _finding("captions that several pictures of a split share", shared),
         Finding("pictures with one caption (text teachers then see two dropout views)", alone, False),
         *(Finding(f"captions flagged {names}, {kept}", n, False) for names, n in Counter(flags[flags != ""]).items()),
-        _finding("pictures left out with all of their captions flagged", found.flagged_out),
+        _finding("pictures left out with all of their captions flagged", flagged),
         *(Finding(note, 1, False) for note in found.notes),
     ]

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,19 +18,17 @@ PUBLISHED = Path(__file__).parent / "published"
 PREPARED = ("flickr30k", "coco", "vizwiz")
 COLUMNS = "picture caption clean split image_id category flags refused row".split()
 KEYS = (*SPLITS, "all", "held_out")
-INDEX: dict[str, tuple[tuple[type, ...], str]] = {  # keys of an index -> types and what is expected
-    **dict.fromkeys(KEYS, ((str, list), "a file or a list of files")),
-    **dict.fromkeys(("image_root", "image_column", "caption_column"), ((str,), "a text")),
-    **dict.fromkeys(("split_seed", "max_bad_pictures"), ((int,), "a whole number from 0")),
-    **dict.fromkeys(("allow_overlap", "keep_flagged"), ((bool,), "true or false")),
-    **dict.fromkeys(("folders", "sources"), ((dict,), "texts by name")),
+INDEX: dict[str, tuple[type, ...]] = {  # keys of an index and their types
+    **dict.fromkeys(KEYS, (str, list)),
+    **dict.fromkeys(("image_root", "image_column", "caption_column"), (str,)),
+    **dict.fromkeys(("split_seed", "max_bad_pictures"), (int,)),
+    **dict.fromkeys(("allow_overlap", "keep_flagged"), (bool,)),
+    **dict.fromkeys(("folders", "sources"), (dict,)),
 }
 
 
 def hashed_split(image_id: str, seed: int = 0) -> str:
-    """The split of a picture whose file says none: 80 % train, 10 % val, 10 % test, by SHA-256 of seed and id.
-
-    It depends on nothing but these two, so adding or removing pictures moves no other.
+    """80 % train, 10 % val, 10 % test, by SHA-256 of seed and id alone: more or fewer pictures move no other.
 
     >>> [hashed_split(f"{i}.jpg") for i in range(5)]
     ['train', 'train', 'train', 'train', 'val']
@@ -41,26 +40,23 @@ def hashed_split(image_id: str, seed: int = 0) -> str:
 def data_home() -> Path:
     """Folder of the published data sets: ``$RVLR_DATA``, else ``data/`` of the checkout, else ``data/`` here."""
     checkout = Path(__file__).parents[2]
-    default = (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "data"
-    return Path(os.environ.get("RVLR_DATA", default))
+    return Path(os.environ.get("RVLR_DATA") or (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "data")
 
 
 def missing_sources(path: str | Path) -> dict[str, str]:
     """Files that a published data set lacks -> what they are and where they come from."""
-    if str(path) not in PREPARED:
-        return {}
-    sources = parse(PUBLISHED / f"{path}.yaml")["sources"]
+    sources = parse(PUBLISHED / f"{path}.yaml")["sources"] if str(path) in PREPARED else {}
     return {name: source for name, source in sources.items() if not (data_home() / path / name).exists()}
 
 
-def read_collection(path: str | Path, image_root: str | Path | None = None, **options: Any) -> Collection:
-    """Read an annotation file, a folder or an index; the format is recognised by its shape.
+def stamp_of(root: Path, names: Iterable[str]) -> str:
+    """One stamp of many files below a folder."""
+    stamps = (repr(stamp(f"{root}/{name}")).encode("utf-8", "backslashreplace") for name in names)
+    return hashlib.sha256(b"".join(stamps)).hexdigest()
 
-    Args:
-        path: the file or folder, or the name of a published data set (:data:`PREPARED`).
-        image_root: folder of the pictures; default what an index says, else the folder of the file.
-        options: ``image_column`` and ``caption_column`` of a table whose columns are none of the usual ones, or
-            several; ``split_seed`` of :func:`hashed_split`; ``keep_flagged``: use captions with a quality flag too.
+
+def read_collection(path: str | Path, image_root: str | Path | None = None, **options: Any) -> Collection:
+    """An annotation file, a folder, an index or a published data set; options as of :func:`rvlr_lib.data.load_files`.
 
     Raises:
         ValueError: no such file or folder, an unknown shape, a missing column or key, no text. What is wrong with
@@ -68,17 +64,15 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
     """
     import pandas as pd
 
-    published = str(path) in PREPARED
-    file = printable(PUBLISHED / f"{path}.yaml" if published else Path(path))
-    base = data_home() / path if published else file.parent
+    file, base = printable(Path(path)), Path(path).parent
+    if str(path) in PREPARED:
+        file, base = PUBLISHED / f"{path}.yaml", data_home() / path
     if not (os.path.isfile(file) or os.path.isdir(file)):
         fault = "neither a file nor a folder" if os.path.exists(file) else "not there"
         raise ValueError(f"{file} is {fault}; give an annotation file, a folder or an index; {FORMATS}")
     if missing := missing_sources(path):
-        steps = "".join(f"\n  {name}: {source}" for name, source in missing.items())
-        raise ValueError(
-            f"{base} lacks {', '.join(missing)} (set RVLR_DATA to look elsewhere than {base.parent}):{steps}"
-        )
+        steps = "\n  ".join(f"{name}: {source}" for name, source in missing.items())
+        raise ValueError(f"{base} lacks files (set RVLR_DATA to look elsewhere than {base.parent}):\n  {steps}")
     before, index = stamp(file), _index(file)
     root = printable(Path(image_root or (file if file.is_dir() else base / index.get("image_root", "."))))
     if not os.path.isdir(root):
@@ -88,8 +82,7 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
     found.stamps += [before] if index else []
     frames = []
     for key in KEYS:
-        names = index.get(key, []) if index else [file.name] * (key == "all")
-        parts = []
+        names, parts = index.get(key, []) if index else [file.name] * (key == "all"), []
         for name in [names] if isinstance(names, str) else names:
             place = base / name if index else file
             if not os.path.exists(place):
@@ -98,6 +91,13 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
         frames.append(_frame(found, key, parts))
     found.frame = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
     found.kinds = {f"index of {', '.join(found.kinds)}": None} if index else found.kinds
+    names = {split: set(found.used.picture[found.used.split == split]) for split in SPLITS}
+    for one, two in combinations(SPLITS, 2):
+        shared, what = sorted(names[one] & names[two]), f"{one} and {two}"
+        way = "name one file as held_out, which is halved into val and test, or say allow_overlap: true in the index"
+        kind = f"{what} are identical, pictures" if names[one] == names[two] else f"pictures in {what}"
+        for name in [] if found.options.get("allow_overlap") else shared:
+            found.refuse(kind, f"{found.path}: {what} share {len(shared)} pictures, such as {name!r}: {way}")
     found.picture_stamps = stamp_of(root, found.named)
     return found
 
@@ -112,27 +112,19 @@ def _index(path: Path) -> dict[str, Any]:
         if key not in INDEX:
             raise ValueError(f"{path}: unknown key {key!r}; an index has: {', '.join(INDEX)}")
         texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-        fits = type(value) in INDEX[key][0] and all(isinstance(text, str) for text in texts)
-        if not fits or (type(value) is int and value < 0) or any(shown(text) != text for text in (*texts, str(value))):
-            raise ValueError(f"{path}: {key} is {value!a}, expected {INDEX[key][1]}")
+        sound = type(value) in INDEX[key] and all(isinstance(text, str) and shown(text) == text for text in texts)
+        if not sound or shown(str(value)) != str(value) or (type(value) is int and value < 0):
+            kinds = " or ".join(kind.__name__ for kind in INDEX[key])
+            raise ValueError(f"{path}: {key} is {value!a}, expected {kinds} of texts, or a number from 0")
     return index
-
-
-def stamp_of(root: Path, names: Iterable[str]) -> str:
-    """One stamp of many files below a folder."""
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(repr(stamp(f"{root}/{name}")).encode("utf-8", "backslashreplace"))
-    return digest.hexdigest()
 
 
 def _frame(found: Collection, key: str, parts: list[tuple[Path, list[Row]]]) -> Any:
     """Captions of one key of the index, each with a split or a reason why it is no use."""
     import pandas as pd
 
-    folder = found.options.get("folders", {}).get(key, "")
-    names, ids, splits, order = dict[Any, str | None](), dict[str, str](), dict[str, str | None](), dict[str, int]()
-    told: list[tuple[Any, ...]] = []
+    folder, told, wrong = found.options.get("folders", {}).get(key, ""), list[tuple[Any, ...]](), set[str]()
+    names, ids, splits, order = dict[Any, str](), dict[str, str](), dict[str, str | None](), dict[str, int]()
 
     def fault(picture: str, split: Any, image_id: Any) -> tuple[str | None, str, str]:
         """The split that a row says, and reason and message against the row, or empty texts."""
@@ -150,49 +142,57 @@ def _frame(found: Collection, key: str, parts: list[tuple[Path, list[Row]]]) -> 
             return own, "rows of another split", message
         return own, "", ""
 
-    wrong = set()
-    for file, rows in parts:
-        for place, name, value, split, image_id, category, flags in rows:
-            spelt, where = name if isinstance(name, str) else (repr(name),), f"{file}, {place}"
-            if spelt not in names:
-                names[spelt] = _name(found, name, folder, where)
-            picture = names[spelt]
-            if picture is not None:
-                order.setdefault(picture, len(order))
-            if value is LISTED:
-                continue
-            found.rows_read += 1
-            own, reason, message = fault(picture, split, image_id) if picture else (None, "refused paths", "")
-            if message:
-                wrong.add(picture)
-                found.refuse(reason, f"{where}: {message}")
-            pairs = captions_in(value)
-            found.lost.update([reason or "without a caption"] if not pairs else [])
-            for text, why in pairs:
-                clean = "" if why else clean_caption(text)
-                why = reason or why or ("" if clean else EMPTY)
-                if why and not reason:
-                    found.refuse(why, f"{where}: {WAYS_OUT[why].format(text[:80], picture)}")
-                told.append((picture, text, clean, own, image_id, category, flags, why, found.rows_read))
+    for file, place, name, value, *about in ((file, *row) for file, rows in parts for row in rows):
+        where, spelt = f"{file}, {place}", name if isinstance(name, str) else (repr(name),)
+        if spelt not in names:
+            names[spelt] = _name(found, name, folder, where)
+        if picture := names[spelt]:
+            order.setdefault(picture, len(order))
+        if value is LISTED:
+            continue
+        found.rows_read += 1
+        own, reason, message = fault(picture, *about[:2]) if picture else (None, "refused paths", "")
+        if message:
+            wrong.add(picture)
+            found.refuse(reason, f"{where}: {message}")
+        pairs = captions_in(value)
+        found.lost.update([] if pairs else [reason or "without a caption"])
+        for text, why in pairs:
+            clean = "" if why else clean_caption(text)
+            why = reason or why or ("" if clean else EMPTY)
+            if why and not reason:
+                found.refuse(why, f"{where}: {WAYS_OUT[why].format(text[:80], picture)}")
+            told.append((picture, text, clean, own, *about[1:], why, found.rows_read))
     told.sort(key=lambda row: order.get(row[0], -1))
     frame = pd.DataFrame(told, columns=COLUMNS, dtype=object).astype({"row": int})
     right = frame[frame.refused == ""]
     good = set(right.picture[(right["flags"] == "") | found.keep_flagged])
-    own, spoken = any(splits.get(name) for name in good), wrong | set(right.picture)
-    for name in order:
-        if name not in spoken:
-            found.refuse("pictures without a caption", f"{found.path}: picture {name!r} has no caption")
-        elif own and name in good and not splits.get(name):
-            message = f"{found.path}: {name!r} has no split, others have; give one to every picture or to none"
-            found.refuse("pictures without a split", message)
-    found.named.update(dict.fromkeys(order))
-    found.own_splits |= own
-    frame["split"] = frame.picture.map(_places(found, key, order, splits if own else {}))
+    told_splits = any(splits.get(name) for name in good)
+    spoken = wrong | set(right.picture)
+    for name in (name for name in order if name not in spoken):
+        found.refuse("pictures without a caption", f"{found.path}: picture {name!r} has no caption")
+    for name in (name for name in order if told_splits and name in good and not splits.get(name)):
+        message = f"{found.path}: {name!r} has no split, others have; give one to every picture or to none"
+        found.refuse("pictures without a split", message)
+    found.named |= dict.fromkeys(order)
+    found.own_splits |= told_splits
+    seed = int(found.options.get("split_seed", 0))
+    if key in SPLITS:
+        splits = dict.fromkeys(order, key)
+    elif not told_splits:  # by a hash; equal files are never in two splits
+        first = {name: min(group) for group in equal_files(found.root, order) for name in group}
+        choose = hashed_split if key == "all" else _half
+        splits = {name: choose(first.get(name, name), seed) for name in order}
+    frame["split"] = frame.picture.map(splits)
     return frame
 
 
-def _name(found: Collection, name: Any, folder: str, where: str) -> str | None:
-    """A picture's name below the root, spelt in one way; None, with a reason, where it may not be used."""
+def _half(image_id: str, seed: int) -> str:
+    return "val" if hashlib.sha256(f"half:{seed}:{image_id}".encode()).digest()[0] & 1 else "test"
+
+
+def _name(found: Collection, name: Any, folder: str, where: str) -> str:
+    """A picture's name below the root, spelt in one way; empty, with a reason, where it may not be used."""
     try:
         if not isinstance(name, str):
             raise ValueError(f"the picture's path is {name!r}, expected text")
@@ -204,19 +204,5 @@ def _name(found: Collection, name: Any, folder: str, where: str) -> str | None:
             raise ValueError(f"picture {name!r} is a hidden file of a system, no picture: leave its row out")
     except ValueError as error:
         found.refuse("refused paths", f"{where}: {shown(str(error))}")
-        return None
+        return ""
     return PurePosixPath(spelt).as_posix() if "//" in spelt or "./" in spelt or spelt.endswith("/") else spelt
-
-
-def _places(found: Collection, key: str, names: Iterable[str], splits: Mapping[str, str | None]) -> Mapping:
-    """A split for every picture: of the index, of the rows, or by a hash; equal files are never in two."""
-    if key in SPLITS:
-        return dict.fromkeys(names, key)
-    if splits:
-        return splits
-    seed = int(found.options.get("split_seed", 0))
-    first = {name: min(group) for group in equal_files(found.root, names) for name in group}
-    if key == "all":
-        return {name: hashed_split(first.get(name, name), seed) for name in names}
-    halves = {name: hashlib.sha256(f"half:{seed}:{first.get(name, name)}".encode()).digest()[0] & 1 for name in names}
-    return {name: "val" if half else "test" for name, half in halves.items()}

@@ -12,25 +12,22 @@ from rvlr_lib.data.pictures import SUFFIXES
 from rvlr_lib.data.table import LISTED, SPLIT_NAMES, Collection, Row, fill, read_table
 
 UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".raw", ".dng", ".cr2", ".nef")  # pictures that Pillow cannot open
-LIKE_SPLIT = re.compile(
-    r"(train|training|val|valid|validation|dev|test|testing)([\s_.\-]*(\d+|set|split|data|images?|imgs?|pictures?|photos?))*",
-    re.IGNORECASE,
-)
+ABOUT_SPLIT = r"[\s_.\-]*(\d+|set|split|data|images?|imgs?|pictures?|photos?)"
+LIKE_SPLIT = re.compile(rf"(train|training|val|valid|validation|dev|test|testing)({ABOUT_SPLIT})*", re.I)
+LINES = object()  # content of a file with a JSON object on each line
 FORMATS = """formats understood:
-  list JSON (ALBEF, X-VLM):  [{"image": "a.jpg", "caption": "one" or ["one", "two"], "image_id": 0}, ...]
-  JSON lines:                {"image": "a.jpg", "caption": "one"} on every line
-  Karpathy JSON:             {"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "one"}]}]}
-  COCO captions JSON:        {"images": [{"id": 1, "file_name": "a.jpg"}],
-                              "annotations": [{"image_id": 1, "caption": "one"}]}
-  CSV or TSV with a header:  filepath,title (as open_clip) or image,caption; a picture may have several
-                              rows, or columns caption_1, caption_2; also split, category
-  captions.txt:              image,caption with a header, or a.jpg#0<TAB>one
-  a folder:                  a.jpg beside a.txt, one caption a line; folders train, val, test are splits
-  an index, JSON or YAML:    {train: a.json, val: b.json, test: c.json, image_root: pictures}"""
+  list JSON (ALBEF, X-VLM): [{"image": "a.jpg", "caption": "one" or ["one", "two"], "image_id": 0}, ...]
+  JSON lines:         {"image": "a.jpg", "caption": "one"} on every line
+  Karpathy JSON:      {"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "one"}]}]}
+  COCO captions JSON: {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "one"}]}
+  CSV, TSV, with a header: filepath,title or image,caption or image,caption_1,caption_2; also split, category
+  captions.txt:       image,caption with a header, or a.jpg#0<TAB>one
+  a folder:           a.jpg beside a.txt, one caption a line; folders train, val, test are splits
+  an index, JSON or YAML: {train: a.json, val: b.json, test: c.json, image_root: pictures}"""
 
 
 def parse(path: Path) -> Any:
-    """Content of a JSON or YAML file, None of JSON lines; ValueError where it is not what its ending says."""
+    """Content of a JSON or YAML file, or :data:`LINES`; ValueError where it is not what its ending says."""
     text, kind = read_text(path), path.suffix.lower()
     try:
         if kind == ".json":
@@ -39,7 +36,7 @@ def parse(path: Path) -> Any:
         if "Extra data" not in str(error) or not text.lstrip().startswith("{"):  # else JSON lines
             raise ValueError(f"{path} is no valid JSON: {error}") from None
     if kind not in (".yaml", ".yml"):
-        return None
+        return LINES
     import yaml
 
     try:
@@ -49,27 +46,23 @@ def parse(path: Path) -> Any:
 
 
 def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
-    """Rows of one file or folder; ``assigned``: an index says its split, so folders in it do not.
-
-    Raises:
-        ValueError: an unknown shape (lists :data:`FORMATS`), a missing column or key, no text.
-    """
-    kind = file.suffix.lower()
+    """Rows of one file or folder; ``assigned``: an index says its split, so folders in it do not."""
     if file.is_dir():
         return _folder(found, file, assigned)
     found.stamps.append(stamp(file))
+    kind, content = file.suffix.lower(), None
     if kind in (".csv", ".tsv", ".txt", ".tab", ".psv", "") and (rows := read_table(found, file)) is not None:
         return rows
-    structured = kind in (".json", ".jsonl", ".ndjson", ".yaml", ".yml")
-    content = parse(file) if structured else None
-    images = content.get("images") if isinstance(content, dict) else None
-    if structured and content is None and kind[1] != "y":
+    if structured := kind in (".json", ".jsonl", ".ndjson", ".yaml", ".yml"):
+        content = parse(file)
+    if content is LINES:
         return _lines(found, file)
+    annotations, images = (content.get(key) if isinstance(content, dict) else None for key in ("annotations", "images"))
     if isinstance(content, list) and content:
         found.kinds["list JSON"] = None
-        return _items(found, file, content, [f"row {number}" for number in range(len(content))], found.options)
-    if isinstance(images, list) and images and isinstance(content.get("annotations"), list):
-        return _coco(found, file, images, content["annotations"])
+        return _items(found, file, {f"row {number}": item for number, item in enumerate(content)}, found.options)
+    if isinstance(images, list) and images and isinstance(annotations, list):
+        return _coco(found, file, images, annotations)
     if isinstance(images, list) and images and isinstance(images[0], dict) and "sentences" in images[0]:
         return _karpathy(found, file, images)
     shape = f"a {kind or 'nameless'} file"
@@ -80,76 +73,69 @@ def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
 
 
 def _lines(found: Collection, file: Path) -> list[Row]:
-    lines, items, places = read_text(file).split("\n"), [], []
+    lines, items = read_text(file).split("\n"), dict[str, Any]()
     lines = lines if lines[-1] else lines[:-1]  # what follows the last line end is no line
-    blank = sum(not line.strip() for line in lines)
+    full = {f"line {number}": line for number, line in enumerate(lines, 1) if line.strip()}
     found.kinds["JSON lines"], found.lines_read = None, found.lines_read + len(lines)
-    found.lines.update({"rows": len(lines) - blank, "blank": blank})
-    for number, line in enumerate(lines, 1):
+    found.lines.update({"rows": len(full), "blank": len(lines) - len(full)})
+    for place, line in full.items():
         try:
-            items += [json.loads(line)] if line.strip() else []
-            places += [f"line {number}"] if line.strip() else []
+            items[place] = json.loads(line)
         except (ValueError, RecursionError) as error:
-            found.refuse("lines that are no JSON", f"{file}, line {number} is no valid JSON: {error}", 1)
-    return _items(found, file, items, places, found.options)
+            found.refuse("lines that are no JSON", f"{file}, {place} is no valid JSON: {error}", 1)
+    return _items(found, file, items, found.options)
 
 
-def _items(
-    found: Collection, file: Path, items: Sequence[Any], places: Sequence[str], options: Mapping[str, Any]
-) -> list[Row]:
-    for item, where in zip(items, places, strict=True):
+def _items(found: Collection, file: Path, items: dict[str, Any], options: Mapping[str, Any]) -> list[Row]:
+    """Rows of objects, given by their places."""
+    import pandas as pd
+
+    for where, item in items.items():
         if not isinstance(item, dict):
             raise ValueError(f"{file}, {where} is {str(item)[:60]!r}, expected keys and values; {FORMATS}")
-    keys = list(dict.fromkeys(key for item in items for key in item))
-    cells = [[item.get(key) for key in keys] for item in items]
-    return fill(found, file, list(map(str, keys)), cells, places, options) if items else []
+    keys = list(dict.fromkeys(key for item in items.values() for key in item))
+    cells = [[item.get(key) for key in keys] for item in items.values()]
+    table = pd.DataFrame(cells, list(items), list(map(str, keys)), dtype=object)
+    return fill(found, file, table, options) if items else []
 
 
 def _karpathy(found: Collection, file: Path, images: Sequence[Any]) -> list[Row]:
-    found.kinds["Karpathy JSON"], items, places = None, [], [f"images[{number}]" for number in range(len(images))]
-    for image, where in zip(images, places, strict=True):
-        _need(file, where, image, "filename", "sentences")
+    found.kinds["Karpathy JSON"], items = None, dict[str, Any]()
+    for number, image in enumerate(images):
+        _need(file, where := f"images[{number}]", image, "filename", "sentences")
         name, sentences = image["filename"], image["sentences"]
         if not isinstance(sentences, list):
             raise ValueError(f"{file}, {where}: sentences is {str(sentences)[:60]!r}, expected a list; {FORMATS}")
         for sentence in sentences:
             _need(file, f"{where}, sentences", sentence, "raw")
         name = f"{image['filepath']}/{name}" if image.get("filepath") and isinstance(name, str) else name
-        items.append({**image, "filename": name, "sentences": [sentence["raw"] for sentence in sentences]})
-        items[-1].pop("filepath", None)
-    return _items(found, file, items, places, {"image_column": "filename", "caption_column": "sentences"})
+        items[where] = {**image, "filename": name, "sentences": [sentence["raw"] for sentence in sentences]}
+        items[where].pop("filepath", None)
+    return _items(found, file, items, {"image_column": "filename", "caption_column": "sentences"})
 
 
 def _coco(found: Collection, file: Path, images: Sequence[Any], annotations: Sequence[Any]) -> list[Row]:
-    found.kinds["COCO captions JSON"], rows, items, places, other = None, list[Row](), [], [], 0
+    found.kinds["COCO captions JSON"], rows, items, other = None, list[Row](), dict[str, Any](), 0
     known: dict[str, dict[str, Any]] = {}
     for number, image in enumerate(images):
-        where = f"images[{number}]"
-        _need(file, where, image, "id", "file_name")
+        _need(file, where := f"images[{number}]", image, "id", "file_name")
         if (first := known.setdefault(str(image["id"]), image)) is not image:
             names = f"{first['file_name']!r} and {image['file_name']!r}"
             raise ValueError(f"{file}, {where}: duplicate id {image['id']!r}, for {names}; ids must differ")
         rows.append((where, image["file_name"], LISTED, None, None, None, ""))
-    like = {key.lstrip("0"): key for key in known}
     for number, caption in enumerate(annotations):
-        where = f"annotations[{number}]"
-        _need(file, where, caption, "image_id", "caption")
-        key = str(caption["image_id"])
-        if image := known.get(key):
+        _need(file, where := f"annotations[{number}]", caption, "image_id", "caption")
+        if image := known.get(str(caption["image_id"])):
             other += type(image["id"]) is not type(caption["image_id"])
-            items.append({**image, **caption, "file_name": image["file_name"]})
-            places.append(where)
-            continue
-        near = like.get(key.lstrip("0"))
-        way = f"the images have {near!r}: write both as numbers or both as the same text" if near else ""
-        message = (
-            f"image_id {caption['image_id']!r} is no id of the images; {way or 'add the image or drop the caption'}"
-        )
-        found.refuse("captions of no picture", f"{file}, {where}: {message}", 1)
+            items[where] = {**image, **caption, "file_name": image["file_name"]}
+        else:
+            way = "write both as numbers or both as the same text, add the image, or drop the caption"
+            fault = f"{file}, {where}: image_id {caption['image_id']!r} is no id of the images, compared as texts"
+            found.refuse("captions of no picture", f"{fault}: {way}", 1)
     if other:
         kinds = "ids of images and image_id of annotations are of two types, text and number; matched as text"
         found.notes.append(f"{file}: {kinds} in {other:,} annotations")
-    return rows + _items(found, file, items, places, {"image_column": "file_name", "caption_column": "caption"})
+    return rows + _items(found, file, items, {"image_column": "file_name", "caption_column": "caption"})
 
 
 def _need(file: Path, where: str, item: Any, *keys: str) -> None:
@@ -192,14 +178,10 @@ def _folder(found: Collection, folder: Path, assigned: bool) -> list[Row]:
 
 
 def _split_folders(folder: Path, pictures: Sequence[str], seen: Walk) -> dict[str, str]:
-    """Split of each picture, where a top folder looks like one or folders further down like two; else empty.
-
-    Raises:
-        ValueError: some folders look like splits and others do not.
-    """
+    """Split of each picture, where a top folder looks like one or folders further down like two; else empty."""
     folders = {name: name.split("/")[:-1] for name in pictures}
     like = {name: next(filter(LIKE_SPLIT.fullmatch, parts), "") for name, parts in folders.items()}
-    top = len(Path(os.path.commonpath(map("/".join, folders.values()))).parts) if folders else 0
+    top = len(Path(os.path.commonpath(["/".join(parts) for parts in folders.values()])).parts) if folders else 0
     on_top = any(like[name] in parts[: top + 1] for name, parts in folders.items())
     if not on_top and len({SPLIT_NAMES.get(name.casefold(), name) for name in like.values() if name}) < 2:
         return {}

@@ -32,11 +32,7 @@ def _collection(path: str | Path, image_root: str | Path | None, options: dict[s
 
 
 def file_stamps(path: str | Path, image_root: str | Path | None = None, **options: Any) -> tuple[Any, ...]:
-    """Stamps of every file that a collection is read from, its pictures as one: part of every cache in the process.
-
-    Raises:
-        ValueError: as :func:`read_collection`.
-    """
+    """Stamps of every file that a collection is read from, its pictures as one; errors as :func:`read_collection`."""
     found = _collection(path, image_root, options)
     return (*found.stamps, found.picture_stamps)
 
@@ -53,20 +49,16 @@ def load_files(
     split_seed: int | None = None,
     keep_flagged: bool | None = None,
 ) -> ImageTextDataset:
-    """Load one split of your own pictures; what was recognised is printed once.
-
-    Ids are the pictures' paths below ``image_root``. Captions are cleaned (:func:`rvlr_lib.data.clean_caption`) and
-    keep their order; a repeated one stays. Pictures are read when asked for.
+    """Load one split of your own pictures; what was recognised is printed once, pictures are read when asked for.
 
     Args:
         path: annotation file, folder, or index; see :data:`rvlr_lib.data.formats.FORMATS`.
         split: ``train``, ``val`` or ``test``; of files without splits 80/10/10 by a hash of each picture's id.
-        image_root: folder of the pictures; default what an index says, else the folder of the file.
+        image_root: folder of the pictures, below which their paths are ids; default that of an index or of the file.
         limit: only so many pictures of the split, evenly spaced.
-        max_bad_pictures: how many missing, damaged or too large pictures of the split may be left out, counted. With
-            0, the default, missing files and bad headers are errors now, damaged files when they are read; with 1 or
-            more every picture is decoded once here.
-        image_column, caption_column: of a table with other than the usual columns.
+        max_bad_pictures: how many missing, damaged or too large pictures of the split are left out, counted; above 0
+            every picture is decoded once here. With 0, the default, damage behind a header shows when it is read.
+        image_column, caption_column: of a table with other than the usual columns, or several.
         split_seed: of the hash.
         keep_flagged: use captions that carry a quality flag (``is_rejected``, ``is_precanned``) too.
 
@@ -80,7 +72,9 @@ def load_files(
         raise ValueError(f"limit={limit} is too small; give at least 1, or None for all")
     columns = {"image_column": image_column, "caption_column": caption_column}
     found = _collection(path, image_root, {**columns, "split_seed": split_seed, "keep_flagged": keep_flagged})
-    _refuse(found)
+    for kind, messages in found.refused.items():
+        more = f" ({len(messages)} {kind} in all: `rvlr data check {found.path}` lists them)" if messages[1:] else ""
+        raise ValueError(messages[0] + more)
     allowed = int(found.options.get("max_bad_pictures", 0) if max_bad_pictures is None else max_bad_pictures)
     part = found.used[found.used.split == split]
     names = list(part.picture.unique())
@@ -100,16 +94,10 @@ def load_files(
         raise ValueError(f"{found.path}: {split} has {len(names)} pictures, at least {FEWEST} are needed; {way}")
     rows = {name: row for row, name in enumerate(names)}
     part = part[part.picture.isin(rows)]
-    categories = part.drop_duplicates("picture").category.tolist()
-    info = {
-        "format": ", ".join(found.kinds),
-        "own_splits": found.own_splits,
-        "split_seed": found.options.get("split_seed", 0),
-        "images": len(names),
-        "limit": limit,
-        "bad_pictures_left_out": sorted(bad),
-        "flagged_captions_left_out": found.flagged_count,
-    }
+    kinds = part.drop_duplicates("picture").category.tolist()
+    info = {"format": ", ".join(found.kinds), "own_splits": found.own_splits, "images": len(names), "limit": limit}
+    info |= {"split_seed": found.options.get("split_seed", 0), "bad_pictures_left_out": sorted(bad)}
+    info["flagged_captions_left_out"] = 0 if found.keep_flagged else int((found.frame["flags"] != "").sum())
     return ImageTextDataset(
         name=found.path.stem,
         split=split,
@@ -117,20 +105,6 @@ def load_files(
         captions=part.clean.tolist(),
         caption_image=part.picture.map(rows).to_numpy(dtype=np.int64),
         source=FileSource(found.root, names),
-        categories=[shown(str(category)) for category in categories] if all(categories) else None,
+        categories=[shown(str(kind)) for kind in kinds] if all(kinds) else None,
         info=info,
     )
-
-
-def _refuse(found: Collection) -> None:
-    """Stop at the first fault of the file, or where two splits share pictures."""
-    for kind, messages in found.refused.items():
-        more = f" ({len(messages)} {kind} in all: `rvlr data check {found.path}` lists them)" if messages[1:] else ""
-        raise ValueError(messages[0] + more)
-    for pair, names in found.overlap().items():
-        if not found.options.get("allow_overlap"):
-            raise ValueError(
-                f"{found.path}: {pair} share {len(names)} pictures, {names[0]!r} first, so a result would be of pictures "
-                "seen before; name one file as held_out, which is halved into val and test, or say allow_overlap: true "
-                "in the index"
-            )

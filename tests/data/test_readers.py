@@ -1,29 +1,20 @@
-import csv
-import json
-import os
+"""Every format of a collection, read by hand and by the library; splits, limits, bad pictures."""
+
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
-import torch
-import yaml
+from user_tools import SPLITS, coco, list_rows, sizes, table, write
 
 from rvlr_lib.data import clean_caption, load_dataset
 from rvlr_lib.data.collection import data_home, hashed_split, read_collection
 
-COUNT = 60
-
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, draw_collection):
+def drawn(tmp_path_factory, draw_collection):
     folder = tmp_path_factory.mktemp("pictures")
-    draw_collection(folder, COUNT)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def told(tmp_path_factory, draw_collection):
-    return draw_collection(tmp_path_factory.mktemp("again"), COUNT)
+    return str(folder), draw_collection(folder, 60)
 
 
 def cut(told):
@@ -31,305 +22,209 @@ def cut(told):
     return {"train": told[:40], "val": told[40:50], "test": told[50:]}
 
 
-def save(path, content):
-    path.write_text(yaml.safe_dump(content) if path.suffix == ".yaml" else json.dumps(content), "utf-8")
-    return path
+def hashed(told):
+    return {split: [row for row in told if hashed_split(row[0]) == split] for split in SPLITS}
 
 
 def karpathy(told):
-    split = {name: key for key, part in cut(told).items() for name, _ in part}
-    split[told[0][0]] = "restval"
-    return {
-        "dataset": "toy",
-        "images": [
-            {
-                "filepath": name.split("/")[0],
-                "filename": name.split("/")[1],
-                "imgid": i,
-                "split": split[name],
-                "sentences": [{"raw": caption, "tokens": caption.split()} for caption in captions],
-            }
-            for i, (name, captions) in enumerate(told)
-        ],
-    }
+    split = {name: key for key, part in cut(told).items() for name, _ in part} | {told[0][0]: "restval"}
+    images = []
+    for name, captions in told:
+        sentences = [{"raw": caption, "tokens": caption.split()} for caption in captions]
+        folder, file = name.split("/")
+        images.append({"filepath": folder, "filename": file, "split": split[name], "sentences": sentences})
+    return {"dataset": "toy", "images": images}
 
 
-def coco(told):
-    images = [{"id": 7 * i, "file_name": name, "width": 1} for i, (name, _) in enumerate(told)]
-    pairs = [(7 * i, caption) for i, (_, captions) in enumerate(told) for caption in captions]
-    return {
-        "info": {},
-        "images": images,
-        "annotations": [{"id": n, "image_id": i, "caption": caption} for n, (i, caption) in enumerate(pairs)],
-    }
+def expect(path, parts, **options):
+    for split, part in parts.items():
+        dataset = load_dataset(str(path), split=split, **options)
+        assert dataset.image_ids == [name for name, _ in part]
+        assert dataset.captions == [clean_caption(caption) for _, captions in part for caption in captions]
+        assert np.bincount(dataset.caption_image).tolist() == [len(captions) for _, captions in part]
+    return dataset
 
 
-def train_rows(told):
-    return [
-        {"image": name, "caption": caption, "image_id": str(i)}
-        for i, (name, captions) in enumerate(told)
-        for caption in captions
-    ]
+WRITERS = {
+    "coco.json": lambda path, told: write(path.parent, path.name, coco(told)),
+    "list.json": lambda path, told: write(path.parent, path.name, list_rows(told)),
+    "a.csv": table,
+    "windows.csv": lambda path, told: table(path, told, lineterminator="\r\n", start="\ufeff"),
+    "mac.csv": lambda path, told: table(path, told, lineterminator="\r"),
+    "semicolons.csv": lambda path, told: table(path, told, delimiter=";"),
+    "open_clip.csv": lambda path, told: table(path, told, delimiter="\t"),
+    "a.tsv": lambda path, told: table(path, told, delimiter="\t", header=("image", "caption")),
+}
 
 
-def table(path, told, *, delimiter=",", end="\n", start="", header=("filepath", "title")):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        file.write(start)
-        writer = csv.writer(file, delimiter=delimiter, lineterminator=end)
-        writer.writerow(header)
-        writer.writerows([name, caption] for name, captions in told for caption in captions)
-    return path
+@pytest.mark.parametrize("name", WRITERS)
+def test_files_without_splits_are_split_by_hash(tmp_path, drawn, name):
+    root, told = drawn
+    path = tmp_path / name
+    WRITERS[name](path, told)
+    assert expect(path, hashed(told), image_root=root).pixels([0, 2], 16).shape == (2, 3, 16, 16)
 
 
-def expect(dataset, part):
-    assert dataset.image_ids == [name for name, _ in part]
-    assert dataset.captions == [clean_caption(caption) for _, captions in part for caption in captions]
-    assert np.bincount(dataset.caption_image).tolist() == [len(captions) for _, captions in part]
-
-
-def test_list_json_with_a_file_for_each_split(tmp_path, root, told, capsys):
-    parts = cut(told)
-    save(tmp_path / "train.json", train_rows(parts["train"]))
-    for split in ("val", "test"):
-        save(tmp_path / f"{split}.json", [{"image": name, "caption": captions} for name, captions in parts[split]])
-    files = {split: f"{split}.json" for split in parts}
-    for index in (save(tmp_path / "i.json", files), save(tmp_path / "i.yaml", files | {"image_root": str(root)})):
-        for split, part in parts.items():
-            expect(load_dataset(str(index), split=split, image_root=str(root)), part)
-    assert "index of list JSON; own splits; pictures/captions: train 40/" in capsys.readouterr().out
-    assert load_dataset(str(index), split="val").image(0).mode == "RGB"
-
-
-def test_karpathy_json_keeps_its_splits_and_restval_is_training(tmp_path, root, told, capsys):
-    path = save(tmp_path / "dataset_toy.json", karpathy(told))
-    for split, part in cut(told).items():
-        dataset = load_dataset(str(path), split=split, image_root=str(root))
-        expect(dataset, part)
-        assert dataset.name == "dataset_toy"
-        assert dataset.info["format"] == "Karpathy JSON"
+def test_karpathy_json_keeps_its_splits_and_an_index_its_files(tmp_path, drawn, capsys):
+    root, told = drawn
+    dataset = expect(write(tmp_path, "dataset_toy.json", karpathy(told)), cut(told), image_root=root)
+    assert (dataset.name, dataset.info["format"]) == ("dataset_toy", "Karpathy JSON")
     assert capsys.readouterr().out.count("Karpathy JSON; own splits") == 1
+    for split, part in cut(told).items():
+        lists = [{"image": name, "caption": captions} for name, captions in part]
+        write(tmp_path, f"{split}.json", lists if split == "val" else list_rows(part))
+    index = {split: f"{split}.json" for split in SPLITS} | {"image_root": root}
+    expect(write(tmp_path, "i.json", index), cut(told))
+    expect(write(tmp_path, "i.yaml", index), cut(told))
+    assert "index of list JSON; own splits; pictures/captions: train 40/" in capsys.readouterr().out
 
 
-def hashed(told, split):
-    return [(name, captions) for name, captions in told if hashed_split(name) == split]
-
-
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_files_without_splits_are_split_by_hash(tmp_path, root, told, split):
-    writers = {
-        "coco.json": lambda path: save(path, coco(told)),
-        "list.json": lambda path: save(path, train_rows(told)),
-        "a.csv": lambda path: table(path, told),
-        "windows.csv": lambda path: table(path, told, end="\r\n", start="\ufeff"),
-        "semicolons.csv": lambda path: table(path, told, delimiter=";"),
-        "open_clip.csv": lambda path: table(path, told, delimiter="\t"),
-        "a.tsv": lambda path: table(path, told, delimiter="\t", header=("image", "caption")),
-    }
-    for name, write in writers.items():
-        dataset = load_dataset(str(write(tmp_path / name)), split=split, image_root=str(root))
-        expect(dataset, hashed(told, split))
-        assert dataset.pixels([0, 2], 16).shape == (2, 3, 16, 16)
-
-
-def test_a_folder_with_texts_and_one_with_split_folders(tmp_path, told, draw_collection):
-    for name, captions in draw_collection(tmp_path / "flat", 60):
+def test_a_folder_with_texts_and_one_with_split_folders(tmp_path, draw_collection):
+    told = sorted(draw_collection(tmp_path / "flat", 60))
+    for name, captions in told:
         (tmp_path / "flat" / name).with_suffix(".txt").write_text("\r\n".join(captions) + "\r\n\n", "utf-8-sig")
-    in_order = sorted(told)
-    expect(load_dataset(str(tmp_path / "flat"), split="train"), hashed(in_order, "train"))
-    for place, (name, captions) in enumerate(in_order[:20]):
+    expect(tmp_path / "flat", hashed(told))
+    for place, (name, captions) in enumerate(told[:20]):
         target = tmp_path / "own" / ("train", "val", "train", "test")[place % 4] / name.replace("/", "_")
         target.parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "flat" / name).rename(target)
         target.with_suffix(".txt").write_text("\n".join(captions), "utf-8")
-    assert [len(load_dataset(str(tmp_path / "own"), split=s)) for s in ("train", "val", "test")] == [10, 5, 5]
+    assert sizes(tmp_path / "own") == [10, 5, 5]
 
 
-def test_hash_split_is_stable_seeded_and_about_80_10_10(tmp_path, root, told):
+def test_hash_split_is_stable_seeded_and_about_80_10_10(tmp_path, drawn):
+    root, told = drawn
     counts = Counter(hashed_split(f"{i}.jpg") for i in range(5000))
     assert abs(counts["train"] - 4000) < 150
     assert abs(counts["val"] - 500) < 100
     assert [hashed_split("a.jpg", seed) for seed in range(40)].count("train") < 40
-    few, all_ = table(tmp_path / "few.csv", told[:50]), table(tmp_path / "all.csv", told[::-1])
-    for split in ("train", "val", "test"):
-        less, more = (read_collection(path, root).split(split) for path in (few, all_))
-        assert set(less.picture) <= set(more.picture)
+    few, more = (read_collection(table(tmp_path / "x.csv", part), root).used for part in (told[:50], told[::-1]))
+    assert set(zip(few.picture, few.split, strict=True)) <= set(zip(more.picture, more.split, strict=True))
 
 
-def test_equal_files_never_fall_into_two_splits(tmp_path, told, draw_collection):
-    draw_collection(tmp_path / "p", COUNT)
-    sides = {split: [name for name, _ in told if hashed_split(name) == split] for split in ("train", "val", "test")}
-    first, second = sorted((sides["train"][0], sides["test"][0]))
-    (tmp_path / "p" / second).write_bytes((tmp_path / "p" / first).read_bytes())
-    found = read_collection(table(tmp_path / "a.csv", told), tmp_path / "p")
-    splits = found.used.set_index("picture").split.to_dict()
-    assert splits[second] == splits[first] == hashed_split(first)
-    assert all(splits[name] == hashed_split(name) for name in splits if name != second)
-    save(tmp_path / "i.yaml", {"train": "t.csv", "held_out": "a.csv", "image_root": "p"})
+def test_equal_files_never_fall_into_two_splits(tmp_path, draw_collection):
+    told = draw_collection(tmp_path / "p", 60)
+    parts = hashed(told)
+    first, second = sorted((parts["train"][0][0], parts["test"][0][0]))
+    shutil.copy(tmp_path / "p" / first, tmp_path / "p" / second)
+    splits = read_collection(table(tmp_path / "a.csv", told), tmp_path / "p").used.set_index("picture").split.to_dict()
+    assert splits == {name: hashed_split(first if name == second else name) for name, _ in told}
+    index = write(tmp_path, "i.yaml", {"train": "t.csv", "held_out": "a.csv", "image_root": "p"})
     table(tmp_path / "t.csv", [("x.jpg", ["a"])])
-    splits = read_collection(tmp_path / "i.yaml").used.set_index("picture").split.to_dict()
+    splits = read_collection(index).used.set_index("picture").split.to_dict()
     assert splits[second] == splits[first]
 
 
-def test_separate_files_held_out_in_halves(tmp_path, root, told, capsys):
+def test_held_out_files_overlap_and_folders(tmp_path, drawn):
+    root, told = drawn
     for name, part in (("train", told[:30]), ("rest", told[30:])):
-        save(tmp_path / f"{name}.json", coco(part))
-    same = save(tmp_path / "same.yaml", {"train": "train.json", "val": "rest.json", "test": "rest.json"})
+        write(tmp_path, f"{name}.json", coco(part))
+    files = {"train": "train.json", "val": "rest.json", "test": "rest.json", "image_root": root}
     with pytest.raises(ValueError, match="val and test share 30 pictures.*held_out"):
-        load_dataset(str(same), split="val", image_root=str(root))
-    allowed = save(tmp_path / "allowed.yaml", yaml.safe_load(same.read_text()) | {"allow_overlap": True})
-    assert len(load_dataset(str(allowed), split="val", image_root=str(root))) == 30
-    halves = save(tmp_path / "halves.yaml", {"train": "train.json", "held_out": "rest.json", "image_root": str(root)})
-    names = [load_dataset(str(halves), split=split).image_ids for split in ("train", "val", "test")]
+        sizes(write(tmp_path, "same.yaml", files))
+    assert sizes(write(tmp_path, "allowed.yaml", files | {"allow_overlap": True})) == [30, 30, 30]
+    index = write(tmp_path, "h.yaml", {"train": "train.json", "held_out": "rest.json", "image_root": root})
+    names = [load_dataset(str(index), split=split).image_ids for split in SPLITS]
     assert sorted(names[1] + names[2]) == sorted(name for name, _ in told[30:])
     assert min(map(len, names)) >= 8
-    assert len(names[0]) == 30
+    for letter in "ab":
+        write(tmp_path, f"{letter}.json", coco([(name[2:], captions) for name, captions in told if name[0] == letter]))
+    folders = {"train": "a.json", "held_out": "b.json", "image_root": root, "folders": {"train": "a", "held_out": "b"}}
+    expect(write(tmp_path, "f.yaml", folders), {"train": [row for row in told if row[0][0] == "a"]})
 
 
-def test_folders_of_an_index_are_put_before_the_names(tmp_path, root, told):
-    parts = {letter: [(name[2:], captions) for name, captions in told if name[0] == letter] for letter in "ab"}
-    for letter, part in parts.items():
-        save(tmp_path / f"{letter}.json", coco(part))
-    index = save(
-        tmp_path / "i.yaml",
-        {"train": "a.json", "held_out": "b.json", "image_root": str(root), "folders": {"train": "a", "held_out": "b"}},
-    )
-    expect(load_dataset(str(index), split="train"), [row for row in told if row[0][0] == "a"])
-
-
-def test_categories_and_limit(tmp_path, root, told):
-    rows = [{"image": name, "caption": captions, "category": name[0]} for name, captions in told]
-    dataset = load_dataset(str(save(tmp_path / "c.json", rows)), split="train", image_root=str(root), limit=9)
+def test_options_columns_categories_and_limit(tmp_path, drawn):
+    root, told = drawn
+    content = [{"image": name, "caption": captions, "category": name[0]} for name, captions in told]
+    path = str(write(tmp_path, "c.json", content))
+    dataset = load_dataset(path, split="train", image_root=root, limit=9)
     assert len(dataset) == 9
     assert dataset.categories == [name[0] for name in dataset.image_ids]
-    del rows[1]["category"]
-    rows_path = save(tmp_path / "d.json", rows)
-    assert load_dataset(str(rows_path), split="train", image_root=str(root)).categories is None
-
-
-def test_an_edited_file_is_read_again(tmp_path, root, told):
-    path = save(tmp_path / "x.json", train_rows(told))
-    before = load_dataset(str(path), split="train", image_root=str(root))
-    rows = train_rows(told)
-    rows[1]["caption"] = "something else"
-    save(path, rows)
-    os.utime(path, (1, 1))
-    after = load_dataset(str(path), split="train", image_root=str(root))
-    assert before.fingerprint() != after.fingerprint()
-    assert torch.equal(before.pixels([0], 8), after.pixels([0], 8))
-
-
-BAD_CONTENT = {
-    "unknown shape": ("x.json", {"pictures": []}, "dict with keys 'pictures', which is no known format.*COCO captions"),
-    "empty list": ("x.json", [], "empty list.*formats understood"),
-    "text": ("x.json", "hello", "is str, which"),
-    "no image": ("x.json", [{"caption": "a"}], r"row 0 lacks the key 'image': it has 'caption'.*list JSON"),
-    "no row": ("x.json", [["a.jpg", "a"]], "row 0 lacks the key 'image'"),
-    "image number": ("x.json", [{"image": 5, "caption": "a"}], "row 0: the picture's path is 5"),
-    "caption number": ("x.json", [{"image": "a", "caption": [5]}], "row 0: a caption is 5"),
-    "empty caption": ("x.json", [{"image": "a", "caption": "  "}], "row 0: the caption '  ' of 'a' has no word"),
-    "no caption": ("x.json", [{"image": "a", "caption": []}], "picture 'a' has no caption"),
-    "climbing": ("x.json", [{"image": "../a", "caption": "a"}], "row 0: picture '../a' climbs out"),
-    "absolute": ("x.json", [{"image": "/a", "caption": "a"}], "row 0: picture '/a' has an absolute path"),
-    "one id": ("x.json", [{"image": k, "caption": "a", "image_id": 1} for k in "ab"], "image_id 1 names 'a' and 'b'"),
-    "split name": ("x.json", [{"image": "a", "caption": "a", "split": "dev2"}], "split 'dev2' is unknown"),
-    "two splits": ("x.json", [{"image": "a", "caption": "a", "split": s} for s in ("train", "val")], "choose one"),
-    "half splits": (
-        "x.json",
-        [{"image": "a", "caption": "a", "split": "val"}, {"image": "b", "caption": "a"}],
-        "'b' has no split",
-    ),
-    "coco ids": (
-        "x.json",
-        {"images": [{"id": 1, "file_name": k} for k in "ab"], "annotations": []},
-        r"images\[1\]: duplicate id 1, for 'a' and 'b'",
-    ),
-    "coco stranger": (
-        "x.json",
-        {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "caption": "a"}]},
-        r"annotations\[0\]: image_id 2 is no id",
-    ),
-    "coco bare": ("x.json", {"images": [{"id": 1, "file_name": "a"}], "annotations": []}, "'a' has no caption"),
-    "karpathy key": ("x.json", {"images": [{"sentences": []}]}, r"images\[0\] lacks the key 'filename'"),
-    "index key": ("x.yaml", {"train": "a.json", "tset": "b.json"}, "unknown key 'tset'.*held_out"),
-    "index file": ("x.yaml", {"train": "absent.json"}, "train names 'absent.json'"),
-    "root": ("x.yaml", {"train": [], "image_root": "absent"}, "absent is no folder"),
-    "few": ("x.json", [{"image": f"{i}.jpg", "caption": "a"} for i in range(3)], "at least 4 are needed"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_CONTENT)
-def test_bad_content_is_named(tmp_path, name):
-    file, content, message = BAD_CONTENT[name]
-    for number in range(3):
-        (tmp_path / f"{number}.jpg").touch()
-    with pytest.raises(ValueError, match=f"(?s){message}") as error:
-        load_dataset(str(save(tmp_path / file, content)), split="test")
-    assert str(tmp_path) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.csv", b"Bild,title\na.jpg,a\n", "columns Bild, title; none of them is the picture's.*image_column"),
-        ("x.csv", b"filepath,words\na.jpg,a\n", "none of them is the caption's, which is one of title, caption"),
-        ("x.csv", b"", "columns none"),
-        ("x.csv", b"filepath,title\na.jpg,one, two\n", "line 2: 3 fields, the header has 2.*quotes"),
-        ("x.csv", b"filepath,title\na.jpg\n", "line 2: 1 field, the header has 2: title missing; complete the line"),
-        ("x.csv", b'filepath,title\na.jpg,"one\n', "line 2: unexpected end of data; check the quotes"),
-        ("x.csv", b"filepath,title\na.jpg,\n", "line 2: the caption '' of 'a.jpg' has no word"),
-        ("x.csv", b"filepath,title\na.jpg,caf\xe9\n", r"not UTF-8 \(byte 24 is 0xe9\)"),
-        ("x.json", b"[{", "is no valid JSON"),
-        ("x.json", b"[" * 100_000, "is no valid JSON"),
-        ("x.yaml", b"train: [a", "is no valid YAML"),
-        ("x.parquet", b"PAR1", "is a .parquet file, which is no known format"),
-    ],
-)
-def test_bad_bytes_are_named(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        load_dataset(str(tmp_path / name), split="train")
-
-
-def test_other_columns_can_be_named(tmp_path, root, told):
+    del content[1]["category"]
+    path = str(write(tmp_path, "d.json", content))
+    assert load_dataset(path, split="train", image_root=root).categories is None
     path = table(tmp_path / "x.csv", told, header=("Bild", "Satz"))
     columns = {"image_column": "Bild", "caption_column": "Satz"}
-    expect(load_dataset(str(path), split="train", image_root=str(root), **columns), hashed(told, "train"))
-    index = save(tmp_path / "x.yaml", {"all": "x.csv", "image_root": str(root), **columns})
-    expect(load_dataset(str(index), split="train"), hashed(told, "train"))
+    expect(path, hashed(told), image_root=root, **columns)
+    expect(write(tmp_path, "x.yaml", {"all": "x.csv", "image_root": root, **columns}), hashed(told))
     with pytest.raises(ValueError, match="option 'columns' is unknown to .*; it has: limit, max_bad_pictures"):
         load_dataset(str(path), split="train", columns=3)
 
 
-def test_numbered_caption_columns(tmp_path, root, told):
-    path = tmp_path / "x.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", *(f"caption_{k}" for k in range(5))])
-        writer.writerows([name, *captions, *[""] * (5 - len(captions))] for name, captions in told)
-    expect(load_dataset(str(path), split="train", image_root=str(root)), hashed(told, "train"))
+LONE = {"image": "a", "caption": "a"}
+ONE = {"images": [{"id": 1, "file_name": "a"}]}
+BAD_CONTENT = [
+    ("x.json", {"pictures": []}, "dict with keys 'pictures', which is no known format.*COCO captions"),
+    ("x.json", [], "empty list.*formats understood"),
+    ("x.json", "hello", "is no valid JSON"),
+    ("x.json", [{"caption": "a"}], "columns caption; none of them is the picture's"),
+    ("x.json", [LONE, {"caption": "a"}], "row 1: the picture's path is None"),
+    ("x.json", [["a.jpg", "a"]], "row 0 is .*expected keys and values.*list JSON"),
+    ("x.json", [LONE | {"image": 5}], "row 0: the picture's path is 5"),
+    ("x.json", [LONE | {"caption": [5]}], "row 0: a caption is 5"),
+    ("x.json", [LONE | {"caption": "  "}], "row 0: the caption '  ' of 'a' has no word"),
+    ("x.json", [LONE | {"caption": []}], "picture 'a' has no caption"),
+    ("x.json", [LONE | {"image": "../a"}], "row 0: picture '../a' climbs out"),
+    ("x.json", [LONE | {"image": "/a"}], "row 0: picture '/a' has an absolute path"),
+    ("x.json", [LONE | {"image": k, "image_id": 1} for k in "ab"], "image_id 1 names 'a' and 'b'"),
+    ("x.json", [LONE | {"split": "dev2"}], "split 'dev2' is unknown"),
+    ("x.json", [LONE | {"split": split} for split in ("train", "val")], "choose one"),
+    ("x.json", [LONE | {"split": "val"}, LONE | {"image": "b"}], "'b' has no split"),
+    ("x.json", {"images": [{"id": 1, "file_name": k} for k in "ab"], "annotations": []}, "duplicate id 1, for 'a' and"),
+    ("x.json", ONE | {"annotations": [{"image_id": 2, "caption": "a"}]}, r"annotations\[0\]: image_id 2 is no id"),
+    ("x.json", ONE | {"annotations": []}, "'a' has no caption"),
+    ("x.json", {"images": [{"sentences": []}]}, r"images\[0\] lacks the key 'filename'"),
+    ("x.yaml", {"train": "a.json", "tset": "b.json"}, "unknown key 'tset'.*held_out"),
+    ("x.yaml", {"train": "absent.json"}, "train names 'absent.json'"),
+    ("x.yaml", {"train": [], "image_root": "absent"}, "absent is no folder"),
+    ("x.yaml", {"train": [], "split_seed": -1}, "split_seed is -1, expected"),
+    ("x.json", [LONE | {"image": f"{i}.jpg"} for i in range(3)], "at least 4 are needed"),
+    ("x.csv", "Bild,title\na.jpg,a\n", "columns Bild, title; none of them is the picture's.*image_column"),
+    ("x.csv", "filepath,words\na.jpg,a\n", "none of them is the caption's, which is one of title, caption"),
+    ("x.csv", "", "columns none"),
+    ("x.csv", "a.jpg,one\nb.jpg,two\n", "'a.jpg' looks like a picture, so a header is missing"),
+    ("x.csv", 'filepath,title\na.jpg,"one\n', "line 2: unexpected end of data; check the quotes"),
+    ("x.csv", b"filepath,title\na.jpg,caf\xe9\n", r"not UTF-8 \(byte 24 is 0xe9\) on line 2"),
+    ("x.csv", b"filepath,title\na.jpg,\0\n", "NUL bytes on line 2"),
+    ("x.json", "[{", "is no valid JSON"),
+    ("x.json", "[" * 100_000, "is no valid JSON"),
+    ("x.yaml", "train: [a", "is no valid YAML"),
+    ("x.parquet", "PAR1", "is a .parquet file, which is no known format"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_CONTENT)
+def test_bad_content_is_named(tmp_path, name, content, message):
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").touch()
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        write(tmp_path, name, content)
+    with pytest.raises(ValueError, match=f"(?s){message}") as error:
+        load_dataset(str(tmp_path / name), split="test")
+    assert str(tmp_path) in str(error.value)
 
 
 def test_bad_pictures_are_errors_or_skipped_under_a_cap(tmp_path, draw_collection, capsys):
     made = draw_collection(tmp_path, 40)
-    names = [name for name, _ in hashed(made, "train")]
-    (tmp_path / names[0]).unlink()
-    (tmp_path / names[3]).write_bytes(b"")
-    damaged = tmp_path / names[5]
+    part = hashed(made)["train"]
+    gone, empty, damaged = (tmp_path / part[k][0] for k in (0, 3, 5))
+    gone.unlink()
+    empty.write_bytes(b"")
     damaged.write_bytes(damaged.read_bytes()[:-300])  # the header is whole
-    path = str(save(tmp_path / "x.json", train_rows(made)))
+    path = str(write(tmp_path, "x.json", list_rows(made)))
     with pytest.raises(ValueError, match=r"2 pictures of train cannot be used, none is allowed.*is missing"):
         load_dataset(path, split="train")
     with pytest.raises(ValueError, match=r"3 pictures of train cannot be used, max_bad_pictures=2 allows 2"):
         load_dataset(path, split="train", max_bad_pictures=2)
-    capsys.readouterr()
-    dataset = load_dataset(path, split="train", max_bad_pictures=3)
-    assert f"3 of {len(names)} pictures of train left out" in capsys.readouterr().out
-    expect(dataset, [row for row in hashed(made, "train") if row[0] not in (names[0], names[3], names[5])])
-    assert dataset.info["bad_pictures_left_out"] == sorted([names[0], names[3], names[5]])
-    index = save(tmp_path / "i.yaml", {"all": "x.json", "max_bad_pictures": 3})
-    assert load_dataset(str(index), split="train").image_ids == dataset.image_ids
-    (tmp_path / names[0]).write_bytes((tmp_path / names[1]).read_bytes())
-    (tmp_path / names[3]).write_bytes((tmp_path / names[1]).read_bytes())
+    left = {"train": [row for k, row in enumerate(part) if k not in (0, 3, 5)]}
+    dataset = expect(path, left, max_bad_pictures=3)
+    assert f"3 of {len(part)} pictures of train left out" in capsys.readouterr().out
+    assert dataset.info["bad_pictures_left_out"] == sorted(part[k][0] for k in (0, 3, 5))
+    expect(write(tmp_path, "i.yaml", {"all": "x.json", "max_bad_pictures": 3}), left)
+    for path_ in (gone, empty):
+        shutil.copy(tmp_path / part[1][0], path_)
     lazy = load_dataset(path, split="train")  # headers are whole: the fault shows when the picture is read
     with pytest.raises(ValueError, match="is damaged or truncated"):
         lazy.pixels([5], 8)
@@ -338,9 +233,11 @@ def test_bad_pictures_are_errors_or_skipped_under_a_cap(tmp_path, draw_collectio
 def test_names_are_data_sets_files_or_errors(tmp_path, monkeypatch):
     monkeypatch.setenv("RVLR_DATA", str(tmp_path))
     assert data_home() == tmp_path
-    with pytest.raises(ValueError, match="(?s)flickr30k lacks dataset_flickr30k.json.*http"):
-        load_dataset("flickr30k", split="train")
-    with pytest.raises(ValueError, match="absent.json is not there"):
-        load_dataset(str(tmp_path / "absent.json"), split="train")
-    with pytest.raises(ValueError, match="split 'dev' is unknown"):
-        load_dataset(str(tmp_path / "absent.json"), split="dev")
+    missing = "(?s)flickr30k lacks files.*dataset_flickr30k.json: .*http"
+    for path, split, told in (
+        ("flickr30k", "val", missing),
+        ("a.json", "val", "not there"),
+        ("a.json", "dev", "'dev' is"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            load_dataset(path, split=split)

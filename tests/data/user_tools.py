@@ -1,8 +1,11 @@
 """Collections as users bring them, and what is asked of every look at one."""
 
+import csv
+import json
 import os
 
 import pytest
+import yaml
 from PIL import Image
 
 from rvlr_lib.data import load_dataset
@@ -10,28 +13,63 @@ from rvlr_lib.data.check import check
 from rvlr_lib.data.collection import read_collection
 
 NAMES = [f"t{i:02d}.png" for i in range(40)]
+SPLITS = ("train", "val", "test")
 
 
-def write(place, name, text):
-    (place / name).write_text(text, "utf-8")
-    return place / name
+def write(place, name, content):
+    """A file of a text, or of what YAML, JSON and JSON lines can hold."""
+    path = place / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(content, str):
+        content = yaml.safe_dump(content) if path.suffix == ".yaml" else json.dumps(content)
+    path.write_text(content, "utf-8")
+    return path
 
 
 def rows(*captions, names=NAMES, mark=",", header="image,caption"):
     return header.replace(",", mark) + "\n" + "".join(f"{name}{mark}{mark.join(captions)}\n" for name in names)
 
 
+def table(path, told, *, header=("filepath", "title"), start="", **how):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.write(start)
+        pairs = [(name, caption) for name, captions in told for caption in captions]
+        csv.writer(file, **how).writerows([header, *pairs])
+    return path
+
+
+def list_rows(told):
+    """Rows of a list JSON, one caption each."""
+    pairs = [(i, name, caption) for i, (name, captions) in enumerate(told) for caption in captions]
+    return [{"image": name, "caption": caption, "image_id": str(i)} for i, name, caption in pairs]
+
+
+def coco(told=None, key=int, other=int, **flags):
+    told = told or [(name, [f"a dog {k}" for k in range(3)]) for name in NAMES]
+    pairs = [(i, k, text) for i, (_, captions) in enumerate(told) for k, text in enumerate(captions)]
+    flagged = [{flag: k in on for flag, on in flags.items()} for _, k, _ in pairs]
+    return {
+        "images": [{"id": key(i), "file_name": name, "width": 1} for i, (name, _) in enumerate(told)],
+        "annotations": [
+            {"id": n, "image_id": other(i), "caption": text, **flagged[n]} for n, (i, _, text) in enumerate(pairs)
+        ],
+    }
+
+
 def captions(path, **options):
     return read_collection(path, **options).used.groupby("picture", sort=False).clean.apply(list)
 
 
+def sizes(path, **options):
+    return [len(load_dataset(str(path), split=split, **options)) for split in SPLITS]
+
+
 def spoiled(path, **options):
     """Reasons against a collection; loading it must fail with the first of them."""
-    report = check(path, **options)
-    adds_up(report)
+    report = adds_up(check(path, **options))
     if report.spoiled:
         with pytest.raises(ValueError, match=".") as error:
-            [load_dataset(str(path), split=split, **options) for split in ("train", "val", "test")]
+            sizes(path, **options)
         assert str(path.parent) in str(error.value)
     return {finding.what: finding for finding in report.findings if finding.spoils}
 
@@ -40,17 +78,6 @@ def adds_up(report):
     for name, (whole, parts) in report.accounts.items():
         assert whole == sum(parts.values()), (name, whole, parts)
     return report
-
-
-def coco(key=int, other=int, **flags):
-    return {
-        "images": [{"id": key(i), "file_name": name} for i, name in enumerate(NAMES)],
-        "annotations": [
-            {"image_id": other(i), "caption": f"a dog {k}", **{f: k in on for f, on in flags.items()}}
-            for i in range(40)
-            for k in range(3)
-        ],
-    }
 
 
 def fill(place, folders, count=6):
