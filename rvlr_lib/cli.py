@@ -121,11 +121,9 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
     if all(files) == bool(dataset) or (any(files) and not all(files)):
         raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
     folder, place = out or default_root() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
+    found = read_features(*files) if files[0] else None  # before the folder is claimed for them
     with own_folder(folder, {"made of": (dataset, model, *files, *options.values())}, overwrite=overwrite):
-        if dataset:
-            found = encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
-        else:
-            found = read_features(*files)
+        found = found or encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
         told = audit(*found, device=place)
         tables = [to_markdown(table(told)) for table in (audit_table, peers_table)]
         print("\n\n".join([*tables, str(write_audit(told, folder))]))
