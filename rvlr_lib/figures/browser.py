@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +17,13 @@ if TYPE_CHECKING:
 
     from rvlr_lib.data.dataset import ImageTextDataset as Dataset
 
-DIRECTIONS = {
-    "i2t": "picture → captions",
-    "t2i": "caption → pictures",
-    "i2i": "picture → pictures",
-    "t2t": "caption → captions",
-    "i2it": "picture → both",
-    "t2it": "caption → both",
-}
 TARGETS = {"i": "pictures", "t": "captions", "it": "both"}
+DIRECTIONS = {"i2t": "picture → captions", "t2i": "caption → pictures", "i2i": "picture → pictures"}
+DIRECTIONS |= {"t2t": "caption → captions", "i2it": "picture → both", "t2it": "caption → both"}
 UNIMODAL = ("teacher", "teachers")  # spaces of one modality each
+SHOW = {"manual": False, "auto_display": True}  # an interactive shows the figure that its function returns
 Features = tuple[Any, Any]  # of pictures [I, D] and captions [C, D]
 Methods = Mapping[str, Features]
-Encoders = Mapping[str, Callable[[Any], Any]]  # from words or a picture to a feature [D]
 
 
 def make_query(
@@ -37,20 +31,17 @@ def make_query(
 ) -> Query:
     """The ``k`` best items of each method for one query, by cosine; the query itself is never among them.
 
+    Across modalities an item is right if it belongs to the query, within one if it is among the ``k`` most relevant;
+    without relevance captions of the same picture are right, and of pictures nobody can say.
+
     Args:
         dataset: one gallery, of the ``I`` pictures and ``C`` captions that the features are of.
-        methods: name -> (image features ``[I, D]``, text features ``[C, D]``); ``teachers`` have no common space,
-            so they are left out across modalities.
-        direction: ``i2t``, ``t2i``, ``i2i`` or ``t2t``; ``i2it`` and ``t2it`` for both kinds in one list.
+        methods: name -> (image features ``[I, D]``, text features ``[C, D]``); ``teachers`` have no common space.
+        direction: a key of ``DIRECTIONS``.
         row: of the query, among the pictures or the captions.
         k: how many.
-        relevance: graded: ``caption_to_image [C, I]``, perhaps ``image_to_image``, ``text_to_text``. Across modalities
-            an item is right if it belongs to the query; within one if it is among the ``k`` most relevant. Without
-            relevance captions of the same picture are right, and of pictures nobody can say.
+        relevance: graded: ``caption_to_image [C, I]``, perhaps ``image_to_image``, ``text_to_text``.
         title: above the query.
-
-    Raises:
-        ValueError: unknown direction; a row that is not there; features of other counts; no method for the direction.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"unknown direction {direction!r}: valid are {', '.join(DIRECTIONS)}")
@@ -61,77 +52,60 @@ def make_query(
     chosen = {name: pair for name, pair in methods.items() if source == targets or name.lower() not in UNIMODAL}
     if not chosen:
         raise ValueError(f"none of {', '.join(methods) or 'no methods'} has a common space, which {direction} needs")
-    owner = np.asarray(dataset.caption_image)
-    grades = {kind: _grades(dataset, f"{source}2{kind}", row, relevance) for kind in targets}
-    right = {kind: _right(dataset, f"{source}2{kind}", row, grades[kind], k) for kind in targets}
-    other = ("t", int(dataset.captions_of(row)[0])) if source == "i" else ("i", int(owner[row]))
+    judged = {kind: _judged(dataset, f"{source}2{kind}", row, relevance, k) for kind in targets}
+    belongs = dataset.captions_of(row) if source == "i" else [dataset.caption_image[row]]
+    other = "t" if source == "i" else "i"
     results, ranks = {}, {}
     for name, pair in chosen.items():
         features = _features(dataset, name, pair)
-        ranked = _ranked(features, features[source][row], targets, without=(source, row))
-        results[name] = [_hit(dataset, kind, i, _at(right, kind, i), _at(grades, kind, i)) for kind, i in ranked[:k]]
+        ranked = [item for item in _ranked(features, features[source][row], targets) if item != (source, row)]
+        results[name] = [_hit(dataset, kind, i, *(known[i] for known in judged[kind])) for kind, i in ranked[:k]]
         if source != targets:
-            own = {other} if source == "t" else {("t", int(c)) for c in dataset.captions_of(row)}
+            own = {(other, int(item)) for item in belongs}
             ranks[name] = 1 + next(place for place, item in enumerate(ranked) if item in own)
-    truth = _item(dataset, *other) if source != targets else None
-    return Query(_item(dataset, source, row), results, _name(dataset, source, row), truth, ranks, title)
+    query, truth = _hit(dataset, source, row), _hit(dataset, other, int(belongs[0])).item
+    return Query(query.item, results, query.name, truth if source != targets else None, ranks, title)
 
 
 def typed_query(
-    dataset: Dataset, methods: Methods, encoders: Encoders, item: Any, *, targets: str = "i", k: int = 5
+    dataset: Dataset, methods: Methods, encoders: Mapping[str, Callable], item: Any, *, targets: str = "i", k: int = 5
 ) -> Query:
-    """The ``k`` best items for words or a picture of one's own; words unlike anything in the captions are told.
+    """The ``k`` best items for words or a picture (PIL) of one's own; words unlike anything in the captions are told.
 
-    Args:
-        dataset: the gallery, as for :func:`make_query`.
-        methods: name -> features of the gallery; those without an encoder are left out.
-        encoders: name -> a function from words or a picture to a feature ``[D]``.
-        item: words, or a picture (PIL).
-        targets: ``i`` for pictures, ``t`` for captions, ``it`` for both in one list.
-        k: how many.
-
-    Raises:
-        ValueError: no words, unknown targets, or no method with an encoder.
+    ``encoders``: name -> a function from words or a picture to a feature ``[D]``; methods without one are left out.
+    ``targets``: ``i`` for pictures, ``t`` for captions, ``it`` for both in one list.
     """
-    if isinstance(item, str) and not item.strip():
+    words = item if isinstance(item, str) else ""
+    if item == words and not words.strip():
         raise ValueError("the query is empty: type some words, or choose a picture")
     if targets not in TARGETS:
         raise ValueError(f"unknown targets {targets!r}: valid are {', '.join(TARGETS)}")
     if not methods.keys() & encoders.keys():
         raise ValueError(f"none of {', '.join(methods) or 'no methods'} has an encoder for a query of one's own")
-    results, strange = {}, []
+    results, strange = {}, False
     for name in (name for name in methods if name in encoders):
         features = _features(dataset, name, methods[name])
         vector = _unit(np.asarray(encoders[name](item)).reshape(1, -1))[0]
-        results[name] = [_hit(dataset, *item) for item in _ranked(features, vector, targets)[:k]]
+        results[name] = [_hit(dataset, *found) for found in _ranked(features, vector, targets)[:k]]
         sample = features["t"][:: max(1, len(features["t"]) // 500)]
         nearest = (sample @ sample.T - 2 * np.eye(len(sample))).max(axis=1)
-        if isinstance(item, str) and (features["t"] @ vector).max() < np.quantile(nearest, 0.01):
-            strange.append(name)
-    words = sorted(set(item.lower().split()) - set(" ".join(dataset.captions).split())) if isinstance(item, str) else []
-    notes = [f"in no caption here: {', '.join(words)}"] if words else []
+        strange |= bool(words) and (features["t"] @ vector).max() < np.quantile(nearest, 0.01)
+    unknown = sorted(set(words.lower().split()) - set(" ".join(dataset.captions).split()))
+    notes = [f"in no caption here: {', '.join(unknown)}"] if unknown else []
     notes += ["unlike any caption here: do not trust the list"] if strange else []
-    return Query(item, results, item if isinstance(item, str) else "own picture", title="; ".join(notes))
+    return Query(item, results, words or "own picture", title="; ".join(notes))
 
 
 def example_rows(dataset: Dataset, features: Features, direction: str = "t2i", k: int = 5) -> dict[str, int]:
-    """Rows of a hit (rank 1), a near miss (just behind the first) and a failure (the worst rank) of one method.
-
-    Raises:
-        ValueError: a direction within one modality.
-    """
+    """Rows of a hit (rank 1), a near miss (just behind the first) and a failure (the worst rank), i2t or t2i."""
     if direction not in ("i2t", "t2i"):
         raise ValueError(f"hits and failures are known for i2t and t2i, not for {direction!r}")
-    pair = _features(dataset, "these", features)
-    scores = pair[direction[0]] @ pair[direction[2]].T
-    owner = np.asarray(dataset.caption_image)
-    own = owner[:, None] == np.arange(len(dataset))
-    own = own.T if direction == "i2t" else own
+    pair, own = _features(dataset, "these", features), _owned(dataset)
+    scores, own = pair[direction[0]] @ pair[direction[2]].T, own.T if direction == "i2t" else own
     ranks = 1 + (scores > np.where(own, scores, -np.inf).max(axis=1, keepdims=True)).sum(axis=1)
-    near = np.where(ranks > 1, ranks, len(ranks) * 9)
-    found = {"a hit": int((ranks == 1).argmax()), "a near miss": int(near.argmin()), "a failure": int(ranks.argmax())}
-    wanted = {"a hit": ranks == 1, "a near miss": (ranks > 1) & (ranks <= k), "a failure": ranks > k}
-    return {name: row for name, row in found.items() if wanted[name].any()}
+    wanted = {"a hit": (ranks == 1, -ranks), "a near miss": ((ranks > 1) & (ranks <= k), -ranks)}
+    wanted["a failure"] = (ranks > k, ranks)
+    return {name: int(np.where(fits, good, -np.inf).argmax()) for name, (fits, good) in wanted.items() if fits.any()}
 
 
 def neighbour_query(
@@ -141,47 +115,40 @@ def neighbour_query(
     kind = "i" if modality == "picture" else "t"
     found = {name: _neighbours(features, row, k) for name, features in spaces.items()}
     first = next(iter(found.values()))
-    results = {}
-    for name, rows in found.items():
-        results[name] = [_hit(dataset, kind, i, None if rows is first else i in first) for i in rows]
-    return Query(_item(dataset, kind, row), results, _name(dataset, kind, row), kind="item")
+    results = {
+        name: [_hit(dataset, kind, i, None if rows is first else i in first) for i in rows]
+        for name, rows in found.items()
+    }
+    query = _hit(dataset, kind, row)
+    return Query(query.item, results, query.name, kind="item")
 
 
 def dial_column(
-    title: str,
-    dataset: Dataset,
-    spaces: Mapping,
-    truth: Any,
-    row: int,
-    *,
-    k: int = 5,
-    whole: Any = None,
-    shares: Any = None,
+    title: str, dataset: Dataset, spaces: Mapping[str, Any], truth: Any, row: int, *, k: int = 5, whole: Any = None
 ) -> DialColumn:
     """One picture at one dial setting, with its neighbours by truth and in each space.
 
     Args:
         title: of the dial setting.
-        dataset: as the dial leaves it.
+        dataset: scenes as the dial leaves them.
         spaces: name -> image features ``[I, D]`` at this setting.
         truth: ``[I, I]`` true similarity; a neighbour is kept if it is as similar as the ``k``-th true one.
-        row: the picture.
-        k: neighbours.
+        row: of the picture, which has ``k`` neighbours.
+        k: how many.
         whole: the data set with nothing taken, whose pictures stand for the neighbours.
-        shares: of ``picture`` and ``caption``, 0 to 1; default what the scene's picture shows and its captions tell.
     """
     from rvlr_lib.data import shown_share, told_share
 
-    one = dataset.subset([row])
-    shares = shares or {"picture": shown_share(one), "caption": told_share(one)}
+    one, seen = dataset.subset([row]), whole or dataset
     similar = np.array(truth[row], dtype=np.float64)
     similar[row] = -np.inf
-    nearest, seen = np.argsort(-similar, kind="stable")[:k], whole or dataset
-    right = similar >= similar[nearest[-1]] - 1e-6
+    nearest = np.argsort(-similar, kind="stable")[:k]
     rows = {"truth": [_hit(seen, "i", int(i)) for i in nearest]}
     for name, features in spaces.items():
-        rows[name] = [_hit(seen, "i", i, bool(right[i])) for i in _neighbours(features, row, k)]
-    return DialColumn(title, dataset.image(row), dataset.captions[dataset.captions_of(row)[0]], shares, rows)
+        kept = similar >= similar[nearest[-1]] - 1e-6
+        rows[name] = [_hit(seen, "i", i, bool(kept[i])) for i in _neighbours(features, row, k)]
+    shares = {"picture": shown_share(one), "caption": told_share(one)}
+    return DialColumn(title, one.image(0), one.captions[0], shares, rows)
 
 
 def query_browser(
@@ -190,27 +157,19 @@ def query_browser(
     *,
     direction: str = "t2i",
     rows: Sequence[int] = (0,),
-    encoders: Encoders | None = None,
-    interactive: bool | None = None,
+    encoders: Mapping[str, Callable] | None = None,
     **options: Any,
 ) -> Any:
     """Choose a query or type one and see the best items of every method; without a reader the figure of ``rows``.
 
-    Args:
-        dataset: as for :func:`make_query`, like ``options``.
-        methods: name -> features.
-        direction: to begin with.
-        rows: queries of the static figure; the widget begins with the first.
-        encoders: as for :func:`typed_query`; without them queries are those of the data set.
-        interactive: a widget (True) or a figure (False); None: see :func:`has_reader`.
-        options: ``k``, ``relevance`` of :func:`make_query`.
+    ``rows`` are queries of the figure (the widget begins with the first), ``encoders`` those of :func:`typed_query`,
+    without which queries are those of the data set; ``options`` are ``k`` and ``relevance`` of :func:`make_query`.
     """
 
     def known(direction: str, *rows: int) -> Figure:
-        queries = [make_query(dataset, methods, direction, row, **options) for row in rows]
-        return plot_retrieval_panel(queries)
+        return plot_retrieval_panel([make_query(dataset, methods, direction, row, **options) for row in rows])
 
-    if not has_reader(interactive):
+    if not has_reader():
         return known(direction, *rows)
     import ipywidgets as widgets
 
@@ -224,9 +183,8 @@ def query_browser(
 
     def changed(change: Any) -> None:  # before anything is drawn: every query within reach, no words left over
         words.value, picture.value = "", ()
-        if change["owner"] is which:
-            last = counts[which.value[0]] - 1
-            query.value, query.max = min(query.value, last), last
+        last = counts[which.value[0]] - 1
+        query.value, query.max = min(query.value, last), last
 
     def draw(direction: str, query: int, words: str = "", picture: Sequence[Any] = (), find: str = "i") -> Any:
         if not words.strip() and not picture:
@@ -244,38 +202,20 @@ def query_browser(
     return widgets.interactive(draw, SHOW, direction=which, query=query, **own)
 
 
-SHOW = {"manual": False, "auto_display": True}  # an interactive shows the figure that its function returns
-
-
-def play(draw: Callable[..., Figure], *, interactive: bool | None = None, **choices: Sequence[Any]) -> Any:
-    """A figure with a menu for each setting; without a reader the figure of the first choices.
-
-    Args:
-        draw: takes one value of each choice by name.
-        interactive: as for :func:`query_browser`.
-        choices: name -> values, the first to begin with.
-
-    Raises:
-        ValueError: a menu without choices.
-    """
+def play(draw: Callable[..., Figure], **choices: Sequence[Any]) -> Any:
+    """A figure with a menu for each named choice of ``draw``; without a reader the figure of the first choices."""
     empty = [name for name, values in choices.items() if not len(values)]
     if empty:
         raise ValueError(f"there is nothing to choose for {', '.join(empty)}")
-    if not has_reader(interactive):
+    if not has_reader():
         return draw(**{name: values[0] for name, values in choices.items()})
     import ipywidgets as widgets
 
-    menus = {}
-    for name, values in choices.items():
-        menus[name] = widgets.Dropdown(options=list(values), description=name.replace("_", " "))
-        menus[name].style.description_width = "initial"
-    return widgets.interactive(draw, SHOW, **menus)
+    return widgets.interactive(draw, SHOW, **{name: widgets.Dropdown(options=[*v]) for name, v in choices.items()})
 
 
-def has_reader(interactive: bool | None = None) -> bool:
-    """Whether widgets are wanted: as told, else in a notebook of a Jupyter server unless ``RVLR_HEADLESS`` is set."""
-    if interactive is not None:
-        return interactive
+def has_reader() -> bool:
+    """Whether widgets are wanted: in a notebook of a Jupyter server unless ``RVLR_HEADLESS`` is set."""
     return "JPY_SESSION_NAME" in os.environ and "RVLR_HEADLESS" not in os.environ
 
 
@@ -297,26 +237,20 @@ def _features(dataset: Dataset, name: str, pair: Features) -> dict[str, np.ndarr
     return features
 
 
-def _ranked(features: Mapping[str, Any], vector: np.ndarray, targets: str, without: Any = None) -> list:
-    """Kind and row of every item by falling cosine, all target kinds in one list, the query itself left out."""
+def _ranked(features: Mapping[str, Any], vector: np.ndarray, targets: Iterable[str]) -> list[tuple[str, int]]:
+    """Kind and row of every item by falling cosine, all target kinds in one list."""
     items = [(kind, row) for kind in targets for row in range(len(features[kind]))]
-    order = np.argsort(-np.concatenate([features[kind] @ vector for kind in targets]), kind="stable")
-    return [items[i] for i in order if items[i] != without]
+    return [items[i] for i in np.argsort(-np.concatenate([features[kind] @ vector for kind in targets]), kind="stable")]
 
 
 def _neighbours(features: Any, row: int, k: int) -> list[int]:
     unit = _unit(features)
-    order = np.argsort(-(unit @ unit[row]), kind="stable")
-    return [int(i) for i in order if i != row][:k]
+    return [i for _, i in _ranked({"i": unit}, unit[row], "i") if i != row][:k]
 
 
-def _hit(dataset: Dataset, kind: str, row: int, hit: Any = None, relevance: Any = None) -> Hit:
-    return Hit(_item(dataset, kind, row), _name(dataset, kind, row), hit, relevance)
-
-
-def _at(known: Mapping[str, np.ndarray | None], kind: str, row: int) -> Any:
-    values = known[kind]
-    return None if values is None else values[row].item()
+def _hit(dataset: Dataset, kind: str, row: int, hit: bool | None = None, relevance: float | None = None) -> Hit:
+    item = dataset.image(row) if kind == "i" else dataset.captions[row]
+    return Hit(item, dataset.image_ids[row] if kind == "i" else dataset.captions[row], hit, relevance)
 
 
 def _unit(features: Any) -> np.ndarray:
@@ -324,34 +258,29 @@ def _unit(features: Any) -> np.ndarray:
     return array / np.linalg.norm(array, axis=1, keepdims=True).clip(1e-12)
 
 
-def _item(dataset: Dataset, kind: str, row: int) -> Any:
-    return dataset.image(int(row)) if kind == "i" else dataset.captions[row]
+def _owned(dataset: Dataset) -> np.ndarray:
+    """``[C, I]``, whether a caption belongs to a picture."""
+    return np.asarray(dataset.caption_image)[:, None] == np.arange(len(dataset))
 
 
-def _name(dataset: Dataset, kind: str, row: int) -> str:
-    return dataset.image_ids[row] if kind == "i" else dataset.captions[row]
-
-
-def _grades(dataset: Dataset, direction: str, row: int, relevance: Any) -> np.ndarray | None:
-    """Relevance of every candidate, derived where it is not known as the corrected protocol derives it."""
-    if relevance is None:
-        return None
-    across, owner = np.asarray(relevance.caption_to_image), np.asarray(dataset.caption_image)
-    if direction in ("i2t", "t2i"):
-        return across[:, row] if direction == "i2t" else across[row]
-    known = relevance.text_to_text if direction == "t2t" else relevance.image_to_image
-    if known is not None:
-        return np.asarray(known)[row]
-    if direction == "t2t":
-        return across[:, owner[row]]
-    return (across[owner == row].mean(axis=0) + np.bincount(owner, across[:, row]) / np.bincount(owner)) / 2
-
-
-def _right(dataset: Dataset, direction: str, row: int, grades: Any, k: int) -> np.ndarray | None:
+def _judged(dataset: Dataset, direction: str, row: int, relevance: Any, k: int) -> tuple[list, list]:
+    """Of every candidate whether it is right, and its grade, derived where unknown as the corrected protocol does."""
     owner = np.asarray(dataset.caption_image)
+
+    def row_of(matrix: Any) -> np.ndarray:
+        """One query's row of a ``[C, I]`` matrix; within a modality by way of the captions' pictures."""
+        if direction == "t2i":
+            return matrix[row]
+        if direction == "i2i":
+            return (matrix[owner == row].mean(axis=0) + np.bincount(owner, matrix[:, row]) / np.bincount(owner)) / 2
+        return matrix[:, row if direction == "i2t" else owner[row]]
+
+    if relevance is None:
+        own = row_of(_owned(dataset))
+        return [None] * len(own) if direction == "i2i" else own.tolist(), [None] * len(own)
+    square = {"i2i": relevance.image_to_image, "t2t": relevance.text_to_text}.get(direction)
+    grades = row_of(np.asarray(relevance.caption_to_image)) if square is None else np.asarray(square)[row]
     if direction in ("i2t", "t2i"):
-        return owner == row if direction == "i2t" else np.arange(len(dataset)) == owner[row]
-    if grades is None:
-        return owner == owner[row] if direction == "t2t" else None
+        return row_of(_owned(dataset)).tolist(), grades.tolist()
     others = np.delete(grades, row)
-    return (grades >= np.sort(others)[-min(k, len(others))]) & (grades > 0)
+    return ((grades >= np.sort(others)[-min(k, len(others))]) & (grades > 0)).tolist(), grades.tolist()

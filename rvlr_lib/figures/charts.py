@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SEEDS = 5  # from here on an interval is drawn
 LINES = {"floor": ":", "teachers": "--", "ceiling": "-"}  # reference rows of plot_arms
 BARS = f"small dots: seeds; bars: 95\u00a0% intervals, from {SEEDS} seeds on"
+HATCHES = ("", "////", "....", "xxxx")
 
 
 def seed_summary(frame: "pd.DataFrame", by: Sequence[str] = ("dataset", "dial", "arm", "metric")) -> "pd.DataFrame":
@@ -31,51 +32,44 @@ def seed_summary(frame: "pd.DataFrame", by: Sequence[str] = ("dataset", "dial", 
     return groups.agg(mean="mean", low=end("low"), high=end("high"), seeds="count").reset_index()
 
 
+@style()
 def plot_arms(
     frame: "pd.DataFrame", *, xlabel: str = "", zero: bool = False, marks: Mapping[str, float] | None = None
 ) -> "Figure":
     """Arms as rows, a panel per metric, dial settings below each other; floor, teachers and ceiling are lines.
 
-    Args:
-        frame: tidy; order and choice of arms, metrics and dial settings are its own.
-        xlabel: below the figure.
-        zero: a line at 0, and signs before the numbers.
-        marks: metric -> size of an effect, marked by dashed lines on both sides of 0.
+    ``zero`` draws a line at 0 and signs before the numbers; ``marks`` (metric -> size of an effect) dashed lines on
+    both sides of 0.
     """
     metrics, dials = levels(frame, "metric"), levels(frame, "dial")
     arms = [name for name in arm_order(frame["arm"]) if name not in LINES]
     height, look = 0.45 + 0.165 * len(arms), looks(arms)
-    stacked = len(metrics) * len(dials) * height < MOST - 0.9
-    with style():
-        across = min(len(metrics), (1 if stacked else 2) if is_narrow() else 4)
-        figure, cells = panel_grid(dials, metrics, across, height, sharey=True)
-        for axes, dial, metric in cells:
-            known = part(frame, dial=dial, metric=metric)
-            for place, arm in enumerate(arms):
-                own = part(known, arm=arm)
-                axes.plot(own["value"], [place] * len(own), ".", color=look[arm].color, alpha=0.4, markersize=4)
-                for row in seed_summary(own, ["arm"]).itertuples():
-                    ends = [[row.mean - row.low], [row.high - row.mean]]
-                    axes.errorbar(row.mean, place, xerr=ends, color=look[arm].color, marker=look[arm].marker)
-                    beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
-                    axes.annotate(shown(row.mean, metric, signed=zero), (1.02, place), **beside)
-            for name, line in LINES.items():
-                for value in part(known, arm=name).groupby("arm")["value"].mean():
-                    axes.axvline(value, color="0.15", linewidth=1, linestyle=line, label=arm_label(name))
-            for size in [marks[metric]] if marks and metric in marks else []:
-                for value in (-size, size):
-                    axes.axvline(value, color="0.4", linewidth=0.8, linestyle="--", label="effect to be explained")
-            if zero:
-                axes.axvline(0, color="0.15", linewidth=0.8, zorder=1)
-            axes.set_title("\n".join(wrap(metric_label(metric), 0.85 * (page_width() - 1) / across)))
-            axes.set_yticks(range(len(arms)), map(arm_label, arms))
-            axes.set_ylim(len(arms) - 0.5, -0.5)
-            if len(dials) > 1 and metric in metrics[::across]:
-                axes.set_ylabel(arm_label(dial), weight="bold")
-            axes.locator_params(axis="x", nbins=4)
-            axes.grid(visible=False, axis="y")
-            axes.margins(x=0.12)
-        legend_below(figure, f"{xlabel}; {BARS}" if xlabel else BARS)
+    narrowest = 1 if len(metrics) * len(dials) * height < MOST - 0.9 else 2
+    across = min(len(metrics), narrowest if is_narrow() else 4)
+    figure, cells = panel_grid(dials, metrics, across, height, room=1.0, sharey=True)
+    for axes, dial, metric in cells:
+        known = part(frame, dial=dial, metric=metric)
+        for place, arm in enumerate(arms):
+            own, color = part(known, arm=arm), look[arm].color
+            axes.plot(own["value"], [place] * len(own), ".", color=color, alpha=0.4, markersize=4)
+            for row in seed_summary(own, ["arm"]).itertuples():
+                ends = [[row.mean - row.low], [row.high - row.mean]]
+                axes.errorbar(row.mean, place, xerr=ends, color=color, marker=look[arm].marker)
+                beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
+                axes.annotate(shown(row.mean, metric, signed=zero), (1.02, place), **beside)
+        for name, value in known[known["arm"].isin(LINES)].groupby("arm", sort=False)["value"].mean().items():
+            axes.axvline(value, color="0.15", linewidth=1, linestyle=LINES[str(name)], label=arm_label(str(name)))
+        for size in [marks[metric]] if marks and metric in marks else []:
+            for value in (-size, size):
+                axes.axvline(value, color="0.4", linewidth=0.8, linestyle="--", label="effect to be explained")
+        if zero:
+            axes.axvline(0, color="0.15", linewidth=0.8, zorder=1)
+        axes.set_yticks(range(len(arms)), map(arm_label, arms))
+        axes.set_ylim(len(arms) - 0.5, -0.5)
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(visible=False, axis="y")
+        axes.margins(x=0.12)
+    legend_below(figure, f"{xlabel}; {BARS}" if xlabel else BARS)
     return figure
 
 
@@ -88,6 +82,7 @@ def plot_differences(frame: "pd.DataFrame", baseline: str, marks: Mapping[str, f
     return plot_arms(change, xlabel=f"difference to {arm_label(baseline)}", zero=True, marks=marks)
 
 
+@style()
 def plot_curves(
     frame: "pd.DataFrame",
     x: str,
@@ -96,18 +91,13 @@ def plot_curves(
     panel: str = "metric",
     columns: int = 3,
     zero: bool = False,
-    **labels: str,
+    xlabel: str = "",
+    ylabel: str = "",
 ) -> "Figure":
     """Values along ``x``, a line per ``hue``, a panel per ``panel``; rows of panels where the dial varies besides.
 
-    Args:
-        frame: tidy, with the columns named here; numbers in ``x`` stand to scale, words in their order.
-        x: such as dial, strength.
-        hue: a line each.
-        panel: a panel each.
-        columns: panels side by side on a page.
-        zero: draw the line y = 0.
-        labels: ``xlabel`` and ``ylabel``.
+    Numbers in ``x`` stand to scale, words in their order. ``columns`` panels stand side by side on a page; ``zero``
+    draws the line y = 0.
     """
     import pandas as pd
 
@@ -117,34 +107,28 @@ def plot_curves(
     if not scaled:  # a little apart, so that none hides another
         apart = frame[hue].map(names.index) - (len(names) - 1) / 2
         frame = frame.assign(**{x: frame[x].map(places.index) + apart * min(0.08, 0.6 / len(names))})
-    with style():
-        across = min(len(panels), 1 if is_narrow() else columns)
-        figure, cells = panel_grid(dials, panels, across, 1.85)
-        for axes, dial, title in cells:
-            for name in names:
-                own = part(frame, **{"dial": dial, panel: title, hue: name})
-                mean, color = seed_summary(own, [x]).sort_values(x), look[name].color
-                ends = [mean["mean"] - mean["low"], mean["high"] - mean["mean"]]
-                if (mean["seeds"] > 1).any():
-                    axes.plot(own[x], own["value"], ".", color=color, markersize=3, alpha=0.4)
-                shape = {"marker": look[name].marker, "linestyle": look[name].line}
-                axes.errorbar(mean[x], mean["mean"], ends, color=color, elinewidth=0.9, **shape)
-            if zero:
-                axes.axhline(0, color="0.15", linewidth=0.8, zorder=1)
-            if not scaled:
-                axes.set_xticks(range(len(places)), ["\n".join(wrap(arm_label(name), 0.75)) for name in places])
-            head = metric_label(str(title)) + (f", {arm_label(dial)}" if len(dials) > 1 else "")
-            axes.set_title("\n".join(wrap(head, 0.85 * page_width() / across)))
-            axes.set(**labels)
-        legend_below(figure, BARS, {arm_label(name): look[name] for name in names})
+    figure, cells = panel_grid(dials, panels, min(len(panels), 1 if is_narrow() else columns), 1.85)
+    for axes, dial, title in cells:
+        for name, (color, marker, line) in look.items():
+            own = part(frame, **{"dial": dial, panel: title, hue: name})
+            mean = seed_summary(own, [x]).sort_values(x)
+            ends = [mean["mean"] - mean["low"], mean["high"] - mean["mean"]]
+            if (mean["seeds"] > 1).any():
+                axes.plot(own[x], own["value"], ".", color=color, markersize=3, alpha=0.4)
+            axes.errorbar(mean[x], mean["mean"], ends, color=color, elinewidth=0.9, marker=marker, linestyle=line)
+        if zero:
+            axes.axhline(0, color="0.15", linewidth=0.8, zorder=1)
+        if not scaled:
+            axes.set_xticks(range(len(places)), ["\n".join(wrap(arm_label(name), 0.75)) for name in places])
+        axes.set(xlabel=xlabel, ylabel="\n".join(filter(None, (axes.get_ylabel(), ylabel))))
+    legend_below(figure, BARS, {arm_label(name): look[name] for name in names})
     return figure
 
 
 def plot_mix_ratio(frame: "pd.DataFrame") -> "Figure":
     """Captions among the best ten against their share of the corpus (column ``captions``, %), and an ideal ranking.
 
-    Args:
-        frame: of :func:`rvlr_lib.evaluation.curves.mix_ratio_curve`: the metrics ``…/captions_in_top`` and ``…_ideal``.
+    The ``frame`` is that of :func:`rvlr_lib.evaluation.curves.mix_ratio_curve`.
     """
     import pandas as pd
 
@@ -155,24 +139,14 @@ def plot_mix_ratio(frame: "pd.DataFrame") -> "Figure":
     return plot_curves(both, "captions", columns=2, xlabel="captions in the corpus (%)", ylabel=ylabel)
 
 
-def plot_perturbations(frame: "pd.DataFrame", k: int = 10) -> "Figure":
-    """R@k against the strength of a change to the query (columns ``perturbation`` and ``strength``)."""
-    own = frame[frame["metric"].str.endswith(f"R@{k}")]
-    return plot_curves(own, "strength", panel="perturbation", xlabel="strength", ylabel=f"R@{k} (%)")
-
-
-def plot_strength(frame: "pd.DataFrame") -> "Figure":
-    """Every metric against the strength of matching (column ``strength``), a line per dial setting."""
-    return plot_curves(frame, "strength", hue="dial", columns=2, xlabel="strength of matching")
+def plot_perturbations(frame: "pd.DataFrame") -> "Figure":
+    """R@10 against the strength of a change to the query (columns ``perturbation`` and ``strength``)."""
+    own = frame[frame["metric"].str.endswith("R@10")]
+    return plot_curves(own, "strength", panel="perturbation", xlabel="strength", ylabel="R@10 (%)")
 
 
 def plot_structure_stages(frame: "pd.DataFrame", stages: Sequence[str]) -> "Figure":
-    """What each stage leaves of the structure: a panel per metric (``image/overlap_truth``), a line per dial setting.
-
-    Args:
-        frame: tidy; its arms are the stages.
-        stages: from left to right, such as start, matching, matching_longer, rvlr.
-    """
+    """What each of the ``stages`` (arms, left to right) leaves of the structure: a panel a metric, a line a dial."""
     known = frame[frame["arm"].isin(stages)].sort_values("arm", key=lambda c: c.map(stages.index), kind="stable")
     return plot_curves(known, "arm", hue="dial", columns=2)
 
@@ -182,81 +156,64 @@ def log_frame(logs: Mapping[str, Sequence[Mapping[str, Any]]], first: str = "mat
     import pandas as pd
 
     end = max((record["step"] for record in logs.get(first, ())), default=0)
-    rows = []
-    for arm, records in logs.items():
-        for record in records:
-            known = {
-                k: v for k, v in record.items() if k not in ("step", "epoch", "seed") and isinstance(v, int | float)
-            }
-            at = (arm, 1, record["step"]) if arm == first else (arm, 2, record["step"] + end)
-            rows += [(*at, term, float(value)) for term, value in known.items()]
+    rows = [
+        (arm, 1 if arm == first else 2, record["step"] + (0 if arm == first else end), term, float(value))
+        for arm, records in logs.items()
+        for record in records
+        for term, value in record.items()
+        if term not in ("step", "epoch", "seed") and isinstance(value, int | float)
+    ]
     return pd.DataFrame(rows, columns=["arm", "stage", "step", "term", "value"])
 
 
+@style()
 def plot_training(log: "pd.DataFrame", terms: Sequence[str] | None = None) -> "Figure":
-    """Loss terms, then validation scores (or ``terms``) over steps, a panel each; a line where stage 2 begins.
-
-    Args:
-        log: from :func:`log_frame`.
-        terms: those to draw, in their order.
-    """
+    """Losses, then validation scores (or ``terms``) of :func:`log_frame`, a panel each; a line where stage 2 begins."""
     found = levels(log, "term")
     terms = terms or [t for kind in ("loss", "validation") for t in found if t.startswith(kind)] or found
     look, switch = looks(log["arm"]), log[log["stage"] == 1]["step"].max()
-    with style():
-        figure, cells = panel_grid([None], terms, min(len(terms), 2 if is_narrow() else 3), 1.55)
-        for axes, _, term in cells:
-            for arm, line in part(log, term=term).groupby("arm", sort=False):
-                values = line["value"].rolling(max(1, len(line) // 20), center=True, min_periods=1).mean()
-                if len(line) > 60:
-                    axes.plot(line["step"], line["value"], color=look[arm].color, linewidth=0.4, alpha=0.3)
-                shape = {"marker": look[arm].marker, "linestyle": look[arm].line, "markevery": max(1, len(line) // 6)}
-                axes.plot(line["step"], values, color=look[arm].color, markersize=3, **shape)
-            if switch < log["step"].max():
-                axes.axvline(switch, color="0.3", linewidth=0.8, linestyle=":", label="stage 2 begins")
-            axes.set(title=metric_label(term), xlabel="step")
-            axes.locator_params(axis="x", nbins=4)
-        legend_below(figure, "", {arm_label(arm): look[arm] for arm in look})
+    figure, cells = panel_grid([None], terms, min(len(terms), 2 if is_narrow() else 3), 1.55)
+    for axes, _, term in cells:
+        for arm, line in part(log, term=term).groupby("arm", sort=False):
+            (color, marker, dashes), every = look[arm], max(1, len(line) // 6)
+            if len(line) > 60:
+                axes.plot(line["step"], line["value"], color=color, linewidth=0.4, alpha=0.3)
+            smooth = line["value"].rolling(max(1, len(line) // 20), center=True, min_periods=1).mean()
+            axes.plot(line["step"], smooth, dashes, color=color, marker=marker, markersize=3, markevery=every)
+        if switch < log["step"].max():
+            axes.axvline(switch, color="0.3", linewidth=0.8, linestyle=":", label="stage 2 begins")
+        axes.set_xlabel("step")
+        axes.locator_params(axis="x", nbins=4)
+    legend_below(figure, "", {arm_label(arm): look[arm] for arm in look})
     return figure
 
 
+@style()
 def plot_gradient_shares(frame: "pd.DataFrame") -> "Figure":
-    """Share of each loss term in the gradient: a stacked bar per arm.
-
-    Args:
-        frame: columns arm, term, value (norm; seeds are averaged) and perhaps ``moment``, a panel each.
-    """
+    """Share of each loss term in the gradient norms (arm, term, value; perhaps moment, a panel each): stacked bars."""
     moments, arms, terms = levels(frame, "moment"), arm_order(frame["arm"]), levels(frame, "term")
-    look, across = looks(terms), 1 if is_narrow() else len(moments)
+    across = 1 if is_narrow() else len(moments)
     least = 33 * across / (page_width() - 1.4)  # percent: narrower parts have no room for a number
-    with style():
-        figure, cells = panel_grid([None], moments, across, 0.5 + 0.24 * len(arms), sharey=True)
-        for axes, _, moment in cells:
-            table = part(frame, moment=moment).pivot_table(index="arm", columns="term", values="value", fill_value=0.0)
-            shares, left = 100 * table.div(table.sum(axis=1), axis=0).reindex(index=arms, columns=terms), 0.0
-            for number, term in enumerate(terms):
-                fill: dict[str, Any] = {"color": look[term].color, "hatch": ("", "////", "....", "xxxx")[number % 4]}
-                bars = axes.barh(
-                    range(len(arms)), shares[term], left=left, edgecolor="white", label=metric_label(term), **fill
-                )
-                texts = [shown(value) if value > least else "" for value in shares[term]]
-                box = {"facecolor": "white", "linewidth": 0, "pad": 0.6}
-                axes.bar_label(bars, texts, label_type="center", bbox=box)
-                left = left + shares[term]
-            axes.set_yticks(range(len(arms)), map(arm_label, arms))
-            axes.set(
-                xlim=(0, 100), ylim=(len(arms) - 0.5, -0.5), xlabel="share of gradient norms (%)", title=moment or ""
-            )
-        legend_below(figure)
+    colors = [look.color for look in looks(terms).values()]
+    figure, cells = panel_grid([None], moments, across, 0.5 + 0.24 * len(arms), sharey=True)
+    for axes, _, moment in cells:
+        table = part(frame, moment=moment).pivot_table(index="arm", columns="term", values="value", fill_value=0.0)
+        shares = 100 * table.div(table.sum(axis=1), axis=0).reindex(index=arms, columns=terms)
+        shares = shares.rename(index=arm_label, columns=metric_label)
+        shares.plot.barh(ax=axes, stacked=True, color=colors, edgecolor="white", width=0.8, legend=False)
+        containers: Any = axes.containers
+        for number, bars in enumerate(containers):
+            for bar in bars:
+                bar.set_hatch(HATCHES[number % len(HATCHES)])
+            texts = [shown(bar.get_width()) if bar.get_width() > least else "" for bar in bars]
+            axes.bar_label(bars, texts, label_type="center", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.6})
+        axes.set(xlim=(0, 100), ylim=(len(arms) - 0.5, -0.5), xlabel="share of gradient norms (%)", ylabel="")
+    legend_below(figure)
     return figure
 
 
 def levels(frame: "pd.DataFrame", column: str) -> list[Any]:
-    """Values of a column in their order, ``[None]`` where it is missing.
-
-    Raises:
-        ValueError: the frame is empty.
-    """
+    """Values of a column in their order, ``[None]`` where it is missing; ValueError where the frame has no rows."""
     if frame.empty:
         raise ValueError("there is nothing to draw: the table has no rows")
     return list(dict.fromkeys(frame[column])) if column in frame else [None]
@@ -270,21 +227,32 @@ def part(frame: "pd.DataFrame", **values: Any) -> "pd.DataFrame":
 
 
 def panel_grid(
-    rows: Sequence[Any], panels: Sequence[Any], across: int, height: float, **options: Any
+    rows: Sequence[Any],
+    panels: Sequence[Any],
+    across: int,
+    height: float,
+    *,
+    label: Callable[[str], str] = metric_label,
+    room: float = 0.0,
+    **options: Any,
 ) -> tuple["Figure", list[tuple["Axes", Any, Any]]]:
-    """A figure with its panels: for each of ``rows`` all ``panels``, ``across`` side by side; one alone is narrower."""
+    """A figure and its titled panels (axes, row, panel): for each of ``rows`` all ``panels``, ``across`` side by side.
+
+    ``height`` of a panel and ``room`` beside all panels are in inches; ``label`` makes titles.
+    """
     lines = [(row, panels[i : i + across]) for row in rows for i in range(0, len(panels), across)]
     width = page_width() if across > 1 else min(page_width(), 1.35 * COLUMN)
-    figure = new_figure(width, 0.55 + len(lines) * height)
-    grid = figure.subplots(len(lines), across, squeeze=False, **options)
-    for (_, names), line in zip(lines, grid, strict=True):
+    figure, cells = new_figure(width, 0.55 + len(lines) * height), []
+    for (row, names), line in zip(lines, figure.subplots(len(lines), across, squeeze=False, **options), strict=True):
         for axes in line[len(names) :]:
             axes.remove()
-    return figure, [
-        (axes, row, name)
-        for (row, names), line in zip(lines, grid, strict=True)
-        for name, axes in zip(names, line, strict=False)
-    ]
+        if len(rows) > 1:
+            line[0].set_ylabel(arm_label(row), weight="bold")
+        for axes, name in zip(line, names, strict=False):
+            title = "" if name is None else label(str(name))
+            axes.set_title("\n".join(wrap(title, 0.85 * (width - room) / across)))
+            cells.append((axes, row, name))
+    return figure, cells
 
 
 def legend_below(figure: "Figure", note: str = "", series: Mapping[str, Look] | None = None) -> None:
@@ -301,6 +269,5 @@ def legend_below(figure: "Figure", note: str = "", series: Mapping[str, Look] | 
         figure.supxlabel(note, fontsize=FONT_SIZE)
         return
     columns = min(len(handles), max(1, int(width / (0.45 + 0.06 * max(map(len, handles))))))
-    figure.legend(
-        list(handles.values()), list(handles), title=note, loc="outside lower center", ncols=columns, columnspacing=1.2
-    )
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "columnspacing": 1.2}
+    figure.legend(list(handles.values()), list(handles), title=note, **place)

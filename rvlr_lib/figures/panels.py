@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rvlr_lib.figures.style import (
-    BLUE,
-    FONT_SIZE,
-    LINE,
-    MODALITY,
-    MOST,
-    VERMILLION,
-    caption_fonts,
-    is_narrow,
-    new_figure,
-    page_width,
-    style,
-    wrap,
-)
+from rvlr_lib.figures import style as look
+from rvlr_lib.figures.style import FONT_SIZE, LINE, MODALITY, MOST, is_narrow, page_width, wrap
 from rvlr_lib.tables import arm_label, shown
 
 if TYPE_CHECKING:
@@ -29,8 +18,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GAP, PICTURE, LINES, NARROW_ITEMS = 0.06, 0.8, 7, 3  # inches; most lines of a retrieved caption; items in a column
-FRAMES = {True: (BLUE, "-", 2.2), False: (VERMILLION, (0, (3, 2)), 0.9), None: ("0.6", "-", 0.6)}
+GAP, HEADING, NARROW_ITEMS = 0.06, 0.7, 3  # inches, inches, items side by side in a column
+SIZES = (
+    (0.8, 7),
+    (0.65, 6),
+    (0.5, 6),
+    (0.36, 5),
+    (0.36, 3),
+)  # of pictures (inches) and captions (lines), until a page holds
+FRAMES = {True: (look.BLUE, "-", 2.2), False: (look.VERMILLION, (0, (3, 2)), 0.9), None: ("0.6", "-", 0.6)}
 MARKS = {True: "✓", False: "✗", None: ""}
 
 
@@ -68,82 +64,45 @@ class DialColumn:
     neighbours: Mapping[str, Sequence[Hit]]
 
 
+class Cell(NamedTuple):
+    """What stands in a table (see ``_draw``), with a title above, lines below and perhaps a frame."""
+
+    item: Any
+    above: str = ""
+    below: str = ""
+    frame: Any = None
+
+
+Row = tuple[Sequence[str], Sequence[Cell]]  # lines beside it, and its cells
+
+
 def plot_examples(groups: Mapping[str, Sequence[tuple[Any, str]]]) -> Figure:
     """Pictures with their captions below, a row per group: title -> (picture, caption), as many in each row."""
     most = NARROW_ITEMS if is_narrow() else max(map(len, groups.values()))
-    width = page_width()
-    left = LINE + 2 * GAP
-    wide = (width - left) / most
-    size = min(wide - 2 * GAP, 1.1)
-    texts = {title: [wrap(text, wide - 2 * GAP, 9) for _, text in row[:most]] for title, row in groups.items()}
-    heights = {title: size + 3 * GAP + LINE * max(map(len, rows)) for title, rows in texts.items()}
-    figure, page = _page(width, sum(heights.values()) + GAP)
-    top = GAP
-    for title, row in groups.items():
-        _heading(page, GAP + LINE / 2, top + size / 2, title)
-        for i, ((picture, _), text) in enumerate(zip(row, texts[title], strict=False)):
-            middle = left + (i + 0.5) * wide
-            _draw(page, middle - size / 2, top, size, size, picture)
-            _write(page, middle, top + size + GAP, "\n".join(text), ha="center")
-        top += heights[title]
-    return figure
+    rows = [([title], [Cell(item, below=text) for item, text in row[:most]]) for title, row in groups.items()]
+    return _table(rows, [1.0] * most)
 
 
 def plot_retrieval_panel(queries: Sequence[Query]) -> Figure:
-    """Queries with the item that belongs to them, then a row of the best items per method, and the true item's rank.
+    """Queries and what belongs to them, beside a row of the best items per method and the true item's rank there.
 
     Right: thick frame and a tick; wrong: thin dashed frame and a cross; unknown: thin frame; beside the mark the
-    relevance. In a figure as wide as a column the query stands above its lists, which show three items.
+    relevance. A figure as wide as a column shows three items of each list.
     """
-    narrow, width = is_narrow(), page_width()
-    lists = [{name: list(row)[: NARROW_ITEMS if narrow else None] for name, row in q.results.items()} for q in queries]
-    head = 0.0 if narrow else 1.25
-    left = head + 3 * LINE + 3 * GAP
-    wide = (width - left - GAP) / max(len(row) for rows in lists for row in rows.values())
-    for size, most in ((PICTURE, LINES), (0.65, 5), (0.5, 4), (0.36, 3)):  # smaller where the page is too short
-        blocks, top = [], GAP
-        for query, rows in zip(queries, lists, strict=True):
-            own = [item for item in (query.item, query.truth) if item is not None]
-            tall = (
-                max(_height(item, (width / 2 if narrow else head) - GAP, size, most) for item in own) + LINE + 2 * GAP
-            )
-            high = max(_height(hit.item, wide - 2 * GAP, size, most) for row in rows.values() for hit in row)
-            step, title = high + LINE + 2 * GAP, 1.3 * LINE if query.title else 0.0
-            start = top + title + (tall if narrow else 0)
-            blocks.append((query, rows, top, title, tall, high, step, start))
-            top = max(start + step * len(rows), 0 if narrow else top + title + tall * len(own)) + 2 * GAP
-        if top <= MOST:
-            break
-    figure, page = _page(width, top)
-    for query, rows, top, title, tall, high, step, start in blocks:
-        _write(page, GAP, top, query.title, weight="bold")
-        for i, (name, item) in enumerate(((query.kind, query.item), ("belongs to it", query.truth))):
-            if item is not None:
-                x, y = (GAP + i * width / 2, top + title) if narrow else (GAP, top + title + i * tall)
-                _write(page, x, y, name, color="0.4")
-                room = (width / 2 if narrow else head) - GAP
-                _draw(
-                    page,
-                    x,
-                    y + LINE + GAP / 2,
-                    size,
-                    size if not isinstance(item, str) else tall - LINE - 2 * GAP,
-                    item,
-                    text_width=room,
-                )
-        for j, (method, row) in enumerate(rows.items()):
-            y = start + j * step
-            lines = wrap(arm_label(method), step, 2) + (
-                [f"rank {query.ranks[method]}"] if method in query.ranks else []
-            )
-            _heading(page, left - 1.5 * LINE - GAP, y + high / 2, "\n".join(lines))
-            for i, hit in enumerate(row):
-                x = left + i * wide + GAP
-                _draw(page, x, y, wide - 2 * GAP, high, hit.item, FRAMES[hit.hit])
+    most = NARROW_ITEMS if is_narrow() else max(len(row) for query in queries for row in query.results.values())
+    rows: list[Row] = []
+    for query in queries:
+        rows += [([], [Cell("", above=query.title)])] if query.title else []
+        first = [Cell(query.item, query.kind), *([] if query.truth is None else [Cell(query.truth, "belongs to it")])]
+        lists = [*query.results.items(), *[("", ())] * (len(first) - len(query.results))]
+        for number, (method, hits) in enumerate(lists):
+            heading = [arm_label(method), *([f"rank {query.ranks[method]}"] if method in query.ranks else [])]
+            cells = first[number : number + 1] or [Cell(None)]
+            for hit in hits[:most]:
                 value = "" if hit.relevance is None else shown(hit.relevance, "relevance")
-                mark = f"{MARKS[hit.hit]} {value}".strip()
-                _write(page, x + wide / 2 - GAP, y + high + GAP / 2, mark, ha="center")
-    return figure
+                cells.append(Cell(hit.item, below=f"{MARKS[hit.hit]} {value}".strip(), frame=FRAMES[hit.hit]))
+            rows.append((heading, cells))
+    return _table(rows, [1.8, *[1.0] * most])
 
 
 def retrieval_table(queries: Sequence[Query]) -> pd.DataFrame:
@@ -162,80 +121,83 @@ def retrieval_table(queries: Sequence[Query]) -> pd.DataFrame:
 def plot_dial_item(columns: Sequence[DialColumn]) -> Figure:
     """One item along the dial: picture and caption as the dial leaves them, what each side holds, and its neighbours.
 
-    Neighbours by truth come first; under each space those kept are framed and counted.
-
-    Args:
-        columns: from :func:`rvlr_lib.figures.browser.dial_column`, such as poor pictures, balance, poor captions; below
-            each other where the figure is as wide as a column.
+    Neighbours by truth come first; under each space those kept are framed and counted. ``columns`` are those of
+    :func:`rvlr_lib.figures.browser.dial_column`, below each other where the figure is as wide as a column.
     """
-    narrow, width = is_narrow(), page_width()
-    wide = width if narrow else width / len(columns)
-    count = max(len(row) for column in columns for row in column.neighbours.values())
-    rows = len(columns[0].neighbours)
-    side, above = (0.85, 0.0) if narrow else (0.0, 1.1 * LINE)  # names stand beside the rows, or above them
-    head = 1.5 * LINE + PICTURE + 2 * GAP
-    size = (wide - side - GAP) / count - GAP
-    if narrow:
-        size = min(size, ((MOST - GAP) / len(columns) - head - GAP) / rows - GAP)
-    step = size + GAP + above
-    block = head + step * rows + GAP
-    figure, page = _page(width, block * (len(columns) if narrow else 1) + GAP)
-    for number, column in enumerate(columns):
-        x, y = (GAP, number * block + GAP) if narrow else (number * wide + GAP, GAP)
-        _write(page, x, y, column.title, weight="bold")
-        y += 1.3 * LINE
-        _draw(page, x, y, PICTURE, PICTURE, column.picture)
-        left, room = x + PICTURE + GAP, wide - PICTURE - 3 * GAP
-        _write(page, left, y, "\n".join(wrap(column.caption, room, 3)))
-        for place, (name, color) in enumerate(MODALITY.items()):
-            middle, bar = y + PICTURE - (1.65 - place) * 1.1 * LINE, room - 1.0
-            _write(page, left, middle, name, va="center")
-            for share, shade in ((1.0, "0.92"), (column.shares[name], color)):
-                page.barh(middle, share * bar, 0.1, left=left + 0.52, color=shade)
-            _write(page, left + 0.56 + bar, middle, f"{shown(100 * column.shares[name])} %", va="center")
-        y += head - 1.3 * LINE
-        for name, row in column.neighbours.items():
-            known = any(hit.hit is not None for hit in row)
-            kept = f"{sum(bool(hit.hit) for hit in row)} of {len(row)}" if known else ""
-            text = arm_label(name) + (("\n" if narrow else ": ") + kept if kept else "")
-            _write(page, x, y + (size / 2 if narrow else 0), text, va="center" if narrow else "top")
-            for i, hit in enumerate(row):
-                frame = FRAMES[True] if hit.hit else None
-                _draw(page, x + side + i * (size + GAP), y + above, size, size, hit.item, frame)
-            y += step
+    rows: list[Row] = []
+    groups = [[column] for column in columns] if is_narrow() else [columns]
+    for group in groups:
+        rows.append(([], [Cell([Cell(c.picture), Cell(c.shares)], c.title, c.caption) for c in group]))
+        for name in columns[0].neighbours:
+            cells = []
+            for hits in (column.neighbours[name] for column in group):
+                known = [hit.hit for hit in hits if hit.hit is not None]
+                strip = [Cell(hit.item, frame=FRAMES[True] if hit.hit else None) for hit in hits]
+                cells.append(Cell([*strip, Cell(f"{sum(known)}/{len(hits)}" if known else "")]))
+            rows.append(([arm_label(name)], cells))
+    return _table(rows, [1.0] * len(groups[0]))
+
+
+def _table(rows: Sequence[Row], shares: Sequence[float]) -> Figure:
+    """Rows of cells, each as tall as its tallest; pictures and captions shrink until a page holds all."""
+    wide = (page_width() - HEADING) / sum(shares)
+    edges = [HEADING + wide * share for share in accumulate(shares, initial=0)]
+    rooms = [end - start - 2 * GAP for start, end in pairwise(edges)]
+    places = [list(zip(cells, edges, rooms, strict=False)) for _, cells in rows]
+    above = [LINE * any(cell.above for cell in cells) for _, cells in rows]
+    below = [max(LINE * len(wrap(c.below, room)) if c.below else 0 for c, _, room in p) + 2.5 * GAP for p in places]
+    for size, most in SIZES:
+        high = [max(_height(c.item, room, size, 9 if c.above else most) for c, _, room in place) for place in places]
+        steps = [lift + tall + (own if tall else 0) for lift, tall, own in zip(above, high, below, strict=True)]
+        if sum(steps) + GAP <= MOST:
+            break
+    figure, page = _page(page_width(), sum(steps) + GAP)
+    tops = list(accumulate(steps, initial=GAP))[:-1]
+    for (heading, _), place, lift, tall, top in zip(rows, places, above, high, tops, strict=True):
+        lines = "\n".join(line for text in heading for line in wrap(text, 0.8 * HEADING))
+        _write(page, GAP, top + lift + tall / 2, lines, va="center", weight="bold")
+        for cell, x, room in place:
+            _write(page, x, top, cell.above, weight="bold")
+            _draw(page, x, top + lift, room, tall, cell.item, cell.frame)
+            _write(page, x + room / 2, top + lift + tall + GAP / 2, "\n".join(wrap(cell.below, room)), ha="center")
     return figure
 
 
-def _height(item: Any, width: float, picture: float, most: int) -> float:
-    """Inches that an item needs, a caption of at most ``most`` lines."""
-    return max(len(wrap(item, width - GAP, most)) * LINE + GAP, 0.5) if isinstance(item, str) else picture
+def _height(item: Any, room: float, picture: float, most: int) -> float:
+    """Inches that an item needs: a caption of at most ``most`` lines, a row of pictures, a picture."""
+    if isinstance(item, str):
+        return LINE * len(wrap(item, room - GAP, most)) + GAP if item else 0.0
+    return min(picture, room / len(item)) if isinstance(item, list) and len(item) > 2 else picture
 
 
 def _page(width: float, height: float) -> tuple[Figure, Axes]:
     """A new figure, and axes over all of it, measured in inches from the upper left corner."""
-    with style():
-        figure = new_figure(width, height, layout=None)
+    with look.style():
+        figure = look.new_figure(width, height, layout=None)
         axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     axes.axis("off")
     return figure, axes
 
 
-def _draw(
-    page: Axes, x: float, y: float, width: float, height: float, item: Any, frame: Any = None, text_width: float = 0
-) -> None:
-    """A picture or a caption in a box, in a frame of (colour, line style, thickness); a query's text has no box."""
+def _draw(page: Axes, x: float, y: float, width: float, height: float, item: Any, frame: Any = None) -> None:
+    """A picture, a caption, bars of shares, or a list of cells side by side, in the middle of a box, perhaps framed."""
     if isinstance(item, str):
-        lines = "\n".join(wrap(item, (text_width or width) - GAP, int(height / LINE + 0.01)))
-        if text_width:
-            _write(page, x, y, lines)
-        else:
-            _write(page, x + width / 2, y + height / 2, lines, ha="center", va="center")
-    else:
+        lines = wrap(item, width, int(height / LINE + 0.01))
+        _write(page, x + width / 2, y + height / 2, "\n".join(lines), ha="center", va="center")
+    elif isinstance(item, list):
+        for i, cell in enumerate(item):
+            _draw(page, x + i * width / len(item), y, width / len(item) - GAP, height, cell.item, cell.frame)
+    elif isinstance(item, Mapping):
+        for place, (name, share) in enumerate(item.items()):
+            middle = y + height / 2 + (place - 0.5) * 1.2 * LINE
+            page.barh(middle, share * width, LINE, left=x, color=MODALITY[name], alpha=0.5)
+            _write(page, x + GAP / 2, middle, f"{name} {shown(100 * share)} %", va="center")
+    elif item is not None:
         array = np.asarray(item)
         scale = min(width / array.shape[1], height / array.shape[0])
-        x, width = (x if text_width else x + (width - scale * array.shape[1]) / 2), scale * array.shape[1]
-        y, height = y + (height - scale * array.shape[0]) / 2, scale * array.shape[0]
+        wide, tall = scale * array.shape[1], scale * array.shape[0]
+        x, y, width, height = x + (width - wide) / 2, y + (height - tall) / 2, wide, tall
         page.imshow(array, extent=(x, x + width, y + height, y), aspect="auto")
     if frame is not None:
         from matplotlib.patches import Rectangle
@@ -244,11 +206,6 @@ def _draw(
         page.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=color, linestyle=line, linewidth=thick))
 
 
-def _heading(page: Axes, x: float, y: float, text: str) -> None:
-    """Bold text that runs upwards beside a row."""
-    _write(page, x, y, text, rotation=90, ha="center", va="center", weight="bold")
-
-
 def _write(page: Axes, x: float, y: float, text: str, **how: Any) -> None:
-    how = how if "weight" in how else {"family": caption_fonts(), **how}  # few of those fonts come in bold
+    how = how if "weight" in how else {"family": look.caption_fonts(), **how}  # few of those fonts come in bold
     page.text(x, y, text, **{"va": "top", "fontsize": FONT_SIZE, "linespacing": 1.15, **how})

@@ -1,6 +1,6 @@
 """The style of every figure: widths, colours and markers, text wrapped by its font, and how a figure is saved."""
 
-import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,9 +20,9 @@ STYLE_FILE = Path(__file__).with_name("rvlr.mplstyle")
 BLUE, SKY, TEAL, VERMILLION, ORANGE, PINK = "#0072B2", "#56B4E9", "#00574B", "#D55E00", "#E69F00", "#CC79A7"
 MODALITY = {"picture": "#6A3D9A", "caption": "#C9A227"}  # a palette of its own: no arm is purple or ochre
 SCRIPTS = (
-    "Noto Sans CJK JP,Noto Sans CJK SC,WenQuanYi Micro Hei,Hiragino Sans,PingFang SC,Microsoft YaHei,Malgun Gothic"
+    "Noto Sans CJK JP,Noto Sans CJK SC,WenQuanYi Micro Hei,Hiragino Sans,PingFang SC,Microsoft YaHei,Malgun Gothic,"
 )
-SCRIPTS += ",Nirmala UI,Noto Sans Devanagari,Noto Sans Thai,Arial Unicode MS,Droid Sans Fallback"
+SCRIPTS += "Nirmala UI,Noto Sans Devanagari,Noto Sans Thai,Arial Unicode MS,Droid Sans Fallback"
 WIDTH: ContextVar[float] = ContextVar("inches of a figure", default=PAGE)
 
 
@@ -66,7 +66,7 @@ def looks(names: Iterable[Any]) -> dict[Any, Look]:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style file within a block; ``matplotlib.style.use(STYLE_FILE)`` gives it to a whole script."""
+    """The style file within a block or a decorated function."""
     from matplotlib.style import context
 
     with context(STYLE_FILE):
@@ -108,28 +108,21 @@ def new_figure(width: float, height: float, *, layout: str | None = "constrained
     return figure
 
 
+@style()
 def save_figure(
     figure: "Figure", folder: Path | str, name: str, data: "pd.DataFrame", info: Mapping[str, str] | None = None
 ) -> dict[str, Path]:
-    """Write a figure as PNG and PDF and its data as CSV, each whole or not at all; the same figure, the same bytes.
+    """Write a figure as PNG (200 dpi) and PDF and its data as CSV, each whole or not at all; paths by suffix.
 
-    Args:
-        figure: 200 dots an inch as PNG; pictures and points inside the PDF 300.
-        folder: made where missing.
-        name: of the files, without suffix.
-        data: what was drawn, at full precision; its index only where it has a name.
-        info: ``Title``, ``Author`` and the like, kept inside PNG and PDF.
-
-    Returns:
-        Paths by ``png``, ``pdf`` and ``csv``.
+    The same figure gives the same bytes. ``info`` (``Title``, ``Author`` and the like) is kept inside PNG and PDF;
+    the index of ``data`` is written only where it has a name.
     """
     paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")}
-    with style():
-        with whole_file(paths["png"]) as temporary:
-            figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None, **(info or {})})
-        figure.set_layout_engine("none")  # both files have one layout, computed once
-        with whole_file(paths["pdf"]) as temporary:
-            figure.savefig(temporary, format="pdf", dpi=300, metadata={"CreationDate": None, **(info or {})})
+    with whole_file(paths["png"]) as temporary:
+        figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None, **(info or {})})
+    figure.set_layout_engine("none")  # both files have one layout, computed once
+    with whole_file(paths["pdf"]) as temporary:
+        figure.savefig(temporary, format="pdf", dpi=300, metadata={"CreationDate": None, **(info or {})})
     with whole_file(paths["csv"]) as temporary:
         data.to_csv(temporary, index=any(level is not None for level in data.index.names), lineterminator="\n")
     return paths
@@ -148,25 +141,10 @@ def wrap(text: str, width: float, most: int = 99) -> list[str]:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(family="DejaVu Sans", size=FONT_SIZE)
-
-    def fits(line: str) -> bool:
-        return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] <= 0.97 * width * 72
-
-    lines = [""]
-    for word in re.split(r"[ \n\t]+", text.strip()):  # a no-break space does not break
-        if fits(f"{lines[-1]} {word}".strip()):
-            lines[-1] = f"{lines[-1]} {word}".strip()
-            continue
-        lines = lines if lines[-1] else lines[:-1]
-        while not fits(word) and len(word) > 1:  # a word longer than a line is cut
-            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or fits(word[:n]))
-            lines.append(word[:cut])
-            word = word[cut:]
-        lines.append(word)
-    if len(lines) > most:
-        last = lines[most - 1]
-        while last and not fits(f"{last} …"):
-            last = last[:-1].rstrip()
-        lines = [*lines[: most - 1], f"{last} …"]
+    font, lines = FontProperties(family="DejaVu Sans", size=FONT_SIZE), [""]
+    for count in range(max(6, int(width / 0.055)), 0, -1):  # letters in a line, from the most that may fit
+        lines = textwrap.wrap(text, count, max_lines=most, placeholder=" …") or [""]
+        sizes = (text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines)
+        if max(sizes) <= 0.97 * width * 72:
+            break
     return lines

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from rvlr_lib.figures import charts, verdicts
+from rvlr_lib.metrics.statistics import paired_effect
 from rvlr_lib.tables import shown, to_markdown
 
 
@@ -10,27 +11,32 @@ def numbers(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
+def labels(ticks):
+    return [tick.get_text() for tick in ticks]
+
+
+def test_intervals_only_from_five_seeds():
+    frame = pd.DataFrame({"arm": ["a"] * 4 + ["b"] * 5, "value": [1.0, 2, 3, 4, 1, 2, 3, 4, 7]})
+    rows, known = charts.seed_summary(frame).set_index("arm"), paired_effect([1.0, 2, 3, 4, 7])
+    assert rows.loc["a"].tolist() == pytest.approx([2.5, np.nan, np.nan, 4], nan_ok=True)
+    assert rows.loc["b"].tolist() == pytest.approx([3.4, known.low, known.high, 5])
+
+
 def test_arms_show_every_seed_the_mean_and_the_number_of_the_table(tidy, width, figure_faults):
-    frame = tidy(seeds=5)
-    figure = charts.plot_arms(frame)
+    figure = charts.plot_arms(tidy(seeds=5))
     assert figure_faults(figure) == []
     axes = figure.axes[0]
     dots = [line for line in axes.lines if line.get_marker() == "."]
     assert [line.get_xdata().tolist() for line in dots][:2] == [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]]
-    assert [t.get_text() for t in axes.texts] == ["2.0", "12.0", "22.0", "32.0"]
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["matching", "matching longer", "RVLR", "shuffled"]
+    assert labels(axes.texts) == ["2.0", "12.0", "22.0", "32.0"]
+    assert labels(axes.get_yticklabels()) == ["matching", "matching longer", "RVLR", "shuffled"]
     assert len(axes.collections) == 4  # an interval each
-    assert (
-        not charts.plot_arms(tidy(seeds=4)).axes[0].collections[0].get_segments()[0].any()
-        or np.isnan(charts.plot_arms(tidy(seeds=4)).axes[0].collections[0].get_segments()[0]).any()
-    )
 
 
-def test_references_are_lines(tidy, texts):
-    frame = tidy(arms=("rvlr", "floor", "teachers", "ceiling"), dials=("image",))
-    figure = charts.plot_arms(frame)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["RVLR"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["floor", "teachers", "Bayes ceiling"]
+def test_references_are_lines(tidy):
+    figure = charts.plot_arms(tidy(arms=("rvlr", "floor", "teachers", "ceiling"), dials=("image",)))
+    assert labels(figure.axes[0].get_yticklabels()) == ["RVLR"]
+    assert labels(figure.legends[0].get_texts()) == ["floor", "teachers", "Bayes ceiling"]
 
 
 def test_differences_are_paired_and_name_their_baseline(tidy, width, texts):
@@ -44,17 +50,15 @@ def test_differences_are_paired_and_name_their_baseline(tidy, width, texts):
         charts.plot_differences(frame, "nobody")
 
 
-def test_labels_tables_and_sentences_round_alike(tidy):
+def test_labels_tables_and_sentences_round_alike():
     values = [94.14999999999999, 94.15, 94.25, 0.05, -0.05, 43.45]
-    for value in values:
-        frame = pd.DataFrame({"arm": ["rvlr"], "metric": ["r_mean"], "value": [value]})
-        table = to_markdown(pd.DataFrame({"r_mean": [value]}, index=pd.Index(["rvlr"], name="arm")))
-        assert numbers(charts.plot_arms(frame)) == [shown(value)]
-        assert f"| {shown(value)} |" in table
-        claims = pd.DataFrame(
-            {"claim": ["c"], "mean": [value], "low": [0.0], "high": [1.0], "delta": [1.0], "verdict": ["better"]}
-        )
-        assert numbers(verdicts.plot_claims(claims)) == [f"{shown(value, signed=True)} better"]
+    frame = pd.DataFrame({"arm": [f"arm {i}" for i in range(6)], "metric": "r_mean", "value": values})
+    assert numbers(charts.plot_arms(frame)) == [shown(value) for value in values]
+    table = to_markdown(frame.set_index("arm")[["value"]])
+    assert [line.split("|")[2].strip() for line in table.splitlines()[2:]] == [shown(value) for value in values]
+    claims = pd.DataFrame({"claim": frame["arm"], "mean": values, "low": -9.0, "high": 99.0, "delta": 1.0})
+    figure = verdicts.plot_claims(claims.assign(verdict="better"))
+    assert numbers(figure) == [f"{shown(value, signed=True)} better" for value in values]
 
 
 def test_curves_stand_at_their_places(tidy, width, figure_faults):
@@ -62,36 +66,27 @@ def test_curves_stand_at_their_places(tidy, width, figure_faults):
     assert figure_faults(figure) == []
     means = [list(line.get_ydata()) for line in figure.axes[0].lines if line.get_linestyle() not in ("None", ":")]
     assert means[0] == [2, 102]
-    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["poor\npictures", "poor\ncaptions"]
-    strength = tidy(arms=("matching",)).assign(strength=2.0)
-    figure = charts.plot_strength(pd.concat([strength, strength.assign(strength=0.5)]))
-    assert 2.0 in figure.axes[0].lines[-1].get_xdata()
+    assert labels(figure.axes[0].get_xticklabels()) == ["poor\npictures", "poor\ncaptions"]
     with pytest.raises(ValueError, match="nothing to draw"):
         charts.plot_curves(tidy().iloc[:0], "dial")
 
 
-def test_mix_ratio_draws_the_ideal_ranking_once(tidy, width, figure_faults, texts):
+def test_mix_ratio_draws_the_ideal_ranking_once(tidy, width, figure_faults):
     base = tidy(dials=("text",), metrics=("image_query/captions_in_top", "image_query/captions_in_top_ideal"))
-    frame = pd.concat([base.assign(captions=share) for share in (0.0, 50.0, 100.0)])
-    figure = charts.plot_mix_ratio(frame)
+    figure = charts.plot_mix_ratio(pd.concat([base.assign(captions=share) for share in (0.0, 50.0, 100.0)]))
     assert figure_faults(figure) == []
-    assert [t.get_text() for t in figure.legends[0].get_texts()].count("ideal") == 1
-    assert len(figure.axes) == 1
-    assert figure.axes[0].get_title() == "picture queries: captions in top"
+    assert labels(figure.legends[0].get_texts()).count("ideal") == 1
+    assert [axes.get_title() for axes in figure.axes] == ["picture queries: captions in top"]
 
 
-def test_perturbations_take_one_recall(tidy):
+def test_perturbations_take_one_recall_and_stages_keep_their_order(tidy):
     frame = tidy(metrics=("t2i/R@1", "t2i/R@10"), dials=("text",))
     frame = pd.concat([frame.assign(perturbation="words_dropped", strength=s) for s in (0.0, 1.0)])
     figure = charts.plot_perturbations(frame)
-    assert [axes.get_title() for axes in figure.axes] == ["words dropped"]
-    assert figure.axes[0].get_ylabel() == "R@10 (%)"
-
-
-def test_stages_keep_their_order(tidy, width):
+    assert [(axes.get_title(), axes.get_ylabel()) for axes in figure.axes] == [("words dropped", "R@10 (%)")]
     stages = ["start", "matching", "rvlr"]
     figure = charts.plot_structure_stages(tidy(arms=("rvlr", "matching", "start", "intra")), stages)
-    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["start", "matching", "RVLR"]
+    assert labels(figure.axes[0].get_xticklabels()) == ["start", "matching", "RVLR"]
 
 
 def test_stage_two_begins_where_stage_one_ends(width, figure_faults, texts):
@@ -104,39 +99,28 @@ def test_stage_two_begins_where_stage_one_ends(width, figure_faults, texts):
     assert figure_faults(figure) == []
     assert [axes.get_title() for axes in figure.axes] == ["contrastive", "validation score"]
     assert 80 in [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]
-    alone = charts.plot_training(log[log.arm == "matching"])
-    assert "stage 2" not in texts(alone)
+    assert "stage 2" not in texts(charts.plot_training(log[log.arm == "matching"]))
 
 
 def test_gradient_shares_add_up_to_a_hundred(width, figure_faults):
-    rows = [
-        (arm, term, 3.0 if term == "loss/contrastive" else 1.0)
-        for arm in ("matching", "rvlr")
-        for term in ("loss/contrastive", "loss/structure")
-    ]
-    figure = charts.plot_gradient_shares(pd.DataFrame(rows, columns=["arm", "term", "value"]))
+    frame = pd.DataFrame({"arm": ["matching", "matching", "rvlr", "rvlr"], "value": [3.0, 1.0, 3.0, 1.0]})
+    figure = charts.plot_gradient_shares(frame.assign(term=["loss/contrastive", "loss/structure"] * 2))
     assert figure_faults(figure) == []
     assert [round(bar.get_width()) for bar in figure.axes[0].patches] == [75, 75, 25, 25]
     assert numbers(figure) == ["75.0", "75.0", "25.0", "25.0"]
 
 
-CLAIMS = pd.DataFrame(
-    [
+def test_claims_are_sentences_with_verdicts_and_hollow_parts(width, figure_faults, texts):
+    claims = [
         ("Tuned RVLR recalls more than tuned matching longer on scenes", None, -0.4, -1.1, 0.3, 1.0, "inconclusive"),
         ("It keeps more structure than its controls", None, 1.2, 0.4, 2.0, 0.5, "better"),
-        ("It keeps more structure than its controls", "minus intra", 1.4, 0.4, 2.2, 0.5, "better"),
-    ],
-    columns=["claim", "part", "mean", "low", "high", "delta", "verdict"],
-)
-
-
-def test_claims_are_sentences_with_verdicts_and_hollow_parts(width, figure_faults, texts):
-    figure = verdicts.plot_claims(CLAIMS, level="90\u00a0%")
+        ("It keeps more structure than its controls", "minus intra", 1.4, 0.4, 2.2, 0.5, None),
+    ]
+    columns = ["claim", "part", "mean", "low", "high", "delta", "verdict"]
+    figure = verdicts.plot_claims(pd.DataFrame(claims, columns=columns), level="90\u00a0%")
     assert figure_faults(figure) == []
     words = texts(figure).replace("\n", " ")
-    assert "matching longer on scenes" in words
-    assert "+1.2 better" in words
-    assert "intervals: 90\u00a0%" in words.replace("\u200b", "")
+    assert all(text in words for text in ("matching longer on scenes", "+1.2 better", "intervals: 90\u00a0%"))
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() == "white" for dot in dots] == [False, False, True]
     assert dots[0].get_color() != dots[1].get_color()
@@ -152,8 +136,7 @@ def test_regime_map_hatches_what_holds_zero_or_has_too_few_seeds(width, figure_f
     frame = pd.DataFrame(rows, columns=["teacher", "ratio", "seed", "value"])
     figure = verdicts.plot_regime_map(frame)
     assert figure_faults(figure) == []
-    hatched = [patch.get_xy() for patch in figure.axes[0].patches if patch.get_hatch()]
-    assert hatched == [(0, 0), (1, 0)]
+    assert [patch.get_xy() for patch in figure.axes[0].patches if patch.get_hatch()] == [(0, 0), (1, 0)]
     few = verdicts.plot_regime_map(frame[frame.seed < 4])
     assert len([patch for patch in few.axes[0].patches if patch.get_hatch()]) == 6
 
@@ -161,14 +144,8 @@ def test_regime_map_hatches_what_holds_zero_or_has_too_few_seeds(width, figure_f
 def test_trade_off_shades_what_lies_below_the_front(tidy, width, figure_faults, texts):
     frame = tidy(metrics=("r_mean", "single"), seeds=3)
     frame.loc[frame.metric == "single", "value"] = 50 - frame[frame.metric == "single"]["value"] / 2
-    path = pd.DataFrame(
-        [
-            ("image", "matching → rvlr", alpha, metric, 20 * alpha)
-            for alpha in (0, 1)
-            for metric in ("r_mean", "single")
-        ],
-        columns=["dial", "path", "alpha", "metric", "value"],
-    )
+    path = pd.DataFrame({"metric": ["r_mean", "single"] * 2, "alpha": [0, 0, 1, 1], "value": [0, 0, 20, 20]})
+    path = path.assign(dial="image", path="matching → rvlr")
     figure = verdicts.plot_trade_off(frame, "r_mean", "single", paths=path)
     assert figure_faults(figure) == []
     axes = figure.axes[0]
@@ -181,6 +158,7 @@ def test_trade_off_shades_what_lies_below_the_front(tidy, width, figure_faults, 
 
 
 def test_pareto_front_is_what_nothing_beats():
-    points = np.random.default_rng(0).random((60, 2)).tolist()
-    slow = sorted(tuple(p) for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points))
-    assert verdicts.pareto_front(points) == slow
+    points = pd.DataFrame(np.random.default_rng(0).random((60, 2)).round(1), columns=["x", "y"])
+    beaten = [((points >= p).all(axis=1) & (points > p).any(axis=1)).any() for p in points.to_numpy()]
+    slow = points[~np.array(beaten)].drop_duplicates().sort_values("x")
+    assert verdicts.pareto_front(points).to_numpy().tolist() == slow.to_numpy().tolist()

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from rvlr_lib.figures import style
-from rvlr_lib.metrics.statistics import paired_effect
 
 
 def drawn():
@@ -26,18 +25,12 @@ def test_a_saved_figure_has_its_width_its_data_and_the_same_bytes(tmp_path):
     assert Image.open(first["png"]).text == {"Title": "lines"}
     assert first["csv"].read_text() == "arm,value\nrvlr,0.3333333333333333\n"
     assert b"Type3" not in first["pdf"].read_bytes().replace(b" ", b"")
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"x.png", "x.pdf", "x.csv"}
-
-
-def test_a_figure_that_cannot_be_saved_leaves_what_was_there(tmp_path):
-    data = pd.DataFrame({"value": [1]})
-    kept = style.save_figure(drawn(), tmp_path, "x", data)["png"].read_bytes()
-    broken = drawn()
+    broken, kept = drawn(), first["png"].read_bytes()
     broken.axes[0].set_title("$\\nothing$", parse_math=True)
     with pytest.raises(ValueError, match="nothing"):
-        style.save_figure(broken, tmp_path, "x", data)
-    assert (tmp_path / "x.png").read_bytes() == kept
-    assert len(list(tmp_path.iterdir())) == 3
+        style.save_figure(broken, tmp_path / "a", "x", data)
+    assert first["png"].read_bytes() == kept
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"x.png", "x.pdf", "x.csv"}
 
 
 def test_widths_heights_and_the_style_are_left_behind():
@@ -47,11 +40,8 @@ def test_widths_heights_and_the_style_are_left_behind():
         assert (style.page_width(), style.is_narrow()) == (3.5, True)
     assert (style.page_width(), style.is_narrow()) == (7.16, False)
     assert style.new_figure(7.16, 20).get_figheight() == 9.25
-    with pytest.raises(ValueError, match="1440 pt tall"):
-        style.new_figure(7.16, 20, layout=None)
     drawn()
-    assert plt.get_fignums() == []
-    assert not plt.rcParams["axes.grid"]
+    assert (plt.get_fignums(), plt.rcParams["axes.grid"]) == ([], False)
 
 
 def machado(colors):
@@ -85,12 +75,8 @@ def test_palettes_are_told_apart_by_deuteranopes_and_arms_of_one_colour_by_their
     for color in families:
         markers = [look.marker for look in style.ARMS.values() if look.color == color and look.marker]
         assert len(markers) == len(set(markers))
-
-
-def test_looks_are_those_of_the_arms_in_every_figure():
-    assert style.looks(["x", "rvlr", "y"])["rvlr"] == style.looks(["rvlr"])["rvlr"] == style.ARMS["rvlr"]
     found = style.looks(["x", "rvlr", "y", "x"])
-    assert len(set(found.values())) == len(found) == 3
+    assert (found["rvlr"], len(set(found.values())), len(found)) == (style.ARMS["rvlr"], 3, 3)
 
 
 def test_wrapping():
@@ -98,17 +84,6 @@ def test_wrapping():
     assert style.wrap("a long caption of a picture", 0.8, 2)[-1].endswith(" …")
     assert "".join(style.wrap("x" * 40, 0.8)) == "x" * 40
     assert style.wrap("95\u00a0% intervals", 0.5) == ["95\u00a0%", "intervals"]
-
-
-def test_intervals_only_from_five_seeds():
-    from rvlr_lib.figures.charts import seed_summary
-
-    frame = pd.DataFrame({"arm": ["a"] * 4 + ["b"] * 5, "value": [1.0, 2, 3, 4, 1, 2, 3, 4, 7]})
-    rows = seed_summary(frame).set_index("arm")
-    known = paired_effect([1.0, 2, 3, 4, 7])
-    assert rows.loc["a", "mean"] == 2.5
-    assert rows.loc["a", ["low", "high"]].isna().all()
-    assert rows.loc["b"].tolist() == pytest.approx([3.4, known.low, known.high, 5])
 
 
 def test_importing_the_room_stays_light():
