@@ -1,6 +1,5 @@
 """Checkpoints: resumed trainings are the uninterrupted ones, and whatever breaks is loud and leaves the older whole."""
 
-import ctypes
 import os
 import resource
 import shutil
@@ -36,16 +35,11 @@ def run(build, train):
                 change(self)
             return step(self, inputs)
 
+        options |= {"epochs": 5, "execution": Execution(checkpoints=folder, save_every=5)}
+        options["validate"] = lambda: {"score": float(objective.student.log_temperature.detach())}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop.Training, "train_step", train_step)
-            return train(
-                objective,
-                weights,
-                epochs=5,
-                execution=Execution(checkpoints=folder, save_every=5),
-                validate=lambda: {"score": float(objective.student.log_temperature.detach())},
-                **options,
-            )
+            return train(objective, weights, **options)
 
     return go
 
@@ -122,14 +116,9 @@ class Drift(torch.nn.Module):
 
 def test_the_best_weights_from_before_an_interruption_are_kept(train, tmp_path):
     def go(folder, scores):
-        scores = iter(scores)
-        return train(
-            Drift(),
-            LossWeights(),
-            epochs=5,
-            validate=lambda: {"score": next(scores)},
-            execution=Execution(checkpoints=folder, save_every=3),
-        )
+        scores, execution = iter(scores), Execution(checkpoints=folder, save_every=3)
+        validate = lambda: {"score": next(scores)}  # noqa: E731
+        return train(Drift(), LossWeights(), epochs=5, validate=validate, execution=execution)
 
     whole = go(None, [1.0, 3.0, 2.0, 0.0, 2.5])
     with pytest.raises(StopIteration):
@@ -208,7 +197,7 @@ def test_the_newest_two_stay_and_another_future_replaces_what_it_left(two):
 def test_numbers_that_are_not_finite_are_not_written(two, number):
     bad = tensors()
     bad["weights"]["a"][7] = number
-    with pytest.raises(FloatingPointError, match="weights/a is not finite"):
+    with pytest.raises(FloatingPointError, match=r"shape \[500\] is not finite"):
         write_checkpoint(two, 140, bad)
     assert last_checkpoint(two)[1]["step"] == 120
 
@@ -239,29 +228,7 @@ def read_only(folder):
         folder.chmod(0o755)
 
 
-@contextmanager
-def full_disk(folder):
-    """A file system of 120 kB with the folder on it, where this process may mount one."""
-    moved = folder.with_name("moved")
-    folder.rename(moved)
-    folder.mkdir()
-    mount = ctypes.CDLL(None, use_errno=True)
-    if mount.mount(b"none", str(folder).encode(), b"tmpfs", 0, b"size=120k"):
-        folder.rmdir()
-        moved.rename(folder)
-        pytest.skip("no file system can be mounted here")
-    try:
-        shutil.copytree(moved, folder, dirs_exist_ok=True)
-        yield
-    finally:
-        kept = folder.with_name("kept")
-        shutil.copytree(folder, kept)
-        mount.umount(str(folder).encode())
-        folder.rmdir()
-        kept.rename(folder)
-
-
-@pytest.mark.parametrize("trouble", [small_files, read_only, full_disk])
+@pytest.mark.parametrize("trouble", [small_files, read_only])
 def test_a_checkpoint_that_cannot_be_written_is_loud_and_the_older_ones_stay(two, trouble):
     with trouble(two), pytest.raises(OSError, match=r"space|large|denied|Permission"):
         write_checkpoint(two, 140, {"a": torch.ones(40_000)})
@@ -269,28 +236,22 @@ def test_a_checkpoint_that_cannot_be_written_is_loud_and_the_older_ones_stay(two
     assert last_checkpoint(two)[1]["step"] == 120
 
 
-def test_what_is_not_finite_reaches_no_checkpoint(run, tmp_path):
+@pytest.mark.parametrize("name", ["student.log_temperature", "other"])
+def test_what_is_not_finite_reaches_no_checkpoint_even_if_no_loss_shows_it(run, tmp_path, name):
     def poison(training):
-        if training.step == 12:
+        if training.step == 12 and name == "other":
+            training.objective.register_parameter("other", torch.nn.Parameter(torch.tensor(float("nan"))))
+        elif training.step == 12:
             training.objective.student.log_temperature.data.fill_(float("nan"))
 
-    with pytest.raises(FloatingPointError, match="toy, step 12: .*student.log_temperature = nan"):
+    with pytest.raises(FloatingPointError, match=f"toy, step 12: not finite: .*{name} = nan"):
         run(tmp_path / "c", change=poison, log_every=100)
     assert last_checkpoint(tmp_path / "c")[1]["step"] == 10
 
 
-def test_a_temperature_that_no_loss_shows_stops_training_too(run, tmp_path):
-    def change(training):
-        if training.step == 12:
-            training.objective.register_parameter("other", torch.nn.Parameter(torch.tensor(float("inf"))))
-
-    with pytest.raises(FloatingPointError, match="step 12: not finite: other = inf"):
-        run(tmp_path / "c", change=change)
-
-
 def test_a_checkpoint_of_another_training_is_refused(run, interrupted):
     state = read_checkpoint(interrupted / "step-000010")
-    write_checkpoint(interrupted, 10, state | {"steps": 40})
+    write_checkpoint(interrupted, 10, state | {"fitted": state["fitted"] | {"steps": 40}})
     with pytest.raises(ValueError, match="of a training of 40 steps, this one has 20: --resume no"):
         run(interrupted)
     state["weights"].pop("student.log_temperature")
