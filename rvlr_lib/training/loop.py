@@ -27,15 +27,7 @@ from rvlr_lib.losses import LossWeights
 from rvlr_lib.metrics import recall_at_k
 from rvlr_lib.training.batches import Batches, Inputs
 from rvlr_lib.training.checkpoint import last_checkpoint, write_checkpoint
-from rvlr_lib.training.processes import (
-    add_up,
-    is_main,
-    processes,
-    random_states,
-    same_everywhere,
-    set_random_states,
-    spread,
-)
+from rvlr_lib.training.processes import add_up, is_main, processes, put_back, random_states, same_everywhere, spread
 
 SCALARS = ("fusion_weight", "relation_temperature")  # parameters with their own learning-rate multiplier
 PROJECTIONS = ("proj", "text_projection", "head")  # of a tower, into the common space
@@ -133,7 +125,7 @@ def fit(
             objective.train()
             note(training.close_epoch(scores))
             training.save_if_due()
-    training.fitted.seconds = training.seconds()
+    training.fitted.seconds = time.monotonic() - training.started
     training.fitted.state = {name: value.cpu() for name, value in training.fitted.state.items()}
     return training.fitted
 
@@ -162,11 +154,7 @@ class Training:
         self.precision: Any = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
         self.fitted, self.step, self.epoch, self.log = Fitted(self.steps), 0, 0, ""
         self.watched: list[tuple[int, list[str], Tensor]] = []  # step, names and values, on the device
-        self.started = time.monotonic()
-
-    def seconds(self) -> float:
-        """Time spent training, before an interruption included."""
-        return self.fitted.seconds + time.monotonic() - self.started
+        self.started = time.monotonic()  # less what passed before an interruption
 
     def train_step(self, inputs: Inputs) -> dict[str, float]:
         """One step of the optimiser; what to log of it, empty where it is not a step to log."""
@@ -179,10 +167,9 @@ class Training:
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
         except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"{self.label}, step {self.step}: {self.device} does not hold a batch of {self.optim.batch_size}: "
-                f"set a smaller batch_size or gradient_checkpointing ({str(error).splitlines()[0]})"
-            ) from None
+            told = f"{self.device} has no memory for a batch of {self.optim.batch_size}: set a smaller batch_size or"
+            told = f"{self.label}, step {self.step}: {told} gradient_checkpointing ({str(error).splitlines()[0]})"
+            raise ValueError(told) from None
         except ValueError:  # a loss may refuse what is not finite in words of its own
             self._watch(scalars)
             self.check_finite()
@@ -205,14 +192,13 @@ class Training:
     def close_epoch(self, scores: dict[str, float]) -> dict[str, float]:
         """Keep the weights if the scores are the best so far; what to log."""
         self.check_finite()
-        fitted = self.fitted
-        fitted.history.append({"epoch": self.epoch, "step": self.step, **scores})
-        record = {"step": self.step, "epoch": self.epoch, **{f"validation/{key}": v for key, v in scores.items()}}
+        fitted, place = self.fitted, {"step": self.step, "epoch": self.epoch}
+        fitted.history.append({**place, **scores})
         if scores["score"] > fitted.best_score:
             fitted.best_epoch, fitted.best_score = self.epoch, scores["score"]
             fitted.state = {name: tensor.detach().clone() for name, tensor in self.objective.state_dict().items()}
         self.epoch += 1
-        return record
+        return {**place, **{f"validation/{key}": value for key, value in scores.items()}}
 
     def check_finite(self) -> None:
         """Wait for the device and look at what was watched; FloatingPointError names what was not finite, and when."""
@@ -242,7 +228,7 @@ class Training:
             torch._dynamo.reset()
             told = f"cannot be compiled ({type(error).__name__}: {str(error).splitlines()[0]}): trains uncompiled"
         self.optimizer.zero_grad(set_to_none=True)
-        set_random_states(states, self.device, generators)
+        put_back(states, self.device, generators)
         if is_main():
             print(f"{self.label}: {told}")
 
@@ -272,7 +258,7 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a training needs to go on as if it had never stopped."""
-        fitted = vars(self.fitted) | {"seconds": self.seconds()}
+        fitted = vars(self.fitted) | {"seconds": time.monotonic() - self.started}
         state = {"step": self.step, "epoch": self.epoch, "log": self.log, "fitted": fitted}
         state["random"] = random_states(self.device, self.objective.generators(self.device))
         return state | {name: part.state_dict() for name, part in self._parts().items()}
@@ -288,8 +274,9 @@ class Training:
                 part.load_state_dict(state[name])
         except RuntimeError as error:
             raise ValueError(f"{where} holds weights of another architecture: {error}") from error
-        set_random_states(state["random"], self.device, self.objective.generators(self.device))
+        put_back(state["random"], self.device, self.objective.generators(self.device))
         self.step, self.epoch, self.log = state["step"], state["epoch"], state["log"]
+        self.started -= self.fitted.seconds
         self.fitted.state = {name: value.to(self.device) for name, value in self.fitted.state.items()}
 
     def _parts(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What is trained: one module that turns a batch into named loss terms.
 
-Of several processes each encodes its own rows of a batch and gathers the others' features, so that every loss is that
-of the whole batch; the mean of their gradients is that of a single process (:mod:`rvlr_lib.training.processes`).
+Each process encodes its own rows and gathers the others' features, so every loss is that of the whole batch.
 """
 
 import math
@@ -20,7 +19,7 @@ from rvlr_lib.models import CachedRows, Encoded, Student, full_precision, ridge_
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.training.batches import Inputs, captions_by_image
 from rvlr_lib.training.features import Features
-from rvlr_lib.training.processes import gather_rows, gather_tokens, own_rows, random_states, set_random_states
+from rvlr_lib.training.processes import gather_rows, gather_tokens, own_rows, put_back, random_states
 
 TOKEN_DROPOUT = 0.1  # makes two views of a caption that a whole tower encodes
 ANGLE_ROWS = 64  # of a batch: triples of rows grow with the cube
@@ -78,9 +77,8 @@ class Objective(nn.Module):
                 self.image_head, self.text_head = (nn.Linear(rows.shape[1], embed_dim) for rows in teachers)
             self.log_representation_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
         if self.relational:
-            self.fusion_weight = losses.FusionWeight(
-                method.fusion_weight, form=method.fusion_weight_form, learnable=method.learn_fusion_weight
-            )
+            form, learnt = method.fusion_weight_form, method.learn_fusion_weight
+            self.fusion_weight = losses.FusionWeight(method.fusion_weight, form=form, learnable=learnt)
             temperature = torch.tensor(method.relation_temperature)
             self.relation_temperature = nn.Parameter(temperature, requires_grad=method.learn_relation_temperature)
         if self.two_views:
@@ -156,18 +154,16 @@ class Objective(nn.Module):
         Negatives come from the whole batch. A process scores the pairs of its own rows, so the mean over the processes
         is the loss; the fused first tokens are of all rows.
         """
-        negative_image, negative_text = losses.sample_hard_negatives(
-            similarity, self.student.temperature.detach(), ids, generator=self.generators(ids.device)["negatives"]
-        )
+        draws, temperature = self.generators(ids.device)["negatives"], self.student.temperature.detach()
+        negative_image, negative_text = losses.sample_hard_negatives(similarity, temperature, ids, generator=draws)
         part = own_rows(len(ids))
         own = torch.arange(len(ids), device=ids.device)[part]
         image_rows = torch.cat([own, negative_image[part], own])
         text_rows = torch.cat([own, own, negative_text[part]])
         image_tokens, (text_tokens, text_mask) = gather_rows(images.tokens), gather_tokens(texts.tokens, texts.mask)
         with precision:  # index_select: its backward is one deterministic index_add, not atomics
-            logits, first = self.student.match(
-                image_tokens.index_select(0, image_rows), text_tokens.index_select(0, text_rows), text_mask[text_rows]
-            )
+            pairs = image_tokens.index_select(0, image_rows), text_tokens.index_select(0, text_rows)
+            logits, first = self.student.match(*pairs, text_mask[text_rows])
         logits, first = full_precision(logits), full_precision(first[: len(own)])
         loss = losses.image_text_matching_loss(logits[: len(own)], logits[len(own) :])
         return loss, gather_rows(first) if self.fused_target else first
@@ -258,5 +254,5 @@ def gradient_shares(objective: Objective, inputs: Inputs) -> dict[str, float]:
             found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
         squares = sum(float(gradient.double().square().sum()) for gradient in found if gradient is not None)
         norms[name] = abs(getattr(objective.weights, name)) * math.sqrt(squares)
-    set_random_states(states, device, generators)
+    put_back(states, device, generators)
     return norms

@@ -132,9 +132,7 @@ def random_states(device: torch.device, generators: Mapping[str, torch.Generator
     return {"torch": every, "own": {name: generator.get_state() for name, generator in generators.items()}}
 
 
-def set_random_states(
-    states: Mapping[str, Any], device: torch.device, generators: Mapping[str, torch.Generator]
-) -> None:
+def put_back(states: Mapping[str, Any], device: torch.device, generators: Mapping[str, torch.Generator]) -> None:
     """Put back what :func:`random_states` gave; a process that was not there takes the first one's."""
     rank = processes()[0]
     own = {name: rows[rank if rank < len(rows) else 0].clone() for name, rows in states["torch"].items()}
