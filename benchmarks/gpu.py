@@ -28,8 +28,8 @@ from rvlr_lib.similarity import unit_rows
 from rvlr_lib.tables import insert_between, to_markdown
 from rvlr_lib.training.batches import FeatureBatches, Inputs
 from rvlr_lib.training.features import FeatureSet
+from rvlr_lib.training.loop import build_optimizer
 from rvlr_lib.training.objectives import Objective
-from rvlr_lib.training.optimizer import build_optimizer, clip_gradient
 
 ROOT = Path(__file__).parents[1]
 ALL_TERMS = (
@@ -93,7 +93,7 @@ class Bench:
                 total = torch.stack([term * getattr(objective.weights, name) for name, term in terms.items()]).sum()
                 optimizer.zero_grad(set_to_none=True)
                 total.backward()
-                clip_gradient(objective, 1.0)
+                torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
                 optimizer.step()
 
         return block

@@ -7,15 +7,15 @@ one if it used the GPU as well. ``--tiny`` takes the same path with the tiny mod
 from contextlib import nullcontext
 from typing import Any
 
+import open_clip
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks._harness import Options, Row, alternate, skipped, speed_row
+from benchmarks._harness import ROOT, Options, Row, alternate, skipped, speed_row
 from rvlr_lib.config import MethodSettings
 from rvlr_lib.losses import LossWeights
-from rvlr_lib.models import Student, build_towers
-from rvlr_lib.training.loop import Inputs
-from rvlr_lib.training.objectives import StudentObjective
+from rvlr_lib.models import TowerStudent, build_towers
+from rvlr_lib.training import Inputs, Objective
 
 WHAT, AGAINST = "training step, all losses", "the contrastive step"
 CONTRASTIVE = LossWeights(*[1.0], **dict.fromkeys(list(LossWeights.__dataclass_fields__)[1:], 0.0))
@@ -26,10 +26,10 @@ class Step:
 
     def __init__(self, weights: LossWeights, towers: Any, batch: Inputs, device: str, fusion_layers: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        teachers = tuple(torch.randn(len(batch.pixels), width, generator=generator) for width in (1024, 768))
-        method = MethodSettings(teacher_terms=True)
-        student = Student(towers, fusion_layers=fusion_layers)
-        self.objective = StudentObjective(student, weights, method, teachers, towers.embed_dim, 0).to(device).train()
+        teachers = tuple(torch.randn(len(batch.images), width, generator=generator) for width in (1024, 768))
+        student, given = TowerStudent(towers, fusion_layers=fusion_layers), {"teachers": teachers, "seed": 0}
+        objective = Objective(student, weights, MethodSettings(), embed_dim=towers.embed_dim, **given)
+        self.objective = objective.to(device).train()
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-5)
         self.batch, self.weights = batch, weights
         self.precision = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
@@ -37,7 +37,7 @@ class Step:
     def __call__(self) -> float:
         """Forward, backward, update; the loss."""
         terms = self.objective(self.batch, self.precision)
-        total = sum(getattr(self.weights, name) * term for name, term in terms.items())
+        total = torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
@@ -77,7 +77,9 @@ def rows(options: Options) -> list[Row]:
         return [skipped(what, AGAINST, "80 % of the FLOP ceiling", "needs a CUDA GPU")]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
-    model, batch_size, tokens, layers = ("tiny", 4, 8, 2) if tiny else ("ViT-B-32", options.pick(4, 256, 512), 40, 6)
+    if tiny:
+        open_clip.add_model_config(ROOT / "tests" / "models" / "tiny_48.json")
+    model, batch_size, tokens, layers = ("tiny_48", 4, 8, 2) if tiny else ("ViT-B-32", options.pick(4, 256, 512), 40, 6)
     towers = build_towers(model, context_length=0 if tiny else tokens)
     batch = a_batch(batch_size, towers, tokens, device)
     full, plain = (Step(weights, towers, batch, device, layers) for weights in (LossWeights(), CONTRASTIVE))

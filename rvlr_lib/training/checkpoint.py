@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a training in one safetensors file with one SHA-256, in a folder renamed when whole."""
+"""Checkpoints: the state of a training in one safetensors file with its SHA-256, in a folder renamed when whole."""
 
 import json
 import shutil
@@ -18,20 +18,18 @@ STATE, SUM, REST = "state.safetensors", "sha256", "json"
 def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     """Write ``folder/step-<step>`` whole or not at all; the one before it stays, all others go.
 
-    Args:
-        folder: of all checkpoints of one training.
-        step: of the training.
-        state: nested dictionaries and lists of tensors and of what JSON can hold; integer keys come back as text.
-
-    Raises:
-        FloatingPointError: a tensor is not finite; nothing is written.
-        OSError: the folder cannot be written, or the disk is full; what was there stays.
+    ``state`` nests dictionaries and lists of tensors and of what JSON can hold. Nothing is written where a tensor is
+    not finite (FloatingPointError), and what was there stays where the disk is full (OSError).
     """
     tensors: dict[str, Tensor] = {}
-    rest = json.dumps(_split(state, "", tensors), allow_nan=False).encode()
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise FloatingPointError(f"{name} is not finite: no checkpoint is written")
+
+    def keep(value: Tensor) -> dict[str, str]:
+        if value.is_floating_point() and not value.isfinite().all():
+            raise FloatingPointError(f"a tensor of shape {list(value.shape)} is not finite: no checkpoint is written")
+        tensors[str(len(tensors))] = value
+        return {"tensor": str(len(tensors) - 1)}
+
+    rest = json.dumps(state, default=keep, allow_nan=False).encode()
     path = folder / f"step-{step:06d}"
     with whole_folder(path) as temporary:
         save_tensors(temporary / STATE, tensors | {REST: torch.frombuffer(bytearray(rest), dtype=torch.uint8)})
@@ -44,11 +42,7 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What :func:`write_checkpoint` was given.
-
-    Raises:
-        ValueError: a file is missing or was changed; names it.
-    """
+    """What :func:`write_checkpoint` was given; ValueError names a file that is missing or was changed."""
     file = path / STATE
     try:
         wanted, found = (path / SUM).read_text(encoding="utf-8").strip(), sha256(file)
@@ -57,7 +51,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if found != wanted:
         raise ValueError(f"{file} is damaged: its SHA-256 is not that of {path / SUM}")
     tensors = load_tensors(file)
-    return _joined(json.loads(tensors.pop(REST).numpy().tobytes()), tensors)
+
+    def joined(item: dict[str, Any]) -> Any:
+        if item.keys() == {"tensor"}:
+            return tensors[item["tensor"]]
+        return {int(key) if key.isdigit() else key: value for key, value in item.items()}  # JSON's keys are text
+
+    return json.loads(tensors.pop(REST).numpy().tobytes(), object_hook=joined)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -67,12 +67,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def last_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
-    """Name and state of the newest checkpoint that is whole; None where there is none at all. Says what it passes over.
+    """Name and state of the newest checkpoint that is whole, saying what it passes over; None where there is none.
 
-    Raises:
-        ValueError: there are checkpoints, and all are damaged.
+    ValueError where there are some, and all are damaged.
     """
-    trouble = []
+    trouble: list[str] = []
     for path in reversed(checkpoints_in(folder)):
         try:
             state = read_checkpoint(path)
@@ -83,27 +82,6 @@ def last_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
             print(f"{'; '.join(trouble)}: going on from {path.name}")
         return path.name, state
     if trouble:
-        raise ValueError(
-            f"{'; '.join(trouble)}; no checkpoint of {folder} is whole: --resume no starts this training anew"
-        )
+        way_out = "--resume no starts this training anew"
+        raise ValueError(f"{'; '.join(trouble)}; no checkpoint of {folder} is whole: {way_out}")
     return None
-
-
-def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A nested value with each tensor replaced by ``{"tensor": its path}``; the tensors go to ``tensors``."""
-    if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
-    if isinstance(value, Mapping):
-        return {str(key): _split(item, f"{name}/{key}".lstrip("/"), tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_split(item, f"{name}/{place}", tensors) for place, item in enumerate(value)]
-    return value
-
-
-def _joined(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {"tensor"}:
-            return tensors[value["tensor"]]
-        return {key: _joined(item, tensors) for key, item in value.items()}
-    return [_joined(item, tensors) for item in value] if isinstance(value, list) else value

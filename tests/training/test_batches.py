@@ -5,8 +5,8 @@ import torch
 
 from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import augment
-from rvlr_lib.training import FeatureBatches, PixelBatches
-from rvlr_lib.training.batches import ahead, derived_seed
+from rvlr_lib.training import FeatureBatches, PixelBatches, derived_seed
+from rvlr_lib.training.batches import ahead
 
 CPU = torch.device("cpu")
 OPTIM = TrainSettings(batch_size=8)
@@ -40,12 +40,9 @@ def test_an_epoch_holds_every_row_once_with_a_caption_of_its_picture(make, pairs
     owner = torch.as_tensor(pairs.caption_image)
     for _ in range(2):
         epoch = list(make(kind, rows).take())
-        images, captions = (
-            torch.cat([getattr(part, name) for part in epoch]) for name in ("image_rows", "caption_rows")
-        )
-        assert sorted((images if rows == "images" else captions).tolist()) == list(
-            range(32 if rows == "images" else 48)
-        )
+        images, captions = torch.cat([i.image_rows for i in epoch]), torch.cat([i.caption_rows for i in epoch])
+        once, count = (images, 32) if rows == "images" else (captions, 48)
+        assert sorted(once.tolist()) == list(range(count))
         assert torch.equal(owner[captions], images)
 
 
@@ -75,18 +72,12 @@ def test_a_place_inside_an_epoch_is_all_that_a_resume_needs(make, kind):
 
 @pytest.mark.parametrize("views", [1, 2, 3, 5])
 def test_first_and_second_views_are_different_cached_views(make, cached, views):
-    features, seen = cached(views), set()
-    batches = make("features", views=views)
-    for _ in range(6):
-        for inputs in batches.take(two_views=True):
-            for row, first, second in zip(
-                inputs.image_rows, inputs.images.features, inputs.second_images.features, strict=True
-            ):
-                places = [
-                    (view == features.images[:, row]).all(dim=1).nonzero().flatten().tolist()
-                    for view in (first, second)
-                ]
-                seen.add(tuple(place[0] if place else None for place in places))
+    features, seen, batches = cached(views), set(), make("features", views=views)
+    for inputs in [i for _ in range(6) for i in batches.take(two_views=True)]:
+        views_of = features.images[:, inputs.image_rows]
+        places = [(views_of == part.features).all(dim=2) for part in (inputs.images, inputs.second_images)]
+        for pair in torch.stack(places).unbind(2):  # [2, views] of one row
+            seen.add(tuple(int(found.int().argmax()) if found.any() else None for found in pair))
     pairs = {(i, j) for i in range(1, views) for j in range(1, views) if i != j}
     assert seen == ({(0, None)} if views == 1 else {(1, 0)} if views == 2 else pairs)
 
@@ -94,10 +85,8 @@ def test_first_and_second_views_are_different_cached_views(make, cached, views):
 def test_a_second_caption_is_another_one_or_the_same_with_features_dropped(make, cached, pairs):
     texts, counts = cached().texts, torch.bincount(torch.as_tensor(pairs.caption_image))
     inputs = next(make("features").take(two_views=True))
-    dropped = 0
-    for picture, caption, second in zip(
-        inputs.image_rows, inputs.caption_rows, inputs.second_texts.features, strict=True
-    ):
+    dropped, rows = 0, (inputs.image_rows, inputs.caption_rows, inputs.second_texts.features)
+    for picture, caption, second in zip(*rows, strict=True):
         if counts[picture] == 2:
             other = next(c for c in pairs.captions_of(int(picture)) if c != caption)
             assert torch.equal(second, texts[other])
@@ -150,7 +139,7 @@ def test_the_next_batch_is_read_while_this_one_is_used():
 
     reader = ahead(range(3), read)
     for number in range(2):
-        assert next(reader) == (number, 1 / (2 - number))
+        assert next(reader) == 1 / (2 - number)
         assert begun[number + 1].wait(timeout=60)
     with pytest.raises(ZeroDivisionError):
         next(reader)

@@ -1,6 +1,5 @@
 """Checkpoints: resumed trainings are the uninterrupted ones, and whatever breaks is loud and leaves the older whole."""
 
-import ctypes
 import os
 import resource
 import shutil
@@ -10,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rvlr_lib.losses import LossWeights
 from rvlr_lib.training import Execution, checkpoints_in, last_checkpoint, loop, read_checkpoint, write_checkpoint
+
+SCORES = [1.0, 3.0, 2.0, 0.0, 2.5]  # of the epochs; the best is before the interruption
 
 
 class PowerCut(Exception):
@@ -28,24 +28,21 @@ def run(build, train):
 
     def go(folder=None, *, stop_before=-1, change=None, **options):
         objective, weights = build(matching=1, image_intra=1, text_intra=1, anchor=0.1, structure=1)
+        place = []
 
         def train_step(self, inputs):
+            place[:] = [self.epoch]
             if self.step == stop_before:
                 raise PowerCut
             if change:
                 change(self)
             return step(self, inputs)
 
+        options |= {"epochs": 5, "execution": Execution(checkpoints=folder, save_every=5)}
+        options["validate"] = lambda: {"score": SCORES[place[0]]}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop.Training, "train_step", train_step)
-            return train(
-                objective,
-                weights,
-                epochs=5,
-                execution=Execution(checkpoints=folder, save_every=5),
-                validate=lambda: {"score": float(objective.student.log_temperature.detach())},
-                **options,
-            )
+            return train(objective, weights, **options)
 
     return go
 
@@ -81,7 +78,7 @@ def test_ten_steps_and_ten_more_are_twenty(run, whole, interrupted, tmp_path):
     assert read_checkpoint(interrupted / "step-000010")["batches"] == {"epoch": 2, "position": 2}  # inside an epoch
     resumed, (once, log) = run(interrupted, log=tmp_path / "log.jsonl"), whole
     assert same(once.state, resumed.state)
-    assert (once.best_epoch, once.best_score, once.history) == (resumed.best_epoch, resumed.best_score, resumed.history)
+    assert (resumed.best_epoch, resumed.best_score, resumed.history) == (1, 3.0, once.history)
     assert (tmp_path / "log.jsonl").read_text() == log
     assert not list(interrupted.glob(".*"))
 
@@ -99,62 +96,6 @@ def test_resume_no_starts_anew(build, train, interrupted, capsys):
     train(*build(fusion_layers=0), epochs=5, execution=Execution(checkpoints=interrupted, resume="no"))
     assert not interrupted.exists()
     assert "going on" not in capsys.readouterr().out
-
-
-class Drift(torch.nn.Module):
-    """Weights that fall with every step."""
-
-    two_views = tokens = False
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(3))
-
-    def generators(self, device):
-        return {}
-
-    def forward(self, inputs, precision):
-        return {"contrastive": self.weight.sum()}
-
-    def scalars(self):
-        return {}
-
-
-def test_the_best_weights_from_before_an_interruption_are_kept(train, tmp_path):
-    def go(folder, scores):
-        scores = iter(scores)
-        return train(
-            Drift(),
-            LossWeights(),
-            epochs=5,
-            validate=lambda: {"score": next(scores)},
-            execution=Execution(checkpoints=folder, save_every=3),
-        )
-
-    whole = go(None, [1.0, 3.0, 2.0, 0.0, 2.5])
-    with pytest.raises(StopIteration):
-        go(tmp_path / "c", [1.0, 3.0, 2.0])
-    resumed = go(tmp_path / "c", [0.0, 2.5])
-    assert (resumed.best_epoch, resumed.best_score) == (whole.best_epoch, whole.best_score) == (1, 3.0)
-    assert same(whole.state, resumed.state)
-
-
-@pytest.mark.parametrize(
-    "left_out", [("random", "torch", "cpu"), ("random", "own", "negatives"), ("batches", "position")]
-)
-def test_a_resume_without_one_part_is_another_training(run, whole, interrupted, monkeypatch, left_out):
-    def forget(folder):
-        name, state = last_checkpoint(folder)
-        *path, last = left_out
-        part = state
-        for key in path:
-            part = part[key]
-        other = torch.Generator().manual_seed(5).get_state()
-        part[last] = other.reshape(part[last].shape) if torch.is_tensor(part[last]) else 0
-        return name, state
-
-    monkeypatch.setattr(loop, "last_checkpoint", forget)
-    assert not same(whole[0].state, run(interrupted).state)
 
 
 def tensors(seed=0):
@@ -208,7 +149,7 @@ def test_the_newest_two_stay_and_another_future_replaces_what_it_left(two):
 def test_numbers_that_are_not_finite_are_not_written(two, number):
     bad = tensors()
     bad["weights"]["a"][7] = number
-    with pytest.raises(FloatingPointError, match="weights/a is not finite"):
+    with pytest.raises(FloatingPointError, match=r"shape \[500\] is not finite"):
         write_checkpoint(two, 140, bad)
     assert last_checkpoint(two)[1]["step"] == 120
 
@@ -239,29 +180,7 @@ def read_only(folder):
         folder.chmod(0o755)
 
 
-@contextmanager
-def full_disk(folder):
-    """A file system of 120 kB with the folder on it, where this process may mount one."""
-    moved = folder.with_name("moved")
-    folder.rename(moved)
-    folder.mkdir()
-    mount = ctypes.CDLL(None, use_errno=True)
-    if mount.mount(b"none", str(folder).encode(), b"tmpfs", 0, b"size=120k"):
-        folder.rmdir()
-        moved.rename(folder)
-        pytest.skip("no file system can be mounted here")
-    try:
-        shutil.copytree(moved, folder, dirs_exist_ok=True)
-        yield
-    finally:
-        kept = folder.with_name("kept")
-        shutil.copytree(folder, kept)
-        mount.umount(str(folder).encode())
-        folder.rmdir()
-        kept.rename(folder)
-
-
-@pytest.mark.parametrize("trouble", [small_files, read_only, full_disk])
+@pytest.mark.parametrize("trouble", [small_files, read_only])
 def test_a_checkpoint_that_cannot_be_written_is_loud_and_the_older_ones_stay(two, trouble):
     with trouble(two), pytest.raises(OSError, match=r"space|large|denied|Permission"):
         write_checkpoint(two, 140, {"a": torch.ones(40_000)})
@@ -269,28 +188,22 @@ def test_a_checkpoint_that_cannot_be_written_is_loud_and_the_older_ones_stay(two
     assert last_checkpoint(two)[1]["step"] == 120
 
 
-def test_what_is_not_finite_reaches_no_checkpoint(run, tmp_path):
+@pytest.mark.parametrize("name", ["student.log_temperature", "other"])
+def test_what_is_not_finite_reaches_no_checkpoint_even_if_no_loss_shows_it(run, tmp_path, name):
     def poison(training):
-        if training.step == 12:
+        if training.step == 12 and name == "other":
+            training.objective.register_parameter("other", torch.nn.Parameter(torch.tensor(float("nan"))))
+        elif training.step == 12:
             training.objective.student.log_temperature.data.fill_(float("nan"))
 
-    with pytest.raises(FloatingPointError, match="toy, step 12: .*student.log_temperature = nan"):
+    with pytest.raises(FloatingPointError, match=f"toy, step 12: not finite: .*{name} = nan"):
         run(tmp_path / "c", change=poison, log_every=100)
     assert last_checkpoint(tmp_path / "c")[1]["step"] == 10
 
 
-def test_a_temperature_that_no_loss_shows_stops_training_too(run, tmp_path):
-    def change(training):
-        if training.step == 12:
-            training.objective.register_parameter("other", torch.nn.Parameter(torch.tensor(float("inf"))))
-
-    with pytest.raises(FloatingPointError, match="step 12: not finite: other = inf"):
-        run(tmp_path / "c", change=change)
-
-
 def test_a_checkpoint_of_another_training_is_refused(run, interrupted):
     state = read_checkpoint(interrupted / "step-000010")
-    write_checkpoint(interrupted, 10, state | {"steps": 40})
+    write_checkpoint(interrupted, 10, state | {"fitted": state["fitted"] | {"steps": 40}})
     with pytest.raises(ValueError, match="of a training of 40 steps, this one has 20: --resume no"):
         run(interrupted)
     state["weights"].pop("student.log_temperature")

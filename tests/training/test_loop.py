@@ -8,61 +8,37 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rvlr_lib import models
 from rvlr_lib.config import MethodSettings, TrainSettings
 from rvlr_lib.losses import LossWeights, _checks, matching
-from rvlr_lib.models import CachedRows, TowerStudent
-from rvlr_lib.training import FeatureBatches, Objective, PixelBatches, cross_modal_recall, encode, fit
-from rvlr_lib.training.loop import Execution, Training, choose_device
-from rvlr_lib.training.optimizer import build_optimizer, checkpoint_gradients
+from rvlr_lib.models import TowerStudent
+from rvlr_lib.training import (
+    Execution,
+    FeatureBatches,
+    Objective,
+    PixelBatches,
+    choose_device,
+    cross_modal_recall,
+    encode,
+)
+from rvlr_lib.training.loop import Training, build_optimizer, checkpoint_gradients
+from tests.training.conftest import CPU, NOTHING, OWNER
 
-CPU = torch.device("cpu")
-ALL = {
-    "matching": 2,
-    "image_representation": 1,
-    "text_representation": 1,
-    "structure": 1,
-    "mean_relation": 1,
-    "anchor": 0.1,
-    "rkd_angle": 1,
-    "image_intra": 1,
-    "text_intra": 1,
-    "alignment": 1,
-    "cross_modal_cyclic": 1,
-    "in_modal_cyclic": 1,
-    "image_teacher_structure": 1,
-    "text_teacher_structure": 1,
-}
+ALL = dict.fromkeys(LossWeights.__dataclass_fields__, 1.0) | {"matching": 2, "anchor": 0.1}
 
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_heads_overfit_32_pairs(build, train, cached):
-    objective, weights = build(fusion_layers=0)
-    train(objective, weights, epochs=40, learning_rate=5e-3, batch_size=32)
-    features = cached()
-    images, texts = (objective.student.eval().encode_image, objective.student.encode_text)
-    found = images(CachedRows(features.images[0])).features, texts(CachedRows(features.texts)).features
-    assert cross_modal_recall(*found, features.owner)["r_mean"] > 95
-
-
-def test_whole_towers_overfit_32_pairs(pairs, towers, tmp_path):
-    optim = TrainSettings(epochs=60, batch_size=32, learning_rate=2e-3, crop_scale=(0.99, 1.0), flip=False)
-    weights = LossWeights(**(dict.fromkeys(LossWeights.__dataclass_fields__, 0.0) | {"contrastive": 1.0}))
-    objective = Objective(TowerStudent(towers), weights, MethodSettings(), embed_dim=towers.embed_dim, seed=0)
-    batches = PixelBatches(pairs, towers, optim, "images", 0, CPU)
-    fit(
-        objective,
-        weights,
-        batches,
-        optim,
-        seed=0,
-        device=CPU,
-        validate=lambda: {"score": 0.0},
-        log_path=tmp_path / "log.jsonl",
-        label="overfit",
-    )
-    found = encode(objective.student, pairs)
-    assert cross_modal_recall(*found, torch.as_tensor(pairs.caption_image))["r_mean"] > 90
+@pytest.mark.parametrize(("kind", "wanted"), [("heads", 95), ("towers", 90)])
+def test_students_overfit_32_pairs(build, train, cached, pairs, towers, kind, wanted):
+    if kind == "heads":
+        (objective, weights), data = build(fusion_layers=0), cached()
+        train(objective, weights, epochs=40, learning_rate=5e-3, batch_size=32)
+    else:
+        weights, data = LossWeights(**NOTHING), pairs
+        objective = Objective(TowerStudent(towers), weights, MethodSettings(), embed_dim=towers.embed_dim, seed=0)
+        options = {"epochs": 60, "batch_size": 32, "learning_rate": 2e-3, "crop_scale": (0.99, 1.0), "flip": False}
+        train(objective, weights, batches=lambda o: PixelBatches(pairs, towers, o, "images", 0, CPU), **options)
+    assert cross_modal_recall(*encode(objective.student, data), OWNER)["r_mean"] > wanted
 
 
 def test_same_seed_same_weights_and_log_with_every_term_and_scalar(build, train, tmp_path):
@@ -137,16 +113,11 @@ def test_a_step_waits_for_the_device_only_where_it_logs(build, cached, pairs, to
     monkeypatch.setattr(models.towers, "trims_padding", lambda text: False)
     optim = TrainSettings(epochs=2, batch_size=8, log_every=6)
     objective, weights = build(**ALL)
-    batches = FeatureBatches(cached(), cached().owner, optim, "images", 0, CPU)
+    batches = FeatureBatches(cached(), OWNER, optim, "images", 0, CPU)
     if kind == "towers":
-        objective = Objective(
-            TowerStudent(towers, fusion_layers=1),
-            weights,
-            objective.method,
-            embed_dim=towers.embed_dim,
-            teachers=tuple(objective._kept("teacher")),
-            seed=0,
-        )
+        student, teachers = TowerStudent(towers, fusion_layers=1), tuple(objective.kept("teacher"))
+        given = {"teachers": teachers, "embed_dim": towers.embed_dim, "seed": 0}
+        objective = Objective(student, weights, objective.method, **given)
         batches = PixelBatches(pairs, towers, optim, "images", 0, CPU)
     training = Training(objective.train(), weights, batches, optim, CPU, "toy", Execution())
     update = training.optimizer.step
@@ -249,13 +220,10 @@ def test_gradient_checkpointing_keeps_the_gradients(pairs, towers, build):
     for cheap in (False, True):
         weights = build(matching=1)[1]
         optim = TrainSettings(epochs=1, batch_size=8)
-        objective = Objective(
-            TowerStudent(towers, fusion_layers=1), weights, MethodSettings(), embed_dim=towers.embed_dim, seed=0
-        )
+        student, execution = TowerStudent(towers, fusion_layers=1), Execution(gradient_checkpointing=cheap)
+        objective = Objective(student, weights, MethodSettings(), embed_dim=towers.embed_dim, seed=0).train()
         batches = PixelBatches(pairs, towers, optim, "images", 0, CPU)
-        training = Training(
-            objective.train(), weights, batches, optim, CPU, "toy", Execution(gradient_checkpointing=cheap)
-        )
+        training = Training(objective, weights, batches, optim, CPU, "toy", execution)
         training.train_step(next(batches.take()))
         found.append({name: parameter.grad for name, parameter in objective.named_parameters()})
     for name, gradient in found[0].items():

@@ -1,0 +1,98 @@
+"""The same gradients and log from any number of processes, and what is left where one of them dies."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rvlr_lib.training.processes import gather_rows, own_rows
+
+gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+
+
+def start_ranks(count, *arguments):
+    """The started processes of one group."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(count)}
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **meeting}
+    command, pipes = [sys.executable, "-m", "tests.training.ranks", *map(str, arguments)], {"stderr": subprocess.PIPE}
+    ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, **pipes) for env in ranks]
+
+
+def run_ranks(count, *arguments):
+    """Output of rank 0; fails with what a failing rank wrote."""
+    ranks = start_ranks(count, *arguments)
+    try:
+        outputs = [rank.communicate(timeout=300) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for rank, (_, errors) in zip(ranks, outputs, strict=True):
+        assert rank.returncode == 0, errors
+    return outputs[0][0]
+
+
+def test_a_single_process_keeps_its_rows_and_uneven_shares_are_refused(monkeypatch):
+    rows = torch.ones(3, 2)
+    assert gather_rows(rows) is rows
+    assert own_rows(7) == slice(0, 7)
+    for batch, count in ((7, 3), (4, 4)):  # the second leaves single rows
+        monkeypatch.setattr("rvlr_lib.training.processes.processes", lambda count=count: (1, count))
+        with pytest.raises(ValueError, match=f"a batch of {batch} rows .* set batch_size to a multiple of {count}"):
+            own_rows(batch)
+
+
+@pytest.mark.slow
+@gloo
+def test_every_parameter_gets_the_gradient_of_a_single_process(tmp_path):
+    for count in (1, 2, 3):
+        run_ranks(count, "gradients", tmp_path / f"{count}.safetensors")
+    single, single_log = load_file(tmp_path / "1.safetensors"), json.loads((tmp_path / "1.json").read_text())
+    assert {"loss/matching", "loss/structure", "loss/image_representation"} <= set(single_log["heads, fusion"])
+    for count in (2, 3):
+        several, log = (
+            load_file(tmp_path / f"{count}.safetensors"),
+            json.loads((tmp_path / f"{count}.json").read_text()),
+        )
+        torch.testing.assert_close(several.pop("official"), single["official"] / count)  # why ours is another gather
+        assert single.keys() - {"official"} == several.keys()
+        for name, gradient in several.items():
+            assert gradient.dtype == torch.float64
+            error = (single[name] - gradient).norm() / single[name].norm().clamp(min=1e-9)  # keys' biases: only noise
+            assert error < 1e-6, f"{name}: {error}"
+        for name, record in single_log.items():
+            assert log[name] == pytest.approx(record, rel=1e-6), name
+
+
+@pytest.mark.slow
+@gloo
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])
+def test_a_dead_or_silent_process_ends_the_job_and_one_alone_goes_on(tmp_path, signal):
+    first, second = start_ranks(2, "train", tmp_path / "broken off", signal)
+    try:
+        _, errors = first.communicate(timeout=120)
+    finally:
+        second.kill()
+        first.kill()
+    second.communicate()
+    assert first.returncode == 1, errors
+    assert [path.name for path in (tmp_path / "broken off" / "checkpoints").glob("step-*")] == ["step-000002"]
+    assert "toy: going on from step 2 of 8" in run_ranks(1, "train", tmp_path / "broken off")
+    run_ranks(1, "train", tmp_path / "alone")
+    states = [load_file(tmp_path / name / "state.safetensors") for name in ("broken off", "alone")]
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_the_last_checkpoint_always_loads(tmp_path):
+    steps = json.loads(run_ranks(1, "kills", tmp_path).splitlines()[-1])
+    assert len(steps) == 21
+    assert steps == sorted(set(steps))
