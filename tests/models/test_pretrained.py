@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import sys
 
 import pytest
 import torch
@@ -96,6 +97,7 @@ def test_a_missing_package_or_file_and_another_byte_are_refused(tmp_path, monkey
     shutil.copytree(original.parent, copied / original.parent.name)
     (copied / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, copied.name, raising=False)
     path = copied / relative
     assert pretrained.weight_file(name) == path
     content = bytearray(path.read_bytes())
