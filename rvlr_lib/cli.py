@@ -112,7 +112,7 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
     """Measure imbalance, retrieval, gap and structure of any model's features."""
     from rvlr_lib.config import ModelSettings
     from rvlr_lib.disk import own_folder
-    from rvlr_lib.evaluation.audit import audit, audit_table, encode_with_model, peers_table, read_features, write_audit
+    from rvlr_lib.evaluation import audit as audits
     from rvlr_lib.provenance import data_name, default_root
     from rvlr_lib.tables import to_markdown
     from rvlr_lib.training.loop import choose_device
@@ -121,12 +121,14 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
     if all(files) == bool(dataset) or (any(files) and not all(files)):
         raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
     folder, place = out or default_root() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
-    found = read_features(*files) if files[0] else None  # before the folder is claimed for them
+    found = audits.read_features(*files) if files[0] else None  # before the folder is claimed for them
     with own_folder(folder, {"made of": (dataset, model, *files, *options.values())}, overwrite=overwrite):
-        found = found or encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
-        told = audit(*found, device=place)
-        tables = [to_markdown(table(told)) for table in (audit_table, peers_table)]
-        print("\n\n".join([*tables, str(write_audit(told, folder))]))
+        found = found or audits.encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
+        told = audits.audit(*found, device=place)
+        tables = [
+            to_markdown(table(told)) for table in (audits.audit_table, audits.structure_table, audits.peers_table)
+        ]
+        print("\n\n".join([*tables, str(audits.write_audit(told, folder))]))
 
 
 def explore(folder: File, out: File, points: int) -> None:

@@ -135,6 +135,13 @@ def audit_table(found: Mapping[str, Any]) -> pd.DataFrame:
     return table[~table.index.str.endswith("above_floor")]
 
 
+def structure_table(found: Mapping[str, Any]) -> pd.DataFrame:
+    """How much each modality holds, the gap and the structure of the space, a row each, where they are defined."""
+    shown = {**found["imbalance"], **found["structure"]}
+    table = pd.DataFrame({"found": {name: value for name, value in shown.items() if isinstance(value, float)}})
+    return table.rename_axis("figure").rename(index=lambda name: name.replace("_", " "))
+
+
 def peers_table(found: Mapping[str, Any]) -> pd.DataFrame:
     """Training-free peers, a row each; columns are parameters chosen on validation, then metrics."""
     table = pd.DataFrame(found["peers"]).pivot_table("value", ["arm", "parameters"], "metric", sort=False)
@@ -142,8 +149,9 @@ def peers_table(found: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def write_audit(found: Mapping[str, Any], folder: Path) -> Path:
-    """Write ``audit.json``, whose path is returned, and both tables as CSV, Markdown and LaTeX."""
+    """Write ``audit.json``, whose path is returned, and three tables as CSV, Markdown and LaTeX."""
     write_table(audit_table(found), folder, "retrieval")
+    write_table(structure_table(found), folder, "structure")
     write_table(peers_table(found), folder, "peers")
     write_json(folder / "audit.json", {**found, "provenance": provenance()})
     return folder / "audit.json"
