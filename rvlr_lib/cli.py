@@ -125,10 +125,9 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
     with own_folder(folder, {"made of": (dataset, model, *files, *options.values())}, overwrite=overwrite):
         found = found or audits.encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
         told = audits.audit(*found, device=place)
-        tables = [
-            to_markdown(table(told)) for table in (audits.audit_table, audits.structure_table, audits.peers_table)
-        ]
-        print("\n\n".join([*tables, str(audits.write_audit(told, folder))]))
+        for table in (audits.audit_table, audits.structure_table, audits.peers_table):
+            print(to_markdown(table(told)), end="\n\n")
+        print(audits.write_audit(told, folder))
 
 
 def explore(folder: File, out: File, points: int) -> None:
