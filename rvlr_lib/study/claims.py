@@ -156,7 +156,7 @@ def claims_table(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
                 "Holm interval": interval(own.low, own.high),
                 "90 % interval": interval(*own.within),
                 "δ": f"{own.delta:g}",
-                "SD": f"{own.effect.sd:.1f}",
+                "SD": f"{own.effect.sd:.2f}",
                 "seeds": own.effect.seeds,
                 "a true zero is called equivalent": f"{100 * zero['equivalent']:.0f} %",
                 "a true δ is called better": f"{100 * (real['better'] + real['better, below δ']):.0f} %",
@@ -303,18 +303,18 @@ def insert_verdicts(page: Path, profile: str = "study", folder: str | Path = "")
 
 
 def signed(value: float) -> str:
-    """A difference with its sign and one decimal.
+    """A difference with its sign and two decimals.
 
     >>> signed(-1.25), signed(3)
-    ('−1.2', '+3.0')
+    ('−1.25', '+3.00')
     """
-    return f"{value:+.1f}".replace("-", "−") if value == value else "–"
+    return f"{value:+.2f}".replace("-", "−") if value == value else "–"
 
 
 def interval(low: float, high: float) -> str:
     """An interval of differences.
 
     >>> interval(-1.0, 2.5)
-    '−1.0 to +2.5'
+    '−1.00 to +2.50'
     """
     return f"{signed(low)} to {signed(high)}"
