@@ -46,7 +46,7 @@ def plot_claims(table: "pd.DataFrame", *, level: str = "95\u00a0%, Holm-correcte
     axes.set_yticks(middles, ["\n".join(lines) for lines in labels])
     axes.set_ylim(ends[-1], 0)
     axes.grid(visible=False, axis="y")
-    legend_below(figure, f"effect in points; intervals: {level}; grey: ±δ{'' if all(titles) else '; hollow: parts'}")
+    legend_below(figure, f"effect in points; intervals: {level}; grey: ±δ{'' if all(titles) else '; hollow: controls'}")
     return figure
 
 
