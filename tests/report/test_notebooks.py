@@ -115,7 +115,7 @@ def test_what_notebooks_name_is_there():
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_name_known_notebooks_and_parameters(profile):
-    settings, runs = load_profile(profile)
+    _, settings, runs = load_profile(profile)
     named = {run.notebook for run in runs}
     assert named == {path.stem for path in NOTEBOOKS} if profile in {"smoke", "quick"} else named
     kinds = [notebook_parameters(path)[0] for path in NOTEBOOKS]
