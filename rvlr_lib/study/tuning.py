@@ -149,7 +149,7 @@ def _lengths(
     lengths = sorted({length * factor for length in space.lengths for factor in (1, 2)})
     found: dict[str, dict[str, float]] = {}
     for length in lengths:  # longer ones only where they are needed
-        if str(length // 2) in found and _flat(found, length // 2, length // 4, space.plateau):
+        if any(_flat(found, 2 * short, short, space.plateau) for short in space.lengths):
             break
         items = [
             (plan, chosen, dial, space.seeds[0], [(name, middle[name]) for name in names], {"stage2.epochs": length})
