@@ -1,5 +1,6 @@
 """The regime map: how strong the structure loss must be, with which teacher, at which dial point, to help at all."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,8 @@ from rvlr_lib.config import ArmSettings, arm
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import provenance
 from rvlr_lib.study.plan import Plan, read_chosen
-from rvlr_lib.study.sweep import Runner
+from rvlr_lib.study.runner import Runner
+from rvlr_lib.study.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,10 +34,6 @@ def map_cell(
     plan: Plan, chosen: Mapping[str, Any], dial: str, seed: int, device: str, root: str | None
 ) -> dict[str, Any]:
     """Validation scores by teacher and gradient ratio at one dial point and seed; ``0`` is ``matching_longer``."""
-    import dataclasses
-
-    from rvlr_lib.study.study import Study
-
     base = plan.settings(plan.regime_map.dataset, dial, seed, chosen)
     rate = arm_rate = base.arms["matching_longer"].learning_rate
 

@@ -1,80 +1,20 @@
 """The cells of a study, computed over processes or a cluster: independent, cached, written as they finish."""
 
-import os
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import commit, provenance
 from rvlr_lib.study.plan import BY_STRUCTURE, Plan, check_seal, profile_plan, read_chosen, reference_folder, write_seal
+from rvlr_lib.study.regime import run_map
+from rvlr_lib.study.runner import Runner
+from rvlr_lib.study.study import Study
+from rvlr_lib.study.tuning import tune as run_tuning
 
 KEPT = ("r_mean", "i2t/R@1", "t2i/R@1", "i2t/R@10", "t2i/R@10")
-
-
-@dataclass(frozen=True)
-class Runner:
-    """Where cells are computed.
-
-    Attributes:
-        jobs: processes on this machine, each with its share of the CPU's threads.
-        scheduler: address of a Dask scheduler, such as ``tcp://host:8786``; its workers are used instead.
-        device, root: of every cell.
-        say: told about progress.
-    """
-
-    jobs: int = 1
-    scheduler: str = ""
-    device: str = "auto"
-    root: str | None = None
-    say: Callable[[str], None] = print
-
-    def run(self, function: Callable[..., Any], items: Sequence[tuple[Any, ...]], label: str) -> list[Any]:
-        """``function(*item, device, root)`` of every item, in their order."""
-        return [found for _, found in sorted(self.stream(function, items, label))]
-
-    def stream(
-        self, function: Callable[..., Any], items: Sequence[tuple[Any, ...]], label: str
-    ) -> Iterator[tuple[int, Any]]:
-        """The same as they finish, with the number of the item."""
-        started = time.monotonic()
-        with self._pool() as submit:
-            running = {submit(function, *item, self.device, self.root): number for number, item in enumerate(items)}
-            for done, future in enumerate(self._completed(running), start=1):
-                yield running[future], future.result()
-                elapsed = time.monotonic() - started
-                left = elapsed / done * (len(items) - done)
-                self.say(f"{label} {done}/{len(items)}: {elapsed / 60:.1f} min, about {left / 60:.0f} min left")
-
-    @contextmanager
-    def _pool(self) -> Iterator[Callable[..., Any]]:
-        if self.scheduler:
-            client = _client(self.scheduler)
-            try:
-                yield lambda function, *given: client.submit(function, *given, pure=False, retries=3)
-            finally:
-                client.close()
-            return
-        import multiprocessing
-
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=_quiet, initargs=(threads,))
-        try:
-            yield pool.submit
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _completed(self, running: Iterable[Any]) -> Iterator[Future]:
-        if not self.scheduler:
-            return as_completed(running)
-        from distributed import as_completed as finished
-
-        return finished(list(running))
 
 
 def run_study(
@@ -111,14 +51,10 @@ def run_study(
     plan, folder = profile_plan(profile), Path(results) if results else reference_folder()
     runner = Runner(jobs, scheduler, device, root, say)
     if tune:
-        from rvlr_lib.study.tuning import tune as run_tuning
-
         run_tuning(plan, folder, runner, say)
     elif seal:
         say(f"sealed: {write_seal(plan, folder, time.strftime('%Y-%m-%d'))['sha256']}")
     elif regime_map:
-        from rvlr_lib.study.regime import run_map
-
         run_map(plan, folder, runner, parse_seeds(seeds) or list(plan.regime_map.seeds))
     else:
         names = sets.split(",") if sets else list(plan.sets)
@@ -160,8 +96,6 @@ def compute_cell(
     root: str | None,
 ) -> dict[str, Any]:
     """Small records of some arms at one dial point and seed; runs in a process of its own."""
-    from rvlr_lib.study.study import Study
-
     found = {}
     for name in arms:
         begun = time.process_time()
@@ -222,8 +156,6 @@ def parse_seeds(text: str) -> list[int]:
     >>> parse_seeds("0-2,7")
     [0, 1, 2, 7]
     """
-    import re
-
     seeds: list[int] = []
     for part in filter(None, text.split(",")):
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
@@ -250,24 +182,3 @@ def _file(folder: Path, dataset: str, seed: int) -> Path:
 def _rounded(value: float | None, digits: int) -> float | None:
     """None stays: a figure that is not defined."""
     return None if value is None else round(value, digits)
-
-
-def _client(scheduler: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ValueError("--scheduler needs Dask: pip install 'rvlr-companion[cluster]'") from error
-    try:
-        return Client(scheduler, timeout=5)
-    except OSError as error:
-        raise ValueError(f"no Dask scheduler answers at {scheduler!r}: {error}") from error
-
-
-def _quiet(threads: int) -> None:
-    """A worker's share of the CPU; its progress bars would write over one another."""
-    import sys
-
-    import torch
-
-    torch.set_num_threads(threads)
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -1,16 +1,19 @@
 """Equal tuning for every trained arm, on worlds that no verdict sees: dial, length, learning rates, strengths."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-from rvlr_lib.config import ARMS, ArmSettings, arm
-from rvlr_lib.disk import read_json, write_json
+from rvlr_lib.config import ARMS, PRESETS, ArmSettings, arm
+from rvlr_lib.disk import read_json, write_json, write_text
 from rvlr_lib.provenance import provenance
-from rvlr_lib.study.plan import BY_STRUCTURE, Plan
-from rvlr_lib.study.sweep import Runner
+from rvlr_lib.study.plan import BY_STRUCTURE, Plan, reference_folder
+from rvlr_lib.study.runner import Runner
+from rvlr_lib.study.study import Study
 
 Trial = dict[str, Any]  # learning_rate, strengths
 Scores = dict[str, float]  # r_mean and structure, on validation
@@ -50,8 +53,7 @@ def tune(plan: Plan, folder: Path, runner: Runner, say: Callable[[str], None] = 
     strength = _dial_strength(plan, visibilities)
     chosen: dict[str, Any] = {"dials": {"image": {"data.image_visibility": strength}}}
     say(f"dial image: visibility {strength:g}; matching longer keeps {visibilities}")
-    lengths = _lengths(plan, chosen, names, runner)
-    chosen["epochs"] = _plateau(space.lengths, lengths, space.plateau)
+    chosen["epochs"], lengths = _lengths(plan, chosen, names, runner)
     say(f"stage 2: {chosen['epochs']} epochs")
     trials = {name: draw_trials(plan, name) for name in names}
     first = [(name, number) for name in names for number in range(space.trials)]
@@ -72,6 +74,10 @@ def tune(plan: Plan, folder: Path, runner: Runner, say: Callable[[str], None] = 
         },
     }
     write_json(folder / "tuning.json", tuned)
+    if folder == reference_folder():  # what every other run takes
+        arms = {name: found["recall"] for name, found in chosen["arms"].items()}
+        head = "# Learning rates and strengths that tuning chose; written by `rvlr study --tune`.\n"
+        write_text(PRESETS / "tuned.yaml", head + yaml.safe_dump({"arms": arms}, sort_keys=False))
     return read_json(folder / "tuning.json")
 
 
@@ -86,10 +92,6 @@ def validation_cell(
     root: str | None,
 ) -> list[Scores]:
     """Validation scores of several trained arms at one dial point and seed; runs in a process of its own."""
-    import dataclasses
-
-    from rvlr_lib.study.study import Study
-
     base = plan.settings(plan.tuning.dataset, dial, seed, chosen, **overrides)
     found = []
     for name, trial in jobs:
@@ -121,7 +123,7 @@ def _visibilities(plan: Plan, runner: Runner) -> dict[str, float]:
     """Share of its recall that ``matching_longer`` keeps at each strength of the dial ``image``."""
     space = plan.tuning
     strengths = [1.0, *space.visibilities]
-    items = [
+    items: list[tuple[Any, ...]] = [
         (plan, {}, "none", space.seeds[0], [("matching_longer", {})], {"data.image_visibility": value})
         for value in strengths
     ]
@@ -142,35 +144,33 @@ def _dial_strength(plan: Plan, kept: Mapping[str, float]) -> float:
 
 def _lengths(
     plan: Plan, chosen: Mapping[str, Any], names: Sequence[str], runner: Runner
-) -> dict[str, dict[str, float]]:
-    """Validation r_mean by epochs of stage 2 and arm, at the middle of each range."""
+) -> tuple[int, dict[str, dict[str, float]]]:
+    """Epochs of stage 2, and validation r_mean by epochs and arm, at the middle of each range.
+
+    The shortest length whose doubling adds less than ``plateau`` for every arm, over all tuning seeds; one whose
+    doubling adds more on average over the arms on the first seed is passed over at once. If none is flat, the longest.
+    """
     space = plan.tuning
-    middle = {name: _middle(plan, name) for name in names}
-    lengths = sorted({length * factor for length in space.lengths for factor in (1, 2)})
     found: dict[str, dict[str, float]] = {}
-    for length in lengths:  # longer ones only where they are needed
-        if any(_flat(found, 2 * short, short, space.plateau) for short in space.lengths):
-            break
-        items = [
-            (plan, chosen, dial, space.seeds[0], [(name, middle[name]) for name in names], {"stage2.epochs": length})
-            for dial in space.dials
-        ]
+    jobs = [(name, _middle(plan, name)) for name in names]
+
+    def measure(length: int, seeds: Sequence[int]) -> dict[str, float]:
+        cells = [(dial, seed) for seed in seeds for dial in space.dials]
+        items = [(plan, chosen, dial, seed, jobs, {"stage2.epochs": length}) for dial, seed in cells]
         done = runner.run(validation_cell, items, f"length {length}")
-        found[str(length)] = {
-            name: float(np.mean([cell[number]["r_mean"] for cell in done])) for number, name in enumerate(names)
-        }
-    return found
+        return {name: float(np.mean([cell[place]["r_mean"] for cell in done])) for place, name in enumerate(names)}
 
-
-def _flat(found: Mapping[str, Mapping[str, float]], length: int, half: int, plateau: float) -> bool:
-    longer, shorter = found.get(str(length)), found.get(str(half))
-    return bool(longer and shorter) and all(longer[name] - shorter[name] < plateau for name in longer)
-
-
-def _plateau(lengths: Sequence[int], found: Mapping[str, Mapping[str, float]], plateau: float) -> int:
-    """The shortest length whose doubling adds less than ``plateau`` for every arm; else the longest."""
-    flat = [length for length in lengths if _flat(found, 2 * length, length, plateau)]
-    return flat[0] if flat else lengths[-1]
+    for length in space.lengths:
+        for seeds in (space.seeds[:1], space.seeds):
+            short, double = measure(length, seeds), measure(2 * length, seeds)
+            found |= {str(length): short, str(2 * length): double}
+            gains = [double[name] - short[name] for name in names]
+            if np.mean(gains) >= space.plateau:
+                break
+        else:
+            if max(gains) < space.plateau:
+                return length, found
+    return space.lengths[-1], found
 
 
 def _best(scores: Mapping[tuple[str, int], Any], name: str, trials: int, count: int) -> list[int]:
