@@ -10,6 +10,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -32,9 +33,8 @@ from rvlr_lib.training.loop import build_optimizer
 from rvlr_lib.training.objectives import Objective
 
 ROOT = Path(__file__).parents[1]
-ALL_TERMS = (
-    LossWeights()
-)  # the published weights: contrast, matching, both representation terms, structure, its teachers
+CONTRASTIVE, PUBLISHED = LossWeights(1.0, *[0.0] * 6), LossWeights()
+SINGLE_MODAL = ("i2i/NDCG@10/above_floor", "t2t_no_siblings/NDCG@10/above_floor")
 
 
 class Bench:
@@ -88,36 +88,49 @@ class Bench:
 
         def block() -> None:
             for _ in range(count):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                    terms = objective(inputs)
-                total = torch.stack([term * getattr(objective.weights, name) for name, term in terms.items()]).sum()
-                optimizer.zero_grad(set_to_none=True)
-                total.backward()
-                torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
-                optimizer.step()
+                self.step(objective, optimizer, inputs, towers=True)
 
         return block
+
+    def step(self, objective: Objective, optimizer: Any, inputs: Inputs, *, towers: bool = False) -> None:
+        """One training step; of whole towers in bfloat16 on a GPU and with clipped gradients."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=towers and self.device.type == "cuda"):
+            terms = objective(inputs)
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack([term * getattr(objective.weights, name) for name, term in terms.items()]).sum().backward()
+        if towers:
+            torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+        optimizer.step()
+
+    def objective(self, student: Any, weights: LossWeights, teachers: Any = None) -> Objective:
+        """What a student is trained for, on the device."""
+        given = {"teachers": teachers, "embed_dim": student.embed_dim, "seed": 0}
+        return Objective(student, weights, MethodSettings(), **given).to(self.device)
+
+    def weight_files(self) -> dict[str, str | None]:
+        """Settings that name the reduced weights, where they are given."""
+        return {f"model.{name}": getattr(self.options, name) or None for name in ("image_weights", "text_weights")}
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
     def vit(self) -> dict[str, Any]:
         """Contrastive and full steps of ViT-B/32, eager and compiled."""
         found: dict[str, Any] = {}
-        name, size = ("ViT-B-32", 224)
+        name, size = "ViT-B-32", 224
         batches, layers = ((4,), 1) if self.tiny else ((512, 1024), 6)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # what earlier parts took is not its own
         for batch in batches:
             pixels = torch.rand(batch, 3, size, size, device=self.device)
             ids = torch.randint(1, 1000, (batch, 40), device=self.device)
             rows = torch.arange(batch, device=self.device)
             inputs = Inputs(pixels, torch.nn.functional.pad(ids, (0, 37)), rows, rows)
-            for label, weights in (("contrastive", LossWeights(1.0, *[0.0] * 6)), ("full", ALL_TERMS)):
+            for label, weights in (("contrastive", CONTRASTIVE), ("full", PUBLISHED)):
                 for compiled in (False, True) if not self.tiny else (False,):
                     torch.manual_seed(0)
                     student = TowerStudent(build_towers(name), fusion_layers=layers if label == "full" else 0)
                     teachers = (self.rows(batch, 1024), self.rows(batch, 768)) if label == "full" else None
-                    objective = Objective(
-                        student, weights, MethodSettings(), teachers=teachers, embed_dim=student.embed_dim, seed=0
-                    ).to(self.device)
+                    objective = self.objective(student, weights, teachers)
                     key = f"{label}, batch {batch}, {'compiled' if compiled else 'eager'}"
                     if compiled:
                         objective.compile()
@@ -142,21 +155,15 @@ class Bench:
         teachers = unit_rows(features.images[0]).to(self.device), unit_rows(features.texts).to(self.device)
         found = {}
         for label, weights in (
-            ("contrastive", LossWeights(1.0, *[0.0] * 6)),
+            ("contrastive", CONTRASTIVE),
             ("contrastive and structure", LossWeights(1.0, 0.0, 0.0, 0.0, 0.3, 0.0, 0.0)),
         ):
-            objective = Objective(
-                HeadStudent(*directions), weights, MethodSettings(), teachers=teachers, embed_dim=256, seed=0
-            ).to(self.device)
+            objective = self.objective(HeadStudent(*directions), weights, teachers)
             optimizer, _ = build_optimizer(objective, settings, 1000, fused=self.device.type == "cuda")
 
-            def epoch(objective: Objective = objective, optimizer: Any = optimizer, weights: Any = weights) -> None:
+            def epoch(objective: Objective = objective, optimizer: Any = optimizer) -> None:
                 for inputs in batches.take():
-                    terms = objective(inputs)
-                    total = torch.stack([term * getattr(weights, name) for name, term in terms.items()]).sum()
-                    optimizer.zero_grad(set_to_none=True)
-                    total.backward()
-                    optimizer.step()
+                    self.step(objective, optimizer, inputs)
 
             found[label] = {"steps_per_second": batches.steps_per_epoch / self.seconds(epoch=epoch)["epoch"]}
         return found
@@ -168,9 +175,7 @@ class Bench:
         pixels = torch.rand(batch, 3, student.image_size, student.image_size, device=self.device)
         ids = torch.randint(1000, 2000, (batch, 16), device=self.device)
         rows = torch.arange(batch, device=self.device)
-        objective = Objective(
-            student, LossWeights(1.0, *[0.0] * 6), MethodSettings(), embed_dim=student.embed_dim, seed=0
-        ).to(self.device)
+        objective = self.objective(student, CONTRASTIVE)
         count = 1 if self.tiny else 5
         took = self.seconds(step=self.steps(objective, Inputs(pixels, ids, rows, rows), count))["step"]
         return {"pairs_per_second": batch * count / took}
@@ -221,25 +226,16 @@ class Bench:
 
     def study(self) -> dict[str, Any]:
         """One seed of the quick study from nothing, encoding and evaluation included; bfloat16 against float32."""
-        import tempfile
-
         from rvlr_lib.study.study import Study
 
-        weights = {
-            "model.image_weights": self.options.image_weights or None,
-            "model.text_weights": self.options.text_weights or None,
-        }
-        arms = (
-            ("matching", "matching_longer")
-            if self.tiny
-            else ("matching", "matching_longer", "rvlr", "rvlr_published", "structure", "shuffled", "intra")
-        )
+        arms = ["matching", "matching_longer"]
+        arms += [] if self.tiny else ["rvlr", "rvlr_published", "structure", "shuffled", "intra"]
         found: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as root:
             for precision in ("float32", "bfloat16"):
                 overrides = {
                     "data.name": "scenes",
-                    **weights,
+                    **self.weight_files(),
                     "stage1.precision": precision,
                     "stage2.precision": precision,
                 }
@@ -252,8 +248,6 @@ class Bench:
 
     def resume(self) -> dict[str, Any]:
         """A training that is killed and started again ends with the same weights as one that is not."""
-        import tempfile
-
         from rvlr_lib.disk import sha256
 
         found = {}
@@ -272,9 +266,8 @@ class Bench:
                 }
                 command = [sys.executable, "-m", "rvlr_lib", "train", "-s", "stage1.epochs=20"]
                 command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-                for name in ("image_weights", "text_weights"):
-                    if getattr(self.options, name):
-                        command += ["-s", f"model.{name}={getattr(self.options, name)}"]
+                for name, path in self.weight_files().items():
+                    command += ["-s", f"{name}={path}"] if path else []
                 if kill:
                     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                     deadline = time.monotonic() + 90
@@ -282,8 +275,11 @@ class Bench:
                         if time.monotonic() > deadline:
                             break
                         time.sleep(0.05)
+                    killed = process.poll() is None and any(root.glob("checkpoints/*/step*"))
                     process.kill()
                     process.wait()
+                    if not killed:
+                        return {"failed": "the training ended, or wrote no checkpoint, before it could be killed"}
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
                     return {"failed": done.stderr[-400:]}
@@ -293,29 +289,13 @@ class Bench:
 
     def replication(self) -> dict[str, Any]:
         """Whole towers fine-tuned on emoji: three arms over seeds, until the time is over."""
-        import tempfile
-
         from rvlr_lib.study.study import open_study
 
         found: dict[str, Any] = {}
         arms = ("matching_longer", "rvlr_published_warm", "structure")
-        sizes = (
-            {
-                "data.train_size": 192,
-                "data.val_size": 64,
-                "data.gallery_size": 60,
-                "stage1.epochs": 1,
-                "stage2.epochs": 1,
-                "stage1.batch_size": 64,
-                "stage2.batch_size": 64,
-            }
-            if self.tiny
-            else {}
-        )
-        weights = {
-            "model.image_weights": self.options.image_weights or None,
-            "model.text_weights": self.options.text_weights or None,
-        }
+        sizes = {"data.train_size": 192, "data.val_size": 64, "data.gallery_size": 60} if self.tiny else {}
+        for stage in ("stage1", "stage2") if self.tiny else ():
+            sizes |= {f"{stage}.epochs": 1, f"{stage}.batch_size": 64}
         for seed in range(1 if self.tiny else 4):
             with tempfile.TemporaryDirectory() as root:
                 study = open_study(
@@ -325,16 +305,13 @@ class Bench:
                     root=Path(root),
                     seed=seed,
                     **{"data.text_detail": 0.5, "data.image_visibility": 0.65},
-                    **weights,
+                    **self.weight_files(),
                     **sizes,
                 )
                 rows = {}
                 for name in arms:
                     metrics = study.result(name).metrics
-                    rows[name] = {
-                        key: metrics[key]
-                        for key in ("r_mean", "i2i/NDCG@10/above_floor", "t2t_no_siblings/NDCG@10/above_floor")
-                    }
+                    rows[name] = {key: metrics[key] for key in ("r_mean", *SINGLE_MODAL)}
                 found[str(seed)] = rows
                 self.save(replication=found)
             if self.late():
@@ -387,7 +364,9 @@ def write_table(found: dict[str, Any]) -> None:
                 rows.append(
                     {"part": part.replace("_", " "), "what": f"{name} {what}".replace("_", " "), "measured": shown}
                 )
-    note = f"*{found['device']}, PyTorch {found['torch']}; `make bench-gpu`.*\n\n"
+    unmeasured = [part for part in PARTS.split(",") if part not in found]
+    missing = f" Not measured: {', '.join(unmeasured).replace('_', ' ')}." if unmeasured else ""
+    note = f"*{found['device']}, PyTorch {found['torch']}; `make bench-gpu`.{missing}*\n\n"
     insert_between(ROOT / "PERFORMANCE.md", "gpu", note + to_markdown(pd.DataFrame(rows)))
 
 

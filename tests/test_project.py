@@ -118,7 +118,9 @@ def test_every_import_is_declared():
     assert missing <= set(), missing
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT / "rvlr_lib")))
+@pytest.mark.parametrize(
+    "path", [*LIBRARY, *sorted((ROOT / "benchmarks").glob("*.py"))], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_file_length(path):
     limit = 150 if path.parent.name == "losses" else 400
     assert len(path.read_text().splitlines()) <= limit
