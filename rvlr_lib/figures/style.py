@@ -40,6 +40,7 @@ ARMS = {  # baselines grey, the method blue, controls vermillion and orange, pee
     "matching_longer": Look("0.05", "s"),
     "rvlr": Look(BLUE, "D"),
     "rvlr_published": Look(BLUE, "d", "--"),
+    "rvlr_published_warm": Look(BLUE, "p", ":"),
     "structure": Look(SKY, "^"),
     "representation": Look(SKY, "v", "--"),
     "teacher_lite2": Look(SKY, "h", ":"),
