@@ -294,7 +294,7 @@ def insert_verdicts(page: Path, profile: str = "study", folder: str | Path = "")
     plan, results, tuned = study
     found = judge(plan, results)
     lines = [f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name in found]
-    held = sum(own.verdict == "better" for own in found.values())
+    held = sum(own.verdict.startswith("better") for own in found.values())
     lines = [f"**{held} of {len(found)} sealed claims hold.**\n", *lines] if found else lines
     insert_between(page, "verdict", "\n".join(lines or ["- No verdict yet: the planned seeds are not whole."]))
     table = claims_table(plan, results, found)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from rvlr_lib.study import claims
 from rvlr_lib.study.claims import claims_frame, claims_page, judge, lead, metric_of, results_frame, sentence
 
 CHOSEN = {"arms": {"rvlr": {"off": True}}, "epochs": 3, "dials": {"image": {"data.image_visibility": 0.5}}}
@@ -86,3 +87,25 @@ def test_the_control_is_drawn_below_its_claim(plan, replaced):
     frame = claims_frame(plan, results(5.0, 3.0), judge(plan, results(5.0, 3.0)))
     assert frame["part"].isna().tolist() == [True, False]
     assert frame["mean"].round().tolist() == [5.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("gain", "told"), [(5.0, "**1 of 1 sealed claims hold.**"), (-5.0, "**0 of 1 sealed claims hold.**")]
+)
+def test_a_page_says_how_many_claims_hold(plan, replaced, monkeypatch, tmp_path, gain, told):
+    study = replaced(plan, seeds=12), results(gain, 0.0), {"chosen": CHOSEN}
+    monkeypatch.setattr(claims, "read_study", lambda *_: study)
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("verdict", "claims")))
+    claims.insert_verdicts(page)
+    assert told in page.read_text()
+
+
+def test_the_readme_and_the_page_of_claims_say_what_the_committed_study_says(tmp_path):
+    folder, page = claims.reference_folder(), tmp_path / "README.md"
+    readme = (folder.parents[2] / "README.md").read_text(encoding="utf-8")
+    page.write_text(readme, encoding="utf-8")
+    claims.insert_verdicts(page)
+    assert page.read_text(encoding="utf-8") == readme
+    written = (folder / "claims.md").read_text(encoding="utf-8")
+    assert claims_page(*claims.read_study(), claims.read_json(folder / "seal.json")) == written

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from rvlr_lib.disk import read_json
+from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.study.claims import read_study, write_claims
 from rvlr_lib.study.regime import map_frame
 from rvlr_lib.study.runner import Runner
@@ -62,13 +62,19 @@ def test_all_arms_get_as_many_trials_and_the_same_learning_rates(plan):
 
 
 def test_seeds_of_another_seal_are_never_put_together(run, tmp_path):
-    from rvlr_lib.disk import write_json
-
     folder = tmp_path / "results" / "scenes"
     for seed, sealed in ((0, "a"), (1, "b")):
         write_json(folder / f"seed-{seed}.json", {"seed": seed, "sealed": sealed, "cells": {}})
     with pytest.raises(ValueError, match="under another seal"):
         read_seeds(tmp_path / "results", "scenes")
+
+
+def test_results_of_a_gpu_and_of_a_cpu_are_never_put_together(tmp_path):
+    for seed, device in ((0, "cpu"), (1, "cuda:0")):
+        record = {"seed": seed, "sealed": "a", "cells": {"rvlr|text": {"device": device}}}
+        write_json(tmp_path / "scenes" / f"seed-{seed}.json", record)
+    with pytest.raises(ValueError, match="results of cpu and cuda"):
+        read_seeds(tmp_path, "scenes")
 
 
 def test_seeds_as_the_command_line_gives_them():
