@@ -6,12 +6,11 @@ from typing import Any
 
 from rvlr_lib.config import Settings, as_dict
 from rvlr_lib.data import ImbalanceSpec, dataset_stamp, load_dataset
-from rvlr_lib.data.dataset import ImageTextDataset
+from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.provenance import data_name, versions
 from rvlr_lib.study.cache import source_hash
 
 GENERATED = ("scenes", "emoji", "clipart")  # known by their code and packages, all others by their files
-SPLITS = ("train", "val", "test")
 DIALLED = {"all": SPLITS, "train": ("train", "val"), "test": ("test",)}
 
 

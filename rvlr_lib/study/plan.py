@@ -15,7 +15,7 @@ from rvlr_lib.config import ARMS, ArmSettings, Settings, load_settings, parsed
 from rvlr_lib.disk import plain, read_json, write_json
 from rvlr_lib.provenance import PACKAGE, commit
 
-REFERENCES = ("floor", "ceiling", "teachers", "start")
+REFERENCES = ("floor", "ceiling", "teachers", "start")  # rows of a table that no arm trains
 BY_STRUCTURE = "/structure"  # an arm's name with this ending: the trial that validation structure chose
 MAX_PRIMARY = 4
 

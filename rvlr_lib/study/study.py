@@ -19,21 +19,21 @@ from rvlr_lib.config import (
     data_presets,
     load_settings,
 )
-from rvlr_lib.data.dataset import ImageTextDataset
+from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.disk import load_tensors, read_json
 from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers, principal_directions
 from rvlr_lib.provenance import data_name, default_root, provenance
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.study import results
 from rvlr_lib.study.cache import Cache, Stage
-from rvlr_lib.study.inputs import SPLITS, data_parts, read_split
+from rvlr_lib.study.inputs import data_parts, read_split
+from rvlr_lib.study.plan import REFERENCES
 from rvlr_lib.training import stages
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
 from rvlr_lib.training.features import FeatureSet, read_features
 from rvlr_lib.training.loop import Execution, choose_device
 from rvlr_lib.training.stages import Features, Split
 
-REFERENCES = ("floor", "ceiling", "teachers", "start")
 MODALITIES = ("image", "text")
 TOWER_SETTINGS = ("name", "pretrained", "image_weights", "text_weights", "text_layers", "context_length", "image_size")
 EVALUATION_SWITCHES = ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores", "siblings")
