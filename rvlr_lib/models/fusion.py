@@ -54,14 +54,13 @@ class FusionEncoder(nn.Module):
         ``image_rows [P]`` (int64) say which picture of ``keys_values`` goes with which of the ``texts [P, L, W]`` of
         :meth:`begin_texts`, captions of one length with all tokens real.
         """
-        x, last = texts, len(self.layers.layers) - 1
+        last = len(self.layers.layers) - 1
+        x = texts if last else texts[:, :1]
         for number, layer in enumerate(self.layers.layers):
-            if number:
+            if number:  # the first self-attention is done
                 normed = layer.norm1(x)
                 queries = normed[:, :1] if number == last else normed
                 x = x[:, : queries.shape[1]] + _attend(layer.self_attn, queries, normed)
-            elif last == 0:
-                x = x[:, :1]
             queries = _project(layer.multihead_attn, layer.norm2(x), 0, 1)[0]
             keys, values = keys_values[number, 0, image_rows], keys_values[number, 1, image_rows]
             attended = F.scaled_dot_product_attention(queries, keys, values)

@@ -1,15 +1,13 @@
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from rvlr_lib import models
 from rvlr_lib.models import CachedRows, HeadStudent, TowerStudent, build_towers, encode_text_tokens, tokenize
 from rvlr_lib.models.towers import as_tokens
 from rvlr_lib.similarity import unit_rows
-from tests.tiny import CONFIG, tiny_towers
+from tests.tiny import tiny_towers
 
 CAPTIONS = ["a red circle", "a big blue star and a small green square on a dotted background", "tiny heart"]
 
@@ -117,25 +115,15 @@ def test_directions_and_ridge_are_those_of_plain_linear_algebra():
         models.ridge_map(x, y[1:], 0.2)
 
 
-def test_a_local_folder_brings_weights_and_preprocessing_and_none_that_is_asked_for_starts_at_random(tmp_path):
-    towers, weights = tiny_towers(seed=5), tmp_path / "open_clip_model.safetensors"
-    pixels = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}
-    config = {"model_cfg": json.loads(CONFIG.read_text()), "preprocess_cfg": pixels}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    parts = {"visual": towers.visual, "text": towers.text}
-    state = {f"{part}.{name}": value for part, tower in parts.items() for name, value in tower.state_dict().items()}
-    save_file(state | {"logit_scale": torch.tensor(2.6)}, weights)
-    loaded = build_towers(f"local-dir:{tmp_path}", seed=99)
-    torch.testing.assert_close(loaded.visual.conv1.weight, towers.visual.conv1.weight)
-    assert (loaded.mean, loaded.image_size, loaded.embed_dim) == ((0.1, 0.2, 0.3), 48, 96)
-    assert loaded.tokenizer(["a"]).shape == (1, 32)
-    from_file = tiny_towers(99, pretrained=str(weights))
-    torch.testing.assert_close(from_file.text.ln_final.weight, towers.text.ln_final.weight)
+def test_weights_come_from_a_file_and_what_is_asked_for_and_missing_is_refused(towers, tmp_path):
+    weights, local = tmp_path / "clip" / "open_clip_model.safetensors", f"local-dir:{tmp_path / 'clip'}"
+    models.save_student(TowerStudent(towers), towers, weights.parent)
+    read = tiny_towers(99, pretrained=str(weights))
+    torch.testing.assert_close(read.visual.conv1.weight, towers.visual.conv1.weight)
     with pytest.raises(ValueError, match="of model 'RN50' cannot be loaded"):
         build_towers("RN50", str(weights))  # another architecture
     weights.unlink()
     (tmp_path / "damaged.pt").write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")  # a pickle that would run a command
-    local = f"local-dir:{tmp_path}"
     for model, options, message in (
         (local, {}, "cannot be loaded"),
         ("tiny_48", {"pretrained": str(tmp_path / "damaged.pt")}, "cannot be loaded"),
@@ -151,9 +139,10 @@ def test_a_local_folder_brings_weights_and_preprocessing_and_none_that_is_asked_
             build_towers(model, **options)
 
 
-def test_context_length_and_picture_size_can_be_set():
-    set_ = tiny_towers(context_length=20, image_size=32)
-    assert (set_.tokenizer(["a"]).shape, set_.image_size) == ((1, 20), 32)
+def test_context_length_and_picture_size_can_be_set(towers):
+    found = tiny_towers(context_length=20, image_size=32)
+    assert (found.tokenizer(["a"]).shape, found.image_size) == ((1, 20), 32)
+    assert (towers.tokenizer(["a"]).shape, towers.image_size, towers.embed_dim) == ((1, 32), 48, 96)
     count, context = models.token_counter("tiny_48")
     assert (count(["a red circle", "word " * 50]), context) == ([5, 52], 32)
 
