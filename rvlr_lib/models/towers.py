@@ -47,6 +47,9 @@ def build_towers(
 ) -> Towers:
     """Build the towers of any open_clip model. What is asked for and missing is an error, never a random start.
 
+    ValueError for a name that open_clip does not know, an option that does not fit the model, or weights that are
+    missing, have another SHA-256 or are of another architecture.
+
     Args:
         model: ``effnet_minilm`` (EfficientNet-Lite0 and MiniLM-L6 from installed packages, their projections random),
             ``swin_b384_bert`` (the paper's pair), any open_clip model name, or ``local-dir:PATH``.
@@ -56,10 +59,6 @@ def build_towers(
         text_weights: folder of a Hugging Face text tower: ``config.json``, a tokenizer and ``model.safetensors``.
         text_layers: keep only the first layers of such a text tower; 0 keeps all.
         context_length, image_size: tokens of a caption and pixels of a picture's side; 0 is the model's own.
-
-    Raises:
-        ValueError: a name that open_clip does not know, an option that does not fit the model, or weights that are
-            missing, have another SHA-256 or are of another architecture.
     """
     import open_clip
 
@@ -186,7 +185,7 @@ def encode_image_tokens(
 ) -> tuple[Tensor, Tensor | None]:
     """Features ``[B, D]`` (not normalised) of normalised pictures ``[B, 3, S, S]``; tokens ``[B, N, W]`` where wanted.
 
-    Not ``projected`` they are what timm's trunk pools, before any projection; other towers have nothing before it.
+    Not ``projected``, features are what timm's trunk pools; other towers have nothing before their projection.
     ValueError for a tower without tokens.
     """
     if not hasattr(visual, "trunk"):
@@ -211,17 +210,11 @@ def as_tokens(trunk: Any, grid: Tensor) -> Tensor:
 def encode_text_tokens(
     text: nn.Module, token_ids: Tensor, *, tokens: bool, dropout: float = 0.0, projected: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Run a text tower; on the CPU, on ids trimmed to the longest caption of the batch where that changes nothing.
+    """Features ``[B, D]`` (not normalised) of int64 ``[B, L]``; tokens ``[B, L', W]`` where wanted; mask ``[B, L']``.
 
-    Args:
-        token_ids: int64 ``[B, L]``.
-        tokens: whether token features are wanted; ValueError for a tower without them.
-        dropout: chance to zero an entry of a token embedding; two draws make two views of one caption.
-        projected: False gives what a Hugging Face tower pools, before its projection.
-
-    Returns:
-        Features ``[B, D]`` (not normalised), tokens ``[B, L', W]`` or None, and a bool mask ``[B, L']`` that is True at
-        real tokens.
+    The mask is True at real tokens. On the CPU the ids are trimmed to the longest caption of the batch where that
+    changes nothing. ``dropout`` is the chance to zero an entry of a token embedding: two draws make two views of one
+    caption. Not ``projected``, features are what a Hugging Face tower pools. ValueError for a tower without tokens.
     """
     hugging_face = hasattr(text, "pooler")
     real, length = real_tokens(text, token_ids), token_ids.shape[1]

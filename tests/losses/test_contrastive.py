@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from slow_losses import slow_contrast, slow_cyclic
 from torch.autograd import gradcheck
 
 from rvlr_lib.losses import (
@@ -14,6 +13,7 @@ from rvlr_lib.losses import (
     pair_alignment_loss,
     representation_distillation_loss,
 )
+from tests.losses.slow_losses import slow_contrast, slow_cyclic
 
 IDS = torch.tensor([0, 1, 0, 2, 1, 0, 3])
 ORDER = torch.tensor([3, 1, 6, 0, 5, 2, 4])

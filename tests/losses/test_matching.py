@@ -1,9 +1,9 @@
 import pytest
 import torch
-from slow_losses import slow_hard_negatives, slow_matching
 from torch.autograd import gradcheck
 
 from rvlr_lib.losses import image_text_matching_loss, sample_hard_negatives
+from tests.losses.slow_losses import slow_hard_negatives, slow_matching
 
 IDS = torch.tensor([0, 1, 0, 2, 1, 0, 3, 4])
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
 from scipy.stats import wasserstein_distance
-from slow_losses import slow_mean_relation, slow_structure
 from torch.autograd import gradcheck
 
 from rvlr_lib.losses import DISTANCES, mean_relation_loss, structure_distillation_loss
 from rvlr_lib.similarity import cosine_matrix
+from tests.losses.slow_losses import slow_mean_relation, slow_structure
 
 COSINE = [name for name in DISTANCES if not name.startswith("rkd")]
 CASES = [(name, False) for name in DISTANCES] + [(name, True) for name in COSINE if name != "wasserstein"]
