@@ -32,13 +32,12 @@ def readable(value: Any) -> bool:
 
 def number(name: str, value: Any, *, nonzero: bool = False) -> Any:
     """A real number as a float, a 0-d tensor as it is; ValueError for anything else, and for zero where not wanted."""
-    if not isinstance(value, Tensor):
-        try:
-            value = float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{name} must be a number or a 0-d tensor, got {value!r}") from None
-    elif value.ndim:
+    if isinstance(value, Tensor) and value.ndim:
         raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
+    try:
+        value = value if isinstance(value, Tensor) else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number or a 0-d tensor, got {value!r}") from None
     if nonzero and readable(value) and value == 0:
         raise ValueError(f"{name} must not be zero")
     return value

@@ -21,8 +21,7 @@ def representation_distillation_loss(
     ValueError where shapes differ, below two rows, and for temperature zero; NaN features give NaN.
 
     Args:
-        student_features: ``[B, D]`` unit rows; a zero row has similarity 0 to everything.
-        teacher_features: ``[B, D]`` unit rows, already projected; not detached, so gradient reaches the projection.
+        student_features, teacher_features: ``[B, D]`` unit rows, the teacher's already projected and not detached.
         temperature: any real number but zero, or 0-d tensor, never clamped; a negative one turns attraction round.
         image_ids: ``[B]`` numbers or strings; equal ids share the target mass. None: each row is its own image.
         bidirectional: the mean of both directions, ``(CE(S) + CE(S^T)) / 2``.

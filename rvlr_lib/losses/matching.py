@@ -17,8 +17,7 @@ def sample_hard_negatives(
     A candidate's chance is ``softmax(similarity / temperature) + 1e-5`` over all candidates, 0 for those of its image
     (``image_ids [B]``, numbers or strings; None: for its own index). ``similarity [B images, B texts]`` are cosines; no
     gradient flows. ``generator`` gives the draws of one ``multinomial`` call per row. ValueError unless square with two
-    rows or more; on the CPU (a GPU is not waited for) also for values that are not finite, temperature zero, and a row
-    without a negative.
+    rows or more; on the CPU (a GPU is not waited for) also if not finite, and for a row without a negative.
     """
     similarity = as_tensor("similarity", similarity)
     if similarity.ndim != 2 or len(similarity) != similarity.shape[1] or len(similarity) < 2:

@@ -10,8 +10,6 @@ from rvlr_lib.losses._checks import feature_rows, number
 from rvlr_lib.losses.distances import DISTANCES, angle_relations, centred_relations, cosine_relations
 from rvlr_lib.similarity import cosine_matrix, off_diagonal
 
-CENTRED = ("mae", "mse", "cumulative_l1", "row_kl")
-
 
 class StructureTerms(NamedTuple):
     """The scalars ``D(F, E)``, ``D(I, E)`` and ``D(T, E)`` of the structure loss; the official kd, kdi, kdt."""
@@ -39,9 +37,8 @@ def structure_distillation_loss(
     of rows differ, below two rows (three for ``rkd_angle``), for temperature zero, and where an option does not fit.
 
     Args:
-        student_features: ``[B, D]``, unit-normalised inside, as all features here.
-        image_teacher_features: ``[B, D_image]``, not detached: frozen teachers get no gradient as they require none.
-        text_teacher_features: ``[B, D_text]``.
+        student_features, image_teacher_features, text_teacher_features: ``[B, ·]`` of any widths, unit-normalised
+            inside, not detached.
         fusion_weight: share of the *text* teacher, any real number or 0-d tensor, also outside 0 to 1; gradient flows.
         temperature: any real number but zero, or 0-d tensor; gradient flows and only ever raises it. RKD ignores it.
         distance: one of :data:`~rvlr_lib.losses.DISTANCES`. ``cumulative_l1`` is the official "kl", ``wasserstein``
@@ -52,16 +49,16 @@ def structure_distillation_loss(
     """
     if distance not in DISTANCES:
         raise ValueError(f"unknown distance {distance!r}; valid: {', '.join(DISTANCES)}")
-    if centred and distance not in CENTRED:
-        raise ValueError(f"centred goes with {', '.join(CENTRED)}, not with {distance}")
     relations_of, compare = DISTANCES[distance]
+    if centred and (distance == "wasserstein" or relations_of is not cosine_relations):
+        raise ValueError(f"centred goes with mae, mse, cumulative_l1 and row_kl, not with {distance}")
+    if distance == "wasserstein" and cost_features is None:
+        raise ValueError("wasserstein needs cost_features")
     given = student_features, image_teacher_features, text_teacher_features, fusion_weight
     three, target, dtype = _relations(centred_relations if centred else relations_of, *given)
     temperature = number("temperature", temperature, nonzero=True)
     if distance != "wasserstein":
         return StructureTerms(*(compare(relations, target, temperature).to(dtype) for relations in three))
-    if cost_features is None:
-        raise ValueError("wasserstein needs cost_features")
     (_, cost), _ = feature_rows(same_width=False, student_features=student_features, cost_features=cost_features)
     cost = (1 - cosine_matrix(cost)).clamp_min(0).fill_diagonal_(0).to(three[0])
     loss = compare(three[0], target, temperature, cost).to(dtype)

@@ -1,7 +1,7 @@
 """Towers with pretrained weights, students, the fusion encoder, teachers' features and exported models."""
 # ruff: noqa: F401 - these names are for the other rooms
 
-from rvlr_lib.models.export import load_student, save_open_clip, save_student
+from rvlr_lib.models.export import load_student, save_student
 from rvlr_lib.models.fusion import FusionEncoder
 from rvlr_lib.models.student import (
     CachedRows,
@@ -13,7 +13,7 @@ from rvlr_lib.models.student import (
     principal_directions,
     ridge_map,
 )
-from rvlr_lib.models.teachers import stored_features, teacher_features
+from rvlr_lib.models.teachers import teacher_features
 from rvlr_lib.models.towers import (
     Towers,
     build_towers,

@@ -4,72 +4,55 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rvlr_lib.disk import load_tensors, read_json, save_tensors, whole_folder, write_json
 from rvlr_lib.models.student import HeadStudent, Student, TowerStudent
-from rvlr_lib.models.towers import Towers, build_towers, model_config
+from rvlr_lib.models.towers import Towers, build_towers
 
 HEADS = "heads.safetensors"
 
 
 def save_student(student: Student, towers: Towers, folder: Path) -> Path:
-    """Write a student, whose towers or cached features are of ``towers``, for :func:`load_student`.
+    """Write a student, whose towers or cached features are of ``towers``; the folder is replaced as a whole.
 
-    Whole towers are an open_clip model as well, see :func:`save_open_clip`. The folder is replaced as a whole.
+    Whole towers are an open_clip model, ``local-dir:FOLDER``, with our features and temperature; the fusion encoder has
+    no place there and stays out. open_clip finds a Hugging Face text tower's configuration by an absolute path alone,
+    here the folder's own: after a move :func:`build_towers` still reads it, open_clip needs ``hf_model_name`` changed.
     """
-    if isinstance(student, TowerStudent):
-        return save_open_clip(student, towers, folder)
-    layers = len(student.fusion.layers.layers) if student.fusion else 0
     with whole_folder(folder) as half:
-        save_tensors(half / HEADS, student.state_dict())
-        about = {"towers": towers.name, "image_size": towers.image_size, "fusion_layers": layers}
-        write_json(half / "heads.json", about)
+        if isinstance(student, TowerStudent):
+            _write_open_clip(student, towers, half, folder)
+        else:
+            save_tensors(half / HEADS, student.state_dict())
+            layers = len(student.fusion.layers.layers) if student.fusion else 0
+            about = {"towers": towers.name, "image_size": towers.image_size, "fusion_layers": layers}
+            write_json(half / "heads.json", about)
     return folder
 
 
-def save_open_clip(student: Student, towers: Towers, folder: Path) -> Path:
-    """Write both towers and the temperature, so that ``local-dir:FOLDER`` is an open_clip model with our features.
-
-    Pictures are resized to a square (``resize_mode`` squash), bicubic. The fusion encoder has no place in open_clip and
-    stays out. open_clip finds a Hugging Face text tower's configuration by an absolute path alone, here the folder's
-    own: after a move :func:`build_towers` still reads it, but open_clip alone needs ``hf_model_name`` changed.
-
-    Raises:
-        ValueError: the towers are no open_clip model that a config describes.
-    """
-    model = towers.name if towers.name.startswith("local-dir:") else towers.name.partition(":")[0]
-    if not isinstance(student, TowerStudent) or model.startswith("hf-hub"):
-        what = f"{type(student).__name__} on towers {towers.name!r}"
-        raise ValueError(f"{what} cannot be written as an open_clip folder: whole towers of a config can")
-    config: dict[str, Any] = copy.deepcopy(model_config(model)) | {"custom_text": True}
-    text = config["text_cfg"]
-    text["context_length"] = int(towers.tokenizer.context_length)
+def _write_open_clip(student: TowerStudent, towers: Towers, half: Path, folder: Path) -> None:
+    config: dict[str, Any] = copy.deepcopy(towers.config) | {"custom_text": True}
     config["vision_cfg"]["image_size"] = towers.image_size
-    pixels = {"size": towers.image_size, "mean": list(towers.mean), "std": list(towers.std)}
-    pixels |= {"interpolation": "bicubic", "resize_mode": "squash"}
+    if "hf_model_name" in config["text_cfg"]:
+        config["text_cfg"] |= dict.fromkeys(("hf_model_name", "hf_tokenizer_name"), str(folder.resolve()))
+        tower: Any = student.text
+        own = copy.deepcopy(tower.config)
+        own.num_hidden_layers = len(tower.transformer.encoder.layer)
+        own.save_pretrained(half)
+        towers.tokenizer.save_pretrained(half)
     parts = {"visual": student.visual, "text": student.text}
     tensors = {f"{part}.{name}": x for part, tower in parts.items() for name, x in tower.state_dict().items()}
-    tensors["logit_scale"] = -student.log_temperature.detach()
-    with whole_folder(folder) as half:
-        if "hf_model_name" in text:
-            text |= dict.fromkeys(("hf_model_name", "hf_tokenizer_name"), str(folder.resolve()))
-            tower: Any = student.text
-            own = copy.deepcopy(tower.config)
-            own.num_hidden_layers = len(tower.transformer.encoder.layer)
-            own.save_pretrained(half)
-            towers.tokenizer.tokenizer.save_pretrained(half)
-        save_tensors(half / "open_clip_model.safetensors", tensors)
-        write_json(half / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": pixels})
-    return folder
+    tensors["logit_scale"] = -student.log_temperature
+    save_tensors(half / "open_clip_model.safetensors", tensors)
+    pixels = {"size": towers.image_size, "mean": list(towers.mean), "std": list(towers.std)}
+    pixels |= {"interpolation": "bicubic", "resize_mode": "squash"}
+    write_json(half / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": pixels})
 
 
 def load_student(folder: Path | str) -> Student:
     """Read a folder of :func:`save_student`, in evaluation mode.
 
-    Returns:
-        A :class:`TowerStudent` without a fusion encoder, or a :class:`HeadStudent`, whose features come from the towers
-        that ``heads.json`` names.
+    A :class:`TowerStudent` comes without a fusion encoder; the features of a :class:`HeadStudent` are of the towers
+    that ``heads.json`` names.
     """
     folder = Path(folder)
     if (folder / "open_clip_config.json").is_file():
@@ -80,8 +63,8 @@ def load_student(folder: Path | str) -> Student:
     if not (folder / HEADS).is_file():
         raise ValueError(f"{folder} holds no student: neither open_clip_config.json nor {HEADS}")
     tensors, layers = load_tensors(folder / HEADS), read_json(folder / "heads.json")["fusion_layers"]
-    starts = [torch.zeros(tensors[f"{side}_head.proj.weight"].shape[::-1]) for side in ("image", "text")]
-    widths = [tensors[f"fusion.{side}_in.weight"].shape[1] for side in ("image", "text")] if layers else [0, 0]
-    student = HeadStudent(*starts, token_widths=(widths[0], widths[1]), fusion_layers=layers)
+    starts = [tensors[f"{side}_head.proj.weight"].T for side in ("image", "text")]
+    widths = [tensors[f"fusion.{side}_in.weight"].shape[1] for side in ("image", "text")] if layers else None
+    student = HeadStudent(*starts, token_widths=widths, fusion_layers=layers)
     student.load_state_dict(tensors)
     return student.eval()

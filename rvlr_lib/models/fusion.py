@@ -8,12 +8,9 @@ from torch import Tensor, nn
 class FusionEncoder(nn.Module):
     """Text tokens attend to themselves and to image tokens; the first token says whether the pair belongs together.
 
-    Source: ``models/xvlm.py``, the upper BERT layers with cross-attention and the matching MLP (W -> 2W -> 2).
-
-    Args:
-        text_width, image_width: ``W_text`` and ``W_image`` of the tokens.
-        layers: number of layers, each self-attention, cross-attention and MLP.
-        width: ``W`` of the encoder, to which both are mapped; 0 takes the text tokens as they are, ``W = W_text``.
+    Source: ``models/xvlm.py``, the upper BERT layers with cross-attention and the matching MLP (W -> 2W -> 2). Each
+    layer is self-attention, cross-attention and MLP. Tokens of both sides are mapped to ``width``, ``W``; 0 takes the
+    text tokens as they are, ``W = W_text``.
     """
 
     def __init__(self, text_width: int, image_width: int, layers: int, width: int = 0) -> None:
@@ -29,20 +26,18 @@ class FusionEncoder(nn.Module):
         )
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Score pairs: ``[B, N, W_image]``, ``[B, L, W_text]``, bool ``[B, L]`` that is True at real tokens.
+        """Matching logits ``[B, 2]`` (class 1: "these belong together") and fused first tokens ``[B, W]`` of pairs.
 
-        Returns:
-            Matching logits ``[B, 2]`` (class 1: "these belong together") and the fused first token ``[B, W]``.
+        They are tokens ``[B, N, W_image]`` and ``[B, L, W_text]``, with bool ``[B, L]`` that is True at real ones.
         """
         fused = self.layers(self.text_in(text_tokens), self.image_in(image_tokens), tgt_key_padding_mask=~text_mask)
         return self.matching_head(fused[:, 0]), fused[:, 0]
 
     def project_images(self, image_tokens: Tensor) -> Tensor:
-        """Keys and values that every layer takes from pictures ``[B, N, W_image]``, whatever the caption.
+        """Keys and values of pictures ``[B, N, W_image]`` for every caption: ``[layers, 2, B, heads, N, W / heads]``.
 
-        Returns:
-            ``[layers, 2, B, heads, N, W / heads]``. With it :meth:`begin_texts` and :meth:`match_projected` give the
-            logits of :meth:`forward` to rounding, without its repeated work.
+        With them, :meth:`begin_texts` and :meth:`match_projected` give the logits of :meth:`forward` to rounding,
+        without its repeated work.
         """
         memory = self.image_in(image_tokens)
         return torch.stack([_project(layer.multihead_attn, memory, 1, 3) for layer in self.layers.layers])
@@ -56,19 +51,16 @@ class FusionEncoder(nn.Module):
     def match_projected(self, keys_values: Tensor, image_rows: Tensor, texts: Tensor) -> Tensor:
         """Matching logits ``[P, 2]`` of pairs; the last layer computes only the first token.
 
-        Args:
-            keys_values: of pictures, from :meth:`project_images`.
-            image_rows: int64 ``[P]``, row of the picture of each pair.
-            texts: ``[P, L, W]`` from :meth:`begin_texts`, captions of one length, all tokens real.
+        ``image_rows [P]`` (int64) say which picture of ``keys_values`` goes with which of the ``texts [P, L, W]`` of
+        :meth:`begin_texts`, captions of one length with all tokens real.
         """
-        x, last = texts, len(self.layers.layers) - 1
+        last = len(self.layers.layers) - 1
+        x = texts if last else texts[:, :1]
         for number, layer in enumerate(self.layers.layers):
-            if number:
+            if number:  # the first self-attention is done
                 normed = layer.norm1(x)
                 queries = normed[:, :1] if number == last else normed
                 x = x[:, : queries.shape[1]] + _attend(layer.self_attn, queries, normed)
-            elif last == 0:
-                x = x[:, :1]
             queries = _project(layer.multihead_attn, layer.norm2(x), 0, 1)[0]
             keys, values = keys_values[number, 0, image_rows], keys_values[number, 1, image_rows]
             attended = F.scaled_dot_product_attention(queries, keys, values)

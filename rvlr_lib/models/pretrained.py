@@ -28,12 +28,8 @@ def package_folder(module: str) -> Path | None:
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
-def weight_file(name: str, *, check: bool = True) -> Path:
-    """The weight file of one of :data:`PACKAGES`.
-
-    Raises:
-        ValueError: package or file is missing, or has another sum (where ``check``); says how to install it.
-    """
+def weight_file(name: str) -> Path:
+    """The weight file of one of :data:`PACKAGES`; ValueError says how to install one that is missing or altered."""
     package, file = PACKAGES[name]
     folder = package_folder(package.partition("==")[0].replace("-", "_"))
     if folder is None:
@@ -41,7 +37,7 @@ def weight_file(name: str, *, check: bool = True) -> Path:
     path, fix = folder / file, f"pip install {package} --force-reinstall"
     if not path.is_file():
         raise ValueError(f"{path} is missing: {fix}")
-    if check and (found := sha256(path)) != SHA256[name]:
+    if (found := sha256(path)) != SHA256[name]:
         raise ValueError(f"{path} has SHA-256 {found[:16]}…, not {SHA256[name][:16]}…: {fix}")
     return path
 
@@ -69,9 +65,7 @@ def load_lite(trunk: nn.Module, name: str) -> None:
 def load_timm_trunk(trunk: nn.Module, name: str, weights: str) -> None:
     """Load a timm model without its classifier, from a file of any precision or, ``weights="timm"``, timm's own tag.
 
-    Raises:
-        FileNotFoundError: no such file.
-        RuntimeError: the file is of another architecture; names the tensors.
+    FileNotFoundError without such a file, RuntimeError with the tensors where it is of another architecture.
     """
     import timm
 

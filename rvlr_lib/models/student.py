@@ -56,11 +56,8 @@ class Student(nn.Module):
 class TowerStudent(Student):
     """Whole towers of open_clip, trained end to end; batch normalisation keeps its statistics.
 
-    Args:
-        towers: copied, so that several students can start from the same towers.
-        fusion_layers: layers of the fusion encoder; 0 leaves it and the matching head out.
-        temperature: initial contrastive temperature.
-        seed: of the fusion encoder's random initialisation.
+    The towers are copied, so that several students can start from the same. ``fusion_layers`` 0 leaves the fusion
+    encoder and the matching head out; ``temperature`` is the initial one; ``seed`` is of the fusion encoder.
     """
 
     def __init__(self, towers: Towers, *, fusion_layers: int = 0, temperature: float = 0.07, seed: int = 0) -> None:
@@ -124,10 +121,8 @@ class HeadStudent(Student):
 
     Args:
         image_directions, text_directions: ``[W, D]`` of :func:`principal_directions`; the two ``W`` may differ.
-        token_widths: widths of the cached image and text tokens; needed with a fusion encoder.
-        fusion_layers: layers of the fusion encoder, which is 128 wide; 0 leaves it and the matching head out.
-        temperature: initial contrastive temperature.
-        seed: of the random initialisations.
+        token_widths: widths of the cached image and text tokens, needed with a fusion encoder, which is 128 wide.
+        fusion_layers, temperature, seed: as of :class:`TowerStudent`.
     """
 
     def __init__(
@@ -140,12 +135,12 @@ class HeadStudent(Student):
         temperature: float = 0.07,
         seed: int = 0,
     ) -> None:
-        shapes = list(image_directions.shape), list(text_directions.shape)
-        if shapes[0][1] != shapes[1][1]:
-            raise ValueError(f"directions {shapes[0]} and {shapes[1]} lead into spaces of different widths")
+        image_shape, text_shape = list(image_directions.shape), list(text_directions.shape)
+        if image_shape[1] != text_shape[1]:
+            raise ValueError(f"directions {image_shape} and {text_shape} lead into spaces of different widths")
         if fusion_layers and not token_widths:
             raise ValueError("a fusion encoder needs token_widths, those of the cached image and text tokens")
-        super().__init__(shapes[0][1], temperature)
+        super().__init__(image_shape[1], temperature)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.image_head, self.text_head = Head(image_directions), Head(text_directions)
@@ -169,11 +164,9 @@ class HeadStudent(Student):
 
 
 def principal_directions(features: Tensor, width: int) -> Tensor:
-    """Leading right singular vectors ``[W, D]`` of unit rows, mean kept: the projection that changes cosines least.
+    """Leading right singular vectors ``[W, D]`` of ``[N, W]``, scaled to unit rows, mean kept: least change of cosines.
 
-    Args:
-        features: ``[N, W]`` of the training items; scaled to unit rows here.
-        width: how many, ``D`` of at most ``W``.
+    ``width`` is ``D``, at most ``W``.
     """
     if width > features.shape[1]:
         raise ValueError(f"features of width {features.shape[1]} have no {width} directions: reduce embed_dim")
@@ -187,11 +180,6 @@ def ridge_map(inputs: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, 
     """Ridge regression with intercept, ``[N, W]`` to ``[N, D]``: weight ``[D, W]`` and bias ``[D]`` of ``nn.Linear``.
 
     The penalty on the squared weights is in units of the mean diagonal entry of the inputs' centred Gram matrix.
-
-    >>> x = torch.tensor([[0.0], [1.0], [2.0]])
-    >>> weight, bias = ridge_map(x, 3 * x + 1, 1e-9)
-    >>> round(float(weight), 3), round(float(bias), 3)
-    (3.0, 1.0)
     """
     if len(inputs) != len(targets) or penalty <= 0:
         shapes = list(inputs.shape), list(targets.shape)

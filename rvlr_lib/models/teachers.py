@@ -48,17 +48,20 @@ def teacher_features(spec: str, modality: str, dataset: ImageTextDataset, device
         valid = ", ".join(TEACHERS[modality])
         raise ValueError(f"{modality}_teacher {spec!r} is unknown; valid: {valid} (arrays:FILE and the like)")
     if kind == "arrays":
-        return stored_features(Path(rest), modality, dataset)
+        return _stored_features(Path(rest), modality, dataset)
     if kind == "oracle":
         if dataset.scene is None:
             raise ValueError(f"{dataset.name} has no known factors: the oracle teacher is for scenes")
         whole = dataset.scene.scene if modality == "image" else dataset.scene.told_of  # or what whole captions told
         return unit_rows(torch.from_numpy(whole.counts()))
-    if modality == "image":
-        return _colours(dataset) if kind == "weak" else _pictures(dataset, *_image_tower(spec), device)
-    if kind in ("weak", "random"):
+    if modality == "text" and kind in ("weak", "random"):
+        words = _words(dataset)
         projection = torch.randn(WORD_BINS, RANDOM_WIDTH, generator=torch.Generator().manual_seed(0))
-        return unit_rows(_words(dataset) @ projection) if kind == "random" else _words(dataset)
+        return unit_rows(words @ projection) if kind == "random" else words
+    if modality == "image":
+        encode, size = (_colours, SIZE) if kind == "weak" else _pictures(spec, device)
+        batches = torch.arange(len(dataset)).split(BATCH)
+        return unit_rows(torch.cat([encode(dataset.pixels(rows, size)).float().cpu() for rows in batches]))
     encode = _sentences(rest, device) if kind == "sentence" else _text_tower(spec, device)
     distinct = sorted(dict.fromkeys(dataset.captions), key=len)  # each is encoded once
     row = {caption: number for number, caption in enumerate(distinct)}
@@ -104,6 +107,19 @@ def _image_tower(spec: str) -> tuple[Any, int, Sequence[float], Sequence[float]]
     return trunk, config["input_size"][-1], config["mean"], config["std"]
 
 
+def _pictures(spec: str, device: torch.device | str) -> tuple[Callable[[Tensor], Tensor], int]:
+    """A function from uint8 pixels ``[B, 3, S, S]`` to features, and ``S``."""
+    tower, size, mean, std = _image_tower(spec)
+    tower = tower.to(device).eval()
+    low, high = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
+
+    def encode(pixels: Tensor) -> Tensor:
+        normal = (pixels.to(device).float() / 255 - low) / high
+        return tower(normal.contiguous(memory_format=torch.channels_last))
+
+    return encode, size
+
+
 def _text_tower(spec: str, device: torch.device | str) -> Callable[[Sequence[str]], Tensor]:
     towers = _towers(spec)
     text, wanted = towers.text.to(device).eval(), {"tokens": False, "projected": spec != "towers"}
@@ -128,28 +144,13 @@ def _sentences(where: str, device: torch.device | str) -> Callable[[Sequence[str
     return encode
 
 
-def _pictures(
-    dataset: ImageTextDataset, tower: Any, size: int, mean: Any, std: Any, device: torch.device | str
-) -> Tensor:
-    """Unit features of all pictures by a tower that takes normalised pixels."""
-    tower, parts = tower.to(device).eval(), []
-    low, high = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
-    for rows in torch.arange(len(dataset)).split(BATCH):
-        pixels = (dataset.pixels(rows, size).to(device).float() / 255 - low) / high
-        parts.append(tower(pixels.contiguous(memory_format=torch.channels_last)).float().cpu())
-    return unit_rows(torch.cat(parts))
-
-
-def _colours(dataset: ImageTextDataset) -> Tensor:
-    """Square roots of a 4 x 4 x 4 colour histogram of each quarter of a picture, unit rows [I, 256]."""
-    found = []
-    for rows in torch.arange(len(dataset)).split(BATCH):
-        red, green, blue = (dataset.pixels(rows, SIZE).long() // 64).unbind(1)
-        half = torch.arange(SIZE) // (SIZE // 2)
-        bins = (half[:, None] * 2 + half) * 64 + red * 16 + green * 4 + blue
-        counts = torch.zeros(len(rows), 256).scatter_add_(1, bins.flatten(1), torch.ones(len(rows), SIZE * SIZE))
-        found.append(counts.sqrt())
-    return unit_rows(torch.cat(found))
+def _colours(pixels: Tensor) -> Tensor:
+    """Square roots of a 4 x 4 x 4 colour histogram of each quarter of a picture, ``[B, 256]``."""
+    red, green, blue = (pixels.long() // 64).unbind(1)
+    half = torch.arange(SIZE) // (SIZE // 2)
+    bins = (half[:, None] * 2 + half) * 64 + red * 16 + green * 4 + blue
+    counts = torch.zeros(len(pixels), 256)
+    return counts.scatter_add_(1, bins.flatten(1), torch.ones(len(pixels), SIZE * SIZE)).sqrt()
 
 
 def _words(dataset: ImageTextDataset) -> Tensor:
@@ -161,7 +162,7 @@ def _words(dataset: ImageTextDataset) -> Tensor:
     return unit_rows(counts)
 
 
-def stored_features(path: Path, modality: str, dataset: ImageTextDataset) -> Tensor:
+def _stored_features(path: Path, modality: str, dataset: ImageTextDataset) -> Tensor:
     """Unit rows of a ``.npz`` for the items of a data set, found by id; ValueError names file, key and id."""
     if not path.is_file():
         raise ValueError(f"teacher arrays {path} are not there")

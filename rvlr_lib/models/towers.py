@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Towers:
     std: tuple[float, ...]
     embed_dim: int  # width of the common space
     name: str  # what was asked for, ``model`` or ``model:weights``
-    interpolation: str = "bicubic"  # what the weights were trained with
+    config: dict[str, Any]  # open_clip's configuration of the model
 
 
 def build_towers(
@@ -46,6 +47,9 @@ def build_towers(
 ) -> Towers:
     """Build the towers of any open_clip model. What is asked for and missing is an error, never a random start.
 
+    ValueError for a name that open_clip does not know, an option that does not fit the model, or weights that are
+    missing, have another SHA-256 or are of another architecture.
+
     Args:
         model: ``effnet_minilm`` (EfficientNet-Lite0 and MiniLM-L6 from installed packages, their projections random),
             ``swin_b384_bert`` (the paper's pair), any open_clip model name, or ``local-dir:PATH``.
@@ -55,42 +59,37 @@ def build_towers(
         text_weights: folder of a Hugging Face text tower: ``config.json``, a tokenizer and ``model.safetensors``.
         text_layers: keep only the first layers of such a text tower; 0 keeps all.
         context_length, image_size: tokens of a caption and pixels of a picture's side; 0 is the model's own.
-
-    Raises:
-        ValueError: a name that open_clip does not know, an option that does not fit the model, or weights that are
-            missing, have another SHA-256 or are of another architecture.
     """
     import open_clip
 
-    config = model_config(model)
-    timm_name, text = config.get("vision_cfg", {}).get("timm_model_name"), config.get("text_cfg", {})
+    config = model_config(model, context_length)
+    timm_name, text = config.get("vision_cfg", {}).get("timm_model_name"), config["text_cfg"]
     default, whole = model == DEFAULT and not pretrained, bool(pretrained) or ":" in model
-    hugging_face = "hf_model_name" in text
+    hugging_face = text.get("hf_model_name")
     if image_weights and not timm_name:
         raise ValueError(f"image_weights={image_weights!r}: the image tower of {model!r} is not timm's; use pretrained")
     if (text_weights or text_layers) and not hugging_face:
         raise ValueError(f"text_weights and text_layers: the text tower of {model!r} is not of Hugging Face")
-    folder = text_weights or _text_folder(model, text, check=default)
-    options: dict[str, Any] = {"force_context_length": context_length or None, "force_image_size": image_size or None}
+    folder = text_weights or _text_folder(model, text)
     if folder:
         local_files(folder, *(["config.json"] if whole else ["config.json", "model.safetensors"]))
-        context = {"context_length": context_length} if context_length else {}
-        options["text_cfg"] = text | context | {"hf_model_name": folder, "hf_model_pretrained": not whole}
     elif hugging_face and not whole:
-        raise ValueError(f"model {model!r} needs its text tower: text_weights, a folder of {text['hf_model_name']}")
+        raise ValueError(f"model {model!r} needs its text tower: text_weights, a folder of {hugging_face}")
+    own = {"hf_model_name": folder, "hf_model_pretrained": not whole} if folder else {}
+    options = {"text_cfg": text | own, "force_image_size": image_size or None, "pretrained": pretrained or None}
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(seed)
         try:
-            options |= {"pretrained": pretrained or None, "require_pretrained": whole}
-            clip = open_clip.create_model(model, force_custom_text=True, **options).float()
+            clip = open_clip.create_model(model, force_custom_text=True, require_pretrained=whole, **options)
             if image_weights:
                 load_timm_trunk(clip.visual.trunk, timm_name, image_weights)
             elif default:
                 load_lite(clip.visual.trunk, "lite0")
-            tokenizer = _tokenizer(model, folder, context_length)
+            tokenizer = _tokenizer(model, folder, text)
         except Exception as error:  # a missing file, another architecture, a refused pickle, no network: one answer
             asked = pretrained or image_weights or text_weights
             raise ValueError(f"weights {asked!r} of model {model!r} cannot be loaded: {error}") from error
+    clip.float().train()
     if text_layers:
         layers = clip.text.transformer.encoder.layer
         if text_layers > len(layers):
@@ -98,45 +97,43 @@ def build_towers(
         clip.text.transformer.encoder.layer = layers[:text_layers]
     pixels = dict(clip.visual.preprocess_cfg)
     if timm_name and not whole:  # without weights of a whole CLIP a timm tower brings its own pixel statistics
-        pixels |= {key: clip.visual.trunk.pretrained_cfg[key] for key in ("mean", "std", "interpolation")}
+        pixels |= {key: clip.visual.trunk.pretrained_cfg[key] for key in ("mean", "std")}
     mean, std = PIXELS if model == DEFAULT else (tuple(pixels["mean"]), tuple(pixels["std"]))
-    with torch.inference_mode():
-        width = clip.text.eval()(tokenizer(["a"])).shape[-1]
-    clip.train()
     asked = pretrained, image_weights or (default and "lite0"), text_weights or (default and "minilm")
     name = model if ":" in model else f"{model}:{'+'.join(part for part in asked if part) or 'random'}"
     size = pixels["size"] if isinstance(pixels["size"], int) else pixels["size"][0]
-    return Towers(clip.visual, clip.text, tokenizer, size, mean, std, width, name, pixels["interpolation"])
+    return Towers(clip.visual, clip.text, tokenizer, size, mean, std, config["embed_dim"], name, config)
 
 
-def model_config(model: str) -> dict[str, Any]:
-    """open_clip's configuration of a model, ours among them."""
+def model_config(model: str, context_length: int = 0) -> dict[str, Any]:
+    """open_clip's configuration of a model, ours among them; 0 keeps the model's own context length."""
     import open_clip
 
     open_clip.add_model_config(ARCHITECTURES)
     if not model.startswith(("local-dir:", "hf-hub:")) and model not in open_clip.list_models():
         raise ValueError(f"unknown model {model!r}: use {DEFAULT}, local-dir:PATH or one of open_clip.list_models()")
     try:
-        return open_clip.get_model_config(model) or {}
+        config = open_clip.get_model_config(model)
+        config["text_cfg"]["context_length"] = context_length or config["text_cfg"].get("context_length", 77)
+        return config
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"model {model!r} cannot be loaded: {error}") from error
 
 
-def _text_folder(model: str, text: dict[str, Any], *, check: bool) -> str | None:
+def _text_folder(model: str, text: dict[str, Any]) -> str | None:
     """Where a Hugging Face text tower lies: in its package, or in an exported model's own folder, wherever moved."""
     if model == DEFAULT:
-        return str(weight_file("minilm", check=check).parent)
+        return str(weight_file("minilm").parent)
     own = Path(model.removeprefix("local-dir:")) if model.startswith("local-dir:") and "hf_model_name" in text else None
     return str(own) if own and (own / "config.json").is_file() else None
 
 
-def _tokenizer(model: str, folder: str | None, context_length: int) -> Any:
+def _tokenizer(model: str, folder: str | None, text: dict[str, Any]) -> Any:
     import open_clip
 
     if folder:
-        context = context_length or model_config(model)["text_cfg"].get("context_length", 77)
-        return open_clip.tokenizer.HFTokenizer(folder, context_length=context, local_files_only=True)
-    return open_clip.get_tokenizer(model, context_length=context_length or None)
+        return open_clip.tokenizer.HFTokenizer(folder, context_length=text["context_length"], local_files_only=True)
+    return open_clip.get_tokenizer(model, context_length=text["context_length"])
 
 
 @contextmanager
@@ -144,22 +141,21 @@ def _quiet() -> Iterator[None]:
     """No progress bars, and no warning that random weights are random: the name of the towers says so."""
     from transformers.utils import logging as hugging_face
 
-    level, progress = logging.root.level, hugging_face.is_progress_bar_enabled()
+    progress = hugging_face.is_progress_bar_enabled()
     logging.disable(logging.WARNING)
     hugging_face.disable_progress_bar()
     try:
         yield
     finally:
         logging.disable(logging.NOTSET)
-        logging.root.setLevel(level)
         if progress:
             hugging_face.enable_progress_bar()
 
 
 def token_counter(model: str = DEFAULT) -> tuple[Callable[[Sequence[str]], list[int]], int]:
-    """A function captions -> number of tokens of each, nothing cut, and the model's context; needs no weights."""
-    tokenizer = _tokenizer(model, _text_folder(model, model_config(model).get("text_cfg", {}), check=False), 0)
-    return lambda captions: count_tokens(tokenizer, captions), int(tokenizer.context_length)
+    """A function captions -> number of tokens of each, nothing cut, and the model's context."""
+    text = model_config(model)["text_cfg"]
+    return partial(count_tokens, _tokenizer(model, _text_folder(model, text), text)), text["context_length"]
 
 
 def count_tokens(tokenizer: Any, captions: Sequence[str]) -> list[int]:
@@ -179,32 +175,24 @@ def real_tokens(text: nn.Module, token_ids: Tensor) -> Tensor:
     return token_ids != (getattr(getattr(text, "config", None), "pad_token_id", None) or 0)
 
 
+def trims_padding(text: nn.Module) -> bool:
+    """Whether a text tower gives the same without padding: causal ones, and Hugging Face's, which mask it."""
+    return hasattr(text, "pooler") or text.attn_mask is not None
+
+
 def encode_image_tokens(
     visual: nn.Module, pixels: Tensor, *, tokens: bool, projected: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """Run an image tower.
+    """Features ``[B, D]`` (not normalised) of normalised pictures ``[B, 3, S, S]``; tokens ``[B, N, W]`` where wanted.
 
-    Args:
-        pixels: normalised pictures ``[B, 3, S, S]``.
-        tokens: whether patch tokens are wanted (for the fusion encoder).
-        projected: False gives what timm's trunk pools, before any projection; other towers have nothing before it.
-
-    Returns:
-        Features ``[B, D]`` (not normalised) and tokens ``[B, N, W]`` or None; ValueError for a tower without tokens.
+    Not ``projected``, features are what timm's trunk pools; other towers have nothing before their projection.
+    ValueError for a tower without tokens.
     """
-    if hasattr(visual, "trunk"):
-        grid = visual.trunk.forward_features(pixels)
-        features = visual.trunk.forward_head(grid)
-        return visual.head(features) if projected else features, as_tokens(visual.trunk, grid) if tokens else None
-    if not tokens:
-        return visual(pixels), None
-    if hasattr(visual, "output_tokens"):
-        visual.output_tokens = True
-        try:
-            return visual(pixels)
-        finally:
-            visual.output_tokens = False
-    raise ValueError(f"{type(visual).__name__} gives no tokens: leave the fusion encoder out (fusion_layers=0)")
+    if not hasattr(visual, "trunk"):
+        return _run(visual, partial(visual, pixels), tokens)
+    grid = visual.trunk.forward_features(pixels)
+    features = visual.trunk.forward_head(grid)
+    return visual.head(features) if projected else features, as_tokens(visual.trunk, grid) if tokens else None
 
 
 def as_tokens(trunk: Any, grid: Tensor) -> Tensor:
@@ -219,52 +207,43 @@ def as_tokens(trunk: Any, grid: Tensor) -> Tensor:
     return grid.flatten(2).transpose(1, 2) if first else grid.flatten(1, -2)
 
 
-def trims_padding(text: nn.Module) -> bool:
-    """Whether a text tower gives the same without padding: causal ones, and Hugging Face's, which mask it."""
-    return hasattr(text, "pooler") or getattr(text, "attn_mask", None) is not None
-
-
 def encode_text_tokens(
     text: nn.Module, token_ids: Tensor, *, tokens: bool, dropout: float = 0.0, projected: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Run a text tower; on the CPU, on ids trimmed to the longest caption of the batch where that changes nothing.
+    """Features ``[B, D]`` (not normalised) of int64 ``[B, L]``; tokens ``[B, L', W]`` where wanted; mask ``[B, L']``.
 
-    Args:
-        token_ids: int64 ``[B, L]``.
-        tokens: whether token features are wanted.
-        dropout: chance to zero an entry of a token embedding; two draws make two views of one caption.
-        projected: False gives what a Hugging Face tower pools, before its projection.
-
-    Returns:
-        Features ``[B, D]`` (not normalised), tokens ``[B, L', W]`` or None, and a bool mask ``[B, L']`` that is True at
-        real tokens; ValueError for a tower without tokens.
+    The mask is True at real tokens. On the CPU the ids are trimmed to the longest caption of the batch where that
+    changes nothing. ``dropout`` is the chance to zero an entry of a token embedding: two draws make two views of one
+    caption. Not ``projected``, features are what a Hugging Face tower pools. ValueError for a tower without tokens.
     """
-    hugging_face, causal = hasattr(text, "pooler"), getattr(text, "attn_mask", None)
+    hugging_face = hasattr(text, "pooler")
     real, length = real_tokens(text, token_ids), token_ids.shape[1]
     if trims_padding(text) and token_ids.device.type == "cpu":  # elsewhere the length would have to be waited for
         length = int(real.sum(dim=1).max())
         token_ids, real = token_ids[:, :length], real[:, :length]
-    embedding = text.transformer.get_input_embeddings() if hugging_face else getattr(text, "token_embedding", None)
-    hook = None
-    if dropout and embedding is not None:
-        hook = embedding.register_forward_hook(lambda _m, _i, out: batch_dropout(out, dropout))
-    try:
+    embedding = text.transformer.get_input_embeddings() if hugging_face else text.token_embedding
+    drop = embedding.register_forward_hook(lambda _m, _i, out: batch_dropout(out, dropout)) if dropout else None
+    with drop or nullcontext():
         if hugging_face:
             output = text.transformer(input_ids=token_ids, attention_mask=real.long())
             pooled = text.pooler(output, real.long())
             return text.proj(pooled) if projected else pooled, output.last_hidden_state if tokens else None, real
-        text.output_tokens = tokens
-        buffers = {} if causal is None else {"attn_mask": causal[:length, :length]}
-        result = functional_call(text, buffers, (token_ids,))
+        buffers = {} if text.attn_mask is None else {"attn_mask": text.attn_mask[:length, :length]}
+        features, grid = _run(text, partial(functional_call, text, buffers, (token_ids,)), tokens)
+    return features, grid, real if grid is None else real[:, -grid.shape[1] :]
+
+
+def _run(tower: nn.Module, forward: Callable[[], Any], tokens: bool) -> tuple[Tensor, Tensor | None]:
+    """Features and, if wanted, tokens of a tower of open_clip's own."""
+    tower.output_tokens = tokens
+    try:
+        found = forward()
     finally:
-        if hook is not None:
-            hook.remove()
-        if not hugging_face:
-            text.output_tokens = False
-    features, token_features = result if isinstance(result, tuple) else (result, None)
-    if tokens and token_features is None:
-        raise ValueError(f"{type(text).__name__} gives no tokens: leave the fusion encoder out (fusion_layers=0)")
-    return features, token_features, real if token_features is None else real[:, -token_features.shape[1] :]
+        tower.output_tokens = False
+    features, grid = found if isinstance(found, tuple) else (found, None)
+    if tokens and grid is None:
+        raise ValueError(f"{type(tower).__name__} gives no tokens: leave the fusion encoder out (fusion_layers=0)")
+    return features, grid
 
 
 def batch_dropout(features: Tensor, chance: float) -> Tensor:
@@ -276,10 +255,10 @@ def batch_dropout(features: Tensor, chance: float) -> Tensor:
     if alone or torch.distributed.get_world_size() == 1:
         return F.dropout(features, chance)
     rank, count, rows = torch.distributed.get_rank(), torch.distributed.get_world_size(), len(features)
-    shape = list(features.shape)
-    if features.ndim == 3:
-        longest = torch.tensor(shape[1], device=features.device)
+    length, *widths = features.shape[1:]
+    if widths:
+        longest = torch.tensor(length, device=features.device)
         torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
-        shape[1] = int(longest)
-    kept = F.dropout(features.new_ones(count * rows, *shape[1:]), chance)[rank * rows : (rank + 1) * rows]
-    return features * (kept[:, : features.shape[1]] if features.ndim == 3 else kept)
+        length = int(longest)
+    kept = F.dropout(features.new_ones(count * rows, length, *widths), chance)[rank * rows : (rank + 1) * rows]
+    return features * kept[:, : features.shape[1]]

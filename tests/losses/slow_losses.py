@@ -11,8 +11,7 @@ def slow_contrast(rows, columns, temperature, ids):
     total = 0
     for i in range(len(rows)):
         chances = torch.log_softmax(torch.stack([rows[i] @ column for column in columns]) / temperature, dim=0)
-        own = [j for j in range(len(columns)) if ids[j] == ids[i]]
-        total = total - sum(chances[j] for j in own) / len(own)
+        total = total - chances[ids == ids[i]].mean()
     return total / len(rows)
 
 
@@ -39,9 +38,8 @@ def slow_hard_negatives(similarity, temperature, ids, generator):
 
 
 def slow_matching(positive_logits, negative_logits):
-    losses = [-math.log(math.exp(b) / (math.exp(a) + math.exp(b))) for a, b in positive_logits.tolist()]
-    losses += [-math.log(math.exp(a) / (math.exp(a) + math.exp(b))) for a, b in negative_logits.tolist()]
-    return sum(losses) / len(losses)
+    right = positive_logits.tolist() + [(b, a) for a, b in negative_logits.tolist()]  # the right class second
+    return sum(math.log(math.exp(a) + math.exp(b)) - b for a, b in right) / len(right)
 
 
 def slow_cosines(features, temperature):
@@ -59,7 +57,7 @@ def slow_row_kl(x, e):
     for i in range(len(x)):
         others = [j for j in range(len(x)) if j != i]
         p, q = torch.softmax(e[i, others], 0), torch.softmax(x[i, others], 0)
-        total = total + sum(p[j] * (p[j] / q[j]).log() for j in range(len(others)))
+        total = total + (p * (p / q).log()).sum()
     return total / len(x)
 
 
@@ -125,8 +123,5 @@ def slow_structure(student, image, text, *, fusion_weight, temperature, distance
 
 
 def slow_mean_relation(student, image, text, *, fusion_weight, temperature):
-    f, i, t = (slow_cosines(x, temperature) for x in (student, image, text))
-    mean = entries(fusion_weight * t + (1 - fusion_weight) * i).mean()
-    count = len(f)
-    pairs = [abs(f[a, b] - mean) for a in range(count) for b in range(count) if a != b]
-    return sum(pairs) / len(pairs)
+    f, i, t = (entries(slow_cosines(x, temperature)) for x in (student, image, text))
+    return (f - (fusion_weight * t + (1 - fusion_weight) * i).mean()).abs().mean()

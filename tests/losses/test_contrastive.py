@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from slow_losses import slow_contrast, slow_cyclic
 from torch.autograd import gradcheck
 
 from rvlr_lib.losses import (
@@ -14,6 +13,7 @@ from rvlr_lib.losses import (
     pair_alignment_loss,
     representation_distillation_loss,
 )
+from tests.losses.slow_losses import slow_contrast, slow_cyclic
 
 IDS = torch.tensor([0, 1, 0, 2, 1, 0, 3])
 ORDER = torch.tensor([3, 1, 6, 0, 5, 2, 4])
@@ -21,20 +21,28 @@ CYCLIC = {cross_modal_cyclic_loss: True, in_modal_cyclic_loss: False}
 PLAIN = [pair_alignment_loss, *CYCLIC]
 
 
+def contrast(student, teacher, ids=IDS, both=False):
+    return representation_distillation_loss(student, teacher, 0.1, ids, both)
+
+
+@pytest.fixture
+def pair(draw):
+    """Unit rows of seven items from two sides."""
+    return draw(7, 5, unit=True), draw(7, 5, unit=True)
+
+
 @pytest.mark.parametrize("temperature", [0.07, 1.3, -0.5])
 @pytest.mark.parametrize("ids", [None, IDS])
-def test_contrast_equals_the_loops(draw, ids, temperature):
-    student, teacher = draw(7, 5, unit=True), draw(7, 5, unit=True)
+def test_contrast_equals_the_loops(pair, ids, temperature):
     known = torch.arange(7) if ids is None else ids
-    there, back = (slow_contrast(a, b, temperature, known).item() for a, b in ((student, teacher), (teacher, student)))
-    loop = sum(((a - b) ** 2).sum() for a, b in zip(student, teacher, strict=True)) / 7
-    assert pair_alignment_loss(student, teacher).item() == pytest.approx(loop.item())
-    inputs = student, teacher, temperature, ids
-    assert representation_distillation_loss(*inputs).item() == pytest.approx(there)
+    there, back = (slow_contrast(*rows, temperature, known).item() for rows in (pair, pair[::-1]))
+    assert representation_distillation_loss(*pair, temperature, ids).item() == pytest.approx(there)
     both = pytest.approx((there + back) / 2)
-    assert representation_distillation_loss(*inputs, bidirectional=True).item() == both
-    assert image_text_contrastive_loss(*inputs).item() == both
-    assert intra_modal_contrastive_loss(*inputs).item() == both
+    assert representation_distillation_loss(*pair, temperature, ids, bidirectional=True).item() == both
+    assert image_text_contrastive_loss(*pair, temperature, ids).item() == both
+    assert intra_modal_contrastive_loss(*pair, temperature, ids).item() == both
+    loop = sum(((a - b) ** 2).sum() for a, b in zip(*pair, strict=True)) / 7
+    assert pair_alignment_loss(*pair).item() == pytest.approx(loop.item())
 
 
 @pytest.mark.parametrize("loss", CYCLIC)
@@ -57,73 +65,63 @@ def test_gradients(draw):
         assert gradcheck(loss, (draw(5, 3), draw(5, 3)))
 
 
-def test_order_of_rows_does_not_count(draw):
-    a, b = draw(7, 5), draw(7, 5)
+def test_order_of_rows_and_kind_of_ids_do_not_count(pair):
+    a, b = pair
     for loss in PLAIN:
         assert loss(a[ORDER], b[ORDER]).item() == pytest.approx(loss(a, b).item())
     for both in (True, False):
-        plain = representation_distillation_loss(a, b, 0.1, IDS, both)
-        assert representation_distillation_loss(a[ORDER], b[ORDER], 0.1, IDS[ORDER], both).item() == pytest.approx(
-            plain.item()
-        )
-
-
-def test_ids_of_any_kind(draw):
-    a, b = draw(7, 5), draw(7, 5)
-    expected = representation_distillation_loss(a, b, 0.1, IDS).item()
+        moved = contrast(a[ORDER], b[ORDER], IDS[ORDER], both)
+        assert moved.item() == pytest.approx(contrast(a, b, IDS, both).item())
     for ids in (IDS.tolist(), IDS.numpy(), IDS.double(), IDS.to(torch.uint8), [f"image {i}" for i in IDS]):
-        assert representation_distillation_loss(a, b, 0.1, ids).item() == expected
+        assert contrast(a, b, ids).item() == contrast(a, b).item()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_works_in_the_dtype_of_its_input(draw, dtype):
-    a, b = draw(7, 5, unit=True).detach(), draw(7, 5, unit=True).detach()
-    for loss in (*PLAIN, lambda x, y: representation_distillation_loss(x, y, torch.tensor(0.1), IDS)):
-        found = loss(a.to(dtype), b.to(dtype))
+def test_works_in_the_dtype_of_its_input(pair, dtype):
+    a, b = (x.detach() for x in pair)
+    for loss in (*PLAIN, contrast):
+        found, exact = loss(a.to(dtype), b.to(dtype)), loss(a, b).item()
         assert found.dtype == dtype
-        assert found.item() == pytest.approx(loss(a, b).item(), rel=0.1)
-        assert loss(a.float(), b).item() == pytest.approx(loss(a, b).item(), rel=1e-5)  # two dtypes
-        assert loss(a.tolist(), b.numpy()).item() == pytest.approx(loss(a, b).item(), rel=1e-5)
-        assert image_text_contrastive_loss(a, b, np.float32(0.1)).item() > 0
+        assert found.item() == pytest.approx(exact, rel=0.1)
+        assert loss(a.float(), b).item() == pytest.approx(exact, rel=1e-5)  # two dtypes
+        assert loss(a.tolist(), b.numpy()).item() == pytest.approx(exact, rel=1e-5)
+    assert image_text_contrastive_loss(a, b, np.float32(0.1)).item() > 0
+
+
+ONES = torch.ones(4, 3)
 
 
 @pytest.mark.parametrize(
     ("student", "teacher", "temperature", "ids", "message"),
     [
-        ((4, 3), (5, 3), 0.1, None, r"\(4, 3\).*\(5, 3\)"),
-        ((4, 3), (4, 2), 0.1, None, r"\(4, 3\).*\(4, 2\)"),
-        ((4,), (4,), 0.1, None, "matrices"),
-        ((4, 0), (4, 0), 0.1, None, "matrices"),
-        ((1, 3), (1, 3), 0.1, None, "B >= 2"),
-        ((4, 3), (4, 3), 0, None, "temperature must not be zero"),
-        ((4, 3), (4, 3), torch.tensor(0.0), None, "temperature must not be zero"),
-        ((4, 3), (4, 3), torch.ones(4), None, "0-d"),
-        ((4, 3), (4, 3), "warm", None, "temperature must be a number"),
-        ((4, 3), (4, 3), 0.1, torch.arange(3), r"\(3,\)"),
-        ((4, 3), (4, 3), 0.1, torch.zeros(4, 1), r"\(4, 1\)"),
+        (ONES, torch.ones(5, 3), 0.1, None, r"\(4, 3\).*\(5, 3\)"),
+        (ONES, torch.ones(4, 2), 0.1, None, r"\(4, 3\).*\(4, 2\)"),
+        (torch.ones(4), torch.ones(4), 0.1, None, "matrices"),
+        (torch.ones(4, 0), torch.ones(4, 0), 0.1, None, "matrices"),
+        (torch.ones(1, 3), torch.ones(1, 3), 0.1, None, "B >= 2"),
+        ([["a"], ["b"]], torch.ones(2, 1), 0.1, None, "_features must hold numbers"),
+        ([[1.0], [1.0, 2.0]], torch.ones(2, 1), 0.1, None, "_features is no array"),
+        (ONES, ONES, 0, None, "temperature must not be zero"),
+        (ONES, ONES, torch.tensor(0.0), None, "temperature must not be zero"),
+        (ONES, ONES, torch.ones(4), None, "0-d"),
+        (ONES, ONES, "warm", None, "temperature must be a number"),
+        (ONES, ONES, 0.1, torch.arange(3), r"\(3,\)"),
+        (ONES, ONES, 0.1, torch.zeros(4, 1), r"\(4, 1\)"),
     ],
 )
 def test_refuses(student, teacher, temperature, ids, message):
     with pytest.raises(ValueError, match=message):
-        representation_distillation_loss(torch.ones(student), torch.ones(teacher), temperature, ids)
-    if ids is None and isinstance(temperature, float):
-        for loss in PLAIN[:2]:
+        representation_distillation_loss(student, teacher, temperature, ids)
+    if "matrices" in message or "features" in message:
+        for loss in PLAIN:
             with pytest.raises(ValueError, match=message):
-                loss(torch.ones(student), torch.ones(teacher))
-
-
-def test_what_holds_no_numbers_is_refused_by_name():
-    with pytest.raises(ValueError, match="student_features must hold numbers"):
-        representation_distillation_loss([["a"], ["b"]], torch.ones(2, 1), 0.1)
-    with pytest.raises(ValueError, match="student_features is no array"):
-        representation_distillation_loss([[1.0], [1.0, 2.0]], torch.ones(2, 1), 0.1)
+                loss(student, teacher)
 
 
 def test_defined_values_of_poor_input():
     rows = torch.nn.functional.normalize(torch.randn(4, 3, generator=torch.Generator().manual_seed(1)))
     uniform = torch.log_softmax(rows @ rows.T / 0.1, dim=1).mean()
-    one_image = representation_distillation_loss(rows, rows, 0.1, torch.zeros(4))
-    assert one_image.item() == pytest.approx(-uniform.item(), rel=1e-6)
+    assert contrast(rows, rows, torch.zeros(4)).item() == pytest.approx(-uniform.item(), rel=1e-6)  # one image
     zeros = torch.zeros(4, 3)
-    assert representation_distillation_loss(zeros, zeros, 0.1).item() == pytest.approx(math.log(4))
-    assert representation_distillation_loss(rows * torch.nan, rows, 0.1).isnan()
+    assert contrast(zeros, zeros, None).item() == pytest.approx(math.log(4))
+    assert contrast(rows * torch.nan, rows, None).isnan()

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from slow_losses import slow_hard_negatives, slow_matching
 from torch.autograd import gradcheck
 
 from rvlr_lib.losses import image_text_matching_loss, sample_hard_negatives
+from tests.losses.slow_losses import slow_hard_negatives, slow_matching
 
 IDS = torch.tensor([0, 1, 0, 2, 1, 0, 3, 4])
 
@@ -31,33 +31,33 @@ def test_never_draws_the_same_image_even_where_it_alone_has_mass():
             assert not drawn.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("similarity", "temperature", "ids", "message"),
-    [
-        (torch.zeros(3, 4), 0.1, None, r"\(3, 4\)"),
-        (torch.zeros(1, 1), 0.1, None, "B >= 2"),
-        (torch.zeros(3, 3), 0.0, None, "zero"),
-        (torch.zeros(3, 3), 0.1, torch.zeros(3), "no negative"),
-        (torch.zeros(3, 3), 0.1, torch.zeros(4), r"\(4,\)"),
-        (torch.full((3, 3), torch.nan), 0.1, None, "finite"),
-    ],
-)
-def test_sampling_refuses(similarity, temperature, ids, message):
-    with pytest.raises(ValueError, match=message):
-        sample_hard_negatives(similarity, temperature, ids)
-
-
 def test_matching_equals_the_loop_and_has_its_gradient(draw):
     positive, negative = draw(4, 2), draw(8, 2)
-    loss = image_text_matching_loss(positive, negative)
-    assert loss.item() == pytest.approx(slow_matching(positive, negative))
+    assert image_text_matching_loss(positive, negative).item() == pytest.approx(slow_matching(positive, negative))
     assert gradcheck(image_text_matching_loss, (positive, negative))
     right, wrong = torch.tensor([[-9.0, 9.0]] * 2), torch.tensor([[9.0, -9.0]] * 4)  # class 1 belongs together
     assert image_text_matching_loss(right, wrong.double()) < 1e-6
     assert image_text_matching_loss(wrong[:2].tolist(), torch.cat([right, right])) > 10
 
 
-@pytest.mark.parametrize("shapes", [((4, 2), (4, 2)), ((4, 3), (8, 3)), ((1, 2), (2, 2)), ((4,), (8, 2))])
-def test_matching_refuses(shapes):
-    with pytest.raises(ValueError, match="expected logits"):
-        image_text_matching_loss(*(torch.zeros(shape) for shape in shapes))
+SQUARE = torch.zeros(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "message"),
+    [
+        (sample_hard_negatives, (torch.zeros(3, 4), 0.1), r"\(3, 4\)"),
+        (sample_hard_negatives, (torch.zeros(1, 1), 0.1), "B >= 2"),
+        (sample_hard_negatives, (SQUARE, 0.0), "zero"),
+        (sample_hard_negatives, (SQUARE, 0.1, torch.zeros(3)), "no negative"),
+        (sample_hard_negatives, (SQUARE, 0.1, torch.zeros(4)), r"\(4,\)"),
+        (sample_hard_negatives, (SQUARE * torch.nan, 0.1), "finite"),
+        (image_text_matching_loss, (torch.zeros(4, 2), torch.zeros(4, 2)), "expected logits"),
+        (image_text_matching_loss, (torch.zeros(4, 3), torch.zeros(8, 3)), "expected logits"),
+        (image_text_matching_loss, (torch.zeros(1, 2), torch.zeros(2, 2)), "expected logits"),
+        (image_text_matching_loss, (torch.zeros(4), torch.zeros(8, 2)), "expected logits"),
+    ],
+)
+def test_refuses(function, given, message):
+    with pytest.raises(ValueError, match=message):
+        function(*given)

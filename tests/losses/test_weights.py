@@ -4,6 +4,8 @@ from torch.autograd import gradcheck
 
 from rvlr_lib.losses import FusionWeight, LossWeights, anchor_loss
 
+WIDE, LONG = torch.ones(3, 2), torch.ones(1, 4)
+
 
 def test_defaults_are_the_official_weights():
     assert LossWeights() == LossWeights(1, 2, 1, 2, 2, 1, 1)
@@ -11,19 +13,13 @@ def test_defaults_are_the_official_weights():
 
 def test_anchor_is_the_squared_way_from_the_start(draw):
     weights, start = [draw(3, 2), draw(1, 4)], [draw(3, 2), draw(1, 4)]
-    loop = sum(
-        (a - b) ** 2 for x, y in zip(weights, start, strict=True) for a, b in zip(x.view(-1), y.view(-1), strict=True)
-    )
-    assert anchor_loss(iter(weights), start).item() == pytest.approx(loop.item())
+    numbers = ([x for part in parts for x in part.flatten().tolist()] for parts in (weights, start))
+    loop = sum((a - b) ** 2 for a, b in zip(*numbers, strict=True))
+    assert anchor_loss(iter(weights), start).item() == pytest.approx(loop)
     assert anchor_loss(weights, weights).item() == 0
     assert gradcheck(lambda *x: anchor_loss(x, start), weights)
     anchor_loss(weights, start).backward()
     assert [x.grad for x in start] == [None, None]
-    for wrong, message in ((start[:1], "shorter"), (start[::-1], r"\(3, 2\), \(1, 4\)")):
-        with pytest.raises(ValueError, match=message):
-            anchor_loss(weights, wrong)
-    with pytest.raises(ValueError, match="none"):
-        anchor_loss([], [])
 
 
 @pytest.mark.parametrize("form", ["sigmoid", "free"])
@@ -40,8 +36,16 @@ def test_a_learnable_fusion_weight_starts_where_told_and_moves_and_a_fixed_one_s
     assert fixed.state_dict()
 
 
-def test_refuses():
-    with pytest.raises(ValueError, match="valid: sigmoid, free"):
-        FusionWeight(form="relu")
-    with pytest.raises(ValueError, match=r"inside \(0, 1\)"):
-        FusionWeight(1.0)
+@pytest.mark.parametrize(
+    ("function", "given", "message"),
+    [
+        (anchor_loss, ([WIDE, LONG], [WIDE]), "shorter"),
+        (anchor_loss, ([WIDE, LONG], [LONG, WIDE]), r"\(3, 2\), \(1, 4\)"),
+        (anchor_loss, ([], []), "none"),
+        (FusionWeight, (0.5, "relu"), "valid: sigmoid, free"),
+        (FusionWeight, (1.0,), r"inside \(0, 1\)"),
+    ],
+)
+def test_refuses(function, given, message):
+    with pytest.raises(ValueError, match=message):
+        function(*given)

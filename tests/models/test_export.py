@@ -1,20 +1,10 @@
-import dataclasses
 import shutil
 
 import open_clip
 import pytest
 import torch
 
-from rvlr_lib.models import (
-    CachedRows,
-    HeadStudent,
-    TowerStudent,
-    build_towers,
-    load_student,
-    save_open_clip,
-    save_student,
-    tokenize,
-)
+from rvlr_lib.models import CachedRows, HeadStudent, TowerStudent, build_towers, load_student, save_student, tokenize
 from tests.tiny import tiny_towers
 
 
@@ -25,54 +15,39 @@ def test_open_clip_reads_the_same_features_and_temperature(tmp_path, name):
     save_student(student, towers, tmp_path / "clip")
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'clip'}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'clip'}")
-    size = towers.image_size
+    size, moved = towers.image_size, tmp_path / "moved"
     assert tokenizer.context_length == towers.tokenizer.context_length
     assert f"Resize(size=({size}, {size}), interpolation=bicubic" in str(preprocess)
     pixels = torch.rand(2, 3, size, size)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (towers.mean, towers.std))
     ids = tokenizer(["a red cat", "dog"])
-    shutil.move(tmp_path / "clip", tmp_path / "moved")
+    shutil.move(tmp_path / "clip", moved)
     with torch.no_grad():
         model.eval()
         images, texts = student.encode_image(pixels).features, student.encode_text(ids).features
         torch.testing.assert_close(model.encode_image((pixels - mean) / std, normalize=True), images)
         torch.testing.assert_close(model.encode_text(ids, normalize=True), texts)
         torch.testing.assert_close(1 / model.logit_scale.exp(), student.temperature)
-        again = load_student(tmp_path / "moved")
+        again = load_student(moved)
         assert torch.equal(tokenize(again.tokenizer, ["a red cat", "dog"]), ids)
         torch.testing.assert_close(again.encode_image(pixels).features, images)
-        torch.testing.assert_close(again.encode_text(ids).features, texts)
         torch.testing.assert_close(again.temperature, student.temperature)
-    resaved = build_towers(f"local-dir:{tmp_path / 'moved'}")
-    assert save_student(again, resaved, tmp_path / "moved") == tmp_path / "moved"
-    torch.testing.assert_close(load_student(tmp_path / "moved").encode_text(ids).features, texts)
+        assert save_student(again, build_towers(f"local-dir:{moved}"), moved) == moved  # in its own place
+        torch.testing.assert_close(load_student(moved).encode_text(ids).features, texts)
 
 
 @pytest.mark.parametrize("layers", [0, 2])
 def test_heads_are_read_as_they_were(tmp_path, layers):
-    towers = tiny_towers()
     widths = (40, 24) if layers else None
     student = HeadStudent(torch.randn(40, 16), torch.randn(24, 16), token_widths=widths, fusion_layers=layers)
     torch.nn.init.normal_(student.text_head.last.weight)
-    save_student(student.eval(), towers, tmp_path / "heads")
+    save_student(student.eval(), tiny_towers(), tmp_path / "heads")
     again = load_student(tmp_path / "heads")
     assert isinstance(again, HeadStudent)
     rows = CachedRows(torch.randn(3, 24), torch.randn(3, 5, 24), torch.ones(3, 5, dtype=torch.bool))
     torch.testing.assert_close(again.encode_text(rows).features, student.encode_text(rows).features)
     if layers:
-        images = torch.randn(3, 9, 40)
-        torch.testing.assert_close(
-            again.match(images, rows.tokens, rows.mask)[0], student.match(images, rows.tokens, rows.mask)[0]
-        )
+        pairs = torch.randn(3, 9, 40), rows.tokens, rows.mask
+        torch.testing.assert_close(again.match(*pairs), student.match(*pairs))
     with pytest.raises(ValueError, match="holds no student"):
         load_student(tmp_path)
-
-
-def test_what_open_clip_cannot_hold_is_refused(tmp_path):
-    towers = tiny_towers()
-    heads = HeadStudent(torch.eye(8, 4), torch.eye(8, 4))
-    elsewhere = dataclasses.replace(towers, name="hf-hub:x")
-    for student, source in ((heads, towers), (TowerStudent(towers), elsewhere)):
-        with pytest.raises(ValueError, match="cannot be written as an open_clip folder"):
-            save_open_clip(student, source, tmp_path / "no")
-    assert not (tmp_path / "no").exists()

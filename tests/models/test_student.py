@@ -1,15 +1,13 @@
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from rvlr_lib import models
 from rvlr_lib.models import CachedRows, HeadStudent, TowerStudent, build_towers, encode_text_tokens, tokenize
 from rvlr_lib.models.towers import as_tokens
 from rvlr_lib.similarity import unit_rows
-from tests.tiny import CONFIG, tiny_towers
+from tests.tiny import tiny_towers
 
 CAPTIONS = ["a red circle", "a big blue star and a small green square on a dotted background", "tiny heart"]
 
@@ -49,12 +47,9 @@ def test_feature_maps_of_every_layout_give_the_same_tokens(shape):
     tokens = torch.randn(2, 9, 5)
     grid = tokens.reshape(2, 3, 3, 5).permute(0, 3, 1, 2) if shape[1:] == (5, 3, 3) else tokens.reshape(shape)
     assert torch.equal(as_tokens(SimpleNamespace(num_features=5), grid), tokens)
-    for unclear in ((2, 5, 3, 5), (2, 4, 4, 4)):
-        with pytest.raises(ValueError, match="cannot be told"):
-            as_tokens(SimpleNamespace(num_features=5), torch.zeros(unclear))
 
 
-def test_padding_does_not_reach_the_matching_head_and_prepared_matching_is_the_forward_pass(towers, token_ids):
+def test_padding_does_not_reach_the_matching_head(towers, token_ids):
     student = TowerStudent(towers, fusion_layers=2).eval()
     image = student.encode_image(torch.rand(3, 3, 48, 48), tokens=True)
     batch, alone = (student.encode_text(ids, tokens=True) for ids in (token_ids, token_ids[:1]))
@@ -64,12 +59,6 @@ def test_padding_does_not_reach_the_matching_head_and_prepared_matching_is_the_f
     single, _ = student.match(image.tokens[:1], alone.tokens, alone.mask)
     torch.testing.assert_close(single[0], logits[0], rtol=1e-4, atol=1e-5)
     assert student.encode_image(torch.rand(1, 3, 48, 48)).tokens is None
-    fusion = models.FusionEncoder(24, 40, 2, 32).eval()
-    images, texts, mask = torch.randn(2, 5, 40), torch.randn(2, 4, 24), torch.ones(2, 4, dtype=torch.bool)
-    prepared = fusion.match_projected(fusion.project_images(images), torch.arange(2), fusion.begin_texts(texts, mask))
-    torch.testing.assert_close(prepared, fusion(images, texts, mask)[0], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="fusion_layers"):
-        TowerStudent(towers).match(images, texts, mask)
 
 
 def test_two_dropout_views_of_one_caption_differ_and_no_hook_stays(towers, token_ids):
@@ -92,20 +81,12 @@ def test_heads_take_cached_rows_of_differing_widths_and_train():
     assert student.image_head.last.weight.grad.abs().sum() > 0
     assert student.image_head.proj.weight.grad.abs().sum() > 0
     assert not torch.equal(*(student.encode_text(texts, dropout=0.1).features for _ in range(2)))
-    with pytest.raises(ValueError, match="none are cached"):
-        student.encode_image(CachedRows(images.features), tokens=True)
-    with pytest.raises(ValueError, match="different widths"):
-        HeadStudent(starts[0], torch.eye(24, 8))
-    with pytest.raises(ValueError, match="token_widths"):
-        HeadStudent(*starts, fusion_layers=1)
 
 
 def test_directions_and_ridge_are_those_of_plain_linear_algebra():
     rows = unit_rows(torch.randn(50, 8, dtype=torch.float64) + 1)
     ours, wanted = models.principal_directions(5 * rows, 3), torch.linalg.svd(rows).Vh[:3].T.float()
     torch.testing.assert_close((ours * wanted).sum(0).abs(), torch.ones(3), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="width 8 have no 9 directions"):
-        models.principal_directions(rows, 9)
     x, y = torch.randn(30, 5, dtype=torch.float64), torch.randn(30, 3, dtype=torch.float64)
     weight, bias = models.ridge_map(x, y, 0.2)
     centred = x - x.mean(0)
@@ -113,47 +94,58 @@ def test_directions_and_ridge_are_those_of_plain_linear_algebra():
     wanted = torch.linalg.lstsq(stacked, torch.cat([y - y.mean(0), torch.zeros(5, 3)])).solution
     torch.testing.assert_close(weight, wanted.T.float())
     torch.testing.assert_close(x.mean(0).float() @ weight.T + bias, y.mean(0).float())
-    with pytest.raises(ValueError, match="equally many rows"):
-        models.ridge_map(x, y[1:], 0.2)
 
 
-def test_a_local_folder_brings_weights_and_preprocessing_and_none_that_is_asked_for_starts_at_random(tmp_path):
-    towers, weights = tiny_towers(seed=5), tmp_path / "open_clip_model.safetensors"
-    pixels = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear"}
-    config = {"model_cfg": json.loads(CONFIG.read_text()), "preprocess_cfg": pixels}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    parts = {"visual": towers.visual, "text": towers.text}
-    state = {f"{part}.{name}": value for part, tower in parts.items() for name, value in tower.state_dict().items()}
-    save_file(state | {"logit_scale": torch.tensor(2.6)}, weights)
-    loaded = build_towers(f"local-dir:{tmp_path}", seed=99)
-    torch.testing.assert_close(loaded.visual.conv1.weight, towers.visual.conv1.weight)
-    assert (loaded.mean, loaded.interpolation) == ((0.1, 0.2, 0.3), "bilinear")
-    assert (loaded.image_size, loaded.embed_dim, loaded.tokenizer(["a"]).shape) == (48, 96, (1, 32))
-    from_file = tiny_towers(99, pretrained=str(weights))
-    torch.testing.assert_close(from_file.text.ln_final.weight, towers.text.ln_final.weight)
-    with pytest.raises(ValueError, match="of model 'RN50' cannot be loaded"):
-        build_towers("RN50", str(weights))  # another architecture
-    weights.unlink()
-    (tmp_path / "damaged.pt").write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")  # a pickle that would run a command
-    local = f"local-dir:{tmp_path}"
-    for model, options, message in (
-        (local, {}, "cannot be loaded"),
-        ("tiny_48", {"pretrained": str(tmp_path / "damaged.pt")}, "cannot be loaded"),
-        ("tiny_48", {"pretrained": "no_such_tag"}, "cannot be loaded"),
-        ("tiny_48", {"pretrained": str(tmp_path / "absent.pt")}, "cannot be loaded"),
-        ("tiny_48", {"image_weights": "x.pth"}, "is not timm's"),
-        ("tiny_48", {"text_weights": "x"}, "not of Hugging Face"),
-        ("swin_b384_bert", {}, "needs its text tower"),
-        ("swin_b384_bert", {"text_weights": str(tmp_path)}, r"lacks config\.json and model\.safetensors"),
-        ("tinny", {}, "unknown model 'tinny'"),
+def test_weights_come_from_a_file_and_weights_that_are_missing_or_others_are_refused(towers, tmp_path):
+    folder, pickle = tmp_path / "clip", tmp_path / "damaged.pt"
+    weights = models.save_student(TowerStudent(towers), towers, folder) / "open_clip_model.safetensors"
+    read = tiny_towers(99, pretrained=str(weights))
+    torch.testing.assert_close(read.visual.conv1.weight, towers.visual.conv1.weight)
+    pickle.write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")  # it would run a command
+    for model, pretrained in (
+        ("RN50", weights),  # another architecture
+        ("tiny_48", pickle),
+        ("tiny_48", "no_such_tag"),
+        ("tiny_48", tmp_path / "absent.pt"),
     ):
-        with pytest.raises(ValueError, match=message):
-            build_towers(model, **options)
+        with pytest.raises(ValueError, match=f"of model '{model}' cannot be loaded"):
+            build_towers(model, str(pretrained))
+    weights.unlink()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        build_towers(f"local-dir:{folder}")
 
 
-def test_context_length_and_picture_size_can_be_set():
-    set_ = tiny_towers(context_length=20, image_size=32)
-    assert (set_.tokenizer(["a"]).shape, set_.image_size) == ((1, 20), 32)
+HEADS = torch.eye(24, 8), torch.eye(20, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: tiny_towers(image_weights="x.pth"), "is not timm's"),
+        (lambda: tiny_towers(text_weights="x"), "not of Hugging Face"),
+        (lambda: build_towers("swin_b384_bert"), "needs its text tower"),
+        (lambda: build_towers("swin_b384_bert", text_weights="x"), r"lacks config\.json and model\.safetensors"),
+        (lambda: build_towers("effnet_minilm", text_layers=7), "has 6 layers"),
+        (lambda: build_towers("tinny"), "unknown model 'tinny'"),
+        (lambda: TowerStudent(tiny_towers()).match(*torch.zeros(3, 2, 4, 8)), "fusion_layers"),
+        (lambda: HeadStudent(HEADS[0], torch.eye(24, 9)), "different widths"),
+        (lambda: HeadStudent(*HEADS, fusion_layers=1), "token_widths"),
+        (lambda: HeadStudent(*HEADS).encode_image(CachedRows(torch.ones(3, 24)), tokens=True), "none are cached"),
+        (lambda: models.principal_directions(torch.ones(20, 8), 9), "width 8 have no 9 directions"),
+        (lambda: models.ridge_map(torch.ones(3, 2), torch.ones(2, 2), 0.2), "equally many rows"),
+        (lambda: as_tokens(SimpleNamespace(num_features=5), torch.zeros(2, 5, 3, 5)), "cannot be told"),
+        (lambda: as_tokens(SimpleNamespace(num_features=5), torch.zeros(2, 4, 4, 4)), "cannot be told"),
+    ],
+)
+def test_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_context_length_and_picture_size_can_be_set(towers):
+    found = tiny_towers(context_length=20, image_size=32)
+    assert (found.tokenizer(["a"]).shape, found.image_size) == ((1, 20), 32)
+    assert (towers.tokenizer(["a"]).shape, towers.image_size, towers.embed_dim) == ((1, 32), 48, 96)
     count, context = models.token_counter("tiny_48")
     assert (count(["a red circle", "word " * 50]), context) == ([5, 52], 32)
 
