@@ -20,12 +20,8 @@ STRUCTURE = ("i2i/NDCG@10/above_floor", "t2t_no_siblings/NDCG@10/above_floor")
 def make_reference(folder: Path, *, dataset: ImageTextDataset, info: dict[str, Any], width: int, seed: int) -> None:
     """The record of a row without a model: the Bayes ceiling, or random features where they have a width."""
     reports = noise_floor(dataset, width, seed) if width else {"latent": ceiling(dataset)}
-    _write(
-        folder,
-        dataset,
-        info,
-        {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, "structure": {}},
-    )
+    found = {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, "structure": {}}
+    _write(folder, dataset, info, found)
 
 
 def make_result(
@@ -43,19 +39,11 @@ def make_result(
     tokens: tuple[Tensor, Tensor, Tensor] | None = None,
     top_k: int = 0,
 ) -> None:
-    """The record of a space.
+    """The record of the space of ``features`` of a test split, ``folder/result.json``.
 
-    Args:
-        folder: gets ``result.json``.
-        features: of the test pictures and captions.
-        dataset: the test split.
-        references: spaces that the structure is compared with.
-        method: its evaluation switches.
-        info: provenance.
-        device: to compute on.
-        common_space: False for teachers, whose pictures and captions cannot be compared.
-        training: how the training went.
-        fusion, tokens, top_k: for re-ranking: image tokens, text tokens and their mask.
+    ``references`` are spaces that its structure is compared with, ``info`` its provenance, ``training`` how that went.
+    Without a ``common_space`` (teachers) pictures and captions are not compared. ``fusion`` ranks the best ``top_k``
+    candidates again, from image tokens, text tokens and their mask.
     """
     matching = None
     if fusion is not None and tokens is not None and len(dataset.gallery_sets()) == 1:
@@ -81,10 +69,9 @@ def validation_scores(features: Features, dataset: ImageTextDataset) -> dict[str
 
 
 def _write(folder: Path, dataset: ImageTextDataset, info: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    told = {
-        **info,
+    data = {
         "data": dataset.fingerprint(),
         "data_info": dataset.info,
         "rouge": "coco" if dataset.scene is None else None,
     }
-    write_json(folder / "result.json", {**found, "provenance": told})
+    write_json(folder / "result.json", {**found, "provenance": {**info, **data}})

@@ -48,10 +48,9 @@ def train(
     Raises:
         ValueError: bad settings, or ``out`` holds a training of other settings.
     """
-    place = Path(root) if root else default_root()
+    place, sizes = Path(root) if root else default_root(), preset or ("quick" if dataset in data_presets() else "own")
     with process_group(choose_device(device), timeout):
         execution = Execution(compile, gradient_checkpointing, place / "checkpoints", save_every, resume)
-        sizes = preset or ("quick" if dataset in data_presets() else "own")
         chosen = {"seed": seed, "image_root": image_root, **(overrides or {})}
         study = open_study(
             dataset, preset=sizes, method=method, device=device, root=place, execution=execution, **chosen
@@ -59,9 +58,9 @@ def train(
         target = out or place / "train" / f"{data_name(dataset)}-{arm}-seed{seed}"
         identity = {"key": study.result_stage(arm).key, "settings": as_dict(study.settings)}
         with own_folder(target, identity, overwrite=overwrite) if is_main() else nullcontext():
-            result = study.result(arm)
-            if is_main() and result.folder is not None:
-                for path in result.folder.iterdir():
+            result, folder = study.result(arm), study.student_folder(arm)
+            if is_main():
+                for path in folder.iterdir():
                     with whole_file(target / path.name) as temporary:
                         shutil.copyfile(path, temporary)
                 write_json(target / "result.json", result.record)
