@@ -241,25 +241,26 @@ def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Ma
     return page + "\n"
 
 
-def write_claims(profile: str = "study", folder: str | Path = "") -> Path | None:
-    """Write ``claims.md`` of a sealed study beside its results; None where there is no sealed study."""
-    place, found = Path(folder) if folder else reference_folder(), read_study(profile, folder)
-    if found is None:
+def write_claims(profile: str = "study", folder: str | Path = "", page: Path | None = None) -> Path | None:
+    """Write ``claims.md`` of a sealed study beside its results, and its verdicts into another ``page``.
+
+    None where there is no sealed study; errors as of :func:`read_study` and :func:`insert_verdicts`.
+    """
+    place, study = Path(folder) if folder else reference_folder(), read_study(profile, folder)
+    if study is None:
         return None
-    write_text(place / "claims.md", claims_page(*found, read_json(place / "seal.json")))
+    write_text(place / "claims.md", claims_page(*study, read_json(place / "seal.json")))
+    if page:
+        insert_verdicts(page, *study)
     return place / "claims.md"
 
 
-def insert_verdicts(page: Path, profile: str = "study", folder: str | Path = "") -> None:
+def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str, Any]) -> None:
     """Put the verdicts into a Markdown page: sentences between its ``verdict`` markers, a table between ``claims``.
 
     Raises:
-        ValueError: there is no sealed study, or the page lacks the markers.
+        ValueError: the page lacks the markers.
     """
-    study = read_study(profile, folder)
-    if study is None:
-        raise ValueError("there is no sealed study: `rvlr study --tune`, `--seal`, then `rvlr study` make one")
-    plan, results, tuned = study
     found = judge(plan, results)
     if not found:
         insert_between(page, "verdict", "- No verdict yet: the planned seeds are not whole.")

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rvlr_lib.config import MethodSettings
 from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.disk import write_json
 from rvlr_lib.evaluation.evaluate import Features, ceiling, evaluate, noise_floor, retrieval_metrics
@@ -29,36 +28,23 @@ def make_result(
     *,
     features: Features,
     dataset: ImageTextDataset,
-    references: Mapping[str, Features],
-    method: MethodSettings,
     info: dict[str, Any],
     device: torch.device,
-    common_space: bool = True,
     training: dict[str, Any] | None = None,
-    fusion: FusionEncoder | None = None,
-    tokens: tuple[Tensor, Tensor, Tensor] | None = None,
-    top_k: int = 0,
+    rerank: tuple[FusionEncoder, tuple[Tensor, Tensor, Tensor], int] | None = None,
+    **options: Any,
 ) -> None:
     """The record of the space of ``features`` of a test split, ``folder/result.json``.
 
-    ``references`` are spaces that its structure is compared with, ``info`` its provenance, ``training`` how that went.
-    Without a ``common_space`` (teachers) pictures and captions are not compared. ``fusion`` ranks the best ``top_k``
-    candidates again, from image tokens, text tokens and their mask.
+    ``info`` is its provenance, ``training`` how that went, ``options`` are those of ``evaluate``. ``rerank`` holds a
+    fusion encoder, image tokens, text tokens and their mask, and how many candidates it ranks again.
     """
     matching = None
-    if fusion is not None and tokens is not None and len(dataset.gallery_sets()) == 1:
-        matching = matching_scores(fusion, *tokens, features, top_k, device=device)
-    found = evaluate(
-        features,
-        dataset,
-        references=references,
-        matching=matching,
-        official=training is not None,
-        common_space=common_space,
-        mixed_t2it=method.mixed_t2it,
-        mixed_scores=method.mixed_scores,
-        device=device,
-    )
+    if rerank is not None and len(dataset.gallery_sets()) == 1:
+        fusion, tokens, most = rerank
+        matching = matching_scores(fusion, *tokens, features, most, device=device)
+    official = training is not None
+    found = evaluate(features, dataset, matching=matching, official=official, device=device, **options)
     _write(folder, dataset, info, found | ({"training": training} if training else {}))
 
 

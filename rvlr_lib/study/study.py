@@ -55,14 +55,10 @@ class Result:
 class Study:
     """All stages of one setting and seed; each is computed when first asked for and read from the cache afterwards.
 
-    Args:
-        settings: decides every number.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        root: of runs and cache; default :func:`rvlr_lib.provenance.default_root`.
-        execution: how to train; its ``checkpoints`` is the folder of all stages' checkpoints.
-        missing: where given, nothing is computed; ends the error that names what is missing.
-
-    Over several processes (``torchrun``), all of them call the same methods and share ``root``.
+    ``root`` is that of runs and cache, :func:`rvlr_lib.provenance.default_root` if not given. ``execution`` says how to
+    train; its ``checkpoints`` is the folder of all stages' checkpoints. Where ``missing`` is given, nothing is computed
+    and it ends the error that names what is missing. Under torchrun all processes call the same methods and share
+    ``root``.
     """
 
     def __init__(
@@ -273,16 +269,17 @@ class Study:
         trained = self._student_stage(name) if name in ARMS else None
 
         def arguments() -> dict[str, Any]:
-            references = {"teacher": self.teacher_features("test")}
-            found = {**common(), "features": self.test_features(name), "method": method, "device": self.device}
+            found = {**common(), "features": self.test_features(name), "device": self.device}
+            found |= {"mixed_t2it": method.mixed_t2it, "mixed_scores": method.mixed_scores}
+            found |= {"common_space": name != "teachers", "references": {"teacher": self.teacher_features("test")}}
             if trained:
-                references["start"] = self.test_features("start")
+                found["references"]["start"] = self.test_features("start")
                 found["training"] = read_json(self.cache.path(trained) / "fit.json")
                 if settings.rerank_top_k and arm_weights(settings, name).matching:
                     student = self.student(name)
                     tokens = self._split("test").tokens(student, self.device)
-                    found |= {"fusion": student.fusion, "tokens": tokens, "top_k": settings.rerank_top_k}
-            return found | {"references": references, "common_space": name != "teachers"}
+                    found["rerank"] = student.fusion, tokens, settings.rerank_top_k
+            return found
 
         return Stage("result", parts, results.make_result, arguments, (trained,) if trained else ())
 

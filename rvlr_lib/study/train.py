@@ -35,15 +35,11 @@ def train(
 ) -> None:
     """Train and evaluate an arm after what it goes on from; an interrupted training goes on.
 
-    Args:
-        dataset, preset, method, image_root, seed, overrides: as of :func:`rvlr_lib.study.study.open_study`.
-        arm: of :data:`rvlr_lib.config.ARMS`.
-        device: to compute on; under torchrun each process takes the GPU of its local rank.
-        out: folder of the weights, log and result; default below ``root``, named by data set, arm and seed.
-        overwrite: replace what ``out`` holds of other settings.
-        root: of runs, cache and checkpoints.
-        resume, save_every, compile, gradient_checkpointing: see :class:`rvlr_lib.training.loop.Execution`.
-        timeout: seconds until a process gives up waiting for another one.
+    ``dataset, preset, method, image_root, seed`` and ``overrides`` are as of :func:`rvlr_lib.study.study.open_study`;
+    ``resume, save_every, compile`` and ``gradient_checkpointing`` as of :class:`rvlr_lib.training.loop.Execution`.
+    Weights, log and result go to ``out``, by default a folder below ``root`` named by data set, arm and seed;
+    ``overwrite`` replaces what it holds of other settings. Under torchrun each process takes the GPU of its local rank
+    and gives up after ``timeout`` seconds without another one.
 
     Raises:
         ValueError: bad settings, or ``out`` holds a training of other settings.

@@ -3,8 +3,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rvlr_lib.study import claims
-from rvlr_lib.study.claims import claims_frame, claims_page, judge, lead, metric_of, results_frame, sentence
+from rvlr_lib.disk import read_json
+from rvlr_lib.study.claims import (
+    claims_frame,
+    claims_page,
+    insert_verdicts,
+    judge,
+    lead,
+    metric_of,
+    read_study,
+    results_frame,
+    sentence,
+)
+from rvlr_lib.study.plan import reference_folder
 
 CHOSEN = {"arms": {"rvlr": {"off": True}}, "epochs": 3, "dials": {"image": {"data.image_visibility": 0.5}}}
 TUNED, SEAL = {"chosen": CHOSEN | {"arms": {}}, "trials": {}}, {"date": "d", "sha256": "s"}
@@ -83,23 +94,21 @@ def test_companions_that_differ_in_their_dial_are_one_sentence(plan):
 
 
 @pytest.mark.parametrize(("gain", "verdict", "held"), [(5.0, "better", 1), (-5.0, "worse", 0)])
-def test_worse_is_said_as_loud_as_better(whole, monkeypatch, tmp_path, gain, verdict, held):
+def test_worse_is_said_as_loud_as_better(whole, tmp_path, gain, verdict, held):
     found = results(gain, 0.0)
     text = claims_page(whole, found, TUNED, SEAL)
     assert f"**{verdict}**" in text
     assert ("RVLR retrieves better: worse." in text) == (verdict == "worse")
-    monkeypatch.setattr(claims, "read_study", lambda *_: (whole, found, TUNED))
     page = tmp_path / "page.md"
     page.write_text("".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("verdict", "claims")))
-    claims.insert_verdicts(page)
+    insert_verdicts(page, whole, found, TUNED)
     assert f"**{held} of 1 sealed claims hold.**" in page.read_text()
 
 
 def test_the_readme_and_the_page_of_claims_say_what_the_committed_study_says(tmp_path):
-    folder, page = claims.reference_folder(), tmp_path / "README.md"
+    folder, page, study = reference_folder(), tmp_path / "README.md", read_study()
     readme = (folder.parents[2] / "README.md").read_text(encoding="utf-8")
     page.write_text(readme, encoding="utf-8")
-    claims.insert_verdicts(page)
+    insert_verdicts(page, *study)
     assert page.read_text(encoding="utf-8") == readme
-    written = (folder / "claims.md").read_text(encoding="utf-8")
-    assert claims_page(*claims.read_study(), claims.read_json(folder / "seal.json")) == written
+    assert claims_page(*study, read_json(folder / "seal.json")) == (folder / "claims.md").read_text(encoding="utf-8")
