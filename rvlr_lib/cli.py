@@ -147,12 +147,9 @@ def report(folder: File, claims: bool, profile: str, results: str, insert: File)
 
         page = write_report(folder)
         return print(f"{page} and {page.with_suffix('.html').name}, tables in {page.parent / 'tables'}")
-    from rvlr_lib.study.claims import insert_verdicts, write_claims
+    from rvlr_lib.study.claims import write_claims
 
-    written = write_claims(profile, results)
-    if written and insert:
-        insert_verdicts(insert, profile, results)
-    print(written or "no page of claims")
+    print(write_claims(profile, results, insert) or "no page of claims")
 
 
 def table(run: File, select: str, format: str, out: File, insert: File) -> None:

@@ -82,61 +82,36 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """The switches of the method. Each names the row of the defect table (FIDELITY.md) that it turns.
+    """The switches of the method, each with its row of the defect table (FIDELITY.md)."""
 
-    Attributes:
-        weights: of the loss terms; an arm takes those that its terms name.
-        teacher_terms: row 1, whether D(I,E) and D(T,E) enter the sum; with ``mae`` they cancel inside (0, 1).
-        learn_relation_temperature: row 2, a learnable relation temperature only ever grows.
-        fusion_weight_form: row 3, ``free`` scalar or ``sigmoid``.
-        distance: rows 4 and 5, any of :data:`rvlr_lib.losses.DISTANCES`.
-        centred: whether relations are compared without their own means.
-        head_init: row 24b, teacher heads start at a ``ridge`` regression or at ``random``.
-        cost_gradient: row 5, whether ``wasserstein`` sends gradient through its cost, which collapsing captions lower.
-        structure_target: row 6, geometry of the ``common`` space, or the ``fusion`` encoder's first token.
-        structure_teacher: row 6, both targets are the ``fused`` relations, or each modality its ``own`` teacher's.
-        centred: relations minus their mean, so that the loss cannot act on the mean cosine alone.
-        baseline: row 7, what stage 2 is compared with: ``matching_longer`` (equal compute) or ``matching``.
-        selection: row 8, the split that chooses the best epoch.
-        mixed_t2it: row 11, ``direct`` or ``transposed`` scores of pictures in T2IT.
-        mixed_scores: row 12, ``cosine`` for all, or ``matching`` logits beside cosines.
-        siblings: row 16, whether the headline T2T leaves out captions of the query's own picture.
-        representation_bidirectional: row 24, both directions or the student's rows only.
-        representation_temperature: row 24, ``own`` (fixed) or ``shared`` with the contrastive loss.
-        head_init: row 24b, teacher heads start by ``ridge`` regression onto the student, or at ``random``.
-    """
-
-    weights: LossWeights = field(default_factory=LossWeights)
-    teacher_terms: bool = False
-    learn_relation_temperature: bool = False
+    weights: LossWeights = field(default_factory=LossWeights)  # an arm takes those that its terms name
+    teacher_terms: bool = False  # row 1: D(I,E) and D(T,E) enter the sum; with mae they cancel inside (0, 1)
+    learn_relation_temperature: bool = False  # row 2: a learnable one only ever grows
     relation_temperature: float = 0.07
-    fusion_weight_form: Literal["sigmoid", "free"] = "sigmoid"
+    fusion_weight_form: Literal["sigmoid", "free"] = "sigmoid"  # row 3
     learn_fusion_weight: bool = True
     fusion_weight: float = 0.5
-    distance: str = "mae"
-    cost_gradient: bool = False
-    structure_target: Literal["common", "fusion"] = "common"
-    structure_teacher: Literal["fused", "own"] = "fused"
-    centred: bool = False
-    baseline: Literal["matching_longer", "matching"] = "matching_longer"
-    selection: Literal["val", "test"] = "val"
-    mixed_t2it: Literal["direct", "transposed"] = "direct"
-    mixed_scores: Literal["cosine", "matching"] = "cosine"
-    siblings: Literal["out", "in"] = "out"
-    representation_bidirectional: bool = True
-    representation_temperature: Literal["own", "shared"] = "own"
-    head_init: Literal["ridge", "random"] = "ridge"
+    distance: str = "mae"  # rows 4 and 5: any of rvlr_lib.losses.DISTANCES
+    cost_gradient: bool = False  # row 5: wasserstein sends gradient through its cost, which collapsing captions lower
+    structure_target: Literal["common", "fusion"] = "common"  # row 6: the common space, or the fusion encoder's token
+    structure_teacher: Literal["fused", "own"] = "fused"  # row 6: one target for both, or each modality's own teacher
+    centred: bool = False  # relations minus their mean, so that the loss cannot act on the mean cosine alone
+    baseline: Literal["matching_longer", "matching"] = "matching_longer"  # row 7: of stage 2; equal compute, or less
+    selection: Literal["val", "test"] = "val"  # row 8: the split that chooses the best epoch
+    mixed_t2it: Literal["direct", "transposed"] = "direct"  # row 11: scores of pictures in T2IT
+    mixed_scores: Literal["cosine", "matching"] = "cosine"  # row 12: for all, or matching logits beside cosines
+    siblings: Literal["out", "in"] = "out"  # row 16: which T2T is the headline; both are always recorded
+    representation_bidirectional: bool = True  # row 24: both directions, or the student's rows only
+    representation_temperature: Literal["own", "shared"] = "own"  # row 24: fixed, or that of the contrastive loss
+    head_init: Literal["ridge", "random"] = "ridge"  # row 24b: teacher heads start as a regression onto the student
 
 
 @dataclass(frozen=True)
 class ArmSettings:
-    """What tuning chose for an arm: the learning rate of its stage, and the strength of its own terms.
-
-    ``strengths`` are by group of :data:`STRENGTHS`; a group that is not named keeps the weights of the method.
-    """
+    """What tuning chose for an arm."""
 
     learning_rate: float = 0.0  # 0: that of the stage
-    strengths: Mapping[str, float] = field(default_factory=dict)
+    strengths: Mapping[str, float] = field(default_factory=dict)  # group of STRENGTHS -> its own; others: the method's
 
 
 @dataclass(frozen=True)
@@ -172,40 +147,24 @@ STRENGTHS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of the study, from ``presets/arms.yaml``: its stage, which losses carry weight, which teacher it hears.
+    """One arm of the study, from ``presets/arms.yaml``."""
 
-    Attributes:
-        stage: 1, or 2 from the best epoch of ``matching``.
-        description: for tables.
-        groups: of :data:`STRENGTHS`, added to the terms of ``base``.
-        base: terms of every arm; ``matching`` needs the fusion encoder.
-        teacher: of both modalities, a name of :mod:`rvlr_lib.models.pretrained`; empty: those of the settings.
-        shuffled: the structure term hears the teachers of other pictures.
-        method: switches of its own.
-        strengths: fixed ones, where nothing is tuned.
-        takes: the arm whose tuned learning rate and strengths it takes; empty: it is tuned on its own.
-    """
-
-    stage: Literal[1, 2]
+    stage: Literal[1, 2]  # 2 goes on from the best epoch of ``matching``
     description: str
-    groups: Sequence[str] = ()
-    base: Sequence[str] = ("contrastive", "alignment", "matching")
-    teacher: str = ""
-    shuffled: bool = False
-    method: Mapping[str, Any] = field(default_factory=dict)
-    strengths: Mapping[str, float] = field(default_factory=dict)
-    takes: str = ""
+    groups: Sequence[str] = ()  # of STRENGTHS, added to the terms of ``base``
+    base: Sequence[str] = ("contrastive", "alignment", "matching")  # of every arm; matching needs the fusion encoder
+    teacher: str = ""  # of both modalities, a name of rvlr_lib.models.teachers; empty: those of the settings
+    shuffled: bool = False  # the structure term hears the teachers of other pictures
+    method: Mapping[str, Any] = field(default_factory=dict)  # switches of its own
+    strengths: Mapping[str, float] = field(default_factory=dict)  # fixed ones, where nothing is tuned
+    takes: str = ""  # the arm whose tuned learning rate and strengths it takes; empty: it is tuned on its own
 
 
 ARMS = {name: Arm(**values) for name, values in yaml.safe_load((PRESETS / "arms.yaml").read_text("utf-8")).items()}
 
 
 def arm(name: str) -> Arm:
-    """The arm of a name.
-
-    Raises:
-        ValueError: unknown, naming the valid ones.
-    """
+    """The arm of a name; ValueError for an unknown one, naming the valid ones."""
     if name not in ARMS:
         raise ValueError(f"unknown arm {name!r}: valid are {', '.join(ARMS)}")
     return ARMS[name]
@@ -214,14 +173,11 @@ def arm(name: str) -> Arm:
 def arm_weights(settings: Settings, name: str) -> LossWeights:
     """The loss weights of an arm: those of its terms, 0 elsewhere.
 
-    The matching loss needs the fusion encoder, the teacher terms their switch and the published weights.
+    The matching loss needs the fusion encoder; the teacher terms need their switch and the structure term, and take
+    the published weights.
 
-    Raises:
-        ValueError: unknown arm.
-
-    Example:
-        >>> arm_weights(Settings(), "structure").structure, arm_weights(Settings(), "matching_longer").structure
-        (2.0, 0.0)
+    >>> arm_weights(Settings(), "structure").structure, arm_weights(Settings(), "matching_longer").structure
+    (2.0, 0.0)
     """
     chosen, base = arm(name), dataclasses.asdict(settings.method.weights)
     kept = set(chosen.base) - (set() if settings.model.fusion_layers else {"matching"})
@@ -231,30 +187,22 @@ def arm_weights(settings: Settings, name: str) -> LossWeights:
     for group in chosen.groups:
         for term, share in STRENGTHS[group].items():
             weights[term] = strengths[group] * share if group in strengths else base[term] or share
-    if settings.method.teacher_terms and "structure" in chosen.groups:
+    if settings.method.teacher_terms and weights["structure"]:
         weights |= {term: base[term] for term in ("image_teacher_structure", "text_teacher_structure")}
     return LossWeights(**weights)
 
 
 def arm_training(settings: Settings, name: str) -> TrainSettings:
-    """The optimisation of an arm: that of its stage, at the learning rate that tuning chose."""
-    chosen = settings.arms.get(arm(name).takes or name)
+    """The optimisation of an arm: that of its stage, in stage 2 at the learning rate that tuning chose."""
     if arm(name).stage == 1:
         return settings.stage1
-    rate = chosen.learning_rate if chosen else 0.0
-    return dataclasses.replace(settings.stage2, learning_rate=rate) if rate else settings.stage2
+    chosen = settings.arms.get(arm(name).takes or name, ArmSettings())
+    return dataclasses.replace(settings.stage2, learning_rate=chosen.learning_rate or settings.stage2.learning_rate)
 
 
 def arm_method(settings: Settings, name: str) -> MethodSettings:
     """The switches of an arm: those of the settings, but for its own."""
     return dataclasses.replace(settings.method, **arm(name).method)
-
-
-def headline_metrics(method: MethodSettings) -> tuple[str, ...]:
-    """The metrics of the tables; T2T with siblings where the switch of row 16 says so."""
-    text = "t2t" if method.siblings == "in" else "t2t_no_siblings"
-    graded = tuple(f"{name}/NDCG@10" for name in ("i2i", text, "i2it", "t2it"))
-    return ("i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean", *graded)
 
 
 def available_presets() -> list[str]:
@@ -264,7 +212,7 @@ def available_presets() -> list[str]:
 
 def data_presets() -> list[str]:
     """Presets that belong to a data set by name."""
-    return [name for name in available_presets() if name not in (*SIZES, "corrected", "official", "tuned", "towers")]
+    return [name for name in available_presets() if name not in (*SIZES, "corrected", "official", "tuned")]
 
 
 def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -278,9 +226,8 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
     Raises:
         ValueError: unknown preset, key or value, naming the valid ones.
 
-    Example:
-        >>> load_settings("scenes", overrides={"stage1.epochs": 3}).stage1.epochs
-        3
+    >>> load_settings("scenes", overrides={"stage1.epochs": 3}).stage1.epochs
+    3
     """
     settings, name = Settings(), (overrides or {}).get("data.name")
     for preset in presets:
@@ -334,7 +281,6 @@ def parsed(kind: Any, values: Mapping[str, Any], where: str) -> Any:
 
 
 def _updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settings:
-    """Settings with some values replaced."""
     if not values:
         return settings
     found = parsed(Settings, _deep(as_dict(settings), values, where), where)

@@ -47,40 +47,41 @@ def test_what_is_not_known_is_refused_by_name(overrides, fault):
         load_settings(overrides=overrides)
 
 
-def test_a_preset_that_is_no_settings_is_named(tmp_path):
-    for text in ("[1, 2]", "{a: ", "just words"):
-        (tmp_path / "bad.yaml").write_text(text)
-        with pytest.raises(ValueError, match=r"bad.yaml"):
-            load_settings(str(tmp_path / "bad.yaml"))
-    with pytest.raises(ValueError, match="unknown preset 'nope': valid are"):
-        load_settings("nope")
+@pytest.mark.parametrize("text", ["[1, 2]", "{a: ", "just words"])
+def test_a_preset_that_is_no_settings_is_named(tmp_path, text):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"bad.yaml"):
+        load_settings(str(tmp_path / "bad.yaml"))
+
+
+def terms(name, **overrides):
+    """The terms that carry weight in an arm."""
+    weights = dataclasses.asdict(arm_weights(load_settings(overrides=overrides), name))
+    return {term: weight for term, weight in weights.items() if weight}
 
 
 def test_an_arm_carries_its_own_terms_and_no_other():
-    settings = load_settings(overrides={"arms.structure": {"learning_rate": 1e-5, "strengths": {"structure": 0.25}}})
-    weights = dataclasses.asdict(arm_weights(settings, "structure"))
-    assert {name for name, weight in weights.items() if weight} == {"contrastive", "structure"}
-    assert weights["structure"] == 0.25
-    assert arm_training(settings, "structure").learning_rate == 1e-5
-    assert arm_training(settings, "teacher_oracle").learning_rate == 1e-5  # takes what structure was given
-    assert arm_weights(settings, "teacher_oracle").structure == 0.25
-    assert arm_weights(settings, "rvlr_published").structure == Settings().method.weights.structure
-    assert arm_method(settings, "centred").centred
+    tuned = {"arms.structure": {"learning_rate": 1e-5, "strengths": {"structure": 0.25}}}
+    assert terms("structure", **tuned) == {"contrastive": 1.0, "structure": 0.25}
+    assert terms("teacher_oracle", **tuned) == terms("structure", **tuned)  # takes what structure was given
+    assert arm_training(load_settings(overrides=tuned), "teacher_oracle").learning_rate == 1e-5
+    assert terms("rvlr_published")["structure"] == Settings().method.weights.structure
+    assert terms("intra_only").keys() == {"image_intra", "text_intra"}
+    assert terms("matching", **{"model.fusion_layers": 1})["matching"] == 2.0  # which needs the fusion encoder
+    assert arm_method(Settings(), "centred").centred
 
 
-def test_the_matching_loss_needs_the_fusion_encoder():
-    assert arm_weights(Settings(), "matching").matching == 0
-    assert arm_weights(load_settings(overrides={"model.fusion_layers": 1}), "matching").matching == 2.0
-    assert not any(
-        dataclasses.asdict(arm_weights(Settings(), "intra_only"))[name] for name in ("contrastive", "matching")
-    )
+def test_teacher_terms_come_with_the_structure_term_alone():
+    on, off = {"method.teacher_terms": True}, {"arms.structure.strengths": {"structure": 0.0}}
+    assert {"image_teacher_structure", "text_teacher_structure"} <= terms("structure", **on).keys()
+    assert terms("structure", **on, **off) == terms("matching_longer", **on) == {"contrastive": 1.0}
 
 
 def test_every_arm_names_groups_teachers_and_arms_that_exist():
     for name, arm in ARMS.items():
         assert set(arm.groups) <= set(STRENGTHS), name
         assert not arm.takes or arm.takes in ARMS, name
-        assert dataclasses.replace(Settings().method, **arm.method)
+        assert arm_method(Settings(), name)
 
 
 def test_the_world_follows_the_seed():

@@ -13,19 +13,13 @@ ROWS = [
     [cell.strip() for cell in line.strip("|").split(" | ")] for line in TEXT.splitlines() if re.match(r"\| \d", line)
 ]
 SWITCH = re.compile(r"`(\w+)`: (\S+) → ([^;\s]+)")
-NOT_SWITCHES = {
-    "weights",
-    "relation_temperature",
-    "learn_fusion_weight",
-    "fusion_weight",
-    "centred",
-}  # the same in both presets
+THE_SAME_IN_BOTH = {"weights", "relation_temperature", "learn_fusion_weight", "fusion_weight", "centred"}
 
 
 def test_there_are_33_rows_in_order_and_every_switch_has_one():
     assert list(dict.fromkeys(int(re.match(r"\d+", row[0])[0]) for row in ROWS)) == list(range(1, 34))
     named = {name for row in ROWS for name, _, _ in SWITCH.findall(row[3])}
-    assert named == {field.name for field in dataclasses.fields(MethodSettings)} - NOT_SWITCHES
+    assert named == {field.name for field in dataclasses.fields(MethodSettings)} - THE_SAME_IN_BOTH
     assert 'method="official"' in TEXT
 
 

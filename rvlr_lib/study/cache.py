@@ -19,27 +19,21 @@ from typing import Any
 
 from rvlr_lib.disk import plain, whole_folder, write_json
 from rvlr_lib.provenance import PACKAGE
+from rvlr_lib.training.processes import broadcast_json, is_main, same_everywhere
 
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 VALUES_ONLY = {"rvlr_lib.config", "rvlr_lib.provenance", "rvlr_lib.disk"}
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One step of a study and all that decides its outcome.
+    """One step of a study and all that decides its outcome."""
 
-    Attributes:
-        name: first part of its folder, such as ``stage2``.
-        parts: settings and data that decide its outcome.
-        maker: function of a module; fills the folder it is given, ``maker(folder, **arguments())``.
-        arguments: gives the maker's arguments; called only where the stage is not in the cache.
-        needs: stages that are made before it.
-    """
-
-    name: str
-    parts: Mapping[str, Any]
-    maker: Callable[..., None]
-    arguments: Callable[[], Mapping[str, Any]]
-    needs: tuple["Stage", ...] = ()
+    name: str  # first part of its folder, such as ``stage2``
+    parts: Mapping[str, Any]  # settings and data that decide its outcome
+    maker: Callable[..., None]  # function of a module that fills the folder it is given: maker(folder, **arguments())
+    arguments: Callable[[], Mapping[str, Any]]  # called only where the stage is not in the cache
+    needs: tuple["Stage", ...] = ()  # stages that are made before it
 
     @cached_property
     def key(self) -> str:
@@ -51,15 +45,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Cache:
-    """Finished stages below ``root/cache``.
+    """Finished stages below ``root/cache``."""
 
-    Attributes:
-        root: of all runs. Several machines must share it.
-        missing: where given, nothing is computed, and this way out ends the error of a stage that is not there.
-    """
-
-    root: Path
-    missing: str = ""
+    root: Path  # of all runs; several machines must share it
+    missing: str = ""  # where given, nothing is computed, and this ends the error of a stage that is not there
 
     def path(self, stage: Stage) -> Path:
         """Where a stage lies; it is whole where it holds ``parts.json``."""
@@ -79,8 +68,6 @@ class Cache:
         Raises:
             ValueError: the stage is missing and nothing may be computed, or the processes disagree about it.
         """
-        from rvlr_lib.training.processes import broadcast_json, is_main, same_everywhere
-
         if not same_everywhere(int(stage.key, 16) >> 8):
             raise ValueError(
                 f"stage {stage.name} is not the same in all processes (its key here is {stage.key}): they "
@@ -130,12 +117,7 @@ def source_hash(module: str) -> str:
                 queue += [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
                 queue += [alias.name for alias in node.names if alias.name.startswith("rvlr_lib")]
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and _is_docstring(body[0]):
-                body[0] = ast.Pass()
+            elif isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
+                node.body[0] = ast.Pass()
         seen[name] = ast.dump(tree)
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

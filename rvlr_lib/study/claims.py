@@ -1,19 +1,17 @@
 """What the sealed seeds say: verdicts, each with its control in the same sentence, from small result files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from jinja2 import Template
 
 from rvlr_lib.disk import read_json, write_text
 from rvlr_lib.metrics.statistics import Effect, Verdict, paired_effect, power, verdicts
-from rvlr_lib.study.plan import Claim, Plan, check_seal, profile_plan, reference_folder
+from rvlr_lib.study.plan import Claim, Plan, check_seal, load_plan, reference_folder
 from rvlr_lib.study.sweep import read_seeds
 from rvlr_lib.tables import insert_between, to_markdown
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Cells = Mapping[str, Mapping[str, Any]]
 Results = Mapping[str, Mapping[int, Cells]]  # part of the plan -> seed -> cell -> record
@@ -30,10 +28,15 @@ def metric_of(cell: Mapping[str, Any], metric: str) -> float:
     if " & " in metric:
         values = [metric_of(cell, part) for part in metric.split(" & ")]
         return sum(values) / len(values)
-    found = {**cell["structure"], **next(iter(cell["metrics"].values()))}
-    if found.get(metric) is None:
+    found = _figures(cell)
+    value = found.get(metric)
+    if value is None:
         raise ValueError(f"a cell has no metric {metric!r}; it has: {', '.join(list(found)[:40])}")
-    return float(found[metric])
+    return float(value)
+
+
+def _figures(cell: Mapping[str, Any]) -> dict[str, float | None]:
+    return {**cell["structure"], **next(iter(cell["metrics"].values()))}
 
 
 def effects(claim: Claim, results: Results) -> list[dict[int, float]]:
@@ -42,12 +45,8 @@ def effects(claim: Claim, results: Results) -> list[dict[int, float]]:
     for part in claim.parts:
         seeds = set.intersection(*(set(results.get(name, {})) for _, name, _ in part))
         whole = [seed for seed in sorted(seeds) if all(cell in results[name][seed] for _, name, cell in part)]
-        found.append(
-            {
-                seed: sum(factor * metric_of(results[name][seed][cell], claim.metric) for factor, name, cell in part)
-                for seed in whole
-            }
-        )
+        sums = [sum(f * metric_of(results[name][seed][cell], claim.metric) for f, name, cell in part) for seed in whole]
+        found.append(dict(zip(whole, sums, strict=True)))
     return found
 
 
@@ -120,34 +119,22 @@ def lead(plan: Plan, results: Results, name: str) -> str:
 
 def claims_frame(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
     """What :func:`rvlr_lib.figures.verdicts.plot_claims` draws: each primary claim, and what its control gains."""
-    import pandas as pd
-
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for name, own in found.items():
-        claim, common = plan.claims[name], {"claim": plan.claims[name].text, "delta": own.delta}
-        rows.append(
-            common | {"part": None, "mean": own.effect.mean, "low": own.low, "high": own.high, "verdict": own.verdict}
-        )
+        claim = plan.claims[name]
+        rows.append((claim.text, own.delta, None, own.effect.mean, own.low, own.high, own.verdict))
         if claim.control:
             known = weakest(plan.claims[claim.control], results)
-            row = {"part": "control", "mean": known.mean, "low": known.low, "high": known.high, "verdict": None}
-            rows.append(common | row)
-    return pd.DataFrame(rows)
+            rows.append((claim.text, own.delta, "control", known.mean, known.low, known.high, None))
+    return pd.DataFrame(rows, columns=["claim", "delta", "part", "mean", "low", "high", "verdict"])
 
 
-def claims_table(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
+def claims_table(plan: Plan, found: Judged) -> pd.DataFrame:
     """Primary claims: verdict, effect, both intervals, and the power of the verdicts at the observed spread."""
-    import pandas as pd
-
     rows = []
     for name, own in found.items():
-        given: dict[str, Any] = {
-            "sd": max(own.effect.sd, 1e-6),
-            "seeds": own.effect.seeds,
-            "delta": own.delta,
-            "claims": len(found),
-        }
-        zero, real = power(**given), power(**given, effect=own.delta)
+        sd, seeds = max(own.effect.sd, 1e-6), own.effect.seeds
+        zero, real = (power(sd, seeds, own.delta, effect=true, claims=len(found)) for true in (0.0, own.delta))
         rows.append(
             {
                 "claim": name,
@@ -157,7 +144,7 @@ def claims_table(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
                 "90 % interval": interval(*own.within),
                 "δ": f"{own.delta:g}",
                 "SD": f"{own.effect.sd:.2f}",
-                "seeds": own.effect.seeds,
+                "seeds": seeds,
                 "a true zero is called equivalent": f"{100 * zero['equivalent']:.0f} %",
                 "a true δ is called better": f"{100 * (real['better'] + real['better, below δ']):.0f} %",
                 "metric": plan.claims[name].metric,
@@ -169,61 +156,50 @@ def claims_table(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
 
 def companions_table(plan: Plan, results: Results) -> pd.DataFrame:
     """Differences that are not primary claims: effect and plain 95 % interval, no verdict."""
-    import pandas as pd
-
-    return pd.DataFrame(
-        [
-            {
-                "difference": name,
-                "points": signed(own.mean),
-                "95 % interval": interval(own.low, own.high),
-                "seeds": own.seeds,
-                "in words": plan.claims[name].text,
-                "metric": plan.claims[name].metric,
-            }
-            for name, own in companions(plan, results).items()
-        ]
-    )
+    rows = [
+        {
+            "difference": name,
+            "points": signed(own.mean),
+            "95 % interval": interval(own.low, own.high),
+            "seeds": own.seeds,
+            "in words": plan.claims[name].text,
+            "metric": plan.claims[name].metric,
+        }
+        for name, own in companions(plan, results).items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def tuning_table(tuned: Mapping[str, Any]) -> pd.DataFrame:
     """What tuning chose for every arm, by recall and by structure."""
-    import pandas as pd
-
-    rows = []
-    for name, found in tuned["chosen"]["arms"].items():
-        for criterion in ("recall", "structure"):
-            own = found[criterion]
-            strengths = ", ".join(f"{group} {value:g}" for group, value in own["strengths"].items()) or "–"
-            rows.append(
-                {
-                    "arm": name,
-                    "chosen by": criterion,
-                    "learning rate": f"{own['learning_rate']:g}",
-                    "strengths": strengths,
-                    "trials": len(tuned["trials"][name]),
-                    "validation r_mean": f"{found['r_mean']:.1f}",
-                    "zero did as well": "yes" if found["off"] else "no",
-                }
-            )
+    rows = [
+        {
+            "arm": name,
+            "chosen by": criterion,
+            "learning rate": f"{found[criterion]['learning_rate']:g}",
+            "strengths": ", ".join(f"{group} {value:g}" for group, value in found[criterion]["strengths"].items())
+            or "–",
+            "trials": len(tuned["trials"][name]),
+            "validation r_mean": f"{found['r_mean']:.1f}",
+            "zero did as well": "yes" if found["off"] else "no",
+        }
+        for name, found in tuned["chosen"]["arms"].items()
+        for criterion in ("recall", "structure")
+    ]
     return pd.DataFrame(rows)
 
 
 def results_frame(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
     """Figures of all cells, tidy: ``dataset, dial, arm, seed, metric, value``; undefined ones are left out."""
-    import pandas as pd
-
-    rows = []
-    for dataset, seeds in results.items():
-        for seed, cells in seeds.items():
-            for name, cell in cells.items():
-                (arm, dial), known = name.split("|"), {**cell["structure"], **next(iter(cell["metrics"].values()))}
-                rows += [
-                    (dataset, dial, arm, seed, metric, known[metric])
-                    for metric in metrics
-                    if known.get(metric) is not None
-                ]
-    return pd.DataFrame(rows, columns=["dataset", "dial", "arm", "seed", "metric", "value"])
+    rows = [
+        (dataset, *reversed(name.split("|")), seed, metric, _figures(cell).get(metric))
+        for dataset, seeds in results.items()
+        for seed, cells in seeds.items()
+        for name, cell in cells.items()
+        for metric in metrics
+    ]
+    frame = pd.DataFrame(rows, columns=["dataset", "dial", "arm", "seed", "metric", "value"])
+    return frame.dropna(subset="value", ignore_index=True)
 
 
 def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, Results, dict[str, Any]] | None:
@@ -236,7 +212,7 @@ def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, R
     if not (place / "seal.json").is_file():
         print("There is no sealed study here yet: `rvlr study --tune`, `--seal`, then `rvlr study` make one.")
         return None
-    plan = profile_plan(profile)
+    plan = load_plan(profile)
     sealed = check_seal(plan, place)
     results = {name: read_seeds(place, name, sealed) for name in plan.sets}
     return plan, {name: found for name, found in results.items() if found}, read_json(place / "tuning.json")
@@ -244,64 +220,58 @@ def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, R
 
 def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Mapping[str, Any]) -> str:
     """The Markdown page of claims: sentences, table, what did not hold, companions, tuning, how it was done."""
-    from jinja2 import Template
-
     found, chosen = judge(plan, results), tuned["chosen"]
+    primary = [name for name, claim in plan.claims.items() if claim.primary]
+    refuted = {name: own.verdict for name, own in found.items() if not own.verdict.startswith("better")}
     cells = [cell for seeds in results.values() for own in seeds.values() for cell in own.values()]
-    return (
-        Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True).render(
-            plan=plan,
-            seal=seal,
-            chosen=chosen,
-            trials=len(next(iter(tuned["trials"].values()), [])),
-            hours=sum(cell.get("cpu_seconds", 0.0) for cell in cells) / 3600,
-            commits=", ".join(dict.fromkeys(str(cell["commit"]) for cell in cells)),
-            counts=", ".join(f"{name} {len(seeds)}" for name, seeds in results.items()),
-            sentences=[
-                sentence(plan, name, results, found, chosen) for name, claim in plan.claims.items() if claim.primary
-            ],
-            verdicts=to_markdown(claims_table(plan, results, found)) if found else "",
-            refuted=[
-                f"{plan.claims[name].text}: {own.verdict}."
-                for name, own in found.items()
-                if not own.verdict.startswith("better")
-            ],
-            companions=to_markdown(companions_table(plan, results)) if found else "",
-            tuning=to_markdown(tuning_table(tuned)),
-        )
-        + "\n"
+    page = Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True).render(
+        plan=plan,
+        seal=seal,
+        chosen=chosen,
+        trials=len(next(iter(tuned["trials"].values()), [])),
+        hours=sum(cell.get("cpu_seconds", 0.0) for cell in cells) / 3600,
+        commits=", ".join(dict.fromkeys(str(cell["commit"]) for cell in cells)),
+        counts=", ".join(f"{name} {len(seeds)}" for name, seeds in results.items()),
+        sentences=[sentence(plan, name, results, found, chosen) for name in primary],
+        verdicts=to_markdown(claims_table(plan, found)) if found else "",
+        refuted=[f"{plan.claims[name].text}: {verdict}." for name, verdict in refuted.items()],
+        companions=to_markdown(companions_table(plan, results)) if found else "",
+        tuning=to_markdown(tuning_table(tuned)),
     )
+    return page + "\n"
 
 
-def write_claims(profile: str = "study", folder: str | Path = "") -> Path | None:
-    """Write ``claims.md`` of a sealed study beside its results; None where there is no sealed study."""
-    place, found = Path(folder) if folder else reference_folder(), read_study(profile, folder)
-    if found is None:
+def write_claims(profile: str = "study", folder: str | Path = "", page: Path | None = None) -> Path | None:
+    """Write ``claims.md`` of a sealed study beside its results, and its verdicts into another ``page``.
+
+    None where there is no sealed study; errors as of :func:`read_study` and :func:`insert_verdicts`.
+    """
+    place, study = Path(folder) if folder else reference_folder(), read_study(profile, folder)
+    if study is None:
         return None
-    write_text(place / "claims.md", claims_page(*found, read_json(place / "seal.json")))
+    write_text(place / "claims.md", claims_page(*study, read_json(place / "seal.json")))
+    if page:
+        insert_verdicts(page, *study)
     return place / "claims.md"
 
 
-def insert_verdicts(page: Path, profile: str = "study", folder: str | Path = "") -> None:
+def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str, Any]) -> None:
     """Put the verdicts into a Markdown page: sentences between its ``verdict`` markers, a table between ``claims``.
 
     Raises:
-        ValueError: there is no sealed study, or the page lacks the markers.
+        ValueError: the page lacks the markers.
     """
-    study = read_study(profile, folder)
-    if study is None:
-        raise ValueError("there is no sealed study: `rvlr study --tune`, `--seal`, then `rvlr study` make one")
-    plan, results, tuned = study
     found = judge(plan, results)
-    lines = [f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name in found]
+    if not found:
+        insert_between(page, "verdict", "- No verdict yet: the planned seeds are not whole.")
+        return
     held = sum(own.verdict.startswith("better") for own in found.values())
-    lines = [f"**{held} of {len(found)} sealed claims hold.**\n", *lines] if found else lines
-    insert_between(page, "verdict", "\n".join(lines or ["- No verdict yet: the planned seeds are not whole."]))
-    table = claims_table(plan, results, found)
-    if len(table):
-        table["claim"] = [plan.claims[name].text for name in table["claim"]]
-        table = table[["claim", "verdict", "points", "Holm interval", "90 % interval", "δ", "seeds"]]
-        insert_between(page, "claims", to_markdown(table))
+    lines = [f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name in found]
+    insert_between(page, "verdict", "\n".join([f"**{held} of {len(found)} sealed claims hold.**\n", *lines]))
+    table = claims_table(plan, found)
+    table["claim"] = [plan.claims[name].text for name in table["claim"]]
+    shown = ["claim", "verdict", "points", "Holm interval", "90 % interval", "δ", "seeds"]
+    insert_between(page, "claims", to_markdown(table[shown]))
 
 
 def signed(value: float) -> str:

@@ -13,32 +13,23 @@ import yaml
 
 from rvlr_lib.config import ARMS, ArmSettings, Settings, load_settings, parsed
 from rvlr_lib.disk import plain, read_json, write_json
+from rvlr_lib.metrics.statistics import MAX_CLAIMS
 from rvlr_lib.provenance import PACKAGE, commit
 
 REFERENCES = ("floor", "ceiling", "teachers", "start")  # rows of a table that no arm trains
 BY_STRUCTURE = "/structure"  # an arm's name with this ending: the trial that validation structure chose
-MAX_PRIMARY = 4
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A question put beforehand: a weighted sum of cells whose mean over seeds is judged.
+    """A question put beforehand: a weighted sum of cells whose mean over seeds is judged."""
 
-    Attributes:
-        text: the claim in words.
-        metric: key of the results, or several joined by `` & `` whose mean is taken.
-        effect: such as ``scenes:rvlr|text - scenes:matching_longer|text``; a term may have a factor, ``0.5*…``.
-        also: a second effect; the claim is that both are above 0, so the less favourable one is judged.
-        primary: whether Holm's correction counts it; others get an interval and no verdict.
-        control: name of the claim that says what a control gains; it is printed in the same sentence.
-    """
-
-    text: str
-    metric: str
-    effect: str
-    also: str = ""
-    primary: bool = False
-    control: str = ""
+    text: str  # the claim in words
+    metric: str  # key of the results, or several joined by `` & `` whose mean is taken
+    effect: str  # such as ``scenes:rvlr|text - scenes:matching_longer|text``; a term may have a factor, ``0.5*…``
+    also: str = ""  # a second effect; the claim is that both are above 0, so the less favourable one is judged
+    primary: bool = False  # whether Holm's correction counts it; others get an interval and no verdict
+    control: str = ""  # the claim that says what a control gains; it is printed in the same sentence
 
     @property
     def parts(self) -> list[list[tuple[float, str, str]]]:
@@ -65,54 +56,39 @@ class Claim:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The same number of random trials for every trained arm, on worlds that no verdict sees.
-
-    Attributes:
-        dataset, dials: where; a trial's score is its mean over the dials.
-        seeds: the first one for all trials, all of them for the best.
-        trials: of each arm; all arms try the same learning rates.
-        confirmed: best trials that are tried on all seeds.
-        learning_rate: lowest and highest, log-uniform.
-        strengths: group of terms -> lowest and highest, log-uniform.
-        lengths: epochs of stage 2; the shortest whose doubling adds less than ``plateau`` points is taken.
-        visibilities: of the dial ``image``, mildest first: the first at which ``matching_longer`` keeps ``kept``.
-        slack: points of r_mean within which validation structure may choose.
-    """
+    """The same number of random trials for every trained arm, on worlds that no verdict sees."""
 
     dataset: str
-    dials: Sequence[str]
-    seeds: Sequence[int]
-    trials: int
-    confirmed: int
-    learning_rate: Sequence[float]
-    strengths: Mapping[str, Sequence[float]]
-    lengths: Sequence[int]
-    visibilities: Sequence[float]
-    plateau: float = 0.5
+    dials: Sequence[str]  # a trial's score is its mean over them
+    seeds: Sequence[int]  # the first one for all trials, all of them for the best
+    trials: int  # of each arm; all arms try the same learning rates
+    confirmed: int  # best trials that are tried on all seeds
+    learning_rate: Sequence[float]  # lowest and highest, log-uniform
+    strengths: Mapping[str, Sequence[float]]  # group of terms -> lowest and highest, log-uniform
+    lengths: Sequence[int]  # epochs of stage 2; the shortest whose doubling adds less than ``plateau`` is taken
+    visibilities: Sequence[float]  # of the dial ``image``: the first at which ``matching_longer`` keeps ``kept``
+    plateau: float = 0.5  # points of r_mean
     kept: Sequence[float] = (0.4, 0.7)
-    slack: float = 0.5
+    slack: float = 0.5  # points of r_mean within which validation structure may choose
 
 
 @dataclass(frozen=True)
 class RegimeMap:
-    """Where the structure loss helps: strength × teacher × dial, on validation.
-
-    ``ratios``: of the gradient norm of the weighted structure term to that of the contrastive one, at the first batch.
-    """
+    """Where the structure loss helps: strength × teacher × dial, on validation."""
 
     dataset: str
     dials: Sequence[str]
     seeds: Sequence[int]
-    ratios: Sequence[float]
+    ratios: Sequence[float]  # of the weighted structure term's gradient norm to the contrastive one's, first batch
     teachers: Mapping[str, str]  # label -> arm
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is computed on one data set: overrides, seeds from 0, and which of the plan's arms and dial points."""
+    """What is computed on one data set; where a profile says nothing, all arms, dial points and seeds of its plan."""
 
     dataset: str
-    seeds: int
+    seeds: int  # from 0
     arms: Sequence[str]
     dials: Sequence[str]
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -124,98 +100,66 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """The ``study`` part of a profile.
+    """The ``study`` part of a profile."""
 
-    Attributes:
-        preset: sizes.
-        sets: name -> what is computed on a data set; where it says nothing, all arms, dial points and seeds.
-        seeds: planned for the claims, from 0.
-        dials: name -> overrides of the settings.
-        arms: of every dial point, references such as ``start`` among them.
-        claims: name -> claim.
-        delta: metric -> the smallest difference that matters, in points.
-        tuning, regime_map: as above.
-    """
-
-    preset: str
+    preset: str  # sizes
     sets: Mapping[str, Part]
-    seeds: int
-    dials: Mapping[str, Mapping[str, Any]]
-    arms: Sequence[str]
+    seeds: int  # planned for the claims, from 0
+    dials: Mapping[str, Mapping[str, Any]]  # name -> overrides of the settings
+    arms: Sequence[str]  # references such as ``start`` among them
     claims: Mapping[str, Claim]
-    delta: Mapping[str, float]
+    delta: Mapping[str, float]  # metric -> the smallest difference that matters, in points
     tuning: Tuning
     regime_map: RegimeMap
 
     def settings(
-        self,
-        name: str,
-        dial: str,
-        seed: int,
-        chosen: Mapping[str, Any] | None = None,
-        *,
-        by_structure: bool = False,
-        **overrides: Any,
+        self, name: str, dial: str, seed: int, chosen: Mapping[str, Any], criterion: str = "recall", **overrides: Any
     ) -> Settings:
-        """The settings of a data set, dial point and seed.
+        """The settings of a part of the plan, or of a data set, at a dial point and seed.
 
-        Args:
-            name: of a part, or of a data set.
-            dial: one of :attr:`dials`.
-            seed: of everything.
-            chosen: what tuning chose, see :mod:`rvlr_lib.study.tuning`; None: nothing yet.
-            by_structure: take the trials that validation structure chose.
-            overrides: dotted settings.
+        ``chosen`` is what tuning chose so far, ``criterion`` whose trials are taken: by ``recall`` or ``structure``.
         """
-        chosen, part = chosen or {}, self.sets.get(name)
+        part = self.sets.get(name)
         dataset, own = (part.dataset, part.overrides) if part else (name, {})
         dials = {**self.dials[dial], **chosen.get("dials", {}).get(dial, {})}
         length = {"stage2.epochs": chosen["epochs"]} if "epochs" in chosen else {}
         values = {"data.name": dataset, **own, **dials, **length, "seed": seed, **overrides}
         settings = load_settings(dataset, self.preset, "corrected", overrides=values)
-        arms = {
-            arm: ArmSettings(**found["structure" if by_structure else "recall"])
-            for arm, found in chosen.get("arms", {}).items()
-        }
+        arms = {arm: ArmSettings(**found[criterion]) for arm, found in chosen.get("arms", {}).items()}
         return dataclasses.replace(settings, arms=arms)
 
 
-def load_plan(path: Path) -> Plan:
-    """The ``study`` part of a profile, checked.
+def load_plan(profile: str = "study") -> Plan:
+    """The ``study`` part of a profile of the checkout, or of a YAML file, checked.
 
     Raises:
         ValueError: a missing part or an unknown key, arm, dial point or cell; names it.
     """
+    named = PACKAGE.parent / "notebooks" / "profiles" / f"{profile}.yaml"
+    path = Path(profile) if profile.endswith((".yaml", ".yml")) else named
     if not path.is_file():
         raise ValueError(f"{path} is not there; a study is the 'study' part of a profile")
     values = dict((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("study") or {})
     common = {"seeds": values.get("seeds"), "arms": values.get("arms"), "dials": list(values.get("dials", {}))}
     sets = {name: {"dataset": name, **common, **(own or {})} for name, own in values.get("sets", {}).items()}
     plan: Plan = parsed(Plan, values | {"sets": sets}, str(path))
-    named = [name for part in plan.sets.values() for name in part.arms]
+    named_arms = [name.removesuffix(BY_STRUCTURE) for part in plan.sets.values() for name in part.arms]
     dials = [dial for part in plan.sets.values() for dial in part.dials]
-    _only((name.removesuffix(BY_STRUCTURE) for name in named), (*ARMS, *REFERENCES), f"{path}: unknown arm")
+    cells = {f"{name}:{cell}" for name, part in plan.sets.items() for cell in part.cells()}
+    _only(named_arms, (*ARMS, *REFERENCES), f"{path}: unknown arm")
     _only(plan.regime_map.teachers.values(), ARMS, f"{path}: regime_map: unknown arm")
     _only([*dials, *plan.tuning.dials, *plan.regime_map.dials], plan.dials, f"{path}: unknown dial point")
-    cells = {f"{name}:{cell}" for name, part in plan.sets.items() for cell in part.cells()}
     for name, claim in plan.claims.items():
-        terms = [term for part in claim.parts for term in part]
-        _only((f"{own}:{cell}" for _, own, cell in terms), cells, f"{path}: claim {name}: no such cell")
+        terms = [f"{own}:{cell}" for part in claim.parts for _, own, cell in part]
+        _only(terms, cells, f"{path}: claim {name}: no such cell")
         _only([claim.control] if claim.control else [], plan.claims, f"{path}: claim {name}: unknown control")
         _only([claim.metric] if claim.primary else [], plan.delta, f"{path}: claim {name}: no delta for")
-    if plan.seeds < 2 or sum(claim.primary for claim in plan.claims.values()) > MAX_PRIMARY:
-        raise ValueError(f"{path}: a study plans two seeds or more and at most {MAX_PRIMARY} primary claims")
+    if plan.seeds < 2 or sum(claim.primary for claim in plan.claims.values()) > MAX_CLAIMS:
+        raise ValueError(f"{path}: a study plans two seeds or more and at most {MAX_CLAIMS} primary claims")
     for name, part in plan.sets.items():
         for dial in part.dials:
-            plan.settings(name, dial, 0)  # every setting is checked before anything runs
+            plan.settings(name, dial, 0, {})  # every setting is checked before anything runs
     return plan
-
-
-def seal_parts(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """What the seal covers: claims, tuning space, chosen values, dial strengths, lengths, seeds, sets."""
-    found = {key: value for key, value in dataclasses.asdict(plan).items() if key != "regime_map"}
-    kept = {key: chosen[key] for key in ("arms", "dials", "epochs")}
-    return json.loads(json.dumps(plain({"plan": found, "chosen": kept}), sort_keys=True))
 
 
 def write_seal(plan: Plan, folder: Path, date: str) -> dict[str, Any]:
@@ -224,7 +168,7 @@ def write_seal(plan: Plan, folder: Path, date: str) -> dict[str, Any]:
     Raises:
         ValueError: nothing was tuned yet, or seeds were computed already.
     """
-    parts = seal_parts(plan, read_chosen(folder))
+    parts = _sealed_parts(plan, folder)
     if list(folder.glob("*/seed-*.json")):
         raise ValueError(f"{folder} holds confirmation seeds already: a seal comes before them")
     seal = {"date": date, "commit": commit(), "parts": parts}
@@ -245,7 +189,7 @@ def check_seal(plan: Plan, folder: Path) -> str:
     seal = read_json(path)
     if seal.get("sha256") != _digest(seal):
         raise ValueError(f"{path} was edited: its sum does not fit its text, so there is no verdict")
-    parts = seal_parts(plan, read_chosen(folder))
+    parts = _sealed_parts(plan, folder)
     if parts["chosen"] != seal["parts"]["chosen"]:
         raise ValueError(f"{folder / 'tuning.json'} differs from what {path} sealed: no verdict")
     changed = [key for key in parts["plan"] if parts["plan"][key] != seal["parts"]["plan"].get(key)]
@@ -255,25 +199,22 @@ def check_seal(plan: Plan, folder: Path) -> str:
 
 
 def read_chosen(folder: Path) -> dict[str, Any]:
-    """What tuning chose.
-
-    Raises:
-        ValueError: nothing was tuned yet.
-    """
+    """What tuning chose; ValueError where nothing was tuned yet."""
     if not (folder / "tuning.json").is_file():
         raise ValueError(f"{folder} has no tuning.json: `rvlr study --tune` makes it")
     return read_json(folder / "tuning.json")["chosen"]
 
 
-def profile_plan(profile: str = "study") -> Plan:
-    """The plan of a profile of the checkout, or of a YAML file."""
-    named = PACKAGE.parent / "notebooks" / "profiles" / f"{profile}.yaml"
-    return load_plan(Path(profile) if profile.endswith((".yaml", ".yml")) else named)
-
-
 def reference_folder() -> Path:
     """Where the results that come with the checkout lie."""
     return PACKAGE.parent / "data" / "reference" / "study"
+
+
+def _sealed_parts(plan: Plan, folder: Path) -> dict[str, Any]:
+    """What the seal covers: claims, tuning space, chosen values, dial strengths, lengths, seeds, sets."""
+    chosen, covered = read_chosen(folder), dataclasses.asdict(plan)
+    covered.pop("regime_map")
+    return plain({"plan": covered, "chosen": {key: chosen[key] for key in ("arms", "dials", "epochs")}})
 
 
 def _digest(seal: Mapping[str, Any]) -> str:

@@ -17,17 +17,10 @@ Encoder = Callable[[Any], np.ndarray]
 
 
 def query_encoder(study: Study, name: str) -> Encoder:
-    """A function from words or a picture to a feature in one space of a study.
+    """A function from words or a picture to a unit row ``[D]`` in the space of an arm, ``start`` or ``teachers``.
 
-    The towers are loaded when it is first called, and kept.
-
-    Args:
-        study: from :func:`rvlr_lib.study.study.open_study`.
-        name: a trained arm, ``start`` or ``teachers``.
-
-    Returns:
-        Takes words (cleaned as captions are) or a picture (PIL, resized as the data set's are) and returns a unit row
-        ``[D]``, float32; ``ValueError`` for anything else, and for words without a letter or digit.
+    It takes words (cleaned as captions are) or a picture (PIL, resized as the data set's are); ``ValueError`` for
+    anything else, and for words without a letter or digit. The towers are loaded when it is first called, and kept.
 
     Raises:
         ValueError: teachers that are not the study's own towers have no encoder here.

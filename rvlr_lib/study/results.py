@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rvlr_lib.config import MethodSettings
 from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.disk import write_json
 from rvlr_lib.evaluation.evaluate import Features, ceiling, evaluate, noise_floor, retrieval_metrics
@@ -20,12 +19,8 @@ STRUCTURE = ("i2i/NDCG@10/above_floor", "t2t_no_siblings/NDCG@10/above_floor")
 def make_reference(folder: Path, *, dataset: ImageTextDataset, info: dict[str, Any], width: int, seed: int) -> None:
     """The record of a row without a model: the Bayes ceiling, or random features where they have a width."""
     reports = noise_floor(dataset, width, seed) if width else {"latent": ceiling(dataset)}
-    _write(
-        folder,
-        dataset,
-        info,
-        {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, "structure": {}},
-    )
+    found = {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, "structure": {}}
+    _write(folder, dataset, info, found)
 
 
 def make_result(
@@ -33,44 +28,23 @@ def make_result(
     *,
     features: Features,
     dataset: ImageTextDataset,
-    references: Mapping[str, Features],
-    method: MethodSettings,
     info: dict[str, Any],
     device: torch.device,
-    common_space: bool = True,
     training: dict[str, Any] | None = None,
-    fusion: FusionEncoder | None = None,
-    tokens: tuple[Tensor, Tensor, Tensor] | None = None,
-    top_k: int = 0,
+    rerank: tuple[FusionEncoder, tuple[Tensor, Tensor, Tensor], int] | None = None,
+    **options: Any,
 ) -> None:
-    """The record of a space.
+    """The record of the space of ``features`` of a test split, ``folder/result.json``.
 
-    Args:
-        folder: gets ``result.json``.
-        features: of the test pictures and captions.
-        dataset: the test split.
-        references: spaces that the structure is compared with.
-        method: its evaluation switches.
-        info: provenance.
-        device: to compute on.
-        common_space: False for teachers, whose pictures and captions cannot be compared.
-        training: how the training went.
-        fusion, tokens, top_k: for re-ranking: image tokens, text tokens and their mask.
+    ``info`` is its provenance, ``training`` how that went, ``options`` are those of ``evaluate``. ``rerank`` holds a
+    fusion encoder, image tokens, text tokens and their mask, and how many candidates it ranks again.
     """
     matching = None
-    if fusion is not None and tokens is not None and len(dataset.gallery_sets()) == 1:
-        matching = matching_scores(fusion, *tokens, features, top_k, device=device)
-    found = evaluate(
-        features,
-        dataset,
-        references=references,
-        matching=matching,
-        official=training is not None,
-        common_space=common_space,
-        mixed_t2it=method.mixed_t2it,
-        mixed_scores=method.mixed_scores,
-        device=device,
-    )
+    if rerank is not None and len(dataset.gallery_sets()) == 1:
+        fusion, tokens, most = rerank
+        matching = matching_scores(fusion, *tokens, features, most, device=device)
+    official = training is not None
+    found = evaluate(features, dataset, matching=matching, official=official, device=device, **options)
     _write(folder, dataset, info, found | ({"training": training} if training else {}))
 
 
@@ -81,10 +55,9 @@ def validation_scores(features: Features, dataset: ImageTextDataset) -> dict[str
 
 
 def _write(folder: Path, dataset: ImageTextDataset, info: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    told = {
-        **info,
+    data = {
         "data": dataset.fingerprint(),
         "data_info": dataset.info,
         "rouge": "coco" if dataset.scene is None else None,
     }
-    write_json(folder / "result.json", {**found, "provenance": told})
+    write_json(folder / "result.json", {**found, "provenance": {**info, **data}})

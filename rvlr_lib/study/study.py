@@ -35,40 +35,30 @@ from rvlr_lib.training.loop import Execution, choose_device
 from rvlr_lib.training.stages import Features, Split
 
 MODALITIES = ("image", "text")
-TOWER_SETTINGS = ("name", "pretrained", "image_weights", "text_weights", "text_layers", "context_length", "image_size")
+TOWER_SETTINGS = ("pretrained", "image_weights", "text_weights", "text_layers", "context_length", "image_size")
 EVALUATION_SWITCHES = ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores", "siblings")
+TAUGHT = ("image_representation", "text_representation", "structure", "mean_relation", "rkd_angle")  # by teachers
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row of a table: its record, test features (None for floor and ceiling), folder of the trained weights."""
+    """One row of a table, by its record."""
 
     record: dict[str, Any]
-    features: Features | None = None
-    folder: Path | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
         """Retrieval figures under the headline relevance, in percent."""
         return self.record["metrics"]
 
-    @property
-    def structure(self) -> dict[str, float]:
-        """Structure figures of the test split."""
-        return self.record["structure"]
-
 
 class Study:
     """All stages of one setting and seed; each is computed when first asked for and read from the cache afterwards.
 
-    Args:
-        settings: decides every number.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        root: of runs and cache; default :func:`rvlr_lib.provenance.default_root`.
-        execution: how to train; its ``checkpoints`` is the folder of all stages' checkpoints.
-        missing: where given, nothing is computed; ends the error that names what is missing.
-
-    Over several processes (``torchrun``), all of them call the same methods and share ``root``.
+    ``root`` is that of runs and cache, :func:`rvlr_lib.provenance.default_root` if not given. ``execution`` says how to
+    train; its ``checkpoints`` is the folder of all stages' checkpoints. Where ``missing`` is given, nothing is computed
+    and it ends the error that names what is missing. Under torchrun all processes call the same methods and share
+    ``root``.
     """
 
     def __init__(
@@ -76,7 +66,7 @@ class Study:
         settings: Settings,
         *,
         device: str = "auto",
-        root: Path | None = None,
+        root: Path | str | None = None,
         execution: Execution | None = None,
         missing: str = "",
     ) -> None:
@@ -93,10 +83,9 @@ class Study:
     @cached_property
     def towers(self) -> Towers:
         """The pretrained towers that the settings name."""
-        own = {name: getattr(self.settings.model, name) for name in TOWER_SETTINGS}
-        return build_towers(
-            own.pop("name"), own.pop("pretrained"), seed=derived_seed(self.settings.seed, "towers"), **own
-        )
+        model = self.settings.model
+        options = {name: getattr(model, name) for name in TOWER_SETTINGS}
+        return build_towers(model.name, seed=derived_seed(self.settings.seed, "towers"), **options)
 
     @cache  # noqa: B019
     def features(self, split: str) -> FeatureSet:
@@ -110,13 +99,12 @@ class Study:
         ``spec`` names both teachers, see :mod:`rvlr_lib.models.teachers`; default: those of the settings.
         """
         found = []
-        for modality, own in zip(MODALITIES, self._teachers(spec), strict=True):
-            if self._is_tower(own):
+        for modality, stage in zip(MODALITIES, self._teacher_stages(spec), strict=True):
+            if stage is None:
                 features = self.features(split)
                 found.append(unit_rows(features.images[0] if modality == "image" else features.texts))
             else:
-                folder = self.cache.folder(self._teacher_stage(modality, own))
-                found.append(load_tensors(folder / f"{split}.safetensors")["features"])
+                found.append(load_tensors(self.cache.folder(stage) / f"{split}.safetensors")["features"])
         return found[0], found[1]
 
     # ---- trained arms -----------------------------------------------------------------------------------------------
@@ -163,17 +151,15 @@ class Study:
     # ---- results ----------------------------------------------------------------------------------------------------
 
     def result(self, name: str) -> Result:
-        """The evaluated result of an arm or of a reference row: ``floor``, ``ceiling``, ``teachers``, ``start``.
+        """The evaluated result of an arm or of a reference row: ``floor``, ``ceiling``, ``teachers``, ``start``."""
+        return Result(self.record(name))
+
+    def record(self, name: str) -> dict[str, Any]:
+        """The record of a result.
 
         Raises:
             ValueError: unknown name.
         """
-        record = self.record(name)
-        features = None if name in ("floor", "ceiling") else self.test_features(name)
-        return Result(record, features, self.student_folder(name) if name in ARMS else None)
-
-    def record(self, name: str) -> dict[str, Any]:
-        """The record of a result, without its features; errors as of :meth:`result`."""
         if name not in ARMS and name not in REFERENCES:
             raise ValueError(f"unknown arm {name!r}: valid are {', '.join((*ARMS, *REFERENCES))}")
         stored = read_json(self.cache.folder(self.result_stage(name)) / "result.json")
@@ -189,76 +175,63 @@ class Study:
     def _feature_stage(self, modality: str) -> Stage:
         """Features of all splits; pictures of the training split in several views."""
         model, optim, images = self.settings.model, self.settings.stage1, modality == "image"
-        parts = {name: getattr(model, name) for name in (*TOWER_SETTINGS, "precision")}
+        parts = {name: getattr(model, name) for name in ("name", *TOWER_SETTINGS, "precision")}
         parts |= {"data": data_parts(self.settings, modality), "tokens": bool(model.fusion_layers)}
+        options: dict[str, Any] = {"tokens": bool(model.fusion_layers), "precision": model.precision}
         if images:
             parts |= {"views": model.views, "crop": optim.crop_scale, "flip": optim.flip}
+            seed = parts["data"].get("seed", 0)  # pictures that no seed decides have one set of views
+            options |= {"views": model.views, "optim": optim, "seed": seed}
 
         def arguments() -> dict[str, Any]:
-            seed = parts["data"].get("seed", 0)  # pictures that no seed decides have one set of views
-            views = {"views": model.views, "optim": optim, "seed": seed} if images else {}
-            return {
-                "towers": self.towers,
-                "splits": self._datasets(),
-                "tokens": bool(model.fusion_layers),
-                "precision": model.precision,
-                "device": self.device,
-                **views,
-            }
+            return {"towers": self.towers, "splits": self._datasets(), "device": self.device, **options}
 
         maker = stages.make_image_features if images else stages.make_text_features
         return Stage(f"{modality}-features", parts, maker, arguments)
 
-    def _teacher_stage(self, modality: str, spec: str) -> Stage:
+    def _teacher_stages(self, spec: str) -> list[Stage | None]:
+        """Stages of the image and the text teacher; Lite2 is an image teacher."""
+        model = self.settings.model
+        specs = (spec or model.image_teacher, "towers" if spec == "lite2" else spec or model.text_teacher)
+        return [self._teacher_stage(modality, own) for modality, own in zip(MODALITIES, specs, strict=True)]
+
+    def _teacher_stage(self, modality: str, spec: str) -> Stage | None:
+        """None where a teacher's features are the cached ones of the student's own towers."""
+        if spec == "towers" and self.settings.model.freeze_towers:
+            return None
         data = data_parts(self.settings, "both" if spec == "oracle" else modality)
         file = stages.stamp(Path(spec.removeprefix("arrays:"))) if spec.startswith("arrays:") else ""
-        parts = {"modality": modality, "spec": spec, "data": data, "file": file}
-        return Stage(
-            "teacher",
-            parts,
-            stages.make_teacher,
-            lambda: {"spec": spec, "modality": modality, "splits": self._datasets(), "device": self.device},
-        )
+        own = {"modality": modality, "spec": spec}
+
+        def arguments() -> dict[str, Any]:
+            return {"splits": self._datasets(), "device": self.device, **own}
+
+        return Stage("teacher", {"data": data, "file": file, **own}, stages.make_teacher, arguments)
 
     def _student_stage(self, name: str) -> Stage:
         settings, chosen = self.settings, arm(name)
         optim, weights, method = arm_training(settings, name), arm_weights(settings, name), arm_method(settings, name)
         seed = derived_seed(settings.seed, f"stage{chosen.stage}")  # stage 2: the same batches for every arm
         start = self._student_stage("matching") if chosen.stage == 2 else None
-        model = {key: value for key, value in as_dict(settings.model).items() if not key.endswith("_teacher")}
+        needs = [start, *map(self._feature_stage, MODALITIES if settings.model.freeze_towers else ())]
         parts = {
             "seed": seed,
             "optim": as_dict(optim),
             "data": data_parts(settings, "both"),
             "rows": settings.data.rows,
-            "model": model,
+            "model": {key: value for key, value in as_dict(settings.model).items() if not key.endswith("_teacher")},
             "weights": as_dict(weights),
             "selection": method.selection,
         }
-        needs = [start] if start else []
-        if settings.model.freeze_towers:
-            needs += [self._feature_stage(modality) for modality in MODALITIES]
-        distils = any(
-            (
-                weights.structure,
-                weights.image_representation,
-                weights.text_representation,
-                weights.mean_relation,
-                weights.rkd_angle,
-            )
-        )
-        if distils:
-            specs = self._teachers(chosen.teacher)
-            switches = {key: value for key, value in as_dict(method).items() if key not in EVALUATION_SWITCHES}
-            parts |= {"method": switches, "teacher": specs, "shuffled": chosen.shuffled}
-            needs += [
-                self._teacher_stage(modality, spec)
-                for modality, spec in zip(MODALITIES, specs, strict=True)
-                if not self._is_tower(spec)
-            ]
+        taught = any(getattr(weights, term) for term in TAUGHT)
+        if taught:
+            teachers = self._teacher_stages(chosen.teacher)
+            needs += teachers
+            parts["teacher"] = [stage and stage.key for stage in teachers]
+            parts["method"] = {key: value for key, value in as_dict(method).items() if key not in EVALUATION_SWITCHES}
+            parts["shuffled"] = chosen.shuffled
 
         def arguments() -> dict[str, Any]:
-            execution = dataclasses.replace(self.execution, checkpoints=self._checkpoints(stage))
             return {
                 "student": self._fresh_student(),
                 "start": self.cache.path(start) if start else None,
@@ -268,61 +241,44 @@ class Study:
                 "weights": weights,
                 "method": method,
                 "optim": optim,
-                "teachers": self.teacher_features("train", chosen.teacher) if distils else None,
+                "teachers": self.teacher_features("train", chosen.teacher) if taught else None,
                 "shuffled": chosen.shuffled,
                 "seed": seed,
                 "device": self.device,
                 "label": name,
-                "execution": execution,
+                "execution": dataclasses.replace(self.execution, checkpoints=self._checkpoints(stage)),
             }
 
-        stage = Stage(f"stage{chosen.stage}", parts, stages.train_arm, arguments, tuple(needs))
+        stage = Stage(f"stage{chosen.stage}", parts, stages.train_arm, arguments, tuple(filter(None, needs)))
         return stage
 
     def result_stage(self, name: str) -> Stage:
         """The stage of a result; its key changes with whatever decides the numbers."""
-        settings, method, test = self.settings, self.settings.method, "test"
+        settings, method = self.settings, self.settings.method
         parts = {"name": name, "data": data_parts(settings, "both"), "seed": settings.seed}
-        info = {**provenance(), "device": str(self.device)}
+
+        def common() -> dict[str, Any]:
+            return {"dataset": self.dataset("test"), "info": {**provenance(), "device": str(self.device)}}
+
         if name in ("floor", "ceiling"):
-            width = settings.model.width if name == "floor" else 0
-            return Stage(
-                "result",
-                {**parts, "width": width},
-                results.make_reference,
-                lambda: {
-                    "dataset": self.dataset(test),
-                    "info": info,
-                    "width": width,
-                    "seed": derived_seed(settings.seed, "floor"),
-                },
-            )
-        parts |= {
-            "model": as_dict(settings.model),
-            "rerank_top_k": settings.rerank_top_k,
-            "mixed": [method.mixed_t2it, method.mixed_scores],
-        }
+            own = {"width": settings.model.width if name == "floor" else 0}
+            seed = derived_seed(settings.seed, "floor")
+            return Stage("result", parts | own, results.make_reference, lambda: {**common(), **own, "seed": seed})
+        parts["model"], parts["rerank_top_k"] = as_dict(settings.model), settings.rerank_top_k
+        parts["mixed"] = [method.mixed_t2it, method.mixed_scores]
         trained = self._student_stage(name) if name in ARMS else None
 
         def arguments() -> dict[str, Any]:
-            references = {"teacher": self.teacher_features(test)}
+            found = {**common(), "features": self.test_features(name), "device": self.device}
+            found |= {"mixed_t2it": method.mixed_t2it, "mixed_scores": method.mixed_scores}
+            found |= {"common_space": name != "teachers", "references": {"teacher": self.teacher_features("test")}}
             if trained:
-                references["start"] = self.test_features("start")
-            found = {
-                "features": self.test_features(name),
-                "dataset": self.dataset(test),
-                "references": references,
-                "method": method,
-                "info": info,
-                "device": self.device,
-                "common_space": name != "teachers",
-            }
-            if trained:
+                found["references"]["start"] = self.test_features("start")
                 found["training"] = read_json(self.cache.path(trained) / "fit.json")
-            if trained and settings.rerank_top_k and arm_weights(settings, name).matching:
-                student = self.student(name)
-                tokens = self._split(test).tokens(student, self.device)
-                found |= {"fusion": student.fusion, "tokens": tokens, "top_k": settings.rerank_top_k}
+                if settings.rerank_top_k and arm_weights(settings, name).matching:
+                    student = self.student(name)
+                    tokens = self._split("test").tokens(student, self.device)
+                    found["rerank"] = student.fusion, tokens, settings.rerank_top_k
             return found
 
         return Stage("result", parts, results.make_result, arguments, (trained,) if trained else ())
@@ -350,15 +306,6 @@ class Study:
 
     def _datasets(self) -> dict[str, ImageTextDataset]:
         return {split: self.dataset(split) for split in SPLITS}
-
-    def _teachers(self, spec: str) -> tuple[str, str]:
-        """Names of the image and the text teacher; Lite2 is an image teacher."""
-        model = self.settings.model
-        return spec or model.image_teacher, "towers" if spec == "lite2" else spec or model.text_teacher
-
-    def _is_tower(self, spec: str) -> bool:
-        """Whether a teacher's features are the cached ones of the student's own towers."""
-        return spec == "towers" and self.settings.model.freeze_towers
 
     def _checkpoints(self, stage: Stage) -> Path | None:
         folder = self.execution.checkpoints

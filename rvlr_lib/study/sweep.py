@@ -11,7 +11,7 @@ import torch
 
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import commit, provenance
-from rvlr_lib.study.plan import BY_STRUCTURE, Plan, check_seal, profile_plan, read_chosen, reference_folder, write_seal
+from rvlr_lib.study.plan import BY_STRUCTURE, Plan, check_seal, load_plan, read_chosen, reference_folder, write_seal
 from rvlr_lib.study.regime import run_map
 from rvlr_lib.study.runner import Runner
 from rvlr_lib.study.study import Study
@@ -39,19 +39,16 @@ def run_study(
 
     Args:
         profile: whose ``study`` part is the plan.
-        tune: tune instead, and write ``tuning.json``.
-        seal: seal the tuned plan instead, and write ``seal.json``.
-        regime_map: compute the map instead, ``map/seed-<n>.json``.
+        tune, seal, regime_map: write ``tuning.json``, ``seal.json`` or ``map/seed-<n>.json`` instead.
         seeds: such as ``0-5`` or ``0,3``; empty: all that are planned.
         sets: data sets, comma between; empty: all of the plan.
-        jobs, scheduler, device, root: see :class:`Runner`.
+        jobs, scheduler, device, root, say: see :class:`Runner`.
         results: folder; empty: that of the checkout's reference results.
-        say: told about progress.
 
     Raises:
         ValueError: the plan is not valid, not tuned, or was changed since it was sealed.
     """
-    plan, folder = profile_plan(profile), Path(results) if results else reference_folder()
+    plan, folder = load_plan(profile), Path(results) if results else reference_folder()
     runner = Runner(jobs, scheduler, device, root, say)
     if tune:
         run_tuning(plan, folder, runner, say)
@@ -70,22 +67,24 @@ def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds
     unknown = [name for name in sets if name not in plan.sets]
     if unknown:
         raise ValueError(f"unknown data set {unknown[0]!r}: the plan has {', '.join(plan.sets)}")
-    todo = []
+    files, todo = {}, []
     for name in sets:
         part = plan.sets[name]
         for seed in seeds or range(part.seeds):
-            there = _open(folder, name, seed, sealed)["cells"]
+            files[name, seed] = folder / name / f"seed-{seed}.json"
+            there = _read(files[name, seed], sealed)["cells"] if files[name, seed].is_file() else {}
             for dial in part.dials:
                 arms = [arm for arm in part.arms if f"{arm}|{dial}" not in there]
                 todo += [(name, dial, seed, arms)] if arms else []
     runner.say(f"{sum(len(arms) for *_, arms in todo)} cells to compute")
-    items = [(plan, chosen, *cell) for cell in todo]
-    for number, cells in runner.stream(compute_cell, items, "cells"):
+    for number, cells in runner.stream(compute_cell, [(plan, chosen, *cell) for cell in todo], "cells"):
         name, _, seed, _ = todo[number]
-        record, order = _open(folder, name, seed, sealed), plan.sets[name].cells()
-        record["cells"] |= cells
-        record["cells"] = {cell: record["cells"][cell] for cell in order if cell in record["cells"]}
-        write_json(_file(folder, name, seed), record)
+        record = {"seed": seed, "dataset": name, "sealed": sealed, "provenance": provenance(), "cells": {}}
+        if files[name, seed].is_file():
+            record = _read(files[name, seed], sealed)
+        cells = record["cells"] | cells
+        record["cells"] = {cell: cells[cell] for cell in plan.sets[name].cells() if cell in cells}
+        write_json(files[name, seed], record)
 
 
 def compute_cell(
@@ -102,21 +101,17 @@ def compute_cell(
     found = {}
     for name in arms:
         begun = time.process_time()
-        settings = plan.settings(part, dial, seed, chosen, by_structure=name.endswith(BY_STRUCTURE))
-        study = Study(settings, device=device, root=Path(root) if root else None)
-        record = study.result(name.removesuffix(BY_STRUCTURE)).record
-        metrics = {
-            relevance: {
-                key: _rounded(value, 3)
-                for key, value in report.items()
-                if "/NDCG@10" in key or (number == 0 and key in KEPT)
-            }
-            for number, (relevance, report) in enumerate(record["metrics_by_relevance"].items())
-        }
+        settings = plan.settings(part, dial, seed, chosen, "structure" if name.endswith(BY_STRUCTURE) else "recall")
+        record = Study(settings, device=device, root=root).record(name.removesuffix(BY_STRUCTURE))
+        metrics, score = {}, record.get("training", {}).get("best_score")
+        for number, (relevance, report) in enumerate(record["metrics_by_relevance"].items()):
+            recalls = KEPT if number == 0 else ()  # they are the same under every relevance
+            kept = {key: value for key, value in report.items() if "/NDCG@10" in key or key in recalls}
+            metrics[relevance] = _rounded(kept, 3)
         found[f"{name}|{dial}"] = {
             "metrics": metrics,
-            "structure": {key: _rounded(value, 4) for key, value in record["structure"].items()},
-            "validation_r_mean": _rounded(record.get("training", {}).get("best_score"), 4),
+            "structure": _rounded(record["structure"], 4),
+            "validation_r_mean": score if score is None else round(score, 4),
             "device": record["provenance"]["device"],
             "commit": commit(),
             "cpu_seconds": round(time.process_time() - begun, 1),
@@ -134,55 +129,51 @@ def warm(wanted: Sequence[tuple[Study, Sequence[str]]], *, jobs: int = 0, say: C
     """
     missing = [(study, [name for name in names if not study.has(name)]) for study, names in wanted]
     todo = [(study.settings, names, str(study.device), str(study.cache.root)) for study, names in missing if names]
-    on_gpu = any(device != "cpu" for _, _, device, _ in todo)
+    on_gpu, label = any(device != "cpu" for _, _, device, _ in todo), "stage seeds and dial settings"
     jobs = 1 if on_gpu else min(jobs or min(len(os.sched_getaffinity(0)), 4), len(todo))
     if jobs > 1:
-        runner = Runner(jobs, threads=1, say=lambda text: say(f"stage {text}"))
-        runner.run(_warm_cell, todo, "seeds and dial settings")
+        Runner(jobs, threads=1, say=say).run(_warm_cell, todo, label)
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if on_gpu else 1)
     try:
         for number, item in enumerate(todo, start=1):
             _warm_cell(*item)
-            say(f"stage seeds and dial settings {number}/{len(todo)}")
+            say(f"{label} {number}/{len(todo)}")
     finally:
         torch.set_num_threads(threads)
 
 
 def _warm_cell(settings: Any, names: Sequence[str], device: str, root: str, *_: Any) -> None:
-    study = Study(settings, device=device, root=Path(root))
+    study = Study(settings, device=device, root=root)
     for name in names:
         study.record(name)
 
 
-def read_seeds(folder: Path, dataset: str, sealed: str = "") -> dict[int, dict[str, Any]]:
-    """Cells by seed, of all seeds of a data set in a folder.
-
-    Args:
-        folder: of ``<data set>/seed-<n>.json``.
-        dataset: one of the plan's.
-        sealed: the seal that every file must carry; empty: any, but one.
+def read_seeds(folder: Path, dataset: str, sealed: str) -> dict[int, dict[str, Any]]:
+    """Cells by seed, of all ``<data set>/seed-<n>.json`` in a folder, which must carry the seal.
 
     Raises:
         ValueError: a file is damaged, or files are of different seals or devices; they are never put together.
     """
     files = sorted((folder / dataset).glob("seed-*.json"), key=lambda path: int(path.stem.removeprefix("seed-")))
-    records = {path: read_json(path) for path in files}
-    for path, record in records.items():
-        if not isinstance(record, dict) or not {"seed", "sealed", "cells"} <= record.keys():
-            raise ValueError(f"{path} is no result of `rvlr study`: remove it and run again")
-        if record["sealed"] != (sealed or next(iter(records.values()))["sealed"]):
-            raise ValueError(
-                f"{path} was computed under another seal: results of different plans are never put together"
-            )
-    devices = {str(cell["device"]).split(":")[0] for record in records.values() for cell in record["cells"].values()}
+    found = {record["seed"]: record["cells"] for record in (_read(path, sealed) for path in files)}
+    devices = {str(cell["device"]).split(":")[0] for cells in found.values() for cell in cells.values()}
     if len(devices) > 1:
         raise ValueError(
             f"{folder / dataset} holds results of {' and '.join(sorted(devices))}, which differ in precision: "
             "they are never put together"
         )
-    return {record["seed"]: record["cells"] for record in records.values()}
+    return found
+
+
+def _read(path: Path, sealed: str) -> dict[str, Any]:
+    record = read_json(path)
+    if not isinstance(record, dict) or not {"seed", "sealed", "cells"} <= record.keys():
+        raise ValueError(f"{path} is no result of `rvlr study`: remove it and run again")
+    if record["sealed"] != sealed:
+        raise ValueError(f"{path} was computed under another seal: give another folder, or remove it")
+    return record
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -200,20 +191,6 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def _open(folder: Path, dataset: str, seed: int, sealed: str) -> dict[str, Any]:
-    path = _file(folder, dataset, seed)
-    if not path.is_file():
-        return {"seed": seed, "dataset": dataset, "sealed": sealed, "provenance": provenance(), "cells": {}}
-    record = read_json(path)
-    if record.get("sealed") != sealed:
-        raise ValueError(f"{path} was computed under another seal: give another folder, or remove it")
-    return record
-
-
-def _file(folder: Path, dataset: str, seed: int) -> Path:
-    return folder / dataset / f"seed-{seed}.json"
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
+def _rounded(values: Mapping[str, float | None], digits: int) -> dict[str, float | None]:
     """None stays: a figure that is not defined."""
-    return None if value is None else round(value, digits)
+    return {key: None if value is None else round(value, digits) for key, value in values.items()}

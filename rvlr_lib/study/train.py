@@ -35,23 +35,18 @@ def train(
 ) -> None:
     """Train and evaluate an arm after what it goes on from; an interrupted training goes on.
 
-    Args:
-        dataset, preset, method, image_root, seed, overrides: as of :func:`rvlr_lib.study.study.open_study`.
-        arm: of :data:`rvlr_lib.config.ARMS`.
-        device: to compute on; under torchrun each process takes the GPU of its local rank.
-        out: folder of the weights, log and result; default below ``root``, named by data set, arm and seed.
-        overwrite: replace what ``out`` holds of other settings.
-        root: of runs, cache and checkpoints.
-        resume, save_every, compile, gradient_checkpointing: see :class:`rvlr_lib.training.loop.Execution`.
-        timeout: seconds until a process gives up waiting for another one.
+    ``dataset, preset, method, image_root, seed`` and ``overrides`` are as of :func:`rvlr_lib.study.study.open_study`;
+    ``resume, save_every, compile`` and ``gradient_checkpointing`` as of :class:`rvlr_lib.training.loop.Execution`.
+    Weights, log and result go to ``out``, by default a folder below ``root`` named by data set, arm and seed;
+    ``overwrite`` replaces what it holds of other settings. Under torchrun each process takes the GPU of its local rank
+    and gives up after ``timeout`` seconds without another one.
 
     Raises:
         ValueError: bad settings, or ``out`` holds a training of other settings.
     """
-    place = Path(root) if root else default_root()
+    place, sizes = Path(root) if root else default_root(), preset or ("quick" if dataset in data_presets() else "own")
     with process_group(choose_device(device), timeout):
         execution = Execution(compile, gradient_checkpointing, place / "checkpoints", save_every, resume)
-        sizes = preset or ("quick" if dataset in data_presets() else "own")
         chosen = {"seed": seed, "image_root": image_root, **(overrides or {})}
         study = open_study(
             dataset, preset=sizes, method=method, device=device, root=place, execution=execution, **chosen
@@ -59,9 +54,9 @@ def train(
         target = out or place / "train" / f"{data_name(dataset)}-{arm}-seed{seed}"
         identity = {"key": study.result_stage(arm).key, "settings": as_dict(study.settings)}
         with own_folder(target, identity, overwrite=overwrite) if is_main() else nullcontext():
-            result = study.result(arm)
-            if is_main() and result.folder is not None:
-                for path in result.folder.iterdir():
+            result, folder = study.result(arm), study.student_folder(arm)
+            if is_main():
+                for path in folder.iterdir():
                     with whole_file(target / path.name) as temporary:
                         shutil.copyfile(path, temporary)
                 write_json(target / "result.json", result.record)

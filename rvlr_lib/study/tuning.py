@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from rvlr_lib.provenance import provenance
 from rvlr_lib.study.plan import BY_STRUCTURE, Plan, reference_folder
 from rvlr_lib.study.runner import Runner
 from rvlr_lib.study.study import Study
+from rvlr_lib.training.batches import derived_seed
 
 Trial = dict[str, Any]  # learning_rate, strengths
-Scores = dict[str, float]  # r_mean and structure, on validation
+Key = tuple[str, int]  # an arm and the number of its trial
+Scores = dict[str, dict[str, dict[str, float]]]  # seed -> dial -> r_mean and structure, on validation
 PULL = {"mean_relation": "structure"}  # groups that share their draws, so that their trials are pairs
 
 
@@ -29,16 +32,29 @@ def tuned_arms(plan: Plan) -> list[str]:
 
 def draw_trials(plan: Plan, name: str) -> list[Trial]:
     """The random trials of an arm: all arms share the learning rates, arms of one group of terms its quantiles."""
+
+    def random(purpose: str) -> np.ndarray:
+        return np.random.default_rng(derived_seed(0, "trials", purpose)).random(plan.tuning.trials)
+
+    return _trials(plan, name, random)
+
+
+def _trials(plan: Plan, name: str, quantiles: Callable[[str], np.ndarray]) -> list[Trial]:
+    """Trials of an arm at quantiles of its log-uniform ranges, which are drawn for each purpose."""
     space = plan.tuning
-    rates = _log_uniform(space.learning_rate, _quantiles(space.trials, "learning_rate"))
+    rates = _log_uniform(space.learning_rate, quantiles("learning_rate"))
     trials: list[Trial] = [{"learning_rate": rate, "strengths": {}} for rate in rates]
     for group in arm(name).groups:
         bounds = space.strengths.get(f"{name}.{group}") or space.strengths[group]
-        for trial, strength in zip(
-            trials, _log_uniform(bounds, _quantiles(space.trials, PULL.get(group, group))), strict=True
-        ):
+        drawn = _log_uniform(bounds, quantiles(PULL.get(group, group)))
+        for trial, strength in zip(trials, drawn, strict=True):
             trial["strengths"][group] = strength
     return trials
+
+
+def _log_uniform(bounds: Sequence[float], quantiles: np.ndarray) -> list[float]:
+    low, high = np.log(bounds[0]), np.log(bounds[1])
+    return [float(f"{value:.3g}") for value in np.exp(low + quantiles * (high - low))]
 
 
 def tune(plan: Plan, folder: Path, runner: Runner, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -48,34 +64,32 @@ def tune(plan: Plan, folder: Path, runner: Runner, say: Callable[[str], None] = 
         The content of the file: ``chosen`` (``dials``, ``epochs``, ``arms``: by recall and by structure, and whether
         zero strength did as well), ``trials``, ``lengths``, ``visibilities``.
     """
-    space, names = plan.tuning, tuned_arms(plan)
-    visibilities = _visibilities(plan, runner)
+    space, names, search = plan.tuning, tuned_arms(plan), _Search(plan, runner)
+    visibilities = search.visibilities()
     strength = _dial_strength(plan, visibilities)
-    chosen: dict[str, Any] = {"dials": {"image": {"data.image_visibility": strength}}}
+    search.chosen["dials"] = {"image": {"data.image_visibility": strength}}
     say(f"dial image: visibility {strength:g}; matching longer keeps {visibilities}")
-    chosen["epochs"], lengths = _lengths(plan, chosen, names, runner)
-    say(f"stage 2: {chosen['epochs']} epochs")
-    trials = {name: draw_trials(plan, name) for name in names}
-    first = [(name, number) for name in names for number in range(space.trials)]
-    scores = _score(plan, chosen, trials, first, space.seeds[:1], runner)
-    best = [(name, number) for name in names for number in _best(scores, name, space.trials, space.confirmed)]
-    more = _score(plan, chosen, trials, best, space.seeds[1:], runner)
-    for key, found in more.items():
-        scores[key] |= found
-    chosen["arms"] = _choose(plan, trials, scores, names, best)
+    search.chosen["epochs"], lengths = search.length(names)
+    say(f"stage 2: {search.chosen['epochs']} epochs")
+    trials = {(name, number): trial for name in names for number, trial in enumerate(draw_trials(plan, name))}
+    scores = search.scores(trials, space.seeds[:1])
+    best = [key for name in names for key in _best(scores, name, space.confirmed)]
+    for key, more in search.scores({key: trials[key] for key in best}, space.seeds[1:]).items():
+        scores[key] |= more
+    search.chosen["arms"] = _choose(plan, trials, {key: scores[key] for key in best})
     tuned = {
-        "chosen": chosen,
+        "chosen": search.chosen,
         "visibilities": visibilities,
         "lengths": lengths,
         "provenance": provenance(),
         "trials": {
-            name: [{**trial, "scores": scores.get((name, number), {})} for number, trial in enumerate(trials[name])]
+            name: [{**trial, "scores": scores[key]} for key, trial in trials.items() if key[0] == name]
             for name in names
         },
     }
     write_json(folder / "tuning.json", tuned)
     if folder == reference_folder():  # what every other run takes
-        arms = {name: found["recall"] for name, found in chosen["arms"].items()}
+        arms = {name: found["recall"] for name, found in search.chosen["arms"].items()}
         head = "# Learning rates and strengths that tuning chose; written by `rvlr study --tune`.\n"
         write_text(PRESETS / "tuned.yaml", head + yaml.safe_dump({"arms": arms}, sort_keys=False))
     return read_json(folder / "tuning.json")
@@ -90,45 +104,67 @@ def validation_cell(
     overrides: Mapping[str, Any],
     device: str,
     root: str | None,
-) -> list[Scores]:
+) -> list[dict[str, float]]:
     """Validation scores of several trained arms at one dial point and seed; runs in a process of its own."""
     base = plan.settings(plan.tuning.dataset, dial, seed, chosen, **overrides)
     found = []
     for name, trial in jobs:
         settings = dataclasses.replace(base, arms={name: ArmSettings(**trial)})
-        found.append(Study(settings, device=device, root=Path(root) if root else None).validation(name))
+        found.append(Study(settings, device=device, root=root).validation(name))
     return found
 
 
-def _score(
-    plan: Plan,
-    chosen: Mapping[str, Any],
-    trials: Mapping[str, list[Trial]],
-    wanted: Sequence[tuple[str, int]],
-    seeds: Sequence[int],
-    runner: Runner,
-) -> dict[tuple[str, int], dict[str, dict[str, Scores]]]:
-    """Scores of trials: (arm, number) -> seed -> dial -> scores."""
-    jobs = [(name, trials[name][number]) for name, number in wanted]
-    cells = [(dial, seed) for seed in seeds for dial in plan.tuning.dials]
-    done = runner.run(validation_cell, [(plan, chosen, dial, seed, jobs, {}) for dial, seed in cells], "tuning")
-    found: dict[tuple[str, int], dict[str, dict[str, Scores]]] = {key: {} for key in wanted}
-    for (dial, seed), scores in zip(cells, done, strict=True):
-        for key, score in zip(wanted, scores, strict=True):
-            found[key].setdefault(str(seed), {})[dial] = score
-    return found
+@dataclass
+class _Search:
+    """Trials of a plan, under what is chosen so far."""
 
+    plan: Plan
+    runner: Runner
+    chosen: dict[str, Any] = field(default_factory=dict)
 
-def _visibilities(plan: Plan, runner: Runner) -> dict[str, float]:
-    """Share of its recall that ``matching_longer`` keeps at each strength of the dial ``image``."""
-    space = plan.tuning
-    strengths = [1.0, *space.visibilities]
-    items: list[tuple[Any, ...]] = [
-        (plan, {}, "none", space.seeds[0], [("matching_longer", {})], {"data.image_visibility": value})
-        for value in strengths
-    ]
-    recalls = [scores[0]["r_mean"] for scores in runner.run(validation_cell, items, "dial strength")]
-    return {f"{value:g}": recall / recalls[0] for value, recall in zip(strengths, recalls, strict=True)}
+    def scores(
+        self, trials: Mapping[Key, Trial], seeds: Sequence[int], label: str = "tuning", **overrides: Any
+    ) -> dict[Key, Scores]:
+        """Scores of every trial on the tuning dials and some seeds."""
+        cells = [(dial, seed) for seed in seeds for dial in self.plan.tuning.dials]
+        jobs = [(name, trial) for (name, _), trial in trials.items()]
+        items = [(self.plan, self.chosen, dial, seed, jobs, overrides) for dial, seed in cells]
+        found: dict[Key, Scores] = {key: {} for key in trials}
+        for (dial, seed), scores in zip(cells, self.runner.run(validation_cell, items, label), strict=True):
+            for key, score in zip(trials, scores, strict=True):
+                found[key].setdefault(str(seed), {})[dial] = score
+        return found
+
+    def visibilities(self) -> dict[str, float]:
+        """Share of its recall that ``matching_longer`` keeps at each strength of the dial ``image``."""
+        seed, strengths = self.plan.tuning.seeds[0], [1.0, *self.plan.tuning.visibilities]
+        jobs: list[tuple[str, Trial]] = [("matching_longer", {})]
+        items = [(self.plan, self.chosen, "none", seed, jobs, {"data.image_visibility": own}) for own in strengths]
+        recalls = [scores[0]["r_mean"] for scores in self.runner.run(validation_cell, items, "dial strength")]
+        return {f"{own:g}": recall / recalls[0] for own, recall in zip(strengths, recalls, strict=True)}
+
+    def length(self, names: Sequence[str]) -> tuple[int, dict[str, dict[str, float]]]:
+        """Epochs of stage 2, and validation r_mean by epochs and arm, at the middle of each range.
+
+        The shortest length whose doubling adds less than ``plateau`` for every arm, over all tuning seeds; one whose
+        doubling adds more on average over the arms on the first seed is passed over at once. If none is flat, the
+        longest.
+        """
+        space = self.plan.tuning
+        middle = {(name, 0): _trials(self.plan, name, lambda _: np.array([0.5]))[0] for name in names}
+        found: dict[str, dict[str, float]] = {}
+        for length in space.lengths:
+            for seeds in (space.seeds[:1], space.seeds):
+                for epochs in (length, 2 * length):
+                    scores = self.scores(middle, seeds, f"length {epochs}", **{"stage2.epochs": epochs})
+                    found[str(epochs)] = {name: _mean(own, "r_mean") for (name, _), own in scores.items()}
+                gains = [found[str(2 * length)][name] - found[str(length)][name] for name in names]
+                if np.mean(gains) >= space.plateau:
+                    break
+            else:
+                if max(gains) < space.plateau:
+                    return length, found
+        return space.lengths[-1], found
 
 
 def _dial_strength(plan: Plan, kept: Mapping[str, float]) -> float:
@@ -142,87 +178,31 @@ def _dial_strength(plan: Plan, kept: Mapping[str, float]) -> float:
     )
 
 
-def _lengths(
-    plan: Plan, chosen: Mapping[str, Any], names: Sequence[str], runner: Runner
-) -> tuple[int, dict[str, dict[str, float]]]:
-    """Epochs of stage 2, and validation r_mean by epochs and arm, at the middle of each range.
-
-    The shortest length whose doubling adds less than ``plateau`` for every arm, over all tuning seeds; one whose
-    doubling adds more on average over the arms on the first seed is passed over at once. If none is flat, the longest.
-    """
-    space = plan.tuning
-    found: dict[str, dict[str, float]] = {}
-    jobs = [(name, _middle(plan, name)) for name in names]
-
-    def measure(length: int, seeds: Sequence[int]) -> dict[str, float]:
-        cells = [(dial, seed) for seed in seeds for dial in space.dials]
-        items = [(plan, chosen, dial, seed, jobs, {"stage2.epochs": length}) for dial, seed in cells]
-        done = runner.run(validation_cell, items, f"length {length}")
-        return {name: float(np.mean([cell[place]["r_mean"] for cell in done])) for place, name in enumerate(names)}
-
-    for length in space.lengths:
-        for seeds in (space.seeds[:1], space.seeds):
-            short, double = measure(length, seeds), measure(2 * length, seeds)
-            found |= {str(length): short, str(2 * length): double}
-            gains = [double[name] - short[name] for name in names]
-            if np.mean(gains) >= space.plateau:
-                break
-        else:
-            if max(gains) < space.plateau:
-                return length, found
-    return space.lengths[-1], found
+def _best(scores: Mapping[Key, Scores], name: str, count: int) -> list[Key]:
+    own = [key for key in scores if key[0] == name]
+    return sorted(sorted(own, key=lambda key: -_mean(scores[key], "r_mean"))[:count])
 
 
-def _best(scores: Mapping[tuple[str, int], Any], name: str, trials: int, count: int) -> list[int]:
-    order = sorted(range(trials), key=lambda number: -_mean(scores[name, number], "r_mean"))
-    return sorted(order[:count])
-
-
-def _choose(
-    plan: Plan,
-    trials: Mapping[str, list[Trial]],
-    scores: Mapping[tuple[str, int], Any],
-    names: Sequence[str],
-    confirmed: Sequence[tuple[str, int]],
-) -> dict[str, Any]:
+def _choose(plan: Plan, trials: Mapping[Key, Trial], confirmed: Mapping[Key, Scores]) -> dict[str, Any]:
     """The chosen trial of each arm by recall and by structure, and whether no strength at all did as well."""
-    zero = max(_mean(scores[key], "r_mean") for key in confirmed if key[0] == "matching_longer")
+    recall, structure = (
+        {key: _mean(scores, metric) for key, scores in confirmed.items()} for metric in ("r_mean", "structure")
+    )
+    zero = max(value for (name, _), value in recall.items() if name == "matching_longer")
     found = {}
-    for name in names:
-        own = [number for own, number in confirmed if own == name]
-        recall = {number: _mean(scores[name, number], "r_mean") for number in own}
+    for name in dict.fromkeys(name for name, _ in confirmed):
+        own = [key for key in confirmed if key[0] == name]
         top = max(own, key=recall.__getitem__)
-        near = [number for number in own if recall[number] >= recall[top] - plan.tuning.slack]
-        structured = max(near, key=lambda number: _mean(scores[name, number], "structure"))
+        near = [key for key in own if recall[key] >= recall[top] - plan.tuning.slack]
         found[name] = {
-            "recall": trials[name][top],
-            "structure": trials[name][structured],
+            "recall": trials[top],
+            "structure": trials[max(near, key=structure.__getitem__)],
             "r_mean": recall[top],
             "off": bool(arm(name).groups) and zero >= recall[top],
         }
     return found
 
 
-def _mean(scores: Mapping[str, Mapping[str, Scores]], metric: str) -> float:
+def _mean(scores: Scores, metric: str) -> float:
     """Mean over seeds and dials."""
     return float(np.mean([found[metric] for dials in scores.values() for found in dials.values()]))
-
-
-def _middle(plan: Plan, name: str) -> Trial:
-    space = plan.tuning
-    bounds = {group: space.strengths.get(f"{name}.{group}") or space.strengths[group] for group in arm(name).groups}
-    return {
-        "learning_rate": float(_log_uniform(space.learning_rate, np.array([0.5]))[0]),
-        "strengths": {group: _log_uniform(own, np.array([0.5]))[0] for group, own in bounds.items()},
-    }
-
-
-def _quantiles(count: int, purpose: str) -> np.ndarray:
-    from rvlr_lib.training.batches import derived_seed
-
-    return np.random.default_rng(derived_seed(0, "trials", purpose)).random(count)
-
-
-def _log_uniform(bounds: Sequence[float], quantiles: np.ndarray) -> list[float]:
-    low, high = np.log(bounds[0]), np.log(bounds[1])
-    return [float(f"{value:.3g}") for value in np.exp(low + quantiles * (high - low))]

@@ -14,7 +14,7 @@ from rvlr_lib.config import ARMS
 from rvlr_lib.disk import read_json
 from rvlr_lib.report.reproduce import load_profile, notebook_parameters
 from rvlr_lib.study.ablation import switches
-from rvlr_lib.study.plan import profile_plan
+from rvlr_lib.study.plan import load_plan
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -106,7 +106,7 @@ def test_every_figure_has_a_caption(path):
 def test_what_notebooks_name_is_there():
     text = {path.stem: "".join("".join(cell["source"]) for cell in cells(path)) for path in NOTEBOOKS}
     leads = re.findall(r"claims\.lead\(plan, results, '([^']+)'\)", text["01_imbalance_analysis"])
-    plan = profile_plan("study")
+    plan = load_plan()
     assert leads
     assert all(any(name.startswith(lead) for name in plan.claims) for lead in leads)
     wanted = notebook_parameters(ROOT / "notebooks" / "05_ablation.ipynb")[1]["switches"]

@@ -13,24 +13,18 @@ def studies(make_study):
     return {"none": [make_study()], "text": [make_study(**{"data.text_detail": 0.5})]}
 
 
-def test_warm_fills_the_cache_in_one_thread_and_says_each_study(studies, monkeypatch):
+def test_warm_fills_the_cache_in_one_thread_and_the_frame_holds_every_study(studies, monkeypatch):
     said, threads, set_threads = [], [], torch.set_num_threads
     monkeypatch.setattr(torch, "set_num_threads", lambda count: (threads.append(count), set_threads(count)))
     wanted = [(own[0], ["start", "matching"]) for own in studies.values()]
     before = torch.get_num_threads()
-    sweep.warm(wanted, jobs=1, say=said.append)
+    for _ in range(2):  # the second time nothing is left to do
+        sweep.warm(wanted, jobs=1, say=said.append)
+        assert said == [f"stage seeds and dial settings {number}/2" for number in (1, 2)]
+    assert threads[:2] == [1, before]
     assert all(study.has("matching") and study.has("start") for study, _ in wanted)
-    assert threads == [1, before]
-    assert len(said) == 2
-    assert said[0].startswith("stage ")
-    sweep.warm(wanted, jobs=1, say=said.append)  # nothing is left to do
-    assert len(said) == 2
-
-
-def test_the_frame_holds_every_study_and_the_mean_of_the_single_modal_figures(studies):
     frame = comparisons.study_frame(studies, ["start", "matching"])
     assert list(frame.columns) == ["dataset", "dial", "arm", "seed", "metric", "value"]
-    assert set(frame["dial"]) == {"none", "text"}
     assert not frame.duplicated(["dial", "arm", "seed", "metric"]).any()
     one = frame[(frame["dial"] == "text") & (frame["arm"] == "matching")].set_index("metric")["value"]
     assert one["structure"] == pytest.approx(one[list(comparisons.STRUCTURE)].mean())
@@ -58,15 +52,13 @@ def test_between_two_arms_the_ends_are_the_arms(studies):
 
 
 def test_what_was_computed_is_read_and_other_options_are_computed(studies, monkeypatch):
-    few = {"none": studies["none"]}
-    first = comparisons.gather(comparisons.mixed, few, ["matching"], shares=[0.0, 1.0])
-    written = []
+    few, written = {"none": studies["none"]}, []
     monkeypatch.setattr(comparisons, "write_json", lambda *given: (written.append(given[0]), write_json(*given)))
-    again = comparisons.gather(comparisons.mixed, few, ["matching"], shares=[0.0, 1.0])
-    assert not written
+    first, again = (comparisons.gather(comparisons.mixed, few, ["matching"], shares=[0.0, 1.0]) for _ in range(2))
+    assert len(written) == 1
     pd.testing.assert_frame_equal(first, again)
     assert set(comparisons.gather(comparisons.mixed, few, ["matching"], shares=[0.5])["captions"]) == {50.0}
-    assert len(written) == 1
+    assert len(written) == 2
 
 
 def test_queries_without_damage_are_those_of_the_test_split(studies):

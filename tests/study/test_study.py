@@ -1,19 +1,21 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rvlr_lib.config import ARMS, load_settings
 from rvlr_lib.disk import read_json
-from rvlr_lib.study import inputs
+from rvlr_lib.study.inputs import read_split
 from rvlr_lib.study.study import open_study
+from tests.study.conftest import SIZES
 from tests.tiny import tiny_towers
 
 
-def test_a_result_comes_from_the_cache_the_second_time(make_study, monkeypatch):
-    study = make_study()
-    first = study.result("structure")
+def test_a_result_comes_from_the_cache_the_second_time(make_study):
+    first = make_study().result("structure")
     assert {"metrics", "structure", "provenance"} <= first.record.keys()
     assert first.metrics["r_mean"] > 0
-    assert "image/overlap_start" in first.structure
+    assert "image/overlap_start" in first.record["structure"]
     again = make_study(missing="nothing may be computed")
     assert again.result("structure").metrics == first.metrics
     with pytest.raises(ValueError, match="nothing may be computed"):
@@ -39,23 +41,31 @@ def test_a_seed_draws_its_own_world(make_study):
     assert captions[0] == captions[1] != captions[2]
 
 
-def test_a_dial_of_captions_leaves_the_features_of_pictures_alone(make_study):
-    plain, poor = make_study(), make_study(**{"data.text_detail": 0.5})
-    assert plain._feature_stage("image").key == poor._feature_stage("image").key
-    assert plain._feature_stage("text").key != poor._feature_stage("text").key
+def keys(study):
+    stages = {name: study._feature_stage(name) for name in ("image", "text")}
+    stages |= {"rvlr": study._student_stage("rvlr"), "result": study.result_stage("rvlr")}
+    return {name: stage.key for name, stage in stages.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "remade"),
+    [
+        ({"data.text_detail": 0.5}, {"text", "rvlr", "result"}),
+        ({"data.image_visibility": 0.5}, {"image", "rvlr", "result"}),
+        ({"method.mixed_t2it": "transposed"}, {"result"}),
+        ({"method.distance": "mse"}, {"rvlr", "result"}),
+        ({"model.image_teacher": "weak"}, {"rvlr", "result"}),
+    ],
+)
+def test_a_setting_remakes_what_depends_on_it_and_no_more(make_study, changes, remade):
+    plain, changed = keys(make_study()), keys(make_study(**changes))
+    assert {name for name in plain if plain[name] != changed[name]} == remade
 
 
 def test_stages_of_stage_two_share_batches_and_start(make_study):
-    study = make_study()
-    keys = {name: study._student_stage(name) for name in ("rvlr", "matching_longer")}
-    assert len({stage.parts["seed"] for stage in keys.values()}) == 1
-    assert len({stage.needs[0].key for stage in keys.values()}) == 1
-
-
-def test_an_evaluation_switch_retrains_nothing(make_study):
-    plain, switched = make_study(), make_study(**{"method.mixed_t2it": "transposed"})
-    assert plain._student_stage("rvlr").key == switched._student_stage("rvlr").key
-    assert plain.result_stage("rvlr").key != switched.result_stage("rvlr").key
+    found = [make_study()._student_stage(name) for name in ("rvlr", "matching_longer")]
+    assert len({stage.parts["seed"] for stage in found}) == 1
+    assert len({stage.needs[0].key for stage in found}) == 1
 
 
 def test_the_shuffled_control_hears_other_teachers_in_the_structure_term_alone(make_study):
@@ -78,46 +88,30 @@ def test_unknown_names_are_listed(make_study):
         open_study("scenes", preset="huge")
 
 
+def draw(folder, count, size=20):
+    draws = np.random.default_rng(0)
+    for number in range(count):
+        Image.fromarray(draws.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+
+
 def test_edited_files_are_read_again(tmp_path):
     """In one process: the stamp of every file read is part of the key of what is kept."""
-    from PIL import Image
-
+    draw(tmp_path, 12)
     index = tmp_path / "mine.csv"
-    for number in range(12):
-        Image.new("RGB", (16, 16), (number * 20, 0, 0)).save(tmp_path / f"{number}.png")
-
-    def write(words):
-        splits = ["train", "val", "test"]
-        rows = [f"{number}.png,{words} {number},{splits[number % 3]}" for number in range(12)]
-        index.write_text("\n".join(["image,caption,split", *rows]) + "\n")
-
-    write("red square")
     settings = load_settings("own", overrides={"data.name": str(index)})
-    assert inputs.read_split(settings, "test").captions[0] == "red square 2"
-    write("blue circle")
-    assert inputs.read_split(settings, "test").captions[0] == "blue circle 2"
+    for words in ("red square", "blue circle"):
+        rows = [f"{number}.png,{words} {number},{['train', 'val', 'test'][number % 3]}" for number in range(12)]
+        index.write_text("\n".join(["image,caption,split", *rows]) + "\n")
+        assert read_split(settings, "test").captions[0] == f"{words} 2"
 
 
 def test_own_pictures_train_and_are_evaluated(tmp_path):
-    import numpy as np
-    from PIL import Image
-
     tiny_towers()
-    rows, draws = ["image,caption"], np.random.default_rng(0)
-    for number in range(120):
-        Image.fromarray(draws.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
-        rows += [f"{number}.png,thing {number} of {number % 7}"] * (1 + number % 2)
-    (tmp_path / "mine.csv").write_text("\n".join(rows) + "\n")
-    small = {"model.name": "tiny_48", "model.width": 32, "stage1.batch_size": 16, "stage2.batch_size": 16}
-    study = open_study(
-        str(tmp_path / "mine.csv"),
-        preset="smoke",
-        device="cpu",
-        root=tmp_path / "runs",
-        **small,
-        **{"data.train_size": 0, "data.val_size": 0, "data.gallery_size": 0},
-    )
-    result = study.result("rvlr")
+    draw(tmp_path, 120)
+    rows = [f"{n}.png,thing {n} of {n % 7}" for n in range(120) for _ in range(1 + n % 2)]
+    (tmp_path / "mine.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
+    small = SIZES | {"data.train_size": 0, "data.val_size": 0, "data.gallery_size": 0}
+    result = open_study(str(tmp_path / "mine.csv"), preset="smoke", device="cpu", root=tmp_path, **small).result("rvlr")
     assert result.record["dataset"] == "mine"
     assert result.metrics["r_mean"] > 0
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -9,45 +10,36 @@ from rvlr_lib.study.regime import map_frame
 from rvlr_lib.study.runner import Runner
 from rvlr_lib.study.sweep import parse_seeds, read_seeds, run_study
 from rvlr_lib.study.tuning import draw_trials, tuned_arms
+from tests.tiny import tiny_towers
 
 
-@pytest.fixture
-def run(plan_file, tmp_path, monkeypatch):
-    """The command in this process: workers would not know the tiny model."""
-    from tests.tiny import tiny_towers
-
+def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch):
     tiny_towers()
-    monkeypatch.setattr(
-        Runner,
-        "stream",
-        lambda self, function, items, label: ((n, function(*item, "cpu", self.root)) for n, item in enumerate(items)),
-    )
+    stream = lambda self, function, items, label: ((n, function(*own, "cpu", self.root)) for n, own in enumerate(items))  # noqa: E731
+    monkeypatch.setattr(Runner, "stream", stream)  # in this process: workers would not know the tiny model
+    profile, folder = write_plan(), tmp_path / "results"
 
-    def go(**options):
-        run_study(
-            str(plan_file), results=str(tmp_path / "results"), root=str(tmp_path / "runs"), device="cpu", **options
-        )
-        return tmp_path / "results"
+    def run(**options):
+        run_study(profile, results=str(folder), root=str(tmp_path / "runs"), device="cpu", **options)
 
-    return go
-
-
-def test_tune_seal_confirm_claim(run, plan_file):
-    folder = run(tune=True)
-    chosen = read_json(folder / "tuning.json")["chosen"]
-    assert chosen["epochs"] in (1, 2)
-    assert set(chosen["arms"]) == {"matching_longer", "rvlr", "mean_relation", "structure"}
+    run(tune=True)
+    tuned = read_json(folder / "tuning.json")
+    assert tuned["chosen"]["epochs"] in (1, 2)
+    assert set(tuned["chosen"]["arms"]) == {"matching_longer", "rvlr", "mean_relation", "structure"}
+    for trials in tuned["trials"].values():  # two trials on the first seed, the better one on both
+        assert sorted(len(trial["scores"]) for trial in trials) == [1, 2]
+        assert all(scores.keys() == {"text", "image"} for trial in trials for scores in trial["scores"].values())
     with pytest.raises(ValueError, match="no seal.json"):
         run()
     run(seal=True)
     run(seeds="0")
-    assert read_study(str(plan_file), folder)[1]["scenes"].keys() == {0}
-    assert "no verdict" in write_claims(str(plan_file), folder).read_text()
+    assert read_study(profile, folder)[1]["scenes"].keys() == {0}
+    assert "no verdict" in write_claims(profile, folder).read_text()
     run()
-    cells = read_seeds(folder, "scenes")
+    cells = read_seeds(folder, "scenes", read_json(folder / "seal.json")["sha256"])
     assert cells.keys() == {0, 1}
     assert cells[0].keys() >= {"rvlr|text", "rvlr/structure|image", "start|none"}
-    assert "## Verdicts" in write_claims(str(plan_file), folder).read_text()
+    assert "## Verdicts" in write_claims(profile, folder).read_text()
     run(regime_map=True)
     assert set(map_frame(folder)["teacher"]) == {"pretrained", "constant"}
 
@@ -61,34 +53,36 @@ def test_all_arms_get_as_many_trials_and_the_same_learning_rates(plan):
     assert [own["mean_relation"] for own in constant] == [own["structure"] for own in structure]
 
 
-def test_seeds_of_another_seal_are_never_put_together(run, tmp_path):
-    folder = tmp_path / "results" / "scenes"
-    for seed, sealed in ((0, "a"), (1, "b")):
-        write_json(folder / f"seed-{seed}.json", {"seed": seed, "sealed": sealed, "cells": {}})
-    with pytest.raises(ValueError, match="under another seal"):
-        read_seeds(tmp_path / "results", "scenes")
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"sealed": "b"}, "under another seal"),
+        ({"cells": {"rvlr|text": {"device": "cuda:0"}}}, "results of cpu and cuda"),
+        ({"seed": None}, "is no result"),
+    ],
+)
+def test_results_that_do_not_belong_together_are_refused(tmp_path, changed, fault):
+    record = {"seed": 0, "sealed": "a", "cells": {"rvlr|text": {"device": "cpu"}}}
+    other = {key: value for key, value in {**record, "seed": 1, **changed}.items() if value is not None}
+    for seed, content in enumerate((record, other)):
+        write_json(tmp_path / "scenes" / f"seed-{seed}.json", content)
+    with pytest.raises(ValueError, match=fault):
+        read_seeds(tmp_path, "scenes", "a")
 
 
-def test_results_of_a_gpu_and_of_a_cpu_are_never_put_together(tmp_path):
-    for seed, device in ((0, "cpu"), (1, "cuda:0")):
-        record = {"seed": seed, "sealed": "a", "cells": {"rvlr|text": {"device": device}}}
-        write_json(tmp_path / "scenes" / f"seed-{seed}.json", record)
-    with pytest.raises(ValueError, match="results of cpu and cuda"):
-        read_seeds(tmp_path, "scenes")
-
-
-def test_seeds_as_the_command_line_gives_them():
-    assert parse_seeds("0-2,7") == [0, 1, 2, 7]
+def test_seeds_that_the_command_line_cannot_mean():
     with pytest.raises(ValueError, match="expected something like"):
         parse_seeds("0..4")
 
 
-def double(number, device, root):
+def double(number, wait, device, root):
+    time.sleep(wait)
     return 2 * number
 
 
 def test_a_runner_keeps_the_order_of_its_items():
-    assert Runner(jobs=2, say=lambda text: None).run(double, [(1,), (2,), (3,)], "cells") == [2, 4, 6]
+    items = [(1, 1.0), (2, 0.0), (3, 0.0)]
+    assert Runner(jobs=2, say=lambda text: None).run(double, items, "cells") == [2, 4, 6]
 
 
 @pytest.mark.slow
@@ -98,18 +92,11 @@ def test_a_cluster_gives_what_processes_give_though_a_worker_is_killed():
     with cluster:
         runner = Runner(scheduler=cluster.scheduler_address, say=lambda text: None)
         found = {}
-        for number, value in runner.stream(slow_double, [(n,) for n in range(8)], "cells"):
+        for number, value in runner.stream(double, [(n, 0.5) for n in range(8)], "cells"):
             if not found:
                 next(iter(cluster.workers.values())).process.process.kill()
             found[number] = value
     assert found == {n: 2 * n for n in range(8)}
-
-
-def slow_double(number, device, root):
-    import time
-
-    time.sleep(0.5)
-    return 2 * number
 
 
 def test_no_scheduler_is_one_line():
