@@ -55,7 +55,7 @@ def test_clipart_that_is_not_there_says_how_to_install_it(tmp_path):
         with pytest.raises(ValueError, match="apt install openclipart-png"):
             look(str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no drawing"):
+    with pytest.raises(ValueError, match="none of 0 drawings"):
         load_dataset("clipart", split="val", image_root=str(tmp_path / "empty"))
 
 

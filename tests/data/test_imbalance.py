@@ -208,7 +208,7 @@ def test_errors_say_what_to_do():
         mismatch_index(np.arange(10), 0.1)
     with pytest.raises(ValueError, match="raise the rate or take more pictures"):
         mismatch_index(np.array([0, 0, 0, 1]), 1.0)
-    with pytest.raises(ValueError, match="moves no caption of 10"):
+    with pytest.raises(ValueError, match="moves 0 of 10 captions"):
         mismatch_index(np.arange(10), 0.01)
     with pytest.raises(ValueError, match="lies outside 0 to 1"):
         mismatch_index(np.arange(10), 1.5)
