@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -88,11 +89,7 @@ class ArraySource(PixelSource):
 
 @dataclass(frozen=True, eq=False)
 class ImageTextDataset:
-    """I pictures and their C captions; any number of captions per picture, at least one.
-
-    Raises:
-        ValueError: the parts do not fit together.
-    """
+    """I pictures and their C captions, at least one per picture. ValueError: the parts do not fit together."""
 
     name: str
     split: str
@@ -130,7 +127,7 @@ class ImageTextDataset:
 
     @cached_property
     def _by_image(self) -> list[np.ndarray]:
-        counts = np.bincount(self.caption_image, minlength=len(self))
+        counts = np.bincount(self.caption_image)
         return np.split(np.argsort(self.caption_image, kind="stable"), counts.cumsum()[:-1])
 
     @property
@@ -182,18 +179,14 @@ class ImageTextDataset:
 
     @cached_property
     def _fingerprint(self) -> str:
+        words = (self.image_ids, self.captions, self.categories or [], self.whole_captions or [])
+        parts = ["\0".join(part).encode() for part in words]
+        parts += [self.caption_image.astype("<i8").tobytes()]
+        parts += [b"" if self.galleries is None else self.galleries.astype("<i8").tobytes()]
+        parts += [b"" if self.scene is None else self.scene.content()]
         digest = hashlib.sha256()
-
-        def add(part: bytes) -> None:  # the length keeps neighbouring parts apart
-            digest.update(len(part).to_bytes(8, "little") + part)
-
-        for words in (self.image_ids, self.captions, self.categories or [], self.whole_captions or []):
-            add("\0".join(words).encode())
-        add(self.caption_image.astype("<i8").tobytes())
-        add(b"" if self.galleries is None else self.galleries.astype("<i8").tobytes())
-        add(b"" if self.scene is None else self.scene.content())
-        for row in range(len(self)):
-            add(self.source.content(row))
+        for part in chain(parts, map(self.source.content, range(len(self)))):
+            digest.update(len(part).to_bytes(8, "little") + part)  # the length keeps neighbouring parts apart
         return digest.hexdigest()
 
 

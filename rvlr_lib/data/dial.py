@@ -19,7 +19,7 @@ _GREY = 104
 
 @dataclass(frozen=True)
 class ImbalanceSpec:
-    """How much of each modality is left, and how many pairs are wrong; all shares 0..1.
+    """How much of each modality is left, and how many pairs are wrong; shares 0..1, anything else is a ValueError.
 
     Attributes:
         text_detail: chance of each factor (scenes) or word (any other caption) to be told; one is always told.
@@ -31,9 +31,6 @@ class ImbalanceSpec:
         mismatch_rate: share of the training captions that stand with the picture of another.
         splits: where the dial acts; pairs are mixed in ``train`` alone, whatever it says.
         seed: of what is dropped, covered and mixed; on scenes the data set's own seed decides what is dropped.
-
-    Raises:
-        ValueError: a value out of its range, an unknown fault or split.
     """
 
     text_detail: float = 1.0

@@ -128,8 +128,7 @@ def embedding_relevance(
 
     Args:
         caption_features: ``[C, E]`` of any encoder, not zero; unit-normalised inside.
-        caption_image: ``[C]`` row of the image of each caption.
-        num_images: ``I``; default the highest image row + 1.
+        caption_image, num_images: as of :func:`rouge_l_relevance`.
 
     Returns:
         float32 ``[C, I]`` in 0 to 1, exactly 1 at a caption's own image; negative cosines and images without captions
@@ -140,8 +139,7 @@ def embedding_relevance(
     """
     features = np.asarray(caption_features, np.float64)
     count = len(features) if features.ndim == 2 else 0
-    what = f"caption_features {features.shape}"
-    result, order, present, starts = _by_image(what, count, caption_image, num_images)
+    result, order, present, starts = _by_image(f"features {features.shape}", count, caption_image, num_images)
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     if len(bad := np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))):
         raise ValueError(f"caption_features: row {bad[0]} is zero or not finite")

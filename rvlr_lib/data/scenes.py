@@ -59,10 +59,7 @@ def load_scenes(
             changes with the number of pictures.
         size: pictures of ``train`` (4,000) or ``val`` (500); fewer are the first of more.
         galleries, gallery_size: of ``test``.
-        seed: of all draws; another seed is another world.
-
-    Raises:
-        ValueError: an argument out of its range.
+        seed: of all draws; another seed is another world. ValueError for any argument out of its range.
     """
     if split == "test" and size is not None:
         raise ValueError(f"size={size} is for train and val; the size of test is galleries x gallery_size")
