@@ -29,13 +29,6 @@ def test_captions_are_clean_words_without_repeats(splits):
     assert 2_300 < len({word for c in captions for word in c.split()}) < 2_450
 
 
-def test_captions_are_the_packages_names(splits):
-    train = splits["train"]
-    row = train.image_ids.index("1f44b")
-    assert {train.captions[c] for c in train.captions_of(row)} == {"waving hand", "wave", "waving hand sign"}
-    assert train.categories[row] == "People & Body/hand-fingers-open"
-
-
 def test_split_is_compositional(splits):
     """From the ids alone: held-out pictures are new pairs of a base and a tone that training has seen apart."""
     parts = {name: [base_and_tones(i) for i in d.image_ids] for name, d in splits.items()}
@@ -53,32 +46,13 @@ def test_split_is_compositional(splits):
     assert set(Counter(tones[0] for _, tones in parts["test"]).values()) == {66}
 
 
-def test_pictures_stand_on_white(splits):
-    assert (splits["test"].image(3).mode, splits["test"].image(3).size) == ("RGB", (72, 72))
-    pixels = splits["test"].pixels(range(330), 48).numpy()
-    assert np.median(pixels[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]) == 255
-    assert pixels.std((1, 2, 3)).min() > 10
-
-
-def test_categories_are_inherited_and_unlisted_ones_are_their_own(splits):
-    catalogue = {e.id: e for e in emoji.read_catalogue()}
-    for one in catalogue.values():
-        assert one.category.count("/") == 1
-        if one.category.startswith("unlisted/"):
-            assert one.category == f"unlisted/{one.base}"
-    assert catalogue["1f44b-1f3ff"].category == catalogue["1f44b"].category
-    assert catalogue["1f468-1f3fb-200d-1f430-200d-1f468-1f3fc"].category == "People & Body/person-activity"
-    assert sum(e.category.startswith("unlisted/") for e in catalogue.values() if not e.tones) == 16
-    assert len(Counter(splits["test"].categories)) == 16
-
-
 def test_limit_takes_an_even_choice(splits):
-    few = load_dataset("emoji", split="train", limit=50)
+    few = load_dataset("emoji", split="val", limit=50)
+    places = [splits["val"].image_ids.index(name) for name in few.image_ids]
     assert len(few) == 50
-    assert set(few.image_ids) <= set(splits["train"].image_ids)
-    assert len({c.split("/")[0] for c in few.categories}) >= 5
+    assert set(np.diff(places)) == {6, 7}
     with pytest.raises(ValueError, match="limit=0"):
-        load_dataset("emoji", split="train", limit=0)
+        load_dataset("emoji", split="val", limit=0)
 
 
 @pytest.mark.parametrize("kept", [None, 0, 3])

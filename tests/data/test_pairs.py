@@ -88,13 +88,6 @@ def test_pixels_are_resized_and_gathered():
     assert pixels[:, :, 0, 0].tolist() == [[4, 8, 255], [1, 2, 255], [1, 2, 255]]
 
 
-def test_resizing_is_antialiased():
-    stripes = np.zeros((1, 40, 40, 3), dtype=np.uint8)
-    stripes[:, :, ::2] = 255
-    pixels = make_dataset(counts=[1], source=ArraySource(stripes)).pixels([0], 8).float()
-    assert (pixels - 127.5).abs().max() < 10
-
-
 def test_fingerprint_tells_data_apart():
     dataset = make_dataset()
     same = dataset.fingerprint()
