@@ -12,12 +12,13 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
     if not isinstance(value, Tensor):
         try:
             array = np.asarray(value)
-            if array.dtype.kind not in "biuf":
-                raise ValueError(f"it holds {array.dtype}")
-            kind = np.dtype(np.int64) if array.dtype.kind == "u" else array.dtype.newbyteorder("=")
-            value = torch.from_numpy(array.astype(kind, order="C", copy=False))
-        except (ValueError, TypeError, RuntimeError) as error:  # also ragged lists, tensors on a device, odd widths
-            raise ValueError(f"{name} must hold numbers, got {type(value).__name__}: {error}") from None
+        except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors on a device
+            raise ValueError(f"{name} is no array of numbers: {error}") from None
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name} must hold numbers, got {type(value).__name__} of {array.dtype}")
+        wide = array.dtype.itemsize > 8 or (array.dtype.kind == "u" and array.dtype.itemsize > 1)
+        kind = np.dtype(f"{'f' if array.dtype.kind == 'f' else 'i'}8") if wide else array.dtype.newbyteorder("=")
+        value = torch.from_numpy(np.ascontiguousarray(array, dtype=kind).reshape(array.shape))
     if value.is_complex():
         raise ValueError(f"{name} must hold real numbers, got {value.dtype}")
     return value if device is None else value.to(device)
