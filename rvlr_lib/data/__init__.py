@@ -17,7 +17,7 @@ from rvlr_lib.data.clipart import clipart_stamps, load_clipart
 from rvlr_lib.data.collection import PREPARED
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, augment
 from rvlr_lib.data.dial import ImbalanceSpec, impose, mismatch_index
-from rvlr_lib.data.emoji import installed, load_emoji
+from rvlr_lib.data.emoji import load_emoji
 from rvlr_lib.data.own import file_stamps, load_files
 from rvlr_lib.data.relevance import clean_caption, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.scenes import load_scenes
@@ -98,8 +98,8 @@ def dataset_stamp(name_or_path: str, image_root: str | None = None, **options: A
 
     ``options`` are those of :func:`load_files` that decide what is read: columns, ``split_seed``, ``keep_flagged``.
     """
+    if name_or_path in ("emoji", "scenes"):  # of code and packages, which do not change within a process
+        return ()
     if name_or_path == "clipart":
         return clipart_stamps(image_root)
-    if name_or_path in LOADERS:
-        return tuple(installed().items()) if name_or_path == "emoji" else ()
     return file_stamps(name_or_path, image_root or None, **options)

@@ -73,9 +73,7 @@ class PixelSource:
         def one(row: int) -> np.ndarray:
             return np.asarray(self.image(row).resize((size, size), Image.Resampling.BICUBIC))
 
-        result = np.empty((len(rows), size, size, 3), np.uint8)
-        for place, array in enumerate(in_threads(one, rows)):
-            result[place] = array
+        result = np.fromiter(in_threads(one, rows), np.dtype((np.uint8, (size, size, 3))), len(rows))
         return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
 
 
@@ -107,9 +105,8 @@ class ImageTextDataset:
         images, fault = len(self.image_ids), ""
         counts = np.bincount(self.caption_image, minlength=images)
         if len(set(self.image_ids)) != images:
-            fault = (
-                f"duplicate image id {Counter(self.image_ids).most_common(1)[0][0]!r}; give every picture its own id"
-            )
+            twice = Counter(self.image_ids).most_common(1)[0][0]
+            fault = f"duplicate image id {twice!r}; give every picture its own id"
         elif len(self.source) != images:
             fault = f"{images} image ids for {len(self.source)} pictures; give one id per picture"
         elif len(self.caption_image) != len(self.captions):
