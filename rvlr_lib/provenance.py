@@ -47,13 +47,11 @@ def versions() -> dict[str, str]:
 @cache
 def commit() -> str:
     """The checkout's commit, with ``+`` where files were changed since; elsewhere ``$RVLR_COMMIT``, or ``unknown``."""
+    describe = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
-        git = ["git", "-C", str(PACKAGE.parent)]
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("RVLR_COMMIT", "unknown")
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def provenance() -> dict[str, Any]:
