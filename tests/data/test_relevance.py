@@ -138,23 +138,9 @@ def test_clean_caption_keeps_letters_marks_and_digits_of_every_script():
             assert word == "x x", hex(code)
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("एक लड़का खेल रहा है", "एक लड़की खेल रही है"),
-        ("குழந்தை", "குழந்த"),
-        ("คน", "คืน"),
-        ("ക്ഷ", "കഷ"),
-        ("שָׁלוֹם", "שלום"),
-        ("كَتَبَ", "كُتِبَ"),
-        ("می‌خواهم", "می خواهم"),
-        ("ක්‍ෂ", "ක්ෂ"),
-    ],
-)
-def test_words_that_marks_or_joiners_tell_apart_stay_apart(one, other):
-    assert clean_caption(one) != clean_caption(other)
-    assert clean_caption(one).split() == unicodedata.normalize("NFC", one).split()
-    assert rouge_l_relevance([clean_caption(one), clean_caption(other)], [0, 1])[0, 1] < 1
+@pytest.mark.parametrize("text", ["एक लड़का खेल रहा है", "குழந்தை", "คน", "ക്ഷ", "שָׁלוֹם", "كَتَبَ", "می‌خواهم", "ක්‍ෂ"])
+def test_marks_and_joiners_are_spelling(text):
+    assert clean_caption(text) == unicodedata.normalize("NFC", text)
 
 
 def test_category_relevance_equals_the_loop():
