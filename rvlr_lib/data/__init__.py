@@ -69,13 +69,14 @@ def load_dataset(
     """
     name = str(name_or_path)
     loader = LOADERS.get(name) or partial(load_files, name)
-    known = [option for option in inspect.signature(loader).parameters if option != "split"]
+    taken = list(inspect.signature(loader).parameters)
+    known = [option for option in taken if option not in ("split", "image_root")]
     if name in LOADERS and split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; {name} has {', '.join(SPLITS)}")
     if not (name in (*LOADERS, *PREPARED) or Path(name).suffix or "/" in name or os.path.exists(name)):
         names = ", ".join((*LOADERS, *PREPARED))
         raise ValueError(f"data set {name!r} is unknown; choose one of: {names}, or give a file or folder")
-    if image_root and "image_root" not in known:
+    if image_root and "image_root" not in taken:
         raise ValueError(f"image_root={image_root!r}: {name} carries its own pictures; leave it out")
     if unknown := [option for option in options if option not in known]:
         raise ValueError(f"option {unknown[0]!r} is unknown to {name}; it has: {', '.join(known)}")
