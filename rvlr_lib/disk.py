@@ -122,9 +122,9 @@ def plain(value: Any) -> Any:
     """
 
     def convert(item: Any) -> Any:
-        return (
-            dict(item) if isinstance(item, Mapping) else item.tolist() if hasattr(item, "tolist") else os.fspath(item)
-        )
+        if isinstance(item, Mapping):
+            return dict(item)
+        return item.tolist() if hasattr(item, "tolist") else os.fspath(item)
 
     return json.loads(json.dumps(value, default=convert), parse_constant=lambda _: None)
 

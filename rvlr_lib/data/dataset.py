@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,11 +33,7 @@ def in_threads(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator
 
 
 def evenly(items: list[Item], limit: int | None) -> list[Item]:
-    """At most ``limit`` of the items, evenly spaced; None for all.
-
-    Raises:
-        ValueError: ``limit`` is below 1.
-    """
+    """At most ``limit`` of the items, evenly spaced; None for all. ValueError: ``limit`` is below 1."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} is too small; give at least 1, or None for all")
     if limit is None or limit >= len(items):
@@ -44,23 +42,18 @@ def evenly(items: list[Item], limit: int | None) -> list[Item]:
 
 
 class PixelSource:
-    """Pictures by row, made when asked for.
+    """Pictures by row, made when asked for; resized copies are kept where all of them fit into ``MEMORY_BUDGET``.
 
     Args:
         count: number of pictures.
         image: row -> picture as RGB.
         content: row -> bytes that identify the picture in a fingerprint; default its pixels.
-        memory_budget: bytes; resized copies are kept where all of them fit, else every call resizes anew.
     """
 
     def __init__(
-        self,
-        count: int,
-        image: Callable[[int], Image.Image],
-        content: Callable[[int], bytes] | None = None,
-        memory_budget: int = MEMORY_BUDGET,
+        self, count: int, image: Callable[[int], Image.Image], content: Callable[[int], bytes] | None = None
     ) -> None:
-        self.count, self.image, self.memory_budget = count, image, memory_budget
+        self.count, self.image = count, image
         self.content = content or (lambda row: self.image(row).tobytes())
         self._resized: dict[int, torch.Tensor] = {}
 
@@ -70,19 +63,17 @@ class PixelSource:
     def pixels(self, rows: Rows, size: int) -> torch.Tensor:
         """Resize (bicubic, anti-aliased, to a square) the pictures of ``rows`` -> uint8 [n, 3, size, size]."""
         index = torch.as_tensor(rows, dtype=torch.long)
-        if 3 * size * size * len(self) > self.memory_budget:
+        if 3 * size * size * self.count > MEMORY_BUDGET:
             return self._resize(index.tolist(), size)
         if size not in self._resized:
-            self._resized[size] = self._resize(range(len(self)), size)
+            self._resized[size] = self._resize(range(self.count), size)
         return self._resized[size][index]
 
     def _resize(self, rows: Sequence[int], size: int) -> torch.Tensor:
         def one(row: int) -> np.ndarray:
             return np.asarray(self.image(row).resize((size, size), Image.Resampling.BICUBIC))
 
-        result = np.empty((len(rows), size, size, 3), np.uint8)
-        for place, array in enumerate(in_threads(one, rows)):
-            result[place] = array
+        result = np.fromiter(in_threads(one, rows), np.dtype((np.uint8, (size, size, 3))), len(rows))
         return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
 
 
@@ -94,24 +85,9 @@ class ArraySource(PixelSource):
         self.array = array
 
 
-class _Subset(PixelSource):
-    """Some rows of another source; shares its cache of resized pictures."""
-
-    def __init__(self, source: PixelSource, rows: np.ndarray) -> None:
-        super().__init__(len(rows), lambda row: source.image(rows[row]), lambda row: source.content(rows[row]))
-        self.source, self.rows = source, rows
-
-    def pixels(self, rows: Rows, size: int) -> torch.Tensor:
-        return self.source.pixels(self.rows[np.asarray(rows, dtype=np.int64)], size)
-
-
 @dataclass(frozen=True, eq=False)
 class ImageTextDataset:
-    """I pictures and their C captions; any number of captions per picture, at least one.
-
-    Raises:
-        ValueError: the parts do not fit together.
-    """
+    """I pictures and their C captions, at least one per picture. ValueError: the parts do not fit together."""
 
     name: str
     split: str
@@ -126,34 +102,35 @@ class ImageTextDataset:
     whole_captions: list[str] | None = None  # [C], before words were dropped; None: they are whole
 
     def __post_init__(self) -> None:
-        images, where = len(self.image_ids), f"{self.name}/{self.split}"
-        if len(set(self.image_ids)) != images:
-            twice = next(i for k, i in enumerate(self.image_ids) if i in self.image_ids[:k])
-            raise ValueError(f"{where}: duplicate image id {twice!r}; give every picture its own id")
-        if len(self.source) != images:
-            raise ValueError(f"{where}: {images} image ids for {len(self.source)} pictures; give one id per picture")
-        if len(self.caption_image) != len(self.captions):
-            raise ValueError(f"{where}: {len(self.captions)} captions, but caption_image has {len(self.caption_image)}")
+        images, fault = len(self.image_ids), ""
         counts = np.bincount(self.caption_image, minlength=images)
-        if len(counts) > images:
-            raise ValueError(f"{where}: caption_image names row {len(counts) - 1}, but there are {images} pictures")
-        if not counts.all():
+        if len(set(self.image_ids)) != images:
+            twice = Counter(self.image_ids).most_common(1)[0][0]
+            fault = f"duplicate image id {twice!r}; give every picture its own id"
+        elif len(self.source) != images:
+            fault = f"{images} image ids for {len(self.source)} pictures; give one id per picture"
+        elif len(self.caption_image) != len(self.captions):
+            fault = f"{len(self.captions)} captions, but caption_image has {len(self.caption_image)}"
+        elif len(counts) > images:
+            fault = f"caption_image names row {len(counts) - 1}, but there are {images} pictures"
+        elif not counts.all():
             bare = self.image_ids[int(counts.argmin())]
-            raise ValueError(f"{where}: picture {bare!r} has no caption; add one or leave the picture out")
+            fault = f"picture {bare!r} has no caption; add one or leave the picture out"
+        if fault:
+            raise ValueError(f"{self.name}/{self.split}: {fault}")
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     @cached_property
     def _by_image(self) -> list[np.ndarray]:
-        counts = np.bincount(self.caption_image, minlength=len(self))
+        counts = np.bincount(self.caption_image)
         return np.split(np.argsort(self.caption_image, kind="stable"), counts.cumsum()[:-1])
 
-    @cached_property
+    @property
     def caption_ids(self) -> list[str]:
         """Id of each caption, [C]: ``<image id>#<number of the caption within its picture>``."""
-        pairs = zip(self.image_ids, self._by_image, strict=True)
-        ids = {c: f"{name}#{k}" for name, rows in pairs for k, c in enumerate(rows)}
+        ids = {c: f"{self.image_ids[i]}#{k}" for i in range(len(self)) for k, c in enumerate(self.captions_of(i))}
         return [ids[c] for c in range(len(self.captions))]
 
     def captions_of(self, image_row: int) -> np.ndarray:
@@ -165,22 +142,22 @@ class ImageTextDataset:
         return self.source.image(image_row)
 
     def pixels(self, rows: Rows, size: int) -> torch.Tensor:
-        """Resize (bicubic, anti-aliased) the pictures of ``rows`` -> uint8 [n, 3, size, size]."""
+        """Pictures of ``rows`` resized to squares (bicubic, anti-aliased), uint8 [n, 3, size, size]."""
         return self.source.pixels(rows, size)
 
     def subset(self, image_rows: Sequence[int] | np.ndarray) -> ImageTextDataset:
-        """The pictures of ``image_rows``, in that order, with their captions, factors, categories and galleries."""
+        """The pictures of ``image_rows``, in that order, with all that belongs to them."""
         rows = np.asarray(image_rows, dtype=np.int64)
         if not len(rows):
             raise ValueError(f"{self.name}/{self.split}: a subset needs at least one picture; image_rows is empty")
-        caption_rows = np.concatenate([self.captions_of(i) for i in rows])
-        owner = np.repeat(np.arange(len(rows)), [len(self.captions_of(i)) for i in rows])
+        found, source = [self.captions_of(i) for i in rows], self.source
+        caption_rows, owner = np.concatenate(found), np.repeat(np.arange(len(rows)), [*map(len, found)])
         return replace(
             self,
             image_ids=[self.image_ids[i] for i in rows],
             captions=[self.captions[c] for c in caption_rows],
             caption_image=owner,
-            source=_Subset(self.source, rows),
+            source=PixelSource(len(rows), lambda i: source.image(rows[i]), lambda i: source.content(rows[i])),
             galleries=None if self.galleries is None else self.galleries[rows],
             categories=self.categories and [self.categories[i] for i in rows],
             scene=self.scene and self.scene.subset(rows, caption_rows, owner),
@@ -199,18 +176,14 @@ class ImageTextDataset:
 
     @cached_property
     def _fingerprint(self) -> str:
+        words = (self.image_ids, self.captions, self.categories or [], self.whole_captions or [])
+        parts = ["\0".join(part).encode() for part in words]
+        parts += [self.caption_image.astype("<i8").tobytes()]
+        parts += [b"" if self.galleries is None else self.galleries.astype("<i8").tobytes()]
+        parts += [b"" if self.scene is None else self.scene.content()]
         digest = hashlib.sha256()
-
-        def add(part: bytes) -> None:  # the length keeps neighbouring parts apart
-            digest.update(len(part).to_bytes(8, "little") + part)
-
-        for words in (self.image_ids, self.captions, self.categories or [], self.whole_captions or []):
-            add("\0".join(words).encode())
-        add(self.caption_image.astype("<i8").tobytes())
-        add(b"" if self.galleries is None else self.galleries.astype("<i8").tobytes())
-        add(b"" if self.scene is None else self.scene.content())
-        for row in range(len(self)):
-            add(self.source.content(row))
+        for part in chain(parts, map(self.source.content, range(len(self)))):
+            digest.update(len(part).to_bytes(8, "little") + part)  # the length keeps neighbouring parts apart
         return digest.hexdigest()
 
 
@@ -225,17 +198,14 @@ def augment(
     """Gentle random crop (aspect ratio 0.9 to 1.1) and horizontal flip, drawn per sample; colours stay as they are.
 
     Args:
-        pixels: uint8 [B, 3, S, S], on any device.
-        generator: of every draw, on any device.
-        scale: smallest and largest share of the picture's area that a crop keeps.
+        pixels: uint8 [B, 3, S, S], on any device, as the generator; anything else is a ValueError.
+        generator: of every draw.
+        scale: smallest and largest share of the picture's area that a crop keeps, 0 < low <= high <= 1.
         flip: flip every second picture, on average.
         part: the pixels are these rows of a batch of that size, for all of which the draws are made.
 
     Returns:
         float32 [B, 3, S, S] in 0..1, on the device of ``pixels``.
-
-    Raises:
-        ValueError: not 0 < low <= high <= 1, or the pixels are not uint8 [B, 3, S, S].
     """
     from torchvision.ops import roi_align
 

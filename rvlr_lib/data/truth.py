@@ -11,6 +11,8 @@ import numpy as np
 from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.data.facts import BACKGROUNDS, COLOURS, OBJECTS, SHAPES, SIZES, TILES, Facts, SceneViews
 
+HIDDEN = -2  # in place of an object's factors; -1 is none
+
 
 def told_share(dataset: ImageTextDataset) -> float:
     """Share of factors that the captions of scenes tell, 0..1; an object told by force does not count."""
@@ -53,27 +55,23 @@ def caption_likelihood(views: SceneViews) -> np.ndarray:
     first = np.take_along_axis(shown.objects, np.argsort(~present, axis=1, kind="stable")[:, :, None], 1)
     facts = (told.objects >= 0).sum((1, 2))  # [C]
     mentioned = (told.objects >= 0).any(2).sum(1)  # [C]
-    by_luck = ((1 / np.array([SHAPES, COLOURS, SIZES])) ** (told.objects >= 0)).prod(2)  # [C, 4]
-
-    # fits[a][b]: mention a may be object b; a mention that is none fits everything, and so do its (4 - m)! orders
-    fits = [[_fits(told.objects[:, a], first[:, b]) for b in range(OBJECTS)] for a in range(OBJECTS)]
+    # a mention that is none fits everything, and so do its (4 - m)! orders
     repeats = np.array([factorial(m) * factorial(OBJECTS - m) for m in range(OBJECTS + 1)])[mentioned]
     shape_alone = (mentioned == 1) & (facts == 1) & (told.objects[:, 0, 0] >= 0)
     chances = _hidden_chances(visible, views.covered)
     likelihood = np.zeros((len(facts), len(visible)))
     for hidden in range(OBJECTS + 1):
         some = np.flatnonzero(chances[:, hidden])
+        objects, count = first[some], visible[some] + hidden
+        place = np.arange(OBJECTS)
+        objects[(place >= visible[some, None]) & (place < count[:, None])] = HIDDEN
+        fits = [[_fits(told.objects[:, a], objects[:, b]) for b in place] for a in place]
         ways = np.zeros((len(facts), len(some)))
-        for order in permutations(range(OBJECTS)):
-            product = np.ones_like(ways)
-            for a, b in enumerate(order):
-                guess = (b >= visible[some]) & (b < visible[some] + hidden)
-                product *= np.where(guess, by_luck[:, [a]], fits[a][b][:, some]) if hidden else fits[a][b][:, some]
-            ways += product
-        objects = visible[some] + hidden
-        untold = np.maximum(3 * objects - facts[:, None], 0)  # where negative there are no ways
+        for order in permutations(place):
+            ways += np.prod([fits[a][b] for a, b in enumerate(order)], axis=0)
+        untold = np.maximum(3 * count - facts[:, None], 0)  # where negative there are no ways
         part = ways / repeats[:, None] * d ** facts[:, None] * (1 - d) ** untold
-        part[shape_alone] += ways[shape_alone] / factorial(OBJECTS - 1) / objects * (1 - d) ** (3 * objects)
+        part[shape_alone] += ways[shape_alone] / factorial(OBJECTS - 1) / count * (1 - d) ** (3 * count)
         likelihood[:, some] += part * chances[some, hidden]
 
     same = told.background[:, None] == shown.background
@@ -92,11 +90,10 @@ def _hidden_chances(visible: np.ndarray, covered: np.ndarray) -> np.ndarray:
 
 
 def _fits(mentions: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """Whether each mention [C, 3] may speak of each object [I, 3] -> bool [C, I]; of an absent object none may."""
-    rows, codes = np.unique(mentions, axis=0, return_inverse=True)
-    kinds, at = np.unique(objects, axis=0, return_inverse=True)
-    table = ((rows[:, None] < 0) | (rows[:, None] == kinds)).all(2)
-    return table[codes.ravel()][:, at.ravel()]
+    """Chance that each mention [C, 3] fits each object [I, 3], 0 or 1 unless it is hidden -> float64 [C, I]."""
+    luck = ((1 / np.array([SHAPES, COLOURS, SIZES])) ** (mentions >= 0)).prod(1)
+    agrees = [(told < 0)[:, None] | (told[:, None] == true) for told, true in zip(mentions.T, objects.T, strict=True)]
+    return np.where(objects[:, 0] == HIDDEN, luck[:, None], np.logical_and.reduce(agrees))
 
 
 def bayes_ceiling(dataset: ImageTextDataset, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:

@@ -2,12 +2,13 @@
 
 import shutil
 
-import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from rvlr_lib.data import ImbalanceSpec, dataset_stamp, load_dataset
+from rvlr_lib.data import dataset_stamp, load_dataset
+
+SPLITS = ("train", "val", "test")
 
 
 def draw(path, colour, **texts):
@@ -22,16 +23,13 @@ def test_clipart_tells_what_its_makers_wrote(tmp_path, capsys):
     for number in range(60):
         about = {"Title": "A Dog" if number < 30 else f"Cat no. {number}", "Author": "Jo Maker"}
         draw(tmp_path / "animals" / f"beast{number}_jo_mak_01.png", (number, 0, 9), **about)
-    draw(
-        tmp_path / "a.png", (9, 9, 9), Title="Sun", Author="X", Description="The sun. It shines! See http://x.org now."
-    )
+    about = {"Title": "Sun", "Author": "X", "Description": "The sun. It shines! See http://x.org now."}
+    draw(tmp_path / "a.png", (9, 9, 9), **about)
     draw(tmp_path / "b" / "12.png", (1, 2, 3))
     shutil.copy(tmp_path / "a.png", tmp_path / "b" / "copy.png")
     (tmp_path / "b" / "link.png").symlink_to(tmp_path / "a.png")
     (tmp_path / "b" / "cut.png").write_bytes(b"\x89PNG")
-    parts = {
-        split: load_dataset("clipart", split=split, image_root=str(tmp_path)) for split in ("train", "val", "test")
-    }
+    parts = {split: load_dataset("clipart", split=split, image_root=str(tmp_path)) for split in SPLITS}
     told = {i: [d.captions[c] for c in d.captions_of(r)] for d in parts.values() for r, i in enumerate(d.image_ids)}
     assert len(told) == 62
     assert told["a.png"] == ["sun", "the sun", "it shines", "see now"]
@@ -48,22 +46,9 @@ def test_clipart_tells_what_its_makers_wrote(tmp_path, capsys):
 
 
 def test_clipart_that_is_not_there_says_how_to_install_it(tmp_path):
-    for look in (
-        lambda root: load_dataset("clipart", split="val", image_root=root),
-        lambda root: dataset_stamp("clipart", root),
-    ):
-        with pytest.raises(ValueError, match="apt install openclipart-png"):
-            look(str(tmp_path / "none"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no drawing"):
-        load_dataset("clipart", split="val", image_root=str(tmp_path / "empty"))
-
-
-def test_a_seed_draws_the_words_and_covers_of_the_dial_anew():
-    sets = [
-        load_dataset("emoji", split="val", limit=40, imbalance=ImbalanceSpec(0.5, 0.5, seed=seed)) for seed in (0, 0, 1)
-    ]
-    pictures = [np.stack([np.asarray(d.image(row)) for row in range(40)]) for d in sets]
-    assert sets[0].captions == sets[1].captions != sets[2].captions
-    assert (pictures[0] == pictures[1]).all()
-    assert (pictures[0] != pictures[2]).any()
+    with pytest.raises(ValueError, match="apt install openclipart-png"):
+        load_dataset("clipart", split="val", image_root=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="apt install openclipart-png"):
+        dataset_stamp("clipart", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="none of 0 drawings"):
+        load_dataset("clipart", split="val", image_root=str(tmp_path))

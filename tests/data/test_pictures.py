@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rvlr_lib.data import pictures
+from rvlr_lib.data import dataset, pictures
 from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, faults, safe_path
 
 RED = (200, 30, 40)
@@ -179,9 +179,9 @@ def test_a_source_reads_lazily_and_keeps_what_fits(tmp_path, monkeypatch):
         Image.new("RGB", (10 + i, 7), (i, 2 * i, 3 * i)).save(tmp_path / name)
     reads = []
     monkeypatch.setattr(pictures, "decode", lambda path: reads.append(path) or decode(path))
-    small, large = FileSource(tmp_path, names), FileSource(tmp_path, names, memory_budget=3 * 8 * 8 * 3 - 1)
-    assert not reads
-    for source, expected in ((small, 3), (large, 4)):
+    for budget, expected in ((3 * 8 * 8 * 3, 3), (3 * 8 * 8 * 3 - 1, 4)):
+        monkeypatch.setattr(dataset, "MEMORY_BUDGET", budget)
+        source = FileSource(tmp_path, names)
         reads.clear()
         found = source.pixels([2, 0], 8)
         assert torch.equal(source.pixels(np.array([0, 2]), 8), found.flip(0))
@@ -189,7 +189,7 @@ def test_a_source_reads_lazily_and_keeps_what_fits(tmp_path, monkeypatch):
         assert found[:, :, 0, 0].tolist() == [[2, 4, 6], [0, 0, 0]]
         assert len(reads) == expected
     assert source.pixels([], 8).shape == (0, 3, 8, 8)
-    assert small.content(1) == (tmp_path / "1.png").read_bytes()
+    assert source.content(1) == (tmp_path / "1.png").read_bytes()
 
 
 def test_a_link_made_later_is_refused_when_read(tmp_path):
