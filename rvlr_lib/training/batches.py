@@ -5,9 +5,7 @@ views have draws of their own: an arm that wants them sees the same batches as o
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +15,7 @@ from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset, augment
 from rvlr_lib.models import CachedRows, Towers, TowerStudent, real_tokens, tokenize, trims_padding
 from rvlr_lib.training.features import FeatureSet
-from rvlr_lib.training.processes import own_rows
+from rvlr_lib.training.processes import own_rows, prefetch
 
 Epoch = tuple[Tensor, Tensor, Tensor]  # rows [steps, B] of pictures, captions, and other captions of these, if any
 FEATURE_DROPOUT = 0.1  # of a second view that has no picture or caption of its own
@@ -62,8 +60,6 @@ class Batches:
     def __init__(
         self, caption_image: Any, optim: TrainSettings, rows: str, seed: int, device: torch.device, draw_on: Any
     ) -> None:
-        if rows not in ("images", "captions"):
-            raise ValueError(f"rows={rows!r} is unknown: choose images (a row per picture) or captions")
         self.optim, self.rows, self.seed, self.device, self.draw_on = optim, rows, seed, device, draw_on
         self.owner = torch.as_tensor(caption_image, dtype=torch.long, device=draw_on)
         self.by_image, self.counts, self.starts, self.within = captions_by_image(self.owner)
@@ -193,7 +189,7 @@ class PixelBatches(Batches):
         """As the base class says."""
         steps, purposes = range(self.position, self.steps_per_epoch), ("first views", "second views")[: 1 + two_views]
         options = {"scale": self.optim.crop_scale, "flip": self.optim.flip, "part": (self.part, self.batch_rows)}
-        for step, host in zip(steps, ahead(steps, lambda step: self._read(epoch, step, two_views)), strict=True):
+        for step, host in zip(steps, prefetch(steps, lambda step: self._read(epoch, step, two_views)), strict=True):
             pixels, images, captions, *ids = (part.to(self.device, non_blocking=True) for part in host)
             draws = [self.generator(purpose, step, self.device) for purpose in purposes]
             first, *second = (augment(pixels, generator, **options) for generator in draws)
@@ -205,19 +201,3 @@ class PixelBatches(Batches):
         ids = [self.token_ids[rows, : self.lengths[rows].max()] for rows in (first, second)[: 1 + two_views]]
         found = [self.dataset.pixels(images, self.image_size), images, first, *ids]
         return [part.pin_memory() for part in found] if self.device.type == "cuda" else found
-
-
-def ahead(items: Iterable[Any], work: Callable[[Any], Any]) -> Iterator[Any]:
-    """What the work makes of each item; a thread works on the next one while the caller uses this one.
-
-    >>> list(ahead([1, 2, 3], lambda number: number * number))
-    [1, 4, 9]
-    """
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        for last in waiting:
-            yield last.result()
