@@ -74,11 +74,11 @@ def last_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
             state = read_checkpoint(path)
         except ValueError as error:
             trouble.append(str(error))
-            continue
-        if trouble:
-            print(f"{'; '.join(trouble)}: going on from {path.name}")
-        return path.name, state
+        else:
+            if trouble:
+                print(f"{'; '.join(trouble)}: going on from {path.name}")
+            return path.name, state
     if trouble:
-        way_out = "--resume no starts this training anew"
-        raise ValueError(f"{'; '.join(trouble)}; no checkpoint of {folder} is whole: {way_out}")
+        told = f"no checkpoint of {folder} is whole: --resume no starts this training anew"
+        raise ValueError("; ".join([*trouble, told]))
     return None

@@ -107,10 +107,8 @@ def test_warm_heads_are_the_ridge_regression_onto_the_students_features():
     features = make_cached()
     targets = tuple(unit_rows(torch.randn(len(rows), 8)) for rows in (features.images[0], features.texts))
     warm_heads(objective, targets, ridge=0.1)
-    for head, rows, wanted in (
-        (objective.image_head, features.images[0], targets[0]),
-        (objective.text_head, features.texts, targets[1]),
-    ):
+    heads = objective.image_head, objective.text_head
+    for head, rows, wanted in zip(heads, (features.images[0], features.texts), targets, strict=True):
         weight, bias = ridge_map(rows, wanted, 0.1)
         torch.testing.assert_close(head(rows), rows @ weight.T + bias)
     with pytest.raises(ValueError, match="equally many rows"):
