@@ -25,6 +25,7 @@ from rvlr_lib.config import TrainSettings
 from rvlr_lib.metrics import recall_at_k
 from rvlr_lib.training.batches import Batches, Inputs
 from rvlr_lib.training.checkpoint import last_checkpoint, write_checkpoint
+from rvlr_lib.training.objectives import Objective
 from rvlr_lib.training.processes import (
     add_up,
     is_main,
@@ -72,7 +73,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def fit(
-    objective: Any,
+    objective: Objective,
     batches: Batches,
     *,
     seed: int,
@@ -83,13 +84,9 @@ def fit(
 ) -> Fitted:
     """Train an objective on batches, in one process or, called by all of them, in several.
 
-    Args:
-        objective: a :class:`rvlr_lib.training.objectives.Objective`, or a module like it.
-        batches: with the settings of the optimisation and the device.
-        seed: of everything random in the forward pass.
-        validate: scores after each epoch; the epoch with the highest ``score`` is kept.
-        log_path: JSONL, a line each ``log_every`` steps and one for each epoch.
-        label: of the progress bar and errors.
+    ``batches`` hold the settings of the optimisation and the device. ``seed`` is that of everything random in the
+    forward pass. ``validate`` gives scores after each epoch, and the weights of the highest ``score`` are kept.
+    ``log_path`` gets a line of JSON each ``log_every`` steps and one for each epoch.
 
     Raises:
         FloatingPointError: a loss term, the gradient or a temperature was not finite; names it and the step, at the
@@ -129,7 +126,7 @@ def fit(
 class Training:
     """A training under way: where it stands, one step of it, and its checkpoints. Arguments as of :func:`fit`."""
 
-    def __init__(self, objective: Any, batches: Batches, label: str, execution: Execution) -> None:
+    def __init__(self, objective: Objective, batches: Batches, label: str, execution: Execution) -> None:
         self.objective, self.batches, self.label, self.execution = objective, batches, label, execution
         self.optim, self.device = batches.optim, batches.device
         if execution.gradient_checkpointing:
@@ -142,7 +139,8 @@ class Training:
         self.precision = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
         self.steps = self.optim.epochs * batches.steps_per_epoch
         self.optimizer, self.schedule = build_optimizer(objective, self.optim, self.steps, fused=on_gpu)
-        self.parts = {"weights": objective, "optimizer": self.optimizer, "schedule": self.schedule, "batches": batches}
+        self.parts: dict[str, Any] = {"weights": objective, "optimizer": self.optimizer}
+        self.parts |= {"schedule": self.schedule, "batches": batches}
         self.fitted, self.step, self.epoch, self.log = Fitted(self.steps), 0, 0, ""
         self.watched: list[tuple[int, list[str], Tensor]] = []  # step, names and values, on the device
         self.started = time.monotonic()  # less what passed before an interruption

@@ -69,7 +69,7 @@ class Objective(nn.Module):
         if teachers is not None:
             self._keep("teacher", teachers)
             self._keep("structure_teacher", structure_teachers or teachers)
-        if self.represent and teachers is not None:
+        if self.represent:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.image_head, self.text_head = (nn.Linear(rows.shape[1], student.embed_dim) for rows in teachers)
@@ -129,7 +129,7 @@ class Objective(nn.Module):
         return self.negatives
 
     def scalars(self) -> dict[str, float]:
-        """Values to log: temperatures and the fusion weight."""
+        """Temperatures and the fusion weight, to log."""
         values = {"temperature": self.student.temperature}
         if self.relational:
             values |= {"fusion_weight": self.fusion_weight(), "relation_temperature": self.relation_temperature}
@@ -142,7 +142,7 @@ class Objective(nn.Module):
         return [value for key, value in self._buffers.items() if key.startswith(f"{name}_")]
 
     def _keep(self, name: str, values: Iterable[Tensor]) -> None:
-        """Frozen tensors that follow the module to its device and into no checkpoint."""
+        """Freeze tensors that follow the module to its device and into no checkpoint."""
         for number, value in enumerate(values):
             self.register_buffer(f"{name}_{number}", value, persistent=False)
 
@@ -158,8 +158,8 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Score each pair, each text with a hard negative picture, each picture with a hard negative text: 3B pairs.
 
-        Negatives come from the whole batch. A process scores the pairs of its own rows, so the mean over the processes
-        is the loss; the fused first tokens are of all rows.
+        A process scores the pairs of its own rows, with negatives of the whole batch: the mean over the processes is
+        the loss. The fused first tokens are of all rows.
         """
         draws, temperature = self._generator(), self.student.temperature.detach()
         negative_image, negative_text = losses.sample_hard_negatives(similarity, temperature, ids, generator=draws)
@@ -247,9 +247,9 @@ def shuffle_teachers(teachers: Features, caption_image: Tensor, seed: int) -> Fe
 
 
 def gradient_shares(objective: Objective, inputs: Inputs) -> dict[str, float]:
-    """Gradient norm of each weighted term on one batch, over all trained parameters: what each pulls at the beginning.
+    """Gradient norm of each weighted term on one batch; weights, gradients and random states stay.
 
-    A quotient with ``contrastive`` says how a term weighs against it. Weights, gradients and random states stay.
+    A quotient with ``contrastive`` says how a term weighs against it.
     """
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     device, state, norms = inputs.image_rows.device, objective.get_extra_state(), {}

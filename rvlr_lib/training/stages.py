@@ -86,7 +86,7 @@ def start_objective(
     if start is not None:
         load_part(student, start / "weights.safetensors")
     train, moved = splits["train"], None
-    if shuffled and teachers is not None:
+    if shuffled and teachers is not None:  # none where tuning switched the term off
         moved = shuffle_teachers(teachers, train.dataset.caption_image, derived_seed(seed, "shuffled"))
     objective = Objective(student, weights, method, teachers=teachers, structure_teachers=moved, seed=seed)
     if objective.represent and method.head_init == "ridge":

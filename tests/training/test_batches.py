@@ -122,8 +122,3 @@ def test_the_next_batch_is_read_while_this_one_is_used():
         assert begun[number + 1].wait(timeout=60)
     with pytest.raises(ZeroDivisionError):
         next(reader)
-
-
-def test_seeds_of_two_purposes_differ_and_stay():
-    assert derived_seed(0, "stage1") == derived_seed(0, "stage1")
-    assert len({derived_seed(0, "stage1"), derived_seed(0, "stage2"), derived_seed(1, "stage1")}) == 3
