@@ -104,8 +104,7 @@ class Bench:
 
     def objective(self, student: Any, weights: LossWeights, teachers: Any = None) -> Objective:
         """What a student is trained for, on the device."""
-        given = {"teachers": teachers, "embed_dim": student.embed_dim, "seed": 0}
-        return Objective(student, weights, MethodSettings(), **given).to(self.device)
+        return Objective(student, weights, MethodSettings(), teachers=teachers, seed=0).to(self.device)
 
     def weight_files(self) -> dict[str, str | None]:
         """Settings that name the reduced weights, where they are given."""

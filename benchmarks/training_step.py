@@ -27,8 +27,8 @@ class Step:
     def __init__(self, weights: LossWeights, towers: Any, batch: Inputs, device: str, fusion_layers: int) -> None:
         generator = torch.Generator().manual_seed(0)
         teachers = tuple(torch.randn(len(batch.images), width, generator=generator) for width in (1024, 768))
-        student, given = TowerStudent(towers, fusion_layers=fusion_layers), {"teachers": teachers, "seed": 0}
-        objective = Objective(student, weights, MethodSettings(), embed_dim=towers.embed_dim, **given)
+        student = TowerStudent(towers, fusion_layers=fusion_layers)
+        objective = Objective(student, weights, MethodSettings(), teachers=teachers, seed=0)
         self.objective = objective.to(device).train()
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-5)
         self.batch, self.weights = batch, weights

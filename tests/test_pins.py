@@ -85,12 +85,11 @@ def train():
     sizes = ((len(dataset), 24), (len(dataset.captions), 20))
     teachers = tuple(unit_rows(torch.randn(size, generator=generator)) for size in sizes)
     student = TowerStudent(towers, fusion_layers=1)
-    objective = Objective(student, weights, MethodSettings(), teachers=teachers, embed_dim=towers.embed_dim, seed=0)
+    objective = Objective(student, weights, MethodSettings(), teachers=teachers, seed=0)
     batches = PixelBatches(dataset, towers, settings, "images", 0, device)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.jsonl"
-        fit(objective, weights, batches, settings, seed=0, device=device, validate=lambda: {"score": 0.0},
-            log_path=log, label="pins")  # fmt: skip
+        fit(objective, batches, seed=0, validate=lambda: {"score": 0.0}, log_path=log, label="pins")
         steps = [line for line in map(json.loads, log.read_text().splitlines()) if "gradient_norm" in line]
     logged = {f"step {step}/{name}": value for step in (0, 10, 19) for name, value in steps[step].items()
               if name in ("total", "gradient_norm") or name.startswith("loss/")}  # fmt: skip

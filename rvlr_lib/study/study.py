@@ -30,7 +30,7 @@ from rvlr_lib.study.inputs import data_parts, read_split
 from rvlr_lib.study.plan import REFERENCES
 from rvlr_lib.training import stages
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
-from rvlr_lib.training.features import FeatureSet, read_features
+from rvlr_lib.training.features import FeatureSet, encode_captions, encode_images, encode_tokens, read_features
 from rvlr_lib.training.loop import Execution, choose_device
 from rvlr_lib.training.stages import Features, Split
 
@@ -186,8 +186,7 @@ class Study:
         def arguments() -> dict[str, Any]:
             return {"towers": self.towers, "splits": self._datasets(), "device": self.device, **options}
 
-        maker = stages.make_image_features if images else stages.make_text_features
-        return Stage(f"{modality}-features", parts, maker, arguments)
+        return Stage(f"{modality}-features", parts, encode_images if images else encode_captions, arguments)
 
     def _teacher_stages(self, spec: str) -> list[Stage | None]:
         """Stages of the image and the text teacher; Lite2 is an image teacher."""
@@ -240,11 +239,9 @@ class Study:
                 "selection": method.selection,
                 "weights": weights,
                 "method": method,
-                "optim": optim,
                 "teachers": self.teacher_features("train", chosen.teacher) if taught else None,
                 "shuffled": chosen.shuffled,
                 "seed": seed,
-                "device": self.device,
                 "label": name,
                 "execution": dataclasses.replace(self.execution, checkpoints=self._checkpoints(stage)),
             }
@@ -277,7 +274,7 @@ class Study:
                 found["training"] = read_json(self.cache.path(trained) / "fit.json")
                 if settings.rerank_top_k and arm_weights(settings, name).matching:
                     student = self.student(name)
-                    tokens = self._split("test").tokens(student, self.device)
+                    tokens = encode_tokens(student, self._split("test").inputs, self.device)
                     found["rerank"] = student.fusion, tokens, settings.rerank_top_k
             return found
 
@@ -302,7 +299,8 @@ class Study:
         return PixelBatches(train, self.towers, optim, rows, seed, self.device)
 
     def _split(self, split: str) -> Split:
-        return Split(self.dataset(split), self.features(split) if self.settings.model.freeze_towers else None)
+        dataset = self.dataset(split)
+        return Split(dataset, self.features(split) if self.settings.model.freeze_towers else dataset)
 
     def _datasets(self) -> dict[str, ImageTextDataset]:
         return {split: self.dataset(split) for split in SPLITS}

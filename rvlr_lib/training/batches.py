@@ -5,9 +5,7 @@ views have draws of their own: an arm that wants them sees the same batches as o
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +15,7 @@ from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset, augment
 from rvlr_lib.models import CachedRows, Towers, TowerStudent, real_tokens, tokenize, trims_padding
 from rvlr_lib.training.features import FeatureSet
-from rvlr_lib.training.processes import own_rows
+from rvlr_lib.training.processes import own_rows, prefetch
 
 Epoch = tuple[Tensor, Tensor, Tensor]  # rows [steps, B] of pictures, captions, and other captions of these, if any
 FEATURE_DROPOUT = 0.1  # of a second view that has no picture or caption of its own
@@ -52,7 +50,7 @@ def captions_by_image(owner: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class Batches:
-    """Order and captions of the batches of every epoch; a subclass reads what they hold.
+    """Order and captions of the batches of every epoch; a subclass reads what they hold, in ``_read``.
 
     ``rows`` is ``images``: every picture once an epoch, with a caption drawn for it; or ``captions``: every caption
     once, with its picture, as the official code has it. A set smaller than ``batch_size`` gives one batch; a last batch
@@ -62,8 +60,6 @@ class Batches:
     def __init__(
         self, caption_image: Any, optim: TrainSettings, rows: str, seed: int, device: torch.device, draw_on: Any
     ) -> None:
-        if rows not in ("images", "captions"):
-            raise ValueError(f"rows={rows!r} is unknown: choose images (a row per picture) or captions")
         self.optim, self.rows, self.seed, self.device, self.draw_on = optim, rows, seed, device, draw_on
         self.owner = torch.as_tensor(caption_image, dtype=torch.long, device=draw_on)
         self.by_image, self.counts, self.starts, self.within = captions_by_image(self.owner)
@@ -78,12 +74,12 @@ class Batches:
 
         ``two_views`` asks for second views, ``tokens`` for the cached tokens of the matching loss.
         """
-        for inputs in self.read(self.draw(), two_views, tokens):
+        for inputs in self._read(self._draw(), two_views, tokens):
             self.position += 1
             yield inputs
         self.epoch, self.position = self.epoch + 1, 0
 
-    def read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
+    def _read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
         """The epoch's batches from :attr:`position` on."""
         raise NotImplementedError
 
@@ -95,13 +91,11 @@ class Batches:
         """Go on from a place."""
         self.epoch, self.position = state["epoch"], state["position"]
 
-    def generator(self, purpose: str, step: int = 0, device: Any = None) -> torch.Generator:
-        """Random numbers for one purpose at one step of the epoch under way."""
+    def _generator(self, purpose: str, step: int = 0, device: Any = None) -> torch.Generator:
         return torch.Generator(device or self.draw_on).manual_seed(derived_seed(self.seed, purpose, self.epoch, step))
 
-    def draw(self) -> Epoch:
-        """Order and captions of the epoch under way."""
-        generator, images_first = self.generator("order"), self.rows == "images"
+    def _draw(self) -> Epoch:
+        generator, images_first = self._generator("order"), self.rows == "images"
         shuffled = torch.randperm(self.total, generator=generator, device=self.draw_on)
         draws = torch.rand(2, self.total, generator=generator, device=self.draw_on, dtype=torch.float64)
         images = shuffled if images_first else self.owner[shuffled]
@@ -125,25 +119,17 @@ class FeatureBatches(Batches):
         self, features: FeatureSet, caption_image: Any, optim: TrainSettings, rows: str, seed: int, device: torch.device
     ) -> None:
         super().__init__(caption_image, optim, rows, seed, device, device)
-        found, wanted = (features.images.shape[1], len(features.texts)), (len(self.counts), len(self.owner))
-        if found != wanted:
-            told = "features of {} pictures and {} captions do not fit a data set of {} and {}"
-            raise ValueError(told.format(*found, *wanted))
-        self.images, self.texts = features.images.to(device).float(), features.texts.to(device).float()
+        self.images, self.texts = features.images.to(device), features.texts.to(device)
         self.tokens: tuple[Any, ...] = (features.image_tokens, features.text_tokens, features.text_mask)
 
-    def read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
-        """As the base class says."""
+    def _read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
         views, shape = len(self.images), epoch[0].shape
-        generators = self.generator("first views"), self.generator("second views")
+        generators = self._generator("first views"), self._generator("second views")
         draws = [torch.rand(shape, generator=g, device=self.device, dtype=torch.float64) for g in generators]
         first = (1 + (draws[0] * (views - 1)).long()).clamp(max=views - 1)
         others = 1 + (first + (draws[1] * (views - 2)).long()) % max(views - 1, 1)
         second = others if views > 2 else torch.zeros_like(first)
         if tokens:
-            if any(part is None for part in self.tokens):
-                way_out = "make them anew with model.fusion_layers >= 1"
-                raise ValueError(f"the cached features hold no tokens, which the matching loss needs: {way_out}")
             self.tokens = tuple(part.to(self.device) for part in self.tokens)
             lengths = [self.tokens[2].shape[1]] * shape[0]  # on a GPU equal shapes are worth more than short ones
             if self.device.type == "cpu":
@@ -161,8 +147,7 @@ class FeatureBatches(Batches):
             yield Inputs(picture, caption, images, captions, *seconds)
 
     def _second(self, epoch: Epoch, views: Tensor, step: int) -> Iterator[CachedRows]:
-        """Second views of pictures and captions."""
-        generator = self.generator("dropout", step)
+        generator = self._generator("dropout", step)
         images, captions, others = (rows[step] for rows in epoch)
         alone = torch.full_like(captions, len(self.images) == 1, dtype=torch.bool)
         for rows, lone in ((self.images[views[step], images], alone), (self.texts[others], captions == others)):
@@ -189,35 +174,18 @@ class PixelBatches(Batches):
         real = real_tokens(towers.text, self.token_ids).sum(dim=1)
         self.lengths = real if trims_padding(towers.text) else torch.full_like(real, self.token_ids.shape[1])
 
-    def read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
-        """As the base class says."""
+    def _read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
         steps, purposes = range(self.position, self.steps_per_epoch), ("first views", "second views")[: 1 + two_views]
         options = {"scale": self.optim.crop_scale, "flip": self.optim.flip, "part": (self.part, self.batch_rows)}
-        for step, host in zip(steps, ahead(steps, lambda step: self._read(epoch, step, two_views)), strict=True):
+        for step, host in zip(steps, prefetch(steps, lambda step: self._decode(epoch, step, two_views)), strict=True):
             pixels, images, captions, *ids = (part.to(self.device, non_blocking=True) for part in host)
-            draws = [self.generator(purpose, step, self.device) for purpose in purposes]
+            draws = [self._generator(purpose, step, self.device) for purpose in purposes]
             first, *second = (augment(pixels, generator, **options) for generator in draws)
             yield Inputs(first, ids[0], images, captions, *second, *ids[1:])
 
-    def _read(self, epoch: Epoch, step: int, two_views: bool) -> list[Tensor]:
+    def _decode(self, epoch: Epoch, step: int, two_views: bool) -> list[Tensor]:
         """Pixels, rows of pictures and captions, and token ids of both views, in memory that a GPU copies from."""
         images, first, second = (rows[step, self.part] for rows in epoch)
         ids = [self.token_ids[rows, : self.lengths[rows].max()] for rows in (first, second)[: 1 + two_views]]
         found = [self.dataset.pixels(images, self.image_size), images, first, *ids]
         return [part.pin_memory() for part in found] if self.device.type == "cuda" else found
-
-
-def ahead(items: Iterable[Any], work: Callable[[Any], Any]) -> Iterator[Any]:
-    """What the work makes of each item; a thread works on the next one while the caller uses this one.
-
-    >>> list(ahead([1, 2, 3], lambda number: number * number))
-    [1, 4, 9]
-    """
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        for last in waiting:
-            yield last.result()

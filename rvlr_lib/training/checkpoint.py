@@ -16,7 +16,7 @@ STATE, SUM, REST = "state.safetensors", "sha256", "json"
 
 
 def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
-    """Write ``folder/step-<step>`` whole or not at all; the one before it stays, all others go.
+    """Write ``folder/step-<step>`` whole or not at all; of all that are there, the newest two stay.
 
     ``state`` nests dictionaries and lists of tensors and of what JSON can hold. Nothing is written where a tensor is
     not finite (FloatingPointError), and what was there stays where the disk is full (OSError).
@@ -34,9 +34,7 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     with whole_folder(path) as temporary:
         save_tensors(temporary / STATE, tensors | {REST: torch.frombuffer(bytearray(rest), dtype=torch.uint8)})
         write_text(temporary / SUM, sha256(temporary / STATE) + "\n")
-    there = checkpoints_in(folder)
-    newest = there.index(path) + 1  # those after it are of a training that was given up
-    for other in [*there[newest:], *there[: max(0, newest - KEPT)], *folder.glob(".step-*")]:
+    for other in [*checkpoints_in(folder)[:-KEPT], *folder.glob(".step-*")]:
         shutil.rmtree(other, ignore_errors=True)
     return path
 
@@ -62,8 +60,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Checkpoints of a folder, the newest last."""
-    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def last_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
@@ -77,11 +74,11 @@ def last_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
             state = read_checkpoint(path)
         except ValueError as error:
             trouble.append(str(error))
-            continue
-        if trouble:
-            print(f"{'; '.join(trouble)}: going on from {path.name}")
-        return path.name, state
+        else:
+            if trouble:
+                print(f"{'; '.join(trouble)}: going on from {path.name}")
+            return path.name, state
     if trouble:
-        way_out = "--resume no starts this training anew"
-        raise ValueError(f"{'; '.join(trouble)}; no checkpoint of {folder} is whole: {way_out}")
+        told = f"no checkpoint of {folder} is whole: --resume no starts this training anew"
+        raise ValueError("; ".join([*trouble, told]))
     return None

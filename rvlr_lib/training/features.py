@@ -1,40 +1,30 @@
-"""Features of frozen towers, computed once for a data set, and common-space features of students.
-
-Pictures and captions are stored apart, ``FOLDER/SPLIT.safetensors`` each. A file is written whole or not at all, says
-what it was made from, and is made anew where that differs.
-"""
+"""Features of frozen towers, computed once for a data set, and common-space features of students."""
 
 import hashlib
-import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from rvlr_lib import models
+from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset, augment
-from rvlr_lib.disk import whole_file
+from rvlr_lib.disk import flush
 from rvlr_lib.models import CachedRows, HeadStudent, Student, Towers, TowerStudent
-from rvlr_lib.training.processes import add_up, carrier, processes
+from rvlr_lib.training.processes import is_main, shared_work
 
-Found = dict[str, Tensor]
+Rows = dict[str, Tensor]  # named arrays, a row for each picture or caption
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
-Precision = Literal["float32", "bfloat16"]  # of the encoding; bfloat16 is 2 to 3 times as fast on newer CPUs and GPUs
 PICTURES, CAPTIONS, ROWS = 128, 64, 8192  # of a batch; the last: cached rows that heads take at once
 PIXELS_AT_ONCE = 16 * 384**2  # a Swin-B at 384 px takes 110 MB of activations for each picture
-TYPES = {"images": "F32", "texts": "F32", "tokens": "F16", "mask": "BOOL"}  # of the stored arrays
-NUMPY: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BOOL": np.bool_}
+LONG = 2000  # rows from which on encoding shows its progress
 
 
 @dataclass(frozen=True)
@@ -50,127 +40,85 @@ class FeatureSet:
 
 @torch.inference_mode()
 def encode_images(
-    towers: Towers,
-    dataset: ImageTextDataset,
     folder: Path,
     *,
-    views: int = 1,
-    tokens: bool = False,
-    seed: int = 0,
-    crop_scale: tuple[float, float] = (0.7, 1.0),
-    flip: bool = True,
-    precision: Precision = "float32",
-    device: torch.device | str = "cpu",
-) -> Path:
-    """Store features of the pictures of a data set by the frozen image tower; several processes share the work.
+    towers: Towers,
+    splits: Mapping[str, ImageTextDataset],
+    tokens: bool,
+    precision: str,
+    device: torch.device,
+    views: int,
+    optim: TrainSettings,
+    seed: int,
+) -> None:
+    """Store features of the pictures of all splits by the frozen image tower; several processes share the work.
 
-    ``SPLIT.safetensors`` holds ``images [I, views, W]`` float32, the first view plain, the others augmented by seed,
-    crop_scale and flip, and, with ``tokens``, ``tokens [I, N, W]`` float16 of the plain view. Pictures are decoded
-    batch by batch. ValueError with the sizes where the disk has no room.
+    ``SPLIT/features.npy [I, V, W]`` is float32: the plain view, and for the training split ``views - 1`` augmented
+    ones, drawn by ``seed``, cropped and flipped as ``optim`` says. With ``tokens``, ``SPLIT/tokens.npy [I, N, W]`` is
+    float16, of the plain view. ``precision`` bfloat16 is 2 to 3 times as fast on newer CPUs and GPUs. ValueError with
+    the sizes where the disk has no room.
     """
-    device, size, visual = torch.device(device), towers.image_size, towers.visual.to(device).eval()
-    low, high = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (towers.mean, towers.std))
-    made = {
-        "weights": _weights(visual),
-        "pixels": (size, towers.mean, towers.std),
-        "views": (views, seed, crop_scale, flip) if views > 1 else views,
-        "tokens": tokens,
-        "precision": precision,
-        "pictures": _digest(map(dataset.source.content, range(len(dataset)))),
-    }
+    visual = towers.visual.to(device).eval()
+    mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (towers.mean, towers.std))
 
-    def run(pixels: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        normal = ((pixels - low) / high).contiguous(memory_format=torch.channels_last)
-        with _autocast(precision, device):
-            return models.encode_image_tokens(visual, normal, tokens=wanted, projected=False)
+    def run(pixels: Tensor, tokens: bool) -> tuple[Tensor, Tensor | None]:
+        normal = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return models.encode_image_tokens(visual, normal, tokens=tokens, projected=False)
 
-    def work(rows: Tensor, pixels: Tensor) -> Found:
+    def encode_batch(rows: Tensor, pixels: Tensor, views: int) -> Rows:
         pixels = pixels.to(device)
         plain, grid = run(pixels.float() / 255, tokens)
         found = [plain]
         for view in range(1, views):
-            draws = torch.Generator().manual_seed(int(_digest([f"{seed} {view} {rows[0]}".encode()])[:12], 16))
-            found.append(run(augment(pixels, draws, scale=crop_scale, flip=flip), False)[0])
-        return {"images": torch.stack(found, dim=1)} | ({} if grid is None else {"tokens": grid})
+            draws = torch.Generator().manual_seed(_view_seed(seed, view, int(rows[0])))
+            found.append(run(augment(pixels, draws, scale=optim.crop_scale, flip=optim.flip), False)[0])
+        return _as_rows(torch.stack(found, dim=1), grid)
 
-    path, label = folder / f"{dataset.split}.safetensors", f"{dataset.name}/{dataset.split} pictures"
-    if not _is_current(path, made):
-        probe = work(torch.zeros(1), torch.zeros(1, 3, size, size, dtype=torch.uint8))
-        shapes = {name: (len(dataset), *value.shape[1:]) for name, value in probe.items()}
-        _store(path, made, shapes, _in_shares(*_picture_batches(dataset, size), work), label)
-    return path
+    for split, dataset in splits.items():
+        work = partial(encode_batch, views=views if split == "train" else 1)
+        parts = _encode_pictures(dataset, towers.image_size, work)
+        _store(folder / split, parts, len(dataset), f"{dataset.name}/{split} pictures")
 
 
 @torch.inference_mode()
 def encode_captions(
-    towers: Towers,
-    dataset: ImageTextDataset,
     folder: Path,
     *,
-    tokens: bool = False,
-    precision: Precision = "float32",
-    device: torch.device | str = "cpu",
-) -> Path:
-    """Store features of the captions of a data set by the frozen text tower; several processes share the work.
+    towers: Towers,
+    splits: Mapping[str, ImageTextDataset],
+    tokens: bool,
+    precision: str,
+    device: torch.device,
+) -> None:
+    """Store features of the captions of all splits by the frozen text tower; several processes share the work.
 
-    ``SPLIT.safetensors`` holds ``texts [C, W]`` float32 and, with ``tokens``, ``tokens [C, L, W]`` float16 and ``mask
-    [C, L]`` bool, ``L`` that of the longest caption. Each distinct caption is encoded once, in order of length. Those
-    beyond the tower's context are cut, and their number is printed. ValueError as of :func:`encode_images`.
+    ``SPLIT/features.npy [C, W]`` is float32; with ``tokens``, ``SPLIT/tokens.npy [C, L, W]`` is float16 and ``mask.npy
+    [C, L]`` bool, ``L`` that of the longest caption. Captions beyond the tower's context are cut, and their number is
+    printed. ValueError as of :func:`encode_images`.
     """
-    device, text, context = torch.device(device), towers.text.to(device).eval(), int(towers.tokenizer.context_length)
-    made = {"weights": _weights(text), "context": context, "tokens": tokens, "precision": precision}
-    made["captions"] = _digest(caption.encode() for caption in dataset.captions)
-    path, name = folder / f"{dataset.split}.safetensors", f"{dataset.name}/{dataset.split}"
-    if _is_current(path, made):
-        return path
-    cut = sum(length > context for length in models.count_tokens(towers.tokenizer, dataset.captions))
-    if cut and processes()[0] == 0:
-        print(
-            f"{name}: {cut:,} of {len(dataset.captions):,} captions are longer than {context} tokens and are cut; "
-            "a greater context_length keeps them whole"
-        )
-    distinct, row_of = _distinct(dataset.captions)
-    token_ids = models.tokenize(towers.tokenizer, distinct)
-    lengths = models.real_tokens(text, token_ids).sum(dim=1)
-    captions_of = torch.argsort(row_of, stable=True).split(torch.bincount(row_of).tolist())  # of each distinct one
+    text, context = towers.text.to(device).eval(), int(towers.tokenizer.context_length)
 
-    def run(ids: Tensor) -> Found:
-        with _autocast(precision, device):
-            found, grid, mask = models.encode_text_tokens(text, ids.to(device), tokens=tokens, projected=False)
-        return {"texts": found} | ({} if grid is None else {"tokens": grid, "mask": mask})
+    def encode_batch(_rows: Tensor, ids: Tensor) -> Rows:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return _as_rows(*models.encode_text_tokens(text, ids.to(device), tokens=tokens, projected=False))
 
-    probe = run(token_ids[lengths.argmax()][None])
-    shapes = {name: (len(row_of), *value.shape[1:]) for name, value in probe.items()}
-
-    def work(rows: Tensor, ids: Tensor) -> Found:
-        found = run(ids)
-        if tokens:
-            missing = probe["mask"].shape[1] - found["mask"].shape[1]
-            found |= {"tokens": pad(found["tokens"], (0, 0, 0, missing)), "mask": pad(found["mask"], (0, missing))}
-        return found
-
-    def spread() -> Iterator[tuple[Tensor, Found]]:
-        for rows, found in _in_shares(torch.argsort(lengths, stable=True).split(CAPTIONS), token_ids.__getitem__, work):
-            captions = [captions_of[row] for row in rows.tolist()]
-            repeats = torch.tensor([len(part) for part in captions])
-            yield torch.cat(captions), {key: value.repeat_interleave(repeats, dim=0) for key, value in found.items()}
-
-    _store(path, made, shapes, spread(), f"{name} captions")
-    return path
+    for split, dataset in splits.items():
+        name, count = f"{dataset.name}/{split}", len(dataset.captions)
+        cut = sum(length > context for length in models.count_tokens(towers.tokenizer, dataset.captions))
+        if cut and is_main():
+            print(
+                f"{name}: {cut:,} of {count:,} captions are longer than {context} tokens and are cut; "
+                "a greater context_length keeps them whole"
+            )
+        _store(folder / split, _encode_texts(towers, dataset.captions, encode_batch), count, f"{name} captions")
 
 
-def read_features(image_folder: Path, text_folder: Path, split: str, *, tokens: bool = True) -> FeatureSet:
-    """Open what :func:`encode_images` and :func:`encode_captions` wrote, memory-mapped; ``tokens`` only if wanted."""
-    images, texts = (_open(folder / f"{split}.safetensors") for folder in (image_folder, text_folder))
-    stored = (images.get("tokens"), texts.get("tokens"), texts.get("mask")) if tokens else ()
-    return FeatureSet(images["images"].transpose(0, 1), texts["texts"], *stored)
-
-
-def _open(path: Path) -> Found:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): remove it and run again") from error
+def read_features(image_folder: Path, text_folder: Path, split: str) -> FeatureSet:
+    """Open what :func:`encode_images` and :func:`encode_captions` stored, memory-mapped; ValueError if damaged."""
+    images, texts = (_open(folder / split) for folder in (image_folder, text_folder))
+    tokens = images.get("tokens"), texts.get("tokens"), texts.get("mask")
+    return FeatureSet(images["features"].transpose(0, 1), texts["features"], *tokens)
 
 
 @torch.inference_mode()
@@ -179,140 +127,118 @@ def encode(student: Student, data: ImageTextDataset | FeatureSet, device: torch.
 
     Several processes share the work of whole towers. ValueError where student and data do not go together.
     """
-    student.to(device).eval()
-    if isinstance(student, HeadStudent) and isinstance(data, FeatureSet):
-        picture_parts, caption_parts = (
-            [CachedRows(rows.to(device)) for rows in part.split(ROWS)] for part in (data.images[0], data.texts)
-        )
-        images = torch.cat([student.encode_image(rows).features.cpu() for rows in picture_parts])
-        return images, torch.cat([student.encode_text(rows).features.cpu() for rows in caption_parts])
-    if not isinstance(student, TowerStudent) or not isinstance(data, ImageTextDataset):
+    if isinstance(student, TowerStudent) and isinstance(data, ImageTextDataset):
+        images, texts = _run_towers(student, data, device, tokens=False)
+        return images["features"], texts["features"]
+    if not isinstance(student, HeadStudent) or not isinstance(data, FeatureSet):
         kinds = f"{type(student).__name__} cannot encode {type(data).__name__}"
         raise ValueError(f"{kinds}: whole towers take a data set, heads its cached features")
-    distinct, row_of = _distinct(data.captions)
-    token_ids = models.tokenize(student.tokenizer, distinct)
-    order = torch.argsort(models.real_tokens(student.text, token_ids).sum(dim=1), stable=True)
+    student.to(device).eval()
+    image_features, text_features = (
+        torch.cat([encode_part(CachedRows(part.to(device))).features.cpu() for part in rows.split(ROWS)])
+        for encode_part, rows in ((student.encode_image, data.images[0]), (student.encode_text, data.texts))
+    )
+    return image_features, text_features
 
-    def image(_rows: Tensor, pixels: Tensor) -> Found:
+
+@torch.inference_mode()
+def encode_tokens(
+    student: Student, data: ImageTextDataset | FeatureSet, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Float16 image tokens ``[I, N, W]``, text tokens ``[C, L, W']`` and their mask ``[C, L]``, for re-ranking."""
+    if isinstance(data, FeatureSet):
+        return data.image_tokens, data.text_tokens, data.text_mask
+    images, texts = _run_towers(student, data, device, tokens=True)
+    return images["tokens"], texts["tokens"], texts["mask"]
+
+
+def _run_towers(
+    student: TowerStudent, data: ImageTextDataset, device: torch.device | str, *, tokens: bool
+) -> tuple[Rows, Rows]:
+    """What the student makes of all pictures and captions."""
+    student.to(device).eval()
+
+    def image(_rows: Tensor, pixels: Tensor) -> Rows:
         pixels = (pixels.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
-        return {"rows": student.encode_image(pixels).features}
+        return _as_rows(*student.encode_image(pixels, tokens=tokens))
 
-    def text(_rows: Tensor, ids: Tensor) -> Found:
-        return {"rows": student.encode_text(ids.to(device)).features}
+    def text(_rows: Tensor, ids: Tensor) -> Rows:
+        return _as_rows(*student.encode_text(ids.to(device), tokens=tokens))
 
-    images, texts = (torch.empty(count, student.embed_dim) for count in (len(data), len(distinct)))
-    for rows, found in _in_shares(*_picture_batches(data, student.image_size), image):
-        images[rows] = found["rows"]
-    for rows, found in _in_shares(order.split(CAPTIONS), token_ids.__getitem__, text):
-        texts[rows] = found["rows"]
-    return images, texts[row_of]
+    images = _fill(_encode_pictures(data, student.image_size, image), len(data))
+    return images, _fill(_encode_texts(student, data.captions, text), len(data.captions))
 
 
-def _autocast(precision: Precision, device: torch.device) -> torch.autocast:
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision {precision!r} is unknown: choose float32 or bfloat16")
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def _as_rows(features: Tensor, tokens: Tensor | None, mask: Tensor | None = None) -> Rows:
+    if tokens is None:
+        return {"features": features.float()}
+    return {"features": features.float(), "tokens": tokens.half()} | ({} if mask is None else {"mask": mask})
 
 
-def _store(
-    path: Path,
-    made: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    parts: Iterable[tuple[Tensor, Found]],
-    label: str,
-) -> None:
-    """Write a safetensors file of arrays of these shapes part by part, rows and what they hold, in the main process."""
-    main, total = processes()[0] == 0, next(iter(shapes.values()))[0]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) if main else nullcontext(path) as temporary:
-        arrays = _create(temporary, made, shapes, label) if main else {}
-        with tqdm(total=total, desc=label, unit="", disable=not main or total < 2000, leave=False) as bar:
-            for rows, found in parts:
-                for name, array in arrays.items():
-                    array[rows.numpy()] = (found[name].float() if name != "mask" else found[name]).numpy()
-                bar.update(len(rows))
-        for array in arrays.values():
-            array.flush()
-    if processes()[1] > 1:
-        torch.distributed.barrier()  # nobody reads before it is there
-
-
-def _create(path: Path, made: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], label: str) -> dict[str, Any]:
-    """A safetensors file of zeros, and its arrays, memory-mapped to write to."""
-    header: dict[str, Any] = {"__metadata__": {"made": json.dumps(made, sort_keys=True)}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + int(np.prod(shape, dtype=np.int64)) * np.dtype(NUMPY[TYPES[name]]).itemsize
-        header[name] = {"dtype": TYPES[name], "shape": shape, "data_offsets": [start, end]}
-    free = shutil.disk_usage(path.parent).free
-    if end > free:
-        sizes = f"need {end / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB are free"
-        raise ValueError(f"{label}: their features {sizes}: make room, or choose fewer views or fusion_layers=0")
-    content = json.dumps(header).encode()
-    content += b" " * (-len(content) % 8)
-    with path.open("wb") as file:
-        file.write(len(content).to_bytes(8, "little") + content)
-        file.truncate(8 + len(content) + end)
-    starts = {name: 8 + len(content) + header[name]["data_offsets"][0] for name in shapes}
-    return {name: np.memmap(path, NUMPY[TYPES[name]], "r+", starts[name], shape) for name, shape in shapes.items()}
-
-
-def _is_current(path: Path, made: Mapping[str, Any]) -> bool:
-    """Whether the file is there, whole, and made from the same; the main process says it to all."""
-    current = False
-    if processes()[0] == 0 and path.is_file():
-        try:
-            with safe_open(path, "pt") as file:
-                current = (file.metadata() or {}).get("made") == json.dumps(made, sort_keys=True)
-        except SafetensorError:
-            pass
-    return bool(add_up(torch.tensor(int(current), device=carrier())))
-
-
-def _in_shares(
-    batches: Sequence[Tensor], read: Callable[[Tensor], Tensor], work: Callable[[Tensor, Tensor], Found]
-) -> Iterator[tuple[Tensor, Found]]:
-    """Each batch of rows and what the work gives for it, on the CPU, in every process.
-
-    Process r of W works on every W-th batch, from the r-th. The batches do not depend on W, so neither does a bit of
-    the results. The next batch is read in a thread meanwhile.
-    """
-    rank, count = processes()
-    with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(read, rows) for rows in batches[rank : rank + 1]]
-        for turn in range(0, len(batches), count):
-            found: Found = {}
-            if waiting:
-                content = waiting.pop().result()
-                waiting = [pool.submit(read, rows) for rows in batches[turn + count + rank : turn + count + rank + 1]]
-                found = {name: value.cpu() for name, value in work(batches[turn + rank], content).items()}
-            for sender, rows in enumerate(batches[turn : turn + count]):
-                shared: list[Any] = [found if sender == rank else None]
-                if count > 1:
-                    torch.distributed.broadcast_object_list(shared, sender, device=carrier())
-                yield rows, shared[0]
-
-
-def _distinct(captions: Sequence[str]) -> tuple[list[str], Tensor]:
-    """The distinct captions, and the row of each caption among them."""
-    rows = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
-    return list(rows), torch.tensor([rows[caption] for caption in captions])
-
-
-def _picture_batches(dataset: ImageTextDataset, size: int) -> tuple[Sequence[Tensor], Callable[[Tensor], Tensor]]:
-    """Rows of pictures that are encoded together, and the function that reads them."""
+def _encode_pictures(
+    dataset: ImageTextDataset, size: int, work: Callable[[Tensor, Tensor], Rows]
+) -> Iterator[tuple[Tensor, Rows]]:
+    """Rows of pictures and what the work makes of their pixels, batch by batch."""
     at_once = max(1, min(PICTURES, PIXELS_AT_ONCE // size**2))
-    return torch.arange(len(dataset)).split(at_once), lambda rows: dataset.pixels(rows, size)
+    return shared_work(torch.arange(len(dataset)).split(at_once), lambda rows: dataset.pixels(rows, size), work)
 
 
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()
+def _encode_texts(
+    towers: Towers | TowerStudent, captions: Sequence[str], work: Callable[[Tensor, Tensor], Rows]
+) -> Iterator[tuple[Tensor, Rows]]:
+    """Rows of captions and what the work makes of their token ids; each distinct caption once, the longest first."""
+    distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
+    row_of = torch.tensor([distinct[caption] for caption in captions])
+    captions_of = torch.argsort(row_of, stable=True).split(torch.bincount(row_of).tolist())
+    token_ids = models.tokenize(towers.tokenizer, list(distinct))
+    by_length = torch.argsort(models.real_tokens(towers.text, token_ids).sum(dim=1), stable=True)
+    for rows, found in shared_work(by_length.split(CAPTIONS)[::-1], token_ids.__getitem__, work):
+        places = [captions_of[row] for row in rows.tolist()]
+        repeats = torch.tensor([len(part) for part in places])
+        yield torch.cat(places), {name: value.repeat_interleave(repeats, dim=0) for name, value in found.items()}
 
 
-def _weights(tower: torch.nn.Module) -> str:
-    """SHA-256 of a tower's weights but for the projection after what is stored."""
-    kept = [value for name, value in tower.state_dict().items() if not name.startswith(("head.", "proj."))]
-    return _digest(value.cpu().contiguous().numpy().tobytes() for value in kept)
+def _fill(
+    parts: Iterable[tuple[Tensor, Rows]],
+    total: int,
+    create: Callable[[str, tuple[int, ...], Tensor], Tensor] = lambda _name, shape, like: like.new_zeros(shape),
+) -> Rows:
+    """Put the rows of each part into arrays of zeros; the first part, which holds the longest captions, shapes them."""
+    arrays: Rows = {}
+    for rows, found in parts:
+        arrays = arrays or {name: create(name, (total, *value.shape[1:]), value) for name, value in found.items()}
+        for name, value in found.items():
+            arrays[name][rows, : value.shape[1]] = value
+    return arrays
+
+
+def _store(folder: Path, parts: Iterable[tuple[Tensor, Rows]], total: int, label: str) -> None:
+    """Write ``folder/NAME.npy`` part by part, in the main process alone."""
+    folder.mkdir(parents=True)
+
+    def create(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        needed, free = total * like[0].nbytes, shutil.disk_usage(folder).free
+        if needed > free:  # writing to a mapped file that finds no room would end the process
+            sizes = f"need {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free"
+            raise ValueError(f"{label}: their {name} {sizes}: make room, or choose fewer views or fusion_layers=0")
+        return torch.from_numpy(np.lib.format.open_memmap(folder / f"{name}.npy", "w+", like.numpy().dtype, shape))
+
+    if is_main():
+        _fill(tqdm(parts, desc=label, unit="batch", disable=total < LONG, leave=False), total, create)
+    else:
+        deque(parts, maxlen=0)  # does its share
+    for path in folder.iterdir():
+        flush(path)
+
+
+def _open(folder: Path) -> Rows:
+    try:
+        return {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in folder.iterdir()}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} cannot be read ({error}): remove the folder above it and run again") from error
+
+
+def _view_seed(seed: int, view: int, first_row: int) -> int:
+    """Seed of an augmented view of the batch that begins with a picture."""
+    name = f"{seed} {view} {first_row}".encode()
+    return int.from_bytes(hashlib.sha256(len(name).to_bytes(8, "little") + name).digest()[:6])

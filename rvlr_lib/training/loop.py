@@ -10,8 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,19 @@ from torch.optim.lr_scheduler import LinearLR, SequentialLR
 from tqdm import tqdm
 
 from rvlr_lib.config import TrainSettings
-from rvlr_lib.losses import LossWeights
 from rvlr_lib.metrics import recall_at_k
 from rvlr_lib.training.batches import Batches, Inputs
 from rvlr_lib.training.checkpoint import last_checkpoint, write_checkpoint
-from rvlr_lib.training.processes import add_up, is_main, processes, put_back, random_states, same_everywhere, spread
+from rvlr_lib.training.objectives import Objective
+from rvlr_lib.training.processes import (
+    add_up,
+    is_main,
+    processes,
+    random_states,
+    restore_random_states,
+    same_everywhere,
+    spread,
+)
 
 SCALARS = ("fusion_weight", "relation_temperature")  # parameters with their own learning-rate multiplier
 PROJECTIONS = ("proj", "text_projection", "head")  # of a tower, into the common space
@@ -42,12 +49,6 @@ class Execution:
     checkpoints: Path | None = None  # their folder, None for none
     save_every: int = 500  # steps between two checkpoints
     resume: str = "last"  # or no, which removes the checkpoints that are there
-
-    def __post_init__(self) -> None:
-        if self.save_every < 1:
-            raise ValueError(f"save_every={self.save_every}: checkpoints are at least one step apart")
-        if self.resume not in ("last", "no"):
-            raise ValueError(f"resume={self.resume!r}: use last (go on from the newest whole checkpoint) or no")
 
 
 @dataclass
@@ -72,13 +73,10 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def fit(
-    objective: Any,
-    weights: LossWeights,
+    objective: Objective,
     batches: Batches,
-    optim: TrainSettings,
     *,
     seed: int,
-    device: torch.device,
     validate: Callable[[], dict[str, float]],
     log_path: Path,
     label: str,
@@ -86,13 +84,9 @@ def fit(
 ) -> Fitted:
     """Train an objective on batches, in one process or, called by all of them, in several.
 
-    Args:
-        objective: module with the methods of :class:`rvlr_lib.training.objectives.Objective`.
-        weights: of its terms.
-        seed: of everything random in the forward pass.
-        validate: scores after each epoch; the epoch with the highest ``score`` is kept.
-        log_path: JSONL, a line each ``log_every`` steps and one for each epoch.
-        label: of the progress bar and errors.
+    ``batches`` hold the settings of the optimisation and the device. ``seed`` is that of everything random in the
+    forward pass. ``validate`` gives scores after each epoch, and the weights of the highest ``score`` are kept.
+    ``log_path`` gets a line of JSON each ``log_every`` steps and one for each epoch.
 
     Raises:
         FloatingPointError: a loss term, the gradient or a temperature was not finite; names it and the step, at the
@@ -100,31 +94,30 @@ def fit(
         ValueError: every checkpoint to resume from is damaged or of another training, or the memory does not suffice.
     """
     torch.manual_seed(seed)
-    training = Training(objective.to(device).train(), weights, batches, optim, device, label, execution or Execution())
+    training = Training(objective.to(batches.device).train(), batches, label, execution or Execution())
     training.resume()
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    log = (log_path if is_main() else Path(os.devnull)).open("w", encoding="utf-8")
+    log = (log_path if is_main() else Path(os.devnull)).open("w", buffering=1, encoding="utf-8")  # line by line
     log.write(training.log)
 
     def note(record: dict[str, float]) -> None:
-        if record:
-            training.log += (line := json.dumps(record) + "\n")
-            print(line, end="", file=log, flush=True)
+        line = json.dumps(record) + "\n"
+        training.log += line
+        log.write(line)
 
     interval = 0.5 if sys.stderr.isatty() else 15.0  # notebooks and logs keep every refresh
     shown = {"desc": label, "unit": "step", "mininterval": interval, "disable": not is_main()}
     with log, tqdm(total=training.steps, initial=training.step, **shown) as bar:
-        while training.epoch < optim.epochs:
+        while training.epoch < batches.optim.epochs:
             for inputs in batches.take(two_views=objective.two_views, tokens=objective.tokens):
-                note(training.train_step(inputs))
+                if record := training.train_step(inputs):
+                    note(record)
                 bar.update()
-                if batches.position < batches.steps_per_epoch:
-                    training.save_if_due()
+                training.save_if_due()
             objective.eval()
             scores = validate()
             objective.train()
             note(training.close_epoch(scores))
-            training.save_if_due()
     training.fitted.seconds = time.monotonic() - training.started
     training.fitted.state = {name: value.cpu() for name, value in training.fitted.state.items()}
     return training.fitted
@@ -133,43 +126,38 @@ def fit(
 class Training:
     """A training under way: where it stands, one step of it, and its checkpoints. Arguments as of :func:`fit`."""
 
-    def __init__(
-        self,
-        objective: Any,
-        weights: LossWeights,
-        batches: Batches,
-        optim: TrainSettings,
-        device: torch.device,
-        label: str,
-        execution: Execution,
-    ) -> None:
-        self.objective, self.weights, self.batches, self.optim = objective, asdict(weights), batches, optim
-        self.device, self.label, self.execution = device, label, execution
+    def __init__(self, objective: Objective, batches: Batches, label: str, execution: Execution) -> None:
+        self.objective, self.batches, self.label, self.execution = objective, batches, label, execution
+        self.optim, self.device = batches.optim, batches.device
         if execution.gradient_checkpointing:
             checkpoint_gradients(objective)
-        self.model, self.compile = spread(objective), execution.compile
-        self.steps = optim.epochs * batches.steps_per_epoch
-        self.optimizer, self.schedule = build_optimizer(objective, optim, self.steps, fused=device.type == "cuda")
-        bfloat16 = optim.precision == "bfloat16" or (optim.precision == "auto" and device.type == "cuda")
-        self.precision: Any = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+        self.model = spread(objective)
+        if execution.compile:  # evaluation calls the student's own methods, which stay as they are: its shapes are many
+            self.model.compile()
+        on_gpu, precision = self.device.type == "cuda", self.optim.precision
+        bfloat16 = precision == "bfloat16" or (precision == "auto" and on_gpu)
+        self.precision = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
+        self.steps = self.optim.epochs * batches.steps_per_epoch
+        self.optimizer, self.schedule = build_optimizer(objective, self.optim, self.steps, fused=on_gpu)
+        self.parts: dict[str, Any] = {"weights": objective, "optimizer": self.optimizer}
+        self.parts |= {"schedule": self.schedule, "batches": batches}
         self.fitted, self.step, self.epoch, self.log = Fitted(self.steps), 0, 0, ""
         self.watched: list[tuple[int, list[str], Tensor]] = []  # step, names and values, on the device
         self.started = time.monotonic()  # less what passed before an interruption
 
     def train_step(self, inputs: Inputs) -> dict[str, float]:
         """One step of the optimiser; what to log of it, empty where it is not a step to log."""
-        if self.compile:
-            self._compile(inputs)
         scalars = {name: value for name, value in self.objective.named_parameters() if value.ndim == 0}
         try:
             terms = self.model(inputs, self.precision)
-            total = sum(self.weights[name] * term for name, term in terms.items())
+            total = sum(getattr(self.objective.weights, name) * term for name, term in terms.items())
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
         except torch.OutOfMemoryError as error:
-            told = f"{self.device} has no memory for a batch of {self.optim.batch_size}: set a smaller batch_size or"
-            told = f"{self.label}, step {self.step}: {told} gradient_checkpointing ({str(error).splitlines()[0]})"
-            raise ValueError(told) from None
+            raise ValueError(
+                f"{self.label}, step {self.step}: {self.device} has no memory for a batch of {self.optim.batch_size}: "
+                f"set a smaller batch_size or gradient_checkpointing ({str(error).splitlines()[0]})"
+            ) from None
         except ValueError:  # a loss may refuse what is not finite in words of its own
             self._watch(scalars)
             self.check_finite()
@@ -212,26 +200,6 @@ class Training:
         now = torch.stack([value.detach().double() for value in values.values()])
         self.watched.append((self.step, list(values), now))
 
-    def _compile(self, inputs: Inputs) -> None:
-        """Compile and warm up, leaving all random states as they were; without success, do without.
-
-        Evaluation calls the student's own methods, which stay uncompiled: its shapes are many.
-        """
-        generators, self.compile, began = self.objective.generators(self.device), False, time.monotonic()
-        states = random_states(self.device, generators)
-        try:
-            self.model.compile()
-            sum(self.model(inputs, self.precision).values()).backward()
-            told = f"compiled in {time.monotonic() - began:.0f} s"
-        except Exception as error:
-            self.model._compiled_call_impl = None
-            torch._dynamo.reset()
-            told = f"cannot be compiled ({type(error).__name__}: {str(error).splitlines()[0]}): trains uncompiled"
-        self.optimizer.zero_grad(set_to_none=True)
-        put_back(states, self.device, generators)
-        if is_main():
-            print(f"{self.label}: {told}")
-
     def save_if_due(self) -> None:
         """Write a checkpoint every ``save_every`` steps; only the main process writes."""
         folder = self.execution.checkpoints
@@ -260,28 +228,24 @@ class Training:
         """Everything that a training needs to go on as if it had never stopped."""
         fitted = vars(self.fitted) | {"seconds": time.monotonic() - self.started}
         state = {"step": self.step, "epoch": self.epoch, "log": self.log, "fitted": fitted}
-        state["random"] = random_states(self.device, self.objective.generators(self.device))
-        return state | {name: part.state_dict() for name, part in self._parts().items()}
+        state["random"] = random_states(self.device)
+        return state | {name: part.state_dict() for name, part in self.parts.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any], where: str = "the state") -> None:
+    def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
         """Go on from what :meth:`state_dict` gave; ValueError names ``where`` if that is of another training."""
         self.fitted = Fitted(**state["fitted"])
         if self.fitted.steps != self.steps:
             told = f"of a training of {self.fitted.steps} steps, this one has {self.steps}: --resume no starts anew"
             raise ValueError(f"{where} is {told}")
         try:
-            for name, part in self._parts().items():
+            for name, part in self.parts.items():
                 part.load_state_dict(state[name])
         except RuntimeError as error:
             raise ValueError(f"{where} holds weights of another architecture: {error}") from error
-        put_back(state["random"], self.device, self.objective.generators(self.device))
+        restore_random_states(state["random"], self.device)
         self.step, self.epoch, self.log = state["step"], state["epoch"], state["log"]
         self.started -= self.fitted.seconds
         self.fitted.state = {name: value.to(self.device) for name, value in self.fitted.state.items()}
-
-    def _parts(self) -> dict[str, Any]:
-        parts = {"weights": self.objective, "optimizer": self.optimizer, "schedule": self.schedule}
-        return parts | {"batches": self.batches}
 
 
 def build_optimizer(

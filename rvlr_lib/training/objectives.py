@@ -19,7 +19,7 @@ from rvlr_lib.models import CachedRows, Encoded, Student, full_precision, ridge_
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.training.batches import Inputs, captions_by_image
 from rvlr_lib.training.features import Features
-from rvlr_lib.training.processes import gather_rows, gather_tokens, own_rows, put_back, random_states
+from rvlr_lib.training.processes import gather_rows, gather_tokens, own_rows
 
 TOKEN_DROPOUT = 0.1  # makes two views of a caption that a whole tower encodes
 ANGLE_ROWS = 64  # of a batch: triples of rows grow with the cube
@@ -38,7 +38,6 @@ class Objective(nn.Module):
         weights, method: of the terms, and their switches.
         teachers: frozen unit features of the training pictures ``[I, W]`` and captions ``[C, W]``.
         structure_teachers: those of the structure term alone, where they are others (the shuffled control).
-        embed_dim: width of the teacher heads, that of the student's features.
         seed: of the teacher heads and the hard negatives.
 
     ``two_views`` and ``tokens`` say whether it wants second views, and cached tokens. ValueError where a term with a
@@ -53,7 +52,6 @@ class Objective(nn.Module):
         *,
         teachers: Features | None = None,
         structure_teachers: Features | None = None,
-        embed_dim: int,
         seed: int,
     ) -> None:
         super().__init__()
@@ -71,10 +69,10 @@ class Objective(nn.Module):
         if teachers is not None:
             self._keep("teacher", teachers)
             self._keep("structure_teacher", structure_teachers or teachers)
-        if self.represent and teachers is not None:
+        if self.represent:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                self.image_head, self.text_head = (nn.Linear(rows.shape[1], embed_dim) for rows in teachers)
+                self.image_head, self.text_head = (nn.Linear(rows.shape[1], student.embed_dim) for rows in teachers)
             self.log_representation_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
         if self.relational:
             form, learnt = method.fusion_weight_form, method.learn_fusion_weight
@@ -115,14 +113,23 @@ class Objective(nn.Module):
             terms["anchor"] = losses.anchor_loss(self._trained(), self.kept("start"))
         return terms
 
-    def generators(self, device: torch.device) -> dict[str, torch.Generator]:
-        """Generators of its own that a checkpoint must keep: that of the hard negatives, on the device of the draw."""
+    def get_extra_state(self) -> Tensor:
+        """State of the generator of hard negatives: a part of the state dict, which a resumed training needs."""
+        return self._generator().get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on drawing hard negatives from that state."""
+        self._generator().set_state(state.cpu())
+
+    def _generator(self) -> torch.Generator:
+        """That of the hard negatives, on the device of the draw."""
+        device = self.student.log_temperature.device
         if self.negatives.device.type != device.type:
             self.negatives = torch.Generator(device).manual_seed(self.seed)
-        return {"negatives": self.negatives}
+        return self.negatives
 
     def scalars(self) -> dict[str, float]:
-        """Values to log: temperatures and the fusion weight."""
+        """Temperatures and the fusion weight, to log."""
         values = {"temperature": self.student.temperature}
         if self.relational:
             values |= {"fusion_weight": self.fusion_weight(), "relation_temperature": self.relation_temperature}
@@ -135,7 +142,7 @@ class Objective(nn.Module):
         return [value for key, value in self._buffers.items() if key.startswith(f"{name}_")]
 
     def _keep(self, name: str, values: Iterable[Tensor]) -> None:
-        """Frozen tensors that follow the module to its device and into no checkpoint."""
+        """Freeze tensors that follow the module to its device and into no checkpoint."""
         for number, value in enumerate(values):
             self.register_buffer(f"{name}_{number}", value, persistent=False)
 
@@ -151,10 +158,10 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Score each pair, each text with a hard negative picture, each picture with a hard negative text: 3B pairs.
 
-        Negatives come from the whole batch. A process scores the pairs of its own rows, so the mean over the processes
-        is the loss; the fused first tokens are of all rows.
+        A process scores the pairs of its own rows, with negatives of the whole batch: the mean over the processes is
+        the loss. The fused first tokens are of all rows.
         """
-        draws, temperature = self.generators(ids.device)["negatives"], self.student.temperature.detach()
+        draws, temperature = self._generator(), self.student.temperature.detach()
         negative_image, negative_text = losses.sample_hard_negatives(similarity, temperature, ids, generator=draws)
         part = own_rows(len(ids))
         own = torch.arange(len(ids), device=ids.device)[part]
@@ -240,19 +247,19 @@ def shuffle_teachers(teachers: Features, caption_image: Tensor, seed: int) -> Fe
 
 
 def gradient_shares(objective: Objective, inputs: Inputs) -> dict[str, float]:
-    """Gradient norm of each weighted term on one batch, over all trained parameters: what each pulls at the beginning.
+    """Gradient norm of each weighted term on one batch; weights, gradients and random states stay.
 
-    A quotient with ``contrastive`` says how a term weighs against it. Weights, gradients and random states stay.
+    A quotient with ``contrastive`` says how a term weighs against it.
     """
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    device, norms = inputs.image_rows.device, {}
-    generators = objective.generators(device)
-    states = random_states(device, generators)
-    for name, term in objective(inputs).items():
+    device, state, norms = inputs.image_rows.device, objective.get_extra_state(), {}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        terms = objective(inputs)
+    objective.set_extra_state(state)
+    for name, term in terms.items():
         found: tuple[Tensor | None, ...] = ()
         if term.requires_grad:
             found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
         squares = sum(float(gradient.double().square().sum()) for gradient in found if gradient is not None)
         norms[name] = abs(getattr(objective.weights, name)) * math.sqrt(squares)
-    put_back(states, device, generators)
     return norms

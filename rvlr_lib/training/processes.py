@@ -1,11 +1,12 @@
-"""Several processes as one: rows gathered with their gradients, random states, and what all of them must agree on.
+"""Several processes as one: work shared, rows gathered with their gradients, random states, common decisions.
 
 Process r of W holds rows ``r B/W`` to ``(r + 1) B/W - 1`` of a batch of B. In a single process everything here is a
 plain call; otherwise all processes must call it.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -50,6 +51,39 @@ def spread(objective: nn.Module) -> nn.Module:
     own = [torch.cuda.current_device()] if next(objective.parameters()).is_cuda else None
     # buffers are frozen teachers and statistics; the switches, not the batch, decide which parameters have no gradient
     return nn.parallel.DistributedDataParallel(objective, own, broadcast_buffers=False, static_graph=True)
+
+
+def prefetch(items: Sequence[Any], read: Callable[[Any], Any]) -> Iterator[Any]:
+    """What is read for each item; a thread reads the next one while the caller uses this one.
+
+    >>> list(prefetch([1, 2, 3], lambda number: number * number))
+    [1, 4, 9]
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for item in items:
+            ready, waiting = waiting, pool.submit(read, item)
+            if ready is not None:
+                yield ready.result()
+        if waiting is not None:
+            yield waiting.result()
+
+
+def shared_work(
+    batches: Sequence[Tensor], read: Callable[[Tensor], Tensor], work: Callable[[Tensor, Tensor], dict[str, Tensor]]
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Each batch of rows and what the work makes of what is read for it, on the CPU, in every process.
+
+    Process r of W works on every W-th batch, from the r-th. The batches do not depend on W, so neither does a bit of
+    the results.
+    """
+    rank, count = processes()
+    own = batches[rank::count]
+    done = (work(rows, content) for rows, content in zip(own, prefetch(own, read), strict=True))
+    for turn in range(0, len(batches), count):
+        found = {name: value.cpu() for name, value in next(done, {}).items()}
+        for sender, rows in enumerate(batches[turn : turn + count]):
+            yield rows, broadcast_json(found, sender)
 
 
 def own_rows(batch: int) -> slice:
@@ -106,11 +140,11 @@ def add_up(values: Tensor) -> Tensor:
     return values
 
 
-def broadcast_json(value: Any) -> Any:
-    """What the main process holds, in every process: anything that JSON can hold."""
+def broadcast_json(value: Any, sender: int = 0) -> Any:
+    """What one process holds, by default the main one, in every process."""
     content = [value]
     if processes()[1] > 1:
-        distributed.broadcast_object_list(content, 0, device=carrier())
+        distributed.broadcast_object_list(content, sender, device=carrier())
     return content[0]
 
 
@@ -120,27 +154,23 @@ def same_everywhere(value: int) -> bool:
 
 
 def _of_all(value: int) -> list[int]:
-    return [value] if processes()[1] == 1 else gather_rows(torch.tensor([value], device=carrier())).tolist()
+    return gather_rows(torch.tensor([value], device=carrier())).tolist()
 
 
-def random_states(device: torch.device, generators: Mapping[str, torch.Generator]) -> dict[str, Any]:
-    """Random states of torch in every process, uint8 ``[W, n]``, and of generators that are alike in all."""
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Random states of torch in every process, uint8 ``[W, n]``."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
-    every = {name: gather_rows(state[None].to(carrier())).cpu() for name, state in states.items()}
-    return {"torch": every, "own": {name: generator.get_state() for name, generator in generators.items()}}
+    return {name: gather_rows(state[None].to(carrier())).cpu() for name, state in states.items()}
 
 
-def put_back(states: Mapping[str, Any], device: torch.device, generators: Mapping[str, torch.Generator]) -> None:
-    """Put back what :func:`random_states` gave; a process that was not there takes the first one's."""
-    rank = processes()[0]
-    own = {name: rows[rank if rank < len(rows) else 0].clone() for name, rows in states["torch"].items()}
+def restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put back what :func:`random_states` gave; a process that was not there takes another one's."""
+    own = {name: rows[processes()[0] % len(rows)].clone() for name, rows in states.items()}
     torch.set_rng_state(own["cpu"])
     if "cuda" in own and device.type == "cuda":
         torch.cuda.set_rng_state(own["cuda"], device)
-    for name, generator in generators.items():
-        generator.set_state(states["own"][name])
 
 
 def carrier() -> torch.device:

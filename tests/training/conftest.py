@@ -5,19 +5,25 @@ import torch
 from rvlr_lib.config import MethodSettings, TrainSettings
 from rvlr_lib.data.dataset import ArraySource, ImageTextDataset
 from rvlr_lib.losses import LossWeights
-from rvlr_lib.models import HeadStudent, principal_directions
+from rvlr_lib.models import HeadStudent, TowerStudent, principal_directions
 from rvlr_lib.similarity import unit_rows
-from rvlr_lib.training import FeatureBatches, FeatureSet, Objective, fit
+from rvlr_lib.training import FeatureBatches, FeatureSet, Objective, PixelBatches, fit
 from tests.tiny import tiny_towers
 
 CPU = torch.device("cpu")
 NOTHING = dict.fromkeys(LossWeights.__dataclass_fields__, 0.0) | {"contrastive": 1.0}
+OFFICIAL = {name: value for name, value in vars(LossWeights()).items() if value}
 OWNER = torch.arange(32).repeat_interleave(torch.tensor([1, 2]).repeat(16))  # picture of each of 48 captions
 
 
 @pytest.fixture(scope="session")
 def towers():
     return tiny_towers()
+
+
+@pytest.fixture(scope="session")
+def pairs():
+    return make_pairs()
 
 
 def make_pairs():
@@ -39,46 +45,40 @@ def make_cached(views=3):
     return FeatureSet(unit_rows(seen), unit_rows(texts), *tokens, mask)
 
 
-def make_objective(switches=None, *, fusion_layers=1, **weights):
-    """An objective of heads with a fusion encoder, and its loss weights."""
-    features, chosen = make_cached(), LossWeights(**(NOTHING | weights))
+def make_batches(towers=None, rows="images", views=3, **optim):
+    """Batches of pictures where towers are given, else of cached features; of 8 unless told otherwise."""
+    optim = TrainSettings(**{"epochs": 2, "batch_size": 8, "log_every": 1} | optim)
+    if towers is not None:
+        return PixelBatches(make_pairs(), towers, optim, rows, 0, CPU)
+    return FeatureBatches(make_cached(views), OWNER, optim, rows, 0, CPU)
+
+
+def make_objective(switches=None, *, towers=None, fusion_layers=1, **weights):
+    """An objective of whole towers where they are given, else of heads on cached features."""
+    features = make_cached()
     teachers = features.images[0], features.texts
-    directions = [principal_directions(rows, 8) for rows in teachers]
-    student = HeadStudent(*directions, token_widths=(24, 20), fusion_layers=fusion_layers)
-    method = MethodSettings(**(switches or {}))
-    return Objective(student, chosen, method, teachers=teachers, embed_dim=8, seed=0), chosen
-
-
-@pytest.fixture(scope="session")
-def pairs():
-    return make_pairs()
-
-
-@pytest.fixture(scope="session")
-def cached():
-    return make_cached
-
-
-@pytest.fixture(scope="session")
-def build():
-    return make_objective
+    if towers is not None:
+        student = TowerStudent(towers, fusion_layers=fusion_layers)
+    else:
+        directions = [principal_directions(rows, 8) for rows in teachers]
+        student = HeadStudent(*directions, token_widths=(24, 20), fusion_layers=fusion_layers)
+    chosen, method = LossWeights(**(NOTHING | weights)), MethodSettings(**(switches or {}))
+    return Objective(student, chosen, method, teachers=teachers, seed=0)
 
 
 @pytest.fixture(scope="session")
 def inputs():
     """A batch of 16 with tokens and second views."""
-    batches = FeatureBatches(make_cached(), OWNER, TrainSettings(batch_size=16), "images", 0, CPU)
-    return next(batches.take(two_views=True, tokens=True))
+    return next(make_batches(batch_size=16).take(two_views=True, tokens=True))
 
 
 @pytest.fixture(scope="session")
 def train(tmp_path_factory):
-    """Function (objective, weights) -> what four steps an epoch leave."""
+    """Function (objective) -> what four steps an epoch leave."""
 
-    def run(objective, weights, *, log=None, execution=None, validate=lambda: {"score": 0.0}, batches=None, **optim):
-        optim = TrainSettings(**{"epochs": 2, "batch_size": 8, "log_every": 1} | optim)
-        batches = batches(optim) if batches else FeatureBatches(make_cached(), OWNER, optim, "images", 0, CPU)
-        how = {"log_path": log or tmp_path_factory.mktemp("log") / "log", "label": "toy", "execution": execution}
-        return fit(objective, weights, batches, optim, seed=0, device=CPU, validate=validate, **how)
+    def run(objective, *, log=None, execution=None, validate=lambda: {"score": 0.0}, towers=None, **optim):
+        log = log or tmp_path_factory.mktemp("log") / "log"
+        how = {"seed": 0, "validate": validate, "log_path": log, "label": "toy", "execution": execution}
+        return fit(objective, make_batches(towers, **optim), **how)
 
     return run

@@ -1,10 +1,4 @@
-"""One process of a group, or a single one. Usage: ranks.py gradients FILE | train FOLDER [SIGNAL] | kills FOLDER.
-
-``gradients``: two steps of several objectives in float64; rank 0 writes the gradients of the second step, and its log
-records, to FILE, beside those of the official gather. ``train``: eight steps with a checkpoint every other one; with a
-signal, the second process gets it before step 3. ``kills``: trains with a checkpoint each step, is killed at 20 random
-moments and goes on each time; prints the step of the last checkpoint after each kill.
-"""
+"""One process of a group, or a single one. Usage: ranks.py FUNCTION ARGUMENT..."""
 
 import json
 import os
@@ -18,33 +12,30 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from rvlr_lib.config import MethodSettings, TrainSettings
+from rvlr_lib.data import load_dataset
 from rvlr_lib.losses import LossWeights, image_text_contrastive_loss
 from rvlr_lib.models import TowerStudent
-from rvlr_lib.training import (
-    Execution,
-    FeatureBatches,
-    Objective,
-    PixelBatches,
-    checkpoints_in,
-    fit,
-    is_main,
-    last_checkpoint,
-    process_group,
-)
+from rvlr_lib.training import Execution, checkpoints_in, encode, features, fit, is_main, last_checkpoint, process_group
 from rvlr_lib.training.loop import Training
 from rvlr_lib.training.processes import gather_rows, processes
 from tests.tiny import tiny_towers
-from tests.training.conftest import CPU, OWNER, make_cached, make_objective, make_pairs
+from tests.training.conftest import CPU, OFFICIAL, make_batches, make_objective
+from tests.training.test_features import store
 
-OFFICIAL = {name: value for name, value in vars(LossWeights()).items() if value}
-REST = dict.fromkeys(LossWeights.__dataclass_fields__.keys() - OFFICIAL.keys(), 0.5)
 CASES = {
     "common": ({}, OFFICIAL),
     "fusion": ({"structure_target": "fusion", "learn_relation_temperature": True}, OFFICIAL),
     "own, wasserstein": ({"structure_teacher": "own", "distance": "wasserstein", "cost_gradient": True}, OFFICIAL),
-    "rest": ({}, REST),
+    "rest": ({}, dict.fromkeys(LossWeights.__dataclass_fields__.keys() - OFFICIAL.keys(), 0.5)),
 }
+
+
+def encode_set(folder):
+    """Features of a data set, encoded by all processes."""
+    features.PICTURES, features.CAPTIONS = 4, 8  # 14 pictures in four batches, the last one half full
+    towers, dataset = tiny_towers(1), load_dataset("scenes", split="train", size=14)
+    store(Path(folder) / f"rank {processes()[0]}", towers, dataset)
+    torch.save(encode(TowerStudent(towers), dataset), Path(folder) / f"{processes()[0]}.pt")
 
 
 class LocalSlice(torch.autograd.Function):
@@ -67,8 +58,8 @@ def encoder_gradient(gather):
     rank, count = processes()
     rows = torch.randn(2, 12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weight = torch.eye(6, 4, dtype=torch.float64, requires_grad=True)
-    features = [gather(torch.nn.functional.normalize(x.chunk(count)[rank] @ weight)) for x in rows]
-    image_text_contrastive_loss(*features, 0.2).backward()
+    found = [gather(torch.nn.functional.normalize(x.chunk(count)[rank] @ weight)) for x in rows]
+    image_text_contrastive_loss(*found, 0.2).backward()
     return gather_rows(weight.grad[None]).mean(dim=0)
 
 
@@ -79,21 +70,17 @@ def double(part):
 
 
 def gradients(file):
-    found, records, towers, pairs = {}, {}, tiny_towers(), make_pairs()
-    optim = TrainSettings(epochs=1, batch_size=24, clip_norm=0, log_every=1)
+    """Two steps in float64: gradients of the second and log records, beside the gradients of the official gather."""
+    found, records, tiny = {}, {}, tiny_towers()
     for name in [f"{kind}, {case}" for kind in ("towers", "heads") for case in CASES]:
-        (switches, weights), batches = CASES[name.split(", ", 1)[1]], None
-        objective, chosen = make_objective(switches, **({"contrastive": 0.5} | weights))
-        batches = FeatureBatches(make_cached(), OWNER, optim, "captions", 0, CPU)
-        if name.startswith("towers"):
-            student, teachers = TowerStudent(towers, fusion_layers=1), tuple(objective.kept("teacher"))
-            given = {"teachers": teachers, "embed_dim": student.embed_dim, "seed": 0}
-            objective = Objective(student, chosen, MethodSettings(**switches), **given)
-            batches = PixelBatches(pairs, towers, optim, "captions", 0, CPU)
+        switches, weights = CASES[name.split(", ", 1)[1]]
+        towers = tiny if name.startswith("towers") else None
+        objective = make_objective(switches, towers=towers, **({"contrastive": 0.5} | weights))
         for parameter in objective.student.parameters():  # away from where the anchor pulls to
             parameter.data += 0.01
+        batches = make_batches(towers, "captions", epochs=1, batch_size=24, clip_norm=0)
         execution = Execution(gradient_checkpointing=name == "towers, common")
-        training = Training(objective.double().train(), chosen, batches, optim, CPU, name, execution)
+        training = Training(objective.double().train(), batches, name, execution)
         torch.manual_seed(0)
         for inputs in batches.take(two_views=objective.two_views, tokens=objective.tokens):
             records[name] = training.train_step(double(inputs))
@@ -107,9 +94,8 @@ def gradients(file):
 
 
 def train(folder, stop=""):
+    """Eight steps with a checkpoint every other one; the second process gets the signal ``stop`` before step 3."""
     folder, step = Path(folder), Training.train_step
-    optim = TrainSettings(epochs=2, batch_size=12, log_every=1)
-    objective, weights = make_objective(matching=1, image_intra=1, text_intra=1)
 
     def train_step(self, inputs):
         if stop and os.environ["RANK"] == "1" and self.step == 3:
@@ -117,43 +103,24 @@ def train(folder, stop=""):
         return step(self, inputs)
 
     Training.train_step = train_step
-    how = {"validate": lambda: {"score": 0.0}, "log_path": folder / "log", "label": "toy", "seed": 0, "device": CPU}
-    batches = FeatureBatches(make_cached(), OWNER, optim, "captions", 0, CPU)
+    how = {"validate": lambda: {"score": 0.0}, "log_path": folder / "log", "label": "toy", "seed": 0}
     execution = Execution(checkpoints=folder / "checkpoints", save_every=2)
-    fitted = fit(objective, weights, batches, optim, execution=execution, **how)
+    objective = make_objective(matching=1, image_intra=1, text_intra=1)
+    fitted = fit(objective, make_batches(rows="captions", batch_size=12), execution=execution, **how)
     if is_main():
         save_file(fitted.state, folder / "state.safetensors")
 
 
-class Noise(torch.nn.Module):
-    """Weights to write, and a loss that depends on the random state."""
-
-    two_views = tokens = False
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1000, 100))
-
-    def forward(self, inputs, precision):
-        return {"contrastive": (self.weight - torch.randn(1000, 100)).square().mean()}
-
-    def scalars(self):
-        return {}
-
-    def generators(self, device):
-        return {}
-
-
 def kills(folder):
+    """Train with a checkpoint each step, killed at 20 random moments; print the step of the last one after each."""
     folder, draws, steps = Path(folder), random.Random(0), [0]
-    optim, execution = TrainSettings(epochs=500, batch_size=4), Execution(checkpoints=folder / "c", save_every=1)
-    how = {"validate": lambda: {"score": 0.0}, "log_path": folder / "log", "label": "noise", "seed": 0, "device": CPU}
+    how = {"validate": lambda: {"score": 0.0}, "log_path": folder / "log", "label": "toy", "seed": 0}
     for _ in range(20):
         child = os.fork()
         if child == 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            batches = FeatureBatches(make_cached(), OWNER, optim, "images", 0, CPU)
-            fit(Noise(), LossWeights(), batches, optim, execution=execution, **how)
+            execution = Execution(checkpoints=folder / "c", save_every=1)
+            fit(make_objective(image_intra=1), make_batches(epochs=500, batch_size=4), execution=execution, **how)
             os._exit(0)
         while max([int(path.name[5:]) for path in checkpoints_in(folder / "c")], default=0) == steps[-1]:
             time.sleep(0.005)

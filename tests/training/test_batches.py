@@ -3,25 +3,16 @@ import threading
 import pytest
 import torch
 
-from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import augment
-from rvlr_lib.training import FeatureBatches, PixelBatches, derived_seed
-from rvlr_lib.training.batches import ahead
-
-CPU = torch.device("cpu")
-OPTIM = TrainSettings(batch_size=8)
+from rvlr_lib.training import derived_seed
+from rvlr_lib.training.processes import prefetch
+from tests.training.conftest import OWNER, make_batches, make_cached
 
 
-@pytest.fixture(scope="module")
-def make(cached, pairs, towers):
-    """Function (kind, options) -> batches."""
-
-    def build(kind, rows="images", views=3, optim=OPTIM):
-        if kind == "pixels":
-            return PixelBatches(pairs, towers, optim, rows, 0, CPU)
-        return FeatureBatches(cached(views), pairs.caption_image, optim, rows, 0, CPU)
-
-    return build
+@pytest.fixture(params=["features", "pixels"])
+def make(request, towers):
+    """Function (options) -> batches of one kind."""
+    return lambda **options: make_batches(towers if request.param == "pixels" else None, **options)
 
 
 def flat(inputs):
@@ -34,21 +25,18 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(flat(one), flat(other), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["features", "pixels"])
 @pytest.mark.parametrize("rows", ["images", "captions"])
-def test_an_epoch_holds_every_row_once_with_a_caption_of_its_picture(make, pairs, kind, rows):
-    owner = torch.as_tensor(pairs.caption_image)
+def test_an_epoch_holds_every_row_once_with_a_caption_of_its_picture(make, rows):
     for _ in range(2):
-        epoch = list(make(kind, rows).take())
+        epoch = list(make(rows=rows).take())
         images, captions = torch.cat([i.image_rows for i in epoch]), torch.cat([i.caption_rows for i in epoch])
         once, count = (images, 32) if rows == "images" else (captions, 48)
         assert sorted(once.tolist()) == list(range(count))
-        assert torch.equal(owner[captions], images)
+        assert torch.equal(OWNER[captions], images)
 
 
-@pytest.mark.parametrize("kind", ["features", "pixels"])
-def test_epochs_differ_seeds_repeat_and_second_views_change_nothing_else(make, kind):
-    plain, double = make(kind), make(kind)
+def test_epochs_differ_seeds_repeat_and_second_views_change_nothing_else(make):
+    plain, double = make(), make()
     first, again = list(plain.take()), list(double.take(two_views=True))
     for one, two in zip(first, again, strict=True):
         assert same(one[:4], two[:4])
@@ -56,9 +44,8 @@ def test_epochs_differ_seeds_repeat_and_second_views_change_nothing_else(make, k
     assert not torch.equal(first[0].image_rows, next(plain.take()).image_rows)
 
 
-@pytest.mark.parametrize("kind", ["features", "pixels"])
-def test_a_place_inside_an_epoch_is_all_that_a_resume_needs(make, kind):
-    whole, broken, resumed = make(kind), make(kind), make(kind)
+def test_a_place_inside_an_epoch_is_all_that_a_resume_needs(make):
+    whole, broken, resumed = make(), make(), make()
     wanted = [*whole.take(two_views=True), *whole.take(two_views=True)][6:]
     list(broken.take(two_views=True))
     under_way = broken.take(two_views=True)
@@ -71,8 +58,8 @@ def test_a_place_inside_an_epoch_is_all_that_a_resume_needs(make, kind):
 
 
 @pytest.mark.parametrize("views", [1, 2, 3, 5])
-def test_first_and_second_views_are_different_cached_views(make, cached, views):
-    features, seen, batches = cached(views), set(), make("features", views=views)
+def test_two_views_of_a_picture_are_two_different_cached_ones(views):
+    features, seen, batches = make_cached(views), set(), make_batches(views=views)
     for inputs in [i for _ in range(6) for i in batches.take(two_views=True)]:
         views_of = features.images[:, inputs.image_rows]
         places = [(views_of == part.features).all(dim=2) for part in (inputs.images, inputs.second_images)]
@@ -82,13 +69,13 @@ def test_first_and_second_views_are_different_cached_views(make, cached, views):
     assert seen == ({(0, None)} if views == 1 else {(1, 0)} if views == 2 else pairs)
 
 
-def test_a_second_caption_is_another_one_or_the_same_with_features_dropped(make, cached, pairs):
-    texts, counts = cached().texts, torch.bincount(torch.as_tensor(pairs.caption_image))
-    inputs = next(make("features").take(two_views=True))
+def test_a_second_caption_is_another_one_or_the_same_with_features_dropped():
+    texts, counts = make_cached().texts, torch.bincount(OWNER)
+    inputs = next(make_batches().take(two_views=True))
     dropped, rows = 0, (inputs.image_rows, inputs.caption_rows, inputs.second_texts.features)
     for picture, caption, second in zip(*rows, strict=True):
         if counts[picture] == 2:
-            other = next(c for c in pairs.captions_of(int(picture)) if c != caption)
+            other = next(c for c in (picture == OWNER).nonzero().flatten() if c != caption)
             assert torch.equal(second, texts[other])
         else:
             kept = second != 0
@@ -97,22 +84,18 @@ def test_a_second_caption_is_another_one_or_the_same_with_features_dropped(make,
     assert dropped
 
 
-def test_tokens_come_where_asked_for_cut_to_the_longest_of_the_batch(make, cached):
-    features = cached()
-    assert next(make("features").take()).images.tokens is None
-    for inputs in make("features").take(tokens=True):
+def test_tokens_come_where_asked_for_cut_to_the_longest_of_the_batch():
+    features = make_cached()
+    assert next(make_batches().take()).images.tokens is None
+    for inputs in make_batches().take(tokens=True):
         length = int(features.text_mask[inputs.caption_rows].sum(dim=1).max())
         assert torch.equal(inputs.images.tokens, features.image_tokens[inputs.image_rows])
         assert torch.equal(inputs.texts.tokens, features.text_tokens[inputs.caption_rows, :length])
         assert torch.equal(inputs.texts.mask, features.text_mask[inputs.caption_rows, :length])
-    bare = make("features")
-    bare.tokens = (None, None, None)
-    with pytest.raises(ValueError, match="no tokens.*fusion_layers >= 1"):
-        next(bare.take(tokens=True))
 
 
-def test_pixels_are_augmented_pictures_with_their_token_ids(make, pairs, towers):
-    batches = make("pixels")
+def test_pixels_are_augmented_pictures_with_their_token_ids(pairs, towers):
+    batches = make_batches(towers)
     inputs = next(batches.take())
     generator = torch.Generator().manual_seed(derived_seed(0, "first views", 0, 0))
     torch.testing.assert_close(inputs.images, augment(pairs.pixels(inputs.image_rows, 48), generator))
@@ -122,12 +105,8 @@ def test_pixels_are_augmented_pictures_with_their_token_ids(make, pairs, towers)
     assert inputs.texts[:, -1].any()
 
 
-def test_a_small_set_gives_one_batch_and_what_does_not_fit_is_refused(make, cached):
-    assert [len(inputs.image_rows) for inputs in make("features", optim=TrainSettings(batch_size=100)).take()] == [32]
-    with pytest.raises(ValueError, match="rows='words' is unknown"):
-        make("features", rows="words")
-    with pytest.raises(ValueError, match="features of 32 pictures and 48 captions do not fit a data set of 3 and 3"):
-        FeatureBatches(cached(), [0, 1, 2], OPTIM, "images", 0, CPU)
+def test_a_small_set_gives_one_batch():
+    assert [len(inputs.image_rows) for inputs in make_batches(batch_size=100).take()] == [32]
 
 
 def test_the_next_batch_is_read_while_this_one_is_used():
@@ -137,14 +116,9 @@ def test_the_next_batch_is_read_while_this_one_is_used():
         begun[number].set()
         return 1 / (2 - number)
 
-    reader = ahead(range(3), read)
+    reader = prefetch(range(3), read)
     for number in range(2):
         assert next(reader) == 1 / (2 - number)
         assert begun[number + 1].wait(timeout=60)
     with pytest.raises(ZeroDivisionError):
         next(reader)
-
-
-def test_seeds_of_two_purposes_differ_and_stay():
-    assert derived_seed(0, "stage1") == derived_seed(0, "stage1")
-    assert len({derived_seed(0, "stage1"), derived_seed(0, "stage2"), derived_seed(1, "stage1")}) == 3

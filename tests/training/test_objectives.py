@@ -1,16 +1,12 @@
-import dataclasses
-
 import pytest
 import torch
 
-from rvlr_lib.config import MethodSettings, TrainSettings
+from rvlr_lib.config import MethodSettings
 from rvlr_lib.losses import LossWeights, structure_distillation_loss
-from rvlr_lib.models import TowerStudent, ridge_map
+from rvlr_lib.models import ridge_map
 from rvlr_lib.similarity import unit_rows
-from rvlr_lib.training import Objective, PixelBatches, gradient_shares, shuffle_teachers, warm_heads
-from tests.training.conftest import CPU, NOTHING, OWNER
-
-OFFICIAL = {name: value for name, value in dataclasses.asdict(LossWeights()).items() if value}
+from rvlr_lib.training import Objective, gradient_shares, shuffle_teachers, warm_heads
+from tests.training.conftest import NOTHING, OFFICIAL, OWNER, make_cached, make_objective
 
 
 @pytest.mark.parametrize(
@@ -21,27 +17,17 @@ OFFICIAL = {name: value for name, value in dataclasses.asdict(LossWeights()).ite
         "structure image_teacher_structure text_teacher_structure",
     ],
 )
-def test_an_arm_computes_its_terms_and_no_other(build, inputs, terms):
-    objective, _ = build(fusion_layers=0, **dict.fromkeys(terms.split(), 2.0))
+def test_an_arm_computes_its_terms_and_no_other(inputs, terms):
+    objective = make_objective(fusion_layers=0, **dict.fromkeys(terms.split(), 2.0))
     assert objective(inputs).keys() == {"contrastive", *terms.split()}
     assert objective.two_views == ("image_intra" in terms)
     assert not objective.tokens
 
 
-def test_the_whole_method_trains_all_seven_terms_on_cached_tokens(build, train, inputs):
-    objective, weights = build(**OFFICIAL)
-    before = {name: value.clone() for name, value in objective.state_dict().items()}
-    fitted = train(objective, weights, epochs=1)
-    for name, value in fitted.state.items():
-        still = name.endswith(("in_proj_bias", "relation_temperature"))  # keys' biases have no gradient
-        assert still or not torch.equal(value, before[name]), name
-    assert OFFICIAL.keys() == gradient_shares(objective, inputs).keys()
-
-
 @pytest.mark.parametrize("target", ["common", "fusion"])
 @pytest.mark.parametrize("teacher", ["fused", "own"])
-def test_no_gradient_reaches_the_teachers_and_all_trained_parts_get_some(build, inputs, target, teacher):
-    objective, _ = build({"structure_target": target, "structure_teacher": teacher}, **OFFICIAL)
+def test_no_gradient_reaches_the_teachers_and_all_trained_parts_get_some(inputs, target, teacher):
+    objective = make_objective({"structure_target": target, "structure_teacher": teacher}, **OFFICIAL)
     sum(objective(inputs).values()).backward()
     assert not any(rows.requires_grad for rows in objective.kept("teacher"))
     for name, parameter in objective.named_parameters():
@@ -50,11 +36,11 @@ def test_no_gradient_reaches_the_teachers_and_all_trained_parts_get_some(build, 
 
 
 @pytest.mark.parametrize(("teacher", "expected"), [("own", True), ("fused", False)])
-def test_a_fused_target_pulls_both_modalities_to_one_geometry(build, inputs, teacher, expected):
+def test_a_fused_target_pulls_both_modalities_to_one_geometry(inputs, teacher, expected):
     """With ``own`` the picture side of the loss does not change with the text teacher; with ``fused`` it does."""
     gradients = []
     for seed in (2, 3):
-        objective, _ = build({"structure_teacher": teacher}, fusion_layers=0, structure=1)
+        objective = make_objective({"structure_teacher": teacher}, fusion_layers=0, structure=1)
         draw = torch.Generator().manual_seed(seed)
         objective.structure_teacher_1 = unit_rows(torch.randn(48, 20, generator=draw))
         term = objective(inputs)["structure"]
@@ -62,22 +48,24 @@ def test_a_fused_target_pulls_both_modalities_to_one_geometry(build, inputs, tea
     assert torch.equal(*gradients) == expected
 
 
-def test_switches_reach_the_structure_loss(build, inputs, cached):
+def test_switches_reach_the_structure_loss(inputs):
     def expected(distance, features, share, **options):
-        rows = cached().images[0][inputs.image_rows], cached().texts[inputs.caption_rows]
+        rows = make_cached().images[0][inputs.image_rows], make_cached().texts[inputs.caption_rows]
         return structure_distillation_loss(
             features, *rows, fusion_weight=share, temperature=0.07, distance=distance, **options
         ).student
 
     for distance, options in (("row_kl", {}), ("mae", {"centred": True}), ("rkd_distance", {})):
-        objective, _ = build({"distance": distance, "structure_teacher": "own"} | options, fusion_layers=0, structure=1)
+        objective = make_objective(
+            {"distance": distance, "structure_teacher": "own"} | options, fusion_layers=0, structure=1
+        )
         objective.eval()
         z, w = objective.student.encode_image(inputs.images), objective.student.encode_text(inputs.texts)
         wanted = (expected(distance, z.features, 0.0, **options) + expected(distance, w.features, 1.0, **options)) / 2
         torch.testing.assert_close(objective(inputs)["structure"], wanted)
     gradients = []
     for kept in (True, False):  # whether the cost of wasserstein has gradient
-        objective, _ = build(
+        objective = make_objective(
             {"distance": "wasserstein", "cost_gradient": kept, "structure_teacher": "own"}, fusion_layers=0, structure=1
         )
         term = objective.eval()(inputs)["structure"]
@@ -85,17 +73,17 @@ def test_switches_reach_the_structure_loss(build, inputs, cached):
     assert not torch.allclose(*gradients)
 
 
-def test_shuffled_teachers_speak_in_the_structure_term_only(build, inputs, cached):
+def test_shuffled_teachers_speak_in_the_structure_term_only(inputs):
     """One permutation for both teachers: no picture keeps its rows, and captions go with their picture."""
     images, texts, owner = torch.arange(32.0)[:, None], OWNER.float()[:, None], OWNER
     moved = shuffle_teachers((images, texts), owner, seed=0)
     assert sorted(moved[0].flatten().tolist()) == list(range(32))
     assert not (moved[0] == images).any()
     assert torch.equal(moved[1], moved[0][owner])
-    plain, weights = build(**OFFICIAL)
-    others = shuffle_teachers((cached().images[0], cached().texts), owner, seed=0)
+    plain = make_objective(**OFFICIAL)
+    others = shuffle_teachers((make_cached().images[0], make_cached().texts), owner, seed=0)
     both = {"teachers": tuple(plain.kept("teacher")), "structure_teachers": others}
-    shuffled = Objective(plain.student, weights, plain.method, **both, embed_dim=8, seed=0)
+    shuffled = Objective(plain.student, plain.weights, plain.method, **both, seed=0)
     values = []
     for objective in (plain.eval(), shuffled.eval()):
         objective.negatives.manual_seed(0)
@@ -104,24 +92,22 @@ def test_shuffled_teachers_speak_in_the_structure_term_only(build, inputs, cache
     assert changed == {"structure", "image_teacher_structure", "text_teacher_structure"}
 
 
-def test_warm_heads_are_the_ridge_regression_onto_the_students_features(build, cached):
-    objective, _ = build(image_representation=1, text_representation=1)
-    features = cached()
+def test_warm_heads_are_the_ridge_regression_onto_the_students_features():
+    objective = make_objective(image_representation=1, text_representation=1)
+    features = make_cached()
     targets = tuple(unit_rows(torch.randn(len(rows), 8)) for rows in (features.images[0], features.texts))
     warm_heads(objective, targets, ridge=0.1)
-    for head, rows, wanted in (
-        (objective.image_head, features.images[0], targets[0]),
-        (objective.text_head, features.texts, targets[1]),
-    ):
+    heads = objective.image_head, objective.text_head
+    for head, rows, wanted in zip(heads, (features.images[0], features.texts), targets, strict=True):
         weight, bias = ridge_map(rows, wanted, 0.1)
         torch.testing.assert_close(head(rows), rows @ weight.T + bias)
     with pytest.raises(ValueError, match="equally many rows"):
         warm_heads(objective, (targets[0][1:], targets[1]))
-    warm_heads(build()[0], targets)  # nothing to warm
+    warm_heads(make_objective(), targets)  # nothing to warm
 
 
-def test_the_anchor_is_where_stage_2_began(build, inputs):
-    objective, _ = build(fusion_layers=0, anchor=1.0)
+def test_the_anchor_is_where_stage_2_began(inputs):
+    objective = make_objective(fusion_layers=0, anchor=1.0)
     assert float(objective(inputs)["anchor"].detach()) == 0
     for value in objective.student.parameters():
         value.data += 0.5
@@ -129,8 +115,8 @@ def test_the_anchor_is_where_stage_2_began(build, inputs):
     torch.testing.assert_close(objective(inputs)["anchor"].detach(), torch.tensor(count / 4))
 
 
-def test_gradient_shares_are_the_norms_of_the_weighted_terms_and_leave_no_trace(build, inputs):
-    objective, weights = build(matching=2.0, structure=3.0)
+def test_gradient_shares_are_the_norms_of_the_weighted_terms_and_leave_no_trace(inputs):
+    objective = make_objective(matching=2.0, structure=3.0)
     objective.eval()  # without dropout
     state = objective.negatives.get_state()
     shares = gradient_shares(objective, inputs)
@@ -139,27 +125,15 @@ def test_gradient_shares_are_the_norms_of_the_weighted_terms_and_leave_no_trace(
     for name, share in shares.items():
         objective.zero_grad()
         objective.negatives.set_state(state)
-        (getattr(weights, name) * objective(inputs)[name]).backward()
+        (getattr(objective.weights, name) * objective(inputs)[name]).backward()
         found = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]).norm()
         assert share == pytest.approx(float(found), rel=1e-4)
 
 
-def test_distillation_needs_teachers_and_the_fusion_target_a_fusion_encoder(build):
-    student = build(fusion_layers=0)[0].student
+def test_distillation_needs_teachers_and_the_fusion_target_a_fusion_encoder():
+    student = make_objective(fusion_layers=0).student
     for name in ("structure", "image_representation", "mean_relation", "rkd_angle"):
         with pytest.raises(ValueError, match="no teacher features"):
-            Objective(student, LossWeights(**(NOTHING | {name: 1.0})), MethodSettings(), embed_dim=8, seed=0)
+            Objective(student, LossWeights(**(NOTHING | {name: 1.0})), MethodSettings(), seed=0)
     with pytest.raises(ValueError, match="fusion_layers"):
-        build({"structure_target": "fusion"}, fusion_layers=0, structure=1)
-
-
-def test_whole_towers_train_with_the_same_objective(pairs, towers):
-    batches = PixelBatches(pairs, towers, TrainSettings(batch_size=16), "images", 0, CPU)
-    student = TowerStudent(towers, fusion_layers=1)
-    teachers = unit_rows(torch.randn(32, 5)), unit_rows(torch.randn(48, 6))
-    weights = LossWeights(image_intra=1, text_intra=1)
-    objective = Objective(student, weights, MethodSettings(), teachers=teachers, embed_dim=towers.embed_dim, seed=0)
-    terms = objective(next(batches.take(two_views=True)))
-    assert terms.keys() == {*OFFICIAL, "image_intra", "text_intra"}
-    sum(terms.values()).backward()
-    assert student.visual.conv1.weight.grad is not None
+        make_objective({"structure_target": "fusion"}, fusion_layers=0, structure=1)

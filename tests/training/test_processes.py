@@ -1,4 +1,4 @@
-"""The same gradients and log from any number of processes, and what is left where one of them dies."""
+"""The same features, gradients and log from any number of processes, and what is left where one of them dies."""
 
 import json
 import os
@@ -49,18 +49,31 @@ def test_a_single_process_keeps_its_rows_and_uneven_shares_are_refused(monkeypat
             own_rows(batch)
 
 
+@gloo
+def test_two_processes_write_the_bits_of_one(tmp_path):
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        run_ranks(count, "encode_set", tmp_path / str(count))
+    for part in ("images/train/features", "images/train/tokens", "texts/train/features", "texts/train/mask"):
+        one, two = ((tmp_path / count / "rank 0" / f"{part}.npy").read_bytes() for count in "12")
+        assert one == two
+    assert not list((tmp_path / "2" / "rank 1").rglob("*.npy"))
+    common = [torch.load(tmp_path / name) for name in ("1/0.pt", "2/0.pt", "2/1.pt")]
+    torch.testing.assert_close(common, [common[0]] * 3, rtol=0, atol=0)
+
+
 @pytest.mark.slow
 @gloo
 def test_every_parameter_gets_the_gradient_of_a_single_process(tmp_path):
+    found = {}
     for count in (1, 2, 3):
         run_ranks(count, "gradients", tmp_path / f"{count}.safetensors")
-    single, single_log = load_file(tmp_path / "1.safetensors"), json.loads((tmp_path / "1.json").read_text())
+        log = json.loads((tmp_path / f"{count}.json").read_text())
+        found[count] = load_file(tmp_path / f"{count}.safetensors"), log
+    single, single_log = found[1]
     assert {"loss/matching", "loss/structure", "loss/image_representation"} <= set(single_log["heads, fusion"])
     for count in (2, 3):
-        several, log = (
-            load_file(tmp_path / f"{count}.safetensors"),
-            json.loads((tmp_path / f"{count}.json").read_text()),
-        )
+        several, log = found[count]
         torch.testing.assert_close(several.pop("official"), single["official"] / count)  # why ours is another gather
         assert single.keys() - {"official"} == several.keys()
         for name, gradient in several.items():
