@@ -5,11 +5,10 @@ import shutil
 
 import pytest
 from PIL import Image
-from user_tools import adds_up, write
+from user_tools import looked, write
 
 from rvlr_lib import cli
 from rvlr_lib.data import dataset_stamp, load_dataset
-from rvlr_lib.data.check import check
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def collection(tmp_path, draw_collection):
     rows = [{"image": name, "caption": [f"{text} {name}" for text in captions]} for name, captions in told]
 
     def checked(**options):
-        return adds_up(check(write(tmp_path, "x.json", rows), tmp_path / "pictures", **options))
+        return looked(write(tmp_path, "x.json", rows), image_root=tmp_path / "pictures", **options)
 
     return tmp_path / "pictures", rows, checked
 
@@ -80,22 +79,6 @@ def test_faults_of_the_file_are_counted_not_only_the_first(collection):
     assert report.spoiled
     del rows[9:]
     assert found(checked())["split val has fewer than 4 pictures"].spoils
-
-
-def test_identical_and_overlapping_splits_spoil(collection, tmp_path):
-    _, rows, _ = collection
-    for name, part in (("train", rows[:40]), ("rest", rows[40:]), ("more", rows[35:])):
-        write(tmp_path, f"{name}.json", part)
-
-    def index(**content):
-        return adds_up(check(write(tmp_path, "i.yaml", {"image_root": "pictures", **content})))
-
-    assert counts(index(train="train.json", val="rest.json", test="rest.json"), "val and test are identical") == [20]
-    assert not index(train="train.json", val="rest.json", test="rest.json", allow_overlap=True).spoiled
-    overlap = index(train="train.json", held_out="more.json")
-    assert sum(counts(overlap, "pictures in train and val", "pictures in train and test")) == 5
-    assert overlap.spoiled
-    assert not index(train="train.json", held_out="rest.json").spoiled
 
 
 def test_the_command_prints_counts_and_exits_with_1(collection, capsys):
