@@ -15,7 +15,6 @@ from rvlr_lib.data.table import SPLIT_NAMES, Collection, Row, fill, read_table
 UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".raw", ".dng", ".cr2", ".nef")  # pictures that Pillow cannot open
 ABOUT_SPLIT = r"[\s_.\-]*(\d+|set|split|data|images?|imgs?|pictures?|photos?)"
 LIKE_SPLIT = re.compile(rf"(train|training|val|valid|validation|dev|test|testing)({ABOUT_SPLIT})*", re.I)
-LINES = object()  # content of a file with a JSON object on each line
 FORMATS = """formats understood:
   list JSON (ALBEF, X-VLM): [{"image": "a.jpg", "caption": "one" or ["one", "two"], "image_id": 0}, ...]
   JSON lines:         {"image": "a.jpg", "caption": "one"} on every line
@@ -28,22 +27,21 @@ FORMATS = """formats understood:
 
 
 def parse(path: Path) -> Any:
-    """Content of a JSON or YAML file, or :data:`LINES`; ValueError where it is not what its ending says."""
+    """Content of a JSON or YAML file; its text where JSON stands line by line; ValueError where it is none of these."""
     text, kind = read_text(path), path.suffix.lower()
-    try:
-        if kind == ".json":
-            return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if "Extra data" not in str(error) or not text.lstrip().startswith("{"):  # else JSON lines
-            raise ValueError(f"{path} is no valid JSON: {error}") from None
-    if kind not in (".yaml", ".yml"):
-        return LINES
-    import yaml
+    if kind in (".yaml", ".yml"):
+        import yaml
 
+        try:
+            return yaml.safe_load(text)
+        except Exception as error:  # the parser also raises what its types raise: bad dates, keys that are lists
+            raise ValueError(f"{path} is no valid YAML: {error}") from None
     try:
-        return yaml.safe_load(text)
-    except Exception as error:  # the parser also raises what its types raise: bad dates, keys that are lists
-        raise ValueError(f"{path} is no valid YAML: {error}") from None
+        return text if kind in (".jsonl", ".ndjson") else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if "Extra data" in str(error) and text.lstrip().startswith("{"):
+            return text
+        raise ValueError(f"{path} is no valid JSON: {error}") from None
 
 
 def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
@@ -57,8 +55,8 @@ def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
         return rows
     if kind in (".json", ".jsonl", ".ndjson", ".yaml", ".yml"):
         content = parse(file)
-        if content is LINES:
-            return _lines(found, file)
+        if isinstance(content, str) and kind.startswith((".json", ".ndjson")):
+            return _lines(found, file, content)
         if isinstance(content, list) and content:
             return _items(found, file, "list JSON", {f"row {k}": item for k, item in enumerate(content)})
         images = content.get("images") if isinstance(content, dict) else None
@@ -72,8 +70,8 @@ def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
     raise ValueError(f"{file} is {shape}, which is no known format; {FORMATS}")
 
 
-def _lines(found: Collection, file: Path) -> list[Row]:
-    lines, items = read_text(file).removesuffix("\n").split("\n"), dict[str, Any]()
+def _lines(found: Collection, file: Path, text: str) -> list[Row]:
+    lines, items = text.removesuffix("\n").split("\n"), dict[str, Any]()
     for number, line in enumerate(lines, 1):
         found.lines["rows" if line.strip() else "blank"] += 1
         try:
@@ -110,17 +108,19 @@ def _karpathy(found: Collection, file: Path, images: Sequence[Any]) -> list[Row]
 
 
 def _coco(found: Collection, file: Path, images: Sequence[Any], annotations: Sequence[Any]) -> list[Row]:
-    known, told, other = dict[str, dict[str, Any]](), defaultdict[str, dict[str, Any]](dict), 0
+    known, told, other = dict[str, tuple[str, dict[str, Any]]](), defaultdict[str, dict[str, Any]](dict), 0
     for number, image in enumerate(images):
         _need(file, where := f"images[{number}]", image, "id", "file_name")
-        if (first := known.setdefault(str(image["id"]), image)) is not image:
+        _, first = known.setdefault(str(image["id"]), (where, image))
+        if first is not image:
             names = f"{first['file_name']!r} and {image['file_name']!r}"
             raise ValueError(f"{file}, {where}: duplicate id {image['id']!r}, for {names}; ids must differ")
     for number, caption in enumerate(annotations):
         _need(file, where := f"annotations[{number}]", caption, "image_id", "caption")
-        if image := known.get(key := str(caption["image_id"])):
+        if (key := str(caption["image_id"])) in known:
+            place, image = known[key]
             other += type(image["id"]) is not type(caption["image_id"])
-            told[key][where] = {**image, **caption, "file_name": image["file_name"]}
+            told[key][f"{place}, {where}"] = {**image, **caption, "file_name": image["file_name"]}
         else:
             way = "write both as numbers or both as the same text, add the image, or drop the caption"
             fault = f"image_id {caption['image_id']!r} is no id of the images, compared as texts: {way}"
@@ -129,8 +129,8 @@ def _coco(found: Collection, file: Path, images: Sequence[Any], annotations: Seq
         kinds = "ids of images and image_id of annotations are of two types, text and number; matched as text"
         found.notes.append(f"{file}: {kinds} in {other:,} annotations")
     items = dict[str, Any]()
-    for number, (key, image) in enumerate(known.items()):  # a picture without a caption is refused by its empty list
-        items |= told.get(key) or {f"images[{number}]": {**image, "caption": []}}
+    for key, (place, image) in known.items():
+        items |= told.get(key) or {place: {**image, "caption": []}}  # which is refused
     return _items(found, file, "COCO captions JSON", items, image_column="file_name", caption_column="caption")
 
 

@@ -68,8 +68,6 @@ def test_subset_re_indexes_everything():
     with pytest.raises(ValueError, match="empty"):
         dataset.subset([])
 
-
-def test_subset_takes_the_factors_along():
     dataset = load_dataset("scenes", split="val", size=9)
     part = dataset.subset([7, 2])
     assert np.array_equal(part.scene.scene.objects, dataset.scene.scene.objects[[7, 2]])
@@ -118,28 +116,23 @@ def test_fingerprint_tells_data_apart():
     assert grouped.fingerprint() == grouped.subset(range(5)).fingerprint()
     other = dataset.source.array.copy()
     other[2, 3, 4, 1] ^= 1
+    moved = [dataset.captions[0][1:], *dataset.captions[1:]]  # as if one letter moved across the border
     changes = [
         {"source": ArraySource(other)},
         {"captions": ["other", *dataset.captions[1:]]},
         {"captions": ["caption 0\0of 1", *dataset.captions[1:]]},
         {"image_ids": ["other", *dataset.image_ids[1:]]},
         {"caption_image": np.roll(dataset.caption_image, 1)},
-        {
-            "image_ids": [*dataset.image_ids[:-1], "picture4c"],  # as if one letter moved across the border
-            "captions": [dataset.captions[0][1:], *dataset.captions[1:]],
-        },
+        {"image_ids": [*dataset.image_ids[:-1], "picture4c"], "captions": moved},
         {"categories": ["other", *dataset.categories[1:]]},
         {"galleries": None},
     ]
     assert len({same, *(make_dataset(**change).fingerprint() for change in changes)}) == len(changes) + 1
-
-
-def test_fingerprint_covers_the_truth():
-    dataset = load_dataset("scenes", split="val", size=3)
-    objects = dataset.scene.text.objects.copy()
+    scenes = load_dataset("scenes", split="val", size=3)
+    objects = scenes.scene.text.objects.copy()
     objects[0, 0, 0] = (objects[0, 0, 0] + 2) % 8
-    scene = replace(dataset.scene, text=replace(dataset.scene.text, objects=objects))
-    assert replace(dataset, scene=scene).fingerprint() != dataset.fingerprint()
+    truth = replace(scenes.scene, text=replace(scenes.scene.text, objects=objects))
+    assert replace(scenes, scene=truth).fingerprint() != scenes.fingerprint()
 
 
 def test_augment_keeps_the_whole_picture_at_scale_one():
@@ -187,13 +180,17 @@ def test_augment_on_a_gpu_agrees():
     assert augment(pixels.cuda(), torch.Generator("cuda").manual_seed(0)).is_cuda
 
 
-def test_load_dataset_lists_what_there_is():
-    with pytest.raises(ValueError, match="'flickr' is unknown; choose one of: clipart, emoji, scenes"):
-        load_dataset("flickr", split="train")
-    for name in ("emoji", "scenes"):
-        with pytest.raises(ValueError, match=rf"'dev' is unknown; {name} has train, val, test"):
-            load_dataset(name, split="dev")
-        with pytest.raises(ValueError, match="image_root='photos'"):
-            load_dataset(name, split="train", image_root="photos")
-    with pytest.raises(ValueError, match="'detail' is unknown to scenes; it has: text_detail, image_visibility, size"):
-        load_dataset("scenes", split="train", detail=1)
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("flickr", {"split": "train"}, "'flickr' is unknown; choose one of: clipart, emoji, scenes"),
+        ("emoji", {"split": "dev"}, "'dev' is unknown; emoji has train, val, test"),
+        ("a.json", {"split": "dev"}, "'dev' is unknown"),
+        ("a.json", {"split": "val"}, "a.json is not there"),
+        ("scenes", {"split": "train", "image_root": "photos"}, "image_root='photos'"),
+        ("scenes", {"split": "train", "detail": 1}, "'detail' is unknown to scenes; it has: text_detail, image_vis"),
+    ],
+)
+def test_load_dataset_lists_what_there_is(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset(name, **options)
