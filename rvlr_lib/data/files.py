@@ -8,12 +8,6 @@ from pathlib import Path
 HIDDEN = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "__pycache__", "lost+found"}
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # later: one of UTF-32 begins like one of these
-REFUSED = {  # why a file or folder is left out -> what it is and the way out
-    "names that are not UTF-8": "has a name that is not UTF-8: rename it",
-    "links out of the folder": "is a link that leads out of the folder: put what it names there, or take it away",
-    "links to nothing": "is a link to nothing: mend it or take it away",
-    "links in a circle": "is a link to a folder above it: take it away",
-}
 Stamp = tuple[str, int, int, int]
 
 
@@ -82,19 +76,22 @@ def walk(folder: Path, root: Path, *, deep: bool = True) -> Walk:
         except OSError as error:
             raise ValueError(f"folder {shown(place)} cannot be listed: {error.strerror}") from None
         for entry in entries:
-            real, reason = os.path.realpath(entry.path), ""
+            real, reason, fault = os.path.realpath(entry.path), "", ""
             if shown(entry.name) != entry.name:
-                reason = "names that are not UTF-8"
+                reason, fault = "names that are not UTF-8", "has a name that is not UTF-8: rename it"
             elif entry.is_symlink() and not Path(real).is_relative_to(inside):
-                reason = "links out of the folder"
+                reason, fault = (
+                    "links out of the folder",
+                    "is a link that leads out of the folder: put the file there",
+                )
             elif not os.path.exists(real):
-                reason = "links to nothing"
+                reason, fault = "links to nothing", "is a link to nothing: mend it or take it away"
             elif real in above:
-                reason = "links in a circle"
+                reason, fault = "links in a circle", "is a link to a folder above it: take it away"
             if entry.name.startswith((".", "~$")) or entry.name.casefold() in HIDDEN:
                 found.hidden += _count(entry)
             elif reason:
-                found.refused.append((reason, f"{shown(entry.path)} {REFUSED[reason]}", _count(entry)))
+                found.refused.append((reason, f"{shown(entry.path)} {fault}", _count(entry)))
             elif entry.is_file():
                 found.files[prefix + entry.name] = real
             elif entry.is_dir() and deep:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from rvlr_lib.data.dataset import MEMORY_BUDGET, PixelSource, in_threads
+from rvlr_lib.data.dataset import PixelSource, in_threads
 
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pnm".split())
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no format that starts another program
@@ -147,8 +147,8 @@ def equal_files(root: Path, names: Iterable[str]) -> list[list[str]]:
 class FileSource(PixelSource):
     """Pictures in files ``names`` below ``root``, which none may leave, by row."""
 
-    def __init__(self, root: Path, names: Sequence[str], *, memory_budget: int = MEMORY_BUDGET) -> None:
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
         def path(row: int) -> Path:
             return safe_path(Path(root), names[row])
 
-        super().__init__(len(names), lambda row: decode(path(row)), lambda row: path(row).read_bytes(), memory_budget)
+        super().__init__(len(names), lambda row: decode(path(row)), lambda row: path(row).read_bytes())

@@ -184,38 +184,30 @@ def _find(
     file: Path, what: str, names: Sequence[str], columns: Sequence[Any], options: Mapping[str, Any], skip: int = -1
 ) -> list[int]:
     """Column of the picture, or columns of captions whose names differ by a number, empty ones left out."""
-    option = f"{what}_column"
-    known = [_folded(options[option])] if options.get(option) else COLUMNS[what].split()
-    guess = what == "caption" and not options.get(option)
-    fits = [k for k, name in enumerate(names) if k != skip and (name.casefold() in known or (guess and _like(name)))]
-    fits = [k for k in fits if any(map(_folded, columns[k]))] or fits
-    families = list(dict.fromkeys(_base(names[k]) if what == "caption" else str(k) for k in fits))
-    whose, told = "picture" if what == "image" else what, ", ".join(names[k] for k in fits)
-    if len(families) > 1:
+    option, chosen = f"{what}_column", options.get(f"{what}_column")
+    known, guess = [_folded(chosen)] if chosen else COLUMNS[what].split(), what == "caption" and not chosen
+    fits = {k: _family(name) if guess else name.casefold() for k, name in enumerate(names) if k != skip}
+    fits = {k: family for k, family in fits.items() if family in known or (guess and family)}
+    fits = {k: family for k, family in fits.items() if any(map(_folded, columns[k]))} or fits
+    families, told = list(dict.fromkeys(fits.values())), ", ".join(names[k] for k in fits)
+    if len(families) > 1 or (what == "image" and len(fits) > 1):
         fault = f"hold captions: number them ({families[0]}_1, ...), or" if guess else "name the picture:"
         raise ValueError(f"{file}: the columns {told} may all {fault} say which with {option}")
-    if not fits or (guess and families[0] not in known):
+    if not fits or families[0] not in known:
+        whose = "picture" if what == "image" else what
         fault = f"none of them is the {whose}'s, which is one of {', '.join(known)}; or name it with {option}"
         if what == "image" and names and re.search(rf"{PICTURE}(#\d+)?$", names[0], re.I):
             fault += f"; {names[0]!r} looks like a picture, so a header is missing"
         raise ValueError(f"{file} has columns {', '.join(names) or 'none'}; {fault}")
-    return fits
+    return list(fits)
 
 
-def _words(name: str) -> list[str]:
-    """``long``, ``caption`` of longCaption_2."""
-    return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold())
-
-
-def _base(name: str) -> str:
-    """``caption`` of caption_2, caption.1, Captions, caption (3)."""
-    return "_".join(_words(name)).removesuffix("s")
-
-
-def _like(name: str) -> bool:
-    """Whether a name says captions: caption_2, long_caption, humanCaption, but not caption_id."""
-    words = set(_words(name))
-    return _base(name) in COLUMNS["caption"].split() or bool(CAPTION_WORDS & words and not OTHER_WORDS & words)
+def _family(name: str) -> str:
+    """``caption`` of caption_2, caption.1, Captions; ``long_caption`` of longCaption; nothing of caption_id."""
+    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold())
+    family, told = "_".join(words).removesuffix("s"), set(words)
+    of_captions = CAPTION_WORDS & told and not OTHER_WORDS & told
+    return family if of_captions or family in COLUMNS["caption"].split() else ""
 
 
 def read_table(found: Collection, file: Path) -> list[Row] | None:

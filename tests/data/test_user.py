@@ -224,7 +224,6 @@ def test_every_file_that_is_read_is_stamped(place, edited):
     assert "train/new/0.png" in load_dataset(str(place / "folder"), split="train").image_ids
 
 
-KARPATHY = {"images": [{"filename": n, "sentences": [{"raw": "a"}], "split": "train"} for n in NAMES]}
 SOUND = {
     "x.csv": rows("a dog"),
     "x.tsv": rows("a dog", mark="\t"),
@@ -232,39 +231,41 @@ SOUND = {
     "captions.txt": rows("a dog"),
     "l.json": json.dumps([{"image": n, "caption": ["a", "b"], "split": "val"} for n in NAMES]),
     "i.yaml": "all: x.csv\nimage_root: .\n",
-    "k.json": json.dumps(KARPATHY),
+    "k.json": json.dumps({"images": [{"filename": n, "sentences": [{"raw": "a"}], "split": "train"} for n in NAMES]}),
     "x.jsonl": "\n".join(json.dumps({"image": n, "caption": "a"}) for n in NAMES),
 }
 VALUES = [None, 5, -1, 1e400, True, "", "a", [], {}, [None], [[]], {"a": 1}, ["a", 5], float("nan"), "\udce9", "\0"]
 
 
-@pytest.mark.parametrize("name", SOUND)
-def test_no_damaged_file_gives_a_traceback(place, name):
-    draw, text = random.Random(name), SOUND[name]
-    write(place, "x.csv", SOUND["x.csv"])
-    whole = text.encode()
-    damaged = [b"", b"\0", b"\xff\xfe", b"\xff\xfe\0", b"\x89PNG\r\n\x1a\n" + bytes(99), b"[" * 50_000]
-    damaged += [whole[: draw.randrange(len(whole))], whole.replace(b'"', b"", 1), text.encode("utf-16"), whole[::-1]]
+def damaged(name, draw):
+    """Contents of a file as accidents leave them: cut, noisy, in another encoding, with a value of another type."""
+    whole = SOUND[name].encode()
+    yield from (b"", b"\0", b"\xff\xfe", b"\xff\xfe\0", b"\x89PNG\r\n\x1a\n" + bytes(99), b"[" * 50_000, whole[::-1])
+    yield from (whole[: draw.randrange(len(whole))], whole.replace(b'"', b"", 1), SOUND[name].encode("utf-16"))
     for _ in range(9):
         noisy = bytearray(whole)
         for _ in range(draw.randrange(1, 9)):
             noisy[draw.randrange(len(noisy))] = draw.randrange(256)
-        damaged.append(bytes(noisy))
-    for value in VALUES * (name.endswith("json")):
-        content = json.loads(text)
+        yield bytes(noisy)
+    for value in VALUES * name.endswith("json"):
+        content = json.loads(SOUND[name])
         spot = (content if isinstance(content, list) else content[draw.choice(list(content))])[draw.randrange(3)]
         spot[draw.choice(list(spot))] = value
-        damaged.append(json.dumps(content).encode())
+        yield json.dumps(content).encode()
     if name == "i.yaml":
-        keys = "train all held_out image_root folders split_seed max_bad_pictures allow_overlap sources".split()
-        damaged += [yaml.safe_dump({"all": "x.csv", key: value}).encode() for key in keys for value in VALUES[:-1]]
-        damaged += [b"all: 2024-13-45", b"{[a]: b, all: x.csv}", b"all: x.csv\nall: [x.csv, x.tsv]", b"a: &a [*a]"]
-    for data in damaged:
+        for key in "train all held_out image_root folders split_seed max_bad_pictures allow_overlap sources".split():
+            yield from (yaml.safe_dump({"all": "x.csv", key: value}).encode() for value in VALUES[:-1])
+        yield from (b"all: 2024-13-45", b"{[a]: b, all: x.csv}", b"all: x.csv\nall: [x.csv, x.tsv]", b"a: &a [*a]")
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_no_damaged_file_gives_a_traceback(place, name):
+    write(place, "x.csv", SOUND["x.csv"])
+    for data in damaged(name, random.Random(name)):
         (place / name).write_bytes(data)
         for look in (looked, lambda path: load_dataset(str(path), split="train")):
             try:
-                found = look(place / name)
-                said = f"{place} {found}"
+                said = f"{place} {look(place / name)}"
             except ValueError as error:
                 said = str(error)
             said.encode()  # no half characters
