@@ -150,7 +150,8 @@ def _frame(found: Collection, key: str, rows: list[Row]) -> Any:
             found.refused[reason].append(f"{row.where}: {message}")
             described.add(picture)  # its fault is enough
         texts = captions_in(row.captions)
-        found.lost.update([] if texts else [reason or "without a caption"])
+        if not texts:
+            found.lost[reason or "without a caption"] += 1
         for text, fault in texts:
             clean = "" if fault else clean_caption(text)
             fault = fault or ("" if clean else EMPTY)

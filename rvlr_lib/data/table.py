@@ -231,18 +231,17 @@ def read_table(found: Collection, file: Path) -> list[Row] | None:
     picture = next((k for k, name in enumerate(names) if _folded(name) in known), 0)
     rows = _split_lines(found, file, lines, mark)[headed:]
     found.lines.update({"rows": -headed, "header": headed})
-    shapes = {_shape(row[picture]) for _, _, row in rows if len(row) == len(names)} - {""}
-    tab, cells = mark == "\t", dict[str, list[str]]()
+    shapes = set(map(_shape, {row[picture] for _, _, row in rows if len(row) == len(names)})) - {""}
+    cells = dict[str, list[str]]()
     for first, last, row in rows:
-        held = f"{file}, line {first}: {len(row)} field{'s' * (len(row) > 1)}, the header has {len(names)}"
-        if len(row) < len(names):
-            way = f"{', '.join(names[len(row) :])} missing; complete the line, which is cut short or broken in two"
-            found.lose("rows with too few fields", f"{held}: {way}")
-        elif len(row) > len(names):
-            way = (
-                "a caption holds a tab: replace it by a space" if tab else f"a caption that holds {mark!r} needs quotes"
-            )
-            found.lose("rows with too many fields", f"{held}: {way}")
+        if len(row) != len(names):
+            few, way = len(row) < len(names), f"a caption that holds {mark!r} needs quotes"
+            if few:
+                way = f"{', '.join(names[len(row) :])} missing; complete the line, which is cut short or broken in two"
+            elif mark == "\t":
+                way = "a caption holds a tab: replace it by a space"
+            counts = f"{len(row)} field{'s' * (len(row) > 1)}, the header has {len(names)}"
+            found.lose(f"rows with too {'few' if few else 'many'} fields", f"{file}, line {first}: {counts}: {way}")
         elif line := next((line for line in lines[first:last] if _is_row(line, mark, picture, shapes)), ""):
             held = f"{file}, lines {first} to {last}: a quoted field holds {line.strip()[:60]!r}"
             way = "which looks like a row of its own: close or double the quotation marks"
@@ -260,11 +259,13 @@ def _split_lines(found: Collection, file: Path, lines: list[str], mark: str) -> 
     try:
         for row in reader:
             first, last = last + 1, reader.line_num
-            kind = "rows" if any(map(str.strip, row)) else "blank"
-            found.lines.update({kind: 1, "further lines of quoted fields": last - first})
-            if kind == "rows":
-                row = row if quoted else [QUOTED.sub(lambda cell: cell[1].replace('""', '"'), cell) for cell in row]
-                rows.append((first, last, row))
+            found.lines["further lines of quoted fields"] += last - first
+            if not any(map(str.strip, row)):
+                found.lines["blank"] += 1
+                continue
+            found.lines["rows"] += 1
+            row = row if quoted else [QUOTED.sub(lambda cell: cell[1].replace('""', '"'), cell) for cell in row]
+            rows.append((first, last, row))
     except csv.Error as error:
         hint = "a quotation mark in a caption is doubled, and closed at its end"
         raise ValueError(f"{file}, line {last + 1}: {error}; check the quotes: {hint}") from None
