@@ -156,8 +156,8 @@ def _flagged_only(found: Collection) -> list[str]:
 def _accounts(report: Report, found: Collection, bad: dict[str, str]) -> None:
     """What became of every row, line, caption, picture and file."""
     used, frame = set(found.used.picture), found.frame
-    good = used - bad.keys()
-    rows = Counter(frame.assign(lost=frame.fate != "used").sort_values("lost").drop_duplicates("row").fate)
+    good, unused_last = used - bad.keys(), frame.iloc[(frame.fate != "used").argsort(kind="stable")]
+    rows = Counter(unused_last.drop_duplicates("row").fate)  # a row is used where one of its captions is
     missing, alone = sum(map(_missing, bad.values())), len(_flagged_only(found))
     pictures = {"used": len(used) - len(bad), "missing": missing, "unreadable": len(bad) - missing}
     pictures |= {"with flagged captions only": alone, "refused": len(found.named) - len(used) - alone}
