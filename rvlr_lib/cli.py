@@ -183,7 +183,7 @@ def data(check: str, decode: bool, model: str, keep_flagged: bool, **options: An
     print(found)
     if not decode and not found.spoiled:
         print("headers only: --decode also finds pictures that are cut short")
-    return found.status
+    return int(found.spoiled)
 
 
 def config(presets: list[str], set: Pairs) -> None:

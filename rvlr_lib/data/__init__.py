@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rvlr_lib.data.clipart import clipart_stamps, load_clipart
-from rvlr_lib.data.collection import PREPARED
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, augment
 from rvlr_lib.data.dial import ImbalanceSpec, impose, mismatch_index
 from rvlr_lib.data.emoji import load_emoji
-from rvlr_lib.data.own import file_stamps, load_files
+from rvlr_lib.data.own import PREPARED, file_stamps, load_files
 from rvlr_lib.data.relevance import clean_caption, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.scenes import load_scenes
 from rvlr_lib.data.truth import bayes_ceiling, shown_share, told_share

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rvlr_lib.data.collection import hashed_split
 from rvlr_lib.data.dataset import ImageTextDataset, evenly, in_threads
 from rvlr_lib.data.files import Stamp, printable, stamp, walk
+from rvlr_lib.data.own import hashed_split
 from rvlr_lib.data.pictures import MAX_PIXELS, FileSource, equal_files
 from rvlr_lib.data.relevance import clean_caption
 

@@ -8,12 +8,6 @@ from pathlib import Path
 HIDDEN = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "__pycache__", "lost+found"}
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # later: one of UTF-32 begins like one of these
-REFUSED = {  # why a file or folder is left out -> what it is and the way out
-    "names that are not UTF-8": "has a name that is not UTF-8: rename it",
-    "links out of the folder": "is a link that leads out of the folder: put what it names there, or take it away",
-    "links to nothing": "is a link to nothing: mend it or take it away",
-    "links in a circle": "is a link to a folder above it: take it away",
-}
 Stamp = tuple[str, int, int, int]
 
 
@@ -55,17 +49,17 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         where = f"(byte {error.start} is {data[error.start]:#04x}) on line {data[: error.start].count(10) + 1}"
         raise ValueError(f"{path} is not {encoding.removesuffix('-sig').upper()} {where}: save it as UTF-8") from None
-    if chr(0) in text:
-        line = text.partition(chr(0))[0].count("\n") + 1
+    if "\0" in text:
+        line = text.partition("\0")[0].count("\n") + 1
         raise ValueError(f"{path} holds NUL bytes on line {line}: no text file")
     return text
 
 
 @dataclass
 class Walk:
-    """What lies in a folder and below; ``files``: path below it -> whether a link leads there."""
+    """What lies in a folder and below; ``files``: path below it -> the file it leads to, itself or that of a link."""
 
-    files: dict[str, bool] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     hidden: int = 0  # files of the system or of an editor
     refused: list[tuple[str, str, int]] = field(default_factory=list)  # reason, message, number of files
     folders: list[str] = field(default_factory=list)
@@ -75,30 +69,38 @@ def walk(folder: Path, root: Path, *, deep: bool = True) -> Walk:
     """Every file in a folder; links are followed as long as they stay inside ``root``. ValueError: cannot be listed."""
     found, inside = Walk(), Path(root).resolve()
 
-    def visit(place: str, prefix: str, linked: bool, above: tuple[str, ...]) -> None:
+    def visit(place: str, prefix: str, above: tuple[str, ...]) -> None:
         found.folders.append(place)
         try:
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
             raise ValueError(f"folder {shown(place)} cannot be listed: {error.strerror}") from None
         for entry in entries:
-            link, real = entry.is_symlink(), os.path.realpath(entry.path)
-            unknown, away = shown(entry.name) != entry.name, link and not Path(real).is_relative_to(inside)
-            fates = (unknown, away, link and not os.path.exists(real), entry.is_dir() and real in above)
-            reason = next((reason for reason, fate in zip(REFUSED, fates, strict=True) if fate), "")
+            real, reason, fault = os.path.realpath(entry.path), "", ""
+            if shown(entry.name) != entry.name:
+                reason, fault = "names that are not UTF-8", "has a name that is not UTF-8: rename it"
+            elif entry.is_symlink() and not Path(real).is_relative_to(inside):
+                reason, fault = (
+                    "links out of the folder",
+                    "is a link that leads out of the folder: put the file there",
+                )
+            elif not os.path.exists(real):
+                reason, fault = "links to nothing", "is a link to nothing: mend it or take it away"
+            elif real in above:
+                reason, fault = "links in a circle", "is a link to a folder above it: take it away"
             if entry.name.startswith((".", "~$")) or entry.name.casefold() in HIDDEN:
                 found.hidden += _count(entry)
             elif reason:
-                found.refused.append((reason, f"{shown(entry.path)} {REFUSED[reason]}", _count(entry)))
+                found.refused.append((reason, f"{shown(entry.path)} {fault}", _count(entry)))
             elif entry.is_file():
-                found.files[prefix + entry.name] = linked or link
+                found.files[prefix + entry.name] = real
             elif entry.is_dir() and deep:
-                visit(entry.path, f"{prefix}{entry.name}/", linked or link, (*above, real))
+                visit(entry.path, f"{prefix}{entry.name}/", (*above, real))
 
-    visit(str(folder), "", False, (os.path.realpath(folder),))
+    visit(str(folder), "", (os.path.realpath(folder),))
     return found
 
 
 def _count(entry: os.DirEntry) -> int:
-    whole = entry.is_dir(follow_symlinks=False)
-    return sum(len(files) for _, _, files in os.walk(entry.path)) if whole else 1
+    """Files of an entry that is left out; a link is one."""
+    return sum(len(files) for _, _, files in os.walk(entry.path)) if entry.is_dir(follow_symlinks=False) else 1

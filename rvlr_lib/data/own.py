@@ -1,18 +1,208 @@
-"""Data sets of one's own pictures: a collection, read once as long as its files stay, to a data set."""
+"""Your own pictures: every format to one frame of captions, a split for every picture, and a split to a data set."""
 
+import hashlib
 import os
-from pathlib import Path
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from rvlr_lib.data.collection import read_collection, stamp_of
-from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
-from rvlr_lib.data.files import shown, stamp
-from rvlr_lib.data.pictures import FileSource, check_header, decode, faults
-from rvlr_lib.data.table import Collection
+from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, evenly
+from rvlr_lib.data.files import printable, shown, stamp
+from rvlr_lib.data.formats import FORMATS, parse, read_part
+from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, faults
+from rvlr_lib.data.relevance import clean_caption
+from rvlr_lib.data.table import EMPTY, WAYS_OUT, Collection, Row, Unusable, captions_in, split_in
 
 FEWEST = 4  # pictures in a split; the notebooks show the first four queries
+PUBLISHED = Path(__file__).parent / "published"
+PREPARED = ("flickr30k", "coco", "vizwiz")
+COLUMNS = "picture clean category flags fate row".split()
+KEYS = (*SPLITS, "all", "held_out")
+INDEX: dict[str, tuple[type, ...]] = {  # keys of an index and their types
+    **dict.fromkeys(KEYS, (str, list)),
+    **dict.fromkeys(("image_root", "image_column", "caption_column"), (str,)),
+    **dict.fromkeys(("split_seed", "max_bad_pictures"), (int,)),
+    **dict.fromkeys(("allow_overlap", "keep_flagged"), (bool,)),
+    **dict.fromkeys(("folders", "sources"), (dict,)),
+}
+
+
+def hashed_split(image_id: str, seed: int = 0) -> str:
+    """80 % train, 10 % val, 10 % test, by SHA-256 of seed and id alone: more or fewer pictures move no other.
+
+    >>> [hashed_split(f"{i}.jpg") for i in range(5)]
+    ['train', 'train', 'train', 'train', 'val']
+    """
+    share = int.from_bytes(hashlib.sha256(f"{seed}:{image_id}".encode()).digest()[:8]) / 2**64
+    return "train" if share < 0.8 else "val" if share < 0.9 else "test"
+
+
+def data_home() -> Path:
+    """Folder of the published data sets: ``$RVLR_DATA``, else ``data/`` of the checkout, else ``data/`` here."""
+    checkout = Path(__file__).parents[2]
+    return Path(os.environ.get("RVLR_DATA") or (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "data")
+
+
+def missing_sources(path: str | Path) -> dict[str, str]:
+    """Files that a published data set lacks -> what they are and where they come from."""
+    sources = parse(PUBLISHED / f"{path}.yaml")["sources"] if str(path) in PREPARED else {}
+    return {name: source for name, source in sources.items() if not (data_home() / path / name).exists()}
+
+
+def read_collection(path: str | Path, image_root: str | Path | None = None, **options: Any) -> Collection:
+    """An annotation file, a folder, an index or a published data set; options as of :func:`rvlr_lib.data.load_files`.
+
+    Raises:
+        ValueError: no such file or folder, an unknown shape, a missing column or key, no text. What is wrong with
+            single rows, captions and pictures is collected in ``refused``.
+    """
+    import pandas as pd
+
+    file, base = printable(Path(path)), Path(path).parent
+    if str(path) in PREPARED:
+        file, base = PUBLISHED / f"{path}.yaml", data_home() / path
+    if not (os.path.isfile(file) or os.path.isdir(file)):
+        fault = "neither a file nor a folder" if os.path.exists(file) else "not there"
+        raise ValueError(f"{file} is {fault}; give an annotation file, a folder or an index; {FORMATS}")
+    if missing := missing_sources(path):
+        steps = "\n  ".join(f"{name}: {source}" for name, source in missing.items())
+        raise ValueError(f"{base} lacks files (set RVLR_DATA to look elsewhere than {base.parent}):\n  {steps}")
+    before, index = stamp(file), _index(file)
+    root = printable(Path(image_root or (file if file.is_dir() else base / index.get("image_root", "."))))
+    if not os.path.isdir(root):
+        raise ValueError(f"image_root {root} is no folder; give the folder of the pictures")
+    given = {name: value for name, value in options.items() if value is not None}
+    found = Collection(Path(path), root, {**index, **given}, own_splits=bool(index) and "all" not in index)
+    found.stamps += [before] if index else []
+    frames = []
+    for key in KEYS:
+        names, rows = index.get(key, []) if index else [file.name] * (key == "all"), list[Row]()
+        for name in [names] if isinstance(names, str) else names:
+            place = base / name if index else file
+            if not os.path.exists(place):
+                raise ValueError(f"{file}: {key} names {name!r}, and {shown(place)} is not there")
+            rows += read_part(found, place, assigned=key not in ("all", "held_out"))
+        frames.append(_frame(found, key, rows))
+    found.frame = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+    found.kinds = {f"index of {', '.join(found.kinds)}": None} if index else found.kinds
+    names = {split: set(found.used.picture[found.used.split == split]) for split in SPLITS}
+    for one, two in combinations(SPLITS, 2):
+        shared, what = sorted(names[one] & names[two]), f"{one} and {two}"
+        way = "name one file as held_out, which is halved into val and test, or say allow_overlap: true in the index"
+        kind = f"{what} are identical, pictures" if names[one] == names[two] else f"pictures in {what}"
+        for name in [] if found.options.get("allow_overlap") else shared:
+            found.refused[kind].append(f"{found.path}: {what} share {len(shared)} pictures, such as {name!r}: {way}")
+    found.stamps += [stamp(f"{root}/{name}") for name in found.named]
+    return found
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """An index whose keys are known and whose values are of their types; empty where the file is none."""
+    index = parse(path) if path.suffix.lower() in (".json", ".yaml", ".yml") and not path.is_dir() else None
+    if not isinstance(index, dict) or not set(index) & set(KEYS):
+        return {}
+    index = {key: value for key, value in index.items() if value is not None}
+    for key, value in index.items():
+        if key not in INDEX:
+            raise ValueError(f"{path}: unknown key {key!r}; an index has: {', '.join(INDEX)}")
+        texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        sound = type(value) in INDEX[key] and all(isinstance(text, str) and shown(text) == text for text in texts)
+        if not sound or shown(str(value)) != str(value) or (type(value) is int and value < 0):
+            kinds = " or ".join(kind.__name__ for kind in INDEX[key])
+            raise ValueError(f"{path}: {key} is {value!a}, expected {kinds} of texts, or a number from 0")
+    return index
+
+
+def _frame(found: Collection, key: str, rows: list[Row]) -> Any:
+    """Captions of one key of the index, each with a split or a reason why it is no use."""
+    import pandas as pd
+
+    captions, order, described = list[tuple[Any, ...]](), dict[str, int](), set[str]()
+    splits, owners = dict[str, str | None](), dict[str, str]()  # split of a picture, picture of an image_id
+    folder = found.options.get("folders", {}).get(key, "")
+
+    def check(row: Row, picture: str) -> None:
+        split = split_in(row.split)
+        if row.image_id is not None and (other := owners.setdefault(str(row.image_id), picture)) != picture:
+            message = f"image_id {row.image_id!r} names {other!r} and {picture!r}; give every picture its own id"
+            raise Unusable("image ids of two pictures", message)
+        if (first := splits.setdefault(picture, split)) != split:
+            message = f"{picture!r} is in split {first!r} and {split!r}; choose one"
+            raise Unusable("pictures in two splits", message)
+        if split and key not in ("all", split):
+            message = f"the row says {split}, the index {key}: name the file under all, and the rows decide"
+            raise Unusable("rows of another split", message)
+
+    for row in rows:
+        found.rows_read += 1
+        picture, reason = "", ""
+        try:
+            if not isinstance(row.picture, str):
+                raise Unusable("refused paths", f"the picture's path is {row.picture!r}, expected text")
+            picture = _name(row.picture, folder)
+            order.setdefault(picture, len(order))
+            check(row, picture)
+        except Unusable as error:
+            reason, message = error.args
+            found.refused[reason].append(f"{row.where}: {message}")
+            described.add(picture)  # its fault is enough
+        texts = captions_in(row.captions)
+        if not texts:
+            found.lost[reason or "without a caption"] += 1
+        for text, fault in texts:
+            clean = "" if fault else clean_caption(text)
+            fault = fault or ("" if clean else EMPTY)
+            if fault and not reason:
+                found.refused[fault].append(f"{row.where}: {WAYS_OUT[fault].format(text[:80], picture)}")
+            if not (fault or reason):
+                described.add(picture)
+            flagged = f"left out as {row.flags}" if row.flags and not found.options.get("keep_flagged") else ""
+            fate = reason or fault or flagged or "used"
+            captions.append((picture, clean, row.category, row.flags, fate, found.rows_read))
+    captions.sort(key=lambda caption: order.get(caption[0], -1))
+    frame = pd.DataFrame(captions, columns=COLUMNS, dtype=object).astype({"row": int})
+    good = set(frame.picture[frame.fate == "used"])
+    own_splits = any(splits.get(picture) for picture in good)
+    for picture in order:
+        if picture not in described:
+            found.refused["pictures without a caption"].append(f"{found.path}: picture {picture!r} has no caption")
+        elif own_splits and picture in good and not splits.get(picture):
+            message = f"{found.path}: {picture!r} has no split, others have; give one to every picture or to none"
+            found.refused["pictures without a split"].append(message)
+    if key in SPLITS:
+        splits = dict.fromkeys(order, key)
+    elif not own_splits:  # by a hash; equal files are never in two splits
+        first = {name: min(group) for group in equal_files(found.root, order) for name in group}
+        choose, seed = hashed_split if key == "all" else _half, int(found.options.get("split_seed", 0))
+        splits = {name: choose(first.get(name, name), seed) for name in order}
+    found.named |= dict.fromkeys(order)
+    found.own_splits |= own_splits
+    frame["split"] = frame.picture.map(splits)
+    return frame
+
+
+def _half(image_id: str, seed: int) -> str:
+    return "val" if hashlib.sha256(f"half:{seed}:{image_id}".encode()).digest()[0] & 1 else "test"
+
+
+@lru_cache(maxsize=2**17)  # a picture has several rows
+def _name(name: str, folder: str) -> str:
+    """A picture's name below the root, spelt in one way; :class:`Unusable` where it may not be used."""
+    spelt = (f"{folder}/{name}" if folder else name).replace("\\", "/")
+    try:
+        check_name(spelt)
+        if shown(spelt) != spelt:
+            raise ValueError(f"the name {spelt} is not UTF-8: rename the picture")
+        if spelt.rsplit("/", 1)[-1].startswith("._") or "__MACOSX" in spelt.split("/"):
+            raise ValueError(f"picture {name!r} is a hidden file of a system, no picture: leave its row out")
+    except ValueError as error:
+        raise Unusable("refused paths", shown(str(error))) from None
+    return PurePosixPath(spelt).as_posix()
+
+
 _READ: dict[tuple[Any, ...], Collection] = {}
 
 
@@ -21,8 +211,7 @@ def _collection(path: str | Path, image_root: str | Path | None, options: dict[s
     given = sorted((name, value) for name, value in options.items() if value is not None)
     key = (str(path), str(image_root), os.getcwd(), os.environ.get("RVLR_DATA"), *given)
     found = _READ.pop(key, None)
-    fresh = found and all(stamp(old[0]) == old for old in found.stamps)
-    if not found or not fresh or stamp_of(found.root, found.named) != found.picture_stamps:
+    if not found or any(stamp(old[0]) != old for old in found.stamps):
         found = read_collection(path, image_root, **options)
         print(found.describe())
     _READ[key] = found
@@ -32,9 +221,8 @@ def _collection(path: str | Path, image_root: str | Path | None, options: dict[s
 
 
 def file_stamps(path: str | Path, image_root: str | Path | None = None, **options: Any) -> tuple[Any, ...]:
-    """Stamps of every file that a collection is read from, its pictures as one; errors as :func:`read_collection`."""
-    found = _collection(path, image_root, options)
-    return (*found.stamps, found.picture_stamps)
+    """Stamps of every file that a collection is read from and of its pictures; errors as :func:`read_collection`."""
+    return tuple(_collection(path, image_root, options).stamps)
 
 
 def load_files(
@@ -68,8 +256,6 @@ def load_files(
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; own pictures have {', '.join(SPLITS)}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} is too small; give at least 1, or None for all")
     columns = {"image_column": image_column, "caption_column": caption_column}
     found = _collection(path, image_root, {**columns, "split_seed": split_seed, "keep_flagged": keep_flagged})
     for kind, messages in found.refused.items():
@@ -77,9 +263,7 @@ def load_files(
         raise ValueError(messages[0] + more)
     allowed = int(found.options.get("max_bad_pictures", 0) if max_bad_pictures is None else max_bad_pictures)
     part = found.used[found.used.split == split]
-    names = list(part.picture.unique())
-    if limit is not None and limit < len(names):
-        names = [names[i] for i in np.linspace(0, len(names) - 1, limit).astype(int)]
+    names = evenly(list(part.picture.unique()), limit)
     bad = faults(decode if allowed else check_header, found.root, names)
     first = f"the first: {next(iter(bad.values()), '')}"
     if len(bad) > allowed:
@@ -97,7 +281,7 @@ def load_files(
     kinds = part.drop_duplicates("picture").category.tolist()
     info = {"format": ", ".join(found.kinds), "own_splits": found.own_splits, "images": len(names), "limit": limit}
     info |= {"split_seed": found.options.get("split_seed", 0), "bad_pictures_left_out": sorted(bad)}
-    info["flagged_captions_left_out"] = 0 if found.keep_flagged else int((found.frame["flags"] != "").sum())
+    info["flagged_captions_left_out"] = len(found.left_out)
     return ImageTextDataset(
         name=found.path.stem,
         split=split,

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from rvlr_lib.data.dataset import PixelSource, in_threads
 
@@ -102,30 +103,20 @@ def _open(path: Path) -> Image.Image:
     return picture
 
 
-def faults(
-    look: Callable[[Path], object],
-    root: Path,
-    names: Sequence[str],
-    follow: Callable[[Iterable[str | None]], Iterable[str | None]] = iter,
-) -> dict[str, str]:
-    """Files below ``root`` -> what ``look`` (:func:`check_header` or :func:`decode`) finds wrong with them.
-
-    ``follow`` may show how far the looking is.
-    """
+def faults(look: Callable[[Path], object], root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Files below ``root`` -> what ``look`` (:func:`check_header` or :func:`decode`) finds wrong with them."""
 
     def one(name: str) -> str | None:
         try:
-            check_name(name)
-            if not os.path.exists(f"{root}/{name}"):  # quick, and there may be many
-                _open(root / name)
             look(safe_path(root, name))
         except (ValueError, OSError) as error:
             return str(error)
         return None
 
+    said = tqdm(in_threads(one, names), "pictures", len(names), delay=5, disable=None, unit="file")  # on a terminal
     with warnings.catch_warnings():  # here, not in the threads: the filters are the whole process's
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused, so no need to warn
-        return {name: why for name, why in zip(names, follow(in_threads(one, names)), strict=True) if why}
+        return {name: why for name, why in zip(names, said, strict=True) if why}
 
 
 def equal_files(root: Path, names: Iterable[str]) -> list[list[str]]:
@@ -133,25 +124,24 @@ def equal_files(root: Path, names: Iterable[str]) -> list[list[str]]:
 
     Only files of equal size that begin alike are read whole.
     """
+
+    def beginning(path: str) -> bytes:
+        with open(path, "rb") as file:
+            return file.read(4096)
+
+    def digest(path: str) -> bytes:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
     groups = [[name for name in names if os.path.isfile(f"{root}/{name}")]]
-    for look in (os.path.getsize, _beginning, _digest):
+    for look, run in ((os.path.getsize, map), (beginning, in_threads), (digest, in_threads)):
         asked = [(place, name) for place, group in enumerate(groups) for name in group]
-        run = map if look is os.path.getsize else in_threads  # a size is quicker than a thread
+        values = run(look, [f"{root}/{name}" for _, name in asked])
         found: dict[tuple[int, object], list[str]] = defaultdict(list)
-        for (place, name), value in zip(asked, run(look, [f"{root}/{name}" for _, name in asked]), strict=True):
+        for (place, name), value in zip(asked, values, strict=True):
             found[place, value].append(name)
         groups = [group for group in found.values() if len(group) > 1]
     return groups
-
-
-def _beginning(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(4096)
-
-
-def _digest(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 class FileSource(PixelSource):

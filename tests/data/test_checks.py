@@ -5,109 +5,78 @@ import shutil
 
 import pytest
 from PIL import Image
-from user_tools import adds_up, write
+from user_tools import looked, write
 
 from rvlr_lib import cli
 from rvlr_lib.data import dataset_stamp, load_dataset
-from rvlr_lib.data.check import check
 
 
 @pytest.fixture
 def collection(tmp_path, draw_collection):
-    """Folder, rows and a function that writes them and checks them."""
-    told = draw_collection(tmp_path / "pictures", 60)
-    rows = [{"image": name, "caption": [f"{text} {name}" for text in captions]} for name, captions in told]
+    """Rows of a list JSON with splits, and a function that writes and checks them."""
+    rows = []
+    for number, (name, captions) in enumerate(draw_collection(tmp_path, 60)):
+        split = ("train", "val", "test")[(number >= 40) + (number >= 50)]
+        rows.append({"image": name, "caption": [f"{text} {name}" for text in captions], "split": split})
 
     def checked(**options):
-        return adds_up(check(write(tmp_path, "x.json", rows), tmp_path / "pictures", **options))
+        report = looked(write(tmp_path, "x.json", rows), **options)
+        return report, {finding.what.split(" (")[0]: finding for finding in report.findings}
 
-    return tmp_path / "pictures", rows, checked
-
-
-def found(report):
-    return {finding.what.split(",")[0].split(" (")[0]: finding for finding in report.findings}
+    return rows, checked
 
 
-def counts(report, *names):
-    return [found(report)[name].count if name in found(report) else 0 for name in names]
-
-
-def test_missing_and_unreadable_pictures_spoil_unless_allowed(collection):
-    folder, rows, checked = collection
-    report = checked()
-    assert not report.spoiled
+def test_everything_that_is_wrong_is_counted_and_named(tmp_path, collection):
+    rows, checked = collection
+    report, found = checked(full=True)
     assert str(report).endswith("ready")
-    assert "list JSON" in str(report)
     assert "captions per picture: pictures  1: 12, 2: 12, 3: 12, 4: 12, 5: 12" in str(report)
-    assert counts(report, "pictures with one caption") == [12]
-    (folder / rows[0]["image"]).unlink()
-    (folder / rows[3]["image"]).write_bytes(b"")
-    cut = folder / rows[6]["image"]
-    cut.write_bytes(cut.read_bytes()[:-200])
-    Image.new("RGBA", (9, 9), (255, 255, 255, 0)).save(folder / rows[9]["image"])
-    kinds = ("missing pictures", "unreadable pictures", "pictures of a single colour")
-    assert (counts(checked(), *kinds), counts(checked(full=True), *kinds)) == ([1, 1, 0], [1, 2, 1])
-    assert "NOT READY: 2 of these" in str(checked())
-    assert not checked(full=True, max_bad_pictures=3).spoiled
-
-
-def test_equal_files_and_shared_captions(collection):
-    folder, rows, checked = collection
-    for number, row in enumerate(rows):
-        row["split"] = ("train", "val", "test")[(number >= 40) + (number >= 50)]
+    assert {what: (finding.count, finding.spoils) for what, finding in found.items()} == {
+        "pictures with one caption": (12, False)
+    }
+    files = [tmp_path / row["image"] for row in rows]
+    files[0].unlink()
+    files[3].write_bytes(b"")
+    files[6].write_bytes(files[6].read_bytes()[:-200])
+    Image.new("RGBA", (9, 9), (255, 255, 255, 0)).save(files[9])
+    for source, target in ((1, 2), (7, 57)):
+        shutil.copy(files[source], files[target])
     rows[4]["caption"], rows[5]["caption"], rows[55]["caption"] = ["A dog!", "a dog"], ["a DOG"], ["a dog"]
-    shutil.copy(folder / rows[1]["image"], folder / rows[2]["image"])
-    report = checked()
-    assert found(report)["pictures that repeat a caption"].examples == (rows[4]["image"],)
-    shared = found(report)["captions that several pictures of a split share"]
-    assert shared.examples == ("train: 'a dog' of 2 pictures",)
-    assert counts(report, "equal picture files within a split") == [1]
-    assert not report.spoiled
-    shutil.copy(folder / rows[1]["image"], folder / rows[55]["image"])
-    finding = found(checked())["equal picture files in two splits"]
-    assert (finding.spoils, finding.examples) == (True, (" = ".join(rows[i]["image"] for i in (1, 2, 55)),))
+    rows[11]["caption"], rows[12]["caption"] = ["", "fine"], ["!", "?"]
+    rows[13]["image"], rows[14]["image"], rows[16]["caption"] = "../x.jpg", "/x.jpg", ["word " * 40]
+    report, found = checked(full=True, token_lengths=lambda texts: [len(text.split()) for text in texts], context=32)
+    assert {what: finding.count for what, finding in found.items() if finding.spoils} == {
+        "empty captions": 3,
+        "refused paths": 2,
+        "pictures without a caption": 1,
+        "missing pictures": 1,
+        "unreadable pictures": 2,
+        "equal picture files in two splits, groups": 1,
+    }
+    assert "NOT READY: 6 of these" in str(report)
+    notes = {
+        "pictures of a single colour": files[9].relative_to(tmp_path).as_posix(),
+        "equal picture files within a split, groups": f"{rows[1]['image']} = {rows[2]['image']}",
+        "pictures that repeat a caption": rows[4]["image"],
+        "captions that several pictures of a split share": "train: 'a dog' of 2 pictures",
+        "captions longer than the model's context of 32 tokens": f"{'word ' * 14} ...",
+    }
+    assert {what: found[what].examples for what in notes} == {what: (example,) for what, example in notes.items()}
+    assert not checked(full=True, max_bad_pictures=3)[1]["missing pictures"].spoils
+    assert checked()[1]["unreadable pictures"].count == 1  # a header cannot show that a file is cut short
+    del rows[15:]
+    assert checked()[1]["split val has fewer than 4 pictures"].spoils
 
 
-def test_faults_of_the_file_are_counted_not_only_the_first(collection):
-    _, rows, checked = collection
-    rows[0]["caption"], rows[1]["caption"] = ["", "fine"], ["!", "?"]
-    rows[2]["image"], rows[3]["image"] = "../x.jpg", "/x.jpg"
-    rows[4]["caption"] = ["word " * 40]
-    report = checked(token_lengths=lambda captions: [len(caption.split()) for caption in captions], context=32)
-    assert counts(report, "empty captions", "refused paths", "pictures without a caption") == [3, 2, 1]
-    long = "captions longer than the model's context of 32 tokens"
-    assert counts(report, long) == [1]
-    assert report.spoiled
-    del rows[9:]
-    assert found(checked())["split val has fewer than 4 pictures"].spoils
-
-
-def test_identical_and_overlapping_splits_spoil(collection, tmp_path):
-    _, rows, _ = collection
-    for name, part in (("train", rows[:40]), ("rest", rows[40:]), ("more", rows[35:])):
-        write(tmp_path, f"{name}.json", part)
-
-    def index(**content):
-        return adds_up(check(write(tmp_path, "i.yaml", {"image_root": "pictures", **content})))
-
-    assert counts(index(train="train.json", val="rest.json", test="rest.json"), "val and test are identical") == [20]
-    assert not index(train="train.json", val="rest.json", test="rest.json", allow_overlap=True).spoiled
-    overlap = index(train="train.json", held_out="more.json")
-    assert sum(counts(overlap, "pictures in train and val", "pictures in train and test")) == 5
-    assert overlap.spoiled
-    assert not index(train="train.json", held_out="rest.json").spoiled
-
-
-def test_the_command_prints_counts_and_exits_with_1(collection, capsys):
-    folder, rows, checked = collection
+def test_the_command_prints_counts_and_exits_with_1(tmp_path, collection, capsys):
+    rows, checked = collection
     checked()
-    path = str(folder.parent / "x.json")
-    options = ["--image-root", str(folder), "--model", "none"]
+    path, options = str(tmp_path / "x.json"), ["--image-root", str(tmp_path), "--model", "none"]
     assert cli.main(["data", "check", path, *options]) == 0
     out = capsys.readouterr().out
     assert "x.json: list JSON" in out
     assert "--decode also finds" in out
-    (folder / rows[0]["image"]).unlink()
+    (tmp_path / rows[0]["image"]).unlink()
     assert cli.main(["data", "check", path, *options, "--decode"]) == 1
     assert "SPOILS  missing pictures: 1" in capsys.readouterr().out
     assert cli.main(["data", "check", path + "x", *options]) == 2

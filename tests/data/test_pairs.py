@@ -159,12 +159,14 @@ def test_augment_on_a_gpu_agrees():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("flickr", {}, "'flickr' is unknown; choose one of: clipart, emoji, scenes"),
+        ("flickr", {"split": "train"}, "'flickr' is unknown; choose one of: clipart, emoji, scenes"),
         ("emoji", {"split": "dev"}, "'dev' is unknown; emoji has train, val, test"),
-        ("scenes", {"image_root": "photos"}, "image_root='photos'"),
-        ("scenes", {"detail": 1}, "'detail' is unknown to scenes; it has: text_detail, image_visibility, size"),
+        ("a.json", {"split": "dev"}, "'dev' is unknown"),
+        ("a.json", {"split": "val"}, "a.json is not there"),
+        ("scenes", {"split": "train", "image_root": "photos"}, "image_root='photos'"),
+        ("scenes", {"split": "train", "detail": 1}, "'detail' is unknown to scenes; it has: text_detail, image_vis"),
     ],
 )
 def test_load_dataset_lists_what_there_is(name, options, message):
     with pytest.raises(ValueError, match=message):
-        load_dataset(name, **{"split": "train", **options})
+        load_dataset(name, **options)

@@ -1,14 +1,15 @@
 """Every format of a collection, read by hand and by the library; splits, limits, bad pictures."""
 
+import json
 import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
-from user_tools import SPLITS, coco, list_rows, sizes, table, write
+from user_tools import NAMES, SPLITS, captions, coco, list_rows, looked, rows, sizes, spoiled, table, write
 
 from rvlr_lib.data import clean_caption, load_dataset
-from rvlr_lib.data.collection import data_home, hashed_split, read_collection
+from rvlr_lib.data.own import hashed_split, read_collection
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +25,6 @@ def cut(told):
 
 def hashed(told):
     return {split: [row for row in told if hashed_split(row[0]) == split] for split in SPLITS}
-
-
-def karpathy(told):
-    split = {name: key for key, part in cut(told).items() for name, _ in part} | {told[0][0]: "restval"}
-    images = []
-    for name, captions in told:
-        sentences = [{"raw": caption, "tokens": caption.split()} for caption in captions]
-        folder, file = name.split("/")
-        images.append({"filepath": folder, "filename": file, "split": split[name], "sentences": sentences})
-    return {"dataset": "toy", "images": images}
 
 
 def expect(path, parts, **options):
@@ -67,29 +58,28 @@ def test_files_without_splits_are_split_by_hash(tmp_path, drawn, name):
 
 def test_karpathy_json_keeps_its_splits_and_an_index_its_files(tmp_path, drawn, capsys):
     root, told = drawn
-    dataset = expect(write(tmp_path, "dataset_toy.json", karpathy(told)), cut(told), image_root=root)
+    images = []
+    for split, part in cut(told).items():
+        for (folder, file), texts in ((name.split("/"), texts) for name, texts in part):
+            sentences = [{"raw": text, "tokens": text.split()} for text in texts]
+            images.append({"filepath": folder, "filename": file, "split": split, "sentences": sentences})
+        lists = [{"image": name, "caption": texts} for name, texts in part]
+        write(tmp_path, f"{split}.json", lists if split == "val" else list_rows(part))
+    images[0]["split"] = "restval"
+    dataset = expect(write(tmp_path, "dataset_toy.json", {"images": images}), cut(told), image_root=root)
     assert (dataset.name, dataset.info["format"]) == ("dataset_toy", "Karpathy JSON")
     assert capsys.readouterr().out.count("Karpathy JSON; own splits") == 1
-    for split, part in cut(told).items():
-        lists = [{"image": name, "caption": captions} for name, captions in part]
-        write(tmp_path, f"{split}.json", lists if split == "val" else list_rows(part))
     index = {split: f"{split}.json" for split in SPLITS} | {"image_root": root}
     expect(write(tmp_path, "i.json", index), cut(told))
     expect(write(tmp_path, "i.yaml", index), cut(told))
     assert "index of list JSON; own splits; pictures/captions: train 40/" in capsys.readouterr().out
 
 
-def test_a_folder_with_texts_and_one_with_split_folders(tmp_path, draw_collection):
-    told = sorted(draw_collection(tmp_path / "flat", 60))
-    for name, captions in told:
-        (tmp_path / "flat" / name).with_suffix(".txt").write_text("\r\n".join(captions) + "\r\n\n", "utf-8-sig")
-    expect(tmp_path / "flat", hashed(told))
-    for place, (name, captions) in enumerate(told[:20]):
-        target = tmp_path / "own" / ("train", "val", "train", "test")[place % 4] / name.replace("/", "_")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "flat" / name).rename(target)
-        target.with_suffix(".txt").write_text("\n".join(captions), "utf-8")
-    assert sizes(tmp_path / "own") == [10, 5, 5]
+def test_a_folder_of_pictures_beside_texts(tmp_path, draw_collection):
+    told = sorted(draw_collection(tmp_path, 60))
+    for name, texts in told:
+        (tmp_path / name).with_suffix(".txt").write_text("\r\n".join(texts) + "\r\n\n", "utf-8-sig")
+    expect(tmp_path, hashed(told))
 
 
 def test_hash_split_is_stable_seeded_and_about_80_10_10(tmp_path, drawn):
@@ -117,32 +107,34 @@ def test_equal_files_never_fall_into_two_splits(tmp_path, draw_collection):
 
 def test_held_out_files_overlap_and_folders(tmp_path, drawn):
     root, told = drawn
-    for name, part in (("train", told[:30]), ("rest", told[30:])):
+    for name, part in (("train", told[:30]), ("rest", told[30:]), ("more", told[28:])):
         write(tmp_path, f"{name}.json", coco(part))
     files = {"train": "train.json", "val": "rest.json", "test": "rest.json", "image_root": root}
+    index = write(tmp_path, "same.yaml", files)
+    assert spoiled(index)["val and test are identical, pictures"].count == 30
     with pytest.raises(ValueError, match="val and test share 30 pictures.*held_out"):
-        sizes(write(tmp_path, "same.yaml", files))
+        sizes(index)
     assert sizes(write(tmp_path, "allowed.yaml", files | {"allow_overlap": True})) == [30, 30, 30]
+    overlap = spoiled(write(tmp_path, "o.yaml", {"train": "train.json", "held_out": "more.json", "image_root": root}))
+    assert sum(overlap[what].count for what in overlap if what.startswith("pictures in train and")) == 2
     index = write(tmp_path, "h.yaml", {"train": "train.json", "held_out": "rest.json", "image_root": root})
     names = [load_dataset(str(index), split=split).image_ids for split in SPLITS]
     assert sorted(names[1] + names[2]) == sorted(name for name, _ in told[30:])
     assert min(map(len, names)) >= 8
     for letter in "ab":
-        write(tmp_path, f"{letter}.json", coco([(name[2:], captions) for name, captions in told if name[0] == letter]))
+        write(tmp_path, f"{letter}.json", coco([(name[2:], texts) for name, texts in told if name[0] == letter]))
     folders = {"train": "a.json", "held_out": "b.json", "image_root": root, "folders": {"train": "a", "held_out": "b"}}
     expect(write(tmp_path, "f.yaml", folders), {"train": [row for row in told if row[0][0] == "a"]})
 
 
 def test_options_columns_categories_and_limit(tmp_path, drawn):
     root, told = drawn
-    content = [{"image": name, "caption": captions, "category": name[0]} for name, captions in told]
-    path = str(write(tmp_path, "c.json", content))
-    dataset = load_dataset(path, split="train", image_root=root, limit=9)
+    content = [{"image": name, "caption": texts, "category": name[0]} for name, texts in told]
+    dataset = load_dataset(str(write(tmp_path, "c.json", content)), split="train", image_root=root, limit=9)
     assert len(dataset) == 9
     assert dataset.categories == [name[0] for name in dataset.image_ids]
     del content[1]["category"]
-    path = str(write(tmp_path, "d.json", content))
-    assert load_dataset(path, split="train", image_root=root).categories is None
+    assert load_dataset(str(write(tmp_path, "d.json", content)), split="train", image_root=root).categories is None
     path = table(tmp_path / "x.csv", told, header=("Bild", "Satz"))
     columns = {"image_column": "Bild", "caption_column": "Satz"}
     expect(path, hashed(told), image_root=root, **columns)
@@ -166,6 +158,7 @@ BAD_CONTENT = [
     ("x.json", [LONE | {"caption": []}], "picture 'a' has no caption"),
     ("x.json", [LONE | {"image": "../a"}], "row 0: picture '../a' climbs out"),
     ("x.json", [LONE | {"image": "/a"}], "row 0: picture '/a' has an absolute path"),
+    ("x.json", [LONE | {"image": "caf\udce9.png"}], "is not UTF-8: rename"),
     ("x.json", [LONE | {"image": k, "image_id": 1} for k in "ab"], "image_id 1 names 'a' and 'b'"),
     ("x.json", [LONE | {"split": "dev2"}], "split 'dev2' is unknown"),
     ("x.json", [LONE | {"split": split} for split in ("train", "val")], "choose one"),
@@ -174,21 +167,24 @@ BAD_CONTENT = [
     ("x.json", ONE | {"annotations": [{"image_id": 2, "caption": "a"}]}, r"annotations\[0\]: image_id 2 is no id"),
     ("x.json", ONE | {"annotations": []}, "'a' has no caption"),
     ("x.json", {"images": [{"sentences": []}]}, r"images\[0\] lacks the key 'filename'"),
+    ("x.json", [LONE | {"image": f"{i}.jpg"} for i in range(3)], "at least 4 are needed"),
+    ("x.json", "[{", "is no valid JSON"),
+    ("x.json", "[" * 100_000, "is no valid JSON"),
+    ("x.jsonl", '{"image": "a", "caption": "a"}\n{\n', "line 2 is no valid JSON"),
     ("x.yaml", {"train": "a.json", "tset": "b.json"}, "unknown key 'tset'.*held_out"),
     ("x.yaml", {"train": "absent.json"}, "train names 'absent.json'"),
     ("x.yaml", {"train": [], "image_root": "absent"}, "absent is no folder"),
     ("x.yaml", {"train": [], "split_seed": -1}, "split_seed is -1, expected"),
-    ("x.json", [LONE | {"image": f"{i}.jpg"} for i in range(3)], "at least 4 are needed"),
+    ("x.yaml", "train: [a", "is no valid YAML"),
     ("x.csv", "Bild,title\na.jpg,a\n", "columns Bild, title; none of them is the picture's.*image_column"),
     ("x.csv", "filepath,words\na.jpg,a\n", "none of them is the caption's, which is one of title, caption"),
+    ("x.csv", "image,path,caption\n", "image, path may all name the picture.*image_column"),
     ("x.csv", "", "columns none"),
     ("x.csv", "a.jpg,one\nb.jpg,two\n", "'a.jpg' looks like a picture, so a header is missing"),
     ("x.csv", 'filepath,title\na.jpg,"one\n', "line 2: unexpected end of data; check the quotes"),
     ("x.csv", b"filepath,title\na.jpg,caf\xe9\n", r"not UTF-8 \(byte 24 is 0xe9\) on line 2"),
     ("x.csv", b"filepath,title\na.jpg,\0\n", "NUL bytes on line 2"),
-    ("x.json", "[{", "is no valid JSON"),
-    ("x.json", "[" * 100_000, "is no valid JSON"),
-    ("x.yaml", "train: [a", "is no valid YAML"),
+    ("x.csv", "image,caption\na.jpg,一只狗\n".encode("utf-16-le"), "not UTF-8 but UTF-16 without .*save it as UTF-8"),
     ("x.parquet", "PAR1", "is a .parquet file, which is no known format"),
 ]
 
@@ -197,12 +193,8 @@ BAD_CONTENT = [
 def test_bad_content_is_named(tmp_path, name, content, message):
     for number in range(3):
         (tmp_path / f"{number}.jpg").touch()
-    if isinstance(content, bytes):
-        (tmp_path / name).write_bytes(content)
-    else:
-        write(tmp_path, name, content)
     with pytest.raises(ValueError, match=f"(?s){message}") as error:
-        load_dataset(str(tmp_path / name), split="test")
+        load_dataset(str(write(tmp_path, name, content)), split="test")
     assert str(tmp_path) in str(error.value)
 
 
@@ -230,14 +222,20 @@ def test_bad_pictures_are_errors_or_skipped_under_a_cap(tmp_path, draw_collectio
         lazy.pixels([5], 8)
 
 
-def test_names_are_data_sets_files_or_errors(tmp_path, monkeypatch):
-    monkeypatch.setenv("RVLR_DATA", str(tmp_path))
-    assert data_home() == tmp_path
-    missing = "(?s)flickr30k lacks files.*dataset_flickr30k.json: .*http"
-    for path, split, told in (
-        ("flickr30k", "val", missing),
-        ("a.json", "val", "not there"),
-        ("a.json", "dev", "'dev' is"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            load_dataset(path, split=split)
+ENDED = [f"{name}#{k}" for name in NAMES for k in range(2)]
+READ = {
+    "captions.txt": "".join(f"{line}\ta dog {line[-1]}\n" for line in ENDED),
+    "headed/captions.txt": "image,caption\n" + "".join(f"{line},a dog {line[-1]}\n" for line in ENDED),
+    "bars/captions.txt": "image|caption\n" + "".join(f"{line[:-2]}| a dog {line[-1]}\n" for line in ENDED),
+    "metadata.jsonl": "\n".join(json.dumps({"file_name": line[:-2], "text": f"a dog {line[-1]}"}) for line in ENDED),
+    "x.json": "\n".join(json.dumps({"image": line[:-2], "caption": f"a dog {line[-1]}"}) for line in ENDED),
+    "x.csv": rows('"A dog 0"') + "".join(f'{name},"a ""dog,""\n\n1"\n' for name in NAMES),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", READ)
+def test_tables_and_lines_are_read_by_their_content_in_every_marked_encoding(place, name, encoding):
+    path = write(place, name, READ[name].encode(encoding))
+    assert captions(path, image_root=place)["t05.png"] == ["a dog 0", "a dog 1"]
+    assert not looked(path, image_root=str(place)).spoiled

@@ -10,19 +10,19 @@ from PIL import Image
 
 from rvlr_lib.data import load_dataset
 from rvlr_lib.data.check import check
-from rvlr_lib.data.collection import read_collection
+from rvlr_lib.data.own import read_collection
 
 NAMES = [f"t{i:02d}.png" for i in range(40)]
 SPLITS = ("train", "val", "test")
 
 
 def write(place, name, content):
-    """A file of a text, or of what YAML, JSON and JSON lines can hold."""
+    """A file of bytes, of a text, or of what YAML, JSON and JSON lines can hold."""
     path = place / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not isinstance(content, str):
+    if not isinstance(content, str | bytes):
         content = yaml.safe_dump(content) if path.suffix == ".yaml" else json.dumps(content)
-    path.write_text(content, "utf-8")
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
@@ -47,13 +47,10 @@ def list_rows(told):
 def coco(told=None, key=int, other=int, **flags):
     told = told or [(name, [f"a dog {k}" for k in range(3)]) for name in NAMES]
     pairs = [(i, k, text) for i, (_, captions) in enumerate(told) for k, text in enumerate(captions)]
-    flagged = [{flag: k in on for flag, on in flags.items()} for _, k, _ in pairs]
-    return {
-        "images": [{"id": key(i), "file_name": name, "width": 1} for i, (name, _) in enumerate(told)],
-        "annotations": [
-            {"id": n, "image_id": other(i), "caption": text, **flagged[n]} for n, (i, _, text) in enumerate(pairs)
-        ],
-    }
+    texts = [
+        {"image_id": other(i), "caption": text, **{flag: k in on for flag, on in flags.items()}} for i, k, text in pairs
+    ]
+    return {"images": [{"id": key(i), "file_name": name} for i, (name, _) in enumerate(told)], "annotations": texts}
 
 
 def captions(path, **options):
@@ -64,20 +61,22 @@ def sizes(path, **options):
     return [len(load_dataset(str(path), split=split, **options)) for split in SPLITS]
 
 
-def spoiled(path, **options):
-    """Reasons against a collection; loading it must fail with the first of them."""
-    report = adds_up(check(path, **options))
-    if report.spoiled:
-        with pytest.raises(ValueError, match=".") as error:
-            sizes(path, **options)
-        assert str(path.parent) in str(error.value)
-    return {finding.what: finding for finding in report.findings if finding.spoils}
-
-
-def adds_up(report):
+def looked(path, **options):
+    """The report on a collection, whose accounts must add up."""
+    report = check(path, **options)
     for name, (whole, parts) in report.accounts.items():
         assert whole == sum(parts.values()), (name, whole, parts)
     return report
+
+
+def spoiled(path):
+    """Reasons against a collection; loading it must fail with the first of them."""
+    report = looked(path)
+    if report.spoiled:
+        with pytest.raises(ValueError, match=".") as error:
+            sizes(path)
+        assert str(path.parent) in str(error.value)
+    return {finding.what: finding for finding in report.findings if finding.spoils}
 
 
 def fill(place, folders, count=6):
