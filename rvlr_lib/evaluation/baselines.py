@@ -1,7 +1,7 @@
 """Training-free peers: what a practitioner would try on given features before training anything."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
 from typing import Any
@@ -88,46 +88,31 @@ def interpolate_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tenso
         raise ValueError(f"alpha {alpha} is outside 0 to 1")
     first, last = ({k: f"{v.dtype} {list(v.shape)}" for k, v in state.items()} for state in (start, trained))
     if differing := sorted(k for k in first.keys() | last.keys() if first.get(k) != last.get(k)):
-        one = differing[0]
-        raise ValueError(
-            f"{one!r} is {first.get(one, 'not there')} in start and {last.get(one, 'not there')} in trained"
-        )
+        k = differing[0]
+        raise ValueError(f"{k!r} is {first.get(k, 'not there')} in start and {last.get(k, 'not there')} in trained")
     pairs = {name: (start[name].detach().to(after.device), after.detach()) for name, after in trained.items()}
     return {k: torch.lerp(a, b, alpha) if b.is_floating_point() else b.clone() for k, (a, b) in pairs.items()}
 
 
-def choose_on_validation(candidates: Iterable[Mapping[str, Any]], score: Callable[..., float]):
-    """The parameters with the highest ``score(**parameters)``, the first of equals, and that score.
-
-    >>> choose_on_validation([{"k": 1}, {"k": 4}, {"k": 9}], lambda k: -abs(k - 5))
-    ({'k': 4}, -1.0)
-    """
-    scored = [(dict(candidate), float(score(**candidate))) for candidate in candidates]
-    if not scored or any(math.isnan(value) for _, value in scored):
-        raise ValueError(f"expected candidates with a validation score each, got {scored}")
-    return max(scored, key=lambda pair: pair[1])
-
-
 def training_free(
-    features: Features, dataset: ImageTextDataset, *, train=None, validation=None, seed: int = 0, **columns: Any
+    features: Features, dataset: ImageTextDataset, *, splits: tuple[Split, Split] | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """The features as given and under each peer, under the headline relevance; parameters chosen on validation.
 
-    ``train`` gives means, directions and the bank; without both, 40 % of the data set's pictures are train, 20 %
-    validation, 40 % test. ``pca`` and ``spectral_cut`` are chosen by single-modal NDCG@10, ``nnn``, which changes
-    cross-modal scores alone, by ``r_mean``.
+    ``splits`` are train, which gives means, directions and the bank, and validation; without them 40 % of the data
+    set's pictures are train, 20 % validation, 40 % test. ``pca`` and ``spectral_cut`` are chosen by single-modal
+    NDCG@10, ``nnn``, which changes cross-modal scores alone, by ``r_mean``; the first of equals.
 
     Returns:
-        Columns dataset, columns, arm (``as given``, ``centred``, ``pca``, ``spectral_cut``, ``nnn``), parameters,
-        metric (NDCG at 10, R@K, ``r_mean``), value (percent).
+        Columns dataset, arm (``as given``, ``centred``, ``pca``, ``spectral_cut``, ``nnn``), parameters, metric (NDCG
+        at 10, R@K, ``r_mean``), value (percent).
     """
-    test = features, dataset
-    if train is None and validation is None:
+    if splits:
+        (train, validation), test = splits, (features, dataset)
+    else:
         order = np.random.default_rng(seed).permutation(len(dataset))
-        ends = round(0.4 * len(order)), round(0.6 * len(order))
-        train, validation, test = (_part(*test, np.sort(rows)) for rows in np.split(order, ends))
-    if train is None or validation is None:
-        raise ValueError("give train and validation, or neither of them")
+        parts = np.split(order, [round(0.4 * len(order)), round(0.6 * len(order))])
+        train, validation, test = (_part(features, dataset, np.sort(rows)) for rows in parts)
     (images, texts), width = train[0], features[0].shape[1]
     generator = torch.Generator().manual_seed(seed)
     bank = [unit_rows(x[torch.randperm(len(x), generator=generator)[:BANK]]) for x in (images, texts)]
@@ -135,27 +120,22 @@ def training_free(
     widths = sorted({min(w, width, len(images) - 1) for w in (16, 32, 64, 128, 256)})
     cuts = product((0, 1, 2, 4), sorted({0, width // 4, width // 2}))
     neighbours = product((0.25, 0.5, 1.0), sorted({min(k, *map(len, bank)) for k in (1, 8, 64)}))
+    pca = partial(principal_components, reference_images=images, reference_texts=texts)
+    cut = partial(spectral_cut, reference_images=paired, reference_texts=texts)
     peers: dict[str, tuple[Callable[..., Features], list[dict[str, Any]]]] = {
         "as given": (lambda z, w: (z, w), [{}]),
         "centred": (lambda z, w: (centre(z, images), centre(w, texts)), [{}]),
-        "pca": (
-            partial(principal_components, reference_images=images, reference_texts=texts),
-            [{"width": w} for w in widths],
-        ),
-        "spectral_cut": (
-            partial(spectral_cut, reference_images=paired, reference_texts=texts),
-            [{"leading": a, "trailing": b} for a, b in cuts if a + b < width],
-        ),
+        "pca": (pca, [{"width": w} for w in widths]),
+        "spectral_cut": (cut, [{"leading": a, "trailing": b} for a, b in cuts if a + b < width]),
         "nnn": (lambda z, w, **_: (unit_rows(z), unit_rows(w)), [{"weight": w, "k": k} for w, k in neighbours]),
     }
 
-    def measure(arm: str, split: Split, **parameters: Any) -> dict[str, float]:
+    def measure(arm: str, split: Split, parameters: Mapping[str, Any]) -> dict[str, float]:
         reports, matching = [], None
         for gallery, (z, w) in galleries(peers[arm][0](*split[0], **parameters), split[1]):
             if arm == "nnn":
-                sides = (z @ w.T, bank[0] @ w.T), (w @ z.T, bank[1] @ z.T)
-                i2t, t2i = (normalise_by_neighbours(*side, **parameters) for side in sides)
-                matching = i2t, t2i
+                i2t = normalise_by_neighbours(z @ w.T, bank[0] @ w.T, **parameters)
+                matching = i2t, normalise_by_neighbours(w @ z.T, bank[1] @ z.T, **parameters)
             known = {"headline": next(iter(relevances(gallery).values()))}
             found = retrieval_metrics((z, w), gallery, known=known, matching=matching, ks_ndcg=(10,))["headline"]
             reports.append({key: found[key] for key in found if arm != "nnn" or key.startswith(CROSS_MODAL)})
@@ -164,14 +144,13 @@ def training_free(
     rows = []
     for arm, (_, candidates) in peers.items():
         goal = ["r_mean"] if arm == "nnn" else ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10"]
-
-        def score(arm: str = arm, goal: list[str] = goal, **parameters: Any) -> float:
-            return float(np.mean([measure(arm, validation, **parameters)[key] for key in goal]))
-
-        chosen = choose_on_validation(candidates, score)[0] if len(candidates) > 1 else candidates[0]
+        scores = [0.0]
+        if len(candidates) > 1:
+            scores = [sum(measure(arm, validation, each)[key] for key in goal) for each in candidates]
+        chosen = candidates[int(np.argmax(scores))]
         own = {"arm": arm, "parameters": ", ".join(f"{name} {value:g}" for name, value in chosen.items())}
-        values = measure(arm, test, **chosen)
-        rows += [{"dataset": dataset.name, **columns, **own, "metric": m, "value": v} for m, v in values.items()]
+        values = measure(arm, test, chosen)
+        rows += [{"dataset": dataset.name, **own, "metric": metric, "value": v} for metric, v in values.items()]
     return pd.DataFrame(rows)
 
 

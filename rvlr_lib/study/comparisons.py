@@ -113,8 +113,8 @@ def without_training(study: Study, arm: str) -> "pd.DataFrame":
     student = study.student(arm)
     known = {part: study._split(part) for part in ("train", "val", "test")}
     pairs = {part: (split.encode(student, study.device), split.dataset) for part, split in known.items()}
-    train, validation, seed = pairs["train"], pairs["val"], study.settings.seed
-    return baselines.training_free(*pairs["test"], train=train, validation=validation, seed=seed)
+    splits = pairs["train"], pairs["val"]
+    return baselines.training_free(*pairs["test"], splits=splits, seed=study.settings.seed)
 
 
 def mixed(study: Study, arms: Sequence[str], *, shares: Sequence[float] = curves.STEPS) -> "pd.DataFrame":
@@ -130,8 +130,8 @@ def documents(study: Study, arms: Sequence[str]) -> "pd.DataFrame":
 def perturbed(
     study: Study, arms: Sequence[str], *, kinds: Sequence[str], strengths: Sequence[float], most: int = 300
 ) -> "pd.DataFrame":
-    """Recall of changed queries among the first ``most`` test pictures, as
-    :func:`rvlr_lib.evaluation.curves.perturbation_curve` measures it; the towers see each change once for all arms.
+    """Recall of queries changed by :func:`rvlr_lib.evaluation.curves.perturb` among the first ``most`` test pictures
+    as they are; the towers see each change once for all arms.
     """
     import pandas as pd
 
