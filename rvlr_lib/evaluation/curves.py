@@ -14,7 +14,7 @@ from rvlr_lib.data import ImageTextDataset, ImbalanceSpec, impose
 from rvlr_lib.data import scenes as grammar
 from rvlr_lib.data.dial import FAULTS, drop_words
 from rvlr_lib.evaluation.evaluate import Features, first_captions, galleries, mean_of, relevances
-from rvlr_lib.metrics import knn_overlap, ndcg_and_floor, recall_at_k
+from rvlr_lib.metrics import above_floor, knn_overlap, ndcg_and_floor, recall_at_k
 from rvlr_lib.similarity import cosine_matrix, unit_rows
 
 STEPS = tuple(step / 10 for step in range(11))
@@ -62,10 +62,9 @@ def mix_ratio_curve(
                 relevance = torch.as_tensor(np.where(told, to_texts, to_images)).to(images).masked_fill(exclude, 0)
                 scores = queries @ corpus.T
                 ndcg, floor = ndcg_and_floor(scores, relevance, (k,), exclude)[k]
-                room = np.where(floor < 100 - 1e-9, 100 - floor, np.nan)
                 values |= {
                     f"{name}/NDCG@{k}": float(np.mean(ndcg)),
-                    f"{name}/NDCG@{k}/above_floor": float(np.nanmean(100 * (ndcg - floor) / room)),
+                    f"{name}/NDCG@{k}/above_floor": float(np.nanmean(above_floor(ndcg, floor))),
                     f"{name}/captions_in_top": _share_in_top(scores.masked_fill(exclude, -torch.inf), is_text, k),
                     f"{name}/captions_in_top_ideal": _share_in_top(relevance.masked_fill(exclude, -1), is_text, k),
                 }

@@ -8,15 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvlr_lib.metrics.ranking import (
-    average,
-    check_relevance,
-    check_scores,
-    ndcg_and_floor,
-    recall_at_k,
-    row_numbers,
-    whole_numbers,
-)
+from rvlr_lib.metrics import ranking
+from rvlr_lib.metrics.ranking import ndcg_and_floor, recall_at_k, row_numbers, whole_numbers
 from rvlr_lib.similarity import as_tensor, unit_rows
 
 Graded = tuple[Tensor, Tensor, Tensor]  # scores, relevance and what may leave the list, [q, G] each
@@ -124,8 +117,7 @@ def evaluate_retrieval(
                 value[~captioned[rows].cpu().numpy()] = np.nan
                 found[f"{name}/NDCG@{k}"].append(value)
                 if not official:
-                    room = np.where(floor < 100 - 1e-9, 100 - floor, np.nan)
-                    found[f"{name}/NDCG@{k}/above_floor"].append(100 * (value - floor) / room)
+                    found[f"{name}/NDCG@{k}/above_floor"].append(ranking.above_floor(value, floor))
     for rows in every_caption.split(chunk):
         scores = w[rows] @ z.T if t2i is None else t2i[rows]
         for k, hits in recall_at_k(scores, owner[rows], ks_recall, per_query=True).items():
@@ -136,7 +128,7 @@ def evaluate_retrieval(
         result[f"{direction}/R@mean"] = np.mean([result[f"{direction}/R@{k}"] for k in ks_recall], axis=0)
     from_captions = np.bincount(owner.cpu().numpy(), result["t2i/R@mean"], images) * images / captions
     result["r_mean"] = (result["i2t/R@mean"] + from_captions) / 2
-    return result if per_query else average(result)
+    return result if per_query else ranking.average(result)
 
 
 def _joined(within: Graded, across: tuple[Tensor, Tensor]) -> Graded:
@@ -165,7 +157,7 @@ def _matrices(given: Mapping[str, Any], images: int, captions: int, device: torc
     found: dict[str, Any] = {}
     size = {"i": images, "c": captions}
     for name, value in given.items():
-        check = check_scores if name.startswith("scores") else check_relevance
+        check = ranking.check_scores if name.startswith("scores") else ranking.check_relevance
         shape = tuple(size[side] for side in SIDES[name])
         found[name] = None if value is None and name != "relevance" else check(name, value, shape, device)
     return found
@@ -202,8 +194,10 @@ def evaluate_folds(
     reports = []
     for fold in torch.arange(len(images), device=images.device).split(size):
         rows = {"i": fold, "c": ((owner >= fold[0]) & (owner <= fold[-1])).nonzero()[:, 0]}
-        sides = {name: [rows[side] for side in SIDES[name]] for name, x in whole.items() if x is not None}
-        cut = {name: whole[name][queries[:, None], candidates] for name, (queries, candidates) in sides.items()}
-        own = images[fold], texts[rows["c"]], owner[rows["c"]] - fold[0]
-        reports.append(evaluate_retrieval(*own, **cut, **options))
+        cut: dict[str, Any] = {}
+        for name, matrix in whole.items():
+            queries, candidates = (rows[side] for side in SIDES[name])
+            cut[name] = None if matrix is None else matrix[queries[:, None], candidates]
+        own = owner[rows["c"]] - fold[0]
+        reports.append(evaluate_retrieval(images[fold], texts[rows["c"]], own, cut.pop("relevance"), **cut, **options))
     return {key: float(np.mean([report[key] for report in reports])) for key in reports[0]}

@@ -92,6 +92,11 @@ def ndcg_and_floor(
     return result
 
 
+def above_floor(value: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """``100 (value − floor) / (100 − floor)``, NaN where the floor is undefined or leaves no room."""
+    return 100 * (value - floor) / np.where(floor < 100 - 1e-9, 100 - floor, np.nan)
+
+
 def _expected_dcg(scores: Tensor, relevance: Tensor, summed: Tensor) -> Tensor:
     """DCG of rows with ties: each candidate gets the mean discount of the ranks that its group of equals takes up."""
     ascending, order = scores.sort(dim=1)

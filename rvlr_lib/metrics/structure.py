@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rvlr_lib.metrics.ranking import row_numbers, whole_numbers
-from rvlr_lib.similarity import as_tensor, cosine_matrix, off_diagonal, unit_rows
+from rvlr_lib.similarity import as_tensor, off_diagonal, unit_rows
 
 CHUNK = 256  # rows compared at once; 30,000 points then take 60 MB a float64 matrix
 MAX_POINTS, MAX_PAIRS, PAIR_CHUNK = 2000, 2_000_000, 16384  # pairs beyond that many items are a sample
@@ -159,13 +159,12 @@ class _Space(NamedTuple):
 
     def of_pairs(self, pairs: Tensor | None) -> Tensor:
         """float64: of the items ``pairs[0]`` to the items ``pairs[1]``; of all to all others where None."""
-        x = self.rows.double()
+        x = self.rows.double() if self.known else unit_rows(self.rows.double())
         if pairs is None:
-            return off_diagonal(x if self.known else cosine_matrix(x)).flatten()
+            return off_diagonal(x if self.known else x @ x.T).flatten()
         pairs = pairs.to(x.device)
         if self.known:
             return x[pairs[0], pairs[1]]
-        x = unit_rows(x)
         return torch.cat([(x[i] * x[j]).sum(dim=1) for i, j in pairs.split(PAIR_CHUNK, dim=1)])
 
 

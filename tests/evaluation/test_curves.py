@@ -27,30 +27,31 @@ def slow_ranking(dataset, features, told, query, modality):
     """(score, relevance, is a caption) of every document but the query itself."""
     images, texts = features
     known = next(iter(relevances(dataset).values()))
-    captions = [dataset.captions_of(i) for i in range(len(dataset))]
-    asked = captions[query][1] if len(captions[query]) > 1 else captions[query][0]
-    z = images[query] if modality == "image" else texts[asked]
-    entries = []
-    for document in range(len(dataset)):
-        caption, graded = captions[document][0], known.caption_to_image
-        if told[document]:
-            if modality == "text" and caption == asked:
-                continue
-            relevance = graded[caption, query]
-            if modality == "text" and known.text_to_text is not None:
-                relevance = known.text_to_text[asked, caption]
-            entries.append((float(z @ texts[caption]), float(relevance), True))
-            continue
-        if modality == "image" and document == query:
-            continue
+    graded, captions = known.caption_to_image, [dataset.captions_of(i) for i in range(len(dataset))]
+    asked = captions[query][:2][-1]
+
+    def to_picture(document):
         if modality == "text":
-            relevance = graded[asked, document]
-        elif known.image_to_image is not None:
-            relevance = known.image_to_image[query, document]
-        else:
-            means = [np.mean([graded[c, b] for c in captions[a]]) for a, b in ((query, document), (document, query))]
-            relevance = np.mean(means)
-        entries.append((float(z @ images[document]), float(relevance), False))
+            return graded[asked, document]
+        if known.image_to_image is not None:
+            return known.image_to_image[query, document]
+        both = (query, document), (document, query)
+        return np.mean([np.mean([graded[c, b] for c in captions[a]]) for a, b in both])
+
+    def to_caption(caption):
+        return (
+            known.text_to_text[asked, caption]
+            if modality == "text" and known.text_to_text is not None
+            else graded[caption, query]
+        )
+
+    z, entries = images[query] if modality == "image" else texts[asked], []
+    for document in range(len(dataset)):
+        caption = captions[document][0]
+        if told[document] and not (modality == "text" and caption == asked):
+            entries.append((float(z @ texts[caption]), float(to_caption(caption)), True))
+        elif not told[document] and not (modality == "image" and document == query):
+            entries.append((float(z @ images[document]), float(to_picture(document)), False))
     return entries
 
 

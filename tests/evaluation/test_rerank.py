@@ -90,21 +90,6 @@ def test_half_precision_tokens_and_long_shortlists_are_taken(inputs):
     assert torch.equal(shortlist(*features, 3), (features[0] @ features[1].T).topk(3).indices)
 
 
-def test_out_of_memory_halves_what_is_scored_at_once(inputs, monkeypatch):
-    fusion = a_fusion(2)
-    whole = matching_scores(fusion, *inputs, TOP_K)
-    plain = fusion.match_projected
-
-    def small(keys_values, image_rows, texts):
-        if texts.shape[:2].numel() > 20:
-            raise torch.OutOfMemoryError
-        return plain(keys_values, image_rows, texts)
-
-    monkeypatch.setattr(fusion, "match_projected", small)
-    for ours, theirs in zip(matching_scores(fusion, *inputs, TOP_K), whole, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
 def test_bad_input_says_what_is_wrong(inputs):
     images, texts, mask, features = inputs
     fusion = a_fusion(1)
