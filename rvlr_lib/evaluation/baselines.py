@@ -30,37 +30,26 @@ def centre(features, reference) -> Tensor:
     return unit_rows(features - reference.double().mean(dim=0).to(features))
 
 
-def principal_components(image_features, text_features, reference_images, reference_texts, *, width: int) -> Features:
+def principal_components(features: Features, reference: Features, *, width: int) -> Features:
     """Both modalities on the ``width`` leading principal directions of the training features of both together."""
-    images, seen = _alike("image_features", image_features, "reference_images", reference_images)
-    texts, told = _alike("text_features", text_features, "reference_texts", reference_texts)
-    both = torch.cat(_alike("reference_images", seen, "reference_texts", told)).double()
-    if not 1 <= width <= min(both.shape[1], len(both) - 1):
-        raise ValueError(f"width {width} needs features as wide and {width + 1} reference rows, got {list(both.shape)}")
+    both = torch.cat(reference).double()
     mean = both.mean(dim=0)
     directions = torch.linalg.eigh((both - mean).T @ (both - mean)).eigenvectors.flip(1)[:, :width]
-    images, texts = (unit_rows((x.double() - mean) @ directions).to(x.dtype) for x in (images, texts))
+    images, texts = (unit_rows((x.double() - mean) @ directions).to(x.dtype) for x in features)
     return images, texts
 
 
-def spectral_cut(
-    image_features, text_features, reference_images, reference_texts, *, leading: int, trailing: int
-) -> Features:
+def spectral_cut(features: Features, reference: Features, *, leading: int, trailing: int) -> Features:
     """Leave out the first and last singular directions of the cross-covariance, for single-modal retrieval (IsoCLIP).
 
-    Row m of ``reference_images [M, D]`` belongs to row m of ``reference_texts [M, D']``. Unit rows of width
-    ``min(D, D') − leading − trailing``: pictures on the left directions that stay, captions on the right ones.
+    Row m of the reference pictures ``[M, D]`` belongs to row m of the reference captions ``[M, D']``. Unit rows of
+    width ``min(D, D') − leading − trailing``: pictures on the left directions that stay, captions on the right ones.
     """
-    images, seen = _alike("image_features", image_features, "reference_images", reference_images, least=2)
-    texts, told = _alike("text_features", text_features, "reference_texts", reference_texts, least=2)
-    if len(seen) != len(told):
-        raise ValueError(f"reference_images {tuple(seen.shape)} and reference_texts {tuple(told.shape)} are not paired")
-    x, y = (rows.double() - rows.double().mean(dim=0) for rows in (seen, told))
+    x, y = (rows.double() - rows.double().mean(dim=0) for rows in reference)
     left, _, right = torch.linalg.svd(x.T @ y, full_matrices=False)
     kept = slice(leading, left.shape[1] - trailing)
-    if leading < 0 or trailing < 0 or kept.start >= kept.stop:
-        raise ValueError(f"leading {leading} and trailing {trailing} leave none of {left.shape[1]} directions")
-    images, texts = (unit_rows(a.double() @ b[:, kept]).to(a.dtype) for a, b in ((images, left), (texts, right.T)))
+    pairs = zip(features, (left, right.T), strict=True)
+    images, texts = (unit_rows(rows.double() @ basis[:, kept]).to(rows.dtype) for rows, basis in pairs)
     return images, texts
 
 
@@ -120,19 +109,21 @@ def training_free(
     widths = sorted({min(w, width, len(images) - 1) for w in (16, 32, 64, 128, 256)})
     cuts = product((0, 1, 2, 4), sorted({0, width // 4, width // 2}))
     neighbours = product((0.25, 0.5, 1.0), sorted({min(k, *map(len, bank)) for k in (1, 8, 64)}))
-    pca = partial(principal_components, reference_images=images, reference_texts=texts)
-    cut = partial(spectral_cut, reference_images=paired, reference_texts=texts)
+    pca, cut = partial(principal_components, reference=train[0]), partial(spectral_cut, reference=(paired, texts))
     peers: dict[str, tuple[Callable[..., Features], list[dict[str, Any]]]] = {
-        "as given": (lambda z, w: (z, w), [{}]),
-        "centred": (lambda z, w: (centre(z, images), centre(w, texts)), [{}]),
+        "as given": (lambda pair: pair, [{}]),
+        "centred": (lambda pair: (centre(pair[0], images), centre(pair[1], texts)), [{}]),
         "pca": (pca, [{"width": w} for w in widths]),
         "spectral_cut": (cut, [{"leading": a, "trailing": b} for a, b in cuts if a + b < width]),
-        "nnn": (lambda z, w, **_: (unit_rows(z), unit_rows(w)), [{"weight": w, "k": k} for w, k in neighbours]),
+        "nnn": (
+            lambda pair, **_: (unit_rows(pair[0]), unit_rows(pair[1])),
+            [{"weight": w, "k": k} for w, k in neighbours],
+        ),
     }
 
     def measure(arm: str, split: Split, parameters: Mapping[str, Any]) -> dict[str, float]:
         reports, matching = [], None
-        for gallery, (z, w) in galleries(peers[arm][0](*split[0], **parameters), split[1]):
+        for gallery, (z, w) in galleries(peers[arm][0](split[0], **parameters), split[1]):
             if arm == "nnn":
                 i2t = normalise_by_neighbours(z @ w.T, bank[0] @ w.T, **parameters)
                 matching = i2t, normalise_by_neighbours(w @ z.T, bank[1] @ z.T, **parameters)
@@ -175,8 +166,7 @@ def float_rows(name: str, value) -> Tensor:
 def _alike(name: str, value, other: str, reference, least: int = 1) -> Features:
     """Rows and their reference, of one width and on one device; at least so many reference rows."""
     rows, others = float_rows(name, value), float_rows(other, reference)
-    if rows.shape[1] != others.shape[1]:
-        raise ValueError(f"{name} {tuple(rows.shape)} and {other} {tuple(others.shape)} differ in width")
-    if len(others) < least:
-        raise ValueError(f"{other} {tuple(others.shape)} has too few rows: give at least {least}")
+    if rows.shape[1] != others.shape[1] or len(others) < least:
+        shapes = f"{name} {tuple(rows.shape)} and {other} {tuple(others.shape)}"
+        raise ValueError(f"{shapes} do not fit: give rows of one width, {least} or more of {other}")
     return rows, others.to(rows.device)
