@@ -107,23 +107,21 @@ def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tens
     """
     images, texts = (x.to(device) for x in _checked(dataset, image_features, text_features))
     if images.shape[1] != texts.shape[1]:
-        raise ValueError(
-            f"image features {tuple(images.shape)} and text features {tuple(texts.shape)} share no space: "
-            "give the features after the projection into the common space"
-        )
+        shapes = f"image features {tuple(images.shape)} and text features {tuple(texts.shape)}"
+        raise ValueError(f"{shapes} share no space: give the features after the projection into the common space")
     pair = unit_rows(images), unit_rows(texts)
     told = pair[1][first_captions(dataset)]
+    geometry = structure(pair, {}, dataset, device=device) | {
+        "image against text/overlap": knn_overlap(pair[0], told, k=NEIGHBOURS),
+        "image against text/relations": relational_similarity(pair[0], told),
+        "image against text/cka": linear_cka(pair[0], told),
+    }
     return {
         "data": {"name": dataset.name, "split": dataset.split, "pictures": len(images), "captions": len(texts)},
         "imbalance": asdict(imbalance_report(dataset, images, texts)),
         "retrieval": retrieval_metrics(pair, dataset, device=device),
         "floor": noise_floor(dataset, images.shape[1], 0, device),
-        "structure": structure(pair, {}, dataset, device=device)
-        | {
-            "image against text/overlap": knn_overlap(pair[0], told, k=NEIGHBOURS),
-            "image against text/relations": relational_similarity(pair[0], told),
-            "image against text/cka": linear_cka(pair[0], told),
-        },
+        "structure": geometry,
         "peers": training_free(pair, dataset).to_dict("records"),
     }
 
@@ -239,10 +237,8 @@ def _captions(path: Path) -> list[list[str]]:
 def _checked(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
     images, texts = float_rows("image features", image_features), float_rows("text features", text_features)
     if (len(images), len(texts)) != (len(dataset), len(dataset.captions)):
-        raise ValueError(
-            f"features {tuple(images.shape)} and {tuple(texts.shape)} do not fit {len(dataset)} pictures and "
-            f"{len(dataset.captions)} captions"
-        )
+        fit = f"{len(dataset)} pictures and {len(dataset.captions)} captions"
+        raise ValueError(f"features {tuple(images.shape)} and {tuple(texts.shape)} do not fit {fit}")
     if len(images) < LEAST:
         raise ValueError(f"{len(images)} pictures are too few for a linear probe: give at least {LEAST}")
     return images.float(), texts.float()

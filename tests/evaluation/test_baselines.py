@@ -21,16 +21,17 @@ def rows(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def unit(vector):
-    return vector / sum(float(v) ** 2 for v in vector) ** 0.5
-
-
-def test_centring_row_by_row():
+def test_centring_row_by_row_and_neighbour_normalisation_by_sorting_each_column():
     features, reference = rows(6, 4), rows(9, 4, seed=1) + 2
-    mean = [sum(float(r[d]) for r in reference) / 9 for d in range(4)]
-    slow = [unit(row - torch.tensor(mean, dtype=torch.float64)) for row in features]
+    mean = torch.tensor([sum(float(r[d]) for r in reference) / 9 for d in range(4)], dtype=torch.float64)
+    slow = [(row - mean) / sum(float(v) ** 2 for v in row - mean) ** 0.5 for row in features]
     torch.testing.assert_close(centre(features, reference), torch.stack(slow))
     assert centre(features.float(), reference).dtype == torch.float32
+    slow = features.clone()
+    for candidate in range(4):
+        slow[:, candidate] -= 0.75 * sum(sorted(reference[:, candidate].tolist())[-3:]) / 3
+    torch.testing.assert_close(normalise_by_neighbours(features, reference, weight=0.75, k=3), slow)
+    assert torch.equal(normalise_by_neighbours(features.numpy(), reference.numpy(), weight=0, k=9), features)
 
 
 def cosines(features, mean, basis):
@@ -54,15 +55,6 @@ def test_principal_components_and_spectral_cut_against_numpy():
     found = spectral_cut((images, texts), (seen, told), leading=1, trailing=1)
     for ours, features, basis in zip(found, (images, texts), (left, right), strict=True):
         np.testing.assert_allclose(ours @ ours.T, cosines(features, 0, basis), atol=1e-9)
-
-
-def test_neighbour_normalisation_by_sorting_each_column():
-    scores, bank = rows(6, 5), rows(9, 5, seed=1)
-    slow = scores.clone()
-    for candidate in range(5):
-        slow[:, candidate] -= 0.75 * sum(sorted(bank[:, candidate].tolist())[-3:]) / 3
-    torch.testing.assert_close(normalise_by_neighbours(scores, bank, weight=0.75, k=3), slow)
-    assert torch.equal(normalise_by_neighbours(scores.numpy(), bank.numpy(), weight=0, k=9), scores)
 
 
 def test_weights_between_two_states():

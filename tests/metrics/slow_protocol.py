@@ -26,25 +26,13 @@ def slow_ndcg(scores, relevance, k):
     return 100 * slow_dcg([relevance[g] for g in order], k) / ideal, 100 * floor
 
 
-def slow_evaluation(
-    z,
-    w,
-    owner,
-    R,
-    *,
-    scores_i2t=None,
-    scores_t2i=None,
-    image_relevance=None,
-    text_relevance=None,
-    protocol="corrected",
-    mixed_t2it="direct",
-    mixed_scores="cosine",
-):
+def slow_evaluation(z, w, owner, R, *, protocol="corrected", mixed_t2it="direct", mixed_scores="cosine", **known):
     """Every per-query value, then every mean over the defined ones; arguments as those of the evaluation."""
     z, w = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z, w))
     images, captions, owner = range(len(z)), range(len(w)), list(owner)
     q, official = [owner.index(i) for i in images], protocol == "official"
-    i2t, t2i = (z @ w.T if scores_i2t is None else scores_i2t), (w @ z.T if scores_t2i is None else scores_t2i)
+    i2t, t2i = known.get("scores_i2t", z @ w.T), known.get("scores_t2i", w @ z.T)
+    image_relevance, text_relevance = known.get("image_relevance"), known.get("text_relevance")
     mixed = (i2t, t2i) if official or mixed_scores == "matching" else (z @ w.T, w @ z.T)
     per_query = defaultdict(list)
     for k in (1, 5, 10):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import ndcg_score
-from slow_protocol import slow_dcg, slow_ndcg, slow_recall
 
 from rvlr_lib.metrics import ndcg_and_floor, ndcg_at_k, recall_at_k
+from tests.metrics.slow_protocol import slow_dcg, slow_ndcg, slow_recall
 
 rng = np.random.default_rng(0)
 
@@ -19,15 +19,10 @@ def test_recall_equals_the_loop_also_with_ties():
     for k, hits in found.items():
         assert hits.tolist() == [slow_recall(s, p, k) for s, p in zip(scores, positives, strict=True)]
     assert recall_at_k(scores, positives, (3,)) == {3: pytest.approx(found[3].mean())}
+    assert recall_at_k(torch.zeros(3, 4), [0, 1, 2], (1, 3, 4)) == {1: 0, 3: 0, 4: 100}
+    assert recall_at_k([[-np.inf, -np.inf, 0.0]], [0], (2, 3)) == {2: 0, 3: 100}  # a score like any other
     index = rng.integers(0, 12, 60)
     assert recall_at_k(scores, index, (1, 2, 5)) == recall_at_k(scores, np.eye(12, dtype=bool)[index], (1, 2, 5))
-
-
-def test_recall_ties_count_against_the_method():
-    assert recall_at_k(torch.zeros(3, 4), [0, 1, 2], (1, 3, 4)) == {1: 0, 3: 0, 4: 100}
-    # Positives of one score do not stand in each other's way, and minus infinity is a score like any other.
-    assert recall_at_k([[1.0, 1.0, 0.0]], [[True, True, False]], (1,)) == {1: 100}
-    assert recall_at_k([[-np.inf, -np.inf, 0.0]], [0], (2, 3)) == {2: 0, 3: 100}
 
 
 def test_inputs_whose_meaning_is_plain_are_accepted():
