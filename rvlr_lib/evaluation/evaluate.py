@@ -219,9 +219,8 @@ def galleries(
     images, texts = (x.to(device) for x in features)
     if dataset.galleries is None:
         return [(dataset, (images, texts))]
-    place = dataset.galleries, dataset.galleries[dataset.caption_image]
-    rows = [[torch.as_tensor(np.flatnonzero(of == number)) for of in place] for number in np.unique(dataset.galleries)]
-    pairs = [(images[own], texts[told]) for own, told in rows]
+    of_images, of_captions = dataset.galleries, dataset.galleries[dataset.caption_image]
+    pairs = [(images[of_images == number], texts[of_captions == number]) for number in np.unique(of_images)]
     return list(zip(dataset.gallery_sets(), pairs, strict=True))
 
 
