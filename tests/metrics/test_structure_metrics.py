@@ -150,7 +150,7 @@ def test_the_relative_gap_is_closed_on_pairs_and_one_half_where_nothing_relates(
 
 def test_inputs_whose_meaning_is_plain_are_accepted():
     whole = np.round(4 * A), np.round(4 * MIXED)
-    for form in (lambda x: x.astype(int), lambda x: x.tolist(), lambda x: torch.from_numpy(x).half(), np.float16):
+    for form in (lambda x: x.astype(int).tolist(), lambda x: torch.from_numpy(x).half(), np.float16):
         for measure in (knn_overlap, trustworthiness, relational_similarity, linear_cka):
             assert measure(form(whole[0]), whole[1]) == pytest.approx(measure(*whole), rel=1e-2)
     assert knn_overlap(A, MIXED, k=np.int64(5)) == knn_overlap(A, MIXED, k=5.0) == knn_overlap(A, MIXED, 5)
