@@ -125,8 +125,8 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
     with own_folder(folder, {"made of": (dataset, model, *files, *options.values())}, overwrite=overwrite):
         found = found or audits.encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
         told = audits.audit(*found, device=place)
-        for table in (audits.audit_table, audits.structure_table, audits.peers_table):
-            print(to_markdown(table(told)), end="\n\n")
+        for table in audits.audit_tables(told).values():
+            print(to_markdown(table), end="\n\n")
         print(audits.write_audit(told, folder))
 
 

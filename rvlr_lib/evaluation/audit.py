@@ -23,7 +23,7 @@ from rvlr_lib.similarity import as_tensor, unit_rows
 from rvlr_lib.tables import write_table
 
 FORMATS = (".npy", ".npz", ".pt", ".pth", ".safetensors")
-ALPHAS = np.logspace(-4, 3, 15)
+ALPHAS = np.logspace(-4, 3, 15)  # strengths of the ridge
 LEAST = 50  # pictures; below it a linear probe says nothing
 Encoded = tuple[ImageTextDataset, Tensor, Tensor]  # features [I, D] and [C, D]
 
@@ -72,13 +72,13 @@ def imbalance_report(dataset: ImageTextDataset, image_features: Tensor, text_fea
     reliable = predictability(*captions[np.stack(siblings, axis=1)]) if len(siblings) >= LEAST else None
     basis = min(1.0, across[0] / reliable**0.5) if reliable else across[0], across[1]
     shown: tuple[float | None, float | None] = (None, None)
-    probes = shown
+    probes, source = shown, "predictability"
     if dataset.scene is not None and "image_fault" not in dataset.info:  # blur hides no factor for certain
         basis = shown = shown_share(dataset), told_share(dataset)
+        source = "exact shares of factors"
         factors = dataset.scene.scene.counts()
         probes = predictability(images, factors), predictability(texts, factors)
     cka, overlap = linear_cka(images, texts), knn_overlap(images, texts, k=NEIGHBOURS)
-    source = "predictability" if shown[0] is None else "exact shares of factors"
     return ImbalanceReport(*shown, *probes, *across, reliable, cka, overlap, imbalance_index(*basis), source)
 
 
@@ -107,52 +107,49 @@ def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tens
     """
     images, texts = (x.to(device) for x in _checked(dataset, image_features, text_features))
     if images.shape[1] != texts.shape[1]:
-        raise ValueError(
-            f"image features {tuple(images.shape)} and text features {tuple(texts.shape)} share no space: "
-            "give the features after the projection into the common space"
-        )
+        shapes = f"image features {tuple(images.shape)} and text features {tuple(texts.shape)}"
+        raise ValueError(f"{shapes} share no space: give the features after the projection into the common space")
     pair = unit_rows(images), unit_rows(texts)
     told = pair[1][first_captions(dataset)]
+    geometry = structure(pair, {}, dataset, device=device) | {
+        "image against text/overlap": knn_overlap(pair[0], told, k=NEIGHBOURS),
+        "image against text/relations": relational_similarity(pair[0], told),
+        "image against text/cka": linear_cka(pair[0], told),
+    }
     return {
         "data": {"name": dataset.name, "split": dataset.split, "pictures": len(images), "captions": len(texts)},
         "imbalance": asdict(imbalance_report(dataset, images, texts)),
         "retrieval": retrieval_metrics(pair, dataset, device=device),
         "floor": noise_floor(dataset, images.shape[1], 0, device),
-        "structure": structure(pair, {}, dataset, device=device)
-        | {
-            "image against text/overlap": knn_overlap(pair[0], told, k=NEIGHBOURS),
-            "image against text/relations": relational_similarity(pair[0], told),
-            "image against text/cka": linear_cka(pair[0], told),
-        },
+        "structure": geometry,
         "peers": training_free(pair, dataset).to_dict("records"),
     }
 
 
-def audit_table(found: Mapping[str, Any]) -> pd.DataFrame:
-    """Every retrieval figure beside its floor, under the headline relevance."""
+def audit_tables(found: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """What an audit found, as tables.
+
+    Returns:
+        ``retrieval``: every figure under the headline relevance, beside its floor; ``structure``: how much each
+        modality holds, the gap and the structure of the space, a row each, where they are defined; ``peers``: the
+        training-free peers, a row each, with the parameters chosen on validation and metrics.
+    """
     columns = {name: next(iter(found[part].values())) for name, part in (("found", "retrieval"), ("floor", "floor"))}
-    table = pd.DataFrame(columns).rename_axis("metric")
-    return table[~table.index.str.endswith("above_floor")]
-
-
-def structure_table(found: Mapping[str, Any]) -> pd.DataFrame:
-    """How much each modality holds, the gap and the structure of the space, a row each, where they are defined."""
+    retrieval = pd.DataFrame(columns).rename_axis("metric")
     shown = {**found["imbalance"], **found["structure"]}
-    table = pd.DataFrame({"found": {name: value for name, value in shown.items() if isinstance(value, float)}})
-    return table.rename_axis("figure").rename(index=lambda name: name.replace("_", " "))
-
-
-def peers_table(found: Mapping[str, Any]) -> pd.DataFrame:
-    """Training-free peers, a row each; columns are parameters chosen on validation, then metrics."""
-    table = pd.DataFrame(found["peers"]).pivot_table("value", ["arm", "parameters"], "metric", sort=False)
-    return table.rename_axis(columns=None).reset_index().set_index("arm")
+    figures = {name.replace("_", " "): value for name, value in shown.items() if isinstance(value, float)}
+    peers = pd.DataFrame(found["peers"]).pivot_table("value", ["arm", "parameters"], "metric", sort=False)
+    return {
+        "retrieval": retrieval[~retrieval.index.str.endswith("above_floor")],
+        "structure": pd.DataFrame({"found": figures}).rename_axis("figure"),
+        "peers": peers.rename_axis(columns=None).reset_index("parameters"),
+    }
 
 
 def write_audit(found: Mapping[str, Any], folder: Path) -> Path:
     """Write ``audit.json``, whose path is returned, and three tables as CSV, Markdown and LaTeX."""
-    write_table(audit_table(found), folder, "retrieval")
-    write_table(structure_table(found), folder, "structure")
-    write_table(peers_table(found), folder, "peers")
+    for name, table in audit_tables(found).items():
+        write_table(table, folder, name)
     write_json(folder / "audit.json", {**found, "provenance": provenance()})
     return folder / "audit.json"
 
@@ -227,22 +224,21 @@ def _captions(path: Path) -> list[list[str]]:
         raise ValueError(f"{path} cannot be read as JSON ({error}): give a list with an entry per picture") from error
     if not isinstance(entries, list):
         raise ValueError(f"{path} holds no list with one entry per picture")
-    found: list[Any] = []
+    found = []
     for number, entry in enumerate(entries):
         own = entry.get("caption") if isinstance(entry, dict) else entry
-        found.append([own] if isinstance(own, str) else own)
-        if not isinstance(found[-1], list) or not found[-1] or not all(isinstance(text, str) for text in found[-1]):
+        own = [own] if isinstance(own, str) else own
+        if not isinstance(own, list) or not own or not all(isinstance(text, str) for text in own):
             raise ValueError(f"{path}: entry {number} is no caption, no list, and has no 'caption': {entry!r}")
+        found.append(own)
     return found
 
 
 def _checked(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
     images, texts = float_rows("image features", image_features), float_rows("text features", text_features)
     if (len(images), len(texts)) != (len(dataset), len(dataset.captions)):
-        raise ValueError(
-            f"features {tuple(images.shape)} and {tuple(texts.shape)} do not fit {len(dataset)} pictures and "
-            f"{len(dataset.captions)} captions"
-        )
+        fit = f"{len(dataset)} pictures and {len(dataset.captions)} captions"
+        raise ValueError(f"features {tuple(images.shape)} and {tuple(texts.shape)} do not fit {fit}")
     if len(images) < LEAST:
         raise ValueError(f"{len(images)} pictures are too few for a linear probe: give at least {LEAST}")
     return images.float(), texts.float()

@@ -1,7 +1,7 @@
 """Training-free peers: what a practitioner would try on given features before training anything."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
 from typing import Any
@@ -30,37 +30,26 @@ def centre(features, reference) -> Tensor:
     return unit_rows(features - reference.double().mean(dim=0).to(features))
 
 
-def principal_components(image_features, text_features, reference_images, reference_texts, *, width: int) -> Features:
+def principal_components(features: Features, reference: Features, *, width: int) -> Features:
     """Both modalities on the ``width`` leading principal directions of the training features of both together."""
-    images, seen = _alike("image_features", image_features, "reference_images", reference_images)
-    texts, told = _alike("text_features", text_features, "reference_texts", reference_texts)
-    both = torch.cat(_alike("reference_images", seen, "reference_texts", told)).double()
-    if not 1 <= width <= min(both.shape[1], len(both) - 1):
-        raise ValueError(f"width {width} needs features as wide and {width + 1} reference rows, got {list(both.shape)}")
+    both = torch.cat(reference).double()
     mean = both.mean(dim=0)
     directions = torch.linalg.eigh((both - mean).T @ (both - mean)).eigenvectors.flip(1)[:, :width]
-    images, texts = (unit_rows((x.double() - mean) @ directions).to(x.dtype) for x in (images, texts))
+    images, texts = (unit_rows((x.double() - mean) @ directions).to(x.dtype) for x in features)
     return images, texts
 
 
-def spectral_cut(
-    image_features, text_features, reference_images, reference_texts, *, leading: int, trailing: int
-) -> Features:
+def spectral_cut(features: Features, reference: Features, *, leading: int, trailing: int) -> Features:
     """Leave out the first and last singular directions of the cross-covariance, for single-modal retrieval (IsoCLIP).
 
-    Row m of ``reference_images [M, D]`` belongs to row m of ``reference_texts [M, D']``. Unit rows of width
-    ``min(D, D') − leading − trailing``: pictures on the left directions that stay, captions on the right ones.
+    Row m of the reference pictures ``[M, D]`` belongs to row m of the reference captions ``[M, D']``. Unit rows of
+    width ``min(D, D') − leading − trailing``: pictures on the left directions that stay, captions on the right ones.
     """
-    images, seen = _alike("image_features", image_features, "reference_images", reference_images, least=2)
-    texts, told = _alike("text_features", text_features, "reference_texts", reference_texts, least=2)
-    if len(seen) != len(told):
-        raise ValueError(f"reference_images {tuple(seen.shape)} and reference_texts {tuple(told.shape)} are not paired")
-    x, y = (rows.double() - rows.double().mean(dim=0) for rows in (seen, told))
+    x, y = (rows.double() - rows.double().mean(dim=0) for rows in reference)
     left, _, right = torch.linalg.svd(x.T @ y, full_matrices=False)
     kept = slice(leading, left.shape[1] - trailing)
-    if leading < 0 or trailing < 0 or kept.start >= kept.stop:
-        raise ValueError(f"leading {leading} and trailing {trailing} leave none of {left.shape[1]} directions")
-    images, texts = (unit_rows(a.double() @ b[:, kept]).to(a.dtype) for a, b in ((images, left), (texts, right.T)))
+    pairs = zip(features, (left, right.T), strict=True)
+    images, texts = (unit_rows(rows.double() @ basis[:, kept]).to(rows.dtype) for rows, basis in pairs)
     return images, texts
 
 
@@ -88,46 +77,31 @@ def interpolate_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tenso
         raise ValueError(f"alpha {alpha} is outside 0 to 1")
     first, last = ({k: f"{v.dtype} {list(v.shape)}" for k, v in state.items()} for state in (start, trained))
     if differing := sorted(k for k in first.keys() | last.keys() if first.get(k) != last.get(k)):
-        one = differing[0]
-        raise ValueError(
-            f"{one!r} is {first.get(one, 'not there')} in start and {last.get(one, 'not there')} in trained"
-        )
+        k = differing[0]
+        raise ValueError(f"{k!r} is {first.get(k, 'not there')} in start and {last.get(k, 'not there')} in trained")
     pairs = {name: (start[name].detach().to(after.device), after.detach()) for name, after in trained.items()}
     return {k: torch.lerp(a, b, alpha) if b.is_floating_point() else b.clone() for k, (a, b) in pairs.items()}
 
 
-def choose_on_validation(candidates: Iterable[Mapping[str, Any]], score: Callable[..., float]):
-    """The parameters with the highest ``score(**parameters)``, the first of equals, and that score.
-
-    >>> choose_on_validation([{"k": 1}, {"k": 4}, {"k": 9}], lambda k: -abs(k - 5))
-    ({'k': 4}, -1.0)
-    """
-    scored = [(dict(candidate), float(score(**candidate))) for candidate in candidates]
-    if not scored or any(math.isnan(value) for _, value in scored):
-        raise ValueError(f"expected candidates with a validation score each, got {scored}")
-    return max(scored, key=lambda pair: pair[1])
-
-
 def training_free(
-    features: Features, dataset: ImageTextDataset, *, train=None, validation=None, seed: int = 0, **columns: Any
+    features: Features, dataset: ImageTextDataset, *, splits: tuple[Split, Split] | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """The features as given and under each peer, under the headline relevance; parameters chosen on validation.
 
-    ``train`` gives means, directions and the bank; without both, 40 % of the data set's pictures are train, 20 %
-    validation, 40 % test. ``pca`` and ``spectral_cut`` are chosen by single-modal NDCG@10, ``nnn``, which changes
-    cross-modal scores alone, by ``r_mean``.
+    ``splits`` are train, which gives means, directions and the bank, and validation; without them 40 % of the data
+    set's pictures are train, 20 % validation, 40 % test. ``pca`` and ``spectral_cut`` are chosen by single-modal
+    NDCG@10, ``nnn``, which changes cross-modal scores alone, by ``r_mean``; the first of equals.
 
     Returns:
-        Columns dataset, columns, arm (``as given``, ``centred``, ``pca``, ``spectral_cut``, ``nnn``), parameters,
-        metric (NDCG at 10, R@K, ``r_mean``), value (percent).
+        Columns dataset, arm (``as given``, ``centred``, ``pca``, ``spectral_cut``, ``nnn``), parameters, metric (NDCG
+        at 10, R@K, ``r_mean``), value (percent).
     """
-    test = features, dataset
-    if train is None and validation is None:
+    if splits:
+        (train, validation), test = splits, (features, dataset)
+    else:
         order = np.random.default_rng(seed).permutation(len(dataset))
-        ends = round(0.4 * len(order)), round(0.6 * len(order))
-        train, validation, test = (_part(*test, np.sort(rows)) for rows in np.split(order, ends))
-    if train is None or validation is None:
-        raise ValueError("give train and validation, or neither of them")
+        parts = np.split(order, [round(0.4 * len(order)), round(0.6 * len(order))])
+        train, validation, test = (_part(features, dataset, np.sort(rows)) for rows in parts)
     (images, texts), width = train[0], features[0].shape[1]
     generator = torch.Generator().manual_seed(seed)
     bank = [unit_rows(x[torch.randperm(len(x), generator=generator)[:BANK]]) for x in (images, texts)]
@@ -135,27 +109,24 @@ def training_free(
     widths = sorted({min(w, width, len(images) - 1) for w in (16, 32, 64, 128, 256)})
     cuts = product((0, 1, 2, 4), sorted({0, width // 4, width // 2}))
     neighbours = product((0.25, 0.5, 1.0), sorted({min(k, *map(len, bank)) for k in (1, 8, 64)}))
+    pca, cut = partial(principal_components, reference=train[0]), partial(spectral_cut, reference=(paired, texts))
     peers: dict[str, tuple[Callable[..., Features], list[dict[str, Any]]]] = {
-        "as given": (lambda z, w: (z, w), [{}]),
-        "centred": (lambda z, w: (centre(z, images), centre(w, texts)), [{}]),
-        "pca": (
-            partial(principal_components, reference_images=images, reference_texts=texts),
-            [{"width": w} for w in widths],
+        "as given": (lambda pair: pair, [{}]),
+        "centred": (lambda pair: (centre(pair[0], images), centre(pair[1], texts)), [{}]),
+        "pca": (pca, [{"width": w} for w in widths]),
+        "spectral_cut": (cut, [{"leading": a, "trailing": b} for a, b in cuts if a + b < width]),
+        "nnn": (
+            lambda pair, **_: (unit_rows(pair[0]), unit_rows(pair[1])),
+            [{"weight": w, "k": k} for w, k in neighbours],
         ),
-        "spectral_cut": (
-            partial(spectral_cut, reference_images=paired, reference_texts=texts),
-            [{"leading": a, "trailing": b} for a, b in cuts if a + b < width],
-        ),
-        "nnn": (lambda z, w, **_: (unit_rows(z), unit_rows(w)), [{"weight": w, "k": k} for w, k in neighbours]),
     }
 
-    def measure(arm: str, split: Split, **parameters: Any) -> dict[str, float]:
+    def measure(arm: str, split: Split, parameters: Mapping[str, Any]) -> dict[str, float]:
         reports, matching = [], None
-        for gallery, (z, w) in galleries(peers[arm][0](*split[0], **parameters), split[1]):
+        for gallery, (z, w) in galleries(peers[arm][0](split[0], **parameters), split[1]):
             if arm == "nnn":
-                sides = (z @ w.T, bank[0] @ w.T), (w @ z.T, bank[1] @ z.T)
-                i2t, t2i = (normalise_by_neighbours(*side, **parameters) for side in sides)
-                matching = i2t, t2i
+                i2t = normalise_by_neighbours(z @ w.T, bank[0] @ w.T, **parameters)
+                matching = i2t, normalise_by_neighbours(w @ z.T, bank[1] @ z.T, **parameters)
             known = {"headline": next(iter(relevances(gallery).values()))}
             found = retrieval_metrics((z, w), gallery, known=known, matching=matching, ks_ndcg=(10,))["headline"]
             reports.append({key: found[key] for key in found if arm != "nnn" or key.startswith(CROSS_MODAL)})
@@ -164,14 +135,13 @@ def training_free(
     rows = []
     for arm, (_, candidates) in peers.items():
         goal = ["r_mean"] if arm == "nnn" else ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10"]
-
-        def score(arm: str = arm, goal: list[str] = goal, **parameters: Any) -> float:
-            return float(np.mean([measure(arm, validation, **parameters)[key] for key in goal]))
-
-        chosen = choose_on_validation(candidates, score)[0] if len(candidates) > 1 else candidates[0]
+        scores = [0.0]
+        if len(candidates) > 1:
+            scores = [sum(measure(arm, validation, each)[key] for key in goal) for each in candidates]
+        chosen = candidates[int(np.argmax(scores))]
         own = {"arm": arm, "parameters": ", ".join(f"{name} {value:g}" for name, value in chosen.items())}
-        values = measure(arm, test, **chosen)
-        rows += [{"dataset": dataset.name, **columns, **own, "metric": m, "value": v} for m, v in values.items()]
+        values = measure(arm, test, chosen)
+        rows += [{"dataset": dataset.name, **own, "metric": metric, "value": v} for metric, v in values.items()]
     return pd.DataFrame(rows)
 
 
@@ -196,8 +166,7 @@ def float_rows(name: str, value) -> Tensor:
 def _alike(name: str, value, other: str, reference, least: int = 1) -> Features:
     """Rows and their reference, of one width and on one device; at least so many reference rows."""
     rows, others = float_rows(name, value), float_rows(other, reference)
-    if rows.shape[1] != others.shape[1]:
-        raise ValueError(f"{name} {tuple(rows.shape)} and {other} {tuple(others.shape)} differ in width")
-    if len(others) < least:
-        raise ValueError(f"{other} {tuple(others.shape)} has too few rows: give at least {least}")
+    if rows.shape[1] != others.shape[1] or len(others) < least:
+        shapes = f"{name} {tuple(rows.shape)} and {other} {tuple(others.shape)}"
+        raise ValueError(f"{shapes} do not fit: give rows of one width, {least} or more of {other}")
     return rows, others.to(rows.device)

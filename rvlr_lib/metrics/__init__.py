@@ -2,8 +2,8 @@
 
 # ruff: noqa: F401
 from rvlr_lib.metrics.protocol import evaluate_folds, evaluate_retrieval
-from rvlr_lib.metrics.ranking import ndcg_and_floor, ndcg_at_k, recall_at_k
-from rvlr_lib.metrics.statistics import VERDICTS, Effect, Verdict, holm, paired_effect, power, verdicts
+from rvlr_lib.metrics.ranking import above_floor, ndcg_and_floor, ndcg_at_k, recall_at_k
+from rvlr_lib.metrics.statistics import VERDICTS, Effect, Verdict, paired_effect, power, verdicts
 from rvlr_lib.metrics.structure import (
     alignment,
     continuity,

@@ -1,17 +1,18 @@
 """The whole retrieval evaluation: across modalities, within one, and in mixed lists."""
 
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rvlr_lib.metrics import ranking
-from rvlr_lib.metrics.ranking import ndcg_and_floor, recall_at_k, whole_number
+from rvlr_lib.metrics.ranking import ndcg_and_floor, recall_at_k, row_numbers, whole_numbers
 from rvlr_lib.similarity import as_tensor, unit_rows
 
+Graded = tuple[Tensor, Tensor, Tensor]  # scores, relevance and what may leave the list, [q, G] each
 # Rows and columns of the matrices: images or captions
 SIDES = {"relevance": "ci", "scores_i2t": "ic", "scores_t2i": "ci", "image_relevance": "ii", "text_relevance": "cc"}
 
@@ -64,76 +65,81 @@ def evaluate_retrieval(
         per_query: float64 arrays, NaN where undefined, instead of means over the defined queries. ``r_mean`` is then
             each image's share: half its ``i2t`` and half its captions' ``t2i``, scaled by I/C.
     """
-    _switch("protocol", protocol, "corrected", "official")
-    _switch("mixed_t2it", mixed_t2it, "direct", "transposed")
-    _switch("mixed_scores", mixed_scores, "cosine", "matching")
-    official, ks_recall = protocol == "official", ranking.check_ks(ks_recall)
-    transposed, matching = official or mixed_t2it == "transposed", official or mixed_scores == "matching"
-    world = _world(image_features, text_features, caption_image, relevance, official, transposed)
-    images, captions, device = len(world.z), len(world.w), world.z.device
-    if transposed and not world.captioned.all():
-        raise ValueError("the official protocol and a transposed t2it need a caption for every image")
-    known = [("image_relevance", image_relevance, images), ("text_relevance", text_relevance, captions)]
-    graded = [None if x is None else ranking.check_relevance(name, x, (n, n), device) for name, x, n in known]
-    ways = [("scores_i2t", scores_i2t, (images, captions)), ("scores_t2i", scores_t2i, (captions, images))]
-    i2t, t2i = (
-        None if x is None else ranking.check_scores(as_tensor(name, x, device), name, shape) for name, x, shape in ways
+    for name, chosen, valid in (
+        ("protocol", protocol, ("corrected", "official")),
+        ("mixed_t2it", mixed_t2it, ("direct", "transposed")),
+        ("mixed_scores", mixed_scores, ("cosine", "matching")),
+    ):
+        if chosen not in valid:
+            raise ValueError(f"unknown {name} {chosen!r}; valid: {', '.join(valid)}")
+    official, ks_recall = protocol == "official", whole_numbers("cut-offs ks_recall", ks_recall)
+    z, w, owner = _features(image_features, text_features, caption_image)
+    images, captions, device = len(z), len(w), z.device
+    (chunk,) = whole_numbers(
+        "chunk_size", max(1, 1_500_000 // (images + captions)) if chunk_size is None else chunk_size
     )
-    if not official:
-        world = world._replace(images=_mean_relevance(world) if graded[0] is None else graded[0], texts=graded[1])
-    if matching:
-        world = world._replace(i2t=i2t, t2i=t2i)
-    chunk = whole_number("chunk_size", max(1, 1_500_000 // (images + captions)) if chunk_size is None else chunk_size)
+    given = {"relevance": relevance, "scores_i2t": scores_i2t, "scores_t2i": scores_t2i}
+    given |= {"image_relevance": image_relevance, "text_relevance": text_relevance}
+    R, i2t, t2i, between_images, between_captions = _matrices(given, images, captions, device).values()
+    every_image, every_caption = torch.arange(images, device=device), torch.arange(captions, device=device)
+    first = torch.full((images,), captions, device=device).scatter_reduce_(0, owner, every_caption, "amin")
+    captioned, q = first < captions, first % captions
+    transposed, matching = official or mixed_t2it == "transposed", official or mixed_scores == "matching"
+    if transposed and not captioned.all():
+        raise ValueError("the official protocol and a transposed t2it need a caption for every image")
+    if official:
+        between_images = between_captions = None
+    elif between_images is None:
+        between_images = _mean_relevance(R, owner, captioned)
 
     found: dict[str, list[np.ndarray]] = defaultdict(list)
-    for rows in torch.arange(images, device=device).split(chunk):
-        own = world.owner == rows[:, None]
-        cosines = world.z[rows] @ world.w.T
+    for rows in every_image.split(chunk):
+        own, asked = owner == rows[:, None], q[rows]
+        self_image, self_text = every_image == rows[:, None], every_caption == asked[:, None]
+        cosines, to_captions = z[rows] @ w.T, R[:, rows].T.contiguous()
         for k, hits in recall_at_k(cosines if i2t is None else i2t[rows], own, ks_recall, per_query=True).items():
             found[f"i2t/R@{k}"].append(hits)
-        for name, scores, grades, exclude in _graded_lists(world, rows, own, cosines):
-            for k, (value, floor) in ndcg_and_floor(scores, grades, ks_ndcg, exclude, official=official).items():
-                value[~world.captioned[rows].cpu().numpy()] = np.nan
+
+        # Scores, relevance and, in the corrected protocol, what leaves the list
+        i2i = z[rows] @ z.T, R[asked] if between_images is None else between_images[rows], self_image
+        t2t = w[asked] @ w.T, to_captions if between_captions is None else between_captions[asked], self_text
+        cell = (q, rows[:, None]) if transposed else (asked,)
+        dots = z[rows] @ w[q].T if transposed else w[asked] @ z.T
+        to_texts = i2t[rows] if matching and i2t is not None else cosines, to_captions
+        to_images = t2i[cell] if matching and t2i is not None else dots, R[cell]
+        lists = {"i2i": i2i, "t2t": t2t} | ({} if official else {"t2t_no_siblings": (*t2t[:2], own)})
+        lists |= {"i2it": _joined(i2i, to_texts), "t2it": _joined(t2t, to_images)}
+        for name, (scores, grades, exclude) in lists.items():
+            if official and name in ("i2i", "t2t"):
+                scores, grades = scores.masked_fill(exclude, 0), grades.masked_fill(exclude, 0)
+            listed = ndcg_and_floor(scores, grades, ks_ndcg, None if official else exclude, official=official)
+            for k, (value, floor) in listed.items():
+                value[~captioned[rows].cpu().numpy()] = np.nan
                 found[f"{name}/NDCG@{k}"].append(value)
                 if not official:
-                    room = np.where(floor < 100 - 1e-9, 100 - floor, np.nan)
-                    found[f"{name}/NDCG@{k}/above_floor"].append(100 * (value - floor) / room)
-    for rows in torch.arange(captions, device=device).split(chunk):
-        scores = world.w[rows] @ world.z.T if t2i is None else t2i[rows]
-        for k, hits in recall_at_k(scores, world.owner[rows], ks_recall, per_query=True).items():
+                    found[f"{name}/NDCG@{k}/above_floor"].append(ranking.above_floor(value, floor))
+    for rows in every_caption.split(chunk):
+        scores = w[rows] @ z.T if t2i is None else t2i[rows]
+        for k, hits in recall_at_k(scores, owner[rows], ks_recall, per_query=True).items():
             found[f"t2i/R@{k}"].append(hits)
 
     result = {key: np.concatenate(parts) for key, parts in found.items()}
     for direction in ("i2t", "t2i"):
         result[f"{direction}/R@mean"] = np.mean([result[f"{direction}/R@{k}"] for k in ks_recall], axis=0)
-    from_captions = np.bincount(world.owner.cpu().numpy(), result["t2i/R@mean"], images) * images / captions
+    from_captions = np.bincount(owner.cpu().numpy(), result["t2i/R@mean"], images) * images / captions
     result["r_mean"] = (result["i2t/R@mean"] + from_captions) / 2
     return result if per_query else ranking.average(result)
 
 
-def _switch(name: str, chosen: str, *valid: str) -> None:
-    if chosen not in valid:
-        raise ValueError(f"unknown {name} {chosen!r}; valid: {', '.join(valid)}")
+def _joined(within: Graded, across: tuple[Tensor, Tensor]) -> Graded:
+    """A mixed list: the candidates within the query's modality, then those of the other."""
+    (scores, grades, itself), (others, other_grades) = within, across
+    kept = torch.zeros_like(others, dtype=torch.bool)
+    return torch.cat([scores, others], 1), torch.cat([grades, other_grades], 1), torch.cat([itself, kept], 1)
 
 
-class _World(NamedTuple):
-    """The inputs as checked tensors on one device; ``z``, ``w``, ``R``, ``q`` as in the formulas."""
-
-    z: Tensor  # [I, D] unit rows
-    w: Tensor  # [C, D] unit rows
-    owner: Tensor  # [C] image of each caption
-    R: Tensor  # [C, I]
-    q: Tensor  # [I] first caption of each image, 0 where there is none
-    captioned: Tensor  # bool [I]
-    official: bool
-    transposed: bool
-    images: Tensor | None = None  # relevance [I, I]
-    texts: Tensor | None = None  # relevance [C, C]
-    i2t: Tensor | None = None  # scores of mixed lists [I, C], else cosine
-    t2i: Tensor | None = None
-
-
-def _world(image_features, text_features, caption_image, relevance, official: bool, transposed: bool) -> _World:
+def _features(image_features, text_features, caption_image) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit rows ``[I, D]`` and ``[C, D]`` in one dtype, and the image of each caption ``[C]``."""
     z = as_tensor("image_features", image_features)
     w = as_tensor("text_features", text_features, z.device)
     if z.ndim != 2 or w.ndim != 2 or z.shape[1] != w.shape[1] or not z.numel() * w.numel():
@@ -143,52 +149,27 @@ def _world(image_features, text_features, caption_image, relevance, official: bo
     z, w = z.to(dtype), w.to(dtype)
     if not (z.isfinite().all() and w.isfinite().all()):
         raise ValueError("features must be finite")
-    if relevance is None:
-        raise ValueError("relevance is needed")
-    owner = ranking.row_numbers("caption_image", caption_image, len(w), len(z), z.device)
-    first = torch.full((len(z),), len(w), device=z.device)
-    first.scatter_reduce_(0, owner, torch.arange(len(w), device=z.device), "amin")
-    relevance = ranking.check_relevance("relevance", relevance, (len(w), len(z)), z.device)
-    q, captioned = first % len(w), first < len(w)
-    return _World(unit_rows(z), unit_rows(w), owner, relevance, q, captioned, official, transposed)
+    return unit_rows(z), unit_rows(w), row_numbers("caption_image", caption_image, len(w), len(z), z.device)
 
 
-def _mean_relevance(world: _World) -> Tensor:
+def _matrices(given: Mapping[str, Any], images: int, captions: int, device: torch.device) -> dict[str, Any]:
+    """The matrices of :data:`SIDES`, checked; None stays None but for ``relevance``, which is needed."""
+    found: dict[str, Any] = {}
+    size = {"i": images, "c": captions}
+    for name, value in given.items():
+        check = ranking.check_scores if name.startswith("scores") else ranking.check_relevance
+        shape = tuple(size[side] for side in SIDES[name])
+        found[name] = None if value is None and name != "relevance" else check(name, value, shape, device)
+    return found
+
+
+def _mean_relevance(R: Tensor, owner: Tensor, captioned: Tensor) -> Tensor:
     """``[I, I]``: relevance of image ``j`` averaged over the captions of image ``i``, both ways."""
-    counts = torch.bincount(world.owner, minlength=len(world.z)).clamp_min(1)
-    mean = world.R.new_zeros(len(world.z), len(world.z)).index_add_(0, world.owner, world.R) / counts[:, None]
-    mean = torch.where(world.captioned[:, None], mean, mean.T)  # no captions: only the other way is known
+    images = len(captioned)
+    counts = torch.bincount(owner, minlength=images).clamp_min(1)
+    mean = R.new_zeros(images, images).index_add_(0, owner, R) / counts[:, None]
+    mean = torch.where(captioned[:, None], mean, mean.T)  # no captions: only the other way is known
     return (mean + mean.T) / 2
-
-
-def _graded_lists(
-    world: _World, rows: Tensor, own: Tensor, cosines: Tensor
-) -> Iterator[tuple[str, Tensor, Tensor, Tensor | None]]:
-    """Name, scores ``[q, G]``, relevance ``[q, G]`` and what leaves the list, for the query images ``rows [q]``.
-
-    ``own [q, C]``: their captions; ``cosines [q, C]``: with all captions.
-    """
-    z, w, R, q = world.z, world.w, world.R, world.q[rows]
-    to_captions = R[:, rows].T.contiguous()
-    self_image, self_text = (torch.arange(len(x), device=z.device) == i[:, None] for x, i in ((z, rows), (w, q)))
-    images = z[rows] @ z.T, R[q] if world.images is None else world.images[rows], self_image
-    texts = w[q] @ w.T, to_captions if world.texts is None else world.texts[q], self_text
-    for name, (scores, grades, itself) in (("i2i", images), ("t2t", texts)):
-        if world.official:
-            yield name, scores.masked_fill(itself, 0), grades.masked_fill(itself, 0), None
-        else:
-            yield name, scores, grades, itself
-    if not world.official:
-        yield "t2t_no_siblings", texts[0], texts[1], own
-    cell = (world.q, rows[:, None]) if world.transposed else (q,)
-    dots = z[rows] @ w[world.q].T if world.transposed else w[q] @ z.T
-    across = {
-        "i2it": (images, cosines if world.i2t is None else world.i2t[rows], to_captions),
-        "t2it": (texts, dots if world.t2i is None else world.t2i[cell], R[cell]),
-    }
-    for name, ((scores, grades, itself), others, other_grades) in across.items():
-        kept = None if world.official else torch.cat([itself, torch.zeros_like(others, dtype=torch.bool)], 1)
-        yield name, torch.cat([scores, others], 1), torch.cat([grades, other_grades], 1), kept
 
 
 def evaluate_folds(
@@ -202,22 +183,21 @@ def evaluate_folds(
     does not divide the images.
     """
     images, texts = as_tensor("image_features", image_features), as_tensor("text_features", text_features)
-    if len(images) % whole_number("fold_size", fold_size):
-        raise ValueError(f"fold_size {fold_size} does not divide {len(images)} images")
+    (size,) = whole_numbers("fold_size", fold_size)
+    if len(images) % size:
+        raise ValueError(f"fold_size {size} does not divide {len(images)} images")
     if options.get("per_query"):
         raise ValueError("per_query goes with evaluate_retrieval on the images of one fold")
-    owner = ranking.row_numbers("caption_image", caption_image, len(texts), len(images), images.device)
-    whole = {name: options.pop(name, None) for name in SIDES} | {"relevance": relevance}
-    whole = {name: as_tensor(name, x, images.device) for name, x in whole.items() if x is not None}
-    for name, x in whole.items():
-        shape = tuple({"i": len(images), "c": len(texts)}[side] for side in SIDES[name])
-        if tuple(x.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}, expected {shape}")
+    owner = row_numbers("caption_image", caption_image, len(texts), len(images), images.device)
+    given = {name: options.pop(name, None) for name in SIDES} | {"relevance": relevance}
+    whole = _matrices(given, len(images), len(texts), images.device)
     reports = []
-    for fold in torch.arange(len(images), device=images.device).split(int(fold_size)):
+    for fold in torch.arange(len(images), device=images.device).split(size):
         rows = {"i": fold, "c": ((owner >= fold[0]) & (owner <= fold[-1])).nonzero()[:, 0]}
-        cut: dict[str, Any] = {"relevance": None}  # which is refused
-        cut |= {name: x[rows[SIDES[name][0]][:, None], rows[SIDES[name][1]]] for name, x in whole.items()}
-        z, w, own = images[fold], texts[rows["c"]], owner[rows["c"]] - fold[0]
-        reports.append(evaluate_retrieval(z, w, own, **cut, **options))
+        cut: dict[str, Any] = {}
+        for name, matrix in whole.items():
+            queries, candidates = (rows[side] for side in SIDES[name])
+            cut[name] = None if matrix is None else matrix[queries[:, None], candidates]
+        own = owner[rows["c"]] - fold[0]
+        reports.append(evaluate_retrieval(images[fold], texts[rows["c"]], own, cut.pop("relevance"), **cut, **options))
     return {key: float(np.mean([report[key] for report in reports])) for key in reports[0]}

@@ -22,7 +22,7 @@ def recall_at_k(scores, positives, ks=(1, 5, 10), *, per_query: bool = False) ->
     >>> recall_at_k([[0.9, 0.1, 0.5], [0.2, 0.2, 0.1]], [0, 1], ks=(1, 2))
     {1: 50.0, 2: 100.0}
     """
-    scores, ks = check_scores(scores), check_ks(ks)
+    scores, ks = check_scores("scores", scores), whole_numbers("cut-offs ks", ks)
     positives = as_tensor("positives", positives, scores.device)
     if positives.ndim == 1 and len(positives) == len(scores) and positives.dtype != torch.bool:
         index = row_numbers("positives", positives, len(scores), scores.shape[1])
@@ -58,7 +58,7 @@ def ndcg_and_floor(
     NaN where the ideal is 0. ``official`` breaks ties by ``numpy.argsort(scores)[::-1]`` as the official code does: an
     arbitrary order, but float32 cosines do tie, and only it gives the official numbers. Its floor is NaN.
     """
-    scores, ks = check_scores(scores), check_ks(ks)
+    scores, ks = check_scores("scores", scores), whole_numbers("cut-offs ks", ks)
     relevance = check_relevance("relevance", relevance, scores.shape, scores.device)
     candidates = torch.full((len(scores),), scores.shape[1], device=scores.device)
     if exclude is not None:
@@ -92,6 +92,11 @@ def ndcg_and_floor(
     return result
 
 
+def above_floor(value: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """``100 (value − floor) / (100 − floor)``, NaN where the floor is undefined or leaves no room."""
+    return 100 * (value - floor) / np.where(floor < 100 - 1e-9, 100 - floor, np.nan)
+
+
 def _expected_dcg(scores: Tensor, relevance: Tensor, summed: Tensor) -> Tensor:
     """DCG of rows with ties: each candidate gets the mean discount of the ranks that its group of equals takes up."""
     ascending, order = scores.sort(dim=1)
@@ -108,10 +113,10 @@ def average(values: Mapping[Any, np.ndarray]) -> dict[Any, float]:
     return {key: float(value.mean()) if len(value) else float("nan") for key, value in defined.items()}
 
 
-def check_scores(scores, name: str = "scores", shape: tuple[int, int] | None = None) -> Tensor:
+def check_scores(name: str, value, shape=None, device: torch.device | None = None) -> Tensor:
     """A floating ``[Q, G]`` tensor; ValueError when empty, of another shape or with NaN."""
-    scores = as_tensor(name, scores)
-    if scores.ndim != 2 or not scores.numel() or tuple(scores.shape) != (shape or tuple(scores.shape)):
+    scores = as_tensor(name, value, device)
+    if scores.ndim != 2 or not scores.numel() or (shape and scores.shape != shape):
         expected = shape or "[Q, G] with at least one query and candidate"
         raise ValueError(f"{name} has shape {tuple(scores.shape)}, expected {expected}")
     scores = scores if scores.is_floating_point() else scores.double()
@@ -123,7 +128,7 @@ def check_scores(scores, name: str = "scores", shape: tuple[int, int] | None = N
 def check_relevance(name: str, value, shape, device: torch.device) -> Tensor:
     """Graded relevance in float32 or float64; ValueError for another shape, values below 0 or not finite."""
     value = as_tensor(name, value, device)
-    if value.shape != torch.Size(shape):
+    if value.shape != shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
     value = value.to(torch.float64 if value.dtype in (torch.float64, torch.int64, torch.int32) else torch.float32)
     if value.numel() and not (value.amin() >= 0 and value.amax() < torch.inf):  # NaN is neither
@@ -142,23 +147,12 @@ def row_numbers(name: str, value, count: int, rows: int, device: torch.device | 
     return value.long()
 
 
-def whole_number(name: str, value, least: int = 1) -> int:
-    """A count as an int; ValueError for fractions and numbers below ``least``."""
-    try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        number = least - 1
-    if isinstance(value, str | bool) or number != value or number < least:
-        raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
-    return number
-
-
-def check_ks(ks) -> tuple[int, ...]:
-    """Cut-offs, one or several, as ints; ValueError when there is none, a fraction or one below 1."""
-    found = as_tensor("ks", ks).reshape(-1).tolist()
-    if not found:
-        raise ValueError("ks holds no cut-offs")
-    return tuple(whole_number("a cut-off in ks", k) for k in found)
+def whole_numbers(name: str, value) -> tuple[int, ...]:
+    """One or several counts as ints; ValueError for none, fractions and numbers below 1."""
+    found = as_tensor(name, value).reshape(-1)
+    if not len(found) or found.dtype == torch.bool or not ((found >= 1) & (found % 1 == 0)).all():
+        raise ValueError(f"{name} must be whole, 1 or more, got {value!r}")
+    return tuple(map(int, found))
 
 
 def _mask(name: str, value: Tensor, scores: Tensor) -> Tensor:

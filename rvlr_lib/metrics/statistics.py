@@ -5,11 +5,11 @@ The seed is the unit: a claim rests on one paired difference a seed. Needs SciPy
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-MAX_CLAIMS = 4
+MAX_CLAIMS, ALPHA = 4, 0.05  # a family of claims, and its chance of any false direction
+CONFIDENCE = 0.95
 VERDICTS = ("better", "better, below δ", "equivalent", "worse, below δ", "worse", "inconclusive")
 
 
@@ -18,40 +18,29 @@ class Effect:
     """A mean of paired differences over seeds, in their unit."""
 
     mean: float
-    low: float  # ends of the two-sided t-interval
+    low: float  # ends of the two-sided 95 % t-interval
     high: float
     p: float  # two-sided, of "mean = 0", not adjusted
     sd: float
     seeds: int
 
 
-def paired_effect(values, confidence: float = 0.95) -> Effect:
+def paired_effect(values) -> Effect:
     """Mean, Student's two-sided interval ``mean ± t sd / sqrt(n)`` and p value of one difference a seed, ``[S]``.
 
-    Equal values give an interval of width 0, and p is 0 unless they are 0. ValueError below 2 seeds, for values that
-    are not finite and for a confidence outside 0 to 1.
+    Equal values give an interval of width 0, and p is 0 unless they are 0. ValueError below 2 seeds and for values that
+    are not finite.
     """
     from scipy.stats import t
 
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all() or not 0 < confidence < 1:
-        raise ValueError(f"expected finite values [S] of 2 or more seeds, confidence in (0, 1): {values}, {confidence}")
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"expected finite values [S] of 2 or more seeds, got {values}")
     equal = bool((values == values[0]).all())  # their mean is rounded, so their deviation is not quite 0
     mean, sd = (values[0], 0.0) if equal else (values.mean(), values.std(ddof=1))
-    half = _half_width(sd, len(values), 1 - confidence)
+    half = _half_width(sd, len(values), 1 - CONFIDENCE)
     p = float(mean == 0) if sd == 0 else 2 * t.sf(abs(mean) / (sd / np.sqrt(len(values))), len(values) - 1)
     return Effect(float(mean), float(mean - half), float(mean + half), float(p), float(sd), len(values))
-
-
-def holm(p_values) -> np.ndarray:
-    """P values ``[m]`` adjusted for a family of tests (Holm 1979): the ``j``-th smallest (from 0) times ``m − j``."""
-    p = np.asarray(p_values, dtype=np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"expected p values [m] from 0 to 1, got {p_values!r}")
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
-    return adjusted
 
 
 @dataclass(frozen=True)
@@ -62,57 +51,49 @@ class Verdict:
     effect: Effect
     low: float  # ends of the Holm-corrected two-sided interval
     high: float
-    p_adjusted: float  # Holm's, two-sided
     within: tuple[float, float]  # the 90 % interval that must lie inside ±delta for equivalence
     delta: float  # the smallest difference that would matter
 
 
-def verdicts(
-    effects: Mapping[str, Any], deltas: Mapping[str, float] | float, alpha: float = 0.05
-) -> dict[str, Verdict]:
+def verdicts(effects: Mapping[str, Effect], deltas: Mapping[str, float]) -> dict[str, Verdict]:
     """Decide up to four claims "this is higher than that" together: claim -> verdict, in the order given.
 
     Better or worse: the Holm-corrected two-sided t-interval lies off 0. The ``j``-th smallest p value (from 0) of ``m``
-    gets the level ``1 − alpha / (m − j)``, up to the first interval that holds 0; its level serves for the rest.
+    gets the level ``1 − 0.05 / (m − j)``, up to the first interval that holds 0; its level serves for the rest.
     Equivalent: the 90 % t-interval lies inside ±delta (two one-sided tests at 5 %, not corrected). Below δ: both.
 
-    ``effects`` are :class:`Effect` or ``[S]`` differences, ``deltas`` for all or each, in their unit. ValueError for no
-    claim or more than four, and a delta that is missing, negative or infinite.
+    ``deltas`` are in the unit of the effects. ValueError for no claim or more than four, and a delta that is missing,
+    negative or infinite.
     """
-    if not 1 <= len(effects) <= MAX_CLAIMS or not 0 < alpha < 1:
-        raise ValueError(f"one to {MAX_CLAIMS} claims and 0 < alpha < 1, got {len(effects)} claims and alpha {alpha}")
-    known = {name: x if isinstance(x, Effect) else paired_effect(x) for name, x in effects.items()}
-    given = deltas if isinstance(deltas, Mapping) else dict.fromkeys(known, deltas)
-    if wrong := [name for name in known if name not in given or not 0 <= given[name] < np.inf]:
-        raise ValueError(f"every claim needs a finite delta, not negative; not so: {', '.join(map(str, wrong))}")
-    adjusted = dict(zip(known, holm([effect.p for effect in known.values()]), strict=True))
-    found, tests = {}, len(known)
-    for name, effect in sorted(known.items(), key=lambda item: item[1].p):
-        half, narrow = (_half_width(effect.sd, effect.seeds, share) for share in (alpha / tests, 0.10))
+    if not 1 <= len(effects) <= MAX_CLAIMS:
+        raise ValueError(f"expected one to {MAX_CLAIMS} claims, got {len(effects)}")
+    if wrong := [name for name in effects if not 0 <= deltas.get(name, -1) < np.inf]:
+        raise ValueError(f"every claim needs a finite delta, not negative; not so: {', '.join(wrong)}")
+    found, tests = {}, len(effects)
+    for name, effect in sorted(effects.items(), key=lambda item: item[1].p):
+        half, narrow = (_half_width(effect.sd, effect.seeds, share) for share in (ALPHA / tests, 0.10))
         low, high, within = effect.mean - half, effect.mean + half, (effect.mean - narrow, effect.mean + narrow)
-        small = max(-within[0], within[1]) < given[name]
+        small = max(-within[0], within[1]) < deltas[name]
         word = "equivalent" if small else "inconclusive"
         if low > 0 or high < 0:
             tests -= 1
             word = ("better" if low > 0 else "worse") + (", below δ" if small else "")
-        found[name] = Verdict(word, effect, low, high, float(adjusted[name]), within, float(given[name]))
-    return {name: found[name] for name in known}
+        found[name] = Verdict(word, effect, low, high, within, float(deltas[name]))
+    return {name: found[name] for name in effects}
 
 
-def power(
-    sd: float, seeds: int, delta: float, *, effect: float = 0.0, claims: int = 1, alpha: float = 0.05
-) -> dict[str, float]:
+def power(sd: float, seeds: int, delta: float, *, effect: float = 0.0, claims: int = 1) -> dict[str, float]:
     """Chance of each verdict on a claim whose paired differences are normal with deviation ``sd`` and mean ``effect``.
 
-    Of a family of ``claims`` the claim is taken to come first in Holm's order, at ``alpha / claims``, the strictest.
+    Of a family of ``claims`` the claim is taken to come first in Holm's order, at ``0.05 / claims``, the strictest.
     Exact but for a quadrature over the observed deviation (1e-4).
     """
     from scipy.stats import chi2, norm
 
-    if not (0 < sd < np.inf and seeds >= 2 and delta >= 0 and claims >= 1 and 0 < alpha < 1):
-        raise ValueError(f"out of range: sd {sd}, seeds {seeds}, delta {delta}, claims {claims}, alpha {alpha}")
+    if not (0 < sd < np.inf and seeds >= 2 and delta >= 0 and claims >= 1):
+        raise ValueError(f"out of range: sd {sd}, seeds {seeds}, delta {delta}, claims {claims}")
     seen = sd * np.sqrt(chi2.ppf((np.arange(4000) + 0.5) / 4000, seeds - 1) / (seeds - 1))
-    off = _half_width(seen, seeds, alpha / claims)  # beyond it the mean is better, below −off worse
+    off = _half_width(seen, seeds, ALPHA / claims)  # beyond it the mean is better, below −off worse
     inside = np.maximum(delta - _half_width(seen, seeds, 0.10), 0)  # below it in size the mean is equivalent
     both, either = np.minimum(off, inside), np.maximum(off, inside)
     edges = (either, np.inf), (off, inside), (-both, both), (-inside, -off), (-np.inf, -either)
@@ -123,7 +104,7 @@ def power(
     return found | {"inconclusive": max(0.0, 1 - sum(found.values()))}
 
 
-def _half_width(sd, seeds: int, level: float) -> Any:
+def _half_width(sd, seeds: int, level: float):
     """Of the two-sided t-interval that misses with chance ``level``."""
     from scipy.stats import t
 

@@ -1,7 +1,7 @@
 """How alike two spaces are, and how one space is shaped.
 
-Features ``[N, D]`` of any scale (tensors, arrays, lists) are compared by cosine; ``similarity_...`` takes ``[N, N]``
-of a space known by its similarities alone, higher is nearer. Items tied at the ``k``-th place share the places that are
+Features ``[N, D]`` of any scale (tensors, arrays, lists) are compared by cosine; ``similarity_b`` takes ``[N, N]`` of a
+space known by its similarities alone, higher is nearer. Items tied at the ``k``-th place share the places that are
 left. ``per_query``: float64 ``[N]`` instead of the mean. ValueError for other shapes, spaces of unlike items, entries
 that are not finite, and numbers out of range.
 """
@@ -12,25 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvlr_lib.metrics.ranking import row_numbers, whole_number
-from rvlr_lib.similarity import as_tensor, cosine_matrix, off_diagonal, unit_rows
+from rvlr_lib.metrics.ranking import row_numbers, whole_numbers
+from rvlr_lib.similarity import as_tensor, off_diagonal, unit_rows
 
 CHUNK = 256  # rows compared at once; 30,000 points then take 60 MB a float64 matrix
 MAX_POINTS, MAX_PAIRS, PAIR_CHUNK = 2000, 2_000_000, 16384  # pairs beyond that many items are a sample
 
 
 @torch.no_grad()
-def knn_overlap(
-    features_a=None, features_b=None, k: int = 10, *, similarity_a=None, similarity_b=None, per_query: bool = False
-) -> Any:
+def knn_overlap(features_a, features_b=None, k: int = 10, *, similarity_b=None, per_query: bool = False) -> Any:
     """Percent of the ``k < N`` nearest neighbours (self excluded) that two spaces share; the smaller share counts.
 
     >>> x = torch.randn(50, 8)
     >>> knn_overlap(x, 3 * x)
     100.0
     """
-    spaces = _two_spaces(a=(features_a, similarity_a), b=(features_b, similarity_b))
-    count, k = len(spaces[0].rows), whole_number("k", k)
+    spaces = _two_spaces(features_a, features_b, similarity_b)
+    count, (k,) = len(spaces[0].rows), whole_numbers("k", k)
     if not k < count:
         raise ValueError(f"k = {k} neighbours of {count} items")
     shared = []
@@ -41,35 +39,47 @@ def knn_overlap(
     return overlap if per_query else float(overlap.mean())
 
 
-def trustworthiness(
-    features_high=None, features_low=None, k=10, *, similarity_high=None, similarity_low=None, per_query: bool = False
-) -> Any:
+@torch.no_grad()
+def trustworthiness(features_high, features_low, k: int = 10, *, per_query: bool = False) -> Any:
     """How far neighbours in the low space are neighbours in the high space too, in percent (Venna and Kaski 2001).
 
     ``100 (1 − 2 / (N k (2N − 3k − 1)) Σ_i Σ_j (r_ij − k))``, ``j`` over the ``k < N / 2`` nearest of ``i`` in the low
     space whose rank ``r_ij`` in the high space is beyond ``k``. 100: no false neighbours; chance is about 50 for small
-    ``k/N``. For a map in the plane give ``similarity_low=-distances``. What an item's share in the low space exceeds
-    that in the high space counts as false, at the mean of those ranks of its tie that are beyond ``k``.
+    ``k/N``. What an item's share in the low space exceeds that in the high space counts as false, at the mean of those
+    ranks of its tie that are beyond ``k``.
     """
-    high, low = _two_spaces(high=(features_high, similarity_high), low=(features_low, similarity_low))
-    return _trust(high, low, k, per_query)
+    high, low = _two_spaces(features_high, features_low)
+    count, (k,) = len(high.rows), whole_numbers("k", k)
+    if not k < count / 2:
+        raise ValueError(f"k = {k} neighbours of {count} items: k must be below half of them")
+    excess = []  # for each item the sum over its false neighbours of rank − k
+    for begin in range(0, count, CHUNK):
+        share = _neighbour_share(low.to_others(begin), k).to(high.rows.device)
+        share, items = share.topk(int((share > 0).sum(dim=1).max()), dim=1)
+        similarity = high.to_others(begin)
+        values, similarity = similarity.gather(1, items), similarity.sort(dim=1).values
+        # The items of a tie have the ranks ahead + 1 to last.
+        ahead = count - torch.searchsorted(similarity, values, right=True)
+        last = count - torch.searchsorted(similarity, values)
+        own_share = ((k - ahead).double() / (last - ahead)).clamp(0, 1)
+        beyond = (ahead.clamp(min=k) + 1 + last).double() / 2 - k
+        excess.append(((share - own_share).clamp(min=0) * beyond).sum(dim=1).cpu().numpy())
+    percent = 100 * (1 - np.concatenate(excess) * 2 / (k * (2 * count - 3 * k - 1)))
+    return percent if per_query else float(percent.mean())
 
 
-def continuity(
-    features_high=None, features_low=None, k=10, *, similarity_high=None, similarity_low=None, per_query: bool = False
-) -> Any:
+def continuity(features_high, features_low, k: int = 10, *, per_query: bool = False) -> Any:
     """:func:`trustworthiness` with the spaces swapped: neighbours in the high space that were torn apart count."""
-    high, low = _two_spaces(high=(features_high, similarity_high), low=(features_low, similarity_low))
-    return _trust(low, high, k, per_query)
+    return trustworthiness(features_low, features_high, k, per_query=per_query)
 
 
 @torch.no_grad()
-def relational_similarity(features_a=None, features_b=None, *, similarity_a=None, similarity_b=None) -> float:
+def relational_similarity(features_a, features_b=None, *, similarity_b=None) -> float:
     """Spearman correlation (−1 to 1) between the off-diagonal cosines of two spaces; ties share their mean rank.
 
     Beyond 2,000 items a seeded sample of two million pairs of distinct items is compared; its error is about 0.0007.
     """
-    spaces = _two_spaces(a=(features_a, similarity_a), b=(features_b, similarity_b))
+    spaces = _two_spaces(features_a, features_b, similarity_b)
     if (count := len(spaces[0].rows)) < 2:
         raise ValueError(f"{count} items: nothing to correlate below 2")
     pairs = None
@@ -137,10 +147,8 @@ def uniformity(features, t: float = 2.0) -> float:
 
 
 class _Space(NamedTuple):
-    """Unit rows, or a similarity that is known as a whole."""
-
-    rows: Tensor
-    known: bool
+    rows: Tensor  # unit rows [N, D], or the similarity [N, N] where that is what is known
+    known: bool = False
 
     def to_others(self, begin: int) -> Tensor:
         """``[q, N]``: of the items from ``begin`` on, ``CHUNK`` at most, to all; −inf to themselves."""
@@ -151,30 +159,27 @@ class _Space(NamedTuple):
 
     def of_pairs(self, pairs: Tensor | None) -> Tensor:
         """float64: of the items ``pairs[0]`` to the items ``pairs[1]``; of all to all others where None."""
-        x = self.rows.double()
+        x = self.rows.double() if self.known else unit_rows(self.rows.double())
         if pairs is None:
-            return off_diagonal(x if self.known else cosine_matrix(x)).flatten()
+            return off_diagonal(x if self.known else x @ x.T).flatten()
         pairs = pairs.to(x.device)
         if self.known:
             return x[pairs[0], pairs[1]]
-        x = unit_rows(x)
         return torch.cat([(x[i] * x[j]).sum(dim=1) for i, j in pairs.split(PAIR_CHUNK, dim=1)])
 
 
-def _two_spaces(**given: tuple[Any, Any]) -> list[_Space]:
-    """From the name of each space to its features and its similarity, of which one is None."""
-    spaces = []
-    for name, (features, similarity) in given.items():
-        if (features is None) == (similarity is None):
-            raise ValueError(f"give either features_{name} or similarity_{name}")
-        known = features is None
-        matrix = (
-            _finite(f"similarity_{name}", similarity, square=True) if known else _finite(f"features_{name}", features)
-        )
-        spaces.append(_Space(matrix if known else unit_rows(matrix), known))
-    if len(spaces[0].rows) != len(spaces[1].rows):
-        raise ValueError(f"the spaces hold {len(spaces[0].rows)} and {len(spaces[1].rows)} items")
-    return spaces
+def _two_spaces(features_a, features_b, similarity_b=None) -> tuple[_Space, _Space]:
+    if (features_b is None) == (similarity_b is None):
+        raise ValueError("give either features or a similarity of the second space")
+    first = _Space(unit_rows(_finite("features", features_a)))
+    if similarity_b is None:
+        second = _Space(unit_rows(_finite("features", features_b)))
+    else:
+        second = _Space(_finite("similarity_b", similarity_b), known=True)
+    if len(first.rows) != len(second.rows) or (second.known and second.rows.shape[0] != second.rows.shape[1]):
+        shapes = tuple(first.rows.shape), tuple(second.rows.shape)
+        raise ValueError(f"spaces of shape {shapes[0]} and {shapes[1]} do not hold the same items")
+    return first, second
 
 
 def _neighbour_share(similarity: Tensor, k: int) -> Tensor:
@@ -185,33 +190,12 @@ def _neighbour_share(similarity: Tensor, k: int) -> Tensor:
     return nearer + tied * (left.double() / tied.sum(dim=1, keepdim=True))
 
 
-@torch.no_grad()
-def _trust(true: _Space, other: _Space, k: Any, per_query: bool) -> Any:
-    count, k = len(true.rows), whole_number("k", k)
-    if not k < count / 2:
-        raise ValueError(f"k = {k} neighbours of {count} items: k must be below half of them")
-    excess = []  # for each item the sum over its false neighbours of rank − k
-    for begin in range(0, count, CHUNK):
-        share = _neighbour_share(other.to_others(begin), k).to(true.rows.device)
-        share, items = share.topk(int((share > 0).sum(dim=1).max()), dim=1)
-        similarity = true.to_others(begin)
-        values, similarity = similarity.gather(1, items), similarity.sort(dim=1).values
-        # The items of a tie have the ranks ahead + 1 to last.
-        ahead = count - torch.searchsorted(similarity, values, right=True)
-        last = count - torch.searchsorted(similarity, values)
-        own_share = ((k - ahead).double() / (last - ahead)).clamp(0, 1)
-        beyond = (ahead.clamp(min=k) + 1 + last).double() / 2 - k
-        excess.append(((share - own_share).clamp(min=0) * beyond).sum(dim=1).cpu().numpy())
-    percent = 100 * (1 - np.concatenate(excess) * 2 / (k * (2 * count - 3 * k - 1)))
-    return percent if per_query else float(percent.mean())
-
-
-def _finite(name: str, value, *, square: bool = False) -> Tensor:
+def _finite(name: str, value) -> Tensor:
     """A finite matrix in float32 or float64, which half precision, full of ties, becomes."""
     matrix = as_tensor(name, value)
     matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32) if matrix.is_floating_point() else torch.double)
-    if matrix.ndim != 2 or not matrix.isfinite().all() or (square and len(matrix) != matrix.shape[1]):
-        raise ValueError(f"{name} must be finite {'[N, N]' if square else '[N, D]'}, got {tuple(matrix.shape)}")
+    if matrix.ndim != 2 or not matrix.isfinite().all():
+        raise ValueError(f"{name} must be a finite matrix, got {tuple(matrix.shape)}")
     return matrix
 
 

@@ -98,8 +98,8 @@ def without_training(study: Study, arm: str) -> pd.DataFrame:
     student = study.student(arm)
     known = {part: study._split(part) for part in ("train", "val", "test")}
     pairs = {part: (split.encode(student, study.device), split.dataset) for part, split in known.items()}
-    train, validation, seed = pairs["train"], pairs["val"], study.settings.seed
-    return baselines.training_free(*pairs["test"], train=train, validation=validation, seed=seed)
+    splits = pairs["train"], pairs["val"]
+    return baselines.training_free(*pairs["test"], splits=splits, seed=study.settings.seed)
 
 
 def mixed(study: Study, arms: Sequence[str], *, shares: Sequence[float] = curves.STEPS) -> pd.DataFrame:

@@ -54,7 +54,8 @@ def test_scores_are_those_of_one_padded_pair_at_a_time(inputs, layers, monkeypat
     monkeypatch.setattr(rerank, "CAPTIONS_AT_ONCE", 9)
     monkeypatch.setattr(rerank, "TOKENS_AT_ONCE", 30)
     monkeypatch.setattr(rerank, "working_bytes", lambda device: 12 * CAPTIONS * 3)
-    in_parts = matching_scores(fusion, *inputs, TOP_K, memory=3 * 3 * 2 * layers * 7 * 32 * 4)
+    monkeypatch.setattr(rerank, "CPU_MEMORY", 3 * 3 * 2 * layers * 7 * 32 * 4)
+    in_parts = matching_scores(fusion, *inputs, TOP_K)
     for found in (whole, in_parts):
         for ours, theirs in zip(found, slow, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -69,7 +70,8 @@ def test_every_pair_picture_and_caption_is_computed_once(inputs, monkeypatch):
     ):
         plain = getattr(fusion, name)
         monkeypatch.setattr(fusion, name, lambda *a, p=plain, s=seen, at=at: (s.append(len(a[at])), p(*a))[1])
-    matching_scores(fusion, *inputs, TOP_K, memory=1)
+    monkeypatch.setattr(rerank, "CPU_MEMORY", 1)
+    matching_scores(fusion, *inputs, TOP_K)
     features = inputs[3]
     i2t, t2i = shortlist(*features, TOP_K), shortlist(*features[::-1], TOP_K)
     wanted = {(i, int(c)) for i, row in enumerate(i2t) for c in row}
@@ -88,22 +90,6 @@ def test_half_precision_tokens_and_long_shortlists_are_taken(inputs):
     assert torch.equal(shortlist(*features, 3), (features[0] @ features[1].T).topk(3).indices)
 
 
-def test_out_of_memory_halves_what_is_scored_at_once(inputs, monkeypatch, capsys):
-    fusion = a_fusion(2)
-    whole = matching_scores(fusion, *inputs, TOP_K)
-    plain = fusion.match_projected
-
-    def small(keys_values, image_rows, texts):
-        if texts.shape[:2].numel() > 20:
-            raise torch.OutOfMemoryError
-        return plain(keys_values, image_rows, texts)
-
-    monkeypatch.setattr(fusion, "match_projected", small)
-    for ours, theirs in zip(matching_scores(fusion, *inputs, TOP_K), whole, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert capsys.readouterr().out.count("matching head: 4096 rows at once did not fit") == 1
-
-
 def test_bad_input_says_what_is_wrong(inputs):
     images, texts, mask, features = inputs
     fusion = a_fusion(1)
@@ -113,5 +99,3 @@ def test_bad_input_says_what_is_wrong(inputs):
     padded[1, 0] = False
     with pytest.raises(ValueError, match="caption 1 begins with padding"):
         matching_scores(fusion, images, texts, padded, features, 1)
-    with pytest.raises(ValueError, match=r"image_tokens \(3, 7, 24\).*do not fit"):
-        matching_scores(fusion, images[:3], texts, mask, features, 1)

@@ -1,6 +1,7 @@
 """The evaluation contract as obvious loops over Python floats: one query, one list, one sort at a time."""
 
 import math
+from collections import defaultdict
 
 import numpy as np
 
@@ -25,88 +26,55 @@ def slow_ndcg(scores, relevance, k):
     return 100 * slow_dcg([relevance[g] for g in order], k) / ideal, 100 * floor
 
 
-class SlowWorld:
-    """Cosines, relevance and the first caption of each image, by name as in the contract."""
+def slow_evaluation(z, w, owner, R, *, protocol="corrected", mixed_t2it="direct", mixed_scores="cosine", **known):
+    """Every per-query value, then every mean over the defined ones; arguments as those of the evaluation."""
+    z, w = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z, w))
+    images, captions, owner = range(len(z)), range(len(w)), list(owner)
+    q, official = [owner.index(i) for i in images], protocol == "official"
+    i2t, t2i = known.get("scores_i2t", z @ w.T), known.get("scores_t2i", w @ z.T)
+    image_relevance, text_relevance = known.get("image_relevance"), known.get("text_relevance")
+    mixed = (i2t, t2i) if official or mixed_scores == "matching" else (z @ w.T, w @ z.T)
+    per_query = defaultdict(list)
+    for k in (1, 5, 10):
+        per_query[f"i2t/R@{k}"] = [slow_recall(i2t[i], [of == i for of in owner], k) for i in images]
+        per_query[f"t2i/R@{k}"] = [slow_recall(t2i[c], [j == owner[c] for j in images], k) for c in captions]
 
-    def __init__(self, z, w, caption_image, R, scores_i2t=None, scores_t2i=None):
-        self.z, self.w = ([row / np.linalg.norm(row) for row in x] for x in (z, w))
-        self.owner, self.R = list(caption_image), R
-        self.I, self.C = len(z), len(w)
-        self.q = [self.owner.index(i) for i in range(self.I)]
-        self.i2t = np.array([[a @ b for b in self.w] for a in self.z]) if scores_i2t is None else scores_i2t
-        self.t2i = np.array([[b @ a for a in self.z] for b in self.w]) if scores_t2i is None else scores_t2i
+    def mean(a, b):  # relevance of image b over the captions of image a
+        return np.mean([R[c, b] for c in captions if owner[c] == a])
 
-    def recalls(self, ks):
-        """Per-query recall of both directions."""
-        result = {}
-        for k in ks:
-            result[f"i2t/R@{k}"] = [
-                slow_recall(self.i2t[i], [owner == i for owner in self.owner], k) for i in range(self.I)
-            ]
-            result[f"t2i/R@{k}"] = [
-                slow_recall(self.t2i[c], [j == self.owner[c] for j in range(self.I)], k) for c in range(self.C)
-            ]
-        return result
+    def of_images(i, j):
+        if official:
+            return R[q[i], j]
+        return (mean(i, j) + mean(j, i)) / 2 if image_relevance is None else image_relevance[i, j]
 
-    def official_lists(self, i):
-        """Name -> [(score, relevance)] of one query image."""
-        z, w, R, q = self.z, self.w, self.R, self.q
-        images, captions = range(self.I), range(self.C)
-        return {
-            "i2i": [(0.0, 0.0) if j == i else (z[i] @ z[j], R[q[i], j]) for j in images],
-            "t2t": [(0.0, 0.0) if c == q[i] else (w[q[i]] @ w[c], R[c, i]) for c in captions],
-            "i2it": [(z[i] @ z[j], R[q[i], j]) for j in images] + [(self.i2t[i, c], R[c, i]) for c in captions],
-            "t2it": [(w[q[i]] @ w[c], R[c, i]) for c in captions] + [(self.t2i[q[j], i], R[q[j], i]) for j in images],
+    for i in images:
+        cells = [(q[j], i) if official or mixed_t2it == "transposed" else (q[i], j) for j in images]
+        to_images = [(z[i] @ z[j], of_images(i, j)) for j in images]
+        own_texts = R[:, i] if official or text_relevance is None else text_relevance[q[i]]
+        to_texts = [(w[q[i]] @ w[c], own_texts[c]) for c in captions]
+        i2i, t2t = to_images.copy(), to_texts.copy()
+        if official:
+            i2i[i], t2t[q[i]] = (0.0, 0.0), (0.0, 0.0)
+        else:
+            del i2i[i], t2t[q[i]]
+            to_images, to_texts = i2i, t2t
+        lists = {
+            "i2i": i2i,
+            "t2t": t2t,
+            "i2it": to_images + [(mixed[0][i, c], R[c, i]) for c in captions],
+            "t2it": to_texts + [(mixed[1][cell], R[cell]) for cell in cells],
         }
-
-    def corrected_lists(self, i, image_relevance=None, text_relevance=None, mixed_t2it="direct", mixed_scores="cosine"):
-        z, w, R, q, owner = self.z, self.w, self.R, self.q, self.owner
-        captions = range(self.C)
-
-        def mean(a, b):  # relevance of image b over the captions of image a
-            return np.mean([R[c, b] for c in captions if owner[c] == a])
-
-        def graded(j):
-            return (mean(i, j) + mean(j, i)) / 2 if image_relevance is None else image_relevance[i, j]
-
-        def texts(c):
-            return R[c, i] if text_relevance is None else text_relevance[q[i], c]
-
-        def cell(j):  # caption and image whose score and relevance stand for image j
-            return (q[i], j) if mixed_t2it == "direct" else (q[j], i)
-
-        def i2t(a, c):
-            return self.i2t[a, c] if mixed_scores == "matching" else z[a] @ w[c]
-
-        def t2i(c, a):
-            return self.t2i[c, a] if mixed_scores == "matching" else w[c] @ z[a]
-
-        others, rest = [j for j in range(self.I) if j != i], [c for c in captions if c != q[i]]
-        text_list = [(w[q[i]] @ w[c], texts(c)) for c in rest]
-        image_list = [(z[i] @ z[j], graded(j)) for j in others]
-        return {
-            "i2i": image_list,
-            "t2t": text_list,
-            "t2t_no_siblings": [(w[q[i]] @ w[c], texts(c)) for c in captions if owner[c] != i],
-            "i2it": image_list + [(i2t(i, c), R[c, i]) for c in captions],
-            "t2it": text_list + [(t2i(*cell(j)), R[cell(j)]) for j in range(self.I)],
-        }
-
-
-def slow_evaluation(world, protocol, ks_recall=(1, 5, 10), ks_ndcg=(10, 20, 50), **known):
-    """Every per-query value, then every mean over the defined ones."""
-    per_query = world.recalls(ks_recall)
-    for i in range(world.I):
-        lists = world.official_lists(i) if protocol == "official" else world.corrected_lists(i, **known)
+        if not official:
+            lists["t2t_no_siblings"] = [(w[q[i]] @ w[c], own_texts[c]) for c in captions if owner[c] != i]
         for name, candidates in lists.items():
-            for k in ks_ndcg:
-                value, floor = slow_ndcg(*zip(*candidates, strict=True), k) if candidates else (0.0, math.nan)
-                per_query.setdefault(f"{name}/NDCG@{k}", []).append(value)
-                if protocol == "corrected":
+            for k in (10, 20, 50):
+                value, floor = slow_ndcg(*zip(*candidates, strict=True), k)
+                per_query[f"{name}/NDCG@{k}"].append(value)
+                if not official:
                     above = 100 * (value - floor) / (100 - floor) if floor < 100 - 1e-9 else math.nan
-                    per_query.setdefault(f"{name}/NDCG@{k}/above_floor", []).append(above)
+                    per_query[f"{name}/NDCG@{k}/above_floor"].append(above)
     means = {key: float(np.nanmean(values)) for key, values in per_query.items()}
     for direction in ("i2t", "t2i"):
-        means[f"{direction}/R@mean"] = np.mean([means[f"{direction}/R@{k}"] for k in ks_recall])
+        means[f"{direction}/R@mean"] = np.mean([means[f"{direction}/R@{k}"] for k in (1, 5, 10)])
     means["r_mean"] = (means["i2t/R@mean"] + means["t2i/R@mean"]) / 2
     return per_query, means

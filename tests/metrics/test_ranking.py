@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import ndcg_score
-from slow_protocol import slow_dcg, slow_ndcg, slow_recall
 
 from rvlr_lib.metrics import ndcg_and_floor, ndcg_at_k, recall_at_k
+from tests.metrics.slow_protocol import slow_dcg, slow_ndcg, slow_recall
 
 rng = np.random.default_rng(0)
 
@@ -19,39 +19,29 @@ def test_recall_equals_the_loop_also_with_ties():
     for k, hits in found.items():
         assert hits.tolist() == [slow_recall(s, p, k) for s, p in zip(scores, positives, strict=True)]
     assert recall_at_k(scores, positives, (3,)) == {3: pytest.approx(found[3].mean())}
+    assert recall_at_k(torch.zeros(3, 4), [0, 1, 2], (1, 3, 4)) == {1: 0, 3: 0, 4: 100}
+    assert recall_at_k([[-np.inf, -np.inf, 0.0]], [0], (2, 3)) == {2: 0, 3: 100}  # a score like any other
     index = rng.integers(0, 12, 60)
     assert recall_at_k(scores, index, (1, 2, 5)) == recall_at_k(scores, np.eye(12, dtype=bool)[index], (1, 2, 5))
 
 
-def test_recall_ties_count_against_the_method():
-    assert recall_at_k(torch.zeros(3, 4), [0, 1, 2], (1, 3, 4)) == {1: 0, 3: 0, 4: 100}
-    # Positives of one score do not stand in each other's way, and minus infinity is a score like any other.
-    assert recall_at_k([[1.0, 1.0, 0.0]], [[True, True, False]], (1,)) == {1: 100}
-    assert recall_at_k([[-np.inf, -np.inf, 0.0]], [0], (2, 3)) == {2: 0, 3: 100}
-
-
 def test_inputs_whose_meaning_is_plain_are_accepted():
-    scores, mask = rng.normal(size=(6, 5)), rng.random((6, 5)) < 0.4
-    labels = np.arange(6) % 3
-    same = labels[:, None] == labels[None, :5]  # bool relevance
+    scores, mask, index = rng.normal(size=(6, 5)), rng.random((6, 5)) < 0.4, rng.integers(0, 5, 6)
+    same = rng.random((6, 5)) < 0.5  # bool relevance
     recall, ndcg = recall_at_k(scores, mask, (1, 3)), ndcg_at_k(scores, same, (1, 3), mask)
-    index = rng.integers(0, 5, 6)
-    for ks in ([1, 3], np.array([1, 3]), torch.tensor([1, 3]), (1.0, 3.0), range(1, 4, 2)):
-        found = recall_at_k(scores, mask, ks)
-        assert found == recall
-        assert [type(k) for k in found] == [int, int]
-        assert ndcg_at_k(scores, same, ks, mask) == ndcg
+    for ks in (np.array([1, 3]), torch.tensor([1, 3]), (1.0, 3.0), range(1, 4, 2)):
+        assert recall_at_k(scores, mask, ks) == recall
+        assert [type(k) for k in ndcg_at_k(scores, same, ks, mask)] == [int, int]
     assert recall_at_k(scores, mask, 3) == {3: recall[3]}
-    for form in (int, np.uint8, float, np.uint16, np.float16):
+    for form in (int, np.uint16, np.float16):
         assert recall_at_k(scores.tolist(), mask.astype(form), (1, 3)) == recall
         assert ndcg_at_k(scores, same.astype(form), (1, 3), mask.astype(form)) == ndcg
         assert recall_at_k(scores, index.astype(form), (1, 3)) == recall_at_k(scores, index, (1, 3))
     assert ndcg_at_k(scores[::-1], same[::-1], (1, 3), mask[::-1]) == pytest.approx(ndcg)  # negative strides
     assert ndcg_at_k(scores.astype(">f8"), same, (1, 3), mask) == ndcg
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8):
-        scores = torch.tensor([[3, 2, 1], [1, 2, 3]]).to(dtype)
+    for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.uint8):
+        scores, gone = torch.tensor([[3, 2, 1], [1, 2, 3]]).to(dtype), [[False] * 3, [True, False, False]]
         assert recall_at_k(scores, [0, 0], (1,)) == {1: 50}
-        gone = [[False] * 3, [True, False, False]]
         assert ndcg_at_k(scores, torch.tensor([[1, 0, 0], [0, 0, 1]]).to(dtype), (1,), gone) == {1: 100}
 
 
@@ -86,12 +76,12 @@ def test_ndcg_excluded_candidates_leave_ranking_and_ideal():
 
 
 def test_ndcg_without_anything_relevant_counts_zero():
-    ((value, floor),) = ndcg_and_floor([[1.0, 2.0], [2.0, 1.0]], [[0, 0], [1, 0]], (2,)).values()
-    assert value.tolist() == [0, 100]
-    assert np.isnan(floor).tolist() == [True, False]
-    ((value, floor),) = ndcg_and_floor([[1.0, 2.0]], [[1, 1]], (2,), [[True, True]]).values()
-    assert value.tolist() == [0]
-    assert np.isnan(floor).all()
+    exclude = [[False, False], [False, False], [True, True]]
+    ((value, floor),) = ndcg_and_floor(
+        [[1.0, 2.0], [2.0, 1.0], [2.0, 1.0]], [[0, 0], [1, 0], [1, 1]], (2,), exclude
+    ).values()
+    assert value.tolist() == [0, 100, 0]
+    assert np.isnan(floor).tolist() == [True, False, True]
 
 
 def test_official_ties_follow_argsort_from_the_end():
@@ -117,43 +107,32 @@ S = torch.zeros(2, 3)
 
 
 @pytest.mark.parametrize(
-    ("scores", "positives", "ks", "message"),
+    ("call", "message"),
     [
-        (S, torch.zeros(2, 4).bool(), (1,), r"\(2, 3\).*\(2, 4\)"),
-        (S, [0, 1, 2], (1,), r"\(2, 3\).*\(3,\)"),
-        (S, [True, False], (1,), r"\(2, 3\).*\(2,\)"),
-        (S, [0, 3], (1,), r"0 to 2, got \[3\]"),
-        (S, [0, -1], (1,), "0 to 2"),
-        (S, [0, 0.5], (1,), "0.5"),
-        (S, S + 2, (1,), "positives must be bool, or 0 and 1"),
-        (S, [0, 1], (0,), "cut-off"),
-        (S, [0, 1], (1, -5), "cut-off.*-5"),
-        (S, [0, 1], (1.5,), "cut-off.*1.5"),
-        (S, [0, 1], (), "cut-off"),
-        (S, [0, 1], "many", "ks must hold numbers"),
-        (S * torch.nan, [0, 1], (1,), "NaN"),
-        (torch.zeros(0, 3), [], (1,), "at least one query"),
-        (torch.zeros(3), [0], (1,), r"\[Q, G\]"),
-        ([["a"]], [0], (1,), "scores must hold numbers"),
+        (lambda: recall_at_k(S, torch.zeros(2, 4).bool()), r"\(2, 3\).*\(2, 4\)"),
+        (lambda: recall_at_k(S, [0, 1, 2]), r"\(2, 3\).*\(3,\)"),
+        (lambda: recall_at_k(S, [True, False]), r"\(2, 3\).*\(2,\)"),
+        (lambda: recall_at_k(S, [0, 3]), r"0 to 2, got \[3\]"),
+        (lambda: recall_at_k(S, [0, -1]), "0 to 2"),
+        (lambda: recall_at_k(S, [0, 0.5]), "0.5"),
+        (lambda: recall_at_k(S, S + 2), "positives must be bool, or 0 and 1"),
+        (lambda: recall_at_k(S, [0, 1], (1, -5)), "cut-off.*-5"),
+        (lambda: recall_at_k(S, [0, 1], (1.5,)), "cut-off.*1.5"),
+        (lambda: recall_at_k(S, [0, 1], ()), "cut-off"),
+        (lambda: recall_at_k(S, [0, 1], "many"), "ks must hold numbers"),
+        (lambda: recall_at_k(S * torch.nan, [0, 1]), "scores hold NaN"),
+        (lambda: recall_at_k(torch.zeros(0, 3), []), "at least one query"),
+        (lambda: recall_at_k(torch.zeros(3), [0]), r"\[Q, G\]"),
+        (lambda: recall_at_k([["a"]], [0]), "scores must hold numbers"),
+        (lambda: ndcg_at_k(S, torch.zeros(3, 2)), r"relevance has shape \(3, 2\), expected \(2, 3\)"),
+        (lambda: ndcg_at_k(S, S, (1,), torch.zeros(3).bool()), r"\(2, 3\) and exclude \(3,\)"),
+        (lambda: ndcg_at_k(S, S, (1,), S + 0.5), "exclude must be bool, or 0 and 1"),
+        (lambda: ndcg_at_k(S, S - 1), "0 or more"),
+        (lambda: ndcg_at_k(S, S * torch.nan), "finite"),
+        (lambda: ndcg_at_k(S, S + torch.inf), "finite"),
+        (lambda: ndcg_at_k(S * torch.nan, S), "scores hold NaN"),
     ],
 )
-def test_recall_refuses(scores, positives, ks, message):
+def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
-        recall_at_k(scores, positives, ks)
-
-
-@pytest.mark.parametrize(
-    ("scores", "relevance", "exclude", "message"),
-    [
-        (S, torch.zeros(3, 2), None, r"relevance has shape \(3, 2\), expected \(2, 3\)"),
-        (S, S, torch.zeros(3).bool(), r"\(2, 3\) and exclude \(3,\)"),
-        (S, S, S + 0.5, "exclude must be bool, or 0 and 1"),
-        (S, S - 1, None, "0 or more"),
-        (S, S * torch.nan, None, "finite"),
-        (S, S + torch.inf, None, "finite"),
-        (S * torch.nan, S, None, "scores hold NaN"),
-    ],
-)
-def test_ndcg_refuses(scores, relevance, exclude, message):
-    with pytest.raises(ValueError, match=message):
-        ndcg_at_k(scores, relevance, (1,), exclude)
+        call()
