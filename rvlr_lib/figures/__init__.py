@@ -1,5 +1,4 @@
 """Figures: charts of tidy frames, verdicts, picture panels, embeddings and the query browser.
 
-Notebooks use ``from rvlr_lib.figures import browser, charts, panels, projection, verdicts``; nothing heavy is imported
-before a figure is drawn.
+Notebooks use ``from rvlr_lib.figures import browser, charts, panels, projection, verdicts``.
 """

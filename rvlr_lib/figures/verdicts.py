@@ -1,23 +1,24 @@
 """Charts that answer: claims with their verdicts, the regime map, the trade-off plane."""
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
-from rvlr_lib.figures.charts import SEEDS, legend_below, levels, panel_grid, part, seed_summary
+from rvlr_lib.figures.charts import BESIDE, SEEDS, legend_below, levels, panel_grid, part, seed_summary
 from rvlr_lib.figures.style import BLUE, LINE, VERMILLION, is_narrow, looks, new_figure, page_width, style, wrap
 from rvlr_lib.tables import arm_label, arm_order, metric_label, shown
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 VERDICTS = {"better": BLUE, "worse": VERMILLION, "equivalent": "0.1", "inconclusive": "0.45"}
 
 
 @style()
-def plot_claims(table: "pd.DataFrame", *, level: str = "95\u00a0%, Holm-corrected") -> "Figure":
+def plot_claims(table: pd.DataFrame, *, level: str = "95\u00a0%, Holm-corrected") -> Figure:
     """Each claim's sentence, effect, interval and verdict; the grey band is ±δ, hollow dots are a claim's parts.
 
     Rows of ``table``: each claim (columns claim: its sentence, mean, low, high, delta, verdict), then its parts (named
@@ -40,8 +41,7 @@ def plot_claims(table: "pd.DataFrame", *, level: str = "95\u00a0%, Holm-correcte
         dot: dict[str, Any] = {"markersize": size, "markerfacecolor": face, "elinewidth": thick}
         axes.errorbar(row.mean, y, xerr=xerr, fmt="o", color=color, **dot)
         if not narrow:
-            beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "weight": "bold"}
-            axes.annotate(title, (1.01, y), color=color, **beside)
+            axes.annotate(title, (1.01, y), color=color, weight="bold", **BESIDE)
     axes.axvline(0, color="0.15", linewidth=0.8)
     axes.set_yticks(middles, ["\n".join(lines) for lines in labels])
     axes.set_ylim(ends[-1], 0)
@@ -51,15 +51,11 @@ def plot_claims(table: "pd.DataFrame", *, level: str = "95\u00a0%, Holm-correcte
 
 
 @style()
-def plot_regime_map(frame: "pd.DataFrame", *, metric: str = "difference, points") -> "Figure":
+def plot_regime_map(frame: pd.DataFrame, *, metric: str = "difference, points") -> Figure:
     """Mean effect by teacher and gradient ratio, a panel per dial setting; hatched unless the interval excludes 0.
 
     Columns of ``frame``: dial, teacher, ratio, seed, value (a difference in points); ``metric`` names the colour bar.
     """
-    import seaborn
-    from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import withStroke
-
     dials, teachers, ratios = levels(frame, "dial"), levels(frame, "teacher"), sorted(set(frame["ratio"]))
     rows = seed_summary(frame, ("dial", "teacher", "ratio"))
     most = max(float(rows["mean"].abs().max()), 1e-9)
@@ -85,8 +81,8 @@ def plot_regime_map(frame: "pd.DataFrame", *, metric: str = "difference, points"
 
 @style()
 def plot_trade_off(
-    frame: "pd.DataFrame", x: str, y: str, *, paths: "pd.DataFrame | None" = None, origin: str = "matching"
-) -> "Figure":
+    frame: pd.DataFrame, x: str, y: str, *, paths: pd.DataFrame | None = None, origin: str = "matching"
+) -> Figure:
     """Two metrics against each other, a panel per dial setting: dots per seed, arrows from ``origin``, Pareto front.
 
     ``paths`` are interpolated weights: columns dial, path (such as ``matching → rvlr``), alpha, seed, metric, value.
@@ -122,7 +118,7 @@ def plot_trade_off(
     return figure
 
 
-def pareto_front(points: "pd.DataFrame") -> "pd.DataFrame":
+def pareto_front(points: pd.DataFrame) -> pd.DataFrame:
     """The rows that none exceeds in both of the two columns, from left to right."""
     x, y = points
     order = points.sort_values([x, y], ascending=False)
