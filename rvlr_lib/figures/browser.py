@@ -35,11 +35,8 @@ def make_query(
     Args:
         dataset: one gallery, of the ``I`` pictures and ``C`` captions that the features are of.
         methods: name -> (image features ``[I, D]``, text features ``[C, D]``); ``teachers`` have no common space.
-        direction: a key of ``DIRECTIONS``.
-        row: of the query, among the pictures or the captions.
-        relevance: graded: ``caption_to_image [C, I]``, perhaps ``image_to_image``, ``text_to_text``.
-        k: how many.
-        title: above the query.
+        direction, row: a key of ``DIRECTIONS``, and the query's row among the pictures or the captions.
+        relevance: graded: ``caption_to_image [C, I]``, perhaps ``image_to_image [I, I]``, ``text_to_text [C, C]``.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"unknown direction {direction!r}: valid are {', '.join(DIRECTIONS)}")

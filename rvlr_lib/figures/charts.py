@@ -124,15 +124,12 @@ def plot_curves(
 
 
 def plot_mix_ratio(frame: pd.DataFrame) -> Figure:
-    """Captions among the best ten against their share of the corpus (column ``captions``, %), and an ideal ranking.
-
-    The ``frame`` is that of :func:`rvlr_lib.evaluation.curves.mix_ratio_curve`.
-    """
+    """Captions among the best ten against their share of the corpus, by ``mix_ratio_curve``, and an ideal ranking."""
     own = frame[frame["metric"].str.endswith("captions_in_top")]
     ideal = frame[frame["metric"].str.endswith("_ideal") & (frame["arm"] == frame["arm"].iloc[0])]
     ideal = ideal.assign(arm="ideal", metric=ideal["metric"].str.removesuffix("_ideal"))
-    both, ylabel = pd.concat([own, ideal]), "captions in top 10 (%)"
-    return plot_curves(both, "captions", columns=2, xlabel="captions in the corpus (%)", ylabel=ylabel)
+    labels: Any = {"xlabel": "captions in the corpus (%)", "ylabel": "captions in top 10 (%)"}
+    return plot_curves(pd.concat([own, ideal]), "captions", columns=2, **labels)
 
 
 def plot_perturbations(frame: pd.DataFrame) -> Figure:

@@ -79,7 +79,6 @@ def project_spaces(
     Args:
         spaces: name -> (image features ``[I, D]``, text features ``[C, E]``); where ``D`` and ``E`` differ, pictures
             and captions share no space and are taken as orthogonal.
-        method: ``umap`` or ``pca``.
         seed: of the drawn items and the layout; the same machine gives the same coordinates.
         max_points: most points per space, half of them pictures; the first caption of each is drawn.
         caption_image: ``[C]`` picture of each caption; without it caption i belongs to picture i.

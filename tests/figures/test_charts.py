@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -6,7 +7,6 @@ import pytest
 
 from rvlr_lib.figures import charts, verdicts
 from rvlr_lib.metrics.statistics import paired_effect
-from rvlr_lib.tables import shown, to_markdown
 
 
 def labels(ticks):
@@ -28,16 +28,13 @@ def test_intervals_only_from_five_seeds():
     assert rows.loc["b"].tolist() == pytest.approx([3.4, known.low, known.high, 5])
 
 
-def test_arms_show_every_seed_the_mean_and_the_number_of_the_table(tidy, drawn):
+def test_arms_show_every_seed_and_the_mean_beside_lines_of_references(tidy, drawn):
     axes = drawn(partial(charts.plot_arms, tidy())).axes[0]
     dots = [line for line in axes.lines if line.get_marker() == "."]
     assert [line.get_xdata().tolist() for line in dots][:2] == [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]]
-    assert labels(axes.texts) == ["2.0", "12.0", "22.0", "32.0"]
+    assert labels(axes.texts) == ["2.0", "12.0", "22.0", "32.0"]  # rounded as in tables
     assert labels(axes.get_yticklabels()) == ["matching", "matching longer", "RVLR", "shuffled"]
     assert len(axes.collections) == 4  # an interval each
-
-
-def test_references_are_lines(tidy):
     figure = charts.plot_arms(tidy(arms=("rvlr", "floor", "teachers", "ceiling"), dials=("image",)))
     assert labels(figure.axes[0].get_yticklabels()) == ["RVLR"]
     assert legend(figure) == ["floor", "teachers", "Bayes ceiling"]
@@ -50,17 +47,6 @@ def test_differences_are_paired_and_name_their_baseline(tidy, drawn, texts):
     assert "difference to matching longer" in texts(figure)
     verticals = [line.get_xdata()[0] for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1]
     assert {0, -3.0, 3.0} <= set(verticals)
-
-
-def test_labels_tables_and_sentences_round_alike():
-    values = [94.14999999999999, 94.15, 94.25, 0.05, -0.05, 43.45]
-    frame = pd.DataFrame({"arm": [f"arm {i}" for i in range(6)], "metric": "r_mean", "value": values})
-    assert labels(charts.plot_arms(frame).axes[0].texts) == [shown(value) for value in values]
-    table = to_markdown(frame.set_index("arm")[["value"]])
-    assert [line.split("|")[2].strip() for line in table.splitlines()[2:]] == [shown(value) for value in values]
-    claims = pd.DataFrame({"claim": frame["arm"], "mean": values, "low": -9.0, "high": 99.0, "delta": 1.0})
-    figure = verdicts.plot_claims(claims.assign(verdict="better"))
-    assert labels(figure.axes[0].texts) == [f"{shown(value, signed=True)} better" for value in values]
 
 
 def test_curves_stand_at_their_places(tidy, drawn):
@@ -119,13 +105,9 @@ def test_claims_are_sentences_with_verdicts_and_hollow_parts(drawn, texts):
 
 
 def test_regime_map_hatches_what_holds_zero_or_has_too_few_seeds(drawn):
-    rows = [
-        (teacher, ratio, seed, shift + (-1) ** seed)
-        for teacher, shift in (("weak", 0.0), ("oracle", 9.0), ("bad", -9.0))
-        for ratio in (0.0, 0.3)
-        for seed in range(6)
-    ]
-    frame = pd.DataFrame(rows, columns=["teacher", "ratio", "seed", "value"])
+    cases = product((("weak", 0.0), ("oracle", 9.0), ("bad", -9.0)), (0.0, 0.3), range(6))
+    rows = [("none", teacher, ratio, seed, shift + (-1) ** seed) for (teacher, shift), ratio, seed in cases]
+    frame = pd.DataFrame(rows, columns=["dial", "teacher", "ratio", "seed", "value"])
     figure = drawn(partial(verdicts.plot_regime_map, frame))
     assert [patch.get_xy() for patch in figure.axes[0].patches if patch.get_hatch()] == [(0, 0), (1, 0)]
     few = verdicts.plot_regime_map(frame[frame.seed < 4])
