@@ -132,18 +132,6 @@ def plot_mix_ratio(frame: pd.DataFrame) -> Figure:
     return plot_curves(pd.concat([own, ideal]), "captions", columns=2, **labels)
 
 
-def plot_perturbations(frame: pd.DataFrame) -> Figure:
-    """R@10 against the strength of a change to the query (columns ``perturbation`` and ``strength``)."""
-    own = frame[frame["metric"].str.endswith("R@10")]
-    return plot_curves(own, "strength", panel="perturbation", xlabel="strength", ylabel="R@10 (%)")
-
-
-def plot_structure_stages(frame: pd.DataFrame, stages: Sequence[str]) -> Figure:
-    """What each of the ``stages`` (arms, left to right) leaves of the structure: a panel a metric, a line a dial."""
-    known = frame[frame["arm"].isin(stages)].sort_values("arm", key=lambda c: c.map(stages.index), kind="stable")
-    return plot_curves(known, "arm", hue="dial", columns=2)
-
-
 def log_frame(logs: Mapping[str, Sequence[Mapping[str, Any]]], first: str = "matching") -> pd.DataFrame:
     """Training logs by arm as a frame (arm, stage, step, term, value); stage 2 begins where ``first`` ends."""
     end = max((record["step"] for record in logs.get(first, ())), default=0)

@@ -63,11 +63,9 @@ def test_curves_of_corpora_damage_and_stages(tidy, drawn):
     mixed = pd.concat([base.assign(captions=share) for share in (0.0, 50.0, 100.0)])
     figure = drawn(partial(charts.plot_mix_ratio, mixed))
     assert (titles(figure), legend(figure).count("ideal")) == (["picture queries: captions in top"], 1)
-    frame = tidy(metrics=("t2i/R@1", "t2i/R@10"), dials=("text",))
-    damaged = pd.concat([frame.assign(perturbation="words_dropped", strength=s) for s in (0.0, 1.0)])
-    assert titles(charts.plot_perturbations(damaged)) == ["words dropped"]
-    stages = ["start", "matching", "rvlr"]
-    figure = charts.plot_structure_stages(tidy(arms=("rvlr", "matching", "start", "intra")), stages)
+    damaged = pd.concat([tidy(dials=("text",)).assign(perturbation="words_dropped", strength=s) for s in (0.0, 1.0)])
+    assert titles(charts.plot_curves(damaged, "strength", panel="perturbation")) == ["words dropped"]
+    figure = charts.plot_curves(tidy(arms=("start", "matching", "rvlr")), "arm", hue="dial")
     assert labels(figure.axes[0].get_xticklabels()) == ["start", "matching", "RVLR"]
 
 
