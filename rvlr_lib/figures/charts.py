@@ -29,19 +29,18 @@ def seed_summary(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     def end(which: str) -> Callable[[Any], float]:
         return lambda values: getattr(paired_effect(list(values)), which) if len(values) >= SEEDS else float("nan")
 
-    groups = frame.groupby([name for name in by if name in frame], sort=False)["value"]
+    groups = frame.groupby(list(by), sort=False)["value"]
     return groups.agg(mean="mean", low=end("low"), high=end("high"), seeds="count").reset_index()
 
 
 @style()
-def plot_arms(
-    frame: pd.DataFrame, *, xlabel: str = "", zero: bool = False, marks: Mapping[str, float] | None = None
-) -> Figure:
+def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, float] | None = None) -> Figure:
     """Arms as rows, a panel per metric, dial settings below each other; floor, teachers and ceiling are lines.
 
-    ``zero`` draws a line at 0 and signs before the numbers; ``marks`` (metric -> size of an effect) dashed lines on
-    both sides of 0.
+    With a ``baseline`` every arm minus it, paired by seed, beside a line at 0. An arm may be an ablation switch, and
+    ``marks`` (metric -> size of an effect) the gap that it would have to explain: dashed lines on both sides of 0.
     """
+    frame = differences(frame, baseline) if baseline else frame
     metrics, dials = levels(frame, "metric"), levels(frame, "dial")
     arms = [name for name in arm_order(frame["arm"]) if name not in LINES]
     height, look = 0.45 + 0.165 * len(arms), looks(arms)
@@ -56,30 +55,21 @@ def plot_arms(
             for row in seed_summary(own, ["arm"]).itertuples():
                 ends = [[row.mean - row.low], [row.high - row.mean]]
                 axes.errorbar(row.mean, place, xerr=ends, color=color, marker=marker)
-                axes.annotate(shown(row.mean, metric, signed=zero), (1.02, place), **BESIDE)
+                axes.annotate(shown(row.mean, metric, signed=bool(baseline)), (1.02, place), **BESIDE)
         for name, value in known[known["arm"].isin(LINES)].groupby("arm", sort=False)["value"].mean().items():
             axes.axvline(value, color="0.15", linewidth=1, linestyle=LINES[str(name)], label=arm_label(str(name)))
         if marks and metric in marks:
             for value in (-marks[metric], marks[metric]):
                 axes.axvline(value, color="0.4", linewidth=0.8, linestyle="--", label="effect to be explained")
-        if zero:
+        if baseline:
             axes.axvline(0, color="0.15", linewidth=0.8, zorder=1)
         axes.set_yticks(range(len(arms)), map(arm_label, arms))
         axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.locator_params(axis="x", nbins=4)
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.12)
-    legend_below(figure, f"{xlabel}; {BARS}" if xlabel else BARS)
+    legend_below(figure, f"difference to {arm_label(baseline)}; {BARS}" if baseline else BARS)
     return figure
-
-
-def plot_differences(frame: pd.DataFrame, baseline: str, marks: Mapping[str, float] | None = None) -> Figure:
-    """:func:`plot_arms` of every arm minus the baseline, paired by seed, with a line at 0.
-
-    Also for ablation switches: the arm is then the switch, and ``marks`` the gap that it would have to explain.
-    """
-    change = differences(frame, baseline)
-    return plot_arms(change, xlabel=f"difference to {arm_label(baseline)}", zero=True, marks=marks)
 
 
 @style()
