@@ -23,6 +23,7 @@ UNIMODAL = ("teacher", "teachers")  # spaces of one modality each
 SHOW = {"manual": False, "auto_display": True}  # an interactive shows the figure that its function returns
 Features = tuple[Any, Any]  # of pictures [I, D] and captions [C, D]
 Methods = Mapping[str, Features]  # spaces by name
+Encoders = Mapping[str, Callable]  # of words or a picture, to a feature [D]
 
 
 def make_query(
@@ -63,12 +64,11 @@ def make_query(
 
 
 def typed_query(
-    dataset: Dataset, methods: Methods, encoders: Mapping[str, Callable], item: Any, *, targets: str = "i", k: int = 5
+    dataset: Dataset, methods: Methods, encoders: Encoders, item: Any, *, targets: str = "i", k: int = 5
 ) -> Query:
     """The ``k`` best items for words or a picture (PIL) of one's own; words unlike anything in the captions are told.
 
-    ``encoders``: name -> a function from words or a picture to a feature ``[D]``; methods without one are left out.
-    ``targets``: ``i`` for pictures, ``t`` for captions, ``it`` for both in one list.
+    Methods without an encoder are left out; ``targets`` is a key of ``TARGETS``, of which ``it`` makes one list.
     """
     words = item if isinstance(item, str) else ""
     if item == words and not words.strip():
@@ -136,31 +136,16 @@ def dial_column(
 
 
 def query_browser(
-    dataset: Dataset,
-    methods: Methods,
-    *,
-    relevance: Any,
-    k: int = 5,
-    direction: str = "t2i",
-    rows: Sequence[int] = (0,),
-    encoders: Mapping[str, Callable] | None = None,
-) -> Any:
-    """Choose a query or type one and see the best items of every method; without a reader the figure of ``rows``.
+    dataset: Dataset, methods: Methods, encoders: Encoders, *, relevance: Any, row: int = 0, k: int = 5
+) -> widgets.interactive:
+    """Choose a query (at first the caption ``row``), type one or bring a picture, and see the best of every method.
 
-    ``rows`` are queries of the figure (the widget begins with the first), ``encoders`` those of :func:`typed_query`,
-    without which queries are those of the data set; the others are of :func:`make_query`.
+    Arguments are those of :func:`make_query` and :func:`typed_query`.
     """
-
-    def known(direction: str, *rows: int) -> Figure:
-        queries = [make_query(dataset, methods, direction, row, relevance=relevance, k=k) for row in rows]
-        return plot_retrieval_panel(queries)
-
-    if not has_reader():
-        return known(direction, *rows)
     counts = {"i": len(dataset), "t": len(dataset.captions)}
     wide = widgets.Layout(width="44em")
-    which = widgets.Dropdown(options=[(text, key) for key, text in DIRECTIONS.items()], value=direction)
-    query = widgets.IntSlider(rows[0], 0, counts[direction[0]] - 1, continuous_update=False, layout=wide)
+    which = widgets.Dropdown(options=[(text, key) for key, text in DIRECTIONS.items()], value="t2i")
+    query = widgets.IntSlider(row, 0, counts["t"] - 1, continuous_update=False, layout=wide)
     words = widgets.Text(placeholder="words of your own, then Enter", continuous_update=False, layout=wide)
     picture = widgets.FileUpload(accept="image/*", multiple=False, description="own picture")
     find = widgets.Dropdown(options=[(text, key) for key, text in TARGETS.items()])
@@ -170,29 +155,26 @@ def query_browser(
         last = counts[which.value[0]] - 1
         query.value, query.max = min(query.value, last), last
 
-    def draw(direction: str, query: int, words: str = "", picture: Sequence[Any] = (), find: str = "i") -> Any:
-        if not words.strip() and not picture:
-            return known(direction, min(query, counts[direction[0]] - 1))
+    def draw(direction: str, query: int, words: str, picture: Sequence[Any], find: str) -> Any:
         try:
-            item = words if words.strip() else _opened(picture[0])
-            return plot_retrieval_panel([typed_query(dataset, methods, encoders or {}, item, targets=find, k=k)])
+            if words.strip() or picture:
+                item = words if words.strip() else _opened(picture[0])
+                asked = typed_query(dataset, methods, encoders, item, targets=find, k=k)
+            else:
+                known = min(query, counts[direction[0]] - 1)
+                asked = make_query(dataset, methods, direction, known, relevance=relevance, k=k)
         except ValueError as error:
             return widgets.HTML(escape(str(error)))
+        return plot_retrieval_panel([asked])
 
     which.observe(changed, names="value")
     query.observe(changed, names="value")
-    own = {"words": words, "picture": picture, "find": find} if encoders else {}
-    return widgets.interactive(draw, SHOW, direction=which, query=query, **own)
+    return widgets.interactive(draw, SHOW, direction=which, query=query, words=words, picture=picture, find=find)
 
 
-def play(draw: Callable[..., Figure], **choices: Sequence[Any]) -> Any:
-    """A figure with a menu for each named choice of ``draw``; without a reader the figure of the first choices."""
-    empty = [name for name, values in choices.items() if not len(values)]
-    if empty:
-        raise ValueError(f"there is nothing to choose for {', '.join(empty)}")
-    if not has_reader():
-        return draw(**{name: values[0] for name, values in choices.items()})
-    return widgets.interactive(draw, SHOW, **{name: widgets.Dropdown(options=[*v]) for name, v in choices.items()})
+def play(draw: Callable[..., Figure], **choices: list[Any]) -> widgets.interactive:
+    """A figure with a menu for each named list of choices of ``draw``."""
+    return widgets.interactive(draw, SHOW, **choices)
 
 
 def has_reader() -> bool:

@@ -16,13 +16,8 @@ from rvlr_lib.figures.style import FONT_SIZE, LINE, MODALITY, MOST, is_narrow, p
 from rvlr_lib.tables import arm_label, shown
 
 GAP, HEADING, NARROW_ITEMS = 0.06, 0.7, 3  # inches, inches, items side by side in a column
-SIZES = (
-    (0.8, 7),
-    (0.65, 6),
-    (0.5, 6),
-    (0.36, 5),
-    (0.36, 3),
-)  # inches of pictures, lines of captions: what a page holds
+# Inches of pictures and lines of captions, of which the first that a page holds is taken.
+SIZES = ((0.8, 7), (0.65, 6), (0.5, 6), (0.36, 5), (0.36, 3))
 FRAMES = {True: (look.BLUE, "-", 2.2), False: (look.VERMILLION, (0, (3, 2)), 0.9), None: ("0.6", "-", 0.6)}
 MARKS = {True: "✓", False: "✗", None: ""}
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from scipy.linalg import block_diag, orthogonal_procrustes
 
 from rvlr_lib.disk import plain, read_json, write_json
+from rvlr_lib.figures import ensure_numba_cache
 from rvlr_lib.figures.charts import legend_below
 from rvlr_lib.figures.style import MODALITY, Look, is_narrow, looks, new_figure, page_width, style
 from rvlr_lib.tables import arm_label, shown
@@ -57,14 +57,6 @@ class Projection:
                 fixed = {"method": self.name, "space": space, "modality": modality}
                 frames.append(pd.DataFrame(fixed | {"row": rows, "x": xy[:, 0], "y": xy[:, 1]}))
         return pd.concat(frames, ignore_index=True)
-
-
-def ensure_numba_cache(root: Path | str) -> None:
-    """Keep what numba compiles below ``root`` (home may be read-only), unless ``NUMBA_CACHE_DIR`` says where.
-
-    Numba reads it when it is first imported, which UMAP does.
-    """
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(root).absolute() / "cache" / "numba"))
 
 
 def project_spaces(

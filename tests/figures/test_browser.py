@@ -66,7 +66,6 @@ def test_bad_queries_say_what_is_valid(scenes, space, truth, encoders):
         (lambda: browser.typed_query(scenes, methods, encoders, " "), "empty"),
         (lambda: browser.typed_query(scenes, methods, encoders, "x", targets="q"), "valid are i, t, it"),
         (lambda: browser.typed_query(scenes, {"x": space}, encoders, "x"), "none of x"),
-        (lambda: browser.play(print, a=[1], b=[]), "nothing to choose for b"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -91,9 +90,8 @@ def test_typed_words_and_words_unlike_anything(scenes, space, encoders):
     assert "in no caption here: zeppelin; unlike any caption" in strange.title
 
 
-def test_widget_reaches_every_query_and_clears_words(scenes, space, truth, encoders, monkeypatch, texts):
-    monkeypatch.setattr(browser, "has_reader", lambda: True)
-    widget = browser.query_browser(scenes, {"rvlr": space}, relevance=truth, encoders=encoders)
+def test_widget_reaches_every_query_and_clears_words(scenes, space, truth, encoders, texts):
+    widget = browser.query_browser(scenes, {"rvlr": space}, encoders, relevance=truth)
     which, query, words, picture, find = widget.children[:5]
     assert (query.max, find.value) == (199, "i")
     query.value = 199
@@ -112,12 +110,12 @@ def test_widget_reaches_every_query_and_clears_words(scenes, space, truth, encod
     assert "x.txt is no picture" in widget.result.value
 
 
-def test_without_a_reader_there_is_a_figure(scenes, space, truth, monkeypatch):
+def test_menus_are_for_readers_at_a_server(monkeypatch):
     monkeypatch.setenv("JPY_SESSION_NAME", "x")
     monkeypatch.setenv("RVLR_HEADLESS", "1")
-    assert browser.query_browser(scenes, {"rvlr": space}, relevance=truth, rows=(0, 1)).axes[0].images
-    assert browser.play(lambda a, b: (a, b), a=[1, 2], b="xy") == (1, "x")
+    assert not browser.has_reader()
     monkeypatch.delenv("RVLR_HEADLESS")
-    widget = browser.play(lambda count: count, count=[3, 0])
+    assert browser.has_reader()
+    widget = browser.play(lambda count, name: (count, name), count=[3, 0], name=["UMAP"])
     widget.children[0].value = 0
-    assert widget.result == 0
+    assert widget.result == (0, "UMAP")
