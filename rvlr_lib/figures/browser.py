@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rvlr_lib.data import shown_share, told_share
 from rvlr_lib.data.dataset import ImageTextDataset as Dataset
-from rvlr_lib.figures.panels import DialColumn, Hit, Query, plot_retrieval_panel
+from rvlr_lib.figures.panels import Hit, Query, plot_retrieval_panel
 from rvlr_lib.figures.projection import unit
 
 TARGETS = {"i": "pictures", "t": "captions", "it": "both"}
@@ -115,9 +115,9 @@ def neighbour_query(dataset: Dataset, spaces: Mapping[str, Any], row: int, *, k:
     return Query(query.item, results, query.name, kind="item")
 
 
-def dial_column(
+def dial_query(
     title: str, dataset: Dataset, spaces: Mapping[str, Any], truth: Any, row: int, *, whole: Dataset, k: int = 5
-) -> DialColumn:
+) -> Query:
     """One picture (``row``) at one dial setting, with its ``k`` neighbours by truth and in each space.
 
     ``dataset`` is as the dial leaves it, ``whole`` with nothing taken; ``spaces``: name -> image features ``[I, D]``.
@@ -132,7 +132,7 @@ def dial_column(
         rows[name] = [_hit(whole, "i", i, bool(kept[i])) for i in _neighbours(features, row, k)]
     one = dataset.subset([row])
     shares = {"picture": shown_share(one), "caption": told_share(one)}
-    return DialColumn(title, one.image(0), one.captions[0], shares, rows)
+    return Query(one.image(0), rows, one.image_ids[0], one.captions[0], title=title, shares=shares)
 
 
 def query_browser(

@@ -43,17 +43,7 @@ class Query:
     ranks: Mapping[str, int] = field(default_factory=dict)
     title: str = ""
     kind: str = "query"
-
-
-@dataclass(frozen=True)
-class DialColumn:
-    """One item at one dial setting: what each side holds (shares, 0 to 1), its neighbours by truth and by space."""
-
-    title: str
-    picture: Any
-    caption: str
-    shares: Mapping[str, float]
-    neighbours: Mapping[str, Sequence[Hit]]
+    shares: Mapping[str, float] = field(default_factory=dict)  # picture, caption -> what it holds, 0 to 1
 
 
 class Cell(NamedTuple):
@@ -108,19 +98,19 @@ def retrieval_table(queries: Sequence[Query]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["query", "method", "rank", "item", "hit", "relevance", "true_rank"])
 
 
-def plot_dial_item(columns: Sequence[DialColumn]) -> Figure:
+def plot_dial_item(columns: Sequence[Query]) -> Figure:
     """One item along the dial: picture and caption as the dial leaves them, what each side holds, and its neighbours.
 
     Neighbours by truth come first; under each space those kept are framed and counted. ``columns`` are those of
-    :func:`rvlr_lib.figures.browser.dial_column`, below each other where the figure is as wide as a column.
+    :func:`rvlr_lib.figures.browser.dial_query`, below each other where the figure is as wide as a column.
     """
     rows: list[Row] = []
     groups = [[column] for column in columns] if is_narrow() else [columns]
     for group in groups:
-        rows.append(([], [Cell([Cell(c.picture), Cell(c.shares)], c.title, c.caption) for c in group]))
-        for name in columns[0].neighbours:
+        rows.append(([], [Cell([Cell(c.item), Cell(c.shares)], c.title, c.truth) for c in group]))
+        for name in columns[0].results:
             cells = []
-            for hits in (column.neighbours[name] for column in group):
+            for hits in (column.results[name] for column in group):
                 known = [hit.hit for hit in hits if hit.hit is not None]
                 strip = [Cell(hit.item, frame=FRAMES[True] if hit.hit else None) for hit in hits]
                 cells.append(Cell([*strip, Cell(f"{sum(known)}/{len(hits)}" if known else "")]))

@@ -56,8 +56,8 @@ def test_one_item_along_the_dial(scenes, texts, drawn):
         exact, wrong = part.scene.scene.counts().astype(float), np.random.default_rng(0).normal(size=(40, 9))
         row = next(i for i in range(40) if shown_share(part.subset([i])) < 1) if row is None else row
         spaces, known = {"teacher": exact, "rvlr": wrong}, part.scene.truth("latent").image_to_image
-        columns.append(browser.dial_column(title, part, spaces, known, row, whole=scenes))
-        assert [hit.hit for hit in columns[-1].neighbours["teacher"]] == [True] * 5
+        columns.append(browser.dial_query(title, part, spaces, known, row, whole=scenes))
+        assert [hit.hit for hit in columns[-1].results["teacher"]] == [True] * 5
     assert columns[0].shares["picture"] < columns[1].shares["picture"] == 1 == columns[0].shares["caption"]
     assert columns[2].shares["caption"] < 1
     figure = drawn(partial(panels.plot_dial_item, columns))
