@@ -19,11 +19,10 @@ HEADLINE += ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "i2it/NDCG@10", "t2it/NDC
 KEYS = ("dataset", "dial", "seed", "metric")  # with the arm they name one value
 FIRST, LAST = ("floor", "teachers", "start"), ("ceiling",)  # rows above and below the trained arms
 LABELS = {"rvlr": "RVLR", "rvlr_published": "RVLR published", "rvlr_published_warm": "RVLR published, warm"}
-LABELS |= {"rkd": "RKD", "cyclip": "CyCLIP"}
-LABELS |= {"teacher_lite2": "Lite2 teacher", "ceiling": "Bayes ceiling", "pca": "PCA", "nnn": "NNN"}
-LABELS |= {"image": "poor pictures", "none": "balance", "text": "poor captions"}  # dial settings
+LABELS |= {"rkd": "RKD", "cyclip": "CyCLIP", "teacher_lite2": "Lite2 teacher", "pca": "PCA", "nnn": "NNN"}
+LABELS |= {"ceiling": "Bayes ceiling", "image": "poor pictures", "none": "balance", "text": "poor captions"}
 PARTS = {"r_mean": "r_mean", "image": "pictures:", "text": "captions:", "image_query": "picture queries:"}
-PARTS |= {"text_query": "caption queries:", "t2t_no_siblings": "t2t without siblings", "above_floor": "above floor"}
+PARTS |= {"text_query": "caption queries:", "t2t_no_siblings": "t2t without siblings"}
 PARTS |= {"overlap_teacher": "neighbours shared with teacher", "overlap_truth": "neighbours shared with truth"}
 PARTS |= {"relations_teacher": "relations like teacher's"}
 THREE = re.compile("temperature|loss|p_value")  # decimals; FREE: three significant digits
@@ -33,20 +32,12 @@ LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\g
 
 
 def arm_label(name: str) -> str:
-    """An arm or a dial setting as readers see it.
-
-    >>> arm_label("rvlr"), arm_label("matching_longer"), arm_label("image")
-    ('RVLR', 'matching longer', 'poor pictures')
-    """
+    """An arm or a dial setting as readers see it."""
     return LABELS.get(str(name), str(name).replace("_", " "))
 
 
 def metric_label(metric: str) -> str:
-    """A metric as readers see it.
-
-    >>> metric_label("t2t_no_siblings/NDCG@10/above_floor"), metric_label("image/overlap_truth")
-    ('t2t without siblings NDCG@10 above floor', 'pictures: neighbours shared with truth')
-    """
+    """A metric as readers see it: ``image/overlap_truth`` is ``pictures: neighbours shared with truth``."""
     return " ".join(PARTS.get(part, part.replace("_", " ")) for part in metric.removeprefix("loss/").split("/"))
 
 
@@ -78,19 +69,18 @@ def arm_order(names: Sequence[str]) -> list[str]:
 def differences(frame: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
     """Every arm minus the baseline, paired by data set, dial, seed and metric; unpaired seeds are left out.
 
-    Raises:
-        ValueError: the frame has no such arm, or several values for one cell.
+    A ValueError says that the frame has no such arm, or several values for one cell.
     """
-    keys = [name for name in KEYS if name in frame]
-    if baseline not in set(frame["arm"]):
-        raise ValueError(
-            f"the baseline {baseline!r} is not among the arms {', '.join(map(str, frame['arm'].unique()))}"
-        )
+    keys, arms = [name for name in KEYS if name in frame], frame["arm"].unique()
+    if baseline not in arms:
+        raise ValueError(f"the baseline {baseline!r} is not among the arms {', '.join(map(str, arms))}")
     if frame.duplicated([*keys, "arm"]).any():
         raise ValueError(f"several values for one cell: {', '.join([*keys, 'arm'])} must name each value")
     is_base = frame["arm"] == baseline
-    joined = frame[~is_base].join(frame[is_base].set_index(keys)["value"].rename("base"), on=keys, how="inner")
-    return joined.assign(value=joined["value"] - joined["base"]).drop(columns="base").dropna(subset="value")
+    base = frame[is_base].set_index(keys)["value"]
+    joined = frame[~is_base].join(base.rename("base"), on=keys, how="inner")
+    joined["value"] -= joined.pop("base")
+    return joined.dropna(subset="value")
 
 
 def results_table(frame: "pd.DataFrame", metrics: Sequence[str] = HEADLINE) -> "pd.DataFrame":
@@ -105,24 +95,9 @@ def results_table(frame: "pd.DataFrame", metrics: Sequence[str] = HEADLINE) -> "
     return table.rename_axis(columns=None)
 
 
-def _as_text(table: "pd.DataFrame") -> tuple["pd.DataFrame", str]:
-    """The table as text, a named index as columns; and ``l`` or ``r`` for each column, those of numbers stand right.
-
-    A number's metric is its column, or what the column ``metric`` says where there is one.
-    """
-    import pandas as pd
-
-    flat = table.reset_index() if any(name is not None for name in table.index.names) else table
-
-    def cell(value: Any, metric: str, column: str) -> str:
-        if isinstance(value, float) or pd.isna(value):
-            return shown(None if pd.isna(value) else value, metric)
-        return arm_label(value) if column in ("arm", "dial", "baseline") else str(value)
-
-    metrics = {name: flat["metric"] if "metric" in flat else [name] * len(flat) for name in flat}
-    text = {n: [cell(v, str(m), n) for v, m in zip(flat[n].astype(object), metrics[n], strict=True)] for n in flat}
-    kinds = "".join("r" if kind.kind in "fiu" else "l" for kind in table.dtypes)
-    return pd.DataFrame(text, dtype=object), kinds.rjust(len(text), "l")
+def to_csv(table: "pd.DataFrame") -> str:
+    """CSV at full precision, with the index where it has a name."""
+    return table.to_csv(index=_has_named_index(table), lineterminator="\n")
 
 
 def to_markdown(table: "pd.DataFrame") -> str:
@@ -133,22 +108,41 @@ def to_markdown(table: "pd.DataFrame") -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def to_latex(table: "pd.DataFrame", *, caption: str | None = None, label: str | None = None) -> str:
-    """A LaTeX table for booktabs; a floating one with a caption or label."""
+def to_latex(table: "pd.DataFrame") -> str:
+    """A LaTeX table for booktabs."""
     text, kinds = _as_text(table)
-    latex = text.to_latex(index=False, escape=True, caption=caption, label=label, column_format=kinds)
+    latex = text.to_latex(index=False, escape=True, column_format=kinds)
     return re.sub("|".join(LATEX), lambda sign: LATEX[sign[0]], latex)
 
 
-def write_table(table: "pd.DataFrame", folder: Path | str, name: str) -> dict[str, Path]:
-    """Write ``name`` as ``.csv`` (full precision), ``.md`` and ``.tex``; paths by suffix."""
-    index = any(level is not None for level in table.index.names)
-    texts = {"csv": table.to_csv(index=index, lineterminator="\n"), "md": to_markdown(table) + "\n"}
-    texts["tex"] = to_latex(table)
-    paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in texts}
-    for suffix, path in paths.items():
-        write_text(path, texts[suffix])
-    return paths
+def write_table(table: "pd.DataFrame", folder: Path | str, name: str) -> None:
+    """Write ``name`` as ``.csv``, ``.md`` and ``.tex``."""
+    for suffix, text in (("csv", to_csv(table)), ("md", to_markdown(table) + "\n"), ("tex", to_latex(table))):
+        write_text(Path(folder) / f"{name}.{suffix}", text)
+
+
+def _has_named_index(table: "pd.DataFrame") -> bool:
+    return any(level is not None for level in table.index.names)
+
+
+def _as_text(table: "pd.DataFrame") -> tuple["pd.DataFrame", str]:
+    """The table as text, a named index as columns, and ``r`` for each column of numbers, ``l`` for others.
+
+    A number's metric is its column, or what the column ``metric`` says where there is one.
+    """
+    flat = table.reset_index() if _has_named_index(table) else table
+    text = flat.astype(object)
+    for name in flat:
+        metrics = flat["metric"] if "metric" in flat else [name] * len(flat)
+        text[name] = [_cell(value, str(metric), name) for value, metric in zip(text[name], metrics, strict=True)]
+    kinds = "".join("r" if kind.kind in "fiu" else "l" for kind in table.dtypes)
+    return text, kinds.rjust(len(text.columns), "l")
+
+
+def _cell(value: Any, metric: str, column: str) -> str:
+    if value is None or isinstance(value, float):
+        return shown(value, metric)
+    return arm_label(value) if column in ("arm", "dial", "baseline") else str(value)
 
 
 def insert_between(path: Path | str, marker: str, text: str) -> None:

@@ -17,14 +17,13 @@ def test_results_are_means_over_seeds_with_references_at_both_ends():
     assert table.columns.tolist() == ["r_mean", "i2i/NDCG@10", "t2i/R@1"]
     assert table.loc["rvlr", "r_mean"] == 32.0
     assert np.isnan(table.loc["teachers", "r_mean"])
-    assert "nan" not in tables.to_markdown(table).lower()
-    with pytest.raises(ValueError, match="R@7"):
-        tables.results_table(RESULTS, ["t2i/R@7"])
     more = pd.concat([RESULTS, RESULTS.assign(dataset="emoji"), RESULTS.assign(dial="text")])
     table = tables.results_table(more)
     assert table.index.names == ["dataset", "dial", "arm"]
     assert table.loc[("emoji", "none", "rvlr"), "r_mean"] == 32.0
     assert table.index.get_level_values("arm").tolist()[:2] == ["floor", "teachers"]
+    with pytest.raises(ValueError, match="R@7"):
+        tables.results_table(RESULTS, ["t2i/R@7"])
 
 
 def test_differences_are_paired_by_seed():
@@ -48,25 +47,25 @@ def test_numbers():
     assert [tables.shown(v, signed=True) for v in (0.94, -0.94, 0.04, -0.04)] == ["+0.9", "−0.9", "0.0", "0.0"]
 
 
-TABLE = pd.DataFrame(
-    {"r_mean": [31.26, np.nan], "what | more": ["a|b\nc", None], "seeds": [5, 3]},
-    index=pd.Index(["rvlr", "matching_longer"], name="arm"),
-)
-
-
-def test_markdown_and_latex():
-    assert tables.to_markdown(TABLE).splitlines() == [
+def test_markdown_latex_and_every_digit_as_csv(tmp_path):
+    table = pd.DataFrame(
+        {"r_mean": [94 / 3, np.nan], "what | more": ["a|b\nc", None], "seeds": [5, 3]},
+        index=pd.Index(["rvlr", "matching_longer"], name="arm"),
+    )
+    tables.write_table(table, tmp_path / "new", "results")
+    text = {path.suffix: path.read_text() for path in (tmp_path / "new").iterdir()}
+    assert text[".md"].splitlines() == [
         "| arm | r_mean | what \\| more | seeds |",
         "| --- | ---: | --- | ---: |",
         "| RVLR | 31.3 | a\\|b c | 5 |",
         "| matching longer | – | – | 3 |",
     ]
-    assert tables.to_markdown(pd.DataFrame({"x": [1.0]})).splitlines()[0] == "| x |"
-    text = tables.to_latex(TABLE.drop(columns="what | more"), caption="Results_1", label="tab:x")
-    parts = r"\toprule", r"\midrule", r"\bottomrule", r"matching longer & -- & 3 \\", "31.3", r"\label{tab:x}", "{lrr}"
-    assert [part for part in parts if part not in text] == []
-    assert r"a\_b \\" in tables.to_latex(pd.DataFrame({"a_b": [-1.5]}))
-    assert r"$-$1.5 \\" in tables.to_latex(pd.DataFrame({"a_b": [-1.5]}))
+    assert pd.read_csv(tmp_path / "new" / "results.csv", index_col="arm").loc["rvlr", "r_mean"] == 94 / 3
+    parts = r"\toprule", r"\midrule", r"\bottomrule", r"matching longer & -- & -- & 3 \\", "31.3", "{lrlr}"
+    assert [part for part in parts if part not in text[".tex"]] == []
+    plain = pd.DataFrame({"a_b": [-1.5]})
+    assert tables.to_markdown(plain).splitlines()[0] == "| a_b |"
+    assert "a\\_b \\\\\n\\midrule\n$-$1.5 \\\\" in tables.to_latex(plain)
 
 
 def test_the_column_metric_says_how_a_row_is_rounded():
@@ -74,14 +73,6 @@ def test_the_column_metric_says_how_a_row_is_rounded():
     for found in (table, table.set_index("metric")):
         rows = tables.to_markdown(found).splitlines()[2:]
         assert [row.split(" | ")[1].strip(" |") for row in rows] == ["31.3", "0.13"]
-
-
-def test_write_table_keeps_every_digit(tmp_path):
-    table = TABLE.assign(r_mean=[1 / 3, np.nan])
-    paths = tables.write_table(table, tmp_path / "new", "results")
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["results.csv", "results.md", "results.tex"]
-    assert pd.read_csv(paths["csv"], index_col="arm").loc["rvlr", "r_mean"] == 1 / 3
-    assert paths["md"].read_text() == tables.to_markdown(table) + "\n"
 
 
 def test_insert_between(tmp_path):

@@ -1,21 +1,20 @@
 """Look at what is retrieved: queries for the picture panels, and a widget to choose or type them."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ipywidgets as widgets
 import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, UnidentifiedImageError
 
-from rvlr_lib.figures.panels import DialColumn, Hit, Query, plot_retrieval_panel
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from rvlr_lib.data.dataset import ImageTextDataset as Dataset
+from rvlr_lib.data import shown_share, told_share
+from rvlr_lib.data.dataset import ImageTextDataset as Dataset
+from rvlr_lib.figures.panels import Hit, Query, plot_retrieval_panel
+from rvlr_lib.figures.projection import unit
 
 TARGETS = {"i": "pictures", "t": "captions", "it": "both"}
 DIRECTIONS = {"i2t": "picture → captions", "t2i": "caption → pictures", "i2i": "picture → pictures"}
@@ -23,25 +22,22 @@ DIRECTIONS |= {"t2t": "caption → captions", "i2it": "picture → both", "t2it"
 UNIMODAL = ("teacher", "teachers")  # spaces of one modality each
 SHOW = {"manual": False, "auto_display": True}  # an interactive shows the figure that its function returns
 Features = tuple[Any, Any]  # of pictures [I, D] and captions [C, D]
-Methods = Mapping[str, Features]
+Methods = Mapping[str, Features]  # spaces by name
+Encoders = Mapping[str, Callable]  # of words or a picture, to a feature [D]
 
 
 def make_query(
-    dataset: Dataset, methods: Methods, direction: str, row: int, *, k: int = 5, relevance: Any = None, title: str = ""
+    dataset: Dataset, methods: Methods, direction: str, row: int, *, relevance: Any, k: int = 5, title: str = ""
 ) -> Query:
     """The ``k`` best items of each method for one query, by cosine; the query itself is never among them.
 
-    Across modalities an item is right if it belongs to the query, within one if it is among the ``k`` most relevant;
-    without relevance captions of the same picture are right, and of pictures nobody can say.
+    Across modalities an item is right if it belongs to the query, within one if it is among the ``k`` most relevant.
 
     Args:
         dataset: one gallery, of the ``I`` pictures and ``C`` captions that the features are of.
         methods: name -> (image features ``[I, D]``, text features ``[C, D]``); ``teachers`` have no common space.
-        direction: a key of ``DIRECTIONS``.
-        row: of the query, among the pictures or the captions.
-        k: how many.
-        relevance: graded: ``caption_to_image [C, I]``, perhaps ``image_to_image``, ``text_to_text``.
-        title: above the query.
+        direction, row: a key of ``DIRECTIONS``, and the query's row among the pictures or the captions.
+        relevance: graded: ``caption_to_image [C, I]``, perhaps ``image_to_image [I, I]``, ``text_to_text [C, C]``.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"unknown direction {direction!r}: valid are {', '.join(DIRECTIONS)}")
@@ -52,28 +48,27 @@ def make_query(
     chosen = {name: pair for name, pair in methods.items() if source == targets or name.lower() not in UNIMODAL}
     if not chosen:
         raise ValueError(f"none of {', '.join(methods) or 'no methods'} has a common space, which {direction} needs")
-    judged = {kind: _judged(dataset, f"{source}2{kind}", row, relevance, k) for kind in targets}
-    belongs = dataset.captions_of(row) if source == "i" else [dataset.caption_image[row]]
-    other = "t" if source == "i" else "i"
+    grades = {kind: _grades(dataset, relevance, source, kind, row) for kind in targets}
+    other, belongs = ("t", dataset.captions_of(row)) if source == "i" else ("i", dataset.caption_image[[row]])
+    own = {(other, int(item)) for item in belongs}
+    right = own | {(source, i) for i in _most_relevant(grades[source], row, k)} if source in targets else own
     results, ranks = {}, {}
     for name, pair in chosen.items():
         features = _features(dataset, name, pair)
         ranked = [item for item in _ranked(features, features[source][row], targets) if item != (source, row)]
-        results[name] = [_hit(dataset, kind, i, *(known[i] for known in judged[kind])) for kind, i in ranked[:k]]
+        results[name] = [_hit(dataset, *item, item in right, float(grades[item[0]][item[1]])) for item in ranked[:k]]
         if source != targets:
-            own = {(other, int(item)) for item in belongs}
             ranks[name] = 1 + next(place for place, item in enumerate(ranked) if item in own)
     query, truth = _hit(dataset, source, row), _hit(dataset, other, int(belongs[0])).item
     return Query(query.item, results, query.name, truth if source != targets else None, ranks, title)
 
 
 def typed_query(
-    dataset: Dataset, methods: Methods, encoders: Mapping[str, Callable], item: Any, *, targets: str = "i", k: int = 5
+    dataset: Dataset, methods: Methods, encoders: Encoders, item: Any, *, targets: str = "i", k: int = 5
 ) -> Query:
     """The ``k`` best items for words or a picture (PIL) of one's own; words unlike anything in the captions are told.
 
-    ``encoders``: name -> a function from words or a picture to a feature ``[D]``; methods without one are left out.
-    ``targets``: ``i`` for pictures, ``t`` for captions, ``it`` for both in one list.
+    Methods without an encoder are left out; ``targets`` is a key of ``TARGETS``, of which ``it`` makes one list.
     """
     words = item if isinstance(item, str) else ""
     if item == words and not words.strip():
@@ -85,7 +80,7 @@ def typed_query(
     results, strange = {}, False
     for name in (name for name in methods if name in encoders):
         features = _features(dataset, name, methods[name])
-        vector = _unit(np.asarray(encoders[name](item)).reshape(1, -1))[0]
+        vector = unit(np.asarray(encoders[name](item), np.float32).reshape(1, -1))[0]
         results[name] = [_hit(dataset, *found) for found in _ranked(features, vector, targets)[:k]]
         sample = features["t"][:: max(1, len(features["t"]) // 500)]
         nearest = (sample @ sample.T - 2 * np.eye(len(sample))).max(axis=1)
@@ -100,7 +95,7 @@ def example_rows(dataset: Dataset, features: Features, direction: str = "t2i", k
     """Rows of a hit (rank 1), a near miss (just behind the first) and a failure (the worst rank), i2t or t2i."""
     if direction not in ("i2t", "t2i"):
         raise ValueError(f"hits and failures are known for i2t and t2i, not for {direction!r}")
-    pair, own = _features(dataset, "these", features), _owned(dataset)
+    pair, own = _features(dataset, "these", features), dataset.caption_image[:, None] == np.arange(len(dataset))
     scores, own = pair[direction[0]] @ pair[direction[2]].T, own.T if direction == "i2t" else own
     ranks = 1 + (scores > np.where(own, scores, -np.inf).max(axis=1, keepdims=True)).sum(axis=1)
     wanted = {"a hit": (ranks == 1, -ranks), "a near miss": ((ranks > 1) & (ranks <= k), -ranks)}
@@ -108,75 +103,49 @@ def example_rows(dataset: Dataset, features: Features, direction: str = "t2i", k
     return {name: int(np.where(fits, good, -np.inf).argmax()) for name, (fits, good) in wanted.items() if fits.any()}
 
 
-def neighbour_query(
-    dataset: Dataset, spaces: Mapping[str, Any], row: int, *, modality: str = "picture", k: int = 5
-) -> Query:
-    """An item with its ``k`` neighbours in each space; those of the first space count as right in the others."""
-    kind = "i" if modality == "picture" else "t"
+def neighbour_query(dataset: Dataset, spaces: Mapping[str, Any], row: int, *, k: int = 5) -> Query:
+    """A picture with its ``k`` neighbours in each space; those of the first space count as right in the others."""
     found = {name: _neighbours(features, row, k) for name, features in spaces.items()}
     first = next(iter(found.values()))
     results = {
-        name: [_hit(dataset, kind, i, None if rows is first else i in first) for i in rows]
+        name: [_hit(dataset, "i", i, None if rows is first else i in first) for i in rows]
         for name, rows in found.items()
     }
-    query = _hit(dataset, kind, row)
+    query = _hit(dataset, "i", row)
     return Query(query.item, results, query.name, kind="item")
 
 
-def dial_column(
-    title: str, dataset: Dataset, spaces: Mapping[str, Any], truth: Any, row: int, *, k: int = 5, whole: Any = None
-) -> DialColumn:
-    """One picture at one dial setting, with its neighbours by truth and in each space.
+def dial_query(
+    title: str, dataset: Dataset, spaces: Mapping[str, Any], truth: Any, row: int, *, whole: Dataset, k: int = 5
+) -> Query:
+    """One picture (``row``) at one dial setting, with its ``k`` neighbours by truth and in each space.
 
-    Args:
-        title: of the dial setting.
-        dataset: scenes as the dial leaves them.
-        spaces: name -> image features ``[I, D]`` at this setting.
-        truth: ``[I, I]`` true similarity; a neighbour is kept if it is as similar as the ``k``-th true one.
-        row: of the picture, which has ``k`` neighbours.
-        k: how many.
-        whole: the data set with nothing taken, whose pictures stand for the neighbours.
+    ``dataset`` is as the dial leaves it, ``whole`` with nothing taken; ``spaces``: name -> image features ``[I, D]``.
+    By ``truth``, similarities ``[I, I]``, a neighbour is kept if it is as similar as the ``k``-th true one.
     """
-    from rvlr_lib.data import shown_share, told_share
-
-    one, seen = dataset.subset([row]), whole or dataset
     similar = np.array(truth[row], dtype=np.float64)
     similar[row] = -np.inf
     nearest = np.argsort(-similar, kind="stable")[:k]
-    rows = {"truth": [_hit(seen, "i", int(i)) for i in nearest]}
+    kept = similar >= similar[nearest[-1]] - 1e-6
+    rows = {"truth": [_hit(whole, "i", int(i)) for i in nearest]}
     for name, features in spaces.items():
-        kept = similar >= similar[nearest[-1]] - 1e-6
-        rows[name] = [_hit(seen, "i", i, bool(kept[i])) for i in _neighbours(features, row, k)]
+        rows[name] = [_hit(whole, "i", i, bool(kept[i])) for i in _neighbours(features, row, k)]
+    one = dataset.subset([row])
     shares = {"picture": shown_share(one), "caption": told_share(one)}
-    return DialColumn(title, one.image(0), one.captions[0], shares, rows)
+    return Query(one.image(0), rows, one.image_ids[0], one.captions[0], title=title, shares=shares)
 
 
 def query_browser(
-    dataset: Dataset,
-    methods: Methods,
-    *,
-    direction: str = "t2i",
-    rows: Sequence[int] = (0,),
-    encoders: Mapping[str, Callable] | None = None,
-    **options: Any,
-) -> Any:
-    """Choose a query or type one and see the best items of every method; without a reader the figure of ``rows``.
+    dataset: Dataset, methods: Methods, encoders: Encoders, *, relevance: Any, row: int = 0, k: int = 5
+) -> widgets.interactive:
+    """Choose a query (at first the caption ``row``), type one or bring a picture, and see the best of every method.
 
-    ``rows`` are queries of the figure (the widget begins with the first), ``encoders`` those of :func:`typed_query`,
-    without which queries are those of the data set; ``options`` are ``k`` and ``relevance`` of :func:`make_query`.
+    Arguments are those of :func:`make_query` and :func:`typed_query`.
     """
-
-    def known(direction: str, *rows: int) -> Figure:
-        return plot_retrieval_panel([make_query(dataset, methods, direction, row, **options) for row in rows])
-
-    if not has_reader():
-        return known(direction, *rows)
-    import ipywidgets as widgets
-
     counts = {"i": len(dataset), "t": len(dataset.captions)}
     wide = widgets.Layout(width="44em")
-    which = widgets.Dropdown(options=[(text, key) for key, text in DIRECTIONS.items()], value=direction)
-    query = widgets.IntSlider(rows[0], 0, counts[direction[0]] - 1, continuous_update=False, layout=wide)
+    which = widgets.Dropdown(options=[(text, key) for key, text in DIRECTIONS.items()], value="t2i")
+    query = widgets.IntSlider(row, 0, counts["t"] - 1, continuous_update=False, layout=wide)
     words = widgets.Text(placeholder="words of your own, then Enter", continuous_update=False, layout=wide)
     picture = widgets.FileUpload(accept="image/*", multiple=False, description="own picture")
     find = widgets.Dropdown(options=[(text, key) for key, text in TARGETS.items()])
@@ -186,32 +155,26 @@ def query_browser(
         last = counts[which.value[0]] - 1
         query.value, query.max = min(query.value, last), last
 
-    def draw(direction: str, query: int, words: str = "", picture: Sequence[Any] = (), find: str = "i") -> Any:
-        if not words.strip() and not picture:
-            return known(direction, min(query, counts[direction[0]] - 1))
+    def draw(direction: str, query: int, words: str, picture: Sequence[Any], find: str) -> Any:
         try:
-            item = words if words.strip() else _opened(picture[0])
-            typed = typed_query(dataset, methods, encoders or {}, item, targets=find, k=options.get("k", 5))
+            if words.strip() or picture:
+                item = words if words.strip() else _opened(picture[0])
+                asked = typed_query(dataset, methods, encoders, item, targets=find, k=k)
+            else:
+                known = min(query, counts[direction[0]] - 1)
+                asked = make_query(dataset, methods, direction, known, relevance=relevance, k=k)
         except ValueError as error:
             return widgets.HTML(escape(str(error)))
-        return plot_retrieval_panel([typed])
+        return plot_retrieval_panel([asked])
 
     which.observe(changed, names="value")
     query.observe(changed, names="value")
-    own = {"words": words, "picture": picture, "find": find} if encoders else {}
-    return widgets.interactive(draw, SHOW, direction=which, query=query, **own)
+    return widgets.interactive(draw, SHOW, direction=which, query=query, words=words, picture=picture, find=find)
 
 
-def play(draw: Callable[..., Figure], **choices: Sequence[Any]) -> Any:
-    """A figure with a menu for each named choice of ``draw``; without a reader the figure of the first choices."""
-    empty = [name for name, values in choices.items() if not len(values)]
-    if empty:
-        raise ValueError(f"there is nothing to choose for {', '.join(empty)}")
-    if not has_reader():
-        return draw(**{name: values[0] for name, values in choices.items()})
-    import ipywidgets as widgets
-
-    return widgets.interactive(draw, SHOW, **{name: widgets.Dropdown(options=[*v]) for name, v in choices.items()})
+def play(draw: Callable[..., Figure], **choices: list[Any]) -> widgets.interactive:
+    """A figure with a menu for each named list of choices of ``draw``."""
+    return widgets.interactive(draw, SHOW, **choices)
 
 
 def has_reader() -> bool:
@@ -219,9 +182,7 @@ def has_reader() -> bool:
     return "JPY_SESSION_NAME" in os.environ and "RVLR_HEADLESS" not in os.environ
 
 
-def _opened(file: Mapping[str, Any]) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
+def _opened(file: Mapping[str, Any]) -> Image.Image:
     try:
         return Image.open(io.BytesIO(file["content"])).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
@@ -230,7 +191,7 @@ def _opened(file: Mapping[str, Any]) -> Any:
 
 def _features(dataset: Dataset, name: str, pair: Features) -> dict[str, np.ndarray]:
     """Unit rows of the pictures (``i``) and the captions (``t``), as many as the data set has."""
-    features = {key: _unit(values) for key, values in zip("it", pair, strict=True)}
+    features = {key: unit(np.asarray(values, np.float32)) for key, values in zip("it", pair, strict=True)}
     counts, found = [len(dataset), len(dataset.captions)], [len(rows) for rows in features.values()]
     if found != counts:
         raise ValueError(f"{name} has features of {found} pictures and captions, the data set {counts}")
@@ -244,8 +205,8 @@ def _ranked(features: Mapping[str, Any], vector: np.ndarray, targets: Iterable[s
 
 
 def _neighbours(features: Any, row: int, k: int) -> list[int]:
-    unit = _unit(features)
-    return [i for _, i in _ranked({"i": unit}, unit[row], "i") if i != row][:k]
+    rows = unit(np.asarray(features, np.float32))
+    return [i for _, i in _ranked({"i": rows}, rows[row], "i") if i != row][:k]
 
 
 def _hit(dataset: Dataset, kind: str, row: int, hit: bool | None = None, relevance: float | None = None) -> Hit:
@@ -253,34 +214,20 @@ def _hit(dataset: Dataset, kind: str, row: int, hit: bool | None = None, relevan
     return Hit(item, dataset.image_ids[row] if kind == "i" else dataset.captions[row], hit, relevance)
 
 
-def _unit(features: Any) -> np.ndarray:
-    array = np.asarray(features, dtype=np.float32)
-    return array / np.linalg.norm(array, axis=1, keepdims=True).clip(1e-12)
+def _grades(dataset: Dataset, relevance: Any, source: str, kind: str, row: int) -> np.ndarray:
+    """Relevance of every item of a kind, within a modality derived where unknown as the corrected protocol does."""
+    owner, known = dataset.caption_image, np.asarray(relevance.caption_to_image)  # [C], [C, I]
+    if source != kind:
+        return known[row] if source == "t" else known[:, row]
+    square = relevance.image_to_image if kind == "i" else relevance.text_to_text
+    if square is not None:
+        return np.asarray(square)[row]
+    if kind == "t":
+        return known[:, owner[row]]
+    return (known[owner == row].mean(axis=0) + np.bincount(owner, known[:, row]) / np.bincount(owner)) / 2
 
 
-def _owned(dataset: Dataset) -> np.ndarray:
-    """``[C, I]``, whether a caption belongs to a picture."""
-    return np.asarray(dataset.caption_image)[:, None] == np.arange(len(dataset))
-
-
-def _judged(dataset: Dataset, direction: str, row: int, relevance: Any, k: int) -> tuple[list, list]:
-    """Of every candidate whether it is right, and its grade, derived where unknown as the corrected protocol does."""
-    owner = np.asarray(dataset.caption_image)
-
-    def row_of(matrix: Any) -> np.ndarray:
-        """One query's row of a ``[C, I]`` matrix; within a modality by way of the captions' pictures."""
-        if direction == "t2i":
-            return matrix[row]
-        if direction == "i2i":
-            return (matrix[owner == row].mean(axis=0) + np.bincount(owner, matrix[:, row]) / np.bincount(owner)) / 2
-        return matrix[:, row if direction == "i2t" else owner[row]]
-
-    if relevance is None:
-        own = row_of(_owned(dataset))
-        return [None] * len(own) if direction == "i2i" else own.tolist(), [None] * len(own)
-    square = {"i2i": relevance.image_to_image, "t2t": relevance.text_to_text}.get(direction)
-    grades = row_of(np.asarray(relevance.caption_to_image)) if square is None else np.asarray(square)[row]
-    if direction in ("i2t", "t2i"):
-        return row_of(_owned(dataset)).tolist(), grades.tolist()
+def _most_relevant(grades: np.ndarray, row: int, k: int) -> np.ndarray:
+    """Rows of the ``k`` most relevant items but ``row`` itself, and of those as relevant as the last."""
     others = np.delete(grades, row)
-    return ((grades >= np.sort(others)[-min(k, len(others))]) & (grades > 0)).tolist(), grades.tolist()
+    return np.flatnonzero((grades >= np.sort(others)[-min(k, len(others))]) & (grades > 0))

@@ -5,42 +5,42 @@ Everywhere: a small dot a seed, a large one for the mean, a 95 % t-interval only
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from rvlr_lib.figures.style import COLUMN, FONT_SIZE, MOST, Look, is_narrow, looks, new_figure, page_width, style, wrap
 from rvlr_lib.metrics.statistics import paired_effect
 from rvlr_lib.tables import arm_label, arm_order, differences, metric_label, shown
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 SEEDS = 5  # from here on an interval is drawn
 LINES = {"floor": ":", "teachers": "--", "ceiling": "-"}  # reference rows of plot_arms
 BARS = f"small dots: seeds; bars: 95\u00a0% intervals, from {SEEDS} seeds on"
 HATCHES = ("", "////", "....", "xxxx")
+BESIDE: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}  # a number right of its row
 
 
-def seed_summary(frame: "pd.DataFrame", by: Sequence[str] = ("dataset", "dial", "arm", "metric")) -> "pd.DataFrame":
+def seed_summary(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean over seeds, ends of the 95 % t-interval (missing below five seeds) and number of seeds of each group."""
 
     def end(which: str) -> Callable[[Any], float]:
         return lambda values: getattr(paired_effect(list(values)), which) if len(values) >= SEEDS else float("nan")
 
-    groups = frame.groupby([name for name in by if name in frame], sort=False)["value"]
+    groups = frame.groupby(list(by), sort=False)["value"]
     return groups.agg(mean="mean", low=end("low"), high=end("high"), seeds="count").reset_index()
 
 
 @style()
-def plot_arms(
-    frame: "pd.DataFrame", *, xlabel: str = "", zero: bool = False, marks: Mapping[str, float] | None = None
-) -> "Figure":
+def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, float] | None = None) -> Figure:
     """Arms as rows, a panel per metric, dial settings below each other; floor, teachers and ceiling are lines.
 
-    ``zero`` draws a line at 0 and signs before the numbers; ``marks`` (metric -> size of an effect) dashed lines on
-    both sides of 0.
+    With a ``baseline`` every arm minus it, paired by seed, beside a line at 0. An arm may be an ablation switch, and
+    ``marks`` (metric -> size of an effect) the gap that it would have to explain: dashed lines on both sides of 0.
     """
+    frame = differences(frame, baseline) if baseline else frame
     metrics, dials = levels(frame, "metric"), levels(frame, "dial")
     arms = [name for name in arm_order(frame["arm"]) if name not in LINES]
     height, look = 0.45 + 0.165 * len(arms), looks(arms)
@@ -50,41 +50,31 @@ def plot_arms(
     for axes, dial, metric in cells:
         known = part(frame, dial=dial, metric=metric)
         for place, arm in enumerate(arms):
-            own, color = part(known, arm=arm), look[arm].color
+            own, (color, marker, _) = part(known, arm=arm), look[arm]
             axes.plot(own["value"], [place] * len(own), ".", color=color, alpha=0.4, markersize=4)
             for row in seed_summary(own, ["arm"]).itertuples():
                 ends = [[row.mean - row.low], [row.high - row.mean]]
-                axes.errorbar(row.mean, place, xerr=ends, color=color, marker=look[arm].marker)
-                beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}
-                axes.annotate(shown(row.mean, metric, signed=zero), (1.02, place), **beside)
+                axes.errorbar(row.mean, place, xerr=ends, color=color, marker=marker)
+                axes.annotate(shown(row.mean, metric, signed=bool(baseline)), (1.02, place), **BESIDE)
         for name, value in known[known["arm"].isin(LINES)].groupby("arm", sort=False)["value"].mean().items():
             axes.axvline(value, color="0.15", linewidth=1, linestyle=LINES[str(name)], label=arm_label(str(name)))
-        for size in [marks[metric]] if marks and metric in marks else []:
-            for value in (-size, size):
+        if marks and metric in marks:
+            for value in (-marks[metric], marks[metric]):
                 axes.axvline(value, color="0.4", linewidth=0.8, linestyle="--", label="effect to be explained")
-        if zero:
+        if baseline:
             axes.axvline(0, color="0.15", linewidth=0.8, zorder=1)
         axes.set_yticks(range(len(arms)), map(arm_label, arms))
         axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.locator_params(axis="x", nbins=4)
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.12)
-    legend_below(figure, f"{xlabel}; {BARS}" if xlabel else BARS)
+    legend_below(figure, f"difference to {arm_label(baseline)}; {BARS}" if baseline else BARS)
     return figure
-
-
-def plot_differences(frame: "pd.DataFrame", baseline: str, marks: Mapping[str, float] | None = None) -> "Figure":
-    """:func:`plot_arms` of every arm minus the baseline, paired by seed, with a line at 0.
-
-    Also for ablation switches: the arm is then the switch, and ``marks`` the gap that it would have to explain.
-    """
-    change = differences(frame, baseline)
-    return plot_arms(change, xlabel=f"difference to {arm_label(baseline)}", zero=True, marks=marks)
 
 
 @style()
 def plot_curves(
-    frame: "pd.DataFrame",
+    frame: pd.DataFrame,
     x: str,
     *,
     hue: str = "arm",
@@ -93,14 +83,12 @@ def plot_curves(
     zero: bool = False,
     xlabel: str = "",
     ylabel: str = "",
-) -> "Figure":
+) -> Figure:
     """Values along ``x``, a line per ``hue``, a panel per ``panel``; rows of panels where the dial varies besides.
 
     Numbers in ``x`` stand to scale, words in their order. ``columns`` panels stand side by side on a page; ``zero``
     draws the line y = 0.
     """
-    import pandas as pd
-
     names, panels, places = levels(frame, hue), levels(frame, panel), levels(frame, x)
     dials = [None] if "dial" in (x, hue, panel) else levels(frame, "dial")
     scaled, look = pd.api.types.is_numeric_dtype(frame[x]), looks(names)
@@ -125,36 +113,17 @@ def plot_curves(
     return figure
 
 
-def plot_mix_ratio(frame: "pd.DataFrame") -> "Figure":
-    """Captions among the best ten against their share of the corpus (column ``captions``, %), and an ideal ranking.
-
-    The ``frame`` is that of :func:`rvlr_lib.evaluation.curves.mix_ratio_curve`.
-    """
-    import pandas as pd
-
+def plot_mix_ratio(frame: pd.DataFrame) -> Figure:
+    """Captions among the best ten against their share of the corpus, by ``mix_ratio_curve``, and an ideal ranking."""
     own = frame[frame["metric"].str.endswith("captions_in_top")]
     ideal = frame[frame["metric"].str.endswith("_ideal") & (frame["arm"] == frame["arm"].iloc[0])]
     ideal = ideal.assign(arm="ideal", metric=ideal["metric"].str.removesuffix("_ideal"))
-    both, ylabel = pd.concat([own, ideal]), "captions in top 10 (%)"
-    return plot_curves(both, "captions", columns=2, xlabel="captions in the corpus (%)", ylabel=ylabel)
+    labels: Any = {"xlabel": "captions in the corpus (%)", "ylabel": "captions in top 10 (%)"}
+    return plot_curves(pd.concat([own, ideal]), "captions", columns=2, **labels)
 
 
-def plot_perturbations(frame: "pd.DataFrame") -> "Figure":
-    """R@10 against the strength of a change to the query (columns ``perturbation`` and ``strength``)."""
-    own = frame[frame["metric"].str.endswith("R@10")]
-    return plot_curves(own, "strength", panel="perturbation", xlabel="strength", ylabel="R@10 (%)")
-
-
-def plot_structure_stages(frame: "pd.DataFrame", stages: Sequence[str]) -> "Figure":
-    """What each of the ``stages`` (arms, left to right) leaves of the structure: a panel a metric, a line a dial."""
-    known = frame[frame["arm"].isin(stages)].sort_values("arm", key=lambda c: c.map(stages.index), kind="stable")
-    return plot_curves(known, "arm", hue="dial", columns=2)
-
-
-def log_frame(logs: Mapping[str, Sequence[Mapping[str, Any]]], first: str = "matching") -> "pd.DataFrame":
+def log_frame(logs: Mapping[str, Sequence[Mapping[str, Any]]], first: str = "matching") -> pd.DataFrame:
     """Training logs by arm as a frame (arm, stage, step, term, value); stage 2 begins where ``first`` ends."""
-    import pandas as pd
-
     end = max((record["step"] for record in logs.get(first, ())), default=0)
     rows = [
         (arm, 1 if arm == first else 2, record["step"] + (0 if arm == first else end), term, float(value))
@@ -167,10 +136,9 @@ def log_frame(logs: Mapping[str, Sequence[Mapping[str, Any]]], first: str = "mat
 
 
 @style()
-def plot_training(log: "pd.DataFrame", terms: Sequence[str] | None = None) -> "Figure":
-    """Losses, then validation scores (or ``terms``) of :func:`log_frame`, a panel each; a line where stage 2 begins."""
-    found = levels(log, "term")
-    terms = terms or [t for kind in ("loss", "validation") for t in found if t.startswith(kind)] or found
+def plot_training(log: pd.DataFrame, terms: Sequence[str] | None = None) -> Figure:
+    """The ``terms`` (or all) of :func:`log_frame`, a panel each; a line where stage 2 begins."""
+    terms = terms or levels(log, "term")
     look, switch = looks(log["arm"]), log[log["stage"] == 1]["step"].max()
     figure, cells = panel_grid([None], terms, min(len(terms), 2 if is_narrow() else 3), 1.55)
     for axes, _, term in cells:
@@ -189,37 +157,35 @@ def plot_training(log: "pd.DataFrame", terms: Sequence[str] | None = None) -> "F
 
 
 @style()
-def plot_gradient_shares(frame: "pd.DataFrame") -> "Figure":
-    """Share of each loss term in the gradient norms (arm, term, value; perhaps moment, a panel each): stacked bars."""
-    moments, arms, terms = levels(frame, "moment"), arm_order(frame["arm"]), levels(frame, "term")
-    across = 1 if is_narrow() else len(moments)
-    least = 33 * across / (page_width() - 1.4)  # percent: narrower parts have no room for a number
+def plot_gradient_shares(frame: pd.DataFrame) -> Figure:
+    """Share of each loss term in the gradient norms (columns arm, term, value): stacked bars."""
+    arms, terms = arm_order(frame["arm"]), levels(frame, "term")
+    figure, [(axes, _, _)] = panel_grid([None], [None], 1, 0.5 + 0.24 * len(arms))
+    table = frame.pivot_table(index="arm", columns="term", values="value", fill_value=0.0)
+    shares = 100 * table.div(table.sum(axis=1), axis=0).reindex(index=arms, columns=terms)
+    shares = shares.rename(index=arm_label, columns=metric_label)
     colors = [look.color for look in looks(terms).values()]
-    figure, cells = panel_grid([None], moments, across, 0.5 + 0.24 * len(arms), sharey=True)
-    for axes, _, moment in cells:
-        table = part(frame, moment=moment).pivot_table(index="arm", columns="term", values="value", fill_value=0.0)
-        shares = 100 * table.div(table.sum(axis=1), axis=0).reindex(index=arms, columns=terms)
-        shares = shares.rename(index=arm_label, columns=metric_label)
-        shares.plot.barh(ax=axes, stacked=True, color=colors, edgecolor="white", width=0.8, legend=False)
-        containers: Any = axes.containers
-        for number, bars in enumerate(containers):
-            for bar in bars:
-                bar.set_hatch(HATCHES[number % len(HATCHES)])
-            texts = [shown(bar.get_width()) if bar.get_width() > least else "" for bar in bars]
-            axes.bar_label(bars, texts, label_type="center", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.6})
-        axes.set(xlim=(0, 100), ylim=(len(arms) - 0.5, -0.5), xlabel="share of gradient norms (%)", ylabel="")
+    shares.plot.barh(ax=axes, stacked=True, color=colors, edgecolor="white", width=0.8, legend=False)
+    least = 33 / (page_width() - 1.4)  # percent: narrower parts have no room for a number
+    containers: Any = axes.containers
+    for number, bars in enumerate(containers):
+        for bar in bars:
+            bar.set_hatch(HATCHES[number % len(HATCHES)])
+        texts = [shown(bar.get_width()) if bar.get_width() > least else "" for bar in bars]
+        axes.bar_label(bars, texts, label_type="center", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.6})
+    axes.set(xlim=(0, 100), ylim=(len(arms) - 0.5, -0.5), xlabel="share of gradient norms (%)", ylabel="")
     legend_below(figure)
     return figure
 
 
-def levels(frame: "pd.DataFrame", column: str) -> list[Any]:
+def levels(frame: pd.DataFrame, column: str) -> list[Any]:
     """Values of a column in their order, ``[None]`` where it is missing; ValueError where the frame has no rows."""
     if frame.empty:
         raise ValueError("there is nothing to draw: the table has no rows")
-    return list(dict.fromkeys(frame[column])) if column in frame else [None]
+    return list(frame[column].unique()) if column in frame else [None]
 
 
-def part(frame: "pd.DataFrame", **values: Any) -> "pd.DataFrame":
+def part(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
     """The rows with these values; None takes all."""
     for column, value in values.items():
         frame = frame if value is None else frame[frame[column] == value]
@@ -235,7 +201,7 @@ def panel_grid(
     label: Callable[[str], str] = metric_label,
     room: float = 0.0,
     **options: Any,
-) -> tuple["Figure", list[tuple["Axes", Any, Any]]]:
+) -> tuple[Figure, list[tuple[Axes, Any, Any]]]:
     """A figure and its titled panels (axes, row, panel): for each of ``rows`` all ``panels``, ``across`` side by side.
 
     ``height`` of a panel and ``room`` beside all panels are in inches; ``label`` makes titles.
@@ -255,10 +221,8 @@ def panel_grid(
     return figure, cells
 
 
-def legend_below(figure: "Figure", note: str = "", series: Mapping[str, Look] | None = None) -> None:
+def legend_below(figure: Figure, note: str = "", series: Mapping[str, Look] | None = None) -> None:
     """A note and one legend below all panels: the series, and every label that a panel has."""
-    from matplotlib.lines import Line2D
-
     width, handles = figure.get_figwidth(), dict[str, Any]()
     for name, (color, marker, line) in (series or {}).items():
         handles[name] = Line2D([], [], color=color, marker=marker, linestyle=line)

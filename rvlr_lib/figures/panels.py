@@ -1,38 +1,30 @@
 """Figures with pictures and captions in them, laid out in inches: examples, retrieved lists, one item on the dial."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from rvlr_lib.figures import style as look
 from rvlr_lib.figures.style import FONT_SIZE, LINE, MODALITY, MOST, is_narrow, page_width, wrap
 from rvlr_lib.tables import arm_label, shown
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 GAP, HEADING, NARROW_ITEMS = 0.06, 0.7, 3  # inches, inches, items side by side in a column
-SIZES = (
-    (0.8, 7),
-    (0.65, 6),
-    (0.5, 6),
-    (0.36, 5),
-    (0.36, 3),
-)  # of pictures (inches) and captions (lines), until a page holds
+# Inches of pictures and lines of captions, of which the first that a page holds is taken.
+SIZES = ((0.8, 7), (0.65, 6), (0.5, 6), (0.36, 5), (0.36, 3))
 FRAMES = {True: (look.BLUE, "-", 2.2), False: (look.VERMILLION, (0, (3, 2)), 0.9), None: ("0.6", "-", 0.6)}
 MARKS = {True: "✓", False: "✗", None: ""}
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One retrieved item: a picture (PIL or array) or a caption; ``hit`` is None where nobody can say."""
+    """One retrieved item: a picture or a caption; ``hit`` is None where nobody can say."""
 
     item: Any
     name: str = ""
@@ -51,17 +43,7 @@ class Query:
     ranks: Mapping[str, int] = field(default_factory=dict)
     title: str = ""
     kind: str = "query"
-
-
-@dataclass(frozen=True)
-class DialColumn:
-    """One item at one dial setting: what each side holds (shares, 0 to 1), its neighbours by truth and by space."""
-
-    title: str
-    picture: Any
-    caption: str
-    shares: Mapping[str, float]
-    neighbours: Mapping[str, Sequence[Hit]]
+    shares: Mapping[str, float] = field(default_factory=dict)  # picture, caption -> what it holds, 0 to 1
 
 
 class Cell(NamedTuple):
@@ -107,8 +89,6 @@ def plot_retrieval_panel(queries: Sequence[Query]) -> Figure:
 
 def retrieval_table(queries: Sequence[Query]) -> pd.DataFrame:
     """The table behind :func:`plot_retrieval_panel`, a line per item, with the rank of the query's true item."""
-    import pandas as pd
-
     lines = [
         (query.name, method, rank, hit.name, hit.hit, hit.relevance, query.ranks.get(method))
         for query in queries
@@ -118,19 +98,19 @@ def retrieval_table(queries: Sequence[Query]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["query", "method", "rank", "item", "hit", "relevance", "true_rank"])
 
 
-def plot_dial_item(columns: Sequence[DialColumn]) -> Figure:
+def plot_dial_item(columns: Sequence[Query]) -> Figure:
     """One item along the dial: picture and caption as the dial leaves them, what each side holds, and its neighbours.
 
     Neighbours by truth come first; under each space those kept are framed and counted. ``columns`` are those of
-    :func:`rvlr_lib.figures.browser.dial_column`, below each other where the figure is as wide as a column.
+    :func:`rvlr_lib.figures.browser.dial_query`, below each other where the figure is as wide as a column.
     """
     rows: list[Row] = []
     groups = [[column] for column in columns] if is_narrow() else [columns]
     for group in groups:
-        rows.append(([], [Cell([Cell(c.picture), Cell(c.shares)], c.title, c.caption) for c in group]))
-        for name in columns[0].neighbours:
+        rows.append(([], [Cell([Cell(c.item), Cell(c.shares)], c.title, c.truth) for c in group]))
+        for name in columns[0].results:
             cells = []
-            for hits in (column.neighbours[name] for column in group):
+            for hits in (column.results[name] for column in group):
                 known = [hit.hit for hit in hits if hit.hit is not None]
                 strip = [Cell(hit.item, frame=FRAMES[True] if hit.hit else None) for hit in hits]
                 cells.append(Cell([*strip, Cell(f"{sum(known)}/{len(hits)}" if known else "")]))
@@ -138,6 +118,7 @@ def plot_dial_item(columns: Sequence[DialColumn]) -> Figure:
     return _table(rows, [1.0] * len(groups[0]))
 
 
+@look.style()
 def _table(rows: Sequence[Row], shares: Sequence[float]) -> Figure:
     """Rows of cells, each as tall as its tallest; pictures and captions shrink until a page holds all."""
     wide = (page_width() - HEADING) / sum(shares)
@@ -151,9 +132,12 @@ def _table(rows: Sequence[Row], shares: Sequence[float]) -> Figure:
         steps = [lift + tall + (own if tall else 0) for lift, tall, own in zip(above, high, below, strict=True)]
         if sum(steps) + GAP <= MOST:
             break
-    figure, page = _page(page_width(), sum(steps) + GAP)
-    tops = list(accumulate(steps, initial=GAP))[:-1]
-    for (heading, _), place, lift, tall, top in zip(rows, places, above, high, tops, strict=True):
+    width, height = page_width(), sum(steps) + GAP
+    figure = look.new_figure(width, height, layout=None)
+    page = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)  # in inches
+    page.axis("off")
+    tops = accumulate(steps, initial=GAP)
+    for (heading, _), place, lift, tall, top in zip(rows, places, above, high, tops, strict=False):
         lines = "\n".join(line for text in heading for line in wrap(text, 0.8 * HEADING))
         _write(page, GAP, top + lift + tall / 2, lines, va="center", weight="bold")
         for cell, x, room in place:
@@ -170,17 +154,7 @@ def _height(item: Any, room: float, picture: float, most: int) -> float:
     return min(picture, room / len(item)) if isinstance(item, list) and len(item) > 2 else picture
 
 
-def _page(width: float, height: float) -> tuple[Figure, Axes]:
-    """A new figure, and axes over all of it, measured in inches from the upper left corner."""
-    with look.style():
-        figure = look.new_figure(width, height, layout=None)
-        axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
-    axes.axis("off")
-    return figure, axes
-
-
-def _draw(page: Axes, x: float, y: float, width: float, height: float, item: Any, frame: Any = None) -> None:
+def _draw(page: Axes, x: float, y: float, width: float, height: float, item: Any, frame: Any) -> None:
     """A picture, a caption, bars of shares, or a list of cells side by side, in the middle of a box, perhaps framed."""
     if isinstance(item, str):
         lines = wrap(item, width, int(height / LINE + 0.01))
@@ -200,8 +174,6 @@ def _draw(page: Axes, x: float, y: float, width: float, height: float, item: Any
         x, y, width, height = x + (width - wide) / 2, y + (height - tall) / 2, wide, tall
         page.imshow(array, extent=(x, x + width, y + height, y), aspect="auto")
     if frame is not None:
-        from matplotlib.patches import Rectangle
-
         color, line, thick = frame
         page.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=color, linestyle=line, linewidth=thick))
 

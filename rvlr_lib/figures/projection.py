@@ -2,39 +2,45 @@
 
 import hashlib
 import importlib.metadata
-import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from scipy.linalg import block_diag, orthogonal_procrustes
 
-from rvlr_lib.disk import read_json, write_json
+from rvlr_lib.disk import plain, read_json, write_json
+from rvlr_lib.figures import ensure_numba_cache
 from rvlr_lib.figures.charts import legend_below
 from rvlr_lib.figures.style import MODALITY, Look, is_narrow, looks, new_figure, page_width, style
 from rvlr_lib.tables import arm_label, shown
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 JOINT_EPOCHS, OWN_EPOCHS, OWN_RATE, NEIGHBOURS = 300, 100, 0.1, 15
-THUMBNAIL, LABELS = 0.16, 6  # inches; most labels with a colour of their own
+THUMBNAIL, LABELS, BLOCK = 0.16, 6, 150  # inches; most labels with a colour of their own; most pictures in a block
+PAIRS = {  # of similarity blocks: colour and line
+    "picture and its caption": ("0.05", "-"),
+    "picture and another's caption": ("0.5", "--"),
+    "two pictures": (MODALITY["picture"], "-."),
+    "two captions": (MODALITY["caption"], "-"),
+}
 Spaces = Mapping[str, tuple[Any, Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """The same pictures and captions in several spaces."""
+    """The same pictures, and one caption of each, in several spaces."""
 
-    coords: dict[str, tuple[np.ndarray, np.ndarray]]  # space -> pictures [n, 2], captions [m, 2]: centred, one scale
+    coords: dict[str, tuple[np.ndarray, np.ndarray]]  # space -> pictures, captions [n, 2] each: centred, one scale
     image_rows: np.ndarray  # [n] of the drawn pictures in the features
-    text_rows: np.ndarray  # [m] of the drawn captions
-    pairs: np.ndarray  # [p, 2] drawn picture and drawn caption that belong together, as positions in coords
+    text_rows: np.ndarray  # [n] of their captions
     trustworthiness: dict[str, dict[str, float]]  # space -> image, text, joint -> 0 to 1
     method: str  # how it was made
 
@@ -43,23 +49,14 @@ class Projection:
         """``UMAP`` or ``PCA``."""
         return self.method.split(":")[0]
 
-    def to_frame(self) -> "pd.DataFrame":
+    def to_frame(self) -> pd.DataFrame:
         """One line per drawn point: method, space, modality, row, x, y."""
-        import pandas as pd
-
         frames = []
         for space, pair in self.coords.items():
             for modality, rows, xy in zip(MODALITY, (self.image_rows, self.text_rows), pair, strict=True):
                 fixed = {"method": self.name, "space": space, "modality": modality}
                 frames.append(pd.DataFrame(fixed | {"row": rows, "x": xy[:, 0], "y": xy[:, 1]}))
         return pd.concat(frames, ignore_index=True)
-
-
-def ensure_numba_cache(root: Path | str) -> None:
-    """Keep what numba compiles below ``root`` (home may be read-only), unless ``NUMBA_CACHE_DIR`` says where."""
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(root).absolute() / "cache" / "numba"))
-    if "numba" in sys.modules:
-        sys.modules["numba"].config.reload_config()
 
 
 def project_spaces(
@@ -74,85 +71,72 @@ def project_spaces(
     Args:
         spaces: name -> (image features ``[I, D]``, text features ``[C, E]``); where ``D`` and ``E`` differ, pictures
             and captions share no space and are taken as orthogonal.
-        method: ``umap`` or ``pca``.
         seed: of the drawn items and the layout; the same machine gives the same coordinates.
         max_points: most points per space, half of them pictures; the first caption of each is drawn.
         caption_image: ``[C]`` picture of each caption; without it caption i belongs to picture i.
 
     Raises:
-        ValueError: unknown method; spaces with other row counts; fewer than 5 pictures or captions; not finite.
+        ValueError: unknown method; spaces with other row counts; a picture without a caption; fewer than 5 pictures;
+            not finite.
     """
     if method not in ("umap", "pca"):
         raise ValueError(f"unknown projection {method!r}: valid are umap, pca")
     arrays = {name: (np.asarray(image), np.asarray(text)) for name, (image, text) in spaces.items()}
     sizes = {name: (len(image), len(text)) for name, (image, text) in arrays.items()}
-    counts = next(iter(sizes.values()), (0, 0))
-    if len(set(sizes.values())) != 1 or min(*counts, max_points // 2) < 5:
-        raise ValueError(f"every space needs the same pictures and captions, 5 or more of each; got rows {sizes}")
-    rng = np.random.default_rng(seed)
-    images = np.sort(rng.choice(counts[0], min(counts[0], max_points // 2), replace=False))
-    owners, first = np.unique(np.arange(counts[1]) if caption_image is None else caption_image, return_index=True)
-    drawn = np.isin(owners, images)
-    texts, pairs = first[drawn], np.stack([np.searchsorted(images, owners[drawn]), np.arange(drawn.sum())], axis=1)
-    points = {name: _stack(name, image[images], text[texts]) for name, (image, text) in arrays.items()}
+    images, captions = next(iter(sizes.values()), (0, 0))
+    n = min(images, max_points // 2)
+    owners, first = np.unique(np.arange(captions) if caption_image is None else caption_image, return_index=True)
+    if len(set(sizes.values())) != 1 or n < 5 or owners.tolist() != list(range(images)):
+        needed = "the same pictures, 5 or more, and captions of each"
+        raise ValueError(f"every space needs {needed}; got rows {sizes} and captions of {len(owners)} pictures")
+    rows = np.sort(np.random.default_rng(seed).choice(images, n, replace=False))
+    points = {name: _stack(name, image[rows], text[first[rows]]) for name, (image, text) in arrays.items()}
     if method == "pca":
         layout, told = _pca(points), f"PCA: two components of each of {len(points)} spaces, turned onto the first"
     else:
-        k = min(NEIGHBOURS, len(images) + len(texts) - 1)
+        k = min(NEIGHBOURS, 2 * n - 1)
         told = f"UMAP: joint fit of {len(points)} spaces, then each along its own graph; {k} neighbours, seed {seed}"
         layout = _umap(points, seed, k)
-    n = len(images)
-    trust = {name: _trust(points[name], xy, n) for name, xy in layout.items()}
-    return Projection({name: (xy[:n], xy[n:]) for name, xy in layout.items()}, images, texts, pairs, trust, told)
+    trust = {name: _trust(points[name], xy) for name, xy in layout.items()}
+    return Projection({name: (xy[:n], xy[n:]) for name, xy in layout.items()}, rows, first[rows], trust, told)
 
 
 def cached_projection(root: Path | str, spaces: Spaces, **options: Any) -> Projection:
     """:func:`project_spaces`, kept below ``root/cache/projection`` for its features, options and version of UMAP."""
     version = importlib.metadata.version("umap-learn")
-    plain = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in options.items()}
-    digest = hashlib.sha256(repr((version, JOINT_EPOCHS, OWN_EPOCHS, OWN_RATE, "fit", sorted(plain.items()))).encode())
+    digest = hashlib.sha256(repr((version, JOINT_EPOCHS, OWN_EPOCHS, OWN_RATE, plain(options))).encode())
     for name, pair in spaces.items():
-        digest.update(name.encode() + b"".join(np.ascontiguousarray(part).tobytes() for part in pair))
+        digest.update(name.encode() + b"".join(np.ascontiguousarray(features).tobytes() for features in pair))
     path = Path(root) / "cache" / "projection" / f"{digest.hexdigest()[:32]}.json"
     if not path.exists():
         ensure_numba_cache(root)
         write_json(path, asdict(project_spaces(spaces, **options)))
     told = read_json(path)
-    coords = {name: tuple(np.array(xy, dtype=np.float32) for xy in two) for name, two in told.pop("coords").items()}
-    rows = {key: np.array(told.pop(key), dtype=np.int64) for key in ("image_rows", "text_rows", "pairs")}
-    rows["pairs"] = rows["pairs"].reshape(-1, 2)
-    return Projection(coords=coords, **rows, **told)  # type: ignore[arg-type]
+    told["coords"] = {name: tuple(np.array(xy, np.float32) for xy in pair) for name, pair in told["coords"].items()}
+    return Projection(**told | {rows: np.array(told[rows]) for rows in ("image_rows", "text_rows")})
 
 
 @style()
 def plot_embedding(
-    *projections: Projection, labels: Any = None, caption_image: Any = None, thumbnail: Any = None, thumbnails: int = 8
-) -> "Figure":
+    projection: Projection, *, labels: Any = None, thumbnail: Callable | None = None, thumbnails: int = 8
+) -> Figure:
     """The same points in several spaces: circles are pictures, triangles captions, faint lines join pairs.
 
-    Colour is the modality, or the ``labels [I]`` of pictures (captions take theirs by ``caption_image [C]``).
-    ``thumbnail`` gives the picture of a row, such as ``dataset.image``; as many as ``thumbnails`` stand around the
-    points. Each of the ``projections`` has limits of its own.
+    Colour is the modality, or the ``labels [I]`` of pictures. ``thumbnail`` gives the picture of a row, such as
+    ``dataset.image``; as many as ``thumbnails`` stand around the points.
     """
-    from matplotlib.collections import LineCollection
-
-    panels = [(projection, space) for projection in projections for space in projection.coords]
-    spaces = len(projections[0].coords)
-    across = min(len(panels), 3 if spaces in (5, 6) else min(spaces, 4))
-    if is_narrow():
-        across = min(len(panels), 2)
-        panels = panels if len(projections) == 1 else sorted(panels, key=lambda p: list(p[0].coords).index(p[1]))
-    side, rows = page_width() / max(across, 2), -(-len(panels) // across)
-    colors, groups = _groups(projections[0], labels, caption_image)
+    count = len(projection.coords)
+    across = min(count, 2 if is_narrow() else 3 if count in (5, 6) else 4)
+    side, rows = page_width() / max(across, 2), -(-count // across)
+    colors, groups = _groups(projection, labels)
     figure = new_figure(side * across, rows * (side + 0.4) + 0.3 + 0.1 * len(colors))
-    grid = figure.subplots(rows, across, squeeze=False)
-    for axes in grid.flat[len(panels) :]:
+    grid = figure.subplots(rows, across, squeeze=False).ravel()
+    for axes in grid[count:]:
         axes.remove()
-    for axes, (projection, space) in zip(grid.flat, panels, strict=False):
-        most = max(float(np.abs(xy).max()) for pair in projection.coords.values() for xy in pair)
-        pair, trust = projection.coords[space], projection.trustworthiness[space]
-        lines = np.stack([pair[0][projection.pairs[:, 0]], pair[1][projection.pairs[:, 1]]], axis=1)
-        axes.add_collection(LineCollection(list(lines), colors="0.5", alpha=0.15, linewidths=0.4, rasterized=True))
+    most = max(float(np.abs(pair).max()) for pair in projection.coords.values())
+    for axes, (space, pair) in zip(grid, projection.coords.items(), strict=False):
+        lines = list(np.stack(pair, axis=1))
+        axes.add_collection(LineCollection(lines, colors="0.5", alpha=0.15, linewidths=0.4, rasterized=True))
         for xy, marker, own in zip(pair, "o^", groups, strict=True):
             shades = [colors[name] for name in own]
             axes.scatter(*xy.T, s=6, c=shades, marker=marker, alpha=0.7, linewidths=0, rasterized=True)
@@ -162,7 +146,7 @@ def plot_embedding(
             _thumbnails(axes, pair[0], projection.image_rows, thumbnail, thumbnails, (most + reach) / 2)
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], box_aspect=1)
         axes.spines[:].set_visible(True)
-        axes.set_xlabel(f"trustworthiness {shown(100 * trust['joint'])}")
+        axes.set_xlabel(f"trustworthiness {shown(100 * projection.trustworthiness[space]['joint'])}")
         axes.set_title(f"{arm_label(space)}, {projection.name}")
     series = {name: Look(colors.get(name, "0.3"), mark, "") for name, mark in zip(MODALITY, "o^", strict=True)}
     legend_below(figure, "", series | {name: Look(colors[name], "s", "") for name in colors if name not in MODALITY})
@@ -170,42 +154,32 @@ def plot_embedding(
 
 
 @style()
-def plot_similarity_blocks(
-    spaces: Spaces, *, order: Any = None, caption_image: Any = None, most: int = 150
-) -> "Figure":
+def plot_similarity_blocks(spaces: Spaces, *, order: Any = None, caption_image: Any = None) -> Figure:
     """Per space the cosines of pictures, then captions (blocks II, IT, TI, TT), beside their densities.
 
     Args:
         spaces: name -> (image features ``[I, D]``, text features ``[C, D]``) of one width, else a ValueError.
-        order: picture rows, sorted by true factors; default as they are.
+        order: picture rows, sorted by true factors, of which some are drawn, evenly taken; default as they are.
         caption_image: ``[C]``; the first caption of each picture is drawn. Without it row i belongs to row i.
-        most: pictures drawn, evenly taken from ``order``.
     """
-    import seaborn
-
     cosines = {}
     for name, (image, text) in spaces.items():
         if np.shape(image)[1] != np.shape(text)[1]:
             widths = f"pictures have {np.shape(image)[1]} columns, captions {np.shape(text)[1]}"
             raise ValueError(f"{name!r} is no common space: {widths}")
         rows = np.arange(len(image)) if order is None else np.asarray(order)
-        rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
+        rows = rows[np.linspace(0, len(rows) - 1, min(BLOCK, len(rows))).astype(int)]
         own = rows if caption_image is None else np.unique(caption_image, return_index=True)[1][rows]
         both = _stack(name, np.asarray(image)[rows], np.asarray(text)[own])
         cosines[name] = both @ both.T
-    n, least = len(rows), min(0.0, min(float(np.percentile(matrix, 0.5)) for matrix in cosines.values()))
+    n, least = len(rows), min(0.0, *(float(np.percentile(matrix, 0.5)) for matrix in cosines.values()))
     apart = ~np.eye(n, dtype=bool)
-    series: dict[str, tuple[Callable, str, str]] = {
-        "picture and its caption": (lambda c: np.diag(c[:n, n:]), "0.05", "-"),
-        "picture and another's caption": (lambda c: c[:n, n:][apart], "0.5", "--"),
-        "two pictures": (lambda c: c[:n, :n][apart], MODALITY["picture"], "-."),
-        "two captions": (lambda c: c[n:, n:][apart], MODALITY["caption"], "-"),
-    }
     narrow, count, side = is_narrow(), len(spaces), page_width() / (2 if is_narrow() else max(len(spaces), 2))
     figure = new_figure(page_width(), count * (side + 0.1) + 1.2 if narrow else 1.7 * side + 0.6)
     shape, ratios = ((count, 2), None) if narrow else ((2, count), (1, 0.6))
     grid = figure.subplots(*shape, squeeze=False, height_ratios=ratios)
-    for (name, matrix), (blocks, density) in zip(cosines.items(), grid if narrow else grid.T, strict=True):
+    grid = grid if narrow else grid.T
+    for (name, matrix), (blocks, density) in zip(cosines.items(), grid, strict=True):
         drawn = blocks.imshow(matrix, cmap="cividis", vmin=least, vmax=1, rasterized=True)
         blocks.axhline(n - 0.5, color="white", linewidth=1)
         blocks.axvline(n - 0.5, color="white", linewidth=1)
@@ -213,37 +187,33 @@ def plot_similarity_blocks(
         blocks.set_yticks([n / 2, 1.5 * n], ["pictures", "captions"], rotation=90, va="center")
         blocks.grid(visible=False)
         blocks.set_title(arm_label(name))
-        for label, (take, color, line) in series.items():
-            values = take(matrix)[:: max(1, len(take(matrix)) // 3000)]
+        across = matrix[:n, n:]
+        parts = np.diag(across), across[apart], matrix[:n, :n][apart], matrix[n:, n:][apart]
+        for values, (label, (color, line)) in zip(parts, PAIRS.items(), strict=True):
             options = {"color": color, "linestyle": line, "linewidth": 1.2, "label": label}
-            seaborn.kdeplot(x=values, ax=density, warn_singular=False, **options)
+            seaborn.kdeplot(x=values[:: max(1, len(values) // 3000)], ax=density, warn_singular=False, **options)
         density.set(xlabel="cosine", ylabel="density", yticks=[], xlim=(least - 0.1, 1.05))
     place: dict[str, Any] = {"location": "bottom"} if narrow else {}
-    figure.colorbar(drawn, ax=list(grid[:, 0] if narrow else grid[0]), label="cosine", shrink=0.8, **place)
+    figure.colorbar(drawn, ax=list(grid[:, 0]), label="cosine", shrink=0.8, **place)
     legend_below(figure)
     return figure
 
 
-def _groups(projection: Projection, labels: Any, caption_image: Any) -> tuple[dict[str, Any], list]:
+def _groups(projection: Projection, labels: Any) -> tuple[dict[str, Any], list[list[str]]]:
     """The colour of each label, and the label of each drawn picture and caption; the modality where there are none."""
-    rows = projection.image_rows, projection.text_rows
     if labels is None:
-        return dict(MODALITY), [[name] * len(own) for name, own in zip(MODALITY, rows, strict=True)]
-    names = np.asarray(labels).astype(str)
-    owner = np.arange(len(names)) if caption_image is None else np.asarray(caption_image)
-    own = [names[rows[0]], names[owner[rows[1]]]]
-    found, counts = np.unique(np.concatenate(own), return_counts=True)
+        return dict(MODALITY), [[name] * len(projection.image_rows) for name in MODALITY]
+    names = np.asarray(labels).astype(str)[projection.image_rows]
+    found, counts = np.unique(names, return_counts=True)
     kept = [str(name) for name in found[np.argsort(-counts, kind="stable")]]
     kept = kept if len(kept) <= LABELS + 1 else kept[:LABELS]  # "other" is never a single label
     colors = {name: look.color for name, look in looks(sorted(kept)).items()}
-    groups = [[name if name in colors else "other" for name in part] for part in own]
-    return colors | ({"other": "0.8"} if len(found) > len(kept) else {}), groups
+    group = [name if name in colors else "other" for name in names]
+    return colors | ({"other": "0.8"} if "other" in group else {}), [group, group]
 
 
-def _thumbnails(axes: "Axes", xy: np.ndarray, rows: Any, picture: Callable, count: int, edge: float) -> None:
+def _thumbnails(axes: Axes, xy: np.ndarray, rows: Any, picture: Callable, count: int, edge: float) -> None:
     """Pictures of all directions stand on a square around the points, each with a line to its own."""
-    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-
     turn = np.argsort(np.arctan2(xy[:, 1], xy[:, 0]))
     for place, i in enumerate(turn[np.linspace(0, len(turn), count, endpoint=False).astype(int)]):
         angle = np.pi * (2 * place / count - 1)
@@ -255,19 +225,20 @@ def _thumbnails(axes: "Axes", xy: np.ndarray, rows: Any, picture: Callable, coun
         axes.add_artist(AnnotationBbox(box, xy[i], xybox=edge * way / np.abs(way).max(), arrowprops=line, **look))
 
 
+def unit(features: Any) -> np.ndarray:
+    """Rows of length 1; a zero row stays zero."""
+    return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12))
+
+
 def _stack(name: str, image: np.ndarray, text: np.ndarray) -> np.ndarray:
     """Unit rows of both modalities, one above the other; widths that differ get columns of their own."""
     if not (np.isfinite(image).all() and np.isfinite(text).all()):
         raise ValueError(f"features of {name!r} are not finite")
-    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (image, text))
-    if image.shape[1] != text.shape[1]:
-        widths = image.shape[1], text.shape[1]
-        image, text = np.pad(image, ((0, 0), (0, widths[1]))), np.pad(text, ((0, 0), (widths[0], 0)))
-    return np.concatenate([image, text]).astype(np.float32)
+    both = unit(image), unit(text)
+    return (np.concatenate(both) if image.shape[1] == text.shape[1] else block_diag(*both)).astype(np.float32)
 
 
 def _pca(points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    from scipy.linalg import orthogonal_procrustes
     from sklearn.decomposition import PCA
 
     flat = {name: PCA(2, svd_solver="full").fit_transform(x.astype(np.float64)) for name, x in points.items()}
@@ -289,11 +260,11 @@ def _umap(points: Mapping[str, np.ndarray], seed: int, k: int) -> dict[str, np.n
     return dict(zip(points, np.stack(layouts) / np.sqrt(np.mean(np.square(layouts))), strict=True))
 
 
-def _trust(x: np.ndarray, xy: np.ndarray, images: int) -> dict[str, float]:
+def _trust(x: np.ndarray, xy: np.ndarray) -> dict[str, float]:
     from sklearn.manifold import trustworthiness
 
-    def part(rows: slice) -> float:
+    n, found = len(x) // 2, {}
+    for name, rows in {"image": slice(n), "text": slice(n, None), "joint": slice(None)}.items():
         k = min(NEIGHBOURS, (len(x[rows]) - 1) // 2)
-        return float(trustworthiness(x[rows], xy[rows], n_neighbors=k, metric="cosine"))
-
-    return {"image": part(slice(images)), "text": part(slice(images, None)), "joint": part(slice(None))}
+        found[name] = float(trustworthiness(x[rows], xy[rows], n_neighbors=k, metric="cosine"))
+    return found

@@ -1,28 +1,32 @@
 """The style of every figure: widths, colours and markers, text wrapped by its font, and how a figure is saved."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from rvlr_lib.disk import whole_file
+import matplotlib.pyplot as plt
+import matplotlib.style
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, get_font_names
+from matplotlib.textpath import text_to_path
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+from rvlr_lib.disk import whole_file, write_text
+from rvlr_lib.tables import to_csv
 
 COLUMN, PAGE, MOST = 3.5, 7.16, 9.25  # inches: both widths of an IEEE page, and its height (666 pt)
 FONT_SIZE, LINE = 8, 0.14  # points; inches from one line of text to the next
 STYLE_FILE = Path(__file__).with_name("rvlr.mplstyle")
 BLUE, SKY, TEAL, VERMILLION, ORANGE, PINK = "#0072B2", "#56B4E9", "#00574B", "#D55E00", "#E69F00", "#CC79A7"
 MODALITY = {"picture": "#6A3D9A", "caption": "#C9A227"}  # a palette of its own: no arm is purple or ochre
-SCRIPTS = (
-    "Noto Sans CJK JP,Noto Sans CJK SC,WenQuanYi Micro Hei,Hiragino Sans,PingFang SC,Microsoft YaHei,Malgun Gothic,"
-)
-SCRIPTS += "Nirmala UI,Noto Sans Devanagari,Noto Sans Thai,Arial Unicode MS,Droid Sans Fallback"
+SCRIPTS = ["Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "Hiragino Sans", "PingFang SC"]
+SCRIPTS += ["Microsoft YaHei", "Malgun Gothic", "Nirmala UI", "Noto Sans Devanagari", "Noto Sans Thai"]
+SCRIPTS += ["Arial Unicode MS", "Droid Sans Fallback"]
 WIDTH: ContextVar[float] = ContextVar("inches of a figure", default=PAGE)
 
 
@@ -54,23 +58,21 @@ ARMS = {  # baselines grey, the method blue, controls vermillion and orange, pee
     "cyclip": Look(TEAL, "h", ":"),
     "ideal": Look("0.05", "", (0, (2, 1))),
 }
-DASHES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
-OTHERS = [*map(Look, (BLUE, VERMILLION, "0.15", SKY, ORANGE, TEAL, PINK, "0.55"), "osD^vPX*", DASHES)]
+OTHERS = [
+    *map(Look, (BLUE, VERMILLION, "0.15", SKY, ORANGE, TEAL, PINK, "0.55"), "osD^vPX*", ("-", "--", "-.", ":") * 2)
+]
 
 
 def looks(names: Iterable[Any]) -> dict[Any, Look]:
     """A look for each name; arms have theirs in every figure."""
-    names = list(dict.fromkeys(names))
-    free = (OTHERS[i % len(OTHERS)] for i in range(len(names)))
-    return {name: ARMS[name] if name in ARMS else next(free) for name in names}
+    free = cycle(OTHERS)
+    return {name: ARMS[name] if name in ARMS else next(free) for name in dict.fromkeys(names)}
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """The style file within a block or a decorated function."""
-    from matplotlib.style import context
-
-    with context(STYLE_FILE):
+    with matplotlib.style.context(STYLE_FILE):
         yield
 
 
@@ -94,14 +96,11 @@ def is_narrow() -> bool:
     return page_width() <= COLUMN
 
 
-def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> "Figure":
+def new_figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:
     """An empty figure, in inches, that pyplot does not hold: a notebook shows it once, as the value of its cell.
 
-    Raises:
-        ValueError: taller than a page, where no layout can shrink its panels.
+    A ValueError says that it is taller than a page, where no layout can shrink its panels.
     """
-    import matplotlib.pyplot as plt
-
     if height > MOST and layout is None:
         raise ValueError(f"the figure would be {height * 72:.0f} pt tall, a page has {MOST * 72:.0f}: show fewer rows")
     figure = plt.figure(figsize=(width, min(height, MOST)), layout=layout)  # pyplot teaches the notebook to show it
@@ -110,38 +109,29 @@ def new_figure(width: float, height: float, *, layout: str | None = "constrained
 
 
 @style()
-def save_figure(
-    figure: "Figure", folder: Path | str, name: str, data: "pd.DataFrame", info: Mapping[str, str] | None = None
-) -> dict[str, Path]:
-    """Write a figure as PNG (200 dpi) and PDF and its data as CSV, each whole or not at all; paths by suffix.
+def save_figure(figure: Figure, folder: Path | str, name: str, data: pd.DataFrame) -> None:
+    """Write a figure as PNG (200 dpi) and PDF and its data as CSV, each whole or not at all.
 
-    The same figure gives the same bytes. ``info`` (``Title``, ``Author`` and the like) is kept inside PNG and PDF;
-    the index of ``data`` is written only where it has a name.
+    The same figure gives the same bytes.
     """
-    paths = {suffix: Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")}
-    with whole_file(paths["png"]) as temporary:
-        figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None, **(info or {})})
+    png, pdf, csv = (Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv"))
+    with whole_file(png) as temporary:
+        figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
     figure.set_layout_engine("none")  # both files have one layout, computed once
-    with whole_file(paths["pdf"]) as temporary:
-        figure.savefig(temporary, format="pdf", dpi=300, metadata={"CreationDate": None, **(info or {})})
-    with whole_file(paths["csv"]) as temporary:
-        data.to_csv(temporary, index=any(level is not None for level in data.index.names), lineterminator="\n")
-    return paths
+    with whole_file(pdf) as temporary:
+        figure.savefig(temporary, format="pdf", dpi=300, metadata={"CreationDate": None})
+    write_text(csv, to_csv(data))
 
 
 @cache
 def caption_fonts() -> list[str]:
     """Families for captions in any script: the figures' own, then those installed for scripts that it lacks."""
-    from matplotlib.font_manager import get_font_names
-
-    return ["DejaVu Sans", *(name for name in SCRIPTS.split(",") if name in set(get_font_names()))]
+    installed = set(get_font_names())
+    return ["DejaVu Sans", *(name for name in SCRIPTS if name in installed)]
 
 
 def wrap(text: str, width: float, most: int = 99) -> list[str]:
     """Break a text into at most ``most`` lines of ``width`` inches, measured with the font; the rest is an ellipsis."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
     font, lines = FontProperties(family="DejaVu Sans", size=FONT_SIZE), [""]
     for count in range(max(6, int(width / 0.055)), 0, -1):  # letters in a line, from the most that may fit
         lines = textwrap.wrap(text, count, max_lines=most, placeholder=" …") or [""]

@@ -1,27 +1,29 @@
 """Charts that answer: claims with their verdicts, the regime map, the trade-off plane."""
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
-from rvlr_lib.figures.charts import SEEDS, legend_below, levels, panel_grid, part, seed_summary
+from rvlr_lib.figures.charts import BESIDE, SEEDS, legend_below, levels, panel_grid, part, seed_summary
 from rvlr_lib.figures.style import BLUE, LINE, VERMILLION, is_narrow, looks, new_figure, page_width, style, wrap
 from rvlr_lib.tables import arm_label, arm_order, metric_label, shown
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
 VERDICTS = {"better": BLUE, "worse": VERMILLION, "equivalent": "0.1", "inconclusive": "0.45"}
+ORIGIN = "matching"  # where the arrows of a trade-off begin
 
 
 @style()
-def plot_claims(table: "pd.DataFrame", *, level: str = "95\u00a0%, Holm-corrected") -> "Figure":
+def plot_claims(table: pd.DataFrame, *, level: str) -> Figure:
     """Each claim's sentence, effect, interval and verdict; the grey band is ±δ, hollow dots are a claim's parts.
 
-    Rows of ``table``: each claim (columns claim: its sentence, mean, low, high, delta, verdict), then its parts (named
-    in the column part). ``level`` is that of the intervals, as text.
+    Columns of ``table``: claim (a sentence), mean, low, high, delta, verdict, and part, which names the parts that
+    follow a claim. ``level`` is that of the intervals, as text.
     """
     narrow, width, labels, titles = is_narrow(), page_width(), [], []
     for row in table.to_dict("records"):
@@ -40,8 +42,7 @@ def plot_claims(table: "pd.DataFrame", *, level: str = "95\u00a0%, Holm-correcte
         dot: dict[str, Any] = {"markersize": size, "markerfacecolor": face, "elinewidth": thick}
         axes.errorbar(row.mean, y, xerr=xerr, fmt="o", color=color, **dot)
         if not narrow:
-            beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "weight": "bold"}
-            axes.annotate(title, (1.01, y), color=color, **beside)
+            axes.annotate(title, (1.01, y), color=color, weight="bold", **BESIDE)
     axes.axvline(0, color="0.15", linewidth=0.8)
     axes.set_yticks(middles, ["\n".join(lines) for lines in labels])
     axes.set_ylim(ends[-1], 0)
@@ -51,15 +52,11 @@ def plot_claims(table: "pd.DataFrame", *, level: str = "95\u00a0%, Holm-correcte
 
 
 @style()
-def plot_regime_map(frame: "pd.DataFrame", *, metric: str = "difference, points") -> "Figure":
+def plot_regime_map(frame: pd.DataFrame, *, metric: str = "difference, points") -> Figure:
     """Mean effect by teacher and gradient ratio, a panel per dial setting; hatched unless the interval excludes 0.
 
     Columns of ``frame``: dial, teacher, ratio, seed, value (a difference in points); ``metric`` names the colour bar.
     """
-    import seaborn
-    from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import withStroke
-
     dials, teachers, ratios = levels(frame, "dial"), levels(frame, "teacher"), sorted(set(frame["ratio"]))
     rows = seed_summary(frame, ("dial", "teacher", "ratio"))
     most = max(float(rows["mean"].abs().max()), 1e-9)
@@ -70,8 +67,8 @@ def plot_regime_map(frame: "pd.DataFrame", *, metric: str = "difference, points"
     for axes, _, dial in cells:
         own = part(rows, dial=dial)
         values = own.pivot(index="teacher", columns="ratio", values="mean").reindex(index=teachers, columns=ratios)
-        values = values.rename(index=arm_label, columns="{:g}".format)
         numbers = values.map(lambda value: shown(value, signed=True))
+        values = values.rename(index=arm_label, columns="{:g}".format)
         seaborn.heatmap(values, ax=axes, annot=numbers, fmt="", annot_kws=text, **shades)
         for row in own[~((own["low"] > 0) | (own["high"] < 0))].itertuples():
             place = ratios.index(row.ratio), teachers.index(row.teacher)
@@ -84,36 +81,32 @@ def plot_regime_map(frame: "pd.DataFrame", *, metric: str = "difference, points"
 
 
 @style()
-def plot_trade_off(
-    frame: "pd.DataFrame", x: str, y: str, *, paths: "pd.DataFrame | None" = None, origin: str = "matching"
-) -> "Figure":
-    """Two metrics against each other, a panel per dial setting: dots per seed, arrows from ``origin``, Pareto front.
+def plot_trade_off(frame: pd.DataFrame, x: str, y: str, *, paths: pd.DataFrame) -> Figure:
+    """Two metrics against each other, a panel per dial setting: dots per seed, arrows from ``ORIGIN``, Pareto front.
 
     ``paths`` are interpolated weights: columns dial, path (such as ``matching → rvlr``), alpha, seed, metric, value.
     """
-    keys = [name for name in ("dial", "seed", "arm") if name in frame]
-    points = frame[frame["metric"].isin((x, y))].pivot_table(index=keys, columns="metric", values="value", sort=False)
-    points = points.dropna().reset_index()
+    points = frame.pivot_table(index=["dial", "seed", "arm"], columns="metric", values="value", sort=False)
+    points = points[[x, y]].dropna().reset_index()
     dials, look = levels(points, "dial"), looks(arm_order(points["arm"]))
     figure, cells = panel_grid([None], dials, 1 if is_narrow() else len(dials), 2.6, label=arm_label)
     for axes, _, dial in cells:
         own = part(points, dial=dial).copy()
-        if "seed" in own:  # a seed's own level (its world, its split) is not the arms' doing
-            own[[x, y]] += own[[x, y]].mean() - own.groupby("seed")[[x, y]].transform("mean")
+        # A seed's own level (its world, its split) is not the arms' doing.
+        own[[x, y]] += own[[x, y]].mean() - own.groupby("seed")[[x, y]].transform("mean")
         means = own.groupby("arm", sort=False)[[x, y]].mean()
-        for _, path in [] if paths is None else part(paths, dial=dial).groupby("path", sort=False):
+        for _, path in part(paths, dial=dial).groupby("path", sort=False):
             line = path.pivot_table(index="alpha", columns="metric", values="value")
             axes.plot(line[x], line[y], ":.", color="0.35", markersize=2.5, linewidth=1, label="weights interpolated")
         for arm, mean in means.iterrows():
             (color, marker, _), seeds = look[arm], own[own["arm"] == arm]
             axes.plot(seeds[x], seeds[y], marker, color=color, markersize=2.5, alpha=0.45)
-            if origin in means.index and arm != origin:
+            if ORIGIN in means.index and arm != ORIGIN:
                 arrow = {"arrowstyle": "->", "color": color, "linewidth": 0.9, "shrinkB": 4}
-                axes.annotate("", mean, means.loc[origin], arrowprops=arrow)
+                axes.annotate("", mean, means.loc[ORIGIN], arrowprops=arrow)
             axes.plot(*mean, marker, color=color, markersize=6, markeredgecolor="white", zorder=4)
         axes.margins(0.12)
-        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-        front = pareto_front(means)
+        (left, right), (low, high), front = axes.get_xlim(), axes.get_ylim(), pareto_front(means)
         shade: dict[str, Any] = {"color": "0.93", "zorder": 0, "label": "below the Pareto front"}
         axes.fill_between([left, *front[x]], [high, *front[y]], low, step="pre", **shade)
         axes.set(xlim=(left, right), ylim=(low, high), xlabel=metric_label(x), ylabel=metric_label(y))
@@ -122,7 +115,7 @@ def plot_trade_off(
     return figure
 
 
-def pareto_front(points: "pd.DataFrame") -> "pd.DataFrame":
+def pareto_front(points: pd.DataFrame) -> pd.DataFrame:
     """The rows that none exceeds in both of the two columns, from left to right."""
     x, y = points
     order = points.sort_values([x, y], ascending=False)

@@ -141,7 +141,7 @@ def reproduce(
         ValueError: unknown or unfit settings, no reference, or a folder that belongs to other settings.
         NotebookError: a notebook failed; those before it are done, its output is kept.
     """
-    from rvlr_lib.figures.projection import ensure_numba_cache
+    from rvlr_lib.figures import ensure_numba_cache
 
     path, settings, runs = load_profile(profile, parameters, root=root)
     reference_file = root / "data" / "reference" / f"{path.stem}.json"

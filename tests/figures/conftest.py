@@ -1,5 +1,6 @@
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from rvlr_lib.data import ImbalanceSpec, load_dataset
 
@@ -12,12 +13,17 @@ def scenes():
 
 
 @pytest.fixture(scope="session")
+def truth(scenes):
+    return scenes.scene.truth("latent")
+
+
+@pytest.fixture(scope="session")
 def space(scenes):
     """Features of scenes that rank every own item first."""
     return scenes.scene.image.counts().astype(float), scenes.scene.text.counts().astype(float)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tidy():
     """A frame of results: arm i has value 10 i + seed + 100 at the second dial setting."""
 
@@ -34,21 +40,22 @@ def tidy():
     return make
 
 
-@pytest.fixture(params=["page", "column"])
-def width(request):
-    """Both widths: the test runs in each."""
+@pytest.fixture
+def drawn(figure_faults):
+    """Function draw -> its figure on a page; both widths are without faults."""
     from rvlr_lib.figures.style import one_column
 
-    if request.param == "page":
-        yield 7.16
-    else:
+    def both(draw):
         with one_column():
-            yield 3.5
+            assert figure_faults(draw()) == []
+        figure = draw()
+        assert figure_faults(figure) == []
+        return figure
+
+    return both
 
 
 @pytest.fixture
 def texts():
     """Function figure -> all its words."""
-    from matplotlib.text import Text
-
-    return lambda figure: "\n".join(artist.get_text() for artist in figure.findobj(Text))
+    return lambda figure: " ".join(artist.get_text() for artist in figure.findobj(Text)).replace("\n", " ")

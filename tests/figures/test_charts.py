@@ -1,159 +1,129 @@
+from functools import partial
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from rvlr_lib.figures import charts, verdicts
 from rvlr_lib.metrics.statistics import paired_effect
-from rvlr_lib.tables import shown, to_markdown
-
-
-def numbers(figure):
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
 def labels(ticks):
     return [tick.get_text() for tick in ticks]
 
 
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes]
+
+
+def legend(figure):
+    return labels(figure.legends[0].get_texts())
+
+
 def test_intervals_only_from_five_seeds():
     frame = pd.DataFrame({"arm": ["a"] * 4 + ["b"] * 5, "value": [1.0, 2, 3, 4, 1, 2, 3, 4, 7]})
-    rows, known = charts.seed_summary(frame).set_index("arm"), paired_effect([1.0, 2, 3, 4, 7])
+    rows, known = charts.seed_summary(frame, ["arm"]).set_index("arm"), paired_effect([1.0, 2, 3, 4, 7])
     assert rows.loc["a"].tolist() == pytest.approx([2.5, np.nan, np.nan, 4], nan_ok=True)
     assert rows.loc["b"].tolist() == pytest.approx([3.4, known.low, known.high, 5])
 
 
-def test_arms_show_every_seed_the_mean_and_the_number_of_the_table(tidy, width, figure_faults):
-    figure = charts.plot_arms(tidy(seeds=5))
-    assert figure_faults(figure) == []
-    axes = figure.axes[0]
+def test_arms_show_every_seed_and_the_mean_beside_lines_of_references(tidy, drawn):
+    axes = drawn(partial(charts.plot_arms, tidy())).axes[0]
     dots = [line for line in axes.lines if line.get_marker() == "."]
     assert [line.get_xdata().tolist() for line in dots][:2] == [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]]
-    assert labels(axes.texts) == ["2.0", "12.0", "22.0", "32.0"]
+    assert labels(axes.texts) == ["2.0", "12.0", "22.0", "32.0"]  # rounded as in tables
     assert labels(axes.get_yticklabels()) == ["matching", "matching longer", "RVLR", "shuffled"]
     assert len(axes.collections) == 4  # an interval each
-
-
-def test_references_are_lines(tidy):
     figure = charts.plot_arms(tidy(arms=("rvlr", "floor", "teachers", "ceiling"), dials=("image",)))
     assert labels(figure.axes[0].get_yticklabels()) == ["RVLR"]
-    assert labels(figure.legends[0].get_texts()) == ["floor", "teachers", "Bayes ceiling"]
+    assert legend(figure) == ["floor", "teachers", "Bayes ceiling"]
 
 
-def test_differences_are_paired_and_name_their_baseline(tidy, width, texts):
+def test_differences_are_paired_and_name_their_baseline(tidy, drawn, texts):
     frame = tidy(dials=("image",), metrics=("r_mean",))
-    figure = charts.plot_differences(frame, "matching_longer", {"r_mean": 3.0})
-    assert numbers(figure) == ["−10.0", "+10.0", "+20.0"]
+    figure = drawn(partial(charts.plot_arms, frame, baseline="matching_longer", marks={"r_mean": 3.0}))
+    assert labels(figure.axes[0].texts) == ["−10.0", "+10.0", "+20.0"]
     assert "difference to matching longer" in texts(figure)
     verticals = [line.get_xdata()[0] for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1]
     assert {0, -3.0, 3.0} <= set(verticals)
-    with pytest.raises(ValueError, match="baseline 'nobody'"):
-        charts.plot_differences(frame, "nobody")
 
 
-def test_labels_tables_and_sentences_round_alike():
-    values = [94.14999999999999, 94.15, 94.25, 0.05, -0.05, 43.45]
-    frame = pd.DataFrame({"arm": [f"arm {i}" for i in range(6)], "metric": "r_mean", "value": values})
-    assert numbers(charts.plot_arms(frame)) == [shown(value) for value in values]
-    table = to_markdown(frame.set_index("arm")[["value"]])
-    assert [line.split("|")[2].strip() for line in table.splitlines()[2:]] == [shown(value) for value in values]
-    claims = pd.DataFrame({"claim": frame["arm"], "mean": values, "low": -9.0, "high": 99.0, "delta": 1.0})
-    figure = verdicts.plot_claims(claims.assign(verdict="better"))
-    assert numbers(figure) == [f"{shown(value, signed=True)} better" for value in values]
-
-
-def test_curves_stand_at_their_places(tidy, width, figure_faults):
-    figure = charts.plot_curves(tidy(), "dial", zero=True)
-    assert figure_faults(figure) == []
-    means = [list(line.get_ydata()) for line in figure.axes[0].lines if line.get_linestyle() not in ("None", ":")]
+def test_curves_stand_at_their_places(tidy, drawn):
+    axes = drawn(partial(charts.plot_curves, tidy(), "dial", zero=True)).axes[0]
+    means = [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() not in ("None", ":")]
     assert means[0] == [2, 102]
-    assert labels(figure.axes[0].get_xticklabels()) == ["poor\npictures", "poor\ncaptions"]
+    assert labels(axes.get_xticklabels()) == ["poor\npictures", "poor\ncaptions"]
     with pytest.raises(ValueError, match="nothing to draw"):
         charts.plot_curves(tidy().iloc[:0], "dial")
 
 
-def test_mix_ratio_draws_the_ideal_ranking_once(tidy, width, figure_faults):
+def test_curves_of_corpora_damage_and_stages(tidy, drawn):
     base = tidy(dials=("text",), metrics=("image_query/captions_in_top", "image_query/captions_in_top_ideal"))
-    figure = charts.plot_mix_ratio(pd.concat([base.assign(captions=share) for share in (0.0, 50.0, 100.0)]))
-    assert figure_faults(figure) == []
-    assert labels(figure.legends[0].get_texts()).count("ideal") == 1
-    assert [axes.get_title() for axes in figure.axes] == ["picture queries: captions in top"]
-
-
-def test_perturbations_take_one_recall_and_stages_keep_their_order(tidy):
-    frame = tidy(metrics=("t2i/R@1", "t2i/R@10"), dials=("text",))
-    frame = pd.concat([frame.assign(perturbation="words_dropped", strength=s) for s in (0.0, 1.0)])
-    figure = charts.plot_perturbations(frame)
-    assert [(axes.get_title(), axes.get_ylabel()) for axes in figure.axes] == [("words dropped", "R@10 (%)")]
-    stages = ["start", "matching", "rvlr"]
-    figure = charts.plot_structure_stages(tidy(arms=("rvlr", "matching", "start", "intra")), stages)
+    mixed = pd.concat([base.assign(captions=share) for share in (0.0, 50.0, 100.0)])
+    figure = drawn(partial(charts.plot_mix_ratio, mixed))
+    assert (titles(figure), legend(figure).count("ideal")) == (["picture queries: captions in top"], 1)
+    damaged = pd.concat([tidy(dials=("text",)).assign(perturbation="words_dropped", strength=s) for s in (0.0, 1.0)])
+    assert titles(charts.plot_curves(damaged, "strength", panel="perturbation")) == ["words dropped"]
+    figure = charts.plot_curves(tidy(arms=("start", "matching", "rvlr")), "arm", hue="dial")
     assert labels(figure.axes[0].get_xticklabels()) == ["start", "matching", "RVLR"]
 
 
-def test_stage_two_begins_where_stage_one_ends(width, figure_faults, texts):
+def test_stage_two_begins_where_stage_one_ends(drawn, texts):
     record = [{"step": s, "epoch": 1, "loss/contrastive": 1.0 / s, "name": "x"} for s in range(1, 81)]
     record.append({"step": 80, "validation/score": 50.0})
     log = charts.log_frame({"matching": record, "rvlr": record})
     assert log[log.arm == "rvlr"]["step"].agg(["min", "max"]).tolist() == [81, 160]
-    assert set(log["term"]) == {"loss/contrastive", "validation/score"}
-    figure = charts.plot_training(log)
-    assert figure_faults(figure) == []
-    assert [axes.get_title() for axes in figure.axes] == ["contrastive", "validation score"]
+    figure = drawn(partial(charts.plot_training, log))
+    assert titles(figure) == ["contrastive", "validation score"]
     assert 80 in [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]
-    assert "stage 2" not in texts(charts.plot_training(log[log.arm == "matching"]))
+    assert "stage 2" not in texts(charts.plot_training(log[log.arm == "matching"], ["loss/contrastive"]))
 
 
-def test_gradient_shares_add_up_to_a_hundred(width, figure_faults):
+def test_gradient_shares_add_up_to_a_hundred(drawn):
     frame = pd.DataFrame({"arm": ["matching", "matching", "rvlr", "rvlr"], "value": [3.0, 1.0, 3.0, 1.0]})
-    figure = charts.plot_gradient_shares(frame.assign(term=["loss/contrastive", "loss/structure"] * 2))
-    assert figure_faults(figure) == []
-    assert [round(bar.get_width()) for bar in figure.axes[0].patches] == [75, 75, 25, 25]
-    assert numbers(figure) == ["75.0", "75.0", "25.0", "25.0"]
+    axes = drawn(partial(charts.plot_gradient_shares, frame.assign(term=["contrastive", "structure"] * 2))).axes[0]
+    assert [round(bar.get_width()) for bar in axes.patches] == [75, 75, 25, 25]
+    assert labels(axes.texts) == ["75.0", "75.0", "25.0", "25.0"]
 
 
-def test_claims_are_sentences_with_verdicts_and_hollow_parts(width, figure_faults, texts):
+def test_claims_are_sentences_with_verdicts_and_hollow_parts(drawn, texts):
     claims = [
         ("Tuned RVLR recalls more than tuned matching longer on scenes", None, -0.4, -1.1, 0.3, 1.0, "inconclusive"),
         ("It keeps more structure than its controls", None, 1.2, 0.4, 2.0, 0.5, "better"),
         ("It keeps more structure than its controls", "minus intra", 1.4, 0.4, 2.2, 0.5, None),
     ]
     columns = ["claim", "part", "mean", "low", "high", "delta", "verdict"]
-    figure = verdicts.plot_claims(pd.DataFrame(claims, columns=columns), level="90\u00a0%")
-    assert figure_faults(figure) == []
-    words = texts(figure).replace("\n", " ")
+    figure = drawn(partial(verdicts.plot_claims, pd.DataFrame(claims, columns=columns), level="90\u00a0%"))
+    words = texts(figure)
     assert all(text in words for text in ("matching longer on scenes", "+1.2 better", "intervals: 90\u00a0%"))
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() == "white" for dot in dots] == [False, False, True]
     assert dots[0].get_color() != dots[1].get_color()
 
 
-def test_regime_map_hatches_what_holds_zero_or_has_too_few_seeds(width, figure_faults):
-    rows = [
-        (teacher, ratio, seed, shift + (-1) ** seed)
-        for teacher, shift in (("weak", 0.0), ("oracle", 9.0), ("bad", -9.0))
-        for ratio in (0.0, 0.3)
-        for seed in range(6)
-    ]
-    frame = pd.DataFrame(rows, columns=["teacher", "ratio", "seed", "value"])
-    figure = verdicts.plot_regime_map(frame)
-    assert figure_faults(figure) == []
+def test_regime_map_hatches_what_holds_zero_or_has_too_few_seeds(drawn):
+    cases = product((("weak", 0.0), ("oracle", 9.0), ("bad", -9.0)), (0.0, 0.3), range(6))
+    rows = [("none", teacher, ratio, seed, shift + (-1) ** seed) for (teacher, shift), ratio, seed in cases]
+    frame = pd.DataFrame(rows, columns=["dial", "teacher", "ratio", "seed", "value"])
+    figure = drawn(partial(verdicts.plot_regime_map, frame))
     assert [patch.get_xy() for patch in figure.axes[0].patches if patch.get_hatch()] == [(0, 0), (1, 0)]
     few = verdicts.plot_regime_map(frame[frame.seed < 4])
     assert len([patch for patch in few.axes[0].patches if patch.get_hatch()]) == 6
 
 
-def test_trade_off_shades_what_lies_below_the_front(tidy, width, figure_faults, texts):
+def test_trade_off_is_free_of_a_seeds_own_level(tidy, drawn, texts):
     frame = tidy(metrics=("r_mean", "single"), seeds=3)
     frame.loc[frame.metric == "single", "value"] = 50 - frame[frame.metric == "single"]["value"] / 2
     path = pd.DataFrame({"metric": ["r_mean", "single"] * 2, "alpha": [0, 0, 1, 1], "value": [0, 0, 20, 20]})
     path = path.assign(dial="image", path="matching → rvlr")
-    figure = verdicts.plot_trade_off(frame, "r_mean", "single", paths=path)
-    assert figure_faults(figure) == []
+    figure = drawn(partial(verdicts.plot_trade_off, frame, "r_mean", "single", paths=path))
     axes = figure.axes[0]
     means = [line for line in axes.lines if line.get_markersize() == 6]
     assert [line.get_xdata()[0] for line in means] == pytest.approx([1, 11, 21, 31])
     assert len([text for text in axes.texts if text.arrow_patch is not None]) == 3
     seeds = next(line for line in axes.lines if line.get_markersize() == 2.5 and line.get_marker() == "o")
-    assert seeds.get_xdata() == pytest.approx([1, 1, 1])  # a seed's own level is gone
+    assert seeds.get_xdata() == pytest.approx([1, 1, 1])
     assert "weights interpolated" in texts(figure)
 
 

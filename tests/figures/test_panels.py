@@ -1,38 +1,31 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rvlr_lib.data import ImbalanceSpec, load_dataset, shown_share
-from rvlr_lib.figures import browser, panels
+from rvlr_lib.figures import browser, panels, style
 
 PICTURE = Image.new("RGB", (40, 30), "red")
 
 
-def pictures(figure):
-    return figure.axes[0].images
-
-
-def test_examples_stand_in_rows_with_their_captions(width, texts, figure_faults):
+def test_examples_stand_in_rows_with_their_captions(texts, drawn):
     groups = {f"text {d}": [(PICTURE, f"a caption number {i} of a red picture") for i in range(5)] for d in (1, 2)}
-    figure = panels.plot_examples(groups)
-    assert figure_faults(figure) == []
-    assert len(pictures(figure)) == (6 if width == 3.5 else 10)
-    left, right, bottom, top = pictures(figure)[0].get_extent()
+    figure = drawn(partial(panels.plot_examples, groups))
+    left, right, bottom, top = figure.axes[0].images[0].get_extent()
     assert (right - left) / (bottom - top) == pytest.approx(40 / 30)
-    assert ("number 4" in texts(figure).replace("\n", " ")) == (width != 3.5)
+    with style.one_column():
+        narrow = panels.plot_examples(groups)
+    found = [(len(one.axes[0].images), "number 4" in texts(one)) for one in (figure, narrow)]
+    assert found == [(10, True), (6, False)]
 
 
-def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, width, texts, figure_faults):
+def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth, texts, drawn):
     spaces = {"matching_longer": space, "rvlr": space}
-    queries = [
-        browser.make_query(scenes, spaces, way, 0, relevance=scenes.scene.truth("latent"), title="a hit")
-        for way in ("t2i", "i2t", "t2it")
-    ]
-    figure = panels.plot_retrieval_panel(queries)
-    assert figure_faults(figure) == []
-    words = texts(figure)
+    queries = [browser.make_query(scenes, spaces, way, 0, relevance=truth) for way in ("t2i", "i2t", "t2it")]
+    words = texts(drawn(partial(panels.plot_retrieval_panel, queries)))
     assert words.count("belongs to it") == 3
     assert words.count("rank 1") >= 4
     assert words.count("✓") > 3
@@ -42,34 +35,33 @@ def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, width, text
     assert len(table) == 3 * 2 * 5
 
 
-def test_a_long_panel_gets_smaller_pictures_and_then_an_error(scenes, space):
-    query = browser.make_query(scenes, {str(i): space for i in range(3)}, "t2i", 0)
+def test_a_long_panel_gets_smaller_pictures_and_then_an_error(scenes, space, truth):
+    query = browser.make_query(scenes, {str(i): space for i in range(3)}, "t2i", 0, relevance=truth)
     assert panels.plot_retrieval_panel([query] * 3).get_figheight() <= 9.25
     with pytest.raises(ValueError, match="show fewer rows"):
         panels.plot_retrieval_panel([query] * 9)
 
 
-def test_captions_of_any_length_and_script_stay_in_their_place(scenes, space, figure_faults):
-    query = browser.make_query(scenes, {"rvlr": space}, "i2t", 0)
+def test_captions_of_any_length_stay_in_their_place(scenes, space, truth, drawn):
+    query = browser.make_query(scenes, {"rvlr": space}, "i2t", 0, relevance=truth)
     long = panels.Hit("caption " * 60 + "Donaudampfschifffahrtsgesellschaft" * 3, hit=False)
-    assert figure_faults(panels.plot_retrieval_panel([replace(query, results={"rvlr": [long] * 5})])) == []
+    drawn(partial(panels.plot_retrieval_panel, [replace(query, results={"rvlr": [long] * 5})]))
 
 
-def test_one_item_along_the_dial(width, texts, figure_faults):
+def test_one_item_along_the_dial(scenes, texts, drawn):
     columns, row = [], None
     dials = (ImbalanceSpec(image_visibility=0.3), ImbalanceSpec(), ImbalanceSpec(text_detail=0.2))
     for title, dial in zip(("poor pictures", "balance", "poor captions"), dials, strict=True):
         part = load_dataset("scenes", split="test", imbalance=dial, galleries=1, gallery_size=40)
         exact, wrong = part.scene.scene.counts().astype(float), np.random.default_rng(0).normal(size=(40, 9))
         row = next(i for i in range(40) if shown_share(part.subset([i])) < 1) if row is None else row
-        spaces, truth = {"teacher": exact, "rvlr": wrong}, part.scene.truth("latent").image_to_image
-        columns.append(browser.dial_column(title, part, spaces, truth, row))
-        assert [hit.hit for hit in columns[-1].neighbours["teacher"]] == [True] * 5
+        spaces, known = {"teacher": exact, "rvlr": wrong}, part.scene.truth("latent").image_to_image
+        columns.append(browser.dial_query(title, part, spaces, known, row, whole=scenes))
+        assert [hit.hit for hit in columns[-1].results["teacher"]] == [True] * 5
     assert columns[0].shares["picture"] < columns[1].shares["picture"] == 1 == columns[0].shares["caption"]
     assert columns[2].shares["caption"] < 1
-    figure = panels.plot_dial_item(columns)
-    assert figure_faults(figure) == []
-    assert len(pictures(figure)) == 3 * (1 + 3 * 5)
+    figure = drawn(partial(panels.plot_dial_item, columns))
+    assert len(figure.axes[0].images) == 3 * (1 + 3 * 5)
     assert (texts(figure).count("5/5"), "caption 100.0 %" in texts(figure)) == (3, True)
     assert len([frame for frame in figure.axes[0].patches if not frame.get_fill()]) >= 15
 
@@ -82,5 +74,3 @@ def test_neighbours_that_moved(scenes, space, texts):
     first = {hit.name for hit in query.results["start"]}
     assert [hit.hit for hit in query.results["rvlr"]] == [hit.name in first for hit in query.results["rvlr"]]
     assert "item" in texts(panels.plot_retrieval_panel([query]))
-    captions = browser.neighbour_query(scenes, {"start": space[1]}, 4, modality="caption")
-    assert captions.item == scenes.captions[4]

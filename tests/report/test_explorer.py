@@ -44,7 +44,7 @@ def layout(gallery, count):
     coords = {name: tuple(RNG.normal(size=(count, 2)) for _ in "it") for name in SPACES}
     texts = np.array([gallery.captions_of(row)[0] for row in range(count)])
     trust = {name: {"image": 0.9, "text": 0.9, "joint": 0.9} for name in SPACES}
-    return maps.Projection(coords, np.arange(count), texts, np.empty((0, 2)), trust, "UMAP: a test")
+    return maps.Projection(coords, np.arange(count), texts, trust, "UMAP: a test")
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def command(checkout, monkeypatch, capsys):
 
 def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout, reproduce, monkeypatch):
     ensure = lambda root: os.environ.update(NUMBA_CACHE_DIR=str(checkout.folder / "numba"))  # noqa: E731
-    monkeypatch.setattr("rvlr_lib.figures.projection.ensure_numba_cache", ensure)
+    monkeypatch.setattr("rvlr_lib.figures.ensure_numba_cache", ensure)
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     out = checkout.folder / "exp{seed} o'b é"
     (checkout.folder / "my {birds}.csv").touch()
