@@ -80,7 +80,7 @@ def reproduce(parameter: Pairs, device: str, **options: Any) -> int:
     from rvlr_lib.report.reproduce import NotebookError, reproduce
 
     try:
-        moved = reproduce(parameters=dict(parameter) | ({"device": device} if device else {}), say=say, **options)
+        moved = reproduce(parameters=dict(parameter) | ({"device": device} if device else {}), **options)
     except NotebookError as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1

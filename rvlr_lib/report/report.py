@@ -33,18 +33,10 @@ def write_report(folder: Path | str, *, root: Path = CHECKOUT) -> Path:
     folder = Path(folder)
     record, found = read_run(folder), read_results(folder)
     sentences = zip_longest(*(result["sentences"] for result in found.values()))  # the first of each notebook first
-    text = (
-        templates()
-        .get_template("report.md.j2")
-        .render(
-            record=record,
-            results=found,
-            summary=[each for row in sentences for each in row if each][:5],
-            claims=claims_part(root),
-            cards={run["dataset"]: data_card(run, root) for run in record["runs"]},
-            folder=shlex.quote(str(folder)),
-        )
-    )
+    summary = [each for row in sentences for each in row if each][:5]
+    cards = {run["dataset"]: data_card(run, root) for run in record["runs"]}
+    parts = {"record": record, "results": found, "summary": summary, "cards": cards, "claims": claims_part(root)}
+    text = templates().get_template("report.md.j2").render(**parts, folder=shlex.quote(str(folder)))
     write_text(folder / "report.md", text)
     write_text(folder / "report.html", page_html(record["profile"], with_pictures(markdown_html(text), folder)))
     for name, result in found.items():
@@ -110,7 +102,12 @@ def compare(folder: Path, reference: Mapping[str, Any]) -> list[str]:
     ``reference`` is the content of ``data/reference/<profile>.json``. The first of its tolerance patterns that matches
     the name of a number holds, else the default; tolerances are absolute.
     """
-    now, then = _flat(_metrics(folder)), _flat(reference["metrics"])
+
+    def flat(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+        pairs = ((f"{name}: {key}", value) for name, own in metrics.items() for key, value in own.items())
+        return {name: math.nan if value is None else value for name, value in pairs}
+
+    now, then = flat(_metrics(folder)), flat(reference["metrics"])
     patterns = {**reference["tolerance"].get("patterns", {}), "*": reference["tolerance"]["default"]}
     moved = []
     for name in {**then, **now}:
@@ -138,34 +135,16 @@ def _metrics(folder: Path) -> dict[str, dict[str, float]]:
     return {name: result["metrics"] for name, result in read_results(folder).items()}
 
 
-def _flat(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-    """Numbers by ``notebook: number``; NaN, which JSON lacks, was stored as null."""
-    pairs = ((f"{name}: {key}", value) for name, own in metrics.items() for key, value in own.items())
-    return {name: math.nan if value is None else value for name, value in pairs}
-
-
 @cache
 def templates() -> Any:
     """The jinja2 environment of the pages."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from pandas import DataFrame
 
-    environment = Environment(
-        loader=PackageLoader("rvlr_lib.report"),
-        undefined=StrictUndefined,
-        autoescape=select_autoescape(["html.j2"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"path": quote, "text": escape_markdown, "table": markdown_table}
-    return environment
-
-
-def markdown_table(records: list[dict[str, Any]]) -> str:
-    """The records of a table as Markdown."""
-    import pandas as pd
-
-    return to_markdown(pd.DataFrame(records))
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    made = Environment(loader=PackageLoader("rvlr_lib.report"), autoescape=select_autoescape(["html.j2"]), **options)
+    made.filters |= {"path": quote, "text": escape_markdown, "table": lambda rows: to_markdown(DataFrame(rows))}
+    return made
 
 
 def escape_markdown(text: Any) -> str:

@@ -19,9 +19,10 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -35,9 +36,8 @@ from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_rep
 PROFILE_KEYS = ("cell_timeout_seconds", "description", "expected_seconds", "parameters", "runs")
 OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # beside notebooks
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
-DISK_BYTES = 10**9  # free before a run begins
 KERNELS = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
-Say = Callable[[str], None]
+say = partial(print, flush=True)
 
 
 class NotebookError(RuntimeError):
@@ -117,7 +117,6 @@ def reproduce(
     check: bool = False,
     update_reference: bool = False,
     root: Path = CHECKOUT,
-    say: Say = print,
 ) -> list[str]:
     """Run all notebooks of a profile, write their HTML and the report; go on where an earlier run stopped.
 
@@ -143,7 +142,7 @@ def reproduce(
         raise ValueError(f"there is no {reference_file} to check against: --update-reference writes it")
     reference = read_json(reference_file) if check else None
     out = (out or default_root() / path.stem).resolve()
-    check_machine(runs, out)
+    check_machine(runs)
     identity = {"profile": path.stem, "settings": {str(run): run.parameters for run in runs}}
     with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, patch.dict(os.environ, KERNELS):
         ensure_numba_cache(out.parent)
@@ -166,7 +165,7 @@ def reproduce(
                 say(f"{label}: nothing changed since it ran, kept")
                 continue
             begin = monotonic()
-            run_notebook(run, out, settings["cell_timeout_seconds"], root=root, say=say)
+            run_notebook(run, out, settings["cell_timeout_seconds"], root=root)
             entry |= {"seconds": round(monotonic() - begin, 1), "key": key, "outputs": _outputs(run, out)}
             write_json(out / "run.json", record)
             say(f"{label} done in {entry['seconds']} s")
@@ -179,8 +178,8 @@ def reproduce(
         return compare(out, reference) if reference else []
 
 
-def check_machine(runs: list[Run], out: Path) -> None:
-    """A ValueError that says what to do where this interpreter's kernel, a device, a file or disk space is missing."""
+def check_machine(runs: list[Run]) -> None:
+    """A ValueError that says what to do where this interpreter's kernel, a device or a file is missing."""
     from jupyter_client.kernelspec import KernelSpecManager
 
     command = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
@@ -200,13 +199,10 @@ def check_machine(runs: list[Run], out: Path) -> None:
             path = Path(run.parameters.get(name) or ".")
             if (path.suffix or len(path.parts) > 1) and not path.exists():
                 raise ValueError(f"parameter '{name}': there is no {path}, seen from {Path.cwd()}")
-    above = next(folder for folder in (out, *out.parents) if folder.exists())
-    if (free := shutil.disk_usage(above).free) < DISK_BYTES:
-        raise ValueError(f"only {free / 1e9:.1f} GB are free at {above}: a run needs {DISK_BYTES / 1e9:.0f} GB")
 
 
-def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, say: Say = print) -> Path:
-    """Execute one notebook and write it and its HTML to ``out/<dataset>/``; ``say`` takes its lines of stages.
+def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT) -> Path:
+    """Execute one notebook and write it and its HTML to ``out/<dataset>/``; lines of its stages are printed.
 
     A NotebookError says that a cell raised, took more than ``timeout`` seconds, or that the kernel died.
     """
@@ -219,20 +215,12 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
     partial, page = target.with_name(f".partial-{source.name}"), target.with_suffix(".html")
     target.parent.mkdir(parents=True, exist_ok=True)
     page.unlink(missing_ok=True)
-    stream, reason = _Stages(say), ""
+    stream, reason = _Stages(), ""
+    names, parameters = map(_no_template, (source, partial)), run.parameters | {"output_dir": str(out)}
+    options = {"kernel_name": "python3", "execution_timeout": timeout, "extra_arguments": ["--log-level=50"]}
+    options |= {"on_cell_execute": stream.count, "stdout_file": stream, "stderr_file": stream, "progress_bar": False}
     try:
-        executed = papermill.execute_notebook(
-            _no_template(source),
-            _no_template(partial),
-            run.parameters | {"output_dir": str(out)},
-            kernel_name="python3",
-            execution_timeout=timeout,
-            extra_arguments=["--log-level=50"],
-            on_cell_execute=stream.count,
-            stdout_file=stream,
-            stderr_file=stream,
-            progress_bar=False,
-        )
+        executed = papermill.execute_notebook(*names, parameters, **options)
         write_text(page, notebook_html(executed, run.notebook))
     except papermill.PapermillExecutionError as error:
         reason = f"{error.ename}: {str(error.evalue).strip()}"
@@ -264,8 +252,8 @@ def notebook_html(notebook: Any, title: str) -> str:
 class _Stages:
     """The output of a kernel: counts cells and passes on the lines of finished stages."""
 
-    def __init__(self, say: Say) -> None:
-        self.say, self.number, self.rest = say, 0, ""
+    def __init__(self) -> None:
+        self.number, self.rest = 0, ""
 
     def count(self, **_: Any) -> None:
         self.number += 1
@@ -274,7 +262,7 @@ class _Stages:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
             if line.startswith(STAGE):
-                self.say(f"      {line.removeprefix(STAGE)}")
+                say(f"      {line.removeprefix(STAGE)}")
 
     def flush(self) -> None: ...
 

@@ -4,7 +4,7 @@ import pytest
 
 from rvlr_lib.disk import own_folder, read_json, write_json
 from rvlr_lib.figures.style import is_narrow, new_figure
-from rvlr_lib.report.output import RunOutput, fit_parameters, read_results, read_run
+from rvlr_lib.report.output import RunOutput, check_parameters, fit_parameters, read_results, read_run
 
 
 def test_a_notebook_leaves_figures_tables_sentences_and_one_result(tmp_path):
@@ -69,11 +69,12 @@ def test_unfit_values_are_refused(name, value, described):
 
 def test_plain_papermill_fails_in_the_first_cell(checkout):
     check = "from rvlr_lib.report.output import check_parameters\ncheck_parameters(globals())\n"
-    path = checkout.notebook("03_check", f"{check}assert seed == 2 and type(rate) is float")
-    target = checkout.folder / "out.ipynb"
-    papermill.execute_notebook(path, target, {"seed": "2", "rate": 1}, progress_bar=False)
+    path = checkout.notebook("03_check", check)
     with pytest.raises(papermill.PapermillExecutionError, match="ValueError: unknown parameter 'sede'"):
-        papermill.execute_notebook(path, target, {"sede": 1}, progress_bar=False)
+        papermill.execute_notebook(path, checkout.folder / "out.ipynb", {"sede": 1}, progress_bar=False)
+    space = {"__annotations__": {"seed": int, "rate": float}, "seed": "4", "rate": 1}
+    check_parameters(space)
+    assert (space["seed"], type(space["rate"])) == (4, float)
 
 
 def test_reading_a_run_names_what_is_wrong(tmp_path):
