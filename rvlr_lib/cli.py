@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 Pairs = list[list[str]]  # of options such as -s KEY VALUE, which may be repeated
 NEEDED = object()  # in place of a default
@@ -39,7 +40,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "image_features": (File, None, ".npy, .npz, .pt or .safetensors [pictures, D]"),
     "image_root": (Text, None, "folder of the pictures, where the index says none"),
     "insert": (File, None, "put verdicts and claims between the markers of this Markdown file"),
-    "jobs": (int, 1, "processes over the cells"),
+    "jobs": (PositiveInt, 1, "processes over the cells"),
     "keep_flagged": (bool, False, "use captions too that are flagged is_rejected or is_precanned"),
     "max_bad_pictures": (int | None, None, "missing or unreadable pictures allowed in a split"),
     "method": (str, "corrected", "switches of the method: corrected or official"),
@@ -56,7 +57,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "resume": (Literal["last", "no"], "last", "go on from an interrupted stage's last checkpoint, or begin anew"),
     "root": (File, None, "folder of runs and cache"),
     "run": (File, None, "run folder, runs/quick if not given"),
-    "save_every": (int, 500, "steps between two checkpoints"),
+    "save_every": (PositiveInt, 500, "steps between two checkpoints"),
     "scheduler": (str, "", "address of a Dask scheduler that takes the cells, such as tcp://host:8786"),
     "seal": (bool, False, "fix claims and chosen values instead, before the first seed"),
     "seed": (int, 0, "of the training"),
@@ -66,7 +67,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "sets": (str, "", "data sets of the plan, such as scenes,emoji; all if not given"),
     "split": (Literal["train", "val", "test"], "test", "of the data set"),
     "text_features": (File, None, "likewise [captions, D], picture by picture"),
-    "timeout": (float, 1800, "seconds until a process gives up waiting for another one"),
+    "timeout": (PositiveFloat, 1800, "seconds until a process gives up waiting for another one"),
     "tune": (bool, False, "search the learning rate and the strengths of each arm instead"),
     "update_reference": (bool, False, "write data/reference/<profile>.json from the results"),
 }
@@ -93,8 +94,6 @@ def study(**options: Any) -> None:
     """Tune, seal or compute the study of a profile, over processes or a cluster."""
     from rvlr_lib.study.sweep import run_study
 
-    if options["jobs"] < 1:
-        raise ValueError(f"--jobs {options['jobs']}: at least one process is needed")
     run_study(say=say, **options)
 
 
@@ -102,8 +101,6 @@ def train(set: Pairs, **options: Any) -> None:
     """Train and evaluate one arm, on one device or under torchrun; an interrupted training goes on."""
     from rvlr_lib.study.train import train
 
-    if options["timeout"] <= 0 or options["save_every"] <= 0:
-        raise ValueError(f"--timeout {options['timeout']:g}, --save-every {options['save_every']}: must be above 0")
     train(overrides=settings(set), **options)
 
 
