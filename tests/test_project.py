@@ -19,6 +19,8 @@ ROOMS = [  # a module imports from rooms before its own, and from its own withou
     *("training", "evaluation", "study", "figures", "report", "cli", "__main__"),
 ]
 CONDA_NAMES = {"pytorch": "torch"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NEEDED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
 
 
 def imported(source: str) -> set[str]:
@@ -79,9 +81,7 @@ def test_the_house_is_small():
 
 
 def test_every_import_is_declared():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    declared = {requirement(name)[0] for name in [*project["dependencies"], *extras["dev"], *extras["cluster"]]}
+    declared = {requirement(name)[0] for name in NEEDED}
     modules = set()
     for node in (node for path in LIBRARY for node in ast.walk(ast.parse(path.read_text()))):
         modules |= {alias.name.split(".")[0] for alias in node.names} if isinstance(node, ast.Import) else set()
@@ -131,13 +131,11 @@ def requirement(text: str) -> tuple[str, str]:
 
 
 def test_environment_agrees_with_pyproject():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
     names = [entry for entry in conda["dependencies"] if isinstance(entry, str) and entry != "pip"] + pip
     theirs = dict(requirement(name) for name in names if name != "-e .")
-    ours = dict(map(requirement, project["dependencies"] + project["optional-dependencies"]["dev"]))
-    assert theirs == ours | {"python": project["requires-python"].replace(" ", "")}
+    assert theirs == dict(map(requirement, NEEDED)) | {"python": PROJECT["requires-python"].replace(" ", "")}
     assert conda["channels"] == ["conda-forge", "nodefaults"]
     assert pip[-1] == "-e ."
 
@@ -145,9 +143,7 @@ def test_environment_agrees_with_pyproject():
 def test_constraints_are_names_and_versions():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert not [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = {requirement(name)[0] for name in project["dependencies"] + project["optional-dependencies"]["dev"]}
-    assert needed <= {requirement(line)[0] for line in lines}
+    assert {requirement(name)[0] for name in NEEDED} <= {requirement(line)[0] for line in lines}
 
 
 def test_ci_runs_the_commands_of_the_readme():
