@@ -35,7 +35,7 @@ def rows(options: Options) -> list[Row]:
         def ours() -> str:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                done = run_notebook(Run("trivial", "all", {"number": 2}), folder, 60, root=folder, say=lambda _: None)
+                done = run_notebook(Run("trivial", "all", {"number": 2}), folder, 60, root=folder)
             return printed(done)
 
         def theirs() -> str:

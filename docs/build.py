@@ -19,16 +19,8 @@ from rvlr_lib.report.report import markdown_html, page_html, write_report
 
 ROOT = Path(__file__).parents[1]
 FIRST = ("README.md", "GLOSSARY.md", "FIDELITY.md", "PERFORMANCE.md", "LOG.md", "CHANGELOG.md", "CONTRIBUTING.md")
-Navigation = list[tuple[str, list[tuple[str, str]]]]
-
-
-def page_names() -> list[str]:
-    """The Markdown pages of the checkout that the site shows."""
-    claims = ROOT / "data" / "reference" / "study" / "claims.md"
-    more = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md", claims]
-    return [name for name in FIRST if (ROOT / name).is_file()] + [
-        path.relative_to(ROOT).as_posix() for path in more if path.is_file()
-    ]
+MORE = ("docs/*.md", "data/README.md", "data/reference/study/claims.md")
+PAGES = [*FIRST, *(path.relative_to(ROOT).as_posix() for place in MORE for path in sorted(ROOT.glob(place)))]
 
 
 def build(run: Path | None, out: Path) -> list[Path]:
@@ -37,60 +29,56 @@ def build(run: Path | None, out: Path) -> list[Path]:
     Raises:
         ValueError: the run is missing, damaged or without an executed notebook, or the folder holds something else.
     """
-    books: list[Path] = []
-    if run:
-        record = read_run(run)
-        pages = (Path(entry["dataset"]) / f"{entry['notebook']}.html" for entry in record["runs"])
-        books = [page for page in pages if (run / page).is_file()]
-        if not books:
-            raise ValueError(f"{run} holds no executed notebook: {rerun_command(record)} makes them")
+    books = executed(run) if run else []
     if out.exists() and not (out / "index.html").is_file() and any(out.iterdir()):
         raise ValueError(f"{out} holds something else than a site: choose another folder")
     shutil.rmtree(out, ignore_errors=True)
-    links = navigation(books, bool(run) and add_explorer(run, out))
-    for name in page_names():
+    sidebar = [("Pages", [(name.replace(".md", ".html"), title(name)) for name in PAGES])]
+    if run:
+        sidebar += add_run(run, books, out)
+    sidebar.append(("Library", [("api/rvlr_lib.html", "API")]))
+    for name in PAGES:
         body = markdown_html((ROOT / name).read_text(encoding="utf-8"))
         copy_linked(body, name, out)
-        write_text(
-            (out / name).with_suffix(".html"), page_html(name, page_links(body, books), below(links, name.count("/")))
-        )
+        up = "../" * name.count("/")
+        links = [(heading, [(up + address, label) for address, label in each]) for heading, each in sidebar]
+        write_text((out / name).with_suffix(".html"), page_html(name, page_links(body, books), links))
     if run:
-        add_run(run, books, links, out)
+        body = markdown_html((run / "report.md").read_text(encoding="utf-8"))
+        body = re.sub(r'href="([^":]+/\w+\.html)"', r'href="notebooks/\1"', body)
+        write_text(out / "report.html", page_html("report", body, sidebar))
     write_api(out / "api")
     shutil.copy(out / "README.html", out / "index.html")
     return sorted(out.rglob("*.html"))
 
 
-def add_explorer(run: Path, out: Path) -> bool:
-    """Add the explorer of a run; False, and a line that says why, where its stages are not in the cache."""
+def executed(run: Path) -> list[Path]:
+    """The pages of a run's notebooks, relative to it."""
+    record = read_run(run)
+    books = [Path(entry["dataset"]) / f"{entry['notebook']}.html" for entry in record["runs"]]
+    books = [page for page in books if (run / page).is_file()]
+    if not books:
+        raise ValueError(f"{run} holds no executed notebook: {rerun_command(record)} makes them")
+    return books
+
+
+def add_run(run: Path, books: list[Path], out: Path) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Add explorer, executed notebooks, figures and tables of a run, and write its report; its part of the sidebar."""
+    pages = [("report.html", "report")]
+    write_report(run)
     try:
         write_explorer(run, out / "explore.html")
+        pages.append(("explore.html", "explorer"))
     except ValueError as error:
         print(f"docs: no explorer: {error}")
-        return False
-    return True
-
-
-def add_run(run: Path, books: list[Path], links: Navigation, out: Path) -> None:
-    """Add the report and the executed notebooks of a run, with figures and tables."""
-    write_report(run)
     for page in books:
         text = (run / page).read_text(encoding="utf-8").replace(str(run.resolve()), f"runs/{run.name}")
-        write_text(out / "notebooks" / page, in_frame(notebook_links(text, page, books), below(links, 2)))
-    body = markdown_html((run / "report.md").read_text(encoding="utf-8"))
-    body = re.sub(r'href="([^":]+/\w+\.html)"', r'href="notebooks/\1"', body)
-    write_text(out / "report.html", page_html("report", body, links))
+        write_text(out / "notebooks" / page, notebook_links(text, page, books))
     for folder in ("figures", "tables"):
         if (run / folder).is_dir():
             shutil.copytree(run / folder, out / folder, ignore=shutil.ignore_patterns("column"))
-
-
-def navigation(books: list[Path], explorer: bool = False) -> Navigation:
-    """Headings and links of the sidebar, as seen from the top of the site."""
-    pages = [(Path(name).with_suffix(".html").as_posix(), title(name)) for name in page_names()]
-    run = [("report.html", "report")] * bool(books) + [("explore.html", "explorer")] * explorer
     shown = [(f"notebooks/{page.as_posix()}", f"{page.stem.replace('_', ' ')} ({page.parent})") for page in books]
-    return [("Pages", pages), ("Run", run), ("Notebooks", shown), ("Library", [("api/rvlr_lib.html", "API")])]
+    return [("Run", pages), ("Notebooks", shown)]
 
 
 def title(name: str) -> str:
@@ -101,20 +89,6 @@ def title(name: str) -> str:
     """
     heading = re.search(r"^# (.*)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
     return re.split(r"[:,(]", heading[1])[0].strip() if heading else Path(name).stem
-
-
-def below(links: Navigation, depth: int) -> Navigation:
-    """The links as seen from ``depth`` folders below the top."""
-    return [(heading, [("../" * depth + address, label) for address, label in each]) for heading, each in links]
-
-
-def in_frame(page: str, links: Navigation) -> str:
-    """A whole page, such as a notebook's, beside the sidebar."""
-    frame = page_html("", "\0", links)
-    style, sidebar = re.search(r"<style>.*?</style>", frame, re.S)[0], re.search(r"<nav.*?</nav>", frame, re.S)[0]
-    own = "".join(re.findall(r"^\.site.*$|^@media.*\.site.*$", style, re.MULTILINE))
-    page = page.replace("</head>", f"<style>{own} .jp-Notebook {{ margin-left: 14em; }}</style></head>", 1)
-    return re.sub(r"<body[^>]*>", lambda match: f"{match[0]}\n{sidebar}", page, count=1)
 
 
 def page_links(body: str, books: list[Path]) -> str:
@@ -156,8 +130,7 @@ def write_api(out: Path) -> None:
         path.write_text(path.read_text(encoding="utf-8").replace(str(ROOT), "."), encoding="utf-8")
 
 
-def main() -> int:
-    """Build the site of the command line's run; a warning is a failure."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", help="run folder, such as runs/quick; empty for a site without one")
     parser.add_argument("out", type=Path, nargs="?", default=ROOT / "site", help="folder of the site")
@@ -166,11 +139,5 @@ def main() -> int:
     try:
         pages = build(Path(arguments.run) if arguments.run else None, arguments.out)
     except ValueError as error:
-        print(f"docs: {error}", file=sys.stderr)
-        return 2
+        sys.exit(f"docs: {error}")
     print(f"{len(pages)} pages: {arguments.out / 'index.html'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

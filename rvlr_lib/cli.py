@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
-Pairs = list[list[str]]  # of options such as -s KEY VALUE or -s KEY=VALUE, which may be repeated
+Pairs = list[list[str]]  # of options such as -s KEY VALUE, which may be repeated
 NEEDED = object()  # in place of a default
 File = Path | None
 Text = str | None
@@ -38,8 +39,8 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "image_column": (Text, None, "CSV: column of the picture's path"),
     "image_features": (File, None, ".npy, .npz, .pt or .safetensors [pictures, D]"),
     "image_root": (Text, None, "folder of the pictures, where the index says none"),
-    "insert": (File, None, "put the table between the results or claims markers of this file"),
-    "jobs": (int, 1, "processes over the cells"),
+    "insert": (File, None, "put verdicts and claims between the markers of this Markdown file"),
+    "jobs": (PositiveInt, 1, "processes over the cells"),
     "keep_flagged": (bool, False, "use captions too that are flagged is_rejected or is_precanned"),
     "max_bad_pictures": (int | None, None, "missing or unreadable pictures allowed in a split"),
     "method": (str, "corrected", "switches of the method: corrected or official"),
@@ -47,7 +48,6 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "out": (File, None, "file or folder to write, in the run or below runs if not given"),
     "overwrite": (bool, False, "replace what the folder holds of other settings"),
     "parameter": (Pairs, [], "a parameter of every notebook that has it, and its value; may be repeated"),
-    "points": (int, 0, "most pictures and captions; 0: as many as notebook 04 drew"),
     "preset": (str, "", "a preset or YAML file on top of the data set's own"),
     "presets": (str, NEEDED, "shipped presets or YAML files, later ones win: flickr30k official"),
     "pretrained": (Text, None, "open_clip tag or weight file"),
@@ -57,17 +57,17 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "resume": (Literal["last", "no"], "last", "go on from an interrupted stage's last checkpoint, or begin anew"),
     "root": (File, None, "folder of runs and cache"),
     "run": (File, None, "run folder, runs/quick if not given"),
-    "save_every": (int, 500, "steps between two checkpoints"),
+    "save_every": (PositiveInt, 500, "steps between two checkpoints"),
     "scheduler": (str, "", "address of a Dask scheduler that takes the cells, such as tcp://host:8786"),
     "seal": (bool, False, "fix claims and chosen values instead, before the first seed"),
     "seed": (int, 0, "of the training"),
     "seeds": (str, "", "such as 0-4 or 0,3; all that are planned if not given"),
-    "select": (str, "*", "pattern for <dataset>_<notebook>/<table>"),
+    "select": (str, "*", "pattern for <dataset>_<notebook>_<table>"),
     "set": (Pairs, [], "a setting such as stage1.epochs and its value; may be repeated"),
     "sets": (str, "", "data sets of the plan, such as scenes,emoji; all if not given"),
     "split": (Literal["train", "val", "test"], "test", "of the data set"),
     "text_features": (File, None, "likewise [captions, D], picture by picture"),
-    "timeout": (float, 1800, "seconds until a process gives up waiting for another one"),
+    "timeout": (PositiveFloat, 1800, "seconds until a process gives up waiting for another one"),
     "tune": (bool, False, "search the learning rate and the strengths of each arm instead"),
     "update_reference": (bool, False, "write data/reference/<profile>.json from the results"),
 }
@@ -81,7 +81,7 @@ def reproduce(parameter: Pairs, device: str, **options: Any) -> int:
     from rvlr_lib.report.reproduce import NotebookError, reproduce
 
     try:
-        moved = reproduce(parameters=pairs(parameter) | ({"device": device} if device else {}), say=say, **options)
+        moved = reproduce(parameters=dict(parameter) | ({"device": device} if device else {}), **options)
     except NotebookError as error:
         print(f"FAILED {error}", file=sys.stderr)
         return 1
@@ -94,8 +94,6 @@ def study(**options: Any) -> None:
     """Tune, seal or compute the study of a profile, over processes or a cluster."""
     from rvlr_lib.study.sweep import run_study
 
-    if options["jobs"] < 1:
-        raise ValueError(f"--jobs {options['jobs']}: at least one process is needed")
     run_study(say=say, **options)
 
 
@@ -103,9 +101,7 @@ def train(set: Pairs, **options: Any) -> None:
     """Train and evaluate one arm, on one device or under torchrun; an interrupted training goes on."""
     from rvlr_lib.study.train import train
 
-    if options["timeout"] <= 0 or options["save_every"] <= 0:
-        raise ValueError(f"--timeout {options['timeout']:g}, --save-every {options['save_every']}: must be above 0")
-    train(overrides=pairs(set, yaml.safe_load), **options)
+    train(overrides=settings(set), **options)
 
 
 def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **options: Any) -> None:
@@ -130,11 +126,11 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
         print(audits.write_audit(told, folder))
 
 
-def explore(folder: File, out: File, points: int) -> None:
+def explore(folder: File, out: File) -> None:
     """Write the explorer of a run: one HTML page to walk in."""
     from rvlr_lib.report.explorer import write_explorer
 
-    page = write_explorer(folder or Path(), out, points=points)
+    page = write_explorer(folder or Path(), out)
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
 
 
@@ -152,23 +148,17 @@ def report(folder: File, claims: bool, profile: str, results: str, insert: File)
     print(write_claims(profile, results, insert) or "no page of claims")
 
 
-def table(run: File, select: str, format: str, out: File, insert: File) -> None:
-    """Print the result tables of a run, write them to a file, or insert them into one."""
-    from rvlr_lib.disk import write_text
+def table(run: File, select: str, format: str) -> None:
+    """Print the result tables of a run."""
     from rvlr_lib.provenance import default_root
-    from rvlr_lib.report.report import result_tables, table_text
-    from rvlr_lib.tables import insert_between
 
-    form = "md" if insert else format
-    found = result_tables(run or default_root() / "quick", select)
-    head = "**{}**\n\n" if form == "md" else ""
-    text = "\n".join(head.format(name) + table_text(records, form) for name, records in found.items())
-    if insert:
-        insert_between(insert, "results", text)
-    elif out:
-        write_text(out, text)
-    else:
-        print(text, end="")
+    folder = (run or default_root() / "quick") / "tables"
+    chosen = sorted(folder.glob(f"{select}.{format}"))
+    if not chosen:
+        names = sorted(path.stem for path in folder.glob("*.csv"))
+        raise ValueError(f"no table in {folder} matches '{select}'; there are: {', '.join(names) or 'none'}")
+    parts = [(f"**{path.stem}**\n\n" if format == "md" else "") + path.read_text(encoding="utf-8") for path in chosen]
+    print("\n".join(parts), end="")
 
 
 def data(check: str, decode: bool, model: str, keep_flagged: bool, **options: Any) -> int:
@@ -191,7 +181,7 @@ def config(presets: list[str], set: Pairs) -> None:
     from rvlr_lib.config import as_dict, load_settings
     from rvlr_lib.disk import plain
 
-    resolved = plain(as_dict(load_settings(*presets, overrides=pairs(set, yaml.safe_load))))
+    resolved = plain(as_dict(load_settings(*presets, overrides=settings(set))))
     print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), end="")
 
 
@@ -201,9 +191,9 @@ COMMANDS: dict[Callable[..., int | None], str] = {  # a command's options, with 
     train: "dataset=scenes arm preset method image_root seed set device out overwrite root resume save_every compile "
     "gradient_checkpointing timeout",
     audit: "image_features text_features captions dataset image_root split model pretrained device out overwrite",
-    explore: "folder out points",
+    explore: "folder out",
     report: "folder claims profile results insert",
-    table: "run select format out insert",
+    table: "run select format",
     data: "file image_root decode max_bad_pictures model image_column caption_column keep_flagged",
     config: "presets set",
 }
@@ -215,8 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")
     given = sys.argv[1:] if argv is None else argv
-    words = [re.sub(r"^--\w+", lambda match: match[0].replace("_", "-"), word) for word in given]
-    chosen = parser().parse_args(words)
+    chosen = parser().parse_args([re.sub(r"^--\w+", lambda word: word[0].replace("_", "-"), each) for each in given])
     command = next(function for function in COMMANDS if function.__name__ == chosen.command)
     several, rank = int(os.environ.get("WORLD_SIZE", "1")) > 1, os.environ.get("RANK", "0")
     who = f"rvlr, process {rank}" if several else "rvlr"
@@ -260,23 +249,12 @@ def parser() -> ArgumentParser:
             elif kind is bool:
                 own.add_argument(*flags, action="store_true", help=text)
             elif kind is Pairs:
-                own.add_argument(*flags, nargs="+", action="append", default=[], metavar="KEY VALUE", help=text)
+                own.add_argument(*flags, nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help=text)
             else:
                 own.add_argument(*flags, type=kind, default=(other or None) if changed else default, help=text)
     return made
 
 
-def pairs(given: Pairs, read: Callable[[str], Any] = str) -> dict[str, Any]:
-    """Read ``KEY VALUE`` or ``KEY=VALUE``.
-
-    >>> pairs([["seed", "1"], ["rate=2", "x=a=b"]])
-    {'seed': '1', 'rate': '2', 'x': 'a=b'}
-    """
-    found = {}
-    for words in given:
-        for word in ["=".join(words)] if len(words) == 2 and "=" not in words[0] else words:
-            key, sign, value = word.partition("=")
-            if not (key and sign):
-                raise ValueError(f"'{' '.join(words)}': a name and its value are needed, such as seed 1 or seed=1")
-            found[key] = read(value)
-    return found
+def settings(given: Pairs) -> dict[str, Any]:
+    """Settings such as ``stage1.epochs`` with their values, read as YAML."""
+    return {key: yaml.safe_load(value) for key, value in given}

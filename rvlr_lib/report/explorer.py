@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,36 +15,30 @@ from rvlr_lib.report.output import read_run, rerun_command
 from rvlr_lib.report.report import templates
 
 if TYPE_CHECKING:
-    from rvlr_lib.data.dataset import ImageTextDataset
+    from torch import Tensor
 
-    Features = tuple[Any, Any]
+    from rvlr_lib.data.dataset import ImageTextDataset
 
 UNIMODAL = "teachers"  # the space where pictures and captions do not compare
 NEIGHBOURS = 10
 PARAMETERS = ("preset", "image_root", "model", "pretrained", "seed")  # of a notebook, that open_study takes
 
 
-def write_explorer(
-    run: Path | str, out: Path | str | None = None, *, points: int = 0, say: Callable[[str], None] = print
-) -> Path:
+def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
     """Write the page of a run with all its data sets, ``explore.html`` of the run if not given, from cached stages.
 
-    Args:
-        points: most pictures and captions together; 0: as many as the notebook of the map drew, whose map is reused.
-        say: takes a line for each data set that cannot be shown; the page says it as well.
+    A data set that cannot be shown is printed with the reason, and the page says it as well.
 
     Raises:
         ValueError: no run; or none of its data sets has the stages that are needed, naming the command that makes them.
     """
     record, found, missing = read_run(run), {}, {}
-    if points < 0 or 0 < points < 10:
-        raise ValueError(f"--points {points}: at least 10 are needed, 5 pictures and 5 captions")
     for dataset in dict.fromkeys(entry["dataset"] for entry in record["runs"]):
         try:
-            found[dataset] = explorer_points(Path(run), record, dataset, points)
+            found[dataset] = explorer_points(record, dataset)
         except ValueError as error:
             missing[dataset] = str(error)
-            say(f"{dataset} is left out: {error}")
+            print(f"{dataset} is left out: {error}")
     if not found:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in missing.items()))
     path = Path(out) if out else Path(run) / "explore.html"
@@ -52,44 +46,30 @@ def write_explorer(
     return path
 
 
-def explorer_points(run: Path, record: Mapping[str, Any], dataset: str, most: int = 0) -> dict[str, Any]:
+def explorer_points(record: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     """The points of one data set of a run; a ValueError names the command that makes a stage which is not cached."""
+    from rvlr_lib.evaluation.evaluate import galleries
     from rvlr_lib.figures.projection import cached_projection
     from rvlr_lib.study.study import open_study
 
     given: dict[str, Any] = {}
     for entry in record["runs"]:
         given |= entry["parameters"] if entry["dataset"] == dataset else {}
-    root = run.resolve().parent if (run.resolve().parent / "cache").is_dir() else default_root()
     chosen = {name: given[name] for name in PARAMETERS if given.get(name)}
     missing = f"the trained stages of {dataset} are missing, {rerun_command(record)} makes them"
-    study = open_study(given.get("dataset", dataset), device="cpu", root=root, missing=missing, **chosen)
+    study = open_study(given.get("dataset", dataset), device="cpu", missing=missing, **chosen)
     baseline = given.get("baseline") or study.settings.method.baseline
     arms = {UNIMODAL: UNIMODAL, "baseline": baseline, "RVLR": "rvlr"}
-    most = most or given.get("max_points") or 1000
-    gallery, spaces = first_galleries(
-        study.dataset("test"), {label: study.test_features(arm) for label, arm in arms.items()}, most
-    )
-    options = {"method": "umap", "seed": study.settings.seed, "max_points": most}
-    layout = cached_projection(root, spaces, caption_image=gallery.caption_image, **options)
+    test = study.dataset("test")
+    first = {label: galleries(study.test_features(arm), test)[0] for label, arm in arms.items()}
+    gallery, spaces = first["RVLR"][0], {label: features for label, (_, features) in first.items()}
+    options = {"method": "umap", "seed": study.settings.seed, "max_points": given.get("max_points", 1000)}
+    layout = cached_projection(default_root(), spaces, caption_image=gallery.caption_image, **options)
     return collect_points(gallery, spaces, layout, baseline=baseline)
 
 
-def first_galleries(
-    test: "ImageTextDataset", features: "Mapping[str, Features]", most: int
-) -> "tuple[ImageTextDataset, Mapping[str, Features]]":
-    """The first gallery, or the first few where one has fewer than ``most / 2`` pictures, with its features."""
-    if test.galleries is None:
-        return test, features
-    numbers, counts = np.unique(test.galleries, return_counts=True)
-    wanted = int(np.searchsorted(counts.cumsum(), most // 2)) + 1
-    rows = np.flatnonzero(np.isin(test.galleries, numbers[:wanted]))
-    captions = np.concatenate([test.captions_of(int(row)) for row in rows])
-    return test.subset(rows), {label: (pair[0][rows], pair[1][captions]) for label, pair in features.items()}
-
-
 def collect_points(
-    gallery: "ImageTextDataset", spaces: "Mapping[str, Features]", layout: Any, *, baseline: str = "baseline"
+    gallery: "ImageTextDataset", spaces: "Mapping[str, tuple[Tensor, Tensor]]", layout: Any, *, baseline: str
 ) -> dict[str, Any]:
     """What the page knows of ``n`` pictures and one caption of each: point i is a picture, point n + i its caption.
 
@@ -100,16 +80,7 @@ def collect_points(
     """
     rows = np.asarray(layout.image_rows)
     texts = np.array([gallery.captions_of(int(row))[0] for row in rows])
-    width, truth = min(NEIGHBOURS, len(rows) - 1), []
-    if gallery.scene is not None:
-        known = gallery.scene.truth("latent")
-        for first, square in (
-            (0, known.image_to_image[np.ix_(rows, rows)]),
-            (len(rows), known.text_to_text[np.ix_(texts, texts)]),
-        ):
-            scores = _without_self(square)
-            least = np.partition(scores, -width, axis=1)[:, -width]
-            truth += [(np.flatnonzero(row >= limit) + first).tolist() for row, limit in zip(scores, least, strict=True)]
+    width = min(NEIGHBOURS, len(rows) - 1)
     trust = ", ".join(f"{name} {each['joint']:.2f}" for name, each in layout.trustworthiness.items())
     return {
         "name": gallery.name,
@@ -119,9 +90,10 @@ def collect_points(
         "pictures": [_data_uri(gallery.image(int(row))) for row in rows],
         "xy": {label: np.round(np.concatenate(pair), 3).flatten().tolist() for label, pair in layout.coords.items()},
         "near": {
-            name: _near(images[rows], captions[texts], width, name) for name, (images, captions) in spaces.items()
+            name: nearest(images[rows], captions[texts], width, shared=name != UNIMODAL)
+            for name, (images, captions) in spaces.items()
         },
-        "truth": truth,
+        "truth": true_neighbours(gallery.scene.truth("latent"), rows, texts, width) if gallery.scene else [],
         "groups": picture_groups(gallery.subset(rows)),
         "notes": [
             f"{len(rows)} test pictures of {gallery.name} and one caption of each; the baseline is {baseline}. "
@@ -130,6 +102,39 @@ def collect_points(
             "between them mean nothing. The two teachers never met: how pictures lie to captions there means nothing.",
         ],
     }
+
+
+def nearest(images: "Tensor", texts: "Tensor", width: int, *, shared: bool) -> dict[str, list[int]]:
+    """The nearest pictures and captions of every point as points, best first, the point itself left out."""
+    import torch
+
+    from rvlr_lib.similarity import cosine_matrix
+
+    found = {}
+    for kind, candidates, first in (("pictures", images, 0), ("captions", texts, len(images))):
+        rows = []
+        for queries in (images, texts):
+            if queries is candidates:
+                rows.append(cosine_matrix(queries).fill_diagonal_(-torch.inf).topk(width).indices + first)
+            elif shared:
+                rows.append(cosine_matrix(queries, candidates).topk(width).indices + first)
+            else:
+                rows.append(torch.full((len(queries), width), -1))
+        found[kind] = torch.cat(rows).flatten().tolist()
+    return found
+
+
+def true_neighbours(known: Any, rows: np.ndarray, texts: np.ndarray, width: int) -> list[list[int]]:
+    """For each point those of its modality that the truth of scenes has at least as near as its ``width`` nearest."""
+    import torch
+
+    found = []
+    squares = known.image_to_image[np.ix_(rows, rows)], known.text_to_text[np.ix_(texts, texts)]
+    for first, square in zip((0, len(rows)), squares, strict=True):
+        scores = torch.as_tensor(square).double().fill_diagonal_(-torch.inf)
+        near = scores >= scores.topk(width).values[:, -1:]
+        found += [(row.nonzero().flatten() + first).tolist() for row in near]
+    return found
 
 
 def picture_groups(gallery: "ImageTextDataset") -> dict[str, list[str]]:
@@ -150,30 +155,8 @@ def picture_groups(gallery: "ImageTextDataset") -> dict[str, list[str]]:
 
 def explorer_page(parts: Mapping[str, Any], title: str, missing: Mapping[str, str]) -> str:
     """The page as HTML: data set -> its points of :func:`collect_points`, and data set -> why it is not shown."""
-    environment = templates()
-    code = environment.loader.get_source(environment, "explorer.js")[0]
     data = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return environment.get_template("explorer.html.j2").render(title=title, data=data, code=code, missing=missing)
-
-
-def _near(images: Any, texts: Any, width: int, space: str) -> dict[str, list[int]]:
-    """The nearest pictures and captions of every point as points, best first, the point itself left out."""
-    units = [np.asarray(x, np.float32) / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (images, texts)]
-    found: dict[str, list[int]] = {}
-    for candidates, kind in enumerate(("pictures", "captions")):
-        rows = [np.full((len(images), width), -1)] * 2
-        for queries in (0, 1) if space != UNIMODAL else (candidates,):
-            scores = units[queries] @ units[candidates].T
-            scores = _without_self(scores) if queries == candidates else scores
-            rows[queries] = np.argsort(-scores, axis=1, kind="stable")[:, :width] + candidates * len(images)
-        found[kind] = np.concatenate(rows).flatten().tolist()
-    return found
-
-
-def _without_self(square: Any) -> np.ndarray:
-    scores = np.array(square, dtype=float)
-    np.fill_diagonal(scores, -np.inf)
-    return scores
+    return templates().get_template("explorer.html.j2").render(title=title, data=data, missing=missing)
 
 
 def _data_uri(picture: Any) -> str:

@@ -3,18 +3,16 @@
 import os
 import re
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args
+from typing import Any, Literal
 
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import data_name, default_root, provenance
 
 HEADLESS = "RVLR_HEADLESS"  # set in the environment of the kernels that `rvlr reproduce` starts
-WIDTHS = ("both", "page", "column")
 
 
 @dataclass
@@ -23,8 +21,8 @@ class RunOutput:
 
     Attributes:
         folder: the run folder, the notebook's ``output_dir``; empty means ``runs/lab``.
-        figure_width: ``page``, ``column`` or ``both``, of figures that are given as functions; of both the page's is
-            shown and the other goes to the subfolder ``column``.
+        figure_width: ``page``, ``column`` or ``both``: then the page's is shown and the other goes to the subfolder
+            ``column``.
         settings: what decided the numbers; shown in the report.
     """
 
@@ -37,9 +35,9 @@ class RunOutput:
     tables: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, str] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        self.started = time.monotonic()
         self.folder = Path(self.folder) if self.folder else default_root() / "lab"
         self.dataset = data_name(self.dataset)
         if (self.folder / "run.json").is_file() and HEADLESS not in os.environ:
@@ -47,26 +45,18 @@ class RunOutput:
                 f"{self.folder} is a run of `rvlr reproduce`: choose another output_dir, or leave it empty"
             )
 
-    def figure(self, figure: Any, name: str, data: Any, caption: str = "") -> Any:
-        """Save a figure as PNG and PDF with ``data``, the table it was drawn from, as CSV; hand it back to be shown.
-
-        ``figure`` may be a function that draws it, called once for each width. ``caption``: one or two sentences.
-        """
+    def figure(self, draw: Callable[[], Any], name: str, data: Any, caption: str) -> Any:
+        """Draw a figure in each width, save it as PNG and PDF with its table ``data`` as CSV, and hand it back."""
         from rvlr_lib.figures.style import one_column, save_figure
 
         place, stem = Path(self.folder) / "figures", f"{self.dataset}_{name}"
-        self.figures[stem] = caption or name.replace("_", " ")
-        shown = figure
-        if callable(figure):
-            if self.figure_width != "page":
-                with one_column():
-                    shown = figure()
-            if self.figure_width == "both":
-                save_figure(shown, place / "column", stem, data)
-            if self.figure_width != "column":
-                shown = figure()
-        save_figure(shown, place, stem, data)
-        return shown
+        self.figures[stem] = caption
+        both = self.figure_width == "both"
+        for width in ("column", "page") if both else (self.figure_width,):
+            with one_column() if width == "column" else nullcontext():
+                figure = draw()
+            save_figure(figure, place / "column" if both and width == "column" else place, stem, data)
+        return figure
 
     def table(self, frame: Any, name: str) -> Any:
         """Keep a DataFrame as a table of the report, and hand it back to be shown; the first is the main one."""
@@ -85,7 +75,7 @@ class RunOutput:
 
     def save(self) -> Path:
         """Write ``results/<dataset>_<notebook>.json``; without it the notebook has not finished."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("folder", "figure_width", "started")}
+        kept = {name: value for name, value in asdict(self).items() if name not in ("folder", "figure_width")}
         path = Path(self.folder) / "results" / f"{self.dataset}_{self.notebook}.json"
         seconds = time.monotonic() - self.started
         write_json(path, kept | {"provenance": provenance() | {"seconds": seconds}})
@@ -96,8 +86,7 @@ class RunOutput:
 def check_parameters(namespace: dict[str, Any]) -> None:
     """Check a notebook's parameters against their annotations, in its first cell: ``check_parameters(globals())``.
 
-    So papermill alone, which takes a misspelt parameter or one of another type, fails before any work: a ValueError
-    lists what is valid.
+    So papermill alone, which takes a misspelt parameter or one of another type, fails before any work.
     """
     kinds = dict(namespace.get("__annotations__", {}))
     injected = "\n".join(cell for cell in namespace.get("In", ()) if cell.startswith("# Parameters"))
@@ -111,32 +100,28 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     Raises:
         ValueError: an unknown name, a value of another type, or an arm or width that does not exist; lists the valid.
 
-    >>> fit_parameters({"epochs": int, "rates": list[float]}, {"epochs": "3", "rates": "[1, 1e-3]"})
-    {'epochs': 3, 'rates': [1.0, 0.001]}
+    >>> fit_parameters({"epochs": int, "rates": list}, {"epochs": "3", "rates": "[1, 1e-3]"})
+    {'epochs': 3, 'rates': [1, 0.001]}
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
     from rvlr_lib.config import ARMS
 
-    values = dict.fromkeys(("arm", "arms", "variants", "baseline"), tuple(ARMS)) | {"figure_width": WIDTHS}
-    fitted: dict[str, Any] = {}
+    arm: Any = Literal[("", *ARMS)]
+    width: Any = Literal["both", "page", "column"]
+    choices = {"arm": arm, "baseline": arm, "arms": list[arm], "figure_width": width}
+    if unknown := sorted(given.keys() - kinds.keys()):
+        raise ValueError(f"unknown parameter '{unknown[0]}'; valid: {', '.join(sorted(kinds)) or 'none'}")
+    if missing := [name for name, value in given.items() if value is None]:
+        raise ValueError(f"parameter '{missing[0]}' needs a value")
     parser = ArgumentParser(exit_on_error=False)
     for name, kind in kinds.items():
-        parser.add_argument(f"--{name}", type=kind)
-    for name, value in given.items():
-        if name not in kinds:
-            raise ValueError(f"unknown parameter '{name}'; valid: {', '.join(sorted(kinds)) or 'none'}")
-        if value is None and NoneType in get_args(kinds[name]):
-            fitted[name] = None
-        with suppress(ArgumentError):
-            fitted |= {} if value is None else {name: parser.parse_object({name: value})[name]}
-        if name not in fitted:
-            kind = str(kinds[name]) if get_args(kinds[name]) else kinds[name].__name__
-            raise ValueError(f"parameter '{name}' must be {kind}, not {value!r}")
-        chosen = fitted[name] if isinstance(fitted[name], list) else [fitted[name]]
-        if unknown := [each for each in chosen if each and each not in values.get(name, chosen)]:
-            raise ValueError(f"parameter '{name}': unknown '{unknown[0]}'; valid: {', '.join(values[name])}")
-    return fitted
+        parser.add_argument(f"--{name}", type=choices.get(name, kind))
+    try:
+        return vars(parser.parse_object(dict(given), defaults=False))
+    except ArgumentError as error:
+        told = str(error).replace("Parser key", "parameter").replace("\n ", "").replace("a typing.Literal", "one of ")
+        raise ValueError(told) from None
 
 
 def read_run(folder: Path | str) -> dict[str, Any]:
@@ -145,11 +130,8 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no run.json in it; `rvlr reproduce` makes one")
     record = read_json(path)
-    try:
-        [run[key] for run in record["runs"] for key in ("notebook", "dataset", "parameters")]
-        [record[key] for key in ("command", "description", "profile", "provenance")]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} lacks {error}: {rerun_command(record)} writes it again") from None
+    if missing := {"command", "description", "profile", "provenance", "runs"} - record.keys():
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}: {rerun_command(record)} writes it again")
     return record
 
 
@@ -163,15 +145,12 @@ def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
         name = f"{run['dataset']}_{run['notebook']}"
         path = Path(folder) / "results" / f"{name}.json"
         if path.is_file():
-            found[name] = {"figures": {}, "sentences": [], "settings": {}, **read_json(path)}
-            if not {"metrics", "tables"} <= set(found[name]):
-                raise ValueError(f"{path} lacks metrics or tables: remove it and run again")
+            found[name] = read_json(path)
         elif f"results/{path.name}" in run.get("outputs", ()):
             raise ValueError(f"{path} is missing, though its notebook had finished: `rvlr reproduce` makes it again")
     return found
 
 
-def rerun_command(record: Any) -> str:
+def rerun_command(record: Mapping[str, Any]) -> str:
     """The command that makes a run again, in backquotes; what is there is kept."""
-    profile = record.get("profile", "quick") if isinstance(record, dict) else "quick"
-    return f"`rvlr reproduce --profile {profile}`"
+    return f"`rvlr reproduce --profile {record.get('profile', 'quick')}`"

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 from rvlr_lib.disk import read_json, write_json, write_text
 from rvlr_lib.provenance import provenance
 from rvlr_lib.report.output import read_results, read_run
-from rvlr_lib.tables import to_latex, to_markdown, write_table
+from rvlr_lib.tables import to_markdown, write_table
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -33,26 +33,24 @@ def write_report(folder: Path | str, *, root: Path = CHECKOUT) -> Path:
     folder = Path(folder)
     record, found = read_run(folder), read_results(folder)
     sentences = zip_longest(*(result["sentences"] for result in found.values()))  # the first of each notebook first
-    parts: dict[str, Any] = {"record": record, "results": found, "claims": claims_part(root)}
-    parts["summary"] = [each for row in sentences for each in row if each][:5]
-    parts["cards"] = {run["dataset"]: data_card(run, root) for run in record["runs"]}
+    summary = [each for row in sentences for each in row if each][:5]
+    cards = {run["dataset"]: data_card(run, root) for run in record["runs"]}
+    parts = {"record": record, "results": found, "summary": summary, "cards": cards, "claims": claims_part(root)}
     text = templates().get_template("report.md.j2").render(**parts, folder=shlex.quote(str(folder)))
     write_text(folder / "report.md", text)
     write_text(folder / "report.html", page_html(record["profile"], with_pictures(markdown_html(text), folder)))
-    for name, records in result_tables(folder).items():
-        write_table(pd.DataFrame(records), folder / "tables", name.replace("/", "_"))
+    for name, result in found.items():
+        for title, records in result["tables"].items():
+            write_table(pd.DataFrame(records), folder / "tables", f"{name}_{title}")
     return folder / "report.md"
 
 
 def claims_part(root: Path = CHECKOUT) -> str:
     """The primary claims and what did not hold, from the stored study's page; empty where none is stored."""
     page = root / "data" / "reference" / "study" / "claims.md"
-    if not page.is_file():
-        return ""
-    found = re.search(r"^# Claims\n(.*)^## Companions$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    if not found:
-        raise ValueError(f"{page} lacks '# Claims' or '## Companions': `rvlr report --claims` writes it again")
-    return re.sub("^##", "###", found[1].strip(), flags=re.MULTILINE)
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    primary = text.partition("\n## Companions")[0].removeprefix("# Claims")
+    return re.sub("^##", "###", primary.strip(), flags=re.MULTILINE)
 
 
 def data_card(run: Mapping[str, Any], root: Path = CHECKOUT) -> str:
@@ -65,26 +63,6 @@ def data_card(run: Mapping[str, Any], root: Path = CHECKOUT) -> str:
     pictures = run["parameters"].get("image_root")
     words = ["rvlr", "data", "check", run["parameters"].get("dataset", run["dataset"])]
     return f"```bash\n{shlex.join(words + (['--image-root', pictures] if pictures else []))}\n```"
-
-
-def result_tables(folder: Path, select: str = "*") -> dict[str, list[dict[str, Any]]]:
-    """The result tables of a run by ``<dataset>_<notebook>/<table>``; where none matches, a ValueError lists them."""
-    results = read_results(folder).items()
-    found = {f"{name}/{title}": each for name, one in results for title, each in one["tables"].items()}
-    chosen = {name: records for name, records in found.items() if fnmatchcase(name, select)}
-    if select != "*" and not chosen:
-        raise ValueError(f"no table of {folder} matches '{select}'; there are: {', '.join(found) or 'none'}")
-    return chosen
-
-
-def table_text(records: list[dict[str, Any]], form: str = "md") -> str:
-    """A table as Markdown (``md``), CSV with all digits (``csv``), or LaTeX for booktabs (``tex``)."""
-    import pandas as pd
-
-    frame = pd.DataFrame(records)
-    if form == "csv":
-        return frame.to_csv(index=False, lineterminator="\n")
-    return (to_markdown if form == "md" else to_latex)(frame).rstrip("\n") + "\n"
 
 
 def markdown_html(text: str) -> str:
@@ -125,7 +103,7 @@ def compare(folder: Path, reference: Mapping[str, Any]) -> list[str]:
     the name of a number holds, else the default; tolerances are absolute.
     """
 
-    def flat(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    def flat(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
         pairs = ((f"{name}: {key}", value) for name, own in metrics.items() for key, value in own.items())
         return {name: math.nan if value is None else value for name, value in pairs}
 
@@ -161,12 +139,12 @@ def _metrics(folder: Path) -> dict[str, dict[str, float]]:
 def templates() -> Any:
     """The jinja2 environment of the pages."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from pandas import DataFrame
 
-    loader, escape = PackageLoader("rvlr_lib.report"), select_autoescape(["html.j2"])
-    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=escape, **options)
-    environment.filters |= {"path": quote, "text": escape_markdown, "table": table_text}
-    return environment
+    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    made = Environment(loader=PackageLoader("rvlr_lib.report"), autoescape=select_autoescape(["html.j2"]), **options)
+    made.filters |= {"path": quote, "text": escape_markdown, "table": lambda rows: to_markdown(DataFrame(rows))}
+    return made
 
 
 def escape_markdown(text: Any) -> str:

@@ -10,6 +10,8 @@ A profile is a YAML file::
       - {notebook: 02_training, parameters: {dataset: scenes}}
 """
 
+import ast
+import builtins
 import hashlib
 import json
 import logging
@@ -17,9 +19,10 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -33,9 +36,8 @@ from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_rep
 PROFILE_KEYS = ("cell_timeout_seconds", "description", "expected_seconds", "parameters", "runs")
 OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # beside notebooks
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
-DISK_BYTES = 10**9  # free before a run begins
 KERNELS = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
-Say = Callable[[str], None]
+say = partial(print, flush=True)
 
 
 class NotebookError(RuntimeError):
@@ -56,20 +58,13 @@ class Run:
 
 def notebook_parameters(notebook: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Types and defaults of a notebook's parameters, by name; a ValueError where a cell or an annotation is missing."""
-    import nbformat
+    import papermill
 
-    cells = (cell for cell in nbformat.read(notebook, 4).cells if "parameters" in cell.metadata.get("tags", ()))
-    defaults: dict[str, Any] = {}
-    try:
-        exec("\n".join(cell.source for cell in cells), {}, defaults)
-    except Exception as error:
-        raise ValueError(f"{notebook}: parameters cannot be read ({error})") from None
-    kinds = defaults.pop("__annotations__", {})
-    for name in set(defaults) - set(kinds):
-        raise ValueError(f"{notebook}: parameters cannot be read ('{name}' has no annotation)")
-    if not kinds:
-        raise ValueError(f"{notebook}: no cell is tagged 'parameters'")
-    return kinds, defaults
+    found = papermill.inspect_notebook(_no_template(notebook))
+    kinds = {name: getattr(builtins, own["inferred_type_name"], None) for name, own in found.items()}
+    if not kinds or None in kinds.values():
+        raise ValueError(f"{notebook}: it needs a cell tagged 'parameters', each one like 'seed: int = 0'")
+    return kinds, {name: ast.literal_eval(own["default"]) for name, own in found.items()}
 
 
 def load_profile(
@@ -83,9 +78,8 @@ def load_profile(
     """
     import yaml
 
-    profiles, books = (
-        {file.stem: file for file in root.glob(f"notebooks/{own}")} for own in ("profiles/*.yaml", "*.ipynb")
-    )
+    profiles = {file.stem: file for file in root.glob("notebooks/profiles/*.yaml")}
+    books = {file.stem: file for file in root.glob("notebooks/*.ipynb")}
     path = Path(profile) if profile.endswith(".yaml") else profiles.get(profile, Path())
     if not path.is_file():
         raise ValueError(f"unknown profile '{profile}'; valid: {', '.join(sorted(profiles)) or 'none here'}")
@@ -123,7 +117,6 @@ def reproduce(
     check: bool = False,
     update_reference: bool = False,
     root: Path = CHECKOUT,
-    say: Say = print,
 ) -> list[str]:
     """Run all notebooks of a profile, write their HTML and the report; go on where an earlier run stopped.
 
@@ -149,16 +142,16 @@ def reproduce(
         raise ValueError(f"there is no {reference_file} to check against: --update-reference writes it")
     reference = read_json(reference_file) if check else None
     out = (out or default_root() / path.stem).resolve()
-    check_machine(runs, out)
+    check_machine(runs)
     identity = {"profile": path.stem, "settings": {str(run): run.parameters for run in runs}}
     with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, patch.dict(os.environ, KERNELS):
         ensure_numba_cache(out.parent)
-        done = {(entry["notebook"], entry["dataset"]): entry for entry in earlier.get("runs", [])}
+        done = {f"{entry['notebook']} ({entry['dataset']})": entry for entry in earlier.get("runs", [])}
         if overwrite:
-            for place in (out / name for name in OWN_NAMES | {dataset for _, dataset in done}):
+            for place in (out / name for name in OWN_NAMES | {entry["dataset"] for entry in done.values()}):
                 shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
             done = {}
-        entries = [done.get((run.notebook, run.dataset), {}) | vars(run) for run in runs]
+        entries = [done.get(str(run), {}) | vars(run) for run in runs]
         command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]])
         record = identity | {"description": settings["description"], "runs": entries, "command": command}
         record |= {"finished": False, "provenance": provenance()}
@@ -172,7 +165,7 @@ def reproduce(
                 say(f"{label}: nothing changed since it ran, kept")
                 continue
             begin = monotonic()
-            run_notebook(run, out, settings["cell_timeout_seconds"], root=root, say=say)
+            run_notebook(run, out, settings["cell_timeout_seconds"], root=root)
             entry |= {"seconds": round(monotonic() - begin, 1), "key": key, "outputs": _outputs(run, out)}
             write_json(out / "run.json", record)
             say(f"{label} done in {entry['seconds']} s")
@@ -185,8 +178,31 @@ def reproduce(
         return compare(out, reference) if reference else []
 
 
-def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, say: Say = print) -> Path:
-    """Execute one notebook and write it and its HTML to ``out/<dataset>/``; ``say`` takes its lines of stages.
+def check_machine(runs: list[Run]) -> None:
+    """A ValueError that says what to do where this interpreter's kernel, a device or a file is missing."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    command = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
+    if command.is_absolute() and command.parent.resolve() != Path(sys.executable).parent.resolve():
+        way_out = f"`{sys.executable} -m ipykernel install --sys-prefix` mends it"
+        raise ValueError(f"the kernel 'python3' starts {command}, not this Python: {way_out}")
+    for run in runs:
+        if (device := run.parameters.get("device", "auto")) not in ("auto", "cpu"):
+            import torch
+
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError) as error:
+                reason = str(error).strip().splitlines()[0][:80]
+                raise ValueError(f"device '{device}' is not there: {reason}; valid: auto, cpu, cuda, cuda:N") from None
+        for name in ("dataset", "image_root"):
+            path = Path(run.parameters.get(name) or ".")
+            if (path.suffix or len(path.parts) > 1) and not path.exists():
+                raise ValueError(f"parameter '{name}': there is no {path}, seen from {Path.cwd()}")
+
+
+def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT) -> Path:
+    """Execute one notebook and write it and its HTML to ``out/<dataset>/``; lines of its stages are printed.
 
     A NotebookError says that a cell raised, took more than ``timeout`` seconds, or that the kernel died.
     """
@@ -199,14 +215,13 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
     partial, page = target.with_name(f".partial-{source.name}"), target.with_suffix(".html")
     target.parent.mkdir(parents=True, exist_ok=True)
     page.unlink(missing_ok=True)
-    place = {"output_dir": str(out)} if "output_dir" in notebook_parameters(source)[0] else {}
-    stream, reason = _Stages(say), ""
-    names = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, partial)]  # papermill fills braces in
+    stream, reason = _Stages(), ""
+    names, parameters = map(_no_template, (source, partial)), run.parameters | {"output_dir": str(out)}
     options = {"kernel_name": "python3", "execution_timeout": timeout, "extra_arguments": ["--log-level=50"]}
-    options |= {"on_cell_execute": stream.cell, "stdout_file": stream, "stderr_file": stream, "progress_bar": False}
+    options |= {"on_cell_execute": stream.count, "stdout_file": stream, "stderr_file": stream, "progress_bar": False}
     try:
-        executed = papermill.execute_notebook(*names, run.parameters | place, **options)
-        _write_html(executed, page, run.notebook)
+        executed = papermill.execute_notebook(*names, parameters, **options)
+        write_text(page, notebook_html(executed, run.notebook))
     except papermill.PapermillExecutionError as error:
         reason = f"{error.ename}: {str(error.evalue).strip()}"
     except CellTimeoutError:
@@ -222,49 +237,7 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, sa
     return target
 
 
-def check_machine(runs: list[Run], out: Path) -> None:
-    """A ValueError that says what to do where this interpreter's kernel, a device, a file or disk space is missing."""
-    from jupyter_client.kernelspec import KernelSpecManager
-
-    command = KernelSpecManager().get_kernel_spec("python3").argv[0]
-    if os.path.isabs(command) and Path(command).parent.resolve() != Path(sys.executable).parent.resolve():
-        way_out = f"`{sys.executable} -m ipykernel install --sys-prefix` mends it"
-        raise ValueError(f"the kernel 'python3' starts {command}, not this Python: {way_out}")
-    for device in {str(run.parameters.get("device", "auto")) for run in runs} - {"auto", "cpu"}:
-        import torch
-
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0][:80]
-            raise ValueError(f"device '{device}' is not there: {reason}; valid: auto, cpu, cuda, cuda:N") from None
-    for name, run in ((name, run) for run in runs for name in ("dataset", "image_root")):
-        path = Path(run.parameters.get(name) or ".")
-        if (path.suffix or len(path.parts) > 1) and not path.exists():
-            raise ValueError(f"parameter '{name}': there is no {path}, seen from {Path.cwd()}")
-    above = next(folder for folder in (out, *out.parents) if folder.exists())
-    if (free := shutil.disk_usage(above).free) < DISK_BYTES:
-        raise ValueError(f"only {free / 1e9:.1f} GB are free at {above}: a run needs {DISK_BYTES / 1e9:.0f} GB")
-
-
-class _Stages:
-    """The output of a kernel: counts cells and passes on the lines of finished stages."""
-
-    def __init__(self, say: Say) -> None:
-        self.say, self.number, self.rest = say, 0, ""
-
-    def cell(self, **_: Any) -> None:  # nbclient's hook
-        self.number += 1
-
-    def write(self, text: str) -> None:
-        *lines, self.rest = (self.rest + text).split("\n")
-        for line in (line for line in lines if line.startswith(STAGE)):
-            self.say(f"      {line.removeprefix(STAGE)}")
-
-    def flush(self) -> None: ...
-
-
-def _write_html(notebook: Any, path: Path, title: str) -> None:
+def notebook_html(notebook: Any, title: str) -> str:
     """HTML with everything embedded, without the folded cells; only a notebook with formulas asks for MathJax."""
     from nbconvert import HTMLExporter
     from traitlets.config import Config
@@ -273,7 +246,30 @@ def _write_html(notebook: Any, path: Path, title: str) -> None:
     exporter = HTMLExporter(config=folded, embed_images=True, require_js_url="", jquery_url="")
     if not any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown"):
         exporter.mathjax_url = ""
-    write_text(path, exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})[0])
+    return exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})[0]
+
+
+class _Stages:
+    """The output of a kernel: counts cells and passes on the lines of finished stages."""
+
+    def __init__(self) -> None:
+        self.number, self.rest = 0, ""
+
+    def count(self, **_: Any) -> None:
+        self.number += 1
+
+    def write(self, text: str) -> None:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            if line.startswith(STAGE):
+                say(f"      {line.removeprefix(STAGE)}")
+
+    def flush(self) -> None: ...
+
+
+def _no_template(path: Path) -> str:
+    """A path for papermill, which would fill in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _key(run: Run, root: Path) -> str:
@@ -291,4 +287,4 @@ def _outputs(run: Run, out: Path) -> list[str]:
     result = out / "results" / f"{run.dataset}_{run.notebook}.json"
     if not result.is_file():
         return pages
-    return [*pages, f"results/{result.name}", *(f"figures/{name}.png" for name in read_json(result).get("figures", ()))]
+    return [*pages, f"results/{result.name}", *(f"figures/{name}.png" for name in read_json(result)["figures"])]

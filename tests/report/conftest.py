@@ -9,16 +9,18 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 PARAMETERS = """dataset: str = "scenes"  # a data set
 seed: int = 0
 rate: float = 0.1
-variants: list[str] = ["rvlr"]
+arms: list = ["rvlr"]
 device: str = "auto"
 output_dir: str = \"\""""
-WRITE = """import json, os, pathlib, sys
-out = pathlib.Path(output_dir)
-(out / "results").mkdir(exist_ok=True)
-metrics = {"rvlr | r_mean": 30.0 + seed, "loss": rate}
-result = {"metrics": metrics, "tables": {"main": [{"model": "rvlr", "r_mean": 30.0 + seed}]},
-          "notebook": "01_good", "dataset": dataset, "sentences": [f"Seed {seed} is “good”."]}
-(out / "results" / f"{pathlib.Path(dataset).stem}_01_good.json").write_text(json.dumps(result), encoding="utf-8")
+WRITE = """import os, sys
+import pandas as pd
+from rvlr_lib.report.output import RunOutput, check_parameters
+check_parameters(globals())
+output = RunOutput("01_good", dataset, output_dir)
+output.keep("rvlr", {"r_mean": 30.0 + seed, "loss": rate})
+output.table(pd.DataFrame({"model": ["rvlr"], "r_mean": [30.0 + seed]}), "main")
+output.say(f"Seed {seed} is “good”.")
+output.save()
 print(sys.executable, os.environ["RVLR_HEADLESS"], os.environ.get("NUMBA_CACHE_DIR"))
 print("stage matching: 3 steps")"""
 

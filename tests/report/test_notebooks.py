@@ -18,22 +18,10 @@ from rvlr_lib.study.plan import load_plan
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MINIMUM = 5
-EVERY_NOTEBOOK_HAS = {
-    "dataset",
-    "image_root",
-    "preset",
-    "model",
-    "pretrained",
-    "device",
-    "seed",
-    "output_dir",
-    "figure_width",
-}
+EVERY_NOTEBOOK_HAS = set("dataset image_root preset model pretrained device seed output_dir figure_width".split())
 MATHJAX = "https://cdnjs.cloudflare.com/ajax/libs/mathjax"  # where a notebook has formulas
 MEASURED = re.compile(r"\d\.\d|\d\s?%|\d (points|seeds|s\b)")  # a number that only a cell may say
 PROFILES = sorted(path.stem for path in (ROOT / "notebooks" / "profiles").glob("*.yaml"))
-LAMBDAS = 1
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -41,12 +29,8 @@ def cells(path, kind="code"):
     return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
 
 
-def trees(path):
-    return [ast.parse("".join(line for line in cell["source"] if not line.startswith("%"))) for cell in cells(path)]
-
-
 def test_none_is_lost():
-    assert len(NOTEBOOKS) >= MINIMUM
+    assert len(NOTEBOOKS) >= 5
     assert {"smoke", "quick", "own", "gpu"} <= set(PROFILES)
 
 
@@ -61,46 +45,29 @@ def test_parameters(path):
 
 
 @notebooks
-def test_committed_without_outputs_and_for_any_python3(path):
+def test_form(path):
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["metadata"]["kernelspec"]["name"] == "python3"
-    assert not [cell for cell in cells(path) if cell["outputs"] or cell["execution_count"]]
     assert "widgets" not in content["metadata"]
-
-
-@notebooks
-def test_only_imports_calls_and_shows(path):
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    nodes = [node for tree in trees(path) for node in ast.walk(tree)]
-    assert not [node for node in nodes if isinstance(node, kinds)]
-    assert sum(isinstance(node, ast.Lambda) for node in nodes) <= LAMBDAS
-
-
-@notebooks
-def test_checks_its_parameters_first_and_saves_last(path):
+    assert not [cell for cell in cells(path) if cell["outputs"] or cell["execution_count"]]
     sources = ["".join(cell["source"]) for cell in cells(path)]
     assert "check_parameters(globals())" in sources[1]
-    assert sources[-1] == "path = output.save()"
     assert f'RunOutput("{path.stem}", dataset, output_dir, figure_width)' in sources[1]
-
-
-@notebooks
-def test_text_leaves_numbers_to_the_cells(path):
+    assert sources[-1] == "path = output.save()"
     for cell in cells(path, "markdown"):
-        text = "".join(cell["source"])
-        assert not MEASURED.search(re.sub(r"@\d+|`[^`]*`|\]\([^)]*\)", "", text)), text
+        text = re.sub(r"@\d+|`[^`]*`|\]\([^)]*\)", "", "".join(cell["source"]))
+        assert not MEASURED.search(text), text
 
 
 @notebooks
-def test_every_figure_has_a_caption(path):
-    calls = [
-        node
-        for tree in trees(path)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "output.figure"
-    ]
-    assert calls
-    assert all(len(call.args) == 4 for call in calls)
+def test_only_imports_calls_and_shows_figures_with_captions(path):
+    sources = ("".join(line for line in cell["source"] if not line.startswith("%")) for cell in cells(path))
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    assert not [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    assert sum(isinstance(node, ast.Lambda) for node in nodes) <= 1
+    figures = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "output.figure"]
+    assert figures
+    assert all(len(call.args) == 4 for call in figures)
 
 
 def test_what_notebooks_name_is_there():
@@ -136,14 +103,12 @@ def test_smoke_runs_every_notebook(tmp_path):
         assert (folder / f"{name}.ipynb").stat().st_size > 0
         assert 'src="http' not in (folder / f"{name}.html").read_text().replace(f'src="{MATHJAX}', "")
         result = read_json(out / "results" / f"{run['dataset']}_{name}.json")
-        assert result["sentences"]
-        assert result["settings"]
-        assert result["metrics"]
+        assert all(result[part] for part in ("sentences", "settings", "metrics"))
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in result["metrics"].values())
     figures = {path.stem for path in (out / "figures").glob("*.png")}
     assert figures
-    assert figures == {path.stem for path in (out / "figures").glob("*.pdf")}
-    assert figures == {path.stem for path in (out / "figures").glob("*.csv")}
+    for suffix in ("pdf", "csv"):
+        assert figures == {path.stem for path in (out / "figures").glob(f"*.{suffix}")}
     report = (out / "report.md").read_text()
     assert all(f"figures/{name}.png" in report for name in figures)
     assert not list(out.rglob(".*"))
