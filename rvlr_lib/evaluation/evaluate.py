@@ -1,7 +1,7 @@
 """From features to a report: retrieval under every relevance, floors, ceilings, structure."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -240,15 +240,22 @@ def working_bytes(device: Device) -> int:
 
 def halve_until_it_fits(compute: Callable[..., Result], rows: int) -> Result:
     """``compute(chunk_size=rows)``, with half the rows each time the device runs out of memory; the same numbers."""
-    rows = max(1, rows)
+    first = rows = max(1, rows)
     while True:
         try:
-            return compute(chunk_size=rows)
+            found = compute(chunk_size=rows)
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
+        else:
+            if rows < first:
+                _say(f"{first} rows at once did not fit in memory, {rows} did; the numbers are the same")
+            return found
         rows //= 2  # outside the handler, whose traceback keeps tensors alive
         torch.cuda.empty_cache()
+
+
+_say = cache(print)  # a line is printed once
 
 
 def _starting(prefixes: tuple[str, ...], report: Mapping[str, float]) -> dict[str, float]:

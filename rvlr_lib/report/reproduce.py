@@ -35,6 +35,7 @@ from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_rep
 
 PROFILE_KEYS = ("cell_timeout_seconds", "description", "expected_seconds", "parameters", "runs")
 OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # beside notebooks
+DISK_BYTES = 10**9  # free before a run begins
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
 KERNELS = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
 say = partial(print, flush=True)
@@ -142,7 +143,7 @@ def reproduce(
         raise ValueError(f"there is no {reference_file} to check against: --update-reference writes it")
     reference = read_json(reference_file) if check else None
     out = (out or default_root() / path.stem).resolve()
-    check_machine(runs)
+    check_machine(runs, out)
     identity = {"profile": path.stem, "settings": {str(run): run.parameters for run in runs}}
     with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, patch.dict(os.environ, KERNELS):
         ensure_numba_cache(out.parent)
@@ -178,14 +179,17 @@ def reproduce(
         return compare(out, reference) if reference else []
 
 
-def check_machine(runs: list[Run]) -> None:
-    """A ValueError that says what to do where this interpreter's kernel, a device or a file is missing."""
+def check_machine(runs: list[Run], out: Path) -> None:
+    """A ValueError that says what to do where this interpreter's kernel, disk space, a device or a file is missing."""
     from jupyter_client.kernelspec import KernelSpecManager
 
     command = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
     if command.is_absolute() and command.parent.resolve() != Path(sys.executable).parent.resolve():
         way_out = f"`{sys.executable} -m ipykernel install --sys-prefix` mends it"
         raise ValueError(f"the kernel 'python3' starts {command}, not this Python: {way_out}")
+    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    if (free := shutil.disk_usage(above).free) < DISK_BYTES:
+        raise ValueError(f"only {free / 1e9:.1f} GB are free at {above}: a run needs {DISK_BYTES / 1e9:.0f} GB")
     for run in runs:
         if (device := run.parameters.get("device", "auto")) not in ("auto", "cpu"):
             import torch

@@ -131,9 +131,7 @@ class Training:
         self.optim, self.device = batches.optim, batches.device
         if execution.gradient_checkpointing:
             checkpoint_gradients(objective)
-        self.model = spread(objective)
-        if execution.compile:  # evaluation calls the student's own methods, which stay as they are: its shapes are many
-            self.model.compile()
+        self.model, self.to_compile = spread(objective), execution.compile
         on_gpu, precision = self.device.type == "cuda", self.optim.precision
         bfloat16 = precision == "bfloat16" or (precision == "auto" and on_gpu)
         self.precision = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
@@ -147,6 +145,8 @@ class Training:
 
     def train_step(self, inputs: Inputs) -> dict[str, float]:
         """One step of the optimiser; what to log of it, empty where it is not a step to log."""
+        if self.to_compile:
+            self._compile(inputs)
         scalars = {name: value for name, value in self.objective.named_parameters() if value.ndim == 0}
         try:
             terms = self.model(inputs, self.precision)
@@ -199,6 +199,26 @@ class Training:
     def _watch(self, values: dict[str, Tensor]) -> None:
         now = torch.stack([value.detach().double() for value in values.values()])
         self.watched.append((self.step, list(values), now))
+
+    def _compile(self, inputs: Inputs) -> None:
+        """Compile and warm up on a batch, leaving random states as they were; without success, train uncompiled.
+
+        Evaluation calls the student's own methods, which stay uncompiled: its shapes are many.
+        """
+        self.to_compile, began, drawn = False, time.monotonic(), self.objective.get_extra_state()
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            try:
+                self.model.compile()
+                sum(self.model(inputs, self.precision).values()).backward()
+                told = f"compiled in {time.monotonic() - began:.0f} s"
+            except Exception as error:
+                self.model._compiled_call_impl = None
+                torch._dynamo.reset()
+                told = f"cannot be compiled ({type(error).__name__}: {str(error).splitlines()[0]}): trains uncompiled"
+        self.objective.set_extra_state(drawn)
+        self.optimizer.zero_grad(set_to_none=True)
+        if is_main():
+            print(f"{self.label}: {told}")
 
     def save_if_due(self) -> None:
         """Write a checkpoint every ``save_every`` steps; only the main process writes."""

@@ -91,8 +91,8 @@ def test_bending_is_the_loss_beyond_the_controls():
     assert evaluation.bending(trained, control) == {"image/overlap": 30.0, "text/cka": -0.25}
 
 
-def test_rows_are_halved_until_they_fit_outside_the_handler():
-    tried = []
+def test_rows_are_halved_until_they_fit_outside_the_handler(monkeypatch):
+    tried, said = [], []
 
     def compute(chunk_size):
         tried.append(chunk_size)
@@ -101,7 +101,9 @@ def test_rows_are_halved_until_they_fit_outside_the_handler():
         assert sys.exc_info() == (None, None, None)  # no handler is open that would keep tensors
         return "found"
 
+    monkeypatch.setattr(evaluation, "_say", said.append)
     assert evaluation.halve_until_it_fits(compute, 40) == "found"
+    assert said == ["40 rows at once did not fit in memory, 5 did; the numbers are the same"]
     assert tried == [40, 20, 10, 5]
     with pytest.raises(torch.OutOfMemoryError):
         evaluation.halve_until_it_fits(lambda chunk_size: compute(10), 4)

@@ -207,6 +207,8 @@ def test_a_folder_of_other_settings_is_never_overwritten_silently(checkout, comm
     assert "holds other things (mine.txt" in command("--profile", "good", "--overwrite")[2]
     code, _, errors = command("--profile", "good", "--out", "/proc/none")  # which is read-only
     assert (code, errors.count("\n")) == (2, 1)
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**7}))
+    assert "only 0.0 GB are free" in command("--profile", "good")[2]
 
 
 def test_check_lists_what_moved(checkout, command):

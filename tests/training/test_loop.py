@@ -160,7 +160,7 @@ def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(train, mon
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler here")
-def test_a_compiled_training_is_the_plain_one(train, monkeypatch):
+def test_a_compiled_training_is_the_plain_one(train, capsys, monkeypatch):
     monkeypatch.setattr(models.student, "HEAD_DROPOUT", 0.0)  # compiled code draws its own random numbers
     plain, compiled = (
         train(
@@ -170,6 +170,19 @@ def test_a_compiled_training_is_the_plain_one(train, monkeypatch):
     )
     for name, value in plain.state.items():
         torch.testing.assert_close(compiled.state[name], value, atol=1e-4, rtol=1e-3, msg=name)
+    assert "toy: compiled in" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compiled_trains_uncompiled_with_one_line(train, capsys, monkeypatch):
+    plain, broken = train(make_objective(matching=1)), make_objective(matching=1)
+
+    def fails():
+        raise RuntimeError("no compiler\nand a long trace")
+
+    monkeypatch.setattr(broken, "compile", fails)
+    for name, value in train(broken, execution=Execution(compile=True)).state.items():
+        assert torch.equal(value, plain.state[name]), name
+    assert "toy: cannot be compiled (RuntimeError: no compiler): trains uncompiled\n" in capsys.readouterr().out
 
 
 def test_gradient_checkpointing_keeps_the_gradients(towers):
