@@ -74,16 +74,16 @@ def test_the_house_is_small():
     lines = sum(len(path.read_text().splitlines()) for path in LIBRARY)
     beside = [path.name for path in LIBRARY if path.parent.name == "rvlr_lib" and not path.name.startswith("__")]
     tests = sum(len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py"))
-    assert lines <= 13_200  # a ratchet: take lines out and lower it; the aim is 7,600, and 6,000 for the tests
+    assert lines <= 12_000  # a ratchet: take lines out and lower it; the aim is 7,600, and 6,000 for the tests
     assert len(beside) <= 6
-    assert tests <= 9_600
+    assert tests <= 8_500
     assert not [path.name for path in LIBRARY if "fmt: skip" in path.read_text()]
 
 
 def test_every_import_is_declared():
     declared = {requirement(name)[0] for name in NEEDED}
-    modules = set()
-    for node in (node for path in LIBRARY for node in ast.walk(ast.parse(path.read_text()))):
+    modules, sources = set(), [*LIBRARY, ROOT / "docs" / "build.py"]
+    for node in (node for path in sources for node in ast.walk(ast.parse(path.read_text()))):
         modules |= {alias.name.split(".")[0] for alias in node.names} if isinstance(node, ast.Import) else set()
         modules |= {str(node.module).split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
     modules -= {*sys.stdlib_module_names, "rvlr_lib", "IPython"}  # which comes with ipykernel
