@@ -165,7 +165,11 @@ class ImageTextDataset:
         )
 
     def gallery_sets(self) -> list[ImageTextDataset]:
-        """One data set per gallery; itself where there is just one."""
+        """One data set per gallery, the same ones each time; itself where there is just one."""
+        return self._gallery_sets
+
+    @cached_property
+    def _gallery_sets(self) -> list[ImageTextDataset]:
         if self.galleries is None:
             return [self]
         return [self.subset(np.flatnonzero(self.galleries == g)) for g in np.unique(self.galleries)]

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from rvlr_lib.config import (
     ARMS,
@@ -129,8 +131,12 @@ class Study:
         if name == "teachers":
             return self.teacher_features("test")
         if name == "start":
-            return self._split("test").encode(self._fresh_student(), self.device)
+            return self._start_features
         return stages.stored_features(self.student_folder(name), "test")
+
+    @cached_property
+    def _start_features(self) -> Features:
+        return self._split("test").encode(self._fresh_student(), self.device)
 
     def training_log(self, name: str) -> list[dict[str, Any]]:
         """The log of an arm, a dict each logged step or epoch."""
@@ -287,7 +293,8 @@ class Study:
         if not model.freeze_towers:
             return TowerStudent(self.towers, **common)
         train = self.features("train")
-        directions = [principal_directions(rows, model.width) for rows in (train.images[0], train.texts)]
+        folders = [self.cache.folder(self._feature_stage(modality)) for modality in MODALITIES]
+        directions = _directions(*folders, model.width)
         tokens = train.image_tokens, train.text_tokens
         widths = None if tokens[0] is None or tokens[1] is None else (tokens[0].shape[-1], tokens[1].shape[-1])
         return HeadStudent(*directions, token_widths=widths, **common)
@@ -308,6 +315,13 @@ class Study:
     def _checkpoints(self, stage: Stage) -> Path | None:
         folder = self.execution.checkpoints
         return None if folder is None else folder / f"{stage.name}-{stage.key}"
+
+
+@lru_cache(maxsize=4)
+def _directions(images: Path, texts: Path, width: int) -> list[Tensor]:
+    """Where the heads start, from feature folders, whose names say their content."""
+    train = read_features(images, texts, "train")
+    return [principal_directions(rows, width) for rows in (train.images[0], train.texts)]
 
 
 def open_study(
