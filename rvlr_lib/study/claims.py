@@ -256,7 +256,7 @@ def write_claims(profile: str = "study", folder: str | Path = "", page: Path | N
 
 
 def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str, Any]) -> None:
-    """Put the verdicts into a Markdown page: sentences between its ``verdict`` markers, a table between ``claims``.
+    """Put the verdicts into a Markdown page: one sentence between its ``verdict`` markers, one a claim at ``claims``.
 
     Raises:
         ValueError: the page lacks the markers.
@@ -265,13 +265,14 @@ def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str
     if not found:
         insert_between(page, "verdict", "- No verdict yet: the planned seeds are not whole.")
         return
-    held = sum(own.verdict.startswith("better") for own in found.values())
+    held, told = sum(own.verdict.startswith("better") for own in found.values()), []
+    for name, own in found.items():
+        control = plan.claims[name].control
+        known = f"; its control {signed(weakest(plan.claims[control], results).mean)}" if control else ""
+        told.append(f"{name} {own.verdict} ({signed(own.effect.mean)} points{known})")
+    insert_between(page, "verdict", f"**{held} of {len(found)} sealed claims hold**: {', '.join(told)}.")
     lines = [f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name in found]
-    insert_between(page, "verdict", "\n".join([f"**{held} of {len(found)} sealed claims hold.**\n", *lines]))
-    table = claims_table(plan, found)
-    table["claim"] = [plan.claims[name].text for name in table["claim"]]
-    shown = ["claim", "verdict", "points", "Holm interval", "90 % interval", "δ", "seeds"]
-    insert_between(page, "claims", to_markdown(table[shown]))
+    insert_between(page, "claims", "\n".join(lines))
 
 
 def signed(value: float) -> str:

@@ -102,7 +102,7 @@ def test_worse_is_said_as_loud_as_better(whole, tmp_path, gain, verdict, held):
     page = tmp_path / "page.md"
     page.write_text("".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("verdict", "claims")))
     insert_verdicts(page, whole, found, TUNED)
-    assert f"**{held} of 1 sealed claims hold.**" in page.read_text()
+    assert f"**{held} of 1 sealed claims hold**: recall {verdict} (" in page.read_text()
 
 
 def test_the_readme_and_the_page_of_claims_say_what_the_committed_study_says(tmp_path):
