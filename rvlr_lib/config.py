@@ -55,7 +55,7 @@ class ModelSettings:
     width: int = 256  # of the common space, for heads
     precision: Literal["float32", "bfloat16"] = "float32"  # of encoding by frozen towers
     views: int = 3  # cached views of a training picture: one plain, the others augmented
-    image_teacher: str = "towers"  # where a teacher comes from, see rvlr_lib.models.pretrained
+    image_teacher: str = "towers"  # where a teacher comes from, see rvlr_lib.models.teachers
     text_teacher: str = "towers"
     fusion_layers: int = 0  # 0 leaves the fusion encoder and the matching loss out
     temperature: float = 0.07
@@ -100,7 +100,6 @@ class MethodSettings:
     selection: Literal["val", "test"] = "val"  # row 8: the split that chooses the best epoch
     mixed_t2it: Literal["direct", "transposed"] = "direct"  # row 11: scores of pictures in T2IT
     mixed_scores: Literal["cosine", "matching"] = "cosine"  # row 12: for all, or matching logits beside cosines
-    siblings: Literal["out", "in"] = "out"  # row 16: which T2T is the headline; both are always recorded
     representation_bidirectional: bool = True  # row 24: both directions, or the student's rows only
     representation_temperature: Literal["own", "shared"] = "own"  # row 24: fixed, or that of the contrastive loss
     head_init: Literal["ridge", "random"] = "ridge"  # row 24b: teacher heads start as a regression onto the student
