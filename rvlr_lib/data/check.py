@@ -1,5 +1,6 @@
 """``rvlr data check``: what a collection holds, what in it would spoil a result, and an account of everything read."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -170,9 +171,10 @@ def _accounts(report: Report, found: Collection, bad: dict[str, str]) -> None:
     beside = {place: found.root / place for place in places if (found.root / place).is_dir()}
     for prefix, seen in found.walks or [(p, walk(folder, found.root, deep=False)) for p, folder in beside.items()]:
         files.update({"hidden": seen.hidden, "refused": sum(count for *_, count in seen.refused)})
-        for name in ((Path(prefix) / name).as_posix() for name in seen.files):
+        for name, real in (((Path(prefix) / name).as_posix(), real) for name, real in seen.files.items()):
             if name in found.named:
-                files["used" if name in good else "refused"] += 1
+                linked = real != os.path.realpath(found.root) + f"/{name}"
+                files[("used through a link" if linked else "used") if name in good else "refused"] += 1
             elif name.lower().endswith(SUFFIXES):
                 files["pictures that no row names"] += 1
             else:

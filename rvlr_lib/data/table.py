@@ -242,7 +242,7 @@ def read_table(found: Collection, file: Path) -> list[Row] | None:
                 way = "a caption holds a tab: replace it by a space"
             counts = f"{len(row)} field{'s' * (len(row) > 1)}, the header has {len(names)}"
             found.lose(f"rows with too {'few' if few else 'many'} fields", f"{file}, line {first}: {counts}: {way}")
-        elif line := next((line for line in lines[first:last] if _is_row(line, mark, picture, shapes)), ""):
+        elif line := next((line for line in _inner_lines(row) if _is_row(line, mark, picture, shapes)), ""):
             held = f"{file}, lines {first} to {last}: a quoted field holds {line.strip()[:60]!r}"
             way = "which looks like a row of its own: close or double the quotation marks"
             found.lose("quotes that swallow lines", f"{held}, {way}")
@@ -270,6 +270,11 @@ def _split_lines(found: Collection, file: Path, lines: list[str], mark: str) -> 
         hint = "a quotation mark in a caption is doubled, and closed at its end"
         raise ValueError(f"{file}, line {last + 1}: {error}; check the quotes: {hint}") from None
     return rows
+
+
+def _inner_lines(row: list[str]) -> list[str]:
+    """The lines within quoted fields, but for the first of each."""
+    return [line for cell in row for line in cell.splitlines()[1:]]
 
 
 def _is_row(line: str, mark: str, picture: int, shapes: set[str]) -> bool:

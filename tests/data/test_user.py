@@ -107,6 +107,15 @@ def test_quotes_that_swallow_lines_spoil(place, mark, names):
     assert report.accounts["lines"] == (41, {"rows": 12, "header": 1, "further lines of quoted fields": 28})
 
 
+@pytest.mark.parametrize("header", ["caption,image", "image;caption;split", "image,caption,url.jpg"])
+def test_captions_of_several_lines_are_read_wherever_they_stand(place, header):
+    cells = {"caption": '"a dog\nruns ""far"" away"', "split": "test", "url.jpg": "0"}
+    mark = ";" if ";" in header else ","
+    lines = [mark.join(cells.get(name, picture) for name in header.split(mark)) for picture in NAMES]
+    report = looked(write(place, "x.csv", "\n".join([header, *lines]) + "\n"))
+    assert report.accounts["rows"] == (len(NAMES), {"used": len(NAMES)})
+
+
 @pytest.mark.parametrize("mark", [",", "\t", ";"])
 def test_rows_with_too_few_or_too_many_fields_are_counted_and_explained(place, mark):
     path = write(place, "x.csv", rows("a dog", mark=mark) + f"t01.png\n\np02.png{mark}a{mark}b\n")
@@ -178,7 +187,8 @@ def test_links_inside_are_followed_and_all_else_is_refused_by_name(tmp_path):
     write(root / "val", "one.txt", "a link")
     assert "train/more/a/3.png" in load_dataset(str(root), split="train").image_ids
     assert sizes(root) == [12, 7, 6]
-    assert looked(root).accounts["files"][1]["used"] == 25
+    files = looked(root).accounts["files"][1]
+    assert (files["used"], files["used through a link"]) == (18, 7)
     (root / "train" / "far").symlink_to(tmp_path / "outside")
     (root / "train" / "round").symlink_to(root / "train")
     (root / "test" / "none.png").symlink_to(root / "nothing.png")
