@@ -33,6 +33,9 @@ def centre(features, reference) -> Tensor:
 def principal_components(features: Features, reference: Features, *, width: int) -> Features:
     """Both modalities on the ``width`` leading principal directions of the training features of both together."""
     both = torch.cat(reference).double()
+    if not 1 <= width <= min(both.shape[1], len(both) - 1):
+        shape = list(both.shape)
+        raise ValueError(f"width {width} needs features as wide and {width + 1} reference rows, got {shape}")
     mean = both.mean(dim=0)
     directions = torch.linalg.eigh((both - mean).T @ (both - mean)).eigenvectors.flip(1)[:, :width]
     images, texts = (unit_rows((x.double() - mean) @ directions).to(x.dtype) for x in features)
@@ -45,9 +48,14 @@ def spectral_cut(features: Features, reference: Features, *, leading: int, trail
     Row m of the reference pictures ``[M, D]`` belongs to row m of the reference captions ``[M, D']``. Unit rows of
     width ``min(D, D') − leading − trailing``: pictures on the left directions that stay, captions on the right ones.
     """
+    if len(reference[0]) != len(reference[1]):
+        shapes = [list(rows.shape) for rows in reference]
+        raise ValueError(f"reference pictures {shapes[0]} and captions {shapes[1]} are not paired")
     x, y = (rows.double() - rows.double().mean(dim=0) for rows in reference)
     left, _, right = torch.linalg.svd(x.T @ y, full_matrices=False)
     kept = slice(leading, left.shape[1] - trailing)
+    if leading < 0 or trailing < 0 or kept.start >= kept.stop:
+        raise ValueError(f"leading {leading} and trailing {trailing} leave none of {left.shape[1]} directions")
     pairs = zip(features, (left, right.T), strict=True)
     images, texts = (unit_rows(rows.double() @ basis[:, kept]).to(rows.dtype) for rows, basis in pairs)
     return images, texts
@@ -138,6 +146,8 @@ def training_free(
         scores = [0.0]
         if len(candidates) > 1:
             scores = [sum(measure(arm, validation, each)[key] for key in goal) for each in candidates]
+        if np.isnan(scores).any():
+            raise ValueError(f"{arm}: a validation score is undefined: {scores}")
         chosen = candidates[int(np.argmax(scores))]
         own = {"arm": arm, "parameters": ", ".join(f"{name} {value:g}" for name, value in chosen.items())}
         values = measure(arm, test, chosen)

@@ -33,7 +33,7 @@ class Relevance(NamedTuple):
     text_to_text: np.ndarray | None = None
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)  # a data set of ten galleries among them
 def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
     """The relevances known for a gallery, the headline one first.
 

@@ -57,6 +57,17 @@ def test_principal_components_and_spectral_cut_against_numpy():
         np.testing.assert_allclose(ours @ ours.T, cosines(features, 0, basis), atol=1e-9)
 
 
+def test_peers_refuse_what_they_cannot_do():
+    pair, few = (rows(5, 6), rows(7, 6)), (rows(1, 6), rows(1, 6, seed=1))
+    with pytest.raises(ValueError, match=r"width 2 needs .* 3 reference rows, got \[2, 6\]"):
+        principal_components(pair, few, width=2)
+    with pytest.raises(ValueError, match="are not paired"):
+        spectral_cut(pair, pair, leading=1, trailing=1)
+    for leading, trailing in ((-1, 1), (3, 3)):
+        with pytest.raises(ValueError, match="leave none of 6 directions"):
+            spectral_cut(pair, (rows(9, 6), rows(9, 6, seed=1)), leading=leading, trailing=trailing)
+
+
 def test_weights_between_two_states():
     start = {"w": torch.tensor([0.0, 2.0]), "half": torch.tensor([1.0], dtype=torch.float16), "n": torch.tensor(3)}
     trained = {"w": torch.tensor([1.0, 0.1]), "half": torch.tensor([3.0], dtype=torch.float16), "n": torch.tensor(7)}
