@@ -263,10 +263,10 @@ class Bench:
                     "save-every": 2,
                     "device": self.device,
                 }
-                command = [sys.executable, "-m", "rvlr_lib", "train", "-s", "stage1.epochs=20"]
+                command = [sys.executable, "-m", "rvlr_lib", "train", "-s", "stage1.epochs", "20"]
                 command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
                 for name, path in self.weight_files().items():
-                    command += ["-s", f"{name}={path}"] if path else []
+                    command += ["-s", name, str(path)] if path else []
                 if kill:
                     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                     deadline = time.monotonic() + 90

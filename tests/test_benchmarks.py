@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def test_every_benchmark_runs_and_its_sides_agree(name):
 def test_every_script_is_run():
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__", "_harness", "run"}
     assert scripts - {"relevance_floors", "reduced_weights", "gpu"} == set(run.NAMES)  # these time nothing, or one GPU
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_rehearses_on_the_cpu(tmp_path):
+    parts = "heads,losses,resume"
+    words = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--device", "cpu", "--parts", parts]
+    subprocess.run([*words, "--out", tmp_path / "gpu.json"], cwd=ROOT, check=True)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert not [part for part in parts.split(",") if "failed" in found[part]]
+    assert found["resume"]["equal_weights"]
 
 
 def test_sides_run_in_turn():
