@@ -150,13 +150,18 @@ def report(folder: File, claims: bool, profile: str, results: str, insert: File)
 
 def table(run: File, select: str, format: str) -> None:
     """Print the result tables of a run."""
-    from rvlr_lib.provenance import default_root
+    from fnmatch import fnmatch
 
-    folder = (run or default_root() / "quick") / "tables"
-    chosen = sorted(folder.glob(f"{select}.{format}"))
+    from rvlr_lib.provenance import default_root
+    from rvlr_lib.report.output import read_run
+
+    run = run or default_root() / "quick"
+    read_run(run)
+    there = sorted((run / "tables").glob(f"*.{format}"))
+    chosen = [path for path in there if fnmatch(path.stem, select)]
     if not chosen:
-        names = sorted(path.stem for path in folder.glob("*.csv"))
-        raise ValueError(f"no table in {folder} matches '{select}'; there are: {', '.join(names) or 'none'}")
+        names = ", ".join(path.stem for path in there) or f"none, `rvlr report {run}` writes them"
+        raise ValueError(f"no table in {run / 'tables'} matches '{select}'; there are: {names}")
     parts = [(f"**{path.stem}**\n\n" if format == "md" else "") + path.read_text(encoding="utf-8") for path in chosen]
     print("\n".join(parts), end="")
 

@@ -113,7 +113,7 @@ def model_config(model: str, context_length: int = 0) -> dict[str, Any]:
     if not model.startswith(("local-dir:", "hf-hub:")) and model not in open_clip.list_models():
         raise ValueError(f"unknown model {model!r}: use {DEFAULT}, local-dir:PATH or one of open_clip.list_models()")
     try:
-        config = open_clip.get_model_config(model)
+        config = open_clip.get_model_config(model) or {}
         config["text_cfg"]["context_length"] = context_length or config["text_cfg"].get("context_length", 77)
         return config
     except (OSError, ValueError, KeyError) as error:

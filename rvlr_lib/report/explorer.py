@@ -33,9 +33,11 @@ def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
         ValueError: no run; or none of its data sets has the stages that are needed, naming the command that makes them.
     """
     record, found, missing = read_run(run), {}, {}
+    beside = Path(run).resolve().parent
+    root = beside if (beside / "cache").is_dir() else default_root()
     for dataset in dict.fromkeys(entry["dataset"] for entry in record["runs"]):
         try:
-            found[dataset] = explorer_points(record, dataset)
+            found[dataset] = explorer_points(record, dataset, root)
         except ValueError as error:
             missing[dataset] = str(error)
             print(f"{dataset} is left out: {error}")
@@ -46,7 +48,7 @@ def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
     return path
 
 
-def explorer_points(record: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+def explorer_points(record: Mapping[str, Any], dataset: str, root: Path) -> dict[str, Any]:
     """The points of one data set of a run; a ValueError names the command that makes a stage which is not cached."""
     from rvlr_lib.evaluation.evaluate import galleries
     from rvlr_lib.figures.projection import cached_projection
@@ -57,14 +59,14 @@ def explorer_points(record: Mapping[str, Any], dataset: str) -> dict[str, Any]:
         given |= entry["parameters"] if entry["dataset"] == dataset else {}
     chosen = {name: given[name] for name in PARAMETERS if given.get(name)}
     missing = f"the trained stages of {dataset} are missing, {rerun_command(record)} makes them"
-    study = open_study(given.get("dataset", dataset), device="cpu", missing=missing, **chosen)
+    study = open_study(given.get("dataset", dataset), device="cpu", root=root, missing=missing, **chosen)
     baseline = given.get("baseline") or study.settings.method.baseline
     arms = {UNIMODAL: UNIMODAL, "baseline": baseline, "RVLR": "rvlr"}
     test = study.dataset("test")
     first = {label: galleries(study.test_features(arm), test)[0] for label, arm in arms.items()}
     gallery, spaces = first["RVLR"][0], {label: features for label, (_, features) in first.items()}
     options = {"method": "umap", "seed": study.settings.seed, "max_points": given.get("max_points", 1000)}
-    layout = cached_projection(default_root(), spaces, caption_image=gallery.caption_image, **options)
+    layout = cached_projection(root, spaces, caption_image=gallery.caption_image, **options)
     return collect_points(gallery, spaces, layout, baseline=baseline)
 
 

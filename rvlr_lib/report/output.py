@@ -121,7 +121,7 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
         return vars(parser.parse_object(dict(given), defaults=False))
     except ArgumentError as error:
         told = str(error).replace("Parser key", "parameter").replace("\n ", "").replace("a typing.Literal", "one of ")
-        raise ValueError(told) from None
+        raise ValueError(re.sub(r"a <class '(\w+)'>", r"\1", told)) from None
 
 
 def read_run(folder: Path | str) -> dict[str, Any]:
@@ -130,9 +130,14 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no run.json in it; `rvlr reproduce` makes one")
     record = read_json(path)
-    if missing := {"command", "description", "profile", "provenance", "runs"} - record.keys():
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}: {rerun_command(record)} writes it again")
+    whole = _has(record, "command", "description", "profile", "provenance", "runs") and isinstance(record["runs"], list)
+    if not whole or not all(_has(run, "notebook", "dataset", "parameters") for run in record["runs"]):
+        raise ValueError(f"{path} is no record of a run: `rvlr reproduce` writes it again")
     return record
+
+
+def _has(record: Any, *keys: str) -> bool:
+    return isinstance(record, dict) and record.keys() >= set(keys)
 
 
 def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
@@ -146,6 +151,8 @@ def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
         path = Path(folder) / "results" / f"{name}.json"
         if path.is_file():
             found[name] = read_json(path)
+            if not _has(found[name], "metrics", "tables", "figures", "sentences", "settings", "notebook", "dataset"):
+                raise ValueError(f"{path} is no result of a notebook: remove it, and `rvlr reproduce` makes it again")
         elif f"results/{path.name}" in run.get("outputs", ()):
             raise ValueError(f"{path} is missing, though its notebook had finished: `rvlr reproduce` makes it again")
     return found

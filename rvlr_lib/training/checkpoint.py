@@ -16,7 +16,7 @@ STATE, SUM, REST = "state.safetensors", "sha256", "json"
 
 
 def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
-    """Write ``folder/step-<step>`` whole or not at all; of all that are there, the newest two stay.
+    """Write ``folder/step-<step>`` whole or not at all; this one and the one before stay.
 
     ``state`` nests dictionaries and lists of tensors and of what JSON can hold. Nothing is written where a tensor is
     not finite (FloatingPointError), and what was there stays where the disk is full (OSError).
@@ -34,7 +34,9 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     with whole_folder(path) as temporary:
         save_tensors(temporary / STATE, tensors | {REST: torch.frombuffer(bytearray(rest), dtype=torch.uint8)})
         write_text(temporary / SUM, sha256(temporary / STATE) + "\n")
-    for other in [*checkpoints_in(folder)[:-KEPT], *folder.glob(".step-*")]:
+    known = checkpoints_in(folder)
+    place = known.index(path) + 1  # later ones are of a training that fell back
+    for other in [*known[: max(0, place - KEPT)], *known[place:], *folder.glob(".step-*")]:
         shutil.rmtree(other, ignore_errors=True)
     return path
 
@@ -60,7 +62,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Checkpoints of a folder, the newest last."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def last_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:

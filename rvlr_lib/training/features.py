@@ -215,9 +215,11 @@ def _fill(
 def _store(folder: Path, parts: Iterable[tuple[Tensor, Rows]], total: int, label: str) -> None:
     """Write ``folder/NAME.npy`` part by part, in the main process alone."""
     folder.mkdir(parents=True)
+    needed = 0  # of all arrays: a mapped file takes its room only when it is written
 
     def create(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        needed, free = total * like[0].nbytes, shutil.disk_usage(folder).free
+        nonlocal needed
+        needed, free = needed + total * like[0].nbytes, shutil.disk_usage(folder).free
         if needed > free:  # writing to a mapped file that finds no room would end the process
             sizes = f"need {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free"
             raise ValueError(f"{label}: their {name} {sizes}: make room, or choose fewer views or fusion_layers=0")

@@ -48,7 +48,11 @@ class Execution:
     gradient_checkpointing: bool = False  # keep no activations inside the towers' blocks and compute them twice
     checkpoints: Path | None = None  # their folder, None for none
     save_every: int = 500  # steps between two checkpoints
-    resume: str = "last"  # or no, which removes the checkpoints that are there
+    resume: str = "last"  # no removes the checkpoints that are there
+
+    def __post_init__(self) -> None:
+        if self.save_every < 1 or self.resume not in ("last", "no"):
+            raise ValueError(f"save_every={self.save_every} must be 1 or more, resume={self.resume!r} last or no")
 
 
 @dataclass

@@ -186,7 +186,7 @@ def test_the_study_of_a_run_is_opened_as_its_notebooks_did(run, monkeypatch, gal
     monkeypatch.setattr(maps, "cached_projection", cached_projection)
     page = explorer.write_explorer(run).read_text()
     told = "the trained stages of scenes are missing, `rvlr reproduce --profile smoke` makes them"
-    assert opened[0] == ("scenes", {"device": "cpu", "missing": told, "seed": 3})
+    assert opened[0] == ("scenes", {"device": "cpu", "root": run.parent, "missing": told, "seed": 3})
     assert page.count("data:image/webp") == 10
     assert capsys.readouterr().out == "emoji is left out: x.safetensors is damaged\n"
     assert "x.safetensors is damaged" in page

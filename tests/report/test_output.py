@@ -80,14 +80,20 @@ def test_plain_papermill_fails_in_the_first_cell(checkout):
 def test_reading_a_run_names_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="holds no run.*`rvlr reproduce` makes one"):
         read_run(tmp_path)
-    write_json(tmp_path / "run.json", {"profile": "x", "runs": []})
-    with pytest.raises(ValueError, match=r"run.json lacks command, .*: `rvlr reproduce --profile x`"):
-        read_run(tmp_path)
+    whole = {"profile": "x", "description": "", "runs": [], "command": "", "provenance": {}}
+    for damaged in ([], 5, {"profile": "x", "runs": []}, whole | {"runs": 5}, whole | {"runs": [{}]}):
+        write_json(tmp_path / "run.json", damaged)
+        with pytest.raises(ValueError, match=r"run.json is no record of a run: `rvlr reproduce` writes it again"):
+            read_run(tmp_path)
     run = {"notebook": "03", "dataset": "mine", "parameters": {}, "outputs": ["results/mine_03.json"]}
-    record = {"profile": "x", "description": "", "runs": [run], "command": "", "provenance": {}}
-    write_json(tmp_path / "run.json", record)
+    write_json(tmp_path / "run.json", whole | {"runs": [run]})
     with pytest.raises(ValueError, match=r"mine_03.json is missing, though"):
         read_results(tmp_path)
+    (tmp_path / "results").mkdir()
+    for damaged in ([], 5, {}):
+        write_json(tmp_path / "results" / "mine_03.json", damaged)
+        with pytest.raises(ValueError, match=r"mine_03.json is no result of a notebook"):
+            read_results(tmp_path)
 
 
 def test_a_folder_belongs_to_one_process_and_one_setting(tmp_path):
