@@ -35,6 +35,20 @@ def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth, text
     assert len(table) == 3 * 2 * 5
 
 
+def test_pictures_of_a_panel_are_of_one_size_and_words_whole(scenes, space, truth, texts):
+    queries = [browser.make_query(scenes, {"rvlr": space}, way, 0, relevance=truth) for way in ("t2i", "i2t")]
+    long = panels.Hit("woman running medium dark " * 4 + "technologist", hit=False)
+    queries.append(replace(queries[0], results={"rvlr": [*queries[0].results["rvlr"][:1], long]}))
+    with style.one_column():
+        narrow = panels.plot_retrieval_panel(queries)
+    for figure in (narrow, panels.plot_retrieval_panel(queries)):
+        sizes = [image.get_extent() for image in figure.axes[0].images]
+        assert len({round(right - left, 6) for left, right, _, _ in sizes}) == 1
+        assert "running" in texts(figure).split()
+    with style.one_column():
+        assert "technologist" in texts(panels.plot_examples({"x": [(PICTURE, "a technologist")]}))
+
+
 def test_a_long_panel_gets_smaller_pictures_and_then_an_error(scenes, space, truth):
     query = browser.make_query(scenes, {str(i): space for i in range(3)}, "t2i", 0, relevance=truth)
     assert panels.plot_retrieval_panel([query] * 3).get_figheight() <= 9.25

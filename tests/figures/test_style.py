@@ -35,6 +35,15 @@ def test_a_saved_figure_has_its_width_its_data_and_the_same_bytes(tmp_path):
     assert files("a") == saved
 
 
+def test_panels_without_room_are_not_saved(tmp_path):
+    with style.style():
+        figure = style.new_figure(3.5, 0.3)
+        figure.subplots(2, 2)
+    with pytest.raises(UserWarning, match="collapsed to zero"):
+        style.save_figure(figure, tmp_path, "x", pd.DataFrame())
+    assert not list(tmp_path.iterdir())
+
+
 def test_widths_heights_and_the_style_are_left_behind():
     with style.one_column():
         assert (style.page_width(), style.is_narrow()) == (3.5, True)
@@ -74,3 +83,5 @@ def test_wrapping():
     assert style.wrap("a long caption of a picture", 0.8, 2)[-1].endswith(" …")
     assert "".join(style.wrap("x" * 40, 0.8)) == "x" * 40
     assert style.wrap("95\u00a0% intervals", 0.5) == ["95\u00a0%", "intervals"]
+    assert style.wrap("woman running medium dark", 0.6) == ["woman", "running", "medium", "dark"]
+    assert style.inches("wide", "bold") > style.inches("wide") > style.inches("w")
