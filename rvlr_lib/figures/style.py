@@ -140,8 +140,7 @@ def inches(text: str, weight: str = "normal") -> float:
 
 def wrap(text: str, width: float, most: int = 99, weight: str = "normal") -> list[str]:
     """Break a text into at most ``most`` lines of ``width`` inches, by words where all fit; the rest is an ellipsis."""
-    counts = range(max(6, int(width / 0.055)), 0, -1)  # letters in a line, from the most that may fit
-    for broken, count in product((False, True), counts):
+    for broken, count in product((False, True), range(max(6, int(width / 0.055)), 0, -1)):  # letters in a line
         lines = textwrap.wrap(text, count, max_lines=most, placeholder=" …", break_long_words=broken) or [""]
         if max(inches(line, weight) for line in lines) <= 0.97 * width:
             break

