@@ -85,7 +85,7 @@ def test_gradient_shares_add_up_to_a_hundred(drawn):
     axes = drawn(partial(charts.plot_gradient_shares, frame.assign(term=["contrastive", "structure"] * 2))).axes[0]
     assert [round(bar.get_width()) for bar in axes.patches] == [75, 75, 25, 25]
     assert labels(axes.texts) == ["75.0", "75.0", "25.0", "25.0"]
-    rows = [(arm, f"{term}_teacher_structure", 1.0) for arm in "xyz" for term in "abcdefg"]  # a legend of many rows
+    rows = [(arm, f"{term}_image_teacher_structure", 1.0) for arm in "xyz" for term in "abcdefg"]  # a long legend
     drawn(partial(charts.plot_gradient_shares, pd.DataFrame(rows, columns=["arm", "term", "value"])))
 
 
