@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rvlr_lib.figures.style import COLUMN, FONT_SIZE, MOST, Look, is_narrow, looks, new_figure, page_width, style, wrap
+from rvlr_lib.figures.style import LINE, MOST, Look, inches, is_narrow, looks, new_figure, page_width, style, wrap
 from rvlr_lib.metrics.statistics import paired_effect
 from rvlr_lib.tables import arm_label, arm_order, differences, metric_label, shown
 
@@ -46,7 +46,8 @@ def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, fl
     height, look = 0.45 + 0.165 * len(arms), looks(arms)
     narrowest = 1 if len(metrics) * len(dials) * height < MOST - 0.9 else 2
     across = min(len(metrics), narrowest if is_narrow() else 4)
-    figure, cells = panel_grid(dials, metrics, across, height, room=1.0, sharey=True)
+    room: dict[str, Any] = {"room": 0.1 + max((inches(arm_label(name)) for name in arms), default=0), "beside": 0.25}
+    figure, cells = panel_grid(dials, metrics, across, height, **room, sharey=True)
     for axes, dial, metric in cells:
         known = part(frame, dial=dial, metric=metric)
         for place, arm in enumerate(arms):
@@ -65,7 +66,6 @@ def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, fl
             axes.axvline(0, color="0.15", linewidth=0.8, zorder=1)
         axes.set_yticks(range(len(arms)), map(arm_label, arms))
         axes.set_ylim(len(arms) - 0.5, -0.5)
-        axes.locator_params(axis="x", nbins=4)
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.12)
     legend_below(figure, f"difference to {arm_label(baseline)}; {BARS}" if baseline else BARS)
@@ -151,7 +151,6 @@ def plot_training(log: pd.DataFrame, terms: Sequence[str] | None = None) -> Figu
         if switch < log["step"].max():
             axes.axvline(switch, color="0.3", linewidth=0.8, linestyle=":", label="stage 2 begins")
         axes.set_xlabel("step")
-        axes.locator_params(axis="x", nbins=4)
     legend_below(figure, "", {arm_label(arm): look[arm] for arm in look})
     return figure
 
@@ -200,38 +199,45 @@ def panel_grid(
     *,
     label: Callable[[str], str] = metric_label,
     room: float = 0.0,
+    beside: float = 0.45,
     **options: Any,
 ) -> tuple[Figure, list[tuple[Axes, Any, Any]]]:
     """A figure and its titled panels (axes, row, panel): for each of ``rows`` all ``panels``, ``across`` side by side.
 
-    ``height`` of a panel and ``room`` beside all panels are in inches; ``label`` makes titles.
+    In inches: ``height`` of a panel with one line of title, ``room`` beside all panels, ``beside`` each of them; titles
+    by ``label`` keep clear of both. Narrow panels have three ticks at most along x.
     """
     lines = [(row, panels[i : i + across]) for row in rows for i in range(0, len(panels), across)]
-    width = page_width() if across > 1 else min(page_width(), 1.35 * COLUMN)
-    figure, cells = new_figure(width, 0.55 + len(lines) * height), []
+    width = page_width() if across > 1 else min(page_width(), 4.725)
+    inner = (width - room) / across - beside
+    titles = {name: wrap("" if name is None else label(str(name)), inner, weight="bold") for name in panels}
+    high = sum(height + LINE * (max(len(titles[name]) for name in names) - 1) for _, names in lines)
+    figure, cells = new_figure(width, 0.55 + high), []
     for (row, names), line in zip(lines, figure.subplots(len(lines), across, squeeze=False, **options), strict=True):
         for axes in line[len(names) :]:
             axes.remove()
         if len(rows) > 1:
             line[0].set_ylabel(arm_label(row), weight="bold")
         for axes, name in zip(line, names, strict=False):
-            title = "" if name is None else label(str(name))
-            axes.set_title("\n".join(wrap(title, 0.85 * (width - room) / across)))
+            axes.set_title("\n".join(titles[name]))
+            axes.locator_params(axis="x", nbins=2 if inner < 1.35 else 4)
             cells.append((axes, row, name))
     return figure, cells
 
 
 def legend_below(figure: Figure, note: str = "", series: Mapping[str, Look] | None = None) -> None:
-    """A note and one legend below all panels: the series, and every label that a panel has."""
+    """A note and one legend below all panels, whose figure grows by its rows: the series, and every panel's labels."""
     width, handles = figure.get_figwidth(), dict[str, Any]()
     for name, (color, marker, line) in (series or {}).items():
         handles[name] = Line2D([], [], color=color, marker=marker, linestyle=line)
     for axes in figure.axes:
         handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    note = "\n".join(wrap(note, width - 0.1))
+    told, titles = wrap(note, width - 0.1) if note else [], list(handles)
+    columns = max(1, min(len(titles), int(width / (0.5 + max(map(inches, titles), default=0.0)))))
+    rows = len(told) - (-len(titles) // columns)  # upwards
+    figure.set_figheight(min(MOST, figure.get_figheight() + 0.19 * max(0, rows - 1)))
     if not handles:
-        figure.supxlabel(note, fontsize=FONT_SIZE)
+        figure.supxlabel("\n".join(told))
         return
-    columns = min(len(handles), max(1, int(width / (0.45 + 0.06 * max(map(len, handles))))))
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "columnspacing": 1.2}
-    figure.legend(list(handles.values()), list(handles), title=note, **place)
+    figure.legend(list(handles.values()), titles, title="\n".join(told), **place)

@@ -69,9 +69,11 @@ def plot_retrieval_panel(queries: Sequence[Query]) -> Figure:
     """Queries and what belongs to them, beside a row of the best items per method and the true item's rank there.
 
     Right: thick frame and a tick; wrong: thin dashed frame and a cross; unknown: thin frame; beside the mark the
-    relevance. A figure as wide as a column shows three items of each list.
+    relevance. A figure as wide as a column shows three items of each list, two where captions are among them.
     """
-    most = NARROW_ITEMS if is_narrow() else max(len(row) for query in queries for row in query.results.values())
+    found = [row for query in queries for row in query.results.values()]
+    narrow = NARROW_ITEMS - any(isinstance(hit.item, str) for row in found for hit in row)  # words need more room
+    most = narrow if is_narrow() else max(map(len, found))
     rows: list[Row] = []
     for query in queries:
         rows += [([], [Cell("", above=query.title)])] if query.title else []
@@ -84,7 +86,7 @@ def plot_retrieval_panel(queries: Sequence[Query]) -> Figure:
                 value = "" if hit.relevance is None else shown(hit.relevance, "relevance")
                 cells.append(Cell(hit.item, below=f"{MARKS[hit.hit]} {value}".strip(), frame=FRAMES[hit.hit]))
             rows.append((heading, cells))
-    return _table(rows, [1.8, *[1.0] * most])
+    return _table(rows, [1.3 if is_narrow() else 1.8, *[1.0] * most])
 
 
 def retrieval_table(queries: Sequence[Query]) -> pd.DataFrame:
@@ -127,7 +129,9 @@ def _table(rows: Sequence[Row], shares: Sequence[float]) -> Figure:
     places = [list(zip(cells, edges, rooms, strict=False)) for _, cells in rows]
     above = [LINE * any(cell.above for cell in cells) for _, cells in rows]
     below = [max(LINE * len(wrap(c.below, room)) if c.below else 0 for c, _, room in p) + 2.5 * GAP for p in places]
-    for size, most in SIZES:
+    pictures = [room for place in places for c, _, room in place if hasattr(c.item, "size")]
+    for largest, most in SIZES:
+        size = min([largest, *pictures])  # of every picture that has a cell of its own
         high = [max(_height(c.item, room, size, 9 if c.above else most) for c, _, room in place) for place in places]
         steps = [lift + tall + (own if tall else 0) for lift, tall, own in zip(above, high, below, strict=True)]
         if sum(steps) + GAP <= MOST:
@@ -142,7 +146,7 @@ def _table(rows: Sequence[Row], shares: Sequence[float]) -> Figure:
         _write(page, GAP, top + lift + tall / 2, lines, va="center", weight="bold")
         for cell, x, room in place:
             _write(page, x, top, cell.above, weight="bold")
-            _draw(page, x, top + lift, room, tall, cell.item, cell.frame)
+            _draw(page, x, top + lift, room, tall, cell.item, cell.frame, size)
             _write(page, x + room / 2, top + lift + tall + GAP / 2, "\n".join(wrap(cell.below, room)), ha="center")
     return figure
 
@@ -154,14 +158,14 @@ def _height(item: Any, room: float, picture: float, most: int) -> float:
     return min(picture, room / len(item)) if isinstance(item, list) and len(item) > 2 else picture
 
 
-def _draw(page: Axes, x: float, y: float, width: float, height: float, item: Any, frame: Any) -> None:
-    """A picture, a caption, bars of shares, or a list of cells side by side, in the middle of a box, perhaps framed."""
+def _draw(page: Axes, x: float, y: float, width: float, height: float, item: Any, frame: Any, most: float) -> None:
+    """A picture of ``most`` inches at most, a caption, bars of shares, or cells side by side, amid a box."""
     if isinstance(item, str):
         lines = wrap(item, width, int(height / LINE + 0.01))
         _write(page, x + width / 2, y + height / 2, "\n".join(lines), ha="center", va="center")
     elif isinstance(item, list):
         for i, cell in enumerate(item):
-            _draw(page, x + i * width / len(item), y, width / len(item) - GAP, height, cell.item, cell.frame)
+            _draw(page, x + i * width / len(item), y, width / len(item) - GAP, height, cell.item, cell.frame, most)
     elif isinstance(item, Mapping):
         for place, (name, share) in enumerate(item.items()):
             middle = y + height / 2 + (place - 0.5) * 1.2 * LINE
@@ -169,7 +173,7 @@ def _draw(page: Axes, x: float, y: float, width: float, height: float, item: Any
             _write(page, x + GAP / 2, middle, f"{name} {shown(100 * share)} %", va="center")
     elif item is not None:
         array = np.asarray(item)
-        scale = min(width / array.shape[1], height / array.shape[0])
+        scale = min(min(width, most) / array.shape[1], min(height, most) / array.shape[0])
         wide, tall = scale * array.shape[1], scale * array.shape[0]
         x, y, width, height = x + (width - wide) / 2, y + (height - tall) / 2, wide, tall
         page.imshow(array, extent=(x, x + width, y + height, y), aspect="auto")

@@ -129,7 +129,7 @@ def plot_embedding(
     across = min(count, 2 if is_narrow() else 3 if count in (5, 6) else 4)
     side, rows = page_width() / max(across, 2), -(-count // across)
     colors, groups = _groups(projection, labels)
-    figure = new_figure(side * across, rows * (side + 0.4) + 0.3 + 0.1 * len(colors))
+    figure = new_figure(side * across, rows * (side + 0.4) + 0.4)
     grid = figure.subplots(rows, across, squeeze=False).ravel()
     for axes in grid[count:]:
         axes.remove()
@@ -175,7 +175,7 @@ def plot_similarity_blocks(spaces: Spaces, *, order: Any = None, caption_image: 
     n, least = len(rows), min(0.0, *(float(np.percentile(matrix, 0.5)) for matrix in cosines.values()))
     apart = ~np.eye(n, dtype=bool)
     narrow, count, side = is_narrow(), len(spaces), page_width() / (2 if is_narrow() else max(len(spaces), 2))
-    figure = new_figure(page_width(), count * (side + 0.1) + 1.2 if narrow else 1.7 * side + 0.6)
+    figure = new_figure(page_width(), count * (side + 0.1) + 0.65 if narrow else 1.7 * side + 0.4)
     shape, ratios = ((count, 2), None) if narrow else ((2, count), (1, 0.6))
     grid = figure.subplots(*shape, squeeze=False, height_ratios=ratios)
     grid = grid if narrow else grid.T

@@ -1,11 +1,12 @@
 """The style of every figure: widths, colours and markers, text wrapped by its font, and how a figure is saved."""
 
 import textwrap
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,10 +113,11 @@ def new_figure(width: float, height: float, *, layout: str | None = "constrained
 def save_figure(figure: Figure, folder: Path | str, name: str, data: pd.DataFrame) -> None:
     """Write a figure as PNG (200 dpi) and PDF and its data as CSV, each whole or not at all.
 
-    The same figure gives the same bytes.
+    The same figure gives the same bytes. Panels without room are an error: matplotlib would draw them on one spot.
     """
     png, pdf, csv = (Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv"))
-    with whole_file(png) as temporary:
+    with whole_file(png) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("error", "constrained_layout not applied", UserWarning)
         figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
     figure.set_layout_engine("none")  # both files have one layout, computed once
     with whole_file(pdf) as temporary:
@@ -130,12 +132,16 @@ def caption_fonts() -> list[str]:
     return ["DejaVu Sans", *(name for name in SCRIPTS if name in installed)]
 
 
-def wrap(text: str, width: float, most: int = 99) -> list[str]:
-    """Break a text into at most ``most`` lines of ``width`` inches, measured with the font; the rest is an ellipsis."""
-    font, lines = FontProperties(family="DejaVu Sans", size=FONT_SIZE), [""]
-    for count in range(max(6, int(width / 0.055)), 0, -1):  # letters in a line, from the most that may fit
-        lines = textwrap.wrap(text, count, max_lines=most, placeholder=" …") or [""]
-        sizes = (text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines)
-        if max(sizes) <= 0.97 * width * 72:
+def inches(text: str, weight: str = "normal") -> float:
+    """Width of a line of text in the figures' font."""
+    font = FontProperties(family="DejaVu Sans", size=FONT_SIZE, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
+
+
+def wrap(text: str, width: float, most: int = 99, weight: str = "normal") -> list[str]:
+    """Break a text into at most ``most`` lines of ``width`` inches, by words where all fit; the rest is an ellipsis."""
+    for broken, count in product((False, True), range(max(6, int(width / 0.055)), 0, -1)):  # letters in a line
+        lines = textwrap.wrap(text, count, max_lines=most, placeholder=" …", break_long_words=broken) or [""]
+        if max(inches(line, weight) for line in lines) <= 0.97 * width:
             break
     return lines

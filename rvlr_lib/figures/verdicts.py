@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 
 from rvlr_lib.figures.charts import BESIDE, SEEDS, legend_below, levels, panel_grid, part, seed_summary
 from rvlr_lib.figures.style import BLUE, LINE, VERMILLION, is_narrow, looks, new_figure, page_width, style, wrap
+from rvlr_lib.study.claims import signed
 from rvlr_lib.tables import arm_label, arm_order, metric_label, shown
 
 VERDICTS = {"better": BLUE, "worse": VERMILLION, "equivalent": "0.1", "inconclusive": "0.45"}
@@ -28,7 +29,7 @@ def plot_claims(table: pd.DataFrame, *, level: str) -> Figure:
     narrow, width, labels, titles = is_narrow(), page_width(), [], []
     for row in table.to_dict("records"):
         hollow = isinstance(row.get("part"), str)
-        titles.append("" if hollow else f"{shown(row['mean'], signed=True)} {row['verdict']}")
+        titles.append("" if hollow else f"{signed(row['mean'])} {row['verdict']}")
         lines = [row["part"]] if hollow else wrap(row["claim"], width * (0.55 if narrow else 0.45))
         labels.append([*lines, titles[-1]] if narrow and not hollow else lines)
     ends = np.cumsum([0, *(0.08 + LINE * len(lines) for lines in labels)])

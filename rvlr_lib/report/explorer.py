@@ -13,6 +13,7 @@ from rvlr_lib.disk import write_text
 from rvlr_lib.provenance import default_root
 from rvlr_lib.report.output import read_run, rerun_command
 from rvlr_lib.report.report import templates
+from rvlr_lib.tables import arm_label
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +99,7 @@ def collect_points(
         "truth": true_neighbours(gallery.scene.truth("latent"), rows, texts, width) if gallery.scene else [],
         "groups": picture_groups(gallery.subset(rows)),
         "notes": [
-            f"{len(rows)} test pictures of {gallery.name} and one caption of each; the baseline is {baseline}. "
+            f"{len(rows)} test pictures of {gallery.name}, one caption of each. The baseline is {arm_label(baseline)}. "
             "Neighbours and hits are among these points, in the full space and not on the map.",
             f"{layout.method}. Trustworthiness: {trust} (1: no false neighbours). Sizes of clusters and distances "
             "between them mean nothing. The two teachers never met: how pictures lie to captions there means nothing.",

@@ -85,6 +85,18 @@ def test_gradient_shares_add_up_to_a_hundred(drawn):
     axes = drawn(partial(charts.plot_gradient_shares, frame.assign(term=["contrastive", "structure"] * 2))).axes[0]
     assert [round(bar.get_width()) for bar in axes.patches] == [75, 75, 25, 25]
     assert labels(axes.texts) == ["75.0", "75.0", "25.0", "25.0"]
+    rows = [(arm, f"{term}_image_teacher_structure", 1.0) for arm in "xyz" for term in "abcdefg"]  # a long legend
+    drawn(partial(charts.plot_gradient_shares, pd.DataFrame(rows, columns=["arm", "term", "value"])))
+
+
+def test_titles_and_ticks_keep_to_their_panel(tidy, drawn):
+    record = [{"step": s, "loss/image_teacher_structure": s, "loss/text_teacher_structure": s} for s in (1, 2)]
+    drawn(partial(charts.plot_training, charts.log_frame({"matching": record, "rvlr": record})))
+    metrics = ("r_mean", "i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "t2it/NDCG@10")
+    frame = tidy(arms=("matching", "row 24: representation bidirectional"), metrics=metrics, dials=("none",), seeds=2)
+    frame["value"] *= 0.004
+    for axes in drawn(partial(charts.plot_arms, frame, baseline="matching")).axes:
+        assert sum(low <= tick <= high for tick in axes.get_xticks() for low, high in [axes.get_xlim()]) <= 3
 
 
 def test_claims_are_sentences_with_verdicts_and_hollow_parts(drawn, texts):
@@ -96,7 +108,7 @@ def test_claims_are_sentences_with_verdicts_and_hollow_parts(drawn, texts):
     columns = ["claim", "part", "mean", "low", "high", "delta", "verdict"]
     figure = drawn(partial(verdicts.plot_claims, pd.DataFrame(claims, columns=columns), level="90\u00a0%"))
     words = texts(figure)
-    assert all(text in words for text in ("matching longer on scenes", "+1.2 better", "intervals: 90\u00a0%"))
+    assert all(text in words for text in ("matching longer on scenes", "+1.20 better", "intervals: 90\u00a0%"))
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() == "white" for dot in dots] == [False, False, True]
     assert dots[0].get_color() != dots[1].get_color()

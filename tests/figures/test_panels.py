@@ -25,7 +25,9 @@ def test_examples_stand_in_rows_with_their_captions(texts, drawn):
 def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth, texts, drawn):
     spaces = {"matching_longer": space, "rvlr": space}
     queries = [browser.make_query(scenes, spaces, way, 0, relevance=truth) for way in ("t2i", "i2t", "t2it")]
-    words = texts(drawn(partial(panels.plot_retrieval_panel, queries)))
+    figure = drawn(partial(panels.plot_retrieval_panel, queries))
+    sizes, words = [image.get_extent() for image in figure.axes[0].images], texts(figure)
+    assert len({round(right - left, 6) for left, right, _, _ in sizes}) == 1
     assert words.count("belongs to it") == 3
     assert words.count("rank 1") >= 4
     assert words.count("✓") > 3

@@ -8,9 +8,9 @@ from PIL import Image
 from rvlr_lib.figures import style
 
 
-def lines():
+def lines(height=2):
     with style.style():
-        figure = style.new_figure(3.5, 2)
+        figure = style.new_figure(3.5, height)
         figure.subplots().plot([0, 1], [0, 1])
     return figure
 
@@ -32,6 +32,8 @@ def test_a_saved_figure_has_its_width_its_data_and_the_same_bytes(tmp_path):
     broken.axes[0].set_title("$\\nothing$", parse_math=True)
     with pytest.raises(ValueError, match="nothing"):
         style.save_figure(broken, tmp_path / "a", "x", data)
+    with pytest.raises(UserWarning, match="collapsed to zero"):
+        style.save_figure(lines(0.1), tmp_path / "a", "x", data)
     assert files("a") == saved
 
 
@@ -74,3 +76,5 @@ def test_wrapping():
     assert style.wrap("a long caption of a picture", 0.8, 2)[-1].endswith(" …")
     assert "".join(style.wrap("x" * 40, 0.8)) == "x" * 40
     assert style.wrap("95\u00a0% intervals", 0.5) == ["95\u00a0%", "intervals"]
+    assert style.wrap("woman running medium dark", 0.6) == ["woman", "running", "medium", "dark"]
+    assert style.inches("wide", "bold") > style.inches("wide") > style.inches("w")

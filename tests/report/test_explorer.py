@@ -35,7 +35,7 @@ global.document = { getElementById: part, querySelector: () => part("canvas") };
 global.window = { devicePixelRatio: 1, innerWidth: 900, innerHeight: 700, matchMedia: () => ({ matches: true }) };
 global.ResizeObserver = class { observe() {} };
 global.requestAnimationFrame = () => {};
-const shown = "place, choose, get modes() { return modes; }, get moved() { return moved; }";
+const shown = "place, choose, moveTo, stepped, get modes() { return modes; }, get moved() { return moved; }";
 (0, eval)(`${body("")}; globalThis.page = { ${shown} }`);
 """
 
@@ -143,6 +143,25 @@ def test_colours_of_the_page_against_loops(script, points, slow):
     labels, background = points["groups"]["background"], modes["background"]
     for p, code in enumerate(background["codes"]["RVLR"]):
         assert background["names"][code] in (labels[p % COUNT], "other")
+
+
+def test_every_space_fills_the_map(script):
+    for space in SPACES:
+        places = np.array(script(f"(page.moveTo('{space}'), [...Array({2 * COUNT}).keys()].map(page.place))"))
+        low, high = places.min(axis=0), places.max(axis=0)
+        assert ((high - low) / [800, 600]).max() == pytest.approx(1 / 1.06)
+        assert (low + high) / 2 == pytest.approx([400, 300])
+
+
+def test_the_legend_counts_and_names_each_kind_once(script, points):
+    plain = script("part('legend').innerHTML")
+    assert (plain.count("picture"), plain.count("caption")) == (1, 1)
+    asked = "[part('legend').innerHTML, page.modes['hit or miss'].codes.RVLR]"
+    told, codes = script(f"(part('mode').value = 'hit or miss', part('mode').listeners.change(), {asked})")
+    assert f"miss ({codes.count(1)})" in told
+    assert "The baseline is matching longer." in points["notes"][0]
+    names = "[[0, 10, 10], [0, 10, 90]].map((own) => page.stepped({ RVLR: [...Array(97).fill(0), ...own] }).names)"
+    assert script(names) == [["0 %", "10 %"], ["0 %", "10 % or more"]]
 
 
 def test_a_hovered_item_stays_in_the_window_and_words_find_captions(script):

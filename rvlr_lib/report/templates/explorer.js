@@ -1,12 +1,12 @@
 "use strict";
-// Point p < n is picture p, point n + p its caption; `at` holds the coordinates that are drawn now.
+// Point p < n is picture p, point n + p its caption; `at` holds the coordinates that are drawn now, then the map's view.
 const all = JSON.parse(document.getElementById("data").textContent);
 const el = (id) => document.getElementById(id);
 const [canvas, tip, panel] = [document.querySelector("canvas"), el("tip"), el("panel")];
 const state = { chosen: -1, hovered: -1, found: [], scale: 1, dx: 0, dy: 0, ticket: 0 };
 const palette = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8A7A00"], grey = "#c8c8c8"; // Okabe and Ito
 const steps = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"]; // cividis
-let data, n, space, at, scaleOfMap, modes, moved;
+let data, n, space, at, layouts, modes, moved;
 
 const safe = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const words = (text) => text.toLowerCase().split(/[^\p{L}\p{M}\p{N}]+/u).filter(Boolean);
@@ -26,7 +26,8 @@ function shared(p, where, others) { // percent of the nearest of its modality th
 function stepped(shares) { // few points share more than the 98th percentile; they have the last colour
   const common = Object.entries(shares).filter(([where]) => where !== data.unimodal).flatMap(([, values]) => values).sort((a, b) => a - b);
   const top = Math.max(1, Math.round(common[Math.floor(0.98 * (common.length - 1))] / 10));
-  const names = [...Array(top + 1).keys()].map((i) => `${10 * i} %${i === top && top < 10 ? " or more" : ""}`);
+  const beyond = Object.values(shares).some((values) => values.some((x) => Math.round(x / 10) > top));
+  const names = [...Array(top + 1).keys()].map((i) => `${10 * i} %${i === top && beyond ? " or more" : ""}`);
   const codes = Object.entries(shares).map(([where, values]) => [where, values.map((x) => Math.min(top, Math.round(x / 10)))]);
   return { codes: Object.fromEntries(codes), names, palette: names.map((_, i) => steps[Math.round(i / top * (steps.length - 1))]) };
 }
@@ -56,9 +57,15 @@ function colourings() {
 
 // ---- the map
 
+function viewOf(xy) { // middle and half extent along x and y
+  const ends = [0, 1].map((axis) => xy.filter((_, i) => i % 2 === axis)).map((values) => [Math.min(...values), Math.max(...values)]);
+  return [...ends.map(([low, high]) => (low + high) / 2), ...ends.map(([low, high]) => Math.max((high - low) / 2, 1e-9))];
+}
+
 function place(p) {
-  const half = Math.min(canvas.clientWidth, canvas.clientHeight) / 2 / scaleOfMap * state.scale;
-  return [canvas.clientWidth / 2 + state.dx + half * at[2 * p], canvas.clientHeight / 2 + state.dy - half * at[2 * p + 1]];
+  const [x, y, wide, high] = at.slice(4 * n), { clientWidth: width, clientHeight: height } = canvas;
+  const unit = Math.min(width / wide, height / high) / 2 / 1.06 * state.scale;
+  return [width / 2 + state.dx + unit * (at[2 * p] - x), height / 2 + state.dy - unit * (at[2 * p + 1] - y)];
 }
 
 function neighbours(p, kind, where, count) {
@@ -114,7 +121,7 @@ function draw() {
 }
 
 function moveTo(name) {
-  const target = data.xy[name], begin = at.slice(), ticket = ++state.ticket;
+  const target = layouts[name], begin = at.slice(), ticket = ++state.ticket;
   const length = window.matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 900, started = performance.now();
   space = name;
   const step = (now) => {
@@ -126,6 +133,7 @@ function moveTo(name) {
   };
   step(started);
   for (const button of el("spaces").children) button.setAttribute("aria-pressed", button.textContent === name);
+  legend();
   show();
 }
 
@@ -211,9 +219,11 @@ function search() {
 }
 
 function legend() {
-  const mode = modes[el("mode").value];
-  el("legend").innerHTML = "<span>● picture</span><span>▲ caption</span>" +
-    mode.names.map((name, i) => `<span><i style="background:${mode.palette[i]}"></i>${safe(name)}</span>`).join("");
+  const mode = modes[el("mode").value], plain = mode === modes.modality, counts = mode.names.map(() => 0);
+  for (const code of mode.codes[space]) counts[code] += 1;
+  el("legend").innerHTML = ["● picture", "▲ caption"].map((kind, i) =>
+    `<span><b style="color:${plain ? mode.palette[i] : "inherit"}">${kind[0]}</b>${kind.slice(1)}</span>`).join("") +
+    (plain ? [] : mode.names).map((name, i) => `<span><i style="background:${mode.palette[i]}"></i>${safe(name)} (${counts[i]})</span>`).join("");
 }
 
 function open(name) {
@@ -221,15 +231,14 @@ function open(name) {
   n = data.pictures.length;
   modes = colourings();
   const spaces = Object.keys(data.xy);
-  at = data.xy[spaces.at(-1)].slice();
-  scaleOfMap = 1.06 * Object.values(data.xy).flat().reduce((most, x) => Math.max(most, Math.abs(x)), 1e-9);
+  layouts = Object.fromEntries(Object.entries(data.xy).map(([name, xy]) => [name, [...xy, ...viewOf(xy)]]));
+  at = layouts[spaces.at(-1)].slice();
   Object.assign(state, { chosen: -1, hovered: -1, found: [], scale: 1, dx: 0, dy: 0 });
   el("words").value = "";
   el("words").placeholder = `such as ${words(data.captions[0][0]).slice(-2).join(" ")}`;
   el("mode").innerHTML = Object.keys(modes).map((mode) => `<option>${safe(mode)}</option>`).join("");
   el("spaces").innerHTML = spaces.map((each) => `<button>${safe(each)}</button>`).join("");
   el("notes").textContent = data.notes.join(" ");
-  legend();
   moveTo(spaces.at(-1));
 }
 
