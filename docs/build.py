@@ -16,6 +16,7 @@ from rvlr_lib.disk import write_text
 from rvlr_lib.report.explorer import write_explorer
 from rvlr_lib.report.output import read_run, rerun_command
 from rvlr_lib.report.report import markdown_html, page_html, write_report
+from rvlr_lib.report.reproduce import Run, notebook_links
 
 ROOT = Path(__file__).parents[1]
 FIRST = ("README.md", "GLOSSARY.md", "FIDELITY.md", "PERFORMANCE.md", "LOG.md", "CHANGELOG.md", "CONTRIBUTING.md")
@@ -33,23 +34,46 @@ def build(run: Path | None, out: Path) -> list[Path]:
     if out.exists() and not (out / "index.html").is_file() and any(out.iterdir()):
         raise ValueError(f"{out} holds something else than a site: choose another folder")
     shutil.rmtree(out, ignore_errors=True)
-    sidebar = [("Pages", [(name.replace(".md", ".html"), title(name)) for name in PAGES])]
+    sidebar = [("Pages", [(place(name), title(name)) for name in PAGES])]
     if run:
         sidebar += add_run(run, books, out)
     sidebar.append(("Library", [("api/rvlr_lib.html", "API")]))
     for name in PAGES:
         body = markdown_html((ROOT / name).read_text(encoding="utf-8"))
         copy_linked(body, name, out)
-        up = "../" * name.count("/")
-        links = [(heading, [(up + address, label) for address, label in each]) for heading, each in sidebar]
-        write_text((out / name).with_suffix(".html"), page_html(name, page_links(body, books), links))
+        write_text(
+            out / place(name),
+            page_of(title(name), page_links(body, books, "../" * name.count("/")), place(name), sidebar),
+        )
     if run:
         body = markdown_html((run / "report.md").read_text(encoding="utf-8"))
         body = re.sub(r'href="([^":]+/\w+\.html)"', r'href="notebooks/\1"', body)
-        write_text(out / "report.html", page_html("report", body, sidebar))
+        write_text(out / "report.html", page_of(f"Report of {run.name}", body, "report.html", sidebar))
     write_api(out / "api")
-    shutil.copy(out / "README.html", out / "index.html")
     return sorted(out.rglob("*.html"))
+
+
+def place(name: str) -> str:
+    """The page of a file of the checkout.
+
+    >>> place("README.md"), place("docs/map.md")
+    ('index.html', 'docs/map.html')
+    """
+    return "index.html" if name == "README.md" else name.replace(".md", ".html")
+
+
+def page_of(heading: str, body: str, own: str, sidebar: list[tuple[str, list[tuple[str, str]]]]) -> str:
+    """A page of the site at the address ``own``, which the sidebar marks."""
+    up = "../" * own.count("/")
+    links = [(part, [(up + address, label) for address, label in each]) for part, each in sidebar]
+    mark = f'href="{up}{own}"'
+    return page_html(heading, body, links).replace(mark, f'{mark} aria-current="page"', 1)
+
+
+def with_way_back(page: str, up: str, after: str = "<body[^>]*>") -> str:
+    """A page that is not of our look, with a link to the first page."""
+    link = f'<p style="margin: .5em 1em; font: 15px sans-serif"><a href="{up}index.html">← {title("README.md")}</a></p>'
+    return re.sub(f"({after})", lambda match: match[1] + link, page, count=1)
 
 
 def executed(run: Path) -> list[Path]:
@@ -67,13 +91,17 @@ def add_run(run: Path, books: list[Path], out: Path) -> list[tuple[str, list[tup
     pages = [("report.html", "report")]
     write_report(run)
     try:
-        write_explorer(run, out / "explore.html")
+        path = write_explorer(run, out / "explore.html")
+        path.write_text(with_way_back(path.read_text(encoding="utf-8"), ""), encoding="utf-8")
         pages.append(("explore.html", "explorer"))
     except ValueError as error:
         print(f"docs: no explorer: {error}")
     for page in books:
         text = (run / page).read_text(encoding="utf-8").replace(str(run.resolve()), f"runs/{run.name}")
-        write_text(out / "notebooks" / page, notebook_links(text, page, books))
+        text = book_links(text.replace(str(ROOT), "."), page, books)
+        if heading := re.search("<h1[^>]*>(.*?)<", text):
+            text = re.sub("<title>.*?</title>", lambda match: f"<title>{heading[1]}</title>", text, count=1)
+        write_text(out / "notebooks" / page, with_way_back(text, "../../"))
     for folder in ("figures", "tables"):
         if (run / folder).is_dir():
             shutil.copytree(run / folder, out / folder, ignore=shutil.ignore_patterns("column"))
@@ -91,10 +119,11 @@ def title(name: str) -> str:
     return re.split(r"[:,(]", heading[1])[0].strip() if heading else Path(name).stem
 
 
-def page_links(body: str, books: list[Path]) -> str:
+def page_links(body: str, books: list[Path], up: str = "") -> str:
     """Links between the files of the checkout as links between their pages; of a notebook, to its first run."""
     first = {page.stem: f"notebooks/{page.as_posix()}" for page in reversed(books)}
     body = re.sub(r'href="(?!https?:)([^"#]+)\.md', r'href="\1.html', body)
+    body = body.replace(f'href="{up}README.html', f'href="{up}index.html')
     return re.sub(
         r'href="((?:\.\./)*)notebooks/(\w+)\.ipynb',
         lambda match: f'href="{match[1]}{first.get(match[2], "index.html")}',
@@ -102,12 +131,12 @@ def page_links(body: str, books: list[Path]) -> str:
     )
 
 
-def notebook_links(page: str, own: Path, books: list[Path]) -> str:
-    """Links from a notebook to others, of the same data set where it ran on it, and to the pages of the checkout."""
-    places = {book.stem: f"../{book.as_posix()}" for book in reversed(books)}
-    places |= {book.stem: book.name for book in books if book.parent == own.parent}
-    page = re.sub(r'href="(\w+)\.ipynb', lambda match: f'href="{places.get(match[1], "../../report.html")}', page)
-    return re.sub(r'href="(?:\.\./)+((?:docs/)?\w+)\.md', r'href="../../\1.html', page)
+def book_links(page: str, own: Path, books: list[Path]) -> str:
+    """Links from a notebook to others, to the report and to the pages of the checkout."""
+    page = notebook_links(page, str(own.parent), [Run(book.stem, str(book.parent), {}) for book in books])
+    page = page.replace('href="../report.html', 'href="../../report.html')
+    page = re.sub(r'href="(?:\.\./)+((?:docs/)?\w+)\.md', r'href="../../\1.html', page)
+    return page.replace('href="../../README.html', 'href="../../index.html')
 
 
 def copy_linked(body: str, name: str, out: Path) -> None:
@@ -126,8 +155,10 @@ def write_api(out: Path) -> None:
 
     pdoc.render.configure(docformat="google", show_source=False)
     pdoc.pdoc("rvlr_lib", output_directory=out)
-    for path in (path for path in out.rglob("*.*") if path.suffix in {".html", ".js"}):  # values of constants
-        path.write_text(path.read_text(encoding="utf-8").replace(str(ROOT), "."), encoding="utf-8")
+    for path in (path for path in out.rglob("*.*") if path.suffix in {".html", ".js"}):
+        text = path.read_text(encoding="utf-8").replace(str(ROOT), ".")  # values of constants
+        up = "../" * len(path.relative_to(out).parts)
+        path.write_text(with_way_back(text, up, '<nav class="pdoc">'), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 Results are tidy frames with the columns dataset, dial, arm, seed, metric, value.
 """
 
+import html
 import re
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +28,10 @@ PARTS |= {"text_query": "caption queries:", "t2t_no_siblings": "t2t without sibl
 PARTS |= {"overlap_teacher": "neighbours shared with teacher", "overlap_truth": "neighbours shared with truth"}
 PARTS |= {"relations_teacher": "relations like teacher's"}
 THREE = re.compile("temperature|loss|p_value")  # decimals; FREE: three significant digits
-TWO = re.compile("gap|relations|alignment|uniformity|norm|cka|cosine|relevance")
+TWO = re.compile("Δ|share of|index|gap|relations|alignment|uniformity|norm|cka|cosine|relevance")
 FREE = re.compile(r"weight|learning_rate|\blr\b|ratio|alpha")
-LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$", "–": "--"}
+unbroken = partial(re.compile(r"(?<=\d) to (?=[+−]?\d)").sub, "&nbsp;to&nbsp;")  # an interval in HTML
+LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$", "–": "--", "Δ": r"$\Delta$"}
 
 
 def arm_label(name: str) -> str:
@@ -38,7 +41,7 @@ def arm_label(name: str) -> str:
 
 def metric_label(metric: str) -> str:
     """A metric as readers see it: ``image/overlap_truth`` is ``pictures: neighbours shared with truth``."""
-    return " ".join(PARTS.get(part, part.replace("_", " ")) for part in metric.removeprefix("loss/").split("/"))
+    return " ".join(PARTS.get(part, part.replace("_", " ")) for part in re.split("[/ ]", metric.removeprefix("loss/")))
 
 
 def shown(value: Any, metric: str = "", *, signed: bool = False) -> str:
@@ -97,7 +100,7 @@ def results_table(frame: "pd.DataFrame", metrics: Sequence[str] = HEADLINE) -> "
 
 def to_csv(table: "pd.DataFrame") -> str:
     """CSV at full precision, with the index where it has a name."""
-    return table.to_csv(index=_has_named_index(table), lineterminator="\n")
+    return flat(table).to_csv(index=False, lineterminator="\n")
 
 
 def to_markdown(table: "pd.DataFrame") -> str:
@@ -115,14 +118,26 @@ def to_latex(table: "pd.DataFrame") -> str:
     return re.sub("|".join(LATEX), lambda sign: LATEX[sign[0]], latex)
 
 
+class Shown(str):
+    """A Markdown table that a notebook displays as the report does."""
+
+    __repr__ = str.__str__
+
+    def _repr_html_(self) -> str:
+        from nbconvert.filters import markdown2html
+
+        return unbroken(markdown2html(html.escape(self, quote=False)))
+
+
 def write_table(table: "pd.DataFrame", folder: Path | str, name: str) -> None:
     """Write ``name`` as ``.csv``, ``.md`` and ``.tex``."""
     for suffix, text in (("csv", to_csv(table)), ("md", to_markdown(table) + "\n"), ("tex", to_latex(table))):
         write_text(Path(folder) / f"{name}.{suffix}", text)
 
 
-def _has_named_index(table: "pd.DataFrame") -> bool:
-    return any(level is not None for level in table.index.names)
+def flat(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with an index that has a name as columns."""
+    return table.reset_index() if any(level is not None for level in table.index.names) else table
 
 
 def _as_text(table: "pd.DataFrame") -> tuple["pd.DataFrame", str]:
@@ -130,10 +145,9 @@ def _as_text(table: "pd.DataFrame") -> tuple["pd.DataFrame", str]:
 
     A number's metric is its column, or what the column ``metric`` says where there is one.
     """
-    flat = table.reset_index() if _has_named_index(table) else table
-    text = flat.astype(object)
-    for name in flat:
-        metrics = flat["metric"] if "metric" in flat else [name] * len(flat)
+    text = flat(table).astype(object)
+    for name in text:
+        metrics = text["metric"] if "metric" in text else [name] * len(text)
         text[name] = [_cell(value, str(metric), name) for value, metric in zip(text[name], metrics, strict=True)]
     kinds = "".join("r" if kind.kind in "fiu" else "l" for kind in table.dtypes)
     return text, kinds.rjust(len(text.columns), "l")
@@ -141,7 +155,7 @@ def _as_text(table: "pd.DataFrame") -> tuple["pd.DataFrame", str]:
 
 def _cell(value: Any, metric: str, column: str) -> str:
     if value is None or isinstance(value, float):
-        return shown(value, metric)
+        return shown(value, metric, signed=metric.startswith("Δ"))
     return arm_label(value) if column in ("arm", "dial", "baseline") else str(value)
 
 

@@ -20,8 +20,9 @@ def without_api(monkeypatch):
 
 def test_links_of_pages_and_notebooks():
     page = '<a href="01_a.ipynb#Claims"><a href="03_b.ipynb"><a href="09_z.ipynb"><a href="../docs/own.md">'
-    linked = re.findall('href="([^"]*)"', docs.notebook_links(page, BOOKS[2], BOOKS))
-    assert linked == ["../scenes/01_a.html#Claims", "03_b.html", "../../report.html", "../../docs/own.html"]
+    linked = re.findall('href="([^"]*)"', docs.book_links(page, BOOKS[2], BOOKS))
+    assert linked == ["../scenes/01_a.html#Claims", "../emoji/03_b.html", "../../report.html", "../../docs/own.html"]
+    assert docs.page_links('href="README.md" href="data/README.md"', []) == 'href="index.html" href="data/README.html"'
     page = '<a href="GLOSSARY.md#x"><a href="../notebooks/03_b.ipynb"><a href="https://x.org/a.md"><a href="#here">'
     linked = re.findall('href="([^"]*)"', docs.page_links(page, BOOKS))
     assert linked == ["GLOSSARY.html#x", "../notebooks/scenes/03_b.html", "https://x.org/a.md", "#here"]
@@ -41,26 +42,32 @@ def test_a_site_with_a_run(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="no executed notebook.*rvlr reproduce --profile smoke"):
         docs.build(run, site)
     (run / "scenes").mkdir()
-    (run / "scenes" / "01_a.html").write_text('<a href="../GLOSSARY.md">')
+    (run / "scenes" / "01_a.html").write_text(
+        f'<title>01</title><body><h1>A</h1>{docs.ROOT}/x<a href="../GLOSSARY.md">'
+    )
     monkeypatch.setattr(docs, "write_explorer", lambda *paths: exec("raise ValueError('not cached')"))
     pages = docs.build(run, site)
     assert "no explorer: not cached" in capsys.readouterr().out
-    assert len(pages) == len(docs.PAGES) + 3
+    assert len(pages) == len(docs.PAGES) + 2
     assert 'href="notebooks/scenes/01_a.html"' in (site / "report.html").read_text(encoding="utf-8").split("</nav>")[1]
     for page in pages:
         text = page.read_text(encoding="utf-8")
         linked = re.findall(r'href="([^"#:]+\.html)', text.partition("</nav>")[0])
         assert all((page.parent / link).is_file() for link in linked if not link.endswith("rvlr_lib.html"))
-        assert len(linked) == len(docs.PAGES) + 3 or page.name == "01_a.html"
+        assert len(linked) == len(docs.PAGES) + 3 or (page.name == "01_a.html" and str(docs.ROOT) not in text)
+        assert text.count('aria-current="page"') == (page.name != "01_a.html")
+        assert re.search('href="[./]*index.html"', text)
+        assert set(re.findall('href="#([^"]+)"', text)) <= set(re.findall('id="([^"]+)"', text)), page
         assert text.count("<table") == text.count('<div class="wide"><table')
-    readme = (site / "README.html").read_text(encoding="utf-8")
+    assert "<title>A</title>" in (site / "notebooks" / "scenes" / "01_a.html").read_text(encoding="utf-8")
+    readme = (site / "index.html").read_text(encoding="utf-8")
     pictures = re.findall(r'<img[^>]*src="(?!https?:|data:)([^"]+)"', readme)
     assert pictures
     assert all((site / picture).is_file() for picture in pictures)
 
 
 def test_a_site_without_a_run_beside_other_things(tmp_path):
-    assert len(docs.build(None, tmp_path / "site")) == len(docs.PAGES) + 1
+    assert len(docs.build(None, tmp_path / "site")) == len(docs.PAGES)
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="something else than a site"):
         docs.build(None, tmp_path)

@@ -39,7 +39,7 @@ NUMBERS = {(94.15, ""): "94.2", (94.14999999999999, "r_mean"): "94.2", (94.25, "
 NUMBERS |= {(-0.04, ""): "0.0", (None, ""): "–", (float("nan"), ""): "–", (float("inf"), ""): "Infinity"}
 NUMBERS |= {(0.126, "modality_gap"): "0.13", (1.23456, "loss/structure"): "1.235", (3, "seeds"): "3.0"}
 NUMBERS |= {(0.000123, "stage2/weights/structure"): "0.000123", (np.float32(2.5), "r_mean"): "2.5"}
-NUMBERS |= {(-12.34, "image/overlap_truth"): "−12.3"}
+NUMBERS |= {(-12.34, "image/overlap_truth"): "−12.3", (0.8, "cosine of a pair"): "0.80"}
 
 
 def test_numbers():
@@ -73,6 +73,13 @@ def test_the_column_metric_says_how_a_row_is_rounded():
     for found in (table, table.set_index("metric")):
         rows = tables.to_markdown(found).splitlines()[2:]
         assert [row.split(" | ")[1].strip(" |") for row in rows] == ["31.3", "0.13"]
+
+
+def test_a_column_of_differences_has_signs_and_two_decimals():
+    table = pd.DataFrame({"Δ r_mean": [0.034, -0.1, 0.001], "r_mean": [0.034] * 3})
+    rows = [row.strip("| ").split(" | ") for row in tables.to_markdown(table).splitlines()[2:]]
+    assert rows == [["+0.03", "0.0"], ["−0.10", "0.0"], ["0.00", "0.0"]]
+    assert tables.metric_label("r_mean & t2t_no_siblings/NDCG@10") == "r_mean & t2t without siblings NDCG@10"
 
 
 def test_insert_between(tmp_path):

@@ -41,7 +41,7 @@ def structure_distillation_loss(
             inside, not detached.
         fusion_weight: share of the *text* teacher, any real number or 0-d tensor, also outside 0 to 1; gradient flows.
         temperature: any real number but zero, or 0-d tensor; gradient flows and only ever raises it. RKD ignores it.
-        distance: one of :data:`~rvlr_lib.losses.DISTANCES`. ``cumulative_l1`` is the official "kl", ``wasserstein``
+        distance: one of ``losses.distances.DISTANCES``. ``cumulative_l1`` is the official "kl", ``wasserstein``
             the official "wd", whose teacher terms are 0. ``rkd_angle`` takes ``B^3`` memory.
         cost_features: ``[B, D_cost]``, needed by ``wasserstein`` alone: the student's text features, detached or not.
         centred: subtract from ``F``, ``I`` and ``T`` their own mean over the pairs first: the teachers' knowledge

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import data_name, default_root, provenance
+from rvlr_lib.tables import Shown, flat, to_markdown
 
 HEADLESS = "RVLR_HEADLESS"  # set in the environment of the kernels that `rvlr reproduce` starts
 
@@ -41,9 +42,7 @@ class RunOutput:
         self.folder = Path(self.folder) if self.folder else default_root() / "lab"
         self.dataset = data_name(self.dataset)
         if (self.folder / "run.json").is_file() and HEADLESS not in os.environ:
-            raise ValueError(
-                f"{self.folder} is a run of `rvlr reproduce`: choose another output_dir, or leave it empty"
-            )
+            raise ValueError(f"{self.folder} is a run of `rvlr reproduce`: choose another output_dir")
 
     def figure(self, draw: Callable[[], Any], name: str, data: Any, caption: str) -> Any:
         """Draw a figure in each width, save it as PNG and PDF with its table ``data`` as CSV, and hand it back."""
@@ -58,11 +57,10 @@ class RunOutput:
             save_figure(figure, place / "column" if both and width == "column" else place, stem, data)
         return figure
 
-    def table(self, frame: Any, name: str) -> Any:
-        """Keep a DataFrame as a table of the report, and hand it back to be shown; the first is the main one."""
-        named = any(level is not None for level in frame.index.names)
-        self.tables[name] = (frame.reset_index() if named else frame).to_dict(orient="records")
-        return frame
+    def table(self, frame: Any, name: str) -> Shown:
+        """Keep a DataFrame as a table of the report, and hand it back as shown there; the first is the main one."""
+        self.tables[name] = flat(frame).to_dict(orient="records")
+        return Shown(to_markdown(frame))
 
     def keep(self, row: str, metrics: Mapping[str, float]) -> None:
         """Keep the numbers of one row; ``reproduce --check`` compares them."""

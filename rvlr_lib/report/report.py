@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 from rvlr_lib.disk import read_json, write_json, write_text
 from rvlr_lib.provenance import provenance
 from rvlr_lib.report.output import read_results, read_run
-from rvlr_lib.tables import to_markdown, write_table
+from rvlr_lib.tables import to_markdown, unbroken, write_table
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -33,12 +33,13 @@ def write_report(folder: Path | str, *, root: Path = CHECKOUT) -> Path:
     folder = Path(folder)
     record, found = read_run(folder), read_results(folder)
     sentences = zip_longest(*(result["sentences"] for result in found.values()))  # the first of each notebook first
-    summary = [each for row in sentences for each in row if each][:5]
+    summary = [each for row in sentences for each in row if each][: max(5, len(found))]
     cards = {run["dataset"]: data_card(run, root) for run in record["runs"]}
     parts = {"record": record, "results": found, "summary": summary, "cards": cards, "claims": claims_part(root)}
     text = templates().get_template("report.md.j2").render(**parts, folder=shlex.quote(str(folder)))
     write_text(folder / "report.md", text)
-    write_text(folder / "report.html", page_html(record["profile"], with_pictures(markdown_html(text), folder)))
+    body = with_pictures(markdown_html(text), folder)
+    write_text(folder / "report.html", page_html(f"Report of the run {record['profile']}", body))
     for name, result in found.items():
         for title, records in result["tables"].items():
             write_table(pd.DataFrame(records), folder / "tables", f"{name}_{title}")
@@ -66,10 +67,12 @@ def data_card(run: Mapping[str, Any], root: Path = CHECKOUT) -> str:
 
 
 def markdown_html(text: str) -> str:
-    """Markdown as an HTML body; code is highlighted, tables scroll where they are wider than the page."""
+    """Markdown as HTML; headings are named as GitHub names them, tables scroll where they are wider than the page."""
     from nbconvert.filters import markdown2html
 
     body = re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(text))
+    body = re.sub(r'(?<=<h\d id=")[^"]+', lambda m: re.sub(r"[^\w-]", "", unquote(html.unescape(m[0])).lower()), body)
+    body = unbroken(body).replace("<th>in words<", '<th class="words">in words<')
     body = re.sub(r"(<table.*?</table>)", r'<div class="wide">\1</div>', body, flags=re.DOTALL)
     return re.sub(r"<th[^>]*>.*?</th>", lambda match: re.sub("([/_])(?!th>)", r"\1<wbr>", match[0]), body)
 
@@ -102,12 +105,10 @@ def compare(folder: Path, reference: Mapping[str, Any]) -> list[str]:
     ``reference`` is the content of ``data/reference/<profile>.json``. The first of its tolerance patterns that matches
     the name of a number holds, else the default; tolerances are absolute.
     """
-
-    def flat(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-        pairs = ((f"{name}: {key}", value) for name, own in metrics.items() for key, value in own.items())
-        return {name: math.nan if value is None else value for name, value in pairs}
-
-    now, then = flat(_metrics(folder)), flat(reference["metrics"])
+    now, then = (
+        {f"{name}: {key}": math.nan if x is None else x for name, own in each.items() for key, x in own.items()}
+        for each in (_metrics(folder), reference["metrics"])
+    )
     patterns = {**reference["tolerance"].get("patterns", {}), "*": reference["tolerance"]["default"]}
     moved = []
     for name in {**then, **now}:

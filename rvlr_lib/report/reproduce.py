@@ -1,13 +1,6 @@
 """Run the notebooks of a profile through papermill into one run folder; all settings are checked before any runs.
 
-A profile is a YAML file::
-
-    description: one line
-    expected_seconds: 150
-    cell_timeout_seconds: 300
-    parameters: {seed: 0}        # for every notebook that has such a parameter
-    runs:                        # in order
-      - {notebook: 02_training, parameters: {dataset: scenes}}
+A profile is a YAML file such as ``notebooks/profiles/quick.yaml``; its ``parameters`` go to all that have such.
 """
 
 import ast
@@ -16,17 +9,20 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from html import escape
 from pathlib import Path
 from time import monotonic
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import quote
 
 from rvlr_lib.disk import own_folder, read_json, write_json, write_text
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, versions
@@ -38,6 +34,7 @@ OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explor
 DISK_BYTES = 10**9  # free before a run begins
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
 KERNELS = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
+NO_ALT = 'alt="No description has been provided for this image"'  # of nbconvert
 say = partial(print, flush=True)
 
 
@@ -166,7 +163,7 @@ def reproduce(
                 say(f"{label}: nothing changed since it ran, kept")
                 continue
             begin = monotonic()
-            run_notebook(run, out, settings["cell_timeout_seconds"], root=root)
+            run_notebook(run, out, settings["cell_timeout_seconds"], root=root, runs=runs)
             entry |= {"seconds": round(monotonic() - begin, 1), "key": key, "outputs": _outputs(run, out)}
             write_json(out / "run.json", record)
             say(f"{label} done in {entry['seconds']} s")
@@ -205,7 +202,7 @@ def check_machine(runs: list[Run], out: Path) -> None:
                 raise ValueError(f"parameter '{name}': there is no {path}, seen from {Path.cwd()}")
 
 
-def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT) -> Path:
+def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, runs: Sequence[Run] = ()) -> Path:
     """Execute one notebook and write it and its HTML to ``out/<dataset>/``; lines of its stages are printed.
 
     A NotebookError says that a cell raised, took more than ``timeout`` seconds, or that the kernel died.
@@ -225,7 +222,11 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT) ->
     options |= {"on_cell_execute": stream.count, "stdout_file": stream, "stderr_file": stream, "progress_bar": False}
     try:
         executed = papermill.execute_notebook(*names, parameters, **options)
-        write_text(page, notebook_html(executed, run.notebook))
+        result = out / "results" / f"{run.dataset}_{run.notebook}.json"
+        captions = list(read_json(result)["figures"].values()) if result.is_file() else []
+        text = notebook_links(notebook_html(executed, run.notebook, captions), run.dataset, runs)
+        up = os.path.relpath(root, target.parent) if out.is_relative_to(root) else ".."
+        write_text(page, text.replace('href="../FIDELITY.md', f'href="{up}/FIDELITY.md'))
     except papermill.PapermillExecutionError as error:
         reason = f"{error.ename}: {str(error.evalue).strip()}"
     except CellTimeoutError:
@@ -241,16 +242,27 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT) ->
     return target
 
 
-def notebook_html(notebook: Any, title: str) -> str:
-    """HTML with everything embedded, without the folded cells; only a notebook with formulas asks for MathJax."""
+def notebook_html(notebook: Any, title: str, captions: Sequence[str] = ()) -> str:
+    """HTML with everything embedded, without the folded cells; ``captions`` tell what its pictures show, in order."""
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
     folded = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"parameters", "setup"}}})
+    notebook.metadata.pop("widgets", None)  # their script would have to be fetched
     exporter = HTMLExporter(config=folded, embed_images=True, require_js_url="", jquery_url="")
-    if not any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown"):
+    if not any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown"):  # no formula
         exporter.mathjax_url = ""
-    return exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})[0]
+    page = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})[0]
+    for caption in captions if page.count(NO_ALT) == len(captions) else ():
+        page = page.replace(NO_ALT, f'alt="{escape(caption)}"', 1)
+    return page
+
+
+def notebook_links(page: str, dataset: str, runs: Iterable[Run]) -> str:
+    """Links to other notebooks as links to their pages, on the same data set where they ran on it; else the report."""
+    known = sorted(runs, key=lambda run: run.dataset == dataset)
+    places = {run.notebook: quote(f"../{run.dataset}/{run.notebook}.html") for run in known}
+    return re.sub(r'href="(\w+)\.ipynb', lambda match: f'href="{places.get(match[1], "../report.html")}', page)
 
 
 class _Stages:

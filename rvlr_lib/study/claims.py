@@ -11,7 +11,7 @@ from rvlr_lib.disk import read_json, write_text
 from rvlr_lib.metrics.statistics import Effect, Verdict, paired_effect, power, verdicts
 from rvlr_lib.study.plan import Claim, Plan, check_seal, load_plan, reference_folder
 from rvlr_lib.study.sweep import read_seeds
-from rvlr_lib.tables import insert_between, to_markdown
+from rvlr_lib.tables import insert_between, metric_label, to_markdown
 
 Cells = Mapping[str, Mapping[str, Any]]
 Results = Mapping[str, Mapping[int, Cells]]  # part of the plan -> seed -> cell -> record
@@ -22,8 +22,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "claims.md.j2"
 def metric_of(cell: Mapping[str, Any], metric: str) -> float:
     """A metric of a cell under the headline relevance, or a structure figure; of several joined by ``&``, the mean.
 
-    Raises:
-        ValueError: the cell has no such figure, or it is not defined; names some it has.
+    Where there is none, or it is not defined, a ValueError names some that there are.
     """
     if " & " in metric:
         values = [metric_of(cell, part) for part in metric.split(" & ")]
@@ -97,6 +96,16 @@ def sentence(plan: Plan, name: str, results: Results, found: Judged, chosen: Map
     return text + (f"; tuning switched {', '.join(off)} off: no strength did as well" if off else "") + "."
 
 
+def headline(plan: Plan, results: Results, found: Judged) -> str:
+    """All primary claims in one sentence: how many hold, and each verdict with its effect and its control's."""
+    held, told = sum(own.verdict.startswith("better") for own in found.values()), []
+    for name, own in found.items():
+        control = plan.claims[name].control
+        known = f"; its control {signed(weakest(plan.claims[control], results).mean)}" if control else ""
+        told.append(f"{name} {own.verdict} ({signed(own.effect.mean)} points{known})")
+    return f"**{held} of {len(found)} sealed claims hold**: {', '.join(told)}."
+
+
 def lead(plan: Plan, results: Results, name: str) -> str:
     """Companions that differ in their dial point (``bending, …``), in one sentence: effects, plain intervals, seeds.
 
@@ -147,8 +156,7 @@ def claims_table(plan: Plan, found: Judged) -> pd.DataFrame:
                 "seeds": seeds,
                 "a true zero is called equivalent": f"{100 * zero['equivalent']:.0f} %",
                 "a true δ is called better": f"{100 * (real['better'] + real['better, below δ']):.0f} %",
-                "metric": plan.claims[name].metric,
-                "measured as": plan.claims[name].effect,
+                "metric": metric_label(plan.claims[name].metric),
             }
         )
     return pd.DataFrame(rows)
@@ -163,7 +171,7 @@ def companions_table(plan: Plan, results: Results) -> pd.DataFrame:
             "95 % interval": interval(own.low, own.high),
             "seeds": own.seeds,
             "in words": plan.claims[name].text,
-            "metric": plan.claims[name].metric,
+            "metric": metric_label(plan.claims[name].metric),
         }
         for name, own in companions(plan, results).items()
     ]
@@ -256,38 +264,23 @@ def write_claims(profile: str = "study", folder: str | Path = "", page: Path | N
 
 
 def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str, Any]) -> None:
-    """Put the verdicts into a Markdown page: one sentence between its ``verdict`` markers, one a claim at ``claims``.
-
-    Raises:
-        ValueError: the page lacks the markers.
-    """
+    """Put one sentence between a page's ``verdict`` markers, one a claim at ``claims``; ValueError where they lack."""
     found = judge(plan, results)
-    if not found:
-        insert_between(page, "verdict", "- No verdict yet: the planned seeds are not whole.")
-        return
-    held, told = sum(own.verdict.startswith("better") for own in found.values()), []
-    for name, own in found.items():
-        control = plan.claims[name].control
-        known = f"; its control {signed(weakest(plan.claims[control], results).mean)}" if control else ""
-        told.append(f"{name} {own.verdict} ({signed(own.effect.mean)} points{known})")
-    insert_between(page, "verdict", f"**{held} of {len(found)} sealed claims hold**: {', '.join(told)}.")
-    lines = [f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name in found]
-    insert_between(page, "claims", "\n".join(lines))
+    insert_between(page, "verdict", headline(plan, results, found) if found else "No verdict yet: seeds are missing.")
+    if lines := [f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name in found]:
+        insert_between(page, "claims", "\n".join(lines))
 
 
-def signed(value: float) -> str:
-    """A difference with its sign and two decimals.
-
-    >>> signed(-1.25), signed(3)
-    ('−1.25', '+3.00')
-    """
-    return f"{value:+.2f}".replace("-", "−") if value == value else "–"
+def signed(value: float, places: int = 2) -> str:
+    """A difference with its sign."""
+    return f"{value:+.{places}f}".replace("-", "−") if value == value else "–"
 
 
 def interval(low: float, high: float) -> str:
-    """An interval of differences.
+    """An interval of differences; a third decimal where two would hide on which side of 0 a bound lies.
 
-    >>> interval(-1.0, 2.5)
-    '−1.00 to +2.50'
+    >>> interval(-1.0, 2.5), interval(-0.15, -0.003)
+    ('−1.00 to +2.50', '−0.150 to −0.003')
     """
-    return f"{signed(low)} to {signed(high)}"
+    places = 3 if any(0 < abs(bound) < 0.005 for bound in (low, high)) else 2
+    return f"{signed(low, places)} to {signed(high, places)}"

@@ -72,7 +72,7 @@ def test_only_imports_calls_and_shows_figures_with_captions(path):
 
 def test_what_notebooks_name_is_there():
     text = {path.stem: "".join("".join(cell["source"]) for cell in cells(path)) for path in NOTEBOOKS}
-    leads = re.findall(r"claims\.lead\(plan, results, '([^']+)'\)", text["01_imbalance_analysis"])
+    leads = re.findall(r'claims\.lead\(plan, results, "([^"]+)"\)', text["01_imbalance_analysis"])
     plan = load_plan()
     assert leads
     assert all(any(name.startswith(lead) for name in plan.claims) for lead in leads)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from rvlr_lib import cli
-from rvlr_lib.disk import write_json
+from rvlr_lib.disk import read_json, write_json, write_text
 from rvlr_lib.figures.style import new_figure
 from rvlr_lib.report import report
 from rvlr_lib.report.output import RunOutput
@@ -64,11 +64,25 @@ def test_the_report(run, tmp_path):
     assert all((run / link.replace("%20", " ")).is_file() for link in links)
 
 
+def test_claims_stand_once_and_settings_are_told_once(run, tmp_path):
+    write_text(tmp_path / "data" / "reference" / "study" / "claims.md", "# Claims\n\n- a: −1.00 to +2.00")
+    settings = {"seed": 1, "stage1": {"epochs": 4, "lr": 0.1}}
+    first = read_json(run / "results" / f"my birds_{NAME}.json")
+    first |= {"settings": settings, "tables": {"claims": [{"x": "twice"}]}}
+    write_json(run / "results" / f"my birds_{NAME}.json", first)
+    other = {"settings": {"seed": 2, "stage1": {"epochs": 3, "lr": 0.1}}, "tables": {}, "figures": {}}
+    write_json(run / "results" / "scenes_04_common_space_umap.json", first | other)
+    text = report.write_report(run, root=tmp_path).read_text(encoding="utf-8")
+    assert ("twice" in text, text.count('"lr"')) == (False, 1)
+    assert re.findall("^- scenes.*: (.*)$", text, re.MULTILINE) == ["`seed` 2", "`stage1.epochs` 3"]
+    assert "−1.00&nbsp;to&nbsp;+2.00" in (run / "report.html").read_text(encoding="utf-8")
+    assert report.markdown_html("# I want to …").startswith('<h1 id="i-want-to-">')
+
+
 def test_claims_are_those_of_the_study(tmp_path):
     assert report.claims_part(tmp_path) == ""
-    page = tmp_path / "data" / "reference" / "study" / "claims.md"
-    page.parent.mkdir(parents=True)
-    page.write_text("# Claims\n\n- a: **better**\n\n## Verdicts\n\n| x |\n\n## Companions\n\nc")
+    text = "# Claims\n\n- a: **better**\n\n## Verdicts\n\n| x |\n\n## Companions\n\nc"
+    write_text(tmp_path / "data" / "reference" / "study" / "claims.md", text)
     assert report.claims_part(tmp_path) == "- a: **better**\n\n### Verdicts\n\n| x |"
 
 

@@ -64,6 +64,13 @@ def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout):
     for path in out.rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
     executed = nbformat.read(out / "my {birds}" / "01_good.ipynb", 4)
+    executed.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {}}
+    executed.cells[-1].outputs.append(nbformat.v4.new_output("display_data", {"image/png": "iVBORw0KGgo="}))
+    page = runner.notebook_html(executed, "x", ["What it <shows>."])
+    assert ('alt="What it &lt;shows&gt;."' in page, "unpkg" in page) == (True, False)
+    runs = [runner.Run("02_b", "my birds", {}), runner.Run("02_b", "scenes", {})]
+    linked = runner.notebook_links('href="02_b.ipynb" href="09_z.ipynb', "my birds", runs)
+    assert linked == 'href="../my%20birds/02_b.html" href="../report.html'
     python, headless, numba = executed.cells[-1].outputs[0].text.splitlines()[-2].split(" ", 2)
     assert (python, headless) == (sys.executable, "1")
     assert numba != "None"
