@@ -247,17 +247,22 @@ def as_dict(settings: Any) -> dict[str, Any]:
     return dataclasses.asdict(settings)
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Settings by name from a YAML file; a ValueError names a file that holds something else."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, expected settings by name")
+    return values
+
+
 def _read_preset(preset: str) -> tuple[Path, dict[str, Any]]:
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if not path.is_file():
         raise ValueError(f"unknown preset {preset!r}: valid are {', '.join(available_presets())}, or a YAML file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}, expected settings by name")
-    return path, values
+    return path, read_yaml(path)
 
 
 def parsed(kind: Any, values: Mapping[str, Any], where: str) -> Any:

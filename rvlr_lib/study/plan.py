@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rvlr_lib.config import ARMS, ArmSettings, Settings, load_settings, parsed
+from rvlr_lib.config import ARMS, ArmSettings, Settings, load_settings, parsed, read_yaml
 from rvlr_lib.disk import plain, read_json, write_json
 from rvlr_lib.metrics.statistics import MAX_CLAIMS
 from rvlr_lib.provenance import PACKAGE, commit
@@ -139,9 +137,13 @@ def load_plan(profile: str = "study") -> Plan:
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else named
     if not path.is_file():
         raise ValueError(f"{path} is not there; a study is the 'study' part of a profile")
-    values = dict((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("study") or {})
-    common = {"seeds": values.get("seeds"), "arms": values.get("arms"), "dials": list(values.get("dials", {}))}
-    sets = {name: {"dataset": name, **common, **(own or {})} for name, own in values.get("sets", {}).items()}
+    values = read_yaml(path).get("study") or {}
+    named_parts = [values, *map(values.get, ("sets", "dials"))] if isinstance(values, dict) else [values]
+    if not all(isinstance(part or {}, dict) for part in named_parts):
+        raise ValueError(f"{path}: 'study', its 'sets' and its 'dials' must hold settings by name")
+    common = {"seeds": values.get("seeds"), "arms": values.get("arms"), "dials": list(values.get("dials") or {})}
+    sets = {name: own or {} for name, own in (values.get("sets") or {}).items()}
+    sets = {name: {"dataset": name, **common, **own} if isinstance(own, dict) else own for name, own in sets.items()}
     plan: Plan = parsed(Plan, values | {"sets": sets}, str(path))
     named_arms = [name.removesuffix(BY_STRUCTURE) for part in plan.sets.values() for name in part.arms]
     dials = [dial for part in plan.sets.values() for dial in part.dials]

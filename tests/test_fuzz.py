@@ -1,0 +1,51 @@
+"""No file of a user's, however damaged, ends in a traceback: it is read, or one line says what is wrong."""
+
+import numpy as np
+import pytest
+
+from rvlr_lib import cli
+
+CONTENTS = {
+    "empty": b"",
+    "zeros": bytes(64),
+    "list": b"[]",
+    "number": b"5",
+    "null": b"null",
+    "nested": b'{"a": [{"b": 1}], "images": 3, "annotations": {}, "runs": [1], "study": {"sets": {"a": 5}}}',
+    "rows": b'[{"image": 1, "caption": {}}, 3, null]',
+    "half": b'{"images": [{"id": 1, "file_na',
+    "not UTF-8": b"\xff\xfe\xfa\xe9caption",
+    "zip": b"PK\x03\x04" + bytes(40),
+    "array": b"\x93NUMPY\x01\x00v\x00{'descr': '<f8'",
+    "tensors": b'\x10\x00\x00\x00\x00\x00\x00\x00{"a": {"dtype"',
+    "words": b'image,caption\n"a,b\nc;d\te\n\x00',
+}
+ARRAYS = (".npy", ".npz", ".pt", ".safetensors")
+COMMANDS = {
+    "data": ("data check {file} --model none", (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml")),
+    "captions": ("audit --image-features {good} --text-features {good} --captions {file} --out {out}", (".json",)),
+    "pictures": ("audit --image-features {file} --text-features {good} --captions {told} --out {out}", ARRAYS),
+    "texts": ("audit --image-features {good} --text-features {file} --captions {told} --out {out}", ARRAYS),
+    "preset": ("config {file}", (".yaml",)),
+    "profile": ("reproduce --profile {file} --out {out}", (".yaml",)),
+    "plan": ("study --profile {file} --results {out}", (".yaml",)),
+    "run": ("report {folder}", ("run.json",)),
+    "map": ("explore {folder}", ("run.json",)),
+    "tables": ("table --run {folder}", ("run.json",)),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize(("command", "name"), [(key, name) for key, (_, names) in COMMANDS.items() for name in names])
+def test_a_damaged_file_is_never_a_traceback(command, name, content, tmp_path, capsys):
+    file = tmp_path / (name if name == "run.json" else f"file{name}")
+    file.write_bytes(CONTENTS[content])
+    np.save(tmp_path / "good.npy", np.eye(4))
+    (tmp_path / "told.json").write_text('["a", "b", "c", "d"]')
+    places = {"file": file, "folder": tmp_path, "good": tmp_path / "good.npy", "told": tmp_path / "told.json"}
+    words = COMMANDS[command][0].format(out=tmp_path / "out", **places).split()
+    code = cli.main(words)
+    told = capsys.readouterr()
+    assert code in ((0, 1, 2) if command in ("data", "preset") else (2,)), told
+    assert "Traceback" not in told.err
+    assert code != 2 or told.err.startswith("rvlr: ")
