@@ -17,7 +17,7 @@ from rvlr_lib.tables import arm_label, shown
 
 GAP, HEADING, NARROW_ITEMS = 0.06, 0.7, 3  # inches, inches, items side by side in a column
 # Inches of pictures and lines of captions, of which the first that a page holds is taken.
-SIZES = ((0.8, 7), (0.65, 6), (0.5, 6), (0.36, 5), (0.36, 3))
+SIZES = ((0.8, 7, 9), (0.65, 6, 9), (0.5, 6, 9), (0.36, 5, 9), (0.36, 3, 9), (0.36, 3, 6), (0.36, 2, 4), (0.3, 2, 3))
 FRAMES = {True: (look.BLUE, "-", 2.2), False: (look.VERMILLION, (0, (3, 2)), 0.9), None: ("0.6", "-", 0.6)}
 MARKS = {True: "✓", False: "✗", None: ""}
 
@@ -130,9 +130,11 @@ def _table(rows: Sequence[Row], shares: Sequence[float]) -> Figure:
     above = [LINE * any(cell.above for cell in cells) for _, cells in rows]
     below = [max(LINE * len(wrap(c.below, room)) if c.below else 0 for c, _, room in p) + 2.5 * GAP for p in places]
     pictures = [room for place in places for c, _, room in place if hasattr(c.item, "size")]
-    for largest, most in SIZES:
+    for largest, most, own_most in SIZES:
         size = min([largest, *pictures])  # of every picture that has a cell of its own
-        high = [max(_height(c.item, room, size, 9 if c.above else most) for c, _, room in place) for place in places]
+        high = [
+            max(_height(c.item, room, size, own_most if c.above else most) for c, _, room in place) for place in places
+        ]
         steps = [lift + tall + (own if tall else 0) for lift, tall, own in zip(above, high, below, strict=True)]
         if sum(steps) + GAP <= MOST:
             break
