@@ -74,7 +74,7 @@ def load_profile(
         ValueError: the profile, a notebook or a parameter is unknown (lists the valid ones), a value has the wrong
             type, or two runs would write the same files.
     """
-    import yaml
+    from rvlr_lib.config import read_yaml
 
     profiles = {file.stem: file for file in root.glob("notebooks/profiles/*.yaml")}
     books = {file.stem: file for file in root.glob("notebooks/*.ipynb")}
@@ -82,11 +82,11 @@ def load_profile(
     if not path.is_file():
         raise ValueError(f"unknown profile '{profile}'; valid: {', '.join(sorted(profiles)) or 'none here'}")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = read_yaml(path)
         if set(PROFILE_KEYS) != settings.keys() - {"study"}:  # which `rvlr study` reads
             raise ValueError(f"its keys must be {', '.join(PROFILE_KEYS)} and perhaps study")
         wanted = [(entry["notebook"], entry.get("parameters", {})) for entry in settings["runs"]]
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no profile: {error}") from None
     if unknown := [name for name, _ in wanted if name not in books]:
         raise ValueError(f"{path}: unknown notebook '{unknown[0]}'; valid: {', '.join(sorted(books))}")

@@ -68,6 +68,15 @@ def test_peers_refuse_what_they_cannot_do():
             spectral_cut(pair, (rows(9, 6), rows(9, 6, seed=1)), leading=leading, trailing=trailing)
 
 
+def test_an_undefined_validation_score_never_wins(monkeypatch):
+    dataset = load_dataset("emoji", split="train", limit=30)
+    split = (unit_rows(rows(30, 8).float()), unit_rows(rows(len(dataset.captions), 8, seed=1).float())), dataset
+    nothing = dict.fromkeys(("r_mean", "i2i/NDCG@10", "t2t_no_siblings/NDCG@10"), float("nan"))
+    monkeypatch.setattr("rvlr_lib.evaluation.baselines.retrieval_metrics", lambda *_, **__: {"headline": nothing})
+    with pytest.raises(ValueError, match="a validation score is undefined"):
+        training_free(*split, splits=(split, split))
+
+
 def test_weights_between_two_states():
     start = {"w": torch.tensor([0.0, 2.0]), "half": torch.tensor([1.0], dtype=torch.float16), "n": torch.tensor(3)}
     trained = {"w": torch.tensor([1.0, 0.1]), "half": torch.tensor([3.0], dtype=torch.float16), "n": torch.tensor(7)}

@@ -200,7 +200,8 @@ def test_the_study_of_a_run_is_opened_as_its_notebooks_did(run, monkeypatch, gal
         assert (root, list(found), options["max_points"]) == (run.parent, list(SPACES), 20)
         return layout(gallery, 10)
 
-    monkeypatch.setenv("RVLR_RUNS", str(run.parent))
+    (run.parent / "cache").mkdir()  # beside the run, wherever other runs go
+    monkeypatch.setenv("RVLR_RUNS", str(run))
     monkeypatch.setitem(sys.modules, "rvlr_lib.study.study", SimpleNamespace(open_study=open_study))
     monkeypatch.setattr(maps, "cached_projection", cached_projection)
     page = explorer.write_explorer(run).read_text()

@@ -139,6 +139,15 @@ def test_damage_is_named_and_the_one_before_taken(two, harm, name, capsys):
 def test_the_newest_two_stay(two):
     write_checkpoint(two, 1_000_000, tensors())
     assert [path.name for path in checkpoints_in(two)] == ["step-000120", "step-1000000"]
+    (two / "step-000130.bak").mkdir()  # none of ours
+    write_checkpoint(two, 125, tensors())  # a training that fell back leaves the later one behind
+    assert [path.name for path in checkpoints_in(two)] == ["step-000120", "step-000125"]
+
+
+@pytest.mark.parametrize("wrong", [{"save_every": 0}, {"resume": "maybe"}])
+def test_an_execution_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="must be 1 or more, resume="):
+        Execution(**wrong)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("-inf")])
