@@ -12,6 +12,8 @@ CONTENTS = {
     "number": b"5",
     "null": b"null",
     "nested": b'{"a": [{"b": 1}], "images": 3, "annotations": {}, "runs": [1], "study": {"sets": {"a": 5}}}',
+    "no plan": b"study: 7",
+    "no sets": b"study: {sets: 3}",
     "rows": b'[{"image": 1, "caption": {}}, 3, null]',
     "half": b'{"images": [{"id": 1, "file_na',
     "not UTF-8": b"\xff\xfe\xfa\xe9caption",

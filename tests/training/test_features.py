@@ -79,7 +79,7 @@ def test_damaged_features_and_a_full_disk_are_named(towers, scenes, tmp_path, mo
     sizes = {path.stem: path.stat().st_size for path in (places[0] / "train").glob("*.npy")}
     assert len(sizes) == 2  # each of them alone would fit
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: SimpleNamespace(free=max(sizes.values()) + 1))
-    with pytest.raises(ValueError, match="their tokens need"):
+    with pytest.raises(ValueError, match="pictures: their tokens need"):
         store(tmp_path / "both", towers, scenes, views=1)
 
 
