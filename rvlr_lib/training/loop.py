@@ -27,7 +27,7 @@ from rvlr_lib.training.batches import Batches, Inputs
 from rvlr_lib.training.checkpoint import last_checkpoint, write_checkpoint
 from rvlr_lib.training.objectives import Objective
 from rvlr_lib.training.processes import (
-    add_up,
+    all_reduce_sum,
     is_main,
     processes,
     random_states,
@@ -172,7 +172,7 @@ class Training:
         if self.step % self.optim.log_every == 0 or self.step == self.steps - 1:
             self.check_finite()
             # each process has the matching loss of its own rows only
-            whole, *means = (add_up(torch.stack([total, *terms.values()]).detach()) / processes()[1]).tolist()
+            whole, *means = (all_reduce_sum(torch.stack([total, *terms.values()]).detach()) / processes()[1]).tolist()
             record = {"step": self.step, "epoch": self.epoch, "total": whole, "gradient_norm": float(norm)}
             record["learning_rate"] = float(self.schedule.get_last_lr()[0])
             record |= dict(zip((f"loss/{name}" for name in terms), means, strict=True)) | self.objective.scalars()

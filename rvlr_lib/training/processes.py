@@ -110,7 +110,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        return add_up(gradient.contiguous()).split(ctx.rows)[distributed.get_rank()]
+        return all_reduce_sum(gradient.contiguous()).split(ctx.rows)[distributed.get_rank()]
 
 
 def gather_rows(features: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def gather_tokens(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return gather_rows(pad(tokens, (0, 0, 0, missing))), masks
 
 
-def add_up(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum of a tensor over the processes, without gradient; itself in a single process."""
     if processes()[1] > 1:
         values = values.detach().clone()
