@@ -43,8 +43,8 @@ def test_every_script_is_run():
 @pytest.mark.slow
 def test_the_script_for_a_gpu_rehearses_on_the_cpu(tmp_path):
     parts = "heads,losses,resume"
-    words = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--device", "cpu", "--parts", parts]
-    subprocess.run([*words, "--out", tmp_path / "gpu.json"], cwd=ROOT, check=True)
+    words = "-m benchmarks.gpu --tiny --device cpu --parts".split()
+    subprocess.run([sys.executable, *words, parts, "--out", tmp_path / "gpu.json"], cwd=ROOT, check=True)
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert not [part for part in parts.split(",") if "failed" in found[part]]
     assert found["resume"]["equal_weights"]

@@ -51,8 +51,7 @@ BAD = {
     "report": "say what to report",
     "audit": "give --image-features",
     "audit --dataset scenes --captions x": "give --image-features",
-    "explore none": "none holds no run",
-    "table --run none": "none holds no run: there is no run.json in it; `rvlr reproduce` makes one",
+    "explore none": "none holds no run: there is no run.json in it; `rvlr reproduce` makes one",
     "config flickr30k -s stage1.epoch 3": "does not accept option 'stage1.epoch': valid are epochs",
 }
 

@@ -80,8 +80,7 @@ def test_neighbours_that_moved(scenes, space, texts):
 
 def test_long_captions_of_three_queries_fit_into_a_column():
     words = "a large turquoise heart and a tiny azure cross over a sandy ground with a little violet circle " * 2
-    hits = [panels.Hit(words, hit=True, relevance=1.0)] * 5
-    methods = dict.fromkeys(("matching", "matching_longer", "rvlr"), hits)
-    query = panels.Query(PICTURE, methods, truth=words, ranks=dict.fromkeys(methods, 3), title="a failure")
+    methods = dict.fromkeys(("matching", "matching_longer", "rvlr"), [panels.Hit(words, hit=True)] * 5)
+    query = panels.Query(PICTURE, methods, truth=words, title="a failure")
     with style.one_column():
         assert panels.plot_retrieval_panel([query] * 3).get_figheight() <= style.MOST
