@@ -70,7 +70,7 @@ def test_memory_is_that_of_the_block_or_of_the_child():
     held = bytearray(b"x" * 300_000_000)  # before it does not count
     with PeakMemory() as peak:
         bytearray(b"x" * 100_000_000)
-    assert peak.gb == pytest.approx(0.2, abs=0.03)  # the text and its copy
+    assert 0.05 < peak.gb < 0.28  # the text and perhaps its copy, never what was held
     assert in_child(load("metric_suite").whole_suite, 5)["GB"] < 0.1 < len(held) / 1e9
 
 
