@@ -63,7 +63,7 @@ class Tuning:
     confirmed: int  # best trials that are tried on all seeds
     learning_rate: Sequence[float]  # lowest and highest, log-uniform
     strengths: Mapping[str, Sequence[float]]  # group of terms -> lowest and highest, log-uniform
-    lengths: Sequence[int]  # epochs of stage 2; the shortest whose doubling adds less than ``plateau`` is taken
+    lengths: Sequence[int]  # epochs of stage 2; the shortest whose doubling adds less than ``plateau``, or the only one
     visibilities: Sequence[float]  # of the dial ``image``: the first at which ``matching_longer`` keeps ``kept``
     plateau: float = 0.5  # points of r_mean
     kept: Sequence[float] = (0.4, 0.7)
@@ -74,11 +74,11 @@ class Tuning:
 class RegimeMap:
     """Where the structure loss helps: strength × teacher × dial, on validation."""
 
-    dataset: str
-    dials: Sequence[str]
-    seeds: Sequence[int]
-    ratios: Sequence[float]  # of the weighted structure term's gradient norm to the contrastive one's, first batch
-    teachers: Mapping[str, str]  # label -> arm
+    dataset: str = ""
+    dials: Sequence[str] = ()
+    seeds: Sequence[int] = ()  # none: the plan asks for no map
+    ratios: Sequence[float] = ()  # of the weighted structure term's gradient norm to the contrastive one's, first batch
+    teachers: Mapping[str, str] = field(default_factory=dict)  # label -> arm
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Plan:
     claims: Mapping[str, Claim]
     delta: Mapping[str, float]  # metric -> the smallest difference that matters, in points
     tuning: Tuning
-    regime_map: RegimeMap
+    regime_map: RegimeMap = RegimeMap()
 
     def settings(
         self, name: str, dial: str, seed: int, chosen: Mapping[str, Any], criterion: str = "recall", **overrides: Any

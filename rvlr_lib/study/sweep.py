@@ -55,6 +55,8 @@ def run_study(
     elif seal:
         say(f"sealed: {write_seal(plan, folder, time.strftime('%Y-%m-%d'))['sha256']}")
     elif regime_map:
+        if not plan.regime_map.seeds:
+            raise ValueError(f"the plan of {profile} has no regime_map")
         run_map(plan, folder, runner, parse_seeds(seeds) or list(plan.regime_map.seeds))
     else:
         names = sets.split(",") if sets else list(plan.sets)

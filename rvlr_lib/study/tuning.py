@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from rvlr_lib.config import ARMS, PRESETS, ArmSettings, arm
+from rvlr_lib.config import ARMS, PRESETS, ArmSettings, arm, read_yaml
 from rvlr_lib.disk import read_json, write_json, write_text
 from rvlr_lib.provenance import provenance
 from rvlr_lib.study.plan import BY_STRUCTURE, Plan, reference_folder
@@ -89,7 +89,8 @@ def tune(plan: Plan, folder: Path, runner: Runner, say: Callable[[str], None] = 
     }
     write_json(folder / "tuning.json", tuned)
     if folder == reference_folder():  # what every other run takes
-        arms = {name: found["recall"] for name, found in search.chosen["arms"].items()}
+        arms = read_yaml(PRESETS / "tuned.yaml")["arms"]  # those of other plans stay
+        arms |= {name: found["recall"] for name, found in search.chosen["arms"].items()}
         head = "# Learning rates and strengths that tuning chose; written by `rvlr study --tune`.\n"
         write_text(PRESETS / "tuned.yaml", head + yaml.safe_dump({"arms": arms}, sort_keys=False))
     return read_json(folder / "tuning.json")
@@ -151,6 +152,8 @@ class _Search:
         longest.
         """
         space = self.plan.tuning
+        if len(space.lengths) == 1:  # nothing to choose from
+            return space.lengths[0], {}
         middle = {(name, 0): _trials(self.plan, name, lambda _: np.array([0.5]))[0] for name in names}
         found: dict[str, dict[str, float]] = {}
         for length in space.lengths:
