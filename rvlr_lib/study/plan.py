@@ -64,7 +64,9 @@ class Tuning:
     learning_rate: Sequence[float]  # lowest and highest, log-uniform
     strengths: Mapping[str, Sequence[float]]  # group of terms -> lowest and highest, log-uniform
     lengths: Sequence[int]  # epochs of stage 2; the shortest whose doubling adds less than ``plateau``, or the only one
-    visibilities: Sequence[float]  # of the dial ``image``: the first at which ``matching_longer`` keeps ``kept``
+    visibilities: Sequence[
+        float
+    ]  # of the dial ``image``: the first at which ``matching_longer`` keeps ``kept``, or one
     plateau: float = 0.5  # points of r_mean
     kept: Sequence[float] = (0.4, 0.7)
     slack: float = 0.5  # points of r_mean within which validation structure may choose
@@ -150,7 +152,8 @@ def load_plan(profile: str = "study") -> Plan:
     cells = {f"{name}:{cell}" for name, part in plan.sets.items() for cell in part.cells()}
     _only(named_arms, (*ARMS, *REFERENCES), f"{path}: unknown arm")
     _only(plan.regime_map.teachers.values(), ARMS, f"{path}: regime_map: unknown arm")
-    _only([*dials, *plan.tuning.dials, *plan.regime_map.dials], plan.dials, f"{path}: unknown dial point")
+    searched = ["none"] if len(plan.tuning.visibilities) > 1 else []
+    _only([*dials, *plan.tuning.dials, *plan.regime_map.dials, *searched], plan.dials, f"{path}: unknown dial point")
     for name, claim in plan.claims.items():
         terms = [f"{own}:{cell}" for part in claim.parts for _, own, cell in part]
         _only(terms, cells, f"{path}: claim {name}: no such cell")

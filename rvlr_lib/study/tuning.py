@@ -137,7 +137,9 @@ class _Search:
         return found
 
     def visibilities(self) -> dict[str, float]:
-        """Share of its recall that ``matching_longer`` keeps at each strength of the dial ``image``."""
+        """Share of its recall that ``matching_longer`` keeps at each strength of the dial ``image``; one is not tried."""
+        if len(self.plan.tuning.visibilities) == 1:
+            return {}
         seed, strengths = self.plan.tuning.seeds[0], [1.0, *self.plan.tuning.visibilities]
         jobs: list[tuple[str, Trial]] = [("matching_longer", {})]
         items = [(self.plan, self.chosen, "none", seed, jobs, {"data.image_visibility": own}) for own in strengths]
@@ -172,6 +174,8 @@ class _Search:
 
 def _dial_strength(plan: Plan, kept: Mapping[str, float]) -> float:
     low, high = plan.tuning.kept
+    if len(plan.tuning.visibilities) == 1:
+        return plan.tuning.visibilities[0]
     for value in plan.tuning.visibilities:
         if low <= kept[f"{value:g}"] <= high:
             return value

@@ -19,7 +19,7 @@ arms: [start, matching, matching_longer, rvlr, mean_relation, rvlr/structure]
 tuning:
   {dataset: scenes, dials: [text, image], seeds: [100, 101], trials: 2, confirmed: 1, learning_rate: [1.0e-4, 1.0e-2],
    strengths: {structure: [0.01, 1], representation: [0.01, 1], mean_relation: [0.01, 1]},
-   lengths: [1, 2], visibilities: [0.5], kept: [0.0, 9.0]}
+   lengths: [1, 2], visibilities: [0.5, 0.4], kept: [0.0, 9.0]}
 regime_map:
   {dataset: scenes, dials: [text], seeds: [200], ratios: [0.1],
    teachers: {pretrained: structure, constant: mean_relation}}
