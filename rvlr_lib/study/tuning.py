@@ -68,7 +68,7 @@ def tune(plan: Plan, folder: Path, runner: Runner, say: Callable[[str], None] = 
     visibilities = search.visibilities()
     strength = _dial_strength(plan, visibilities)
     search.chosen["dials"] = {"image": {"data.image_visibility": strength}}
-    say(f"dial image: visibility {strength:g}; matching longer keeps {visibilities}")
+    say(f"dial image: visibility {strength:g}" + (f"; matching longer keeps {visibilities}" if visibilities else ""))
     search.chosen["epochs"], lengths = search.length(names)
     say(f"stage 2: {search.chosen['epochs']} epochs")
     trials = {(name, number): trial for name in names for number, trial in enumerate(draw_trials(plan, name))}
@@ -137,7 +137,7 @@ class _Search:
         return found
 
     def visibilities(self) -> dict[str, float]:
-        """Share of its recall that ``matching_longer`` keeps at each strength of the dial ``image``; one is not tried."""
+        """Share of its recall that ``matching_longer`` keeps at each of several strengths of ``image``."""
         if len(self.plan.tuning.visibilities) == 1:
             return {}
         seed, strengths = self.plan.tuning.seeds[0], [1.0, *self.plan.tuning.visibilities]
