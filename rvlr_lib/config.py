@@ -13,6 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from rvlr_lib.disk import read_yaml
 from rvlr_lib.losses.weights import LossWeights
 
 PRESETS = Path(__file__).parent / "presets"
@@ -245,17 +246,6 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
 def as_dict(settings: Any) -> dict[str, Any]:
     """Settings as nested plain values, for JSON and cache keys."""
     return dataclasses.asdict(settings)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Settings by name from a YAML file; a ValueError names a file that holds something else."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}, expected settings by name")
-    return values
 
 
 def _read_preset(preset: str) -> tuple[Path, dict[str, Any]]:

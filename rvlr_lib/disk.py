@@ -1,4 +1,4 @@
-"""Files written whole or not at all: text, JSON and tensors, with the umask's modes and UTF-8 everywhere."""
+"""Files read, and written whole or not at all: text, JSON, YAML and tensors, with the umask's modes and UTF-8."""
 
 import fcntl
 import hashlib
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+
+import yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +106,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all; NaN and infinities become null, as JSON has none."""
     write_text(path, json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Settings by name from a YAML file; a ValueError names a file that holds something else."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, expected settings by name")
+    return values
 
 
 def read_json(path: Path) -> Any:

@@ -4,11 +4,10 @@ import pytest
 
 from rvlr_lib import tables
 
-COLUMNS = ["dataset", "dial", "arm", "seed", "metric", "value"]
 ROWS = [("ceiling", 0, "r_mean", 80.0), ("rvlr", 0, "r_mean", 30.0), ("rvlr", 1, "r_mean", 34.0)]
 ROWS += [("matching", 0, "r_mean", 20.0), ("matching", 1, "r_mean", 25.0)]
 ROWS += [("teachers", 0, "i2i/NDCG@10", 60.0), ("floor", 0, "r_mean", 1.0)]
-RESULTS = pd.DataFrame([("scenes", "none", *row) for row in ROWS], columns=COLUMNS)
+RESULTS = pd.DataFrame([("scenes", "none", *row) for row in ROWS], columns="dataset dial arm seed metric value".split())
 
 
 def test_results_are_means_over_seeds_with_references_at_both_ends():

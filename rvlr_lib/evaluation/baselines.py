@@ -129,14 +129,14 @@ def training_free(
         ),
     }
 
-    def measure(arm: str, split: Split, parameters: Mapping[str, Any]) -> dict[str, float]:
+    def measure(arm: str, split: Split, parameters: Mapping[str, Any], ks_ndcg: Any = (10,)) -> dict[str, float]:
         reports, matching = [], None
         for gallery, (z, w) in galleries(peers[arm][0](split[0], **parameters), split[1]):
             if arm == "nnn":
                 i2t = normalise_by_neighbours(z @ w.T, bank[0] @ w.T, **parameters)
                 matching = i2t, normalise_by_neighbours(w @ z.T, bank[1] @ z.T, **parameters)
             known = {"headline": next(iter(relevances(gallery).values()))}
-            found = retrieval_metrics((z, w), gallery, known=known, matching=matching, ks_ndcg=(10,))["headline"]
+            found = retrieval_metrics((z, w), gallery, known=known, matching=matching, ks_ndcg=ks_ndcg)["headline"]
             reports.append({key: found[key] for key in found if arm != "nnn" or key.startswith(CROSS_MODAL)})
         return mean_of(reports)
 
@@ -145,7 +145,8 @@ def training_free(
         goal = ["r_mean"] if arm == "nnn" else ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10"]
         scores = [0.0]
         if len(candidates) > 1:
-            scores = [sum(measure(arm, validation, each)[key] for key in goal) for each in candidates]
+            ks_ndcg = () if arm == "nnn" else (10,)
+            scores = [sum(measure(arm, validation, each, ks_ndcg)[key] for key in goal) for each in candidates]
         if np.isnan(scores).any():
             raise ValueError(f"{arm}: a validation score is undefined: {scores}")
         chosen = candidates[int(np.argmax(scores))]

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rvlr_lib.disk import read_json, write_json
-from rvlr_lib.provenance import data_name, default_root, provenance
+from rvlr_lib.disk import read_json, read_yaml, write_json
+from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance
 from rvlr_lib.tables import Shown, flat, to_markdown
 
 HEADLESS = "RVLR_HEADLESS"  # set in the environment of the kernels that `rvlr reproduce` starts
@@ -103,9 +103,8 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from rvlr_lib.config import ARMS
-
-    arm: Any = Literal[("", *ARMS)]
+    arms = read_yaml(PACKAGE / "presets" / "arms.yaml")  # without torch, which their settings would load
+    arm: Any = Literal[("", *arms)]
     width: Any = Literal["both", "page", "column"]
     choices = {"arm": arm, "baseline": arm, "arms": list[arm], "figure_width": width}
     if unknown := sorted(given.keys() - kinds.keys()):

@@ -24,7 +24,7 @@ from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
 
-from rvlr_lib.disk import own_folder, read_json, write_json, write_text
+from rvlr_lib.disk import own_folder, read_json, read_yaml, write_json, write_text
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, versions
 from rvlr_lib.report.output import HEADLESS, fit_parameters
 from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_report
@@ -74,8 +74,6 @@ def load_profile(
         ValueError: the profile, a notebook or a parameter is unknown (lists the valid ones), a value has the wrong
             type, or two runs would write the same files.
     """
-    from rvlr_lib.config import read_yaml
-
     profiles = {file.stem: file for file in root.glob("notebooks/profiles/*.yaml")}
     books = {file.stem: file for file in root.glob("notebooks/*.ipynb")}
     path = Path(profile) if profile.endswith(".yaml") else profiles.get(profile, Path())

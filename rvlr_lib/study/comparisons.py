@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -14,12 +16,11 @@ from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.data.dial import FAULTS
 from rvlr_lib.disk import load_tensors, read_json, write_json
 from rvlr_lib.evaluation import baselines, curves
-from rvlr_lib.models import CachedRows, tokenize
+from rvlr_lib.models import CachedRows
 from rvlr_lib.study.cache import Stage
-from rvlr_lib.study.queries import tower_encoders
 from rvlr_lib.study.results import STRUCTURE, validation_scores
 from rvlr_lib.study.study import Study
-from rvlr_lib.training.features import encode
+from rvlr_lib.training.features import encode, encode_captions, encode_images
 from rvlr_lib.training.loop import cross_modal_recall
 
 Studies = Mapping[str, Sequence[Study]]  # dial setting -> the studies of its seeds
@@ -67,14 +68,17 @@ def gather(
     """
     frames = []
     for dial, study in [(dial, study) for dial, own in studies.items() for study in own]:
-        names = [arms] if isinstance(arms, str) else arms
-        needs = [study._student_stage(name) for name in names if name in ARMS]
-        parts = {"made by": compute.__name__, "arms": arms, "options": options, "seed": study.settings.seed}
-        make = partial(compute, study, arms, **options)
-        stage = Stage("curves", parts, write_frame, partial(dict[str, Any], make=make), tuple(needs))
-        folder = study.cache.folder(stage)
+        folder = study.cache.folder(curve_stage(study, compute, arms, options))
         frames.append(pd.DataFrame(read_json(folder / "frame.json")).assign(dial=dial, seed=study.settings.seed))
     return pd.concat(frames, ignore_index=True)
+
+
+def curve_stage(study: Study, compute: Callable[..., Any], arms: str | Sequence[str], options: dict[str, Any]) -> Stage:
+    """The stage of what :func:`gather` reads of one study."""
+    needs = [study._student_stage(name) for name in ([arms] if isinstance(arms, str) else arms) if name in ARMS]
+    parts = {"made by": compute.__name__, "arms": arms, "options": options, "seed": study.settings.seed}
+    make = partial(compute, study, arms, **options)
+    return Stage("curves", parts, write_frame, partial(dict[str, Any], make=make), tuple(needs))
 
 
 def write_frame(folder: Path, *, make: Callable[[], pd.DataFrame]) -> None:
@@ -145,15 +149,15 @@ def _each_arm(study: Study, arms: Sequence[str], curve: Callable[..., Any], **op
 
 @torch.inference_mode()
 def _encoded(study: Study, students: Mapping[str, Any], dataset: ImageTextDataset, side: int) -> dict[str, Tensor]:
-    """Features of the pictures (0) or captions (1) in each space; frozen towers see them once for all."""
-    if not study.settings.model.freeze_towers:
+    """Features of the pictures (0) or captions (1) in each space; frozen towers see them once, as those of a study."""
+    model = study.settings.model
+    if not model.freeze_towers:
         return {name: encode(student, dataset, study.device)[side] for name, student in students.items()}
-    tower = tower_encoders(study, "teachers")[side]
-    if side:
-        parts = tokenize(study.towers.tokenizer, dataset.captions).to(study.device).split(256)
-    else:
-        size, rows = study.towers.image_size, torch.arange(len(dataset)).split(64)
-        parts = [dataset.pixels(part, size).to(study.device).float() / 255 for part in rows]
-    seen = CachedRows(torch.cat([tower(part) for part in parts]).float())
+    options: dict[str, Any] = {} if side else {"views": 1, "optim": study.settings.stage1, "seed": 0}
+    options |= {"towers": study.towers, "splits": {"few": dataset}, "device": study.device, "tokens": False}
+    with TemporaryDirectory() as scratch:
+        (encode_images, encode_captions)[side](Path(scratch), precision=model.precision, **options)
+        rows = torch.from_numpy(np.load(Path(scratch) / "few" / "features.npy"))
+    seen = CachedRows((rows if side else rows[:, 0]).to(study.device))
     heads = {name: (student.encode_image, student.encode_text)[side] for name, student in students.items()}
     return {name: head(seen).features.float().cpu() for name, head in heads.items()}

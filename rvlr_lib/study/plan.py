@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.config import ARMS, ArmSettings, Settings, load_settings, parsed, read_yaml
-from rvlr_lib.disk import plain, read_json, write_json
+from rvlr_lib.config import ARMS, ArmSettings, Settings, load_settings, parsed
+from rvlr_lib.disk import plain, read_json, read_yaml, write_json
 from rvlr_lib.metrics.statistics import MAX_CLAIMS
 from rvlr_lib.provenance import PACKAGE, commit
 

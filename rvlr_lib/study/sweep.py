@@ -11,6 +11,7 @@ import torch
 
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import commit, provenance
+from rvlr_lib.study.comparisons import curve_stage
 from rvlr_lib.study.plan import BY_STRUCTURE, Plan, check_seal, load_plan, read_chosen, reference_folder, write_seal
 from rvlr_lib.study.regime import run_map
 from rvlr_lib.study.runner import Runner
@@ -121,17 +122,22 @@ def compute_cell(
     return found
 
 
-def warm(wanted: Sequence[tuple[Study, Sequence[str]]], *, jobs: int = 0, say: Callable[[str], None] = print) -> None:
+def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0, say: Callable[[str], None] = print) -> None:
     """Fill the cache with results, one thread for each process, so that numbers do not depend on their number.
 
     Args:
-        wanted: studies with the arms, and references such as ``start``, of each.
+        wanted: a study, its arms and references such as ``start``, and any number of curves each; a curve is a
+            function for :func:`rvlr_lib.study.comparisons.gather`, its arms and its options.
         jobs: processes; 0: one for each of at most four cores; on a GPU one.
         say: told about each finished study.
     """
-    missing = [(study, [name for name in names if not study.has(name)]) for study, names in wanted]
-    todo = [(study.settings, names, str(study.device), str(study.cache.root)) for study, names in missing if names]
-    on_gpu, label = any(device != "cpu" for _, _, device, _ in todo), "stage seeds and dial settings"
+    todo = []
+    for study, names, *curves in wanted:
+        names = [name for name in names if not study.has(name)]
+        curves = [curve for curve in curves if not study.cache.has(curve_stage(study, *curve))]
+        if names or curves:
+            todo.append((study.settings, names, curves, str(study.device), str(study.cache.root)))
+    on_gpu, label = any(device != "cpu" for *_, device, _ in todo), "stage seeds and dial settings"
     jobs = 1 if on_gpu else min(jobs or min(len(os.sched_getaffinity(0)), 4), len(todo))
     if jobs > 1:
         Runner(jobs, threads=1, say=say).run(_warm_cell, todo, label)
@@ -146,10 +152,12 @@ def warm(wanted: Sequence[tuple[Study, Sequence[str]]], *, jobs: int = 0, say: C
         torch.set_num_threads(threads)
 
 
-def _warm_cell(settings: Any, names: Sequence[str], device: str, root: str, *_: Any) -> None:
+def _warm_cell(settings: Any, names: Sequence[str], curves: Sequence[Any], device: str, root: str, *_: Any) -> None:
     study = Study(settings, device=device, root=root)
     for name in names:
         study.record(name)
+    for curve in curves:
+        study.cache.folder(curve_stage(study, *curve))
 
 
 def read_seeds(folder: Path, dataset: str, sealed: str) -> dict[int, dict[str, Any]]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from rvlr_lib.config import ARMS, PRESETS, ArmSettings, arm, read_yaml
-from rvlr_lib.disk import read_json, write_json, write_text
+from rvlr_lib.config import ARMS, PRESETS, ArmSettings, arm
+from rvlr_lib.disk import read_json, read_yaml, write_json, write_text
 from rvlr_lib.provenance import provenance
 from rvlr_lib.study.plan import BY_STRUCTURE, Plan, reference_folder
 from rvlr_lib.study.runner import Runner
@@ -174,10 +174,8 @@ class _Search:
 
 def _dial_strength(plan: Plan, kept: Mapping[str, float]) -> float:
     low, high = plan.tuning.kept
-    if len(plan.tuning.visibilities) == 1:
-        return plan.tuning.visibilities[0]
     for value in plan.tuning.visibilities:
-        if low <= kept[f"{value:g}"] <= high:
+        if len(plan.tuning.visibilities) == 1 or low <= kept[f"{value:g}"] <= high:
             return value
     raise ValueError(
         f"no visibility of {list(plan.tuning.visibilities)} keeps {low:.0%} to {high:.0%} of the recall: "

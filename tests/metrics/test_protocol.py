@@ -95,6 +95,8 @@ def test_inputs_whose_meaning_is_plain_are_accepted(protocol):
         found = evaluate_retrieval(form(z), form(w), form(owner), form(graded), scores_i2t=form(scores), **options)
         assert found == pytest.approx(whole, abs=1e-3, nan_ok=True)
         assert all(isinstance(value, float) for value in found.values())
+    alone = evaluate_retrieval(z, w, owner, graded, scores_i2t=scores, **options | {"ks_ndcg": ()})
+    assert alone.items() == {item for item in whole.items() if "NDCG" not in item[0]}
     options |= {"ks_recall": torch.tensor([1, 5]), "ks_ndcg": np.array(10)}
     assert evaluate_retrieval(z, w, owner.astype(float), graded.astype(np.uint8), scores_i2t=scores, **options) == whole
     for a, b, error in ((np.float32, np.float64, 2), (np.float16, np.float32, 2), (np.float16, np.float16, 5)):

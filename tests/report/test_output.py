@@ -52,8 +52,8 @@ def test_interactive_output_leaves_a_finished_run_alone(tmp_path, monkeypatch):
     RunOutput("02", "scenes", tmp_path / "quick")
 
 
-KINDS = {"n": int, "rate": float, "on": bool, "name": str, "dials": list, "arms": list, "baseline": str}
-KINDS |= {"figure_width": str}
+KINDS = {"n": int, "rate": float, "on": bool, "dials": list, "arms": list}
+KINDS |= dict.fromkeys(("name", "baseline", "figure_width"), str)
 FIT = [("n", "3", 3), ("rate", 2, 2.0), ("rate", "1e-3", 0.001), ("on", "true", True), ("name", "3", "3")]
 FIT += [("dials", "[0.6, 1]", [0.6, 1]), ("baseline", "", ""), ("arms", "['rvlr']", ["rvlr"])]
 UNFIT = [("n", "a", "int.*a"), ("n", 2.5, "int"), ("n", True, "int"), ("n", None, "'n' needs a value")]

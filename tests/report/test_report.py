@@ -1,6 +1,4 @@
 import re
-import shutil
-import subprocess
 
 import pandas as pd
 import pytest
@@ -107,14 +105,3 @@ def test_tables_are_printed(run, capsys):
         assert capsys.readouterr().out.startswith(begin)
     assert cli.main([*table, "x"]) == 2
     assert f"there are: my birds_{NAME}_more, " in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX here")
-def test_latex_tables_compile(run, tmp_path):
-    report.write_report(run)
-    body = "\n\n".join((run / "tables" / f"my birds_{NAME}_{name}.tex").read_text() for name in ("retrieval", "more"))
-    head = r"\documentclass{article}\usepackage{booktabs}"
-    (tmp_path / "all.tex").write_text(rf"{head}\begin{{document}}{body}\end{{document}}")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]

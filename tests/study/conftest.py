@@ -49,7 +49,8 @@ def write_plan(tmp_path):
     """A profile with a small plan, some of its parts replaced."""
 
     def write(**changes) -> str:
-        study = yaml.safe_load(PLAN) | {"sets": {"scenes": {"overrides": SIZES}}} | changes
+        study = yaml.safe_load(PLAN) | {"sets": {"scenes": {"overrides": SIZES}}}
+        study |= changes | {"tuning": study["tuning"] | changes.get("tuning", {})}
         (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"study": study}))
         return str(tmp_path / "plan.yaml")
 

@@ -16,13 +16,15 @@ def studies(make_study):
 def test_warm_fills_the_cache_in_one_thread_and_the_frame_holds_every_study(studies, monkeypatch):
     said, threads, set_threads = [], [], torch.set_num_threads
     monkeypatch.setattr(torch, "set_num_threads", lambda count: (threads.append(count), set_threads(count)))
-    wanted = [(own[0], ["start", "matching"]) for own in studies.values()]
+    curve = (comparisons.mixed, ["matching"], {"shares": [0.5]})
+    wanted = [(own[0], ["start", "matching"], curve) for own in studies.values()]
     before = torch.get_num_threads()
     for _ in range(2):  # the second time nothing is left to do
         sweep.warm(wanted, jobs=1, say=said.append)
         assert said == [f"stage seeds and dial settings {number}/2" for number in (1, 2)]
     assert threads[:2] == [1, before]
-    assert all(study.has("matching") and study.has("start") for study, _ in wanted)
+    assert all(study.has(name) for study, names, _ in wanted for name in names)
+    assert all(study.cache.has(comparisons.curve_stage(study, *curve)) for study, *_ in wanted)
     frame = comparisons.study_frame(studies, ["start", "matching"])
     assert list(frame.columns) == ["dataset", "dial", "arm", "seed", "metric", "value"]
     assert not frame.duplicated(["dial", "arm", "seed", "metric"]).any()

@@ -1,14 +1,11 @@
 from dataclasses import replace
 
 import pytest
-import yaml
 
 from rvlr_lib.disk import write_json
 from rvlr_lib.study.plan import Claim, check_seal, load_plan, write_seal
 from rvlr_lib.study.tuning import _dial_strength, _Search
-from tests.study.conftest import PLAN
 
-SPACE = yaml.safe_load(PLAN)["tuning"]
 TRIAL = {"learning_rate": 1e-3, "strengths": {}}
 CHOSEN = {
     "arms": {"matching_longer": {"recall": TRIAL, "structure": TRIAL, "r_mean": 50.0, "off": False}},
@@ -45,10 +42,7 @@ def test_settings_follow_what_was_chosen(plan):
         ({"seeds": 1}, "two seeds or more"),
         ({"nonsense": 1}, "'nonsense': valid are preset, sets"),
         ({"dials": {"none": {"data.nope": 1}}}, "unknown dial point|data.nope"),
-        (
-            {"dials": {"text": {}, "image": {}}, "tuning": {**SPACE, "visibilities": [0.5, 0.2]}},
-            "unknown dial point 'none'",
-        ),
+        ({"dials": {"text": {}, "image": {}}}, "unknown dial point 'none'"),
         ({"claims": {"x": {"text": "", "metric": "r_mean", "effect": "scenes:rvlr|dark", "primary": True}}}, "no such"),
         ({"claims": {"x": {"text": "", "metric": "r_mean", "effect": "rvlr - matching"}}}, "is no sum"),
     ],
@@ -79,8 +73,7 @@ def test_a_seal_comes_before_the_seeds(plan, tuned):
         write_seal(plan, tuned, "2026-01-01")
 
 
-def test_where_there_is_one_length_and_one_visibility_nothing_is_searched(write_plan):
-    plan = load_plan(write_plan(tuning={**SPACE, "lengths": [3], "visibilities": [0.4]}))
+def test_one_length_and_one_visibility_are_taken_as_they_are(write_plan):
+    plan = load_plan(write_plan(tuning={"lengths": [3], "visibilities": [0.4]}))
     search = _Search(plan, runner=None)
-    assert (search.visibilities(), search.length(["rvlr"])) == ({}, (3, {}))
-    assert _dial_strength(plan, {}) == 0.4
+    assert (search.visibilities(), search.length(["rvlr"]), _dial_strength(plan, {})) == ({}, (3, {}), 0.4)
