@@ -20,7 +20,7 @@ from rvlr_lib.report.reproduce import Run, notebook_links
 
 ROOT = Path(__file__).parents[1]
 FIRST = ("README.md", "GLOSSARY.md", "FIDELITY.md", "PERFORMANCE.md", "LOG.md", "CHANGELOG.md", "CONTRIBUTING.md")
-MORE = ("docs/*.md", "data/README.md", "data/reference/study/claims.md")
+MORE = ("docs/*.md", "data/README.md", "data/reference/*/claims.md")
 PAGES = [*FIRST, *(path.relative_to(ROOT).as_posix() for place in MORE for path in sorted(ROOT.glob(place)))]
 
 
@@ -110,13 +110,14 @@ def add_run(run: Path, books: list[Path], out: Path) -> list[tuple[str, list[tup
 
 
 def title(name: str) -> str:
-    """How the sidebar calls a page: by its first heading.
+    """How the sidebar calls a page: by its first heading; a further study's claims also by the study.
 
-    >>> title("GLOSSARY.md")
-    'Glossary'
+    >>> title("GLOSSARY.md"), title("data/reference/study/claims.md")
+    ('Glossary', 'Claims')
     """
     heading = re.search(r"^# (.*)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
-    return re.split(r"[:,(]", heading[1])[0].strip() if heading else Path(name).stem
+    found, study = re.split(r"[:,(]", heading[1])[0].strip() if heading else Path(name).stem, Path(name).parent
+    return f"{found} ({study.name})" if study.parent.name == "reference" and study.name != "study" else found
 
 
 def page_links(body: str, books: list[Path], up: str = "") -> str:

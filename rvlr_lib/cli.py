@@ -53,7 +53,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "pretrained": (Text, None, "open_clip tag or weight file"),
     "profile": (str, "study", "one of notebooks/profiles, or a file that ends in .yaml"),
     "regime_map": (bool, False, "compute the map of strengths and teachers instead"),
-    "results": (str, "", "folder of the study's results, data/reference/study if not given"),
+    "results": (str, "", "folder of the study's results, data/reference/<profile> if not given"),
     "resume": (Literal["last", "no"], "last", "go on from an interrupted stage's last checkpoint, or begin anew"),
     "root": (File, None, "folder of runs and cache"),
     "run": (File, None, "run folder, runs/quick if not given"),

@@ -216,7 +216,7 @@ def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, R
     Raises:
         ValueError: what the seal covers was changed, or the files do not belong together.
     """
-    place = Path(folder) if folder else reference_folder()
+    place = Path(folder) if folder else reference_folder(profile)
     if not (place / "seal.json").is_file():
         print("There is no sealed study here yet: `rvlr study --tune`, `--seal`, then `rvlr study` make one.")
         return None
@@ -254,20 +254,25 @@ def write_claims(profile: str = "study", folder: str | Path = "", page: Path | N
 
     None where there is no sealed study; errors as of :func:`read_study` and :func:`insert_verdicts`.
     """
-    place, study = Path(folder) if folder else reference_folder(), read_study(profile, folder)
+    place, study = Path(folder) if folder else reference_folder(profile), read_study(profile, folder)
     if study is None:
         return None
     write_text(place / "claims.md", claims_page(*study, read_json(place / "seal.json")))
     if page:
-        insert_verdicts(page, *study)
+        insert_verdicts(page, *study, profile)
     return place / "claims.md"
 
 
-def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str, Any]) -> None:
-    """Put one sentence between a page's ``verdict`` markers, one a claim at ``claims``; ValueError where they lack."""
+def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str, Any], profile: str = "study") -> None:
+    """Put one sentence between a page's ``verdict`` markers, one a claim at ``claims``; ValueError where they lack.
+
+    Another profile than ``study`` has its sentence between markers of its own name.
+    """
     found = judge(plan, results)
-    insert_between(page, "verdict", headline(plan, results, found) if found else "No verdict yet: seeds are missing.")
-    if lines := [f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name in found]:
+    told = headline(plan, results, found) if found else "No verdict yet: seeds are missing."
+    insert_between(page, "verdict" if profile == "study" else Path(profile).stem, told)
+    if profile == "study" and found:
+        lines = [f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name in found]
         insert_between(page, "claims", "\n".join(lines))
 
 

@@ -210,9 +210,9 @@ def read_chosen(folder: Path) -> dict[str, Any]:
     return read_json(folder / "tuning.json")["chosen"]
 
 
-def reference_folder() -> Path:
-    """Where the results that come with the checkout lie."""
-    return PACKAGE.parent / "data" / "reference" / "study"
+def reference_folder(profile: str = "study") -> Path:
+    """Where the results of a profile's study that come with the checkout lie."""
+    return PACKAGE.parent / "data" / "reference" / Path(profile).stem
 
 
 def _sealed_parts(plan: Plan, folder: Path) -> dict[str, Any]:

@@ -44,12 +44,12 @@ def run_study(
         seeds: such as ``0-5`` or ``0,3``; empty: all that are planned.
         sets: data sets, comma between; empty: all of the plan.
         jobs, scheduler, device, root, say: see :class:`Runner`.
-        results: folder; empty: that of the checkout's reference results.
+        results: folder; empty: that of the profile's reference results in the checkout.
 
     Raises:
         ValueError: the plan is not valid, not tuned, or was changed since it was sealed.
     """
-    plan, folder = load_plan(profile), Path(results) if results else reference_folder()
+    plan, folder = load_plan(profile), Path(results) if results else reference_folder(profile)
     runner = Runner(jobs, scheduler, device, root, say)
     if tune:
         run_tuning(plan, folder, runner, say)

@@ -105,10 +105,11 @@ def test_worse_is_said_as_loud_as_better(whole, tmp_path, gain, verdict, held):
     assert f"**{held} of 1 sealed claims hold**: recall {verdict} (" in page.read_text()
 
 
-def test_the_readme_and_the_page_of_claims_say_what_the_committed_study_says(tmp_path):
-    folder, page, study = reference_folder(), tmp_path / "README.md", read_study()
+@pytest.mark.parametrize("profile", ["study", "followup"])
+def test_the_readme_and_the_page_of_claims_say_what_the_committed_study_says(profile, tmp_path):
+    folder, page, study = reference_folder(profile), tmp_path / "README.md", read_study(profile)
     readme = (folder.parents[2] / "README.md").read_text(encoding="utf-8")
     page.write_text(readme, encoding="utf-8")
-    insert_verdicts(page, *study)
+    insert_verdicts(page, *study, profile)
     assert page.read_text(encoding="utf-8") == readme
     assert claims_page(*study, read_json(folder / "seal.json")) == (folder / "claims.md").read_text(encoding="utf-8")
