@@ -45,17 +45,17 @@ def metric_label(metric: str) -> str:
 
 
 def shown(value: Any, metric: str = "", *, signed: bool = False) -> str:
-    """A number as every label, table and sentence shows it: one decimal, or what its metric asks for.
+    """A number as every label, table and sentence shows it: one decimal, signed ones two, or what its metric asks for.
 
     Noise beyond nine decimals never decides how a half is rounded; halves go away from zero; a missing value is a dash.
 
     >>> shown(94.14999999999999), shown(94.15), shown(-0.04), shown(0.127, "modality_gap"), shown(0.9, signed=True)
-    ('94.2', '94.2', '0.0', '0.13', '+0.9')
+    ('94.2', '94.2', '0.0', '0.13', '+0.90')
     """
     if value is None or value != value:  # NaN
         return "–"
     exact = Decimal(repr(round(float(value), 9)))
-    places = Decimal("0.001" if THREE.search(metric) else "0.01" if TWO.search(metric) else "0.1")
+    places = Decimal("0.001" if THREE.search(metric) else "0.01" if signed or TWO.search(metric) else "0.1")
     text = str(exact.quantize(places, ROUND_HALF_UP)) if exact.is_finite() else str(exact)
     text = f"{float(value):.3g}" if FREE.search(metric) else text
     if text.startswith("-"):

@@ -45,8 +45,9 @@ def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, fl
     arms = [name for name in arm_order(frame["arm"]) if name not in LINES]
     height, look = 0.45 + 0.165 * len(arms), looks(arms)
     narrowest = 1 if len(metrics) * len(dials) * height < MOST - 0.9 else 2
-    across = min(len(metrics), narrowest if is_narrow() else 4)
-    room: dict[str, Any] = {"room": 0.1 + max((inches(arm_label(name)) for name in arms), default=0), "beside": 0.25}
+    label = max((inches(arm_label(name)) for name in arms), default=0)
+    across = min(len(metrics), narrowest if is_narrow() else 4 if label < 1.5 else 2)
+    room: dict[str, Any] = {"room": 0.1 + label, "beside": 0.3}
     figure, cells = panel_grid(dials, metrics, across, height, **room, sharey=True)
     for axes, dial, metric in cells:
         known = part(frame, dial=dial, metric=metric)
@@ -68,6 +69,8 @@ def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, fl
         axes.set_ylim(len(arms) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.12)
+        axes.locator_params(axis="x", nbins=3)
+        axes.xaxis.set_major_formatter("{x:g}")  # 0, not 0.000: narrow panels have no room
     legend_below(figure, f"difference to {arm_label(baseline)}; {BARS}" if baseline else BARS)
     return figure
 

@@ -43,7 +43,7 @@ def test_arms_show_every_seed_and_the_mean_beside_lines_of_references(tidy, draw
 def test_differences_are_paired_and_name_their_baseline(tidy, drawn, texts):
     frame = tidy(dials=("image",), metrics=("r_mean",))
     figure = drawn(partial(charts.plot_arms, frame, baseline="matching_longer", marks={"r_mean": 3.0}))
-    assert labels(figure.axes[0].texts) == ["−10.0", "+10.0", "+20.0"]
+    assert labels(figure.axes[0].texts) == ["−10.00", "+10.00", "+20.00"]
     assert "difference to matching longer" in texts(figure)
     verticals = [line.get_xdata()[0] for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1]
     assert {0, -3.0, 3.0} <= set(verticals)
