@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rvlr_lib.data import ImageTextDataset
-from rvlr_lib.evaluation.evaluate import CROSS_MODAL, Features, galleries, mean_of, relevances, retrieval_metrics
+from rvlr_lib.evaluation.evaluate import CROSS_MODAL, Features, galleries, headline_metrics, mean_of
 from rvlr_lib.similarity import unit_rows
 
 Split = tuple[Features, ImageTextDataset]
@@ -135,8 +135,7 @@ def training_free(
             if arm == "nnn":
                 i2t = normalise_by_neighbours(z @ w.T, bank[0] @ w.T, **parameters)
                 matching = i2t, normalise_by_neighbours(w @ z.T, bank[1] @ z.T, **parameters)
-            known = {"headline": next(iter(relevances(gallery).values()))}
-            found = retrieval_metrics((z, w), gallery, known=known, matching=matching, ks_ndcg=ks_ndcg)["headline"]
+            found = headline_metrics((z, w), gallery, matching=matching, ks_ndcg=ks_ndcg)
             reports.append({key: found[key] for key in found if arm != "nnn" or key.startswith(CROSS_MODAL)})
         return mean_of(reports)
 

@@ -138,6 +138,15 @@ def retrieval_metrics(
     return {name: mean_of(rows) for name, rows in reports.items()}
 
 
+def headline_metrics(features: Features, dataset: ImageTextDataset, **options: Any) -> dict[str, float]:
+    """The figures of :func:`retrieval_metrics` under the headline relevance alone."""
+    reports = []
+    for gallery, pair in galleries(features, dataset):
+        known = {"headline": next(iter(relevances(gallery).values()))}
+        reports.append(retrieval_metrics(pair, gallery, known=known, **options)["headline"])
+    return mean_of(reports)
+
+
 def noise_floor(dataset: ImageTextDataset, width: int, seed: int, device: Device = "cpu"):
     """What random embeddings reach: the floor of every figure, by relevance and metric."""
     return retrieval_metrics(random_features(dataset, width, seed), dataset, device=device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.disk import write_json
-from rvlr_lib.evaluation.evaluate import Features, ceiling, evaluate, noise_floor, retrieval_metrics
+from rvlr_lib.evaluation.evaluate import Features, ceiling, evaluate, headline_metrics, noise_floor
 from rvlr_lib.evaluation.rerank import matching_scores
 from rvlr_lib.models.fusion import FusionEncoder
 
@@ -50,7 +50,7 @@ def make_result(
 
 def validation_scores(features: Features, dataset: ImageTextDataset) -> dict[str, float]:
     """``r_mean`` and ``structure``: the mean above-floor NDCG@10 within the modalities (headline relevance)."""
-    report = next(iter(retrieval_metrics(features, dataset).values()))
+    report = headline_metrics(features, dataset, ks_ndcg=(10,))
     return {"r_mean": report["r_mean"], "structure": sum(report[key] for key in STRUCTURE) / len(STRUCTURE)}
 
 

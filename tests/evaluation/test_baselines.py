@@ -72,7 +72,7 @@ def test_an_undefined_validation_score_never_wins(monkeypatch):
     dataset = load_dataset("emoji", split="train", limit=30)
     split = (unit_rows(rows(30, 8).float()), unit_rows(rows(len(dataset.captions), 8, seed=1).float())), dataset
     nothing = dict.fromkeys(("r_mean", "i2i/NDCG@10", "t2t_no_siblings/NDCG@10"), float("nan"))
-    monkeypatch.setattr("rvlr_lib.evaluation.baselines.retrieval_metrics", lambda *_, **__: {"headline": nothing})
+    monkeypatch.setattr("rvlr_lib.evaluation.baselines.headline_metrics", lambda *_, **__: nothing)
     with pytest.raises(ValueError, match="a validation score is undefined"):
         training_free(*split, splits=(split, split))
 
