@@ -68,16 +68,13 @@ PLAIN = Image.new("RGB", (8, 6), RED)
 PICTURES = {  # file -> what is saved, how, and the colour it must have
     "plain.webp": (PLAIN, {"quality": 100}, RED),
     "plain.bmp": (PLAIN, {}, RED),
-    "cmyk.jpg": (PLAIN.convert("CMYK"), {"quality": 100}, RED),
-    "cmyk.tif": (PLAIN.convert("CMYK"), {}, RED),
-    "palette.gif": (PLAIN.convert("P", palette=Image.Palette.ADAPTIVE), {}, RED),
-    "palette.png": (PLAIN.convert("P", palette=Image.Palette.ADAPTIVE), {}, RED),
+    **{f"cmyk.{kind}": (PLAIN.convert("CMYK"), {"quality": 100}, RED) for kind in ("jpg", "tif")},
+    **{f"palette.{kind}": (PLAIN.convert("P", palette=Image.Palette.ADAPTIVE), {}, RED) for kind in ("gif", "png")},
     "opaque.png": (PLAIN.convert("RGBA"), {}, RED),
     "clear.png": (Image.new("RGBA", (8, 6)), {}, WHITE),
     "clear_grey.png": (Image.new("LA", (8, 6)), {}, WHITE),
     "clear_palette.png": (Image.new("P", (8, 6)), {"transparency": 0}, WHITE),
-    "wide.png": (Image.fromarray(np.full((6, 8), 32896, np.uint16)), {}, GREY),  # 128 of 255
-    "wide.tif": (Image.fromarray(np.full((6, 8), 32896, np.uint16)), {}, GREY),
+    **{f"wide.{kind}": (Image.fromarray(np.full((6, 8), 32896, np.uint16)), {}, GREY) for kind in ("png", "tif")},
 }
 
 
