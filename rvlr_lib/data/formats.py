@@ -95,7 +95,7 @@ def _told(found: Collection, file: Path, kind: str, told: Sequence[Any], name: s
     for place, image, captions in told:
         items |= {} if captions else {place: image | {text: []}}  # which is refused
         for where, caption in captions.items():
-            apart = sorted(key for key in {*image} - {"id", name} if caption.get(key, image[key]) != image[key])
+            apart = [key for key in image if key not in ("id", name) and caption.get(key, image[key]) != image[key]]
             items[where] = image | caption | {f"image_{key}": image[key] for key in apart} | {name: image[name]}
     return _items(found, file, kind, items, image_column=name, caption_key=text)
 
