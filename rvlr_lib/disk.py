@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,10 +109,27 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of pairs; a ValueError names a key that stands twice, of which readers else keep the last."""
+    if len(values := dict(pairs)) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} stands twice in one place: keep one of them")
+    return values
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Reads YAML with the safe types alone; a ValueError names a key that stands twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:  # noqa: D102
+        node = super().compose_mapping_node(anchor)
+        unique([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Settings by name from a YAML file; a ValueError names a file that holds something else."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys) or {}
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):

@@ -13,6 +13,8 @@ from rvlr_lib.data.own import FEWEST, data_home, missing_sources, read_collectio
 from rvlr_lib.data.pictures import SUFFIXES, check_header, decode, equal_files, faults
 from rvlr_lib.data.table import Collection
 
+WITHOUT_BLANKS = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"  # Thai to Chinese
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -90,17 +92,16 @@ def check(
     report = Report(lines + [f"columns or keys read: {', '.join(found.columns)}"] * bool(found.columns))
     for reason, messages in found.refused.items():
         report.add(reason, messages, spoils=True)
-    for split in SPLITS:
-        if (count := used.picture[used.split == split].nunique()) < FEWEST:
-            report.add(f"split {split} has fewer than {FEWEST} pictures", [f"{count} pictures"], spoils=True)
     bad = _pictures(report, found, full)
+    for split in SPLITS:
+        if (count := len(set(used.picture[used.split == split]) - bad.keys())) < FEWEST:
+            report.add(f"split {split} has fewer than {FEWEST} pictures", [f"{count} pictures"], spoils=True)
     _captions(report, found)
     if token_lengths and len(used):
         lengths = list(token_lengths(used.clean.tolist()))
         long = [f"{text[:70]} ..." for text, length in zip(used.clean, lengths, strict=True) if length > context]
-        report.add(
-            f"captions longer than the model's context of {context} tokens (longest {max(lengths)}), cut there", long
-        )
+        what = f"captions longer than the model's context of {context} tokens (longest {max(lengths)}), cut there"
+        report.add(what, long)
     _accounts(report, found, bad)
     return report
 
@@ -119,17 +120,13 @@ def _pictures(report: Report, found: Collection, full: bool) -> dict[str, str]:
     spoils = most > found.options.get("max_bad_pictures", 0)
     way = f"to leave them out, counted: max_bad_pictures: {most} in an index (data/README.md)" if spoils else ""
     for what, missing in (("missing pictures", True), ("unreadable pictures", False)):
-        report.add(what, [why for why in bad.values() if _missing(why) is missing], spoils=spoils, way=way)
+        report.add(what, [why for why in bad.values() if (" is missing" in why) is missing], spoils=spoils, way=way)
     report.add("pictures of a single colour (transparency lies on white)", sorted(flat))
     equal = equal_files(found.root, [name for name in splits if name not in bad])
     for where, apart in (("within a split", False), ("in two splits", True)):
         groups = [" = ".join(group) for group in equal if (len({splits[name] for name in group}) > 1) is apart]
         report.add(f"equal picture files {where}, groups", groups, spoils=apart)
     return bad
-
-
-def _missing(why: str) -> bool:
-    return " is missing" in why
 
 
 def _captions(report: Report, found: Collection) -> None:
@@ -140,18 +137,17 @@ def _captions(report: Report, found: Collection) -> None:
     owners = used.groupby(["split", "clean"], sort=False).picture.nunique()
     shared = [f"{split}: {caption!r} of {count} pictures" for (split, caption), count in owners[owners > 1].items()]
     report.add("captions that several pictures of a split share", shared)
+    whole = used.clean.str.contains(WITHOUT_BLANKS).sum() if len(used) else 0
+    report.add("captions of a script without blanks, whose words relevance by shared words does not see", int(whole))
     alone = int((used.groupby(["split", "picture"]).size() == 1).sum())
     report.add("pictures with one caption (text teachers then see two dropout views)", alone)
     kept = "used all the same" if found.options.get("keep_flagged") else "left out; keep_flagged uses them"
     for names, count in Counter(flags[flags != ""]).items():
         report.add(f"captions flagged {names}, {kept}", count)
-    report.add("pictures left out with all of their captions flagged", _flagged_only(found))
+    flagged = sorted({*found.left_out.picture} - {*used.picture})
+    report.add("pictures left out with all of their captions flagged", flagged)
     for note in found.notes:
         report.add(note, 1)
-
-
-def _flagged_only(found: Collection) -> list[str]:
-    return sorted(set(found.left_out.picture) - set(found.used.picture))
 
 
 def _accounts(report: Report, found: Collection, bad: dict[str, str]) -> None:
@@ -159,7 +155,7 @@ def _accounts(report: Report, found: Collection, bad: dict[str, str]) -> None:
     used, frame = set(found.used.picture), found.frame
     good, unused_last = used - bad.keys(), frame.iloc[(frame.fate != "used").argsort(kind="stable")]
     rows = Counter(unused_last.drop_duplicates("row").fate)  # a row is used where one of its captions is
-    missing, alone = sum(map(_missing, bad.values())), len(_flagged_only(found))
+    missing, alone = sum(" is missing" in why for why in bad.values()), len({*found.left_out.picture} - used)
     pictures = {"used": len(used) - len(bad), "missing": missing, "unreadable": len(bad) - missing}
     pictures |= {"with flagged captions only": alone, "refused": len(found.named) - len(used) - alone}
     report.accounts |= {
@@ -168,7 +164,7 @@ def _accounts(report: Report, found: Collection, bad: dict[str, str]) -> None:
         "pictures": (len(found.named), pictures),
     }
     files, places = Counter({"used": 0}), {name.rpartition("/")[0] for name in found.named}
-    beside = {place: found.root / place for place in places if (found.root / place).is_dir()}
+    beside = {place: found.root / place for place in places if os.path.isdir(found.root / place)}
     for prefix, seen in found.walks or [(p, walk(folder, found.root, deep=False)) for p, folder in beside.items()]:
         files.update({"hidden": seen.hidden, "refused": sum(count for *_, count in seen.refused)})
         for name, real in (((Path(prefix) / name).as_posix(), real) for name, real in seen.files.items()):
@@ -180,5 +176,5 @@ def _accounts(report: Report, found: Collection, bad: dict[str, str]) -> None:
             else:
                 files["texts" if name.lower().endswith(".txt") else "others"] += 1
     report.accounts["files"] = (files.total(), dict(files))
-    if found.lines:
+    if found.lines.total():
         report.accounts["lines"] = (found.lines.total(), dict(found.lines))

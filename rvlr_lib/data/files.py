@@ -2,10 +2,11 @@
 
 import codecs
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HIDDEN = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "__pycache__", "lost+found"}
+HIDDEN = re.compile(r"[.]|~\$|(__macosx|e?h?thumbs.db|desktop.ini|@eadir|\$recycle.bin|__pycache__|lost.found)\Z", re.I)
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # later: one of UTF-32 begins like one of these
 Stamp = tuple[str, int, int, int]
@@ -21,11 +22,8 @@ def stamp(path: str | Path) -> Stamp:
 
 
 def shown(name: str | Path) -> str:
-    """A name that can be printed, whatever its bytes."""
-    try:
-        return os.fsencode(name).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half of a pair of surrogates, as JSON can spell it
-        return str(name).encode("utf-8", "backslashreplace").decode()
+    """A name that can be printed, whatever its bytes; Python spells bytes that are no UTF-8 as halves of pairs."""
+    return re.sub(r"[\ud800-\udfff]", lambda half: ascii(half[0])[1:-1].replace("\\udc", "\\x"), str(name))
 
 
 def printable(path: Path) -> Path:
@@ -80,15 +78,12 @@ def walk(folder: Path, root: Path, *, deep: bool = True) -> Walk:
             if shown(entry.name) != entry.name:
                 reason, fault = "names that are not UTF-8", "has a name that is not UTF-8: rename it"
             elif entry.is_symlink() and not Path(real).is_relative_to(inside):
-                reason, fault = (
-                    "links out of the folder",
-                    "is a link that leads out of the folder: put the file there",
-                )
+                reason, fault = "links out of the folder", "is a link out of the folder: put the file there"
             elif not os.path.exists(real):
                 reason, fault = "links to nothing", "is a link to nothing: mend it or take it away"
             elif real in above:
                 reason, fault = "links in a circle", "is a link to a folder above it: take it away"
-            if entry.name.startswith((".", "~$")) or entry.name.casefold() in HIDDEN:
+            if HIDDEN.match(entry.name):
                 found.hidden += _count(entry)
             elif reason:
                 found.refused.append((reason, f"{shown(entry.path)} {fault}", _count(entry)))

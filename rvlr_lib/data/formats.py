@@ -1,20 +1,22 @@
 """The formats of a collection, each recognised by its shape, to rows: JSON, tables, folders of pictures and texts."""
 
+import io
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rvlr_lib.data.files import Walk, read_text, stamp, walk
 from rvlr_lib.data.pictures import SUFFIXES
-from rvlr_lib.data.table import SPLIT_NAMES, Collection, Row, fill, read_table
+from rvlr_lib.data.table import LIKE_SPLIT, SPLIT_NAMES, SPLIT_WORD, Collection, Row, fill, read_table
+from rvlr_lib.disk import UniqueKeys, unique
 
 UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".raw", ".dng", ".cr2", ".nef")  # pictures that Pillow cannot open
-ABOUT_SPLIT = r"[\s_.\-]*(\d+|set|split|data|images?|imgs?|pictures?|photos?)"
-LIKE_SPLIT = re.compile(rf"(train|training|val|valid|validation|dev|test|testing)({ABOUT_SPLIT})*", re.I)
 FORMATS = """formats understood:
   list JSON (ALBEF, X-VLM): [{"image": "a.jpg", "caption": "one" or ["one", "two"], "image_id": 0}, ...]
   JSON lines:         {"image": "a.jpg", "caption": "one"} on every line
@@ -29,19 +31,14 @@ FORMATS = """formats understood:
 def parse(path: Path) -> Any:
     """Content of a JSON or YAML file; its text where JSON stands line by line; ValueError where it is none of these."""
     text, kind = read_text(path), path.suffix.lower()
-    if kind in (".yaml", ".yml"):
-        import yaml
-
-        try:
-            return yaml.safe_load(text)
-        except Exception as error:  # the parser also raises what its types raise: bad dates, keys that are lists
-            raise ValueError(f"{path} is no valid YAML: {error}") from None
     try:
-        return text if kind in (".jsonl", ".ndjson") else json.loads(text)
-    except (ValueError, RecursionError) as error:
+        if kind in (".yaml", ".yml"):
+            return yaml.load(text, UniqueKeys)
+        return text if kind in (".jsonl", ".ndjson") else json.loads(text, object_pairs_hook=unique)
+    except Exception as error:  # the parser of YAML also raises what its types raise: bad dates, keys that are lists
         if "Extra data" in str(error) and text.lstrip().startswith("{"):
             return text
-        raise ValueError(f"{path} is no valid JSON: {error}") from None
+        raise ValueError(f"{path} is no valid {'YAML' if kind[1] == 'y' else 'JSON'}: {error}") from None
 
 
 def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
@@ -71,56 +68,70 @@ def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
 
 
 def _lines(found: Collection, file: Path, text: str) -> list[Row]:
-    lines, items = text.removesuffix("\n").split("\n"), dict[str, Any]()
-    for number, line in enumerate(lines, 1):
+    items = dict[str, Any]()
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
         found.lines["rows" if line.strip() else "blank"] += 1
         try:
-            items |= {f"line {number}": json.loads(line)} if line.strip() else {}
+            items |= {f"line {number}": json.loads(line, object_pairs_hook=unique)} if line.strip() else {}
         except (ValueError, RecursionError) as error:
             found.lose("lines that are no JSON", f"{file}, line {number} is no valid JSON: {error}")
     return _items(found, file, "JSON lines", items)
 
 
-def _items(found: Collection, file: Path, kind: str, items: dict[str, Any], **options: Any) -> list[Row]:
-    """Rows of objects, given by their places."""
+def _items(found: Collection, file: Path, kind: str, items: dict[str, Any], **own: str) -> list[Row]:
+    """Rows of objects, given by their places; ``own``: the columns of the format, where none are chosen."""
     found.kinds[kind] = None
     for where, item in items.items():
         if not isinstance(item, dict):
             raise ValueError(f"{file}, {where} is {str(item)[:60]!r}, expected keys and values; {FORMATS}")
     keys = list(dict.fromkeys(key for item in items.values() for key in item))
     cells = {where: [item.get(key) for key in keys] for where, item in items.items()}
-    return fill(found, file, list(map(str, keys)), cells, options or found.options) if items else []
+    return fill(found, file, list(map(str, keys)), cells, own | found.options) if items else []
+
+
+def _told(found: Collection, file: Path, kind: str, told: Sequence[Any], name: str, text: str) -> list[Row]:
+    """Rows of pictures with their captions, by place; what a picture says otherwise than a caption is ``image_...``."""
+    items = dict[str, Any]()
+    for place, image, captions in told:
+        items |= {} if captions else {place: image | {text: []}}  # which is refused
+        for where, caption in captions.items():
+            apart = [key for key in image if key not in ("id", name) and caption.get(key, image[key]) != image[key]]
+            items[where] = image | caption | {f"image_{key}": image[key] for key in apart} | {name: image[name]}
+    return _items(found, file, kind, items, image_column=name, caption_key=text)
 
 
 def _karpathy(found: Collection, file: Path, images: Sequence[Any]) -> list[Row]:
-    items = dict[str, Any]()
+    name, raw = found.options.get("image_column") or "filename", found.options.get("caption_column") or "raw"
+    pictures = []
     for number, image in enumerate(images):
-        _need(file, where := f"images[{number}]", image, "filename", "sentences")
-        name, sentences = image["filename"], image["sentences"]
+        _need(file, where := f"images[{number}]", image, name, "sentences")
+        about, sentences = {**image}, image["sentences"]
         if not isinstance(sentences, list):
             raise ValueError(f"{file}, {where}: sentences is {str(sentences)[:60]!r}, expected a list; {FORMATS}")
-        for sentence in sentences:
-            _need(file, f"{where}, sentences", sentence, "raw")
-        name = f"{image['filepath']}/{name}" if image.get("filepath") and isinstance(name, str) else name
-        items[where] = {**image, "filename": name, "sentences": [sentence["raw"] for sentence in sentences]}
-        items[where].pop("filepath", None)
-    return _items(found, file, "Karpathy JSON", items, image_column="filename", caption_column="sentences")
+        captions = {f"{where}, sentences[{k}]": sentence for k, sentence in enumerate(about.pop("sentences"))}
+        for place, sentence in captions.items():
+            _need(file, place, sentence, raw)
+        if name != "filepath" and (folder := about.pop("filepath", None)) and isinstance(image[name], str):
+            about[name] = f"{folder}/{image[name]}"
+        pictures.append((where, about, captions))
+    return _told(found, file, "Karpathy JSON", pictures, name, raw)
 
 
 def _coco(found: Collection, file: Path, images: Sequence[Any], annotations: Sequence[Any]) -> list[Row]:
     known, told, other = dict[str, tuple[str, dict[str, Any]]](), defaultdict[str, dict[str, Any]](dict), 0
+    name, text = found.options.get("image_column") or "file_name", found.options.get("caption_column") or "caption"
     for number, image in enumerate(images):
-        _need(file, where := f"images[{number}]", image, "id", "file_name")
+        _need(file, where := f"images[{number}]", image, "id", name)
         _, first = known.setdefault(str(image["id"]), (where, image))
         if first is not image:
-            names = f"{first['file_name']!r} and {image['file_name']!r}"
+            names = f"{first[name]!r} and {image[name]!r}"
             raise ValueError(f"{file}, {where}: duplicate id {image['id']!r}, for {names}; ids must differ")
     for number, caption in enumerate(annotations):
-        _need(file, where := f"annotations[{number}]", caption, "image_id", "caption")
+        _need(file, where := f"annotations[{number}]", caption, "image_id", text)
         if (key := str(caption["image_id"])) in known:
             place, image = known[key]
             other += type(image["id"]) is not type(caption["image_id"])
-            told[key][f"{place}, {where}"] = {**image, **caption, "file_name": image["file_name"]}
+            told[key][f"{place}, {where}"] = caption
         else:
             way = "write both as numbers or both as the same text, add the image, or drop the caption"
             fault = f"image_id {caption['image_id']!r} is no id of the images, compared as texts: {way}"
@@ -128,10 +139,8 @@ def _coco(found: Collection, file: Path, images: Sequence[Any], annotations: Seq
     if other:
         kinds = "ids of images and image_id of annotations are of two types, text and number; matched as text"
         found.notes.append(f"{file}: {kinds} in {other:,} annotations")
-    items = dict[str, Any]()
-    for key, (place, image) in known.items():
-        items |= told.get(key) or {place: {**image, "caption": []}}  # which is refused
-    return _items(found, file, "COCO captions JSON", items, image_column="file_name", caption_column="caption")
+    pictures = [(place, image, told[key]) for key, (place, image) in known.items()]
+    return _told(found, file, "COCO captions JSON", pictures, name, text)
 
 
 def _need(file: Path, where: str, item: Any, *keys: str) -> None:
@@ -146,6 +155,7 @@ def _folder(found: Collection, folder: Path, assigned: bool) -> list[Row]:
     if not folder.resolve().is_relative_to(root):
         raise ValueError(f"{folder} lies outside image_root {found.root}; leave image_root out for a folder")
     seen, inside, kinds = walk(folder, found.root), folder.resolve().relative_to(root), ", ".join(SUFFIXES)
+    stems = {os.path.splitext(name)[0] for name in seen.files if name.lower().endswith((*SUFFIXES, *UNREAD))}
     for name in [name for name in seen.files if name.lower().endswith(UNREAD)]:
         message = f"{folder / name} is not read: save it as one of {kinds}"
         seen.refused.append(("pictures of a format that is not read", message, 1))
@@ -155,16 +165,17 @@ def _folder(found: Collection, folder: Path, assigned: bool) -> list[Row]:
     pictures = [name for name in seen.files if name.lower().endswith(SUFFIXES)]
     if not pictures and not seen.refused:
         raise ValueError(f"{folder} holds no picture ({kinds}); {FORMATS}")
-    splits = {} if assigned else _split_folders(folder, pictures, seen)
-    texts = {os.path.splitext(name)[0]: name for name in seen.files if name.lower().endswith(".txt")}
+    splits, texts = {} if assigned else _split_folders(folder, pictures, seen), dict[str, str]()
+    for name in (name for name in seen.files if name.lower().endswith(".txt")):
+        if (stem := os.path.splitext(name)[0]) not in stems or texts.setdefault(stem, name) != name:
+            found.lose("texts without a picture", f"{folder / name}: beside it is no picture, or one with another text")
     found.kinds["folder of pictures and texts"] = None
     found.walks.append((inside.as_posix(), seen))
     found.stamps += [stamp(place) for place in (*seen.folders, *(f"{folder}/{name}" for name in texts.values()))]
     rows: list[Row] = []
     for name in splits or pictures:
         place, text, split = (inside / name).as_posix(), texts.get(os.path.splitext(name)[0]), splits.get(name)
-        lines = re.split(r"\r\n|\r|\n", read_text(folder / text)) if text else [""]
-        lines = lines if lines[-1] else lines[:-1]
+        lines = [line.rstrip("\n") for line in io.StringIO(read_text(folder / text) if text else "", newline=None)]
         told = [
             Row(f"{folder}, {text}, line {k}", place, line, split) for k, line in enumerate(lines, 1) if line.strip()
         ]
@@ -176,7 +187,11 @@ def _folder(found: Collection, folder: Path, assigned: bool) -> list[Row]:
 def _split_folders(folder: Path, pictures: Sequence[str], seen: Walk) -> dict[str, str]:
     """Split of each picture, where a top folder looks like one or folders further down like two; else empty."""
     folders = {name: name.split("/")[:-1] for name in pictures}
-    like = {name: next(filter(LIKE_SPLIT.fullmatch, parts), "") for name, parts in folders.items()}
+    words = {part: word[0] for parts in folders.values() for part in parts if (word := SPLIT_WORD.search(part))}
+    forms = {part: (re.sub(r"\d+", "0", part.replace(word, "*")), word.casefold()) for part, word in words.items()}
+    kinds = Counter(form for form, _ in set(forms.values()))  # birds_train beside birds_test
+    every = {part for part, (form, _) in forms.items() if LIKE_SPLIT.fullmatch(part) or kinds[form] > 1}
+    like = {name: next((part for part in parts if part in every), "") for name, parts in folders.items()}
     top = len(Path(os.path.commonpath(["/".join(parts) for parts in folders.values()])).parts) if folders else 0
     on_top = any(like[name] in parts[: top + 1] for name, parts in folders.items())
     if not on_top and len({SPLIT_NAMES.get(name.casefold(), name) for name in like.values() if name}) < 2:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, evenly
-from rvlr_lib.data.files import printable, shown, stamp
+from rvlr_lib.data.files import HIDDEN, printable, shown, stamp
 from rvlr_lib.data.formats import FORMATS, parse, read_part
 from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, faults
 from rvlr_lib.data.relevance import clean_caption
@@ -113,6 +113,8 @@ def _index(path: Path) -> dict[str, Any]:
         if not sound or shown(str(value)) != str(value) or (type(value) is int and value < 0):
             kinds = " or ".join(kind.__name__ for kind in INDEX[key])
             raise ValueError(f"{path}: {key} is {value!a}, expected {kinds} of texts, or a number from 0")
+    if unknown := [key for key in index.get("folders", {}) if key not in KEYS]:
+        raise ValueError(f"{path}: folders has the unknown key {unknown[0]!r}; it may have: {', '.join(KEYS)}")
     return index
 
 
@@ -121,7 +123,7 @@ def _frame(found: Collection, key: str, rows: list[Row]) -> Any:
     import pandas as pd
 
     captions, order, described = list[tuple[Any, ...]](), dict[str, int](), set[str]()
-    splits, owners = dict[str, str | None](), dict[str, str]()  # split of a picture, picture of an image_id
+    splits, kinds, owners = dict[str, Any](), dict[str, Any](), dict[str, str]()  # of a picture; picture of an image_id
     folder = found.options.get("folders", {}).get(key, "")
 
     def check(row: Row, picture: str) -> None:
@@ -130,8 +132,9 @@ def _frame(found: Collection, key: str, rows: list[Row]) -> Any:
             message = f"image_id {row.image_id!r} names {other!r} and {picture!r}; give every picture its own id"
             raise Unusable("image ids of two pictures", message)
         if (first := splits.setdefault(picture, split)) != split:
-            message = f"{picture!r} is in split {first!r} and {split!r}; choose one"
-            raise Unusable("pictures in two splits", message)
+            raise Unusable("pictures in two splits", f"{picture!r} is in split {first!r} and {split!r}; choose one")
+        if (kind := row.category) is not None and str(first := kinds.setdefault(picture, kind)) != str(kind):
+            raise Unusable("pictures of two categories", f"{picture!r} is of {first!r} and {kind!r}; choose one")
         if split and key not in ("all", split):
             message = f"the row says {split}, the index {key}: name the file under all, and the rows decide"
             raise Unusable("rows of another split", message)
@@ -196,8 +199,8 @@ def _name(name: str, folder: str) -> str:
         check_name(spelt)
         if shown(spelt) != spelt:
             raise ValueError(f"the name {spelt} is not UTF-8: rename the picture")
-        if spelt.rsplit("/", 1)[-1].startswith("._") or "__MACOSX" in spelt.split("/"):
-            raise ValueError(f"picture {name!r} is a hidden file of a system, no picture: leave its row out")
+        if any(map(HIDDEN.match, PurePosixPath(spelt).parts)):
+            raise ValueError(f"picture {name!r} is hidden, as are files of a system: leave its row out, or rename it")
     except ValueError as error:
         raise Unusable("refused paths", shown(str(error))) from None
     return PurePosixPath(spelt).as_posix()
@@ -278,7 +281,7 @@ def load_files(
         raise ValueError(f"{found.path}: {split} has {len(names)} pictures, at least {FEWEST} are needed; {way}")
     rows = {name: row for row, name in enumerate(names)}
     part = part[part.picture.isin(rows)]
-    kinds = part.drop_duplicates("picture").category.tolist()
+    kinds = {name: kind for name, kind in zip(part.picture, part.category, strict=True) if kind is not None}
     info = {"format": ", ".join(found.kinds), "own_splits": found.own_splits, "images": len(names), "limit": limit}
     info |= {"split_seed": found.options.get("split_seed", 0), "bad_pictures_left_out": sorted(bad)}
     info["flagged_captions_left_out"] = len(found.left_out)
@@ -289,6 +292,6 @@ def load_files(
         captions=part.clean.tolist(),
         caption_image=part.picture.map(rows).to_numpy(dtype=np.int64),
         source=FileSource(found.root, names),
-        categories=[shown(str(kind)) for kind in kinds] if all(kinds) else None,
+        categories=[shown(str(kinds.get(name, f"none: {name}"))) for name in names] if kinds else None,
         info=info,
     )

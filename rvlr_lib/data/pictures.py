@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -41,7 +43,9 @@ def check_name(name: str) -> None:
         fault = "is an address: pictures are read from disk, give its path below image_root"
     elif spelt.startswith("/") or re.match(r"[A-Za-z]:", spelt):
         fault = "has an absolute path: write it relative to image_root"
-    elif "\0" in spelt or ".." in spelt.split("/"):
+    elif "\0" in spelt or max(len(part.encode("utf-8", "replace")) for part in spelt.split("/")) > 255:
+        fault = "has a name that no file can have (NUL, or over 255 bytes): give its path below image_root"
+    elif ".." in spelt.split("/"):
         fault = "climbs out with '..': write it relative to image_root"
     elif not spelt.strip() or PurePosixPath(spelt) == PurePosixPath("."):
         fault = "has an empty name: give its path below image_root"
@@ -70,8 +74,8 @@ def decode(path: Path) -> Image.Image:
             picture = ImageOps.exif_transpose(opened)
         except Exception as error:  # decoders of damaged files raise whatever they please
             raise ValueError(f"picture {path} is damaged or truncated ({error}): replace it or leave it out") from None
-        if picture.mode == "F":
-            raise ValueError(f"picture {path} holds floating-point values, whose white is not known: save it as PNG")
+        if picture.mode == "F" or (picture.mode == "I" and opened.format == "TIFF"):
+            raise ValueError(f"picture {path} holds floating-point or 32-bit values of unknown white: save it as PNG")
         if picture.mode.startswith("I"):
             wide = np.asarray(picture).astype(np.float64) * (255 / 65535)
             return Image.fromarray(wide.round().clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -86,7 +90,9 @@ def on_white(picture: Image.Image) -> Image.Image:
 
 def _open(path: Path) -> Image.Image:
     if not path.is_file():
-        raise ValueError(f"picture {path} is missing: see image_root, or leave its captions out")
+        near = _names(path.parent).get(unicodedata.normalize("NFC", path.name).casefold())
+        there = f", but {near!a} is there" if near else ""
+        raise ValueError(f"picture {str(path)!r} is missing{there}: see image_root, or leave its captions out")
     if not path.stat().st_size:
         raise ValueError(f"picture {path} is empty (0 bytes): replace it or leave it out")
     try:
@@ -101,6 +107,11 @@ def _open(path: Path) -> Image.Image:
         picture.close()
         raise ValueError(f"picture {path} has {size} pixels, more than {MAX_PIXELS:,}: make it smaller")
     return picture
+
+
+@lru_cache(maxsize=8)  # many pictures may be missing from a folder
+def _names(folder: Path) -> dict[str, str]:
+    return {unicodedata.normalize("NFC", path.name).casefold(): path.name for path in folder.glob("*")}
 
 
 def faults(look: Callable[[Path], object], root: Path, names: Sequence[str]) -> dict[str, str]:

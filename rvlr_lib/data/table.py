@@ -4,6 +4,7 @@ import ast
 import csv
 import io
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,19 +21,24 @@ COLUMNS = {  # what a column or key holds -> its usual names
     "image": "filepath file_path image file_name filename image_name image_path image_file imagepath path img img_path "
     "img_name img_file picture photo file",
     "caption": "title caption text comment description sentence raw alt_text alt",
-    "split": "split subset partition set",
-    "image_id": "image_id img_id",
+    "image_id": "img_id image_id",
     "category": "category",
 }
 CAPTION_WORDS = set("caption captions sentence sentences description".split())  # within the name of a column
 OTHER_WORDS = set("id ids number num count index length len lang language score source".split())  # of no caption then
-FLAG = re.compile(r"(is_)?(rejected|precanned|spam|flagged|bad|invalid|deleted|blocked|unusable|offensive|nsfw)", re.I)
+FLAG = re.compile("(image_|is_)*(rejected|precanned|spam|flagged|bad|invalid|deleted|blocked|unusable|offensive|nsfw)")
 SPLIT_NAMES = {"train": "train", "training": "train", "restval": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys("val valid validation dev development".split(), "val")
+SPLIT_WORD = re.compile("train(ing)?|restval|eval(uation)?|val(id(ation)?)?|dev(elopment)?|test(ing)?", re.I)
+WORDS = rf"{SPLIT_WORD.pattern}|[^\w/\\]|[\d_]|set|split|data|images?|imgs?|pictures?|photos?|my"
+LIKE_SPLIT = re.compile(rf"(?=.*({SPLIT_WORD.pattern}))({WORDS})*", re.I)
+SPLIT_COLUMN = re.compile("((.*_)?(split|fold|partition)s?(_.*)?|i[sn]_?(train|val|test)(ing)?)|(sub)?set|usage|phase")
 MISSING_TEXTS = {"nan", "none", "null", "<na>", "n/a", "#n/a", "na", "nat", "undefined"}
-UNSET = {"", "0", "0.0", "false", "f", "no", "n", *MISSING_TEXTS}  # values of a flag; any other sets it
-BEGINNING = r"[uf]?[\[({]\s*([bru]?['\"]|[\[({\])}]|None|null|nan)|(array|list|tuple|set)\s*\("
-STRUCTURE = re.compile(rf"\s*({BEGINNING}).*[\])}}]\s*", re.I | re.S)
+UNFILLED = {"", *MISSING_TEXTS}
+UNSET = {"0", "0.0", "false", "f", "no", "n", *UNFILLED}  # values of a flag; any other sets it
+BRACKETS = r"[uf]?[\[({]\s*(([bru]?['\"]|[\[({\])}]).*|(None|null|nan|true|false)\s*([,:].*)?)[\])}]"
+SPOILT = r"[\[{]\s*[“”„‘’«].*[\]}]|[\[{]\s*[bru]?['\"][^\]}]*"  # quoted as prose; cut
+STRUCTURE = re.compile(rf"\s*({BRACKETS}|{SPOILT}|[\w.]+\((\s*[\[({{'\"].*)?\)|b'.*'|b\".*\")\s*", re.I | re.S)
 WAYS_OUT = {  # why a text is no caption; to be filled with the text and its picture
     "empty captions": "the caption {!r} of {!r} has no word: write one or leave it out",
     "placeholders of missing captions": "the caption {!r} of {!r} is a missing value: write one or leave it out",
@@ -43,6 +49,7 @@ EMPTY, MISSING, NO_TEXT, NO_LIST = WAYS_OUT
 PICTURE = rf"\.(?:{'|'.join(suffix[1:] for suffix in SUFFIXES)})"
 TOKEN = re.compile(rf"[^\t,]*{PICTURE}(#\d+)?\t.", re.I)  # a line of a file without a header
 NUMBERED = re.compile(rf"({PICTURE})#\d+$", re.I)  # a.jpg#0, a caption's number
+csv.field_size_limit(2**31 - 1)  # else 131,072 characters of a field, and the fault would seem to be the quotes
 QUOTED = re.compile(r'\A"((?:[^"]|"")*)"\Z')
 
 
@@ -115,14 +122,14 @@ def captions_in(cell: Any) -> list[tuple[str, str]]:
     >>> captions_in("['a dog', 'a cat']"), captions_in("nan")
     ([('a dog', ''), ('a cat', '')], [('nan', 'placeholders of missing captions')])
     """
-    if isinstance(cell, str) and STRUCTURE.fullmatch(cell):
-        items = _literal(cell)
+    items = _literal(cell) if isinstance(cell, str) and cell.lstrip()[:1] in tuple("[({") else None
+    if isinstance(cell, str) and (STRUCTURE.fullmatch(cell) or isinstance(items, list | tuple | dict | set)):
         if not isinstance(items, list | tuple) or not all(isinstance(item, str | None) for item in items):
             return [(cell, NO_LIST)]
         return captions_in([str(item) for item in items])
     if isinstance(cell, list) and not any(isinstance(item, list) for item in cell):
         return [pair for item in cell for pair in captions_in(item)]
-    missing = _folded(str(cell)) in MISSING_TEXTS
+    missing = _folded(cell).strip("'\"“”‘’") in MISSING_TEXTS or cell is None
     return [(str(cell), MISSING if missing else "" if isinstance(cell, str) else NO_TEXT)]
 
 
@@ -143,7 +150,7 @@ def _folded(cell: Any) -> str:
 def split_in(cell: Any) -> str | None:
     """The split that a cell or key says, None where it says none; :class:`Unusable` where the name is unknown."""
     name = _folded(cell)
-    if name not in {"", *SPLIT_NAMES, *MISSING_TEXTS}:
+    if name not in {*SPLIT_NAMES, *UNFILLED}:
         raise Unusable("unknown splits", f"split {cell!r} is unknown; valid: {', '.join(SPLIT_NAMES)}")
     return SPLIT_NAMES.get(name)
 
@@ -155,17 +162,20 @@ def fill(
     columns: list[Sequence[Any]] = list(zip(*cells.values(), strict=True)) or [()] * len(names)
     picture = _find(file, "image", names, columns, options)[0]
     captions = _find(file, "caption", names, columns, options, picture)
-    others: dict[str, int] = {}
-    for what in ("split", "image_id", "category"):
-        for k, name in enumerate(names):
-            # a column "set" may be of something else
-            sure = what != "split" or _folded(name) == what or SPLIT_NAMES.keys() & set(map(_folded, columns[k]))
-            if name.casefold() in COLUMNS[what].split() and k not in (picture, *captions) and sure:
-                others.setdefault(what, k)
-    flags = [k for k, name in enumerate(names) if FLAG.fullmatch(name) and k not in (picture, *captions)]
-    read = {picture, *captions, *others.values(), *flags}
+    taken = {picture, *captions}
+    first = {_folded(name): k for k, name in reversed([*enumerate(names)]) if k not in taken}
+    others = {what: first[name] for what in ("category", "image_id") for name in COLUMNS[what].split() if name in first}
+    flags = [k for k, name in enumerate(names) if FLAG.fullmatch(_spelt(name)) and k not in taken]
+    taken |= {*others.values(), *flags}
+    said = {k: {*map(_folded, columns[k])} - UNFILLED for k in range(len(names)) if k not in taken}
+    like = {k: SPLIT_COLUMN.fullmatch(_spelt(names[k])) for k in said}
+    splits = [k for k, fit in like.items() if fit and said[k] and (fit[1] or said[k] & SPLIT_NAMES.keys())]
+    splits = splits or [k for k in said if 0 < len(said[k]) < 10 and all(map(LIKE_SPLIT.fullmatch, said[k]))]
+    if len(splits) > 1:
+        raise ValueError(f"{file}: the columns {', '.join(names[k] for k in splits)} may all hold the split: keep one")
+    others |= dict(zip(["split"], splits, strict=False))
     for k, name in enumerate(names):
-        (found.columns if k in read else found.unread)[name or "(no name)"] = None
+        (found.columns if k in {*taken, *splits} else found.unread)[name or "(no name)"] = None
 
     def row(place: str, values: Sequence[Any]) -> Row:
         name, told = values[picture], values[captions[0]]
@@ -174,8 +184,9 @@ def fill(
             filled = [values[k] for k in captions if _folded(values[k])]
             told = [text for cell in filled for text in (cell if isinstance(cell, list) else [cell])]
         marks = ",".join(names[k] for k in flags if _folded(values[k]) not in UNSET)
-        about = {what: values[k] for what, k in others.items() if _folded(values[k])}
-        return Row(f"{file}, {place}", name, told, flags=marks, **about)
+        about = {what: values[k] for what, k in others.items() if _folded(values[k]) not in UNFILLED}
+        where = "".join(f", {names[k]}" for k in splits if _folded(values[k]) not in {*SPLIT_NAMES, *UNFILLED})
+        return Row(f"{file}, {place}{where}", name, told, flags=marks, **about)
 
     return [row(place, values) for place, values in cells.items()]
 
@@ -186,8 +197,9 @@ def _find(
     """Column of the picture, or columns of captions whose names differ by a number, empty ones left out."""
     option, chosen = f"{what}_column", options.get(f"{what}_column")
     known, guess = [_folded(chosen)] if chosen else COLUMNS[what].split(), what == "caption" and not chosen
-    fits = {k: _family(name) if guess else name.casefold() for k, name in enumerate(names) if k != skip}
-    fits = {k: family for k, family in fits.items() if family in known or (guess and family)}
+    own = guess and options.get("caption_key")  # of a format: it and its numbered ones alone
+    fits = {k: _family(name) if guess else _folded(name) for k, name in enumerate(names) if k != skip}
+    fits = {k: told for k, told in fits.items() if (told == own if own else told in known or (guess and told))}
     fits = {k: family for k, family in fits.items() if any(map(_folded, columns[k]))} or fits
     families, told = list(dict.fromkeys(fits.values())), ", ".join(names[k] for k in fits)
     if len(families) > 1 or (what == "image" and len(fits) > 1):
@@ -198,14 +210,18 @@ def _find(
         fault = f"none of them is the {whose}'s, which is one of {', '.join(known)}; or name it with {option}"
         if what == "image" and names and re.search(rf"{PICTURE}(#\d+)?$", names[0], re.I):
             fault += f"; {names[0]!r} looks like a picture, so a header is missing"
-        raise ValueError(f"{file} has columns {', '.join(names) or 'none'}; {fault}")
+        raise ValueError(f"{file} has columns {repr(', '.join(names))[1:-1] or 'none'}; {fault}")
     return list(fits)
+
+
+def _spelt(name: str) -> str:
+    """``is_rejected`` of isRejected, is-rejected, Is Rejected 2."""
+    return "_".join(re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold()))
 
 
 def _family(name: str) -> str:
     """``caption`` of caption_2, caption.1, Captions; ``long_caption`` of longCaption; nothing of caption_id."""
-    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold())
-    family, told = "_".join(words).removesuffix("s"), set(words)
+    family, told = _spelt(name).removesuffix("s"), {*_spelt(name).split("_")}
     of_captions = CAPTION_WORDS & told and not OTHER_WORDS & told
     return family if of_captions or family in COLUMNS["caption"].split() else ""
 
@@ -231,18 +247,22 @@ def read_table(found: Collection, file: Path) -> list[Row] | None:
     picture = next((k for k, name in enumerate(names) if _folded(name) in known), 0)
     rows = _split_lines(found, file, lines, mark)[headed:]
     found.lines.update({"rows": -headed, "header": headed})
-    shapes = set(map(_shape, {row[picture] for _, _, row in rows if len(row) == len(names)})) - {""}
+    shapes = {re.sub(r"\d+", "0", row[picture].strip()) for _, _, row in rows if len(row) == len(names)} - {""}
     cells = dict[str, list[str]]()
     for first, last, row in rows:
+        row = row if any(map(str.strip, row[len(names) :])) else row[: len(names)]  # a separator at the end is nothing
+        inner = [line for cell in row for line in cell.splitlines()[1:]]  # of quoted fields
         if len(row) != len(names):
             few, way = len(row) < len(names), f"a caption that holds {mark!r} needs quotes"
             if few:
                 way = f"{', '.join(names[len(row) :])} missing; complete the line, which is cut short or broken in two"
             elif mark == "\t":
                 way = "a caption holds a tab: replace it by a space"
+            elif any(re.match(r'\s+"', cell) for cell in row):
+                way = "a quotation mark begins its field: take the blank before it away"
             counts = f"{len(row)} field{'s' * (len(row) > 1)}, the header has {len(names)}"
             found.lose(f"rows with too {'few' if few else 'many'} fields", f"{file}, line {first}: {counts}: {way}")
-        elif line := next((line for line in _inner_lines(row) if _is_row(line, mark, picture, shapes)), ""):
+        elif line := next((line for line in inner if _is_row(found, line, mark, picture, shapes)), ""):
             held = f"{file}, lines {first} to {last}: a quoted field holds {line.strip()[:60]!r}"
             way = "which looks like a row of its own: close or double the quotation marks"
             found.lose("quotes that swallow lines", f"{held}, {way}")
@@ -272,18 +292,10 @@ def _split_lines(found: Collection, file: Path, lines: list[str], mark: str) -> 
     return rows
 
 
-def _inner_lines(row: list[str]) -> list[str]:
-    """The lines within quoted fields, but for the first of each."""
-    return [line for cell in row for line in cell.splitlines()[1:]]
-
-
-def _is_row(line: str, mark: str, picture: int, shapes: set[str]) -> bool:
-    """Whether a line within a quoted field seems to be a row: it names a picture, or holds a rare separator."""
-    cells = line.split(mark)
-    named = len(cells) > max(picture, 1) and _shape(cells[picture]) in shapes
-    return named or (mark != "," and len(cells) > 1) or bool(re.search(rf"\S{PICTURE}\b", line, re.I))
-
-
-def _shape(name: str) -> str:
-    """``img0.png`` of ``img12.png``: names of pictures mostly differ by their numbers."""
-    return re.sub(r"\d+", "0", name.strip())
+def _is_row(found: Collection, line: str, mark: str, picture: int, shapes: set[str]) -> bool:
+    """Whether a line of a quoted field seems to be a row: it names a picture or a file, or holds a rare separator."""
+    cells, folders = line.split(mark), ("", *found.options.get("folders", {}).values())
+    name = cells[picture].strip() if len(cells) > max(picture, 1) else ""
+    like = re.sub(r"\d+", "0", name) in shapes  # names of pictures mostly differ by their numbers
+    named = like or (name and any(os.path.isfile(found.root / place / name) for place in folders))
+    return bool(named or (mark != "," and len(cells) > 1) or re.search(rf"\S{PICTURE}\b", line, re.I))

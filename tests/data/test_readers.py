@@ -36,23 +36,17 @@ def expect(path, parts, **options):
     return dataset
 
 
-WRITERS = {
-    "coco.json": lambda path, told: write(path.parent, path.name, coco(told)),
-    "list.json": lambda path, told: write(path.parent, path.name, list_rows(told)),
-    "a.csv": table,
-    "windows.csv": lambda path, told: table(path, told, lineterminator="\r\n", start="\ufeff"),
-    "mac.csv": lambda path, told: table(path, told, lineterminator="\r"),
-    "semicolons.csv": lambda path, told: table(path, told, delimiter=";"),
-    "open_clip.csv": lambda path, told: table(path, told, delimiter="\t"),
-    "a.tsv": lambda path, told: table(path, told, delimiter="\t", header=("image", "caption")),
-}
+TABLES = {"a.csv": {}, "semicolons.csv": {"delimiter": ";"}, "open_clip.csv": {"delimiter": "\t"}}
+TABLES |= {"windows.csv": {"lineterminator": "\r\n", "start": "\ufeff"}, "mac.csv": {"lineterminator": "\r"}}
+TABLES |= {"a.tsv": {"delimiter": "\t", "header": ("image", "caption")}}
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", ["coco.json", "list.json", *TABLES])
 def test_files_without_splits_are_split_by_hash(tmp_path, drawn, name):
     root, told = drawn
-    path = tmp_path / name
-    WRITERS[name](path, told)
+    path = write(tmp_path, name, coco(told) if name == "coco.json" else list_rows(told))
+    if name in TABLES:
+        table(path, told, **TABLES[name])
     assert expect(path, hashed(told), image_root=root).pixels([0, 2], 16).shape == (2, 3, 16, 16)
 
 
@@ -133,8 +127,10 @@ def test_options_columns_categories_and_limit(tmp_path, drawn):
     dataset = load_dataset(str(write(tmp_path, "c.json", content)), split="train", image_root=root, limit=9)
     assert len(dataset) == 9
     assert dataset.categories == [name[0] for name in dataset.image_ids]
+    bare = content[1]["image"]
     del content[1]["category"]
-    assert load_dataset(str(write(tmp_path, "d.json", content)), split="train", image_root=root).categories is None
+    dataset = load_dataset(str(write(tmp_path, "d.json", content)), split=hashed_split(bare), image_root=root)
+    assert dataset.categories == [f"none: {name}" if name == bare else name[0] for name in dataset.image_ids]
     path = table(tmp_path / "x.csv", told, header=("Bild", "Satz"))
     columns = {"image_column": "Bild", "caption_column": "Satz"}
     expect(path, hashed(told), image_root=root, **columns)
@@ -145,6 +141,7 @@ def test_options_columns_categories_and_limit(tmp_path, drawn):
 
 LONE = {"image": "a", "caption": "a"}
 ONE = {"images": [{"id": 1, "file_name": "a"}]}
+SAID = {"image_id": 1, "caption": "a", "split": "val"}
 BAD_CONTENT = [
     ("x.json", {"pictures": []}, "dict with keys 'pictures', which is no known format.*COCO captions"),
     ("x.json", [], "empty list.*formats understood"),
@@ -165,6 +162,7 @@ BAD_CONTENT = [
     ("x.json", [LONE | {"split": "val"}, LONE | {"image": "b"}], "'b' has no split"),
     ("x.json", {"images": [{"id": 1, "file_name": k} for k in "ab"], "annotations": []}, "duplicate id 1, for 'a' and"),
     ("x.json", ONE | {"annotations": [{"image_id": 2, "caption": "a"}]}, r"annotations\[0\]: image_id 2 is no id"),
+    ("x.json", {"images": [ONE["images"][0] | {"split": "test"}], "annotations": [SAID]}, "split, image_split"),
     ("x.json", ONE | {"annotations": []}, "'a' has no caption"),
     ("x.json", {"images": [{"sentences": []}]}, r"images\[0\] lacks the key 'filename'"),
     ("x.json", [LONE | {"image": f"{i}.jpg"} for i in range(3)], "at least 4 are needed"),
@@ -185,6 +183,18 @@ BAD_CONTENT = [
     ("x.csv", b"filepath,title\na.jpg,caf\xe9\n", r"not UTF-8 \(byte 24 is 0xe9\) on line 2"),
     ("x.csv", b"filepath,title\na.jpg,\0\n", "NUL bytes on line 2"),
     ("x.csv", "image,caption\na.jpg,一只狗\n".encode("utf-16-le"), "not UTF-8 but UTF-16 without .*save it as UTF-8"),
+    *(("x.csv", f"image,caption,{k}\na,b,x\n", f"line 2, {k}: split 'x' is") for k in ("is_train", "partition")),
+    *(("x.csv", f"image,caption,set\na,b,{name}\n", f"set: split '{name}' is") for name in ("train2014", "eval")),
+    *(("x.json", [LONE | {"caption": text}], "is a missing value") for text in (None, float("nan"), [None, "one"])),
+    ("x.csv", "image,caption,subset,split\na,b,val,val\n", "columns subset, split may all hold the split"),
+    ("x.csv", "\u200bimage,caption\na,b\n", r"columns \\u200bimage"),
+    ("x.csv", 'image,caption\na, "b, c"\n', "take the blank before it away"),
+    ("x.json", '[{"image": "a", "caption": "b", "caption": "c"}]', "the key 'caption' stands twice"),
+    ("x.jsonl", '{"image": "a", "caption": "b", "image": "c"}', "line 1 .*the key 'image' stands twice"),
+    ("x.yaml", "all: x.csv\nall: y.csv\n", "the key 'all' stands twice"),
+    ("x.yaml", {"train": [], "folders": {"trian": "x"}}, "folders has the unknown key 'trian'"),
+    ("x.json", [LONE | {"image": ".x/a"}], "is hidden"),
+    ("x.json", [LONE | {"category": kind} for kind in "bc"], "'a' is of 'b' and 'c'; choose one"),
     ("x.parquet", "PAR1", "is a .parquet file, which is no known format"),
 ]
 
@@ -223,12 +233,17 @@ def test_bad_pictures_are_errors_or_skipped_under_a_cap(tmp_path, draw_collectio
 
 
 ENDED = [f"{name}#{k}" for name in NAMES for k in range(2)]
+SENTENCES = [{"raw": "a dog 0"}, {"raw": "a cat", "isRejected": True}, {"raw": "a dog 1", "is-precanned": 0}]
 READ = {
     "captions.txt": "".join(f"{line}\ta dog {line[-1]}\n" for line in ENDED),
     "headed/captions.txt": "image,caption\n" + "".join(f"{line},a dog {line[-1]}\n" for line in ENDED),
     "bars/captions.txt": "image|caption\n" + "".join(f"{line[:-2]}| a dog {line[-1]}\n" for line in ENDED),
     "metadata.jsonl": "\n".join(json.dumps({"file_name": line[:-2], "text": f"a dog {line[-1]}"}) for line in ENDED),
     "x.json": "\n".join(json.dumps({"image": line[:-2], "caption": f"a dog {line[-1]}"}) for line in ENDED),
+    "cr.jsonl": "\r".join(json.dumps({"image": line[:-2], "caption": f"a dog {line[-1]}"}) for line in ENDED),
+    "comma.csv": rows("a dog 0", "", "", header="image,caption,note") + f"t05.png,a dog 1,{'x' * 140_000},\n",
+    "coco.json": json.dumps(coco([(n, ["a dog 0"]) for n in NAMES])).replace('0"}', '0", "caption_2": "a dog 1"}'),
+    "k.json": json.dumps({"images": [{"filename": name, "sentences": SENTENCES} for name in NAMES]}),
     "x.csv": rows('"A dog 0"') + "".join(f'{name},"a ""dog,""\n\n1"\n' for name in NAMES),
 }
 
@@ -239,3 +254,13 @@ def test_tables_and_lines_are_read_by_their_content_in_every_marked_encoding(pla
     path = write(place, name, READ[name].encode(encoding))
     assert captions(path, image_root=place)["t05.png"] == ["a dog 0", "a dog 1"]
     assert not looked(path, image_root=str(place)).spoiled
+
+
+def test_columns_of_coco_and_karpathy_are_chosen_and_flags_of_pictures_hold(place):
+    content, sentence = coco(), {"raw": "a dog", "caption_zh": "一只狗", "is_rejected": False}
+    content["images"][0]["is_rejected"] = True
+    content["annotations"] = [row | sentence for row in content["annotations"]]
+    for told in (content, {"images": [{"filename": name, "sentences": [sentence]} for name in NAMES]}):
+        found = captions(path := write(place, "x.json", told), caption_column="caption_zh")
+        assert "without blanks" in str(looked(path, caption_column="caption_zh"))
+        assert (found["t01.png"][0], "t00.png" in found) == ("一只狗", told is not content)

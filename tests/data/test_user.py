@@ -10,6 +10,7 @@ from user_tools import NAMES, SPLITS, captions, coco, fill, looked, rows, sizes,
 
 from rvlr_lib.data import dataset_stamp, load_dataset
 from rvlr_lib.data.check import check
+from rvlr_lib.data.files import shown
 
 ONE, TWO = "view one", "view two"
 EMPTY, MISSING, STRUCTURE = "empty captions", "placeholders of missing captions", "cells that hold a structure"
@@ -18,10 +19,13 @@ CELLS = {  # what is read of a cell or why not -> cells as JSON or a spreadsheet
     (ONE, TWO, ONE): (json.dumps([ONE, TWO, ONE]),),
     STRUCTURE: (
         """['one' 'two']|["one", ["two"]]|["one", 2]|{"en": "one"}|{'one', 'two'}|[{'raw': 'one'}]|['one'\n 'two']"""
-        "|array(['one', 'two'])"
+        "|array(['one', 'two'])|[1, 2, 3]|(1.0, 2.0)|{1: 'a'}|[True]|b'a dog'|frozenset({'a dog'})|dict_values(['a'])"
+        "|tensor([1,2])|np.array(['a'])|['a dog', 'a cat'|[“a dog”, “a cat”]"
     ).split("|"),
     ("a dog",): ("[a dog]", "(a dog)", "a [dog]", "{a dog}"),
-    MISSING: ("nan", "NaN", "None", "null", " <NA> ", "N/A", '["None"]', "[null]"),
+    ("set of three",): ("Set (of three)", "(set) of (three)"),
+    ("1 nancy none",): ("[1] Nancy (none)", "(1, nancy none)"),
+    MISSING: ("nan", "NaN", "None", "null", " <NA> ", "N/A", "'nan'", '["None"]', "[null]"),
     EMPTY: ("", "!?", '["cut off", ""]'),
     ("none of them",): ("none of them",),
 }
@@ -37,6 +41,7 @@ FOLDERS += ["images/train+images/val+images/test", "a/train+a/val+a/test+b/train
 NOISE = """.ipynb_checkpoints/ .ipynb_checkpoints/a.png __MACOSX/train/._0.png .DS_Store train/._x.jpg Thumbs.db
     @eaDir/x/a.jpg notes/readme.md .git/x.png""".split()
 MIXED = "train+val+more train+val+test2 train2014+val2014 train_images+test_images train+. a/train+a/test+b Train+extra"
+MIXED += " 01_train+02_val+03_test mytrain+myval birds_train+birds_test trainA+testA fold1_train+fold2_val"
 
 
 @pytest.mark.parametrize(("expected", "cell"), [(told, cell) for told, cells in CELLS.items() for cell in cells])
@@ -55,11 +60,6 @@ def test_what_a_cell_holds(place, cell, expected):
             assert captions(path)["t00.png"] == list(expected)
         else:
             assert spoiled(path)[expected].count == 1
-
-
-@pytest.mark.parametrize("value", [None, float("nan"), [None, "one"]])
-def test_values_of_json_that_are_no_caption(place, value):
-    assert MISSING in spoiled(write(place, "x.json", [{"image": NAMES[0], "caption": value}]))
 
 
 @pytest.mark.parametrize("header", NUMBERED)
@@ -96,8 +96,10 @@ def test_quotes_mean_nothing_beside_tabs(place, name):
 
 
 @pytest.mark.parametrize("mark", [",", ";", "|"])
-@pytest.mark.parametrize("names", [NAMES, [f"{i:04d}" for i in range(40)]])
+@pytest.mark.parametrize("names", [NAMES, [f"{i:04d}" for i in range(40)], ["x" * i + "y" for i in range(40)]])
 def test_quotes_that_swallow_lines_spoil(place, mark, names):
+    for old, new in zip(NAMES, names, strict=True):
+        os.rename(place / old, place / new)
     lines = [f"{name}{mark}a dog" for name in names]
     lines[2], lines[30] = f'{names[2]}{mark}"so it begins', f'{names[30]}{mark}and ends"'
     path = write(place, "x.csv", f"image{mark}caption\n" + "\n".join(lines) + "\n")
@@ -157,6 +159,14 @@ def test_ids_of_two_types_are_matched_and_said_or_refused_by_type(place):
     assert "write both as numbers or both as the same text" in spoiled(path)["captions of no picture"].examples[0]
 
 
+@pytest.mark.parametrize("header", "fold data_split phase usage set type Split none,split,set set,split,type".split())
+def test_splits_are_read_of_the_column_that_holds_them_whatever_its_name(place, header):
+    cells = [f"{name},a dog,{',' * header.count(',')}{split}" for name, split in zip(NAMES, SPLITS * 14, strict=False)]
+    assert sizes(write(place, "x.csv", f"image,caption,{header}\n" + "\n".join(cells))) == [14, 13, 13]
+    others = rows("a dog", "one", "two", header="image,caption,type,phase")
+    assert "not read: type, phase" in str(looked(write(place, "x.csv", others)))
+
+
 @pytest.mark.parametrize("folders", FOLDERS)
 def test_split_folders_are_seen_whatever_else_lies_there(tmp_path, folders):
     fill(tmp_path, folders.split("+"))
@@ -193,19 +203,22 @@ def test_links_inside_are_followed_and_all_else_is_refused_by_name(tmp_path):
     (root / "train" / "round").symlink_to(root / "train")
     (root / "test" / "none.png").symlink_to(root / "nothing.png")
     (root / "train" / "a.HEIC").touch()
+    write(root / "train", "alone.txt", "a text without a picture")
+    write(root / "val", "0.TXT", "sorted first, so the other is the second")
     os.rename(root / "train" / "0.png", os.fsencode(root / "train") + b"/caf\xe9.png")
-    faults = {
-        "links out of the folder": "train/far",
-        "links in a circle": "train/round",
-        "links to nothing": "test/none.png",
-        "names that are not UTF-8": "train/caf\\xe9.png",
-        "pictures of a format that is not read": "a.HEIC",
-    }
+    faults = """links out of the folder: train/far, links in a circle: train/round, links to nothing: test/none.png,
+        names that are not UTF-8: train/caf\\xe9.png, pictures of a format that is not read: a.HEIC,
+        texts without a picture: train/0.txt""".split(",")
+    faults = dict(fault.strip().split(": ") for fault in faults)
     told = spoiled(root)
+    assert told["texts without a picture"].count == 3
     assert all(name in told[reason].examples[0] for reason, name in faults.items())
 
 
-def test_names_that_are_no_utf8_and_paths_that_are_no_files_are_named(place):
+def test_names_that_are_no_utf8_and_paths_that_are_no_files_are_named(place, monkeypatch):
+    with monkeypatch.context() as latin:
+        latin.setattr(os, "fsencode", lambda name: str(name).encode("latin-1"))
+        assert shown("café.png") == "café.png"
     bad = os.fsdecode(os.fsencode(place) + b"/\xe9.csv")
     with open(bad, "w") as file:
         file.write(rows("a dog"))
