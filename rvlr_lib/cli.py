@@ -109,7 +109,7 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
     from rvlr_lib.config import ModelSettings
     from rvlr_lib.disk import own_folder
     from rvlr_lib.evaluation import audit as audits
-    from rvlr_lib.provenance import data_name, default_root
+    from rvlr_lib.provenance import data_name, default_root, resolved
     from rvlr_lib.tables import to_markdown
     from rvlr_lib.training.loop import choose_device
 
@@ -118,7 +118,8 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
         raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
     folder, place = out or default_root() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
     found = audits.read_features(*files) if files[0] else None  # before the folder is claimed for them
-    with own_folder(folder, {"made of": (dataset, model, *files, *options.values())}, overwrite=overwrite):
+    given = [resolved(name) for name in (dataset, model, *files, options["image_root"], options["pretrained"])]
+    with own_folder(folder, {"made of": [*given, options["split"]]}, overwrite=overwrite):
         found = found or audits.encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
         told = audits.audit(*found, device=place)
         for table in audits.audit_tables(told).values():
@@ -208,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; processes under torchrun end with it, and only the first one prints."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     given = sys.argv[1:] if argv is None else argv
     chosen = parser().parse_args([re.sub(r"^--\w+", lambda word: word[0].replace("_", "-"), each) for each in given])
     command = next(function for function in COMMANDS if function.__name__ == chosen.command)
@@ -262,4 +263,10 @@ def parser() -> ArgumentParser:
 
 def settings(given: Pairs) -> dict[str, Any]:
     """Settings such as ``stage1.epochs`` with their values, read as YAML."""
-    return {key: yaml.safe_load(value) for key, value in given}
+    found = {}
+    for key, value in given:
+        try:
+            found[key] = yaml.safe_load(value)
+        except Exception as error:  # the parser also raises what its types raise
+            raise ValueError(f"-s {key} {value!r} is no YAML, quote a text: {' '.join(str(error).split())}") from None
+    return found

@@ -18,6 +18,8 @@ from rvlr_lib.losses.weights import LossWeights
 
 PRESETS = Path(__file__).parent / "presets"
 SIZES = ("smoke", "quick", "study", "own", "gpu")  # presets that say how much is computed
+LEAST = {"data.seed": -1} | dict.fromkeys("epochs batch_size width views log_every".split(), 1)  # other numbers: 0
+TOO_LARGE = 2**32  # for any number; numpy takes no such seed
 
 
 @dataclass(frozen=True)
@@ -231,28 +233,26 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
     """
     settings, name = Settings(), (overrides or {}).get("data.name")
     for preset in presets:
-        path, values = _read_preset(preset)
-        own = values.pop("for", {})
+        path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
+        if not path.is_file():
+            raise ValueError(f"unknown preset {preset!r}: valid are {', '.join(available_presets())}, or a YAML file")
+        values = read_yaml(path)
+        own = values.pop("for", None) or {}
+        if not isinstance(own, dict) or not all(isinstance(part, dict | None) for part in own.values()):
+            raise ValueError(f"{path.name}: for is {own!r}, expected data sets with settings: {{scenes: {{seed: 1}}}}")
         settings = _updated(settings, values, path.name)
-        settings = _updated(settings, own.get(name or settings.data.name, own.get("other", {})), f"{path.name}, for")
-    chosen: dict[str, Any] = {}
-    for key, value in (overrides or {}).items():
-        *parts, last = key.split(".")
+        settings = _updated(settings, own.get(name or settings.data.name, own.get("other")), f"{path.name}, for")
+    values = as_dict(settings) if overrides else {}
+    for key, value in (overrides or {}).items():  # a whole part keeps what was set in it before
         if value is not None:
-            reduce(lambda found, part: found.setdefault(part, {}), parts, chosen)[last] = value
-    return _updated(settings, chosen, "overrides")
+            nested = reduce(lambda found, part: {part: found}, reversed(key.split(".")), value)
+            values = _deep(values, nested, "overrides")
+    return _updated(settings, values, "overrides")
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
     """Settings as nested plain values, for JSON and cache keys."""
     return dataclasses.asdict(settings)
-
-
-def _read_preset(preset: str) -> tuple[Path, dict[str, Any]]:
-    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
-    if not path.is_file():
-        raise ValueError(f"unknown preset {preset!r}: valid are {', '.join(available_presets())}, or a YAML file")
-    return path, read_yaml(path)
 
 
 def parsed(kind: Any, values: Mapping[str, Any], where: str) -> Any:
@@ -267,17 +267,26 @@ def parsed(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     parser.add_argument("--value", type=kind)
     try:
         return parser.instantiate(parser.parse_object({"value": values})).value
-    except (ArgumentError, TypeError) as error:
+    except (ArgumentError, TypeError, RecursionError) as error:
         text = re.sub(r"Parser key \"value\.?([\w.]*)\":\s*", r"\1: ", str(error)).replace("Group 'value'", "it")
-        unknown = re.search(r"option '([\w.]+)'", text)
-        valid = f": valid are {', '.join(_fields(kind, unknown[1]))}" if unknown else ""
-        raise ValueError(f"{where}: {' '.join(text.split())}{valid}") from error
+        if unknown := re.search(r"option '([\w.]+)'", text):
+            for part in unknown[1].split(".")[:-1]:
+                kind = get_type_hints(kind).get(part, kind)
+            text += f": valid are {', '.join(item.name for item in dataclasses.fields(kind))}"
+        raise ValueError(f"{where}: {' '.join(text.split())}") from error
 
 
-def _updated(settings: Settings, values: Mapping[str, Any], where: str) -> Settings:
+def _updated(settings: Settings, values: Mapping[str, Any] | None, where: str) -> Settings:
     if not values:
         return settings
     found = parsed(Settings, _deep(as_dict(settings), values, where), where)
+    for place in ("", "data.", "model.", "stage1.", "stage2."):
+        part = getattr(found, place[:-1], found)
+        for item in dataclasses.fields(part):
+            value, least = getattr(part, item.name), LEAST.get(place + item.name, LEAST.get(item.name, 0))
+            outside = isinstance(value, int | float) and not least <= value < TOO_LARGE
+            if outside or (value is None and item.default is not None):
+                raise ValueError(f"{where}: {place}{item.name} is {value}, expected {least} to {TOO_LARGE - 1}")
     for name, chosen in found.arms.items():
         groups = arm(name).groups
         wrong = [group for group in chosen.strengths if group not in groups]
@@ -296,10 +305,3 @@ def _deep(base: dict[str, Any], values: Mapping[str, Any], where: str, path: str
             raise ValueError(f"{where}: {path}{key} is {value!r}, expected settings under it")
         both[key] = _deep(below, value, where, f"{path}{key}.") if isinstance(below, dict) else value
     return both
-
-
-def _fields(kind: Any, key: str) -> list[str]:
-    """Names of the fields beside a dotted key."""
-    for part in key.split(".")[:-1]:
-        kind = get_type_hints(kind).get(part, kind)
-    return [item.name for item in dataclasses.fields(kind)]

@@ -56,11 +56,11 @@ def own_folder(
     """Hold an output folder while it is written: no other process may, and nothing of other settings is replaced.
 
     ``identity`` decides the content and is kept in ``file``, among keys of the caller's own. ``overwrite`` takes the
-    folder over; removing what was left is the caller's work. Yields what ``file`` held before; empty for a new folder.
-    A ValueError says that another process writes there, or that it holds other things or other settings (listed).
+    folder over; removing what was left is the caller's work. Yields what ``file`` held before; empty for a new folder,
+    free again if the block fails before it writes. A ValueError: another process is there, other things or settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle, record = os.open(folder, os.O_RDONLY), folder / file
+    handle, record, others = os.open(folder, os.O_RDONLY), folder / file, [file]
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,6 +77,10 @@ def own_folder(
             raise ValueError("\n  ".join([f"{folder} belongs to other settings:", *changes[:10], way_out]))
         write_json(record, wanted if changes else earlier | wanted)
         yield earlier
+    except BaseException:
+        if others == [] and list(folder.iterdir()) == [record]:  # the mended command has other settings
+            record.unlink()
+        raise
     finally:
         os.close(handle)  # which also unlocks
 

@@ -32,6 +32,13 @@ def data_name(dataset: str) -> str:
     return path.parent.name if path.stem == "index" and path.parent.name else path.stem
 
 
+def resolved(name: Any) -> Any:
+    """The whole path of a file or folder that is there, as the same words name another one elsewhere; else the name."""
+    place = str(name or "").removeprefix("local-dir:")
+    shipped = (PACKAGE / "presets" / f"{place}.yaml").is_file()  # a name, whatever lies here
+    return os.path.realpath(place) if os.path.exists(place) and not shipped else name
+
+
 @cache
 def versions() -> dict[str, str]:
     """Versions of what decides a number."""

@@ -45,15 +45,12 @@ def test_wrong_usage_exits_with_2(argv, capsys):
     assert "usage: rvlr" in capsys.readouterr().err
 
 
-BAD = {
-    "reproduce --profile huge": "unknown profile 'huge'; valid: ",
-    "report none --claims": "say what to report",
-    "report": "say what to report",
-    "audit": "give --image-features",
-    "audit --dataset scenes --captions x": "give --image-features",
-    "explore none": "none holds no run: there is no run.json in it; `rvlr reproduce` makes one",
-    "config flickr30k -s stage1.epoch 3": "does not accept option 'stage1.epoch': valid are epochs",
-}
+BAD = {"reproduce --profile huge": "unknown profile 'huge'; valid: ", "audit": "give --image-features"}
+BAD |= {"report none --claims": "say what to report", "report": "say what to report"}
+BAD |= {"audit --dataset scenes --captions x": "give --image-features", "train -s a @x": "-s a '@x' is no YAML"}
+BAD |= {"explore none": "none holds no run: there is no run.json in it; `rvlr reproduce` makes one"}
+BAD |= {"train --device tpu": "device 'tpu' is not there: Expected", "config own -s seed [1": "-s seed '[1' is no YAML"}
+BAD |= {"config flickr30k -s stage1.epoch 3": "does not accept option 'stage1.epoch': valid are epochs"}
 
 
 @pytest.mark.parametrize("argv", BAD)
@@ -75,12 +72,6 @@ def test_config_prints_what_presets_resolve_to(capsys):
     assert settings["method"]["structure_target"] == "fusion"
 
 
-class Report:
-    """What the check of a collection returns."""
-
-    spoiled = True
-
-
 TRAIN = {"dataset": "in/birds.csv", "arm": "matching", "preset": "", "method": "corrected", "image_root": None}
 TRAIN |= {"seed": 0, "device": "auto", "out": Path("x"), "overwrite": False, "root": None, "resume": "last"}
 TRAIN |= {"save_every": 3, "compile": True, "gradient_checkpointing": False, "timeout": 1800.0}
@@ -89,13 +80,9 @@ STUDY = {"profile": "study", "tune": True, "seal": False, "regime_map": False, "
 STUDY |= {"jobs": 2, "scheduler": "", "results": "", "device": "auto", "root": None, "say": cli.say}
 DATA = {"full": False, "image_root": "pics", "max_bad_pictures": 2, "keep_flagged": None}
 DATA |= {"image_column": None, "caption_column": None}
+GIVEN = "--dataset in/birds.csv --arm matching --save_every 3 --compile --out x"
 HANDED_ON = [  # command line, the function that takes its options, these, the exit code
-    (
-        "train --dataset in/birds.csv --arm matching --save_every 3 --compile --out x -s stage1.epochs 2 -s rate 0.1",
-        "rvlr_lib.study.train.train",
-        TRAIN,
-        0,
-    ),
+    (f"train {GIVEN} -s stage1.epochs 2 -s rate 0.1", "rvlr_lib.study.train.train", TRAIN, 0),
     ("study --tune --seeds 0-3 --jobs 2 --sets scenes", "rvlr_lib.study.sweep.run_study", STUDY, 0),
     ("data check b.csv --model none --image-root pics --max-bad-pictures 2", "rvlr_lib.data.check.check", DATA, 1),
 ]
@@ -105,23 +92,19 @@ HANDED_ON = [  # command line, the function that takes its options, these, the e
 def test_options_are_handed_on(words, place, wanted, code, monkeypatch):
     given = {}
     module, _, name = place.rpartition(".")
-    stand_in = SimpleNamespace(**{name: lambda *_, **options: given.update(options) or Report})
+    stand_in = SimpleNamespace(**{name: lambda *_, **options: given.update(options) or SimpleNamespace(spoiled=True)})
     monkeypatch.setitem(sys.modules, module, stand_in)
     assert cli.main(words.split()) == code
     assert given == wanted
 
 
+ENDS = [("return None", 0, ""), ("raise ValueError('no')", 2, "no"), ("raise RuntimeError('lost')", 1, "Error: lost")]
+ENDS += [("raise FloatingPointError('the loss is nan')", 1, "the loss is nan. Checkpoints stay; a smaller learning")]
+ENDS += [("raise KeyboardInterrupt", 130, "interrupted; the same command goes on")]
+
+
 @pytest.mark.parametrize(("who", "noise"), [({}, b"noise\n"), ({"WORLD_SIZE": "2", "RANK": "1"}, b"")])
-@pytest.mark.parametrize(
-    ("does", "code", "told"),
-    [
-        ("return None", 0, ""),
-        ("raise ValueError('no')", 2, "no"),
-        ("raise FloatingPointError('the loss is nan')", 1, "the loss is nan. Checkpoints stay; a smaller learning"),
-        ("raise KeyboardInterrupt", 130, "interrupted; the same command goes on"),
-        ("raise RuntimeError('lost')", 1, "RuntimeError: lost"),
-    ],
-)
+@pytest.mark.parametrize(("does", "code", "told"), ENDS)
 def test_a_command_ends_with_its_code_and_other_processes_without_output(does, code, told, who, noise):
     script = (
         f"import sys, types\nfrom rvlr_lib import cli\ndef train(**options):\n    print('noise')\n    {does}\n"

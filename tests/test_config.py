@@ -21,33 +21,35 @@ def test_every_shipped_preset_is_valid(preset):
 
 def test_later_presets_win_and_overrides_win_over_all(tmp_path):
     mine = tmp_path / "mine.yaml"
-    mine.write_text("stage1: {epochs: 7, learning_rate: 1e-4}\nfor: {emoji: {stage1: {batch_size: 32}}}\n")
-    settings = load_settings("emoji", "quick", str(mine), overrides={"stage2.epochs": 3, "seed": None})
+    mine.write_text("stage1: {epochs: 7, learning_rate: 1e-4}\nfor: {emoji: {stage1: {batch_size: 32}}, other: }\n")
+    chosen = {"stage2.epochs": 3, "seed": None, "stage2": {"flip": False}}
+    settings = load_settings("emoji", "quick", str(mine), overrides=chosen)
     assert (settings.stage1.epochs, settings.stage1.learning_rate, settings.stage1.batch_size) == (7, 1e-4, 32)
-    assert settings.stage2.epochs == 3
+    assert (settings.stage2.epochs, settings.stage2.flip) == (3, False)
     assert load_settings("scenes", str(mine)).stage1.batch_size == Settings().stage1.batch_size
 
 
-@pytest.mark.parametrize(
-    ("overrides", "fault"),
-    [
-        ({"stage1.epochz": 3}, "stage1.epochz.*valid are epochs, batch_size"),
-        ({"stage1.epochs": "many"}, "stage1.epochs"),
-        ({"data.image_fault": "fog"}, "occlusion"),
-        ({"data.text_detail": True}, "text_detail"),
-        ({"stage1": 3}, "stage1 is 3, expected settings under it"),
-        ({"stage1.betas": [1, 2, 3]}, "betas"),
-        ({"nope": 3}, "valid are data, model"),
-        ({"arms.rvlr.strengths": {"intra": 1.0}}, "valid are representation, structure"),
-        ({"arms.rvlx.learning_rate": 1.0}, "unknown arm 'rvlx'"),
-    ],
-)
+FAULTS = [({"stage1.epochz": 3}, "stage1.epochz.*valid are epochs, batch_size"), ({"nope": 3}, "valid are data, model")]
+FAULTS += [({"data.image_fault": "fog"}, "occlusion"), ({"data.text_detail": True}, "text_detail")]
+FAULTS += [({"stage1.betas": [1, 2, 3]}, "betas"), ({"arms.rvlx.learning_rate": 1.0}, "unknown arm 'rvlx'")]
+FAULTS += [({"stage1": 3, "stage1.epochs": 3}, "stage1 is 3, expected settings under"), ({"seed": "many"}, "seed")]
+FAULTS += [({"arms.rvlr.strengths": {"intra": 1.0}}, "valid are representation, structure")]
+FAULTS += [
+    ({"stage1.learning_rate": float("nan")}, "e is nan"),
+    ({"data.seed": -2}, "-1 to"),
+    ({"seed": 2**32}, "0 to"),
+]
+FAULTS += [({key: -2}, f"{key} is -2, expected 0 to") for key in ("seed", "data.max_bad_pictures", "rerank_top_k")]
+FAULTS += [({key: 0}, f"{key} is 0, expected 1 to") for key in ("stage1.epochs", "stage2.batch_size")]
+
+
+@pytest.mark.parametrize(("overrides", "fault"), FAULTS)
 def test_what_is_not_known_is_refused_by_name(overrides, fault):
     with pytest.raises(ValueError, match=fault):
         load_settings(overrides=overrides)
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "{a: ", "just words"])
+@pytest.mark.parametrize("text", "[1]|{a: |words|for: 5|for: [a]|for: {emoji: 5}|seed: null|a: &a [*a]".split("|"))
 def test_a_preset_that_is_no_settings_is_named(tmp_path, text):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"bad.yaml"):

@@ -5,23 +5,12 @@ import pytest
 
 from rvlr_lib import cli
 
-CONTENTS = {
-    "empty": b"",
-    "zeros": bytes(64),
-    "list": b"[]",
-    "number": b"5",
-    "null": b"null",
-    "nested": b'{"a": [{"b": 1}], "images": 3, "annotations": {}, "runs": [1], "study": {"sets": {"a": 5}}}',
-    "no plan": b"study: 7",
-    "no sets": b"study: {sets: 3}",
-    "rows": b'[{"image": 1, "caption": {}}, 3, null]',
-    "half": b'{"images": [{"id": 1, "file_na',
-    "not UTF-8": b"\xff\xfe\xfa\xe9caption",
-    "zip": b"PK\x03\x04" + bytes(40),
-    "array": b"\x93NUMPY\x01\x00v\x00{'descr': '<f8'",
-    "tensors": b'\x10\x00\x00\x00\x00\x00\x00\x00{"a": {"dtype"',
-    "words": b'image,caption\n"a,b\nc;d\te\n\x00',
-}
+CONTENTS = {"empty": b"", "zeros": bytes(64), "list": b"[]", "number": b"5", "null": b"null", "no plan": b"study: 7"}
+CONTENTS |= {"nested": b'{"a": [{"b": 1}], "images": 3, "annotations": {}, "runs": [1], "study": {"sets": {"a": 5}}}'}
+CONTENTS |= {"rows": b'[{"image": 1, "caption": {}}, 3, null]', "half": b'{"images": [{"id": 1, "file_na'}
+CONTENTS |= {"not UTF-8": b"\xff\xfe\xfa\xe9caption", "zip": b"PK\x03\x04" + bytes(40), "no sets": b"study: {sets: 3}"}
+CONTENTS |= {"array": b"\x93NUMPY\x01\x00v\x00{'descr': '<f8'", "words": b'image,caption\n"a,b\nc;d\te\n\x00'}
+CONTENTS |= {"tensors": b'\x10\x00\x00\x00\x00\x00\x00\x00{"a": {"dtype"', "circle": b"for: &a {emoji: *a}\nseed: *a"}
 ARRAYS = (".npy", ".npz", ".pt", ".safetensors")
 COMMANDS = {
     "data": ("data check {file} --model none", (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml")),
@@ -31,10 +20,8 @@ COMMANDS = {
     "preset": ("config {file}", (".yaml",)),
     "profile": ("reproduce --profile {file} --out {out}", (".yaml",)),
     "plan": ("study --profile {file} --results {out}", (".yaml",)),
-    "run": ("report {folder}", ("run.json",)),
-    "map": ("explore {folder}", ("run.json",)),
-    "tables": ("table --run {folder}", ("run.json",)),
 }
+COMMANDS |= {name: (f"{name} {{folder}}", ("run.json",)) for name in ("report", "explore", "table --run")}
 
 
 @pytest.mark.parametrize("content", CONTENTS)

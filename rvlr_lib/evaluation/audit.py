@@ -1,6 +1,6 @@
 """A given space without training: how much each modality holds, retrieval, gap, structure and training-free peers."""
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from rvlr_lib.data import ImageTextDataset, clean_caption, load_dataset, shown_share, told_share
 from rvlr_lib.data.dataset import ArraySource
+from rvlr_lib.data.formats import parse
+from rvlr_lib.data.table import EMPTY, WAYS_OUT, captions_in
 from rvlr_lib.disk import write_json
 from rvlr_lib.evaluation.baselines import float_rows, training_free
 from rvlr_lib.evaluation.evaluate import NEIGHBOURS, Device, first_captions, noise_floor, retrieval_metrics, structure
@@ -130,9 +132,8 @@ def audit_tables(found: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """What an audit found, as tables.
 
     Returns:
-        ``retrieval``: every figure under the headline relevance, beside its floor; ``structure``: how much each
-        modality holds, the gap and the structure of the space, a row each, where they are defined; ``peers``: the
-        training-free peers, a row each, with the parameters chosen on validation and metrics.
+        ``retrieval``: every figure under the headline relevance, beside its floor; ``structure``: what each modality
+        holds, gap and structure of the space, where defined; ``peers``: training-free, parameters chosen on validation.
     """
     columns = {name: next(iter(found[part].values())) for name, part in (("found", "retrieval"), ("floor", "floor"))}
     retrieval = pd.DataFrame(columns).rename_axis("metric")
@@ -163,13 +164,10 @@ def read_features(image_path: Path, text_path: Path, captions_path: Path) -> Enc
     images, texts, captions = read_array(Path(image_path)), read_array(Path(text_path)), _captions(Path(captions_path))
     counts = [len(each) for each in captions]
     if len(captions) != len(images) or sum(counts) != len(texts):
-        raise ValueError(
-            f"{captions_path} holds {len(captions)} pictures and {sum(counts)} captions, but there are "
-            f"{len(images)} rows in {image_path} and {len(texts)} in {text_path}"
-        )
-    cleaned = [clean_caption(caption) for each in captions for caption in each]
-    if not all(cleaned):
-        raise ValueError(f"{captions_path}: caption {cleaned.index('')} has no letter or digit; give it words")
+        rows = f"{len(images)} rows in {image_path} and {len(texts)} in {text_path}"
+        told = f"{len(captions)} pictures and {sum(counts)} captions"
+        raise ValueError(f"{captions_path} holds {told}, but there are {rows}")
+    cleaned = [caption for each in captions for caption in each]
     blank = ArraySource(np.zeros((len(captions), 1, 1, 3), dtype=np.uint8))
     ids, owner = [str(row) for row in range(len(captions))], np.repeat(np.arange(len(captions)), counts)
     return ImageTextDataset(Path(captions_path).stem, "test", ids, cleaned, owner, blank), images, texts
@@ -200,7 +198,13 @@ def read_array(path: Path) -> Tensor:
     (rows,) = arrays.values()
     if not rows.is_floating_point():
         raise ValueError(f"{path} holds {rows.dtype} {list(rows.shape)}, expected floating-point rows [N, D]")
-    return float_rows(str(path), rows).detach().float().contiguous()
+    rows = float_rows(str(path), rows).detach()
+    power = math.frexp(float(rows.abs().max()))[1] if rows.dtype is torch.float64 else 0
+    if abs(power) > 99:  # near the end of float32: a factor for all of them changes no cosine and no share
+        rows = rows * 2.0 ** min(1000, -power)
+    if empty := int((~rows.any(dim=1)).sum()):
+        print(f"{path}: {empty} of {len(rows)} rows are all zero, so equally far from everything")
+    return rows.float().contiguous()
 
 
 def encode_with_model(
@@ -218,19 +222,16 @@ def encode_with_model(
 
 
 def _captions(path: Path) -> list[list[str]]:
-    try:
-        entries = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}): give a list with an entry per picture") from error
+    """The clean captions of each picture, by the rules of own collections."""
+    entries, found = parse(path), list[list[str]]()
     if not isinstance(entries, list):
         raise ValueError(f"{path} holds no list with one entry per picture")
-    found = []
     for number, entry in enumerate(entries):
-        own = entry.get("caption") if isinstance(entry, dict) else entry
-        own = [own] if isinstance(own, str) else own
-        if not isinstance(own, list) or not own or not all(isinstance(text, str) for text in own):
-            raise ValueError(f"{path}: entry {number} is no caption, no list, and has no 'caption': {entry!r}")
-        found.append(own)
+        texts = captions_in(entry.get("caption", entry) if isinstance(entry, dict) else entry) or [("", EMPTY)]
+        found.append([clean_caption(text) for text, _ in texts])
+        for (text, fault), clean in zip(texts, found[-1], strict=True):
+            if fault or not clean:
+                raise ValueError(f"{path}: {WAYS_OUT[fault or EMPTY].format(text, f'entry {number}')}")
     return found
 
 

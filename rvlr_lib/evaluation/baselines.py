@@ -165,8 +165,8 @@ def float_rows(name: str, value) -> Tensor:
     """Finite floating-point rows ``[N, D]``; ValueError with the name for anything else."""
     rows = torch.as_tensor(value)
     rows = rows if rows.is_floating_point() else rows.float()
-    if rows.ndim != 2 or not rows.numel():
-        raise ValueError(f"{name} must be rows [N, D] with at least one, got {tuple(rows.shape)}")
+    if rows.ndim != 2 or not rows.numel() or rows.is_meta or rows.layout is not torch.strided:
+        raise ValueError(f"{name} must be rows [N, D] with at least one, got {tuple(rows.shape)} of {rows.type()}")
     if not rows.isfinite().all():
         faulty = (~rows.isfinite()).any(dim=1).nonzero().flatten()
         raise ValueError(f"{name} {tuple(rows.shape)}: {len(faulty)} rows are not finite, row {faulty[0]} first")

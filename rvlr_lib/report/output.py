@@ -13,6 +13,7 @@ from rvlr_lib.disk import read_json, read_yaml, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance
 from rvlr_lib.tables import Shown, flat, to_markdown
 
+LEAST = {"arms": 1, "dataset": 1, "seeds": 1, "seed": 0, "fusion_layers": 0, "jobs": 0, "cell_timeout_seconds": 1}
 HEADLESS = "RVLR_HEADLESS"  # set in the environment of the kernels that `rvlr reproduce` starts
 
 
@@ -96,7 +97,7 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     """Parameters in their types (``kinds``: name -> type); text, as a command line gives it, is read.
 
     Raises:
-        ValueError: an unknown name, a value of another type, or an arm or width that does not exist; lists the valid.
+        ValueError: an unknown name, arm or width (lists the valid), a value of another type or below ``LEAST``.
 
     >>> fit_parameters({"epochs": int, "rates": list}, {"epochs": "3", "rates": "[1, 1e-3]"})
     {'epochs': 3, 'rates': [1, 0.001]}
@@ -115,10 +116,14 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     for name, kind in kinds.items():
         parser.add_argument(f"--{name}", type=choices.get(name, kind))
     try:
-        return vars(parser.parse_object(dict(given), defaults=False))
+        found = vars(parser.parse_object(dict(given), defaults=False))
     except ArgumentError as error:
         told = str(error).replace("Parser key", "parameter").replace("\n ", "").replace("a typing.Literal", "one of ")
         raise ValueError(re.sub(r"a <class '(\w+)'>", r"\1", told)) from None
+    for name in found.keys() & LEAST.keys():
+        if (len(found[name]) if isinstance(found[name], str | list) else found[name]) < LEAST[name]:
+            raise ValueError(f"parameter '{name}' is {found[name]!r}, expected at least {LEAST[name]}")
+    return found
 
 
 def read_run(folder: Path | str) -> dict[str, Any]:

@@ -24,14 +24,15 @@ from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
 
-from rvlr_lib.disk import own_folder, read_json, read_yaml, write_json, write_text
-from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, versions
+from rvlr_lib.disk import own_folder, read_json, read_yaml, sha256, write_json, write_text
+from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, resolved, versions
 from rvlr_lib.report.output import HEADLESS, fit_parameters
 from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_report
 
 PROFILE_KEYS = ("cell_timeout_seconds", "description", "expected_seconds", "parameters", "runs")
 OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # beside notebooks
 DISK_BYTES = 10**9  # free before a run begins
+PATHS = ("dataset", "image_root", "preset", "model", "pretrained", "study_results")  # parameters that may name files
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
 KERNELS = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
 NO_ALT = 'alt="No description has been provided for this image"'  # of nbconvert
@@ -83,7 +84,10 @@ def load_profile(
         settings = read_yaml(path)
         if set(PROFILE_KEYS) != settings.keys() - {"study"}:  # which `rvlr study` reads
             raise ValueError(f"its keys must be {', '.join(PROFILE_KEYS)} and perhaps study")
-        wanted = [(entry["notebook"], entry.get("parameters", {})) for entry in settings["runs"]]
+        wanted = [(str(entry["notebook"]), dict(entry.get("parameters") or {})) for entry in settings["runs"]]
+        settings["parameters"] = dict(settings["parameters"] or {})
+        seconds = {"expected_seconds": float, "cell_timeout_seconds": int}
+        settings |= fit_parameters(seconds, {name: settings[name] for name in seconds})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no profile: {error}") from None
     if unknown := [name for name, _ in wanted if name not in books]:
@@ -116,8 +120,8 @@ def reproduce(
 ) -> list[str]:
     """Run all notebooks of a profile, write their HTML and the report; go on where an earlier run stopped.
 
-    A notebook of which nothing changed since it ran (its text, parameters, the library, versions) and whose files are
-    all there is kept as it is.
+    A notebook of which nothing changed since it ran (its text, parameters, their files, the library, versions) and
+    whose files are all there is kept as it is.
 
     Args:
         profile, parameters, root: as of :func:`load_profile`.
@@ -139,7 +143,7 @@ def reproduce(
     reference = read_json(reference_file) if check else None
     out = (out or default_root() / path.stem).resolve()
     check_machine(runs, out)
-    identity = {"profile": path.stem, "settings": {str(run): run.parameters for run in runs}}
+    identity = {"profile": path.stem, "settings": {str(run): run.parameters | _places(run) for run in runs}}
     with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, patch.dict(os.environ, KERNELS):
         ensure_numba_cache(out.parent)
         done = {f"{entry['notebook']} ({entry['dataset']})": entry for entry in earlier.get("runs", [])}
@@ -175,7 +179,7 @@ def reproduce(
 
 
 def check_machine(runs: list[Run], out: Path) -> None:
-    """A ValueError that says what to do where this interpreter's kernel, disk space, a device or a file is missing."""
+    """A ValueError that says what to do where a kernel, disk space, a device or a file is missing or unfit."""
     from jupyter_client.kernelspec import KernelSpecManager
 
     command = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
@@ -186,18 +190,7 @@ def check_machine(runs: list[Run], out: Path) -> None:
     if (free := shutil.disk_usage(above).free) < DISK_BYTES:
         raise ValueError(f"only {free / 1e9:.1f} GB are free at {above}: a run needs {DISK_BYTES / 1e9:.0f} GB")
     for run in runs:
-        if (device := run.parameters.get("device", "auto")) not in ("auto", "cpu"):
-            import torch
-
-            try:
-                torch.empty(0, device=device)
-            except (RuntimeError, AssertionError) as error:
-                reason = str(error).strip().splitlines()[0][:80]
-                raise ValueError(f"device '{device}' is not there: {reason}; valid: auto, cpu, cuda, cuda:N") from None
-        for name in ("dataset", "image_root"):
-            path = Path(run.parameters.get(name) or ".")
-            if (path.suffix or len(path.parts) > 1) and not path.exists():
-                raise ValueError(f"parameter '{name}': there is no {path}, seen from {Path.cwd()}")
+        _own_data(run)
 
 
 def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, runs: Sequence[Run] = ()) -> Path:
@@ -286,19 +279,42 @@ def _no_template(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
+def _own_data(run: Run) -> tuple[Any, ...]:
+    """Stamps of data that are not the library's; a ValueError says what is wrong with them, a preset or a device."""
+    given = {name: run.parameters[name] for name in (*PATHS[:-1], "seed", "device") if name in run.parameters}
+    dataset, preset = given.pop("dataset", "scenes"), given.get("preset", "quick")
+    shipped = dataset in ("emoji", "scenes") and (PACKAGE / "presets" / f"{preset}.yaml").is_file()
+    if shipped and not given.get("image_root") and given.get("device", "auto") in ("auto", "cpu"):
+        return ()  # before torch is loaded
+    from rvlr_lib.data import dataset_stamp
+    from rvlr_lib.study.study import open_study
+
+    study = open_study(dataset, **given)
+    for split in ("train", "val", "test"):
+        study.dataset(split)
+    return dataset_stamp(study.settings.data.name, study.settings.data.image_root)
+
+
+def _places(run: Run) -> dict[str, str]:
+    """The files and folders that parameters name, with their whole paths."""
+    return {name: place for name in PATHS if os.path.isabs(place := str(resolved(run.parameters.get(name))))}
+
+
 def _key(run: Run, root: Path) -> str:
-    """Changes with the notebook, its parameters, any file of the library and the versions that decide a number."""
-    digest = hashlib.sha256(json.dumps([str(run), run.parameters, versions()], sort_keys=True).encode())
-    for path in (root / "notebooks" / f"{run.notebook}.ipynb", *sorted(PACKAGE.rglob("*.*"))):
-        if path.suffix in {".ipynb", ".py", ".yaml", ".json"}:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """Changes with the notebook, its parameters, their files, the library and the versions that decide a number."""
+    library = (path for path in sorted(PACKAGE.rglob("*.*")) if path.suffix in {".py", ".yaml", ".json"})
+    files, places = [root / "notebooks" / f"{run.notebook}.ipynb", *library], _places(run)
+    for place in (Path(places[name]) for name in sorted(places.keys() - {"dataset", "image_root"})):
+        files += sorted(path for path in (place, *place.rglob("*")) if path.is_file())
+    decisive = [str(run), run.parameters | places, versions(), _own_data(run), [*map(sha256, files)]]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _outputs(run: Run, out: Path) -> list[str]:
     """What a notebook wrote, relative to the run folder."""
     pages = [f"{run.dataset}/{run.notebook}.{suffix}" for suffix in ("ipynb", "html")]
     result = out / "results" / f"{run.dataset}_{run.notebook}.json"
-    if not result.is_file():
-        return pages
-    return [*pages, f"results/{result.name}", *(f"figures/{name}.png" for name in read_json(result)["figures"])]
+    figures = read_json(result)["figures"] if result.is_file() else None
+    return (
+        pages if figures is None else [*pages, f"results/{result.name}", *(f"figures/{name}.png" for name in figures)]
+    )

@@ -68,12 +68,15 @@ class Fitted:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device to compute on: ``auto`` takes CUDA where there is one; ValueError where CUDA is asked for in vain."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} is asked for, but torch {torch.__version__} sees no CUDA device: use cpu")
-    return torch.device(name)
+    """The device to compute on: ``auto`` takes CUDA where there is one; ValueError for one that is not there."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(name)
+        known = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+        return device if known else torch.empty(0, device=device).device  # which takes memory of a GPU in every process
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise ValueError(f"device {name!r} is not there: {reason}; valid: auto, cpu, cuda, cuda:N") from None
 
 
 def fit(

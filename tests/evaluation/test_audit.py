@@ -1,6 +1,7 @@
 """Audits: predictability and the index against closed cases, files of features, the command."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -74,10 +75,10 @@ def files(tmp_path):
     images = torch.randn(60, 16, generator=generator)
     texts = images[dataset.caption_image] + 0.3 * torch.randn(len(dataset.captions), 16, generator=generator)
     paths = [tmp_path / name for name in ("images.npy", "texts.npy", "mine.json")]
-    np.save(paths[0], images.numpy())
-    np.save(paths[1], texts.numpy())
+    np.save(paths[0], images.double().numpy() * 1e-300)
+    np.save(paths[1], texts.double().numpy() * 1e300)
     captions = [[dataset.captions[c] for c in dataset.captions_of(i)] for i in range(60)]
-    paths[2].write_text(json.dumps([{"caption": captions[0]}, *captions[1:]]))
+    paths[2].write_text(json.dumps([{"caption": captions[0]}, *captions[1:]]), encoding="utf-8-sig")
     return paths, dataset, images, texts
 
 
@@ -86,9 +87,11 @@ def command(paths, out):
     return cli.main(["audit", *(str(x) for pair in named for x in pair), "--device", "cpu", "--out", str(out)])
 
 
-def test_audit_of_arrays(files, tmp_path, capsys):
+def test_audit_of_arrays(files, tmp_path, capsys, monkeypatch):
     paths, dataset, images, texts = files
-    assert command(paths, tmp_path / "out") == 0
+    names = [path.name for path in paths]
+    monkeypatch.chdir(tmp_path)
+    assert command(names, tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "| i2t/R@1 |" in printed
     assert "modality gap" in printed
@@ -98,6 +101,9 @@ def test_audit_of_arrays(files, tmp_path, capsys):
     assert found["structure"]["image against text/overlap"] > 30
     assert {"retrieval.csv", "peers.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert {row["arm"] for row in found["peers"]} == {"as given", "centred", "pca", "spectral_cut", "nnn"}
+    monkeypatch.chdir(shutil.copytree(tmp_path, tmp_path / "b"))
+    assert command(names, tmp_path / "out") == 2  # the same words are other files here
+    assert "made of was" in capsys.readouterr().err
     scaled = audits.audit(dataset, 3 * images, texts)
     assert scaled["structure"] == pytest.approx(found["structure"], rel=1e-4)
 
@@ -114,8 +120,8 @@ def test_features_of_a_model_are_those_of_its_common_space(tmp_path):
     assert images.shape[1] == texts.shape[1] == towers.embed_dim
 
 
-def test_every_format_with_one_array_is_read(tmp_path):
-    rows = torch.randn(5, 3)
+def test_every_format_with_one_array_is_read(tmp_path, capsys):
+    rows = torch.randn(5, 3) * torch.tensor([[1.0], [0.0], [1.0], [1.0], [1.0]])
     np.savez(tmp_path / "a.npz", rows.numpy().astype(">f8"))
     torch.save(rows.bfloat16(), tmp_path / "b.pt")
     torch.save({"features": rows.clone().requires_grad_()}, tmp_path / "c.pth")
@@ -124,6 +130,7 @@ def test_every_format_with_one_array_is_read(tmp_path):
         found = audits.read_array(tmp_path / name)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, rows, atol=0.02, rtol=0.02)
+        assert "1 of 5 rows are all zero" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -143,6 +150,9 @@ def broken(tmp_path):
     (tmp_path / "huge.npy").write_bytes(huge.replace(b" " * 13 + b"\n", b"\n"))
     (tmp_path / "folder.npy").mkdir()
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    for name, odd in (("sparse.pt", torch.eye(3).to_sparse()), ("meta.pt", torch.eye(3).to("meta"))):
+        torch.save(odd, tmp_path / name)
+        said[name] = "must be rows [N, D] with at least one, got (3, 3) of"
     said |= dict.fromkeys(("huge.npy", "folder.npy", "module.pt"), "is no array of numbers")
     for name, array, words in (
         ("object", np.array([{}], dtype=object), "is no array of numbers"),
@@ -172,15 +182,15 @@ def test_bad_input_is_named(files, tmp_path, capsys):
     paths, dataset, images, texts = files
     assert cli.main(["audit", "--image-features", str(paths[0])]) == 2
     assert "or --dataset" in capsys.readouterr().err
+    assert cli.main(["audit", "--dataset", "emoji", "--out", str(tmp_path / "o")]) == 2
+    assert not list((tmp_path / "o").iterdir())  # the folder stays free for the mended command
     np.save(tmp_path / "few.npy", np.ones((7, 16), dtype=np.float32))
     assert command([tmp_path / "few.npy", *paths[1:]], tmp_path / "o") == 2
     assert f"60 pictures and {len(dataset.captions)} captions, but there are 7 rows" in capsys.readouterr().err
-    for content, said in (
-        ('[["a"], 3]', "entry 1 is no caption"),
-        ("[" * 100_000, "cannot be read as JSON"),
-        ('{"a": 1}', "holds no list"),
-        ('["?!"]', "captions, but there are"),
-    ):
+    told = {'[["a"], 3]': "a caption is 3 of 'entry 1'", '[{"text": "b"}]': "a caption is {'text': 'b'} of 'entry 0'"}
+    told |= {"[" * 100_000: "is no valid JSON", '{"a": 1}': "holds no list", '["?!"]': "'?!' of 'entry 0' has no word"}
+    told |= {"[[]]": "has no word", '["a", "nan"]': "'nan' of 'entry 1' is a missing value"}
+    for content, said in (told | {"[\"['a', 'b']\"]": "1 pictures and 2 captions, but there are"}).items():
         paths[2].write_text(content)
         assert command(paths, tmp_path / "o") == 2
         assert said in capsys.readouterr().err

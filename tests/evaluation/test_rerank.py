@@ -63,11 +63,8 @@ def test_scores_are_those_of_one_padded_pair_at_a_time(inputs, layers, monkeypat
 
 def test_every_pair_picture_and_caption_is_computed_once(inputs, monkeypatch):
     fusion, pairs, pictures, captions = a_fusion(2), [], [], []
-    for name, seen, at in (
-        ("match_projected", pairs, 1),
-        ("project_images", pictures, 0),
-        ("begin_texts", captions, 0),
-    ):
+    watched = {"match_projected": (pairs, 1), "project_images": (pictures, 0), "begin_texts": (captions, 0)}
+    for name, (seen, at) in watched.items():
         plain = getattr(fusion, name)
         monkeypatch.setattr(fusion, name, lambda *a, p=plain, s=seen, at=at: (s.append(len(a[at])), p(*a))[1])
     monkeypatch.setattr(rerank, "CPU_MEMORY", 1)

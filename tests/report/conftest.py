@@ -5,8 +5,10 @@ import json
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
 PARAMETERS = """dataset: str = "scenes"  # a data set
+preset: str = "quick"
 seed: int = 0
 rate: float = 0.1
 arms: list = ["rvlr"]
@@ -43,8 +45,16 @@ class Checkout:
         nbformat.write(content, path)
         return path
 
+    def collection(self, name):
+        """Twelve pictures and the file of their captions."""
+        for i in range(12):
+            Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(self.folder / f"{i}.png")
+        rows = [f"{i}.png,a dog {i},{('train', 'val', 'test')[i % 3]}" for i in range(12)]
+        (self.folder / name).write_text("\n".join(["image,caption,split", *rows]))
+        return self.folder / name
+
     def profile(self, name, *runs, **changed):
-        content = {"description": "a try", "expected_seconds": 150, "cell_timeout_seconds": 30, "parameters": {}}
+        content = {"description": "a try", "expected_seconds": 150, "cell_timeout_seconds": 30, "parameters": None}
         text = json.dumps({**content, "runs": runs, **changed})
         (self.folder / "notebooks" / "profiles" / f"{name}.yaml").write_text(text)
 

@@ -28,15 +28,10 @@ def test_a_notebook_leaves_figures_tables_sentences_and_one_result(tmp_path):
     assert output.save() == tmp_path / "results" / "mine_02_training.json"
     found = read_json(tmp_path / "results" / "mine_02_training.json")
     assert set(found.pop("provenance")) == {"commit", "versions", "platform", "seconds"}
-    assert found == {
-        "notebook": "02_training",
-        "dataset": "mine",
-        "settings": {"seed": 1},
-        "metrics": {"rvlr | r_mean": 1.0},
-        "tables": {"main": [{"arm": "rvlr", "r_mean": 1.0}, {"arm": "floor", "r_mean": None}]},
-        "figures": dict.fromkeys(("mine_both", "mine_page", "mine_column"), "A curve."),
-        "sentences": ["RVLR is above."],
-    }
+    told = {"notebook": "02_training", "dataset": "mine", "settings": {"seed": 1}, "sentences": ["RVLR is above."]}
+    told |= {"tables": {"main": [{"arm": "rvlr", "r_mean": 1.0}, {"arm": "floor", "r_mean": None}]}}
+    told |= {"figures": dict.fromkeys(("mine_both", "mine_page", "mine_column"), "A curve.")}
+    assert found == told | {"metrics": {"rvlr | r_mean": 1.0}}
     written = {path.relative_to(tmp_path / "figures").as_posix() for path in (tmp_path / "figures").rglob("*.*")}
     names = ("mine_both", "column/mine_both", "mine_page", "mine_column")
     assert written == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf", "csv")}
@@ -52,14 +47,14 @@ def test_interactive_output_leaves_a_finished_run_alone(tmp_path, monkeypatch):
     RunOutput("02", "scenes", tmp_path / "quick")
 
 
-KINDS = {"n": int, "rate": float, "on": bool, "dials": list, "arms": list}
+KINDS = {"n": int, "rate": float, "on": bool, "dials": list, "arms": list, "seeds": int}
 KINDS |= dict.fromkeys(("name", "baseline", "figure_width"), str)
 FIT = [("n", "3", 3), ("rate", 2, 2.0), ("rate", "1e-3", 0.001), ("on", "true", True), ("name", "3", "3")]
 FIT += [("dials", "[0.6, 1]", [0.6, 1]), ("baseline", "", ""), ("arms", "['rvlr']", ["rvlr"])]
 UNFIT = [("n", "a", "int.*a"), ("n", 2.5, "int"), ("n", True, "int"), ("n", None, "'n' needs a value")]
 UNFIT += [("rate", "half", "float"), ("on", 1, "bool"), ("name", 3, "str"), ("arms", "rvlr", "list.*rvlr")]
 UNFIT += [("arms", ["foo"], "'rvlr'.*foo"), ("baseline", "foo", "'rvlr'"), ("figure_width", "wide", "'column'")]
-UNFIT += [("sede", 1, "unknown parameter 'sede'; valid: arms, baseline")]
+UNFIT += [("sede", 1, "unknown parameter 'sede'; valid: arms, baseline"), ("seeds", 0, "is 0"), ("arms", [], "least")]
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), FIT)
@@ -115,7 +110,10 @@ def test_a_folder_belongs_to_one_process_and_one_setting(tmp_path):
     with own_folder(tmp_path / "a", {"seed": 2}, overwrite=True):
         pass
     assert read_json(tmp_path / "a" / "made_by.json") == {"seed": 2}
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "thesis.tex").touch()
+    with pytest.raises(KeyError), own_folder(tmp_path / "b", {"seed": 1}):
+        raise KeyError  # which leaves the folder to other settings
+    with own_folder(tmp_path / "b", {"seed": 2}):
+        (tmp_path / "b" / "thesis.tex").touch()
+    (tmp_path / "b" / "made_by.json").unlink()
     with pytest.raises(ValueError, match=r"holds other things \(thesis.tex\)"), own_folder(tmp_path / "b", {}):
         pass

@@ -1,11 +1,13 @@
 """The runner on small notebooks made here."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -49,18 +51,18 @@ def command(checkout, monkeypatch, capsys):
 
 
 def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout):
-    out, birds = checkout.folder / "exp{seed} o'b", checkout.folder / "my {birds}.csv"
-    birds.touch()
+    out, birds = checkout.folder / "exp{seed} o'b", checkout.collection("my {birds}.csv")
     words = [sys.executable, "-c", RUNNER, checkout.folder, "--profile", "good", "--out", out]
     words += ["-p", "seed", "2", "-p", "rate", "1e-3", "-p", "dataset", birds]
     locale = {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = subprocess.run(words, capture_output=True, env=os.environ | locale, umask=0o022)
     assert (done.returncode, done.stderr) == (0, b"")
     said = done.stdout.decode().splitlines()
-    assert len(said) == 5  # the two runs are now one
-    assert "about 0:02:30" in said[1]
-    assert said[2] == "      matching: 3 steps"
-    assert said[3].startswith("[1/1] 01_good (my {birds}) done in ")
+    assert len(said) == 6  # the two runs are now one
+    assert "test 4/4" in said[0]
+    assert "about 0:02:30" in said[2]
+    assert said[3] == "      matching: 3 steps"
+    assert said[4].startswith("[1/1] 01_good (my {birds}) done in ")
     for path in out.rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
     executed = nbformat.read(out / "my {birds}" / "01_good.ipynb", 4)
@@ -99,14 +101,26 @@ def test_what_did_not_change_is_kept_and_what_did_runs_again(checkout, reproduce
     assert not [line for line in reproduce("good") if "kept" in line]
 
 
-@pytest.mark.parametrize(
-    ("cell", "limit", "reason"),
-    [
-        ("raise KeyError('the reason')", 30, "KeyError: 'the reason'"),
-        ("import time\ntime.sleep(8)", 1, "TimeoutError: longer than the 1 s"),
-        ("import os\nos._exit(3)", 30, "DeadKernelError: the kernel died"),
-    ],
-)
+def test_an_edited_file_runs_again_and_the_same_words_elsewhere_are_other_settings(checkout, command, monkeypatch):
+    pages = lambda run, out, *_, **__: [write_json(out / name, {}) for name in runner._outputs(run, out)]  # noqa: E731
+    monkeypatch.setattr(runner, "run_notebook", pages)
+    monkeypatch.chdir(checkout.folder)
+    checkout.profile("one", GOOD)
+    words = "--profile one -p dataset mine.csv -p preset p.yaml".split()
+    for place in (Path("p.yaml"), checkout.collection("mine.csv"), Path("0.png"), Path("p.yaml")):
+        with place.open("a") as file:
+            file.write("\n")
+        assert [command(*words)[1].count("kept") for _ in range(2)] == [0, 1], place
+    monkeypatch.chdir(shutil.copytree(checkout.folder, checkout.folder.parent / "b"))
+    assert f"dataset was {checkout.folder}/mine.csv, is {Path.cwd()}/mine.csv" in command(*words)[2]
+
+
+FAILING = [("raise KeyError('the reason')", 30, "KeyError: 'the reason'")]
+FAILING += [("import time\ntime.sleep(8)", 1, "TimeoutError: longer than the 1 s")]
+FAILING += [("import os\nos._exit(3)", 30, "DeadKernelError: the kernel died")]
+
+
+@pytest.mark.parametrize(("cell", "limit", "reason"), FAILING)
 def test_a_failing_notebook_is_one_line_and_is_kept(checkout, command, cell, limit, reason):
     checkout.notebook("02_bad", "print('kept')", cell)
     checkout.profile("bad", {"notebook": "02_bad"}, cell_timeout_seconds=limit)
@@ -142,31 +156,32 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, re
     assert read_json(out / "run.json")["finished"]
 
 
-@pytest.mark.parametrize(
-    ("parameters", "reason"),
-    [
-        ({"sede": 1}, "unknown parameter 'sede'; valid: arms, dataset, device, rate, seed"),
-        ({"output_dir": "x"}, "unknown parameter 'output_dir'"),
-        ({"seed": "one"}, '"seed": Expected .*int.*one'),
-        ({"device": "cuda:99"}, "device 'cuda:99' is not there: .*valid: auto, cpu"),
-        ({"dataset": "no/such.csv"}, "there is no no/such.csv"),
-    ],
-)
-def test_parameters_are_checked_before_anything_is_written(checkout, reproduce, parameters, reason):
+UNFIT = [({"sede": 1}, "unknown parameter 'sede'; valid: arms, dataset, device, preset, rate, seed")]
+UNFIT += [({"output_dir": "x"}, "unknown parameter 'output_dir'"), ({"seed": "one"}, '"seed": Expected .*int.*one')]
+UNFIT += [({"device": "cuda:99"}, "device 'cuda:99' is not there: .*valid: auto, cpu"), ({"arms": "[]"}, "'arms' is")]
+UNFIT += [({"dataset": name}, f"{name} is not there") for name in ("no/such.csv", "nope")]
+UNFIT += [({"dataset": "bad.csv"}, "bad.csv has columns a"), ({"dataset": ""}, "'dataset' is '', expected at least 1")]
+UNFIT += [({"preset": name}, f"unknown preset '{name}'") for name in ("nope.yaml", "nope")]
+UNFIT += [({"preset": "bad.yaml"}, "bad.yaml: seed is -1"), ({"seed": -1}, "'seed' is")]
+
+
+@pytest.mark.parametrize(("parameters", "reason"), UNFIT)
+def test_parameters_are_checked_before_anything_is_written(checkout, reproduce, parameters, reason, monkeypatch):
+    monkeypatch.chdir(checkout.folder)
+    Path("bad.csv").write_text("a,b\n1,2\n")
+    Path("bad.yaml").write_text("seed: -1")
     with pytest.raises(ValueError, match=reason):
         reproduce("good", parameters=parameters)
     assert not (checkout.folder / "runs").exists()
 
 
 SEDE, SEED = GOOD | {"parameters": {"sede": 1}}, GOOD | {"parameters": {"seed": 2}}
-ODD = [  # why a profile is refused, its runs, what else it says
-    ("unknown parameter 'sede'; valid: arms", [SEDE], {}),
-    ("unknown parameter 'sede'", [GOOD], {"parameters": {"sede": 1}}),
-    ("unknown notebook '09_gone'; valid: 01_good, 02_bad", [{"notebook": "09_gone"}], {}),
-    ("would write the same files", [GOOD, SEED], {}),
-    ("is no profile: 'notebook'", [{}], {}),
-    ("is no profile: its keys must be cell_t", [GOOD], {"a": 3}),
-]
+ODD = [("unknown parameter 'sede'; valid: arms", [SEDE], {})]  # why a profile is refused, its runs, what else it says
+ODD += [("unknown parameter 'sede'", [GOOD], {"parameters": {"sede": 1}}), ("write the same files", [GOOD, SEED], {})]
+ODD += [("unknown notebook '09_gone'; valid: 01_good, 02_bad", [{"notebook": "09_gone"}], {})]
+ODD += [("is no profile: 'notebook'", [{}], {}), ("unknown notebook '.1.'", [{"notebook": [1]}], {})]
+ODD += [("is no profile: 'int'", [GOOD], {"parameters": 5}), ("profile: 'int'", [GOOD | {"parameters": 5}], {})]
+ODD += [(f"no profile: .*{key}", [GOOD], {key: "x"}) for key in ("a", "expected_seconds", "cell_timeout_seconds")]
 
 
 @pytest.mark.parametrize(("reason", "runs", "more"), ODD)
