@@ -32,7 +32,7 @@ from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_rep
 PROFILE_KEYS = ("cell_timeout_seconds", "description", "expected_seconds", "parameters", "runs")
 OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # beside notebooks
 DISK_BYTES = 10**9  # free before a run begins
-PATHS = ("dataset", "image_root", "preset", "model", "pretrained", "study_results", "followup_results")  # may name files
+PATHS = ("dataset", "image_root", "preset", "model", "pretrained", "study_results", "followup_results")  # files
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
 KERNELS = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
 NO_ALT = 'alt="No description has been provided for this image"'  # of nbconvert
