@@ -32,7 +32,8 @@ from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_rep
 PROFILE_KEYS = ("cell_timeout_seconds", "description", "expected_seconds", "parameters", "runs")
 OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # beside notebooks
 DISK_BYTES = 10**9  # free before a run begins
-PATHS = ("dataset", "image_root", "preset", "model", "pretrained", "study_results", "followup_results")  # files
+OPENING = ("dataset", "image_root", "preset", "model", "pretrained")  # parameters that open_study takes
+PATHS = (*OPENING, "study_results", "followup_results")  # that may name files
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
 KERNELS = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
 NO_ALT = 'alt="No description has been provided for this image"'  # of nbconvert
@@ -281,7 +282,7 @@ def _no_template(path: Path) -> str:
 
 def _own_data(run: Run) -> tuple[Any, ...]:
     """Stamps of data that are not the library's; a ValueError says what is wrong with them, a preset or a device."""
-    given = {name: run.parameters[name] for name in (*PATHS[:-2], "seed", "device") if name in run.parameters}
+    given = {name: run.parameters[name] for name in (*OPENING, "seed", "device") if name in run.parameters}
     dataset, preset = given.pop("dataset", "scenes"), given.get("preset", "quick")
     shipped = dataset in ("emoji", "scenes") and (PACKAGE / "presets" / f"{preset}.yaml").is_file()
     if shipped and not given.get("image_root") and given.get("device", "auto") in ("auto", "cpu"):
@@ -314,7 +315,6 @@ def _outputs(run: Run, out: Path) -> list[str]:
     """What a notebook wrote, relative to the run folder."""
     pages = [f"{run.dataset}/{run.notebook}.{suffix}" for suffix in ("ipynb", "html")]
     result = out / "results" / f"{run.dataset}_{run.notebook}.json"
-    figures = read_json(result)["figures"] if result.is_file() else None
-    return (
-        pages if figures is None else [*pages, f"results/{result.name}", *(f"figures/{name}.png" for name in figures)]
-    )
+    if result.is_file():
+        pages += [f"results/{result.name}", *(f"figures/{name}.png" for name in read_json(result)["figures"])]
+    return pages

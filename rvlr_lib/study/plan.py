@@ -64,9 +64,7 @@ class Tuning:
     learning_rate: Sequence[float]  # lowest and highest, log-uniform
     strengths: Mapping[str, Sequence[float]]  # group of terms -> lowest and highest, log-uniform
     lengths: Sequence[int]  # epochs of stage 2; the shortest whose doubling adds less than ``plateau``, or the only one
-    visibilities: Sequence[
-        float
-    ]  # of the dial ``image``: the first at which ``matching_longer`` keeps ``kept``, or one
+    visibilities: Sequence[float]  # of ``image``: the first at which ``matching_longer`` keeps ``kept``, or the one
     plateau: float = 0.5  # points of r_mean
     kept: Sequence[float] = (0.4, 0.7)
     slack: float = 0.5  # points of r_mean within which validation structure may choose

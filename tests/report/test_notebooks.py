@@ -12,7 +12,7 @@ import pytest
 
 from rvlr_lib.config import ARMS
 from rvlr_lib.disk import read_json
-from rvlr_lib.report.reproduce import load_profile, notebook_parameters
+from rvlr_lib.report.reproduce import PATHS, load_profile, notebook_parameters
 from rvlr_lib.study.ablation import switches
 from rvlr_lib.study.plan import load_plan
 
@@ -40,6 +40,7 @@ def test_parameters(path):
     assert set(kinds) >= EVERY_NOTEBOOK_HAS
     assert defaults["output_dir"] == ""
     assert set(defaults.get("arms", [])) <= set(ARMS)
+    assert {name for name in kinds if name.endswith("_results")} <= set(PATHS)  # an edited file is read again
     lines = [line for line in cells(path)[0]["source"] if not line.startswith("arms:")]
     assert all("  # " in line for line in lines), "a parameter says what it is"
 
