@@ -4,6 +4,8 @@ VENV    ?= .venv
 PROFILE ?= quick
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
+# several tests at a time, one thread each
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: setup reproduce test test-slow bench bench-gpu lab docs format check clean help
@@ -27,10 +29,10 @@ reproduce: $(STAMP) ## run the study headless: PROFILE=quick (default), smoke, .
 	@$(BIN)/rvlr reproduce --profile $(PROFILE) $(ARGS)
 
 test: $(STAMP) ## run the tests, the notebooks with tiny settings among them, but for the slow ones
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(STAMP) ## run the slow tests: several processes, killed ones, compilation, large models
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(PYTEST) -m slow $(ARGS)
 
 bench: $(STAMP) ## measure speed and memory on this machine into PERFORMANCE.md: ARGS=--quick for a first look
 	@$(BIN)/python -m benchmarks.run $(ARGS)

@@ -84,7 +84,7 @@ class Bench:
     def steps(self, objective: Objective, inputs: Inputs, count: int) -> Callable[[], None]:
         """A block of training steps on one batch, bfloat16 towers on a GPU, as the training loop takes them."""
         settings = TrainSettings(learning_rate=1e-5)
-        optimizer, _ = build_optimizer(objective, settings, 1000, fused=self.device.type == "cuda")
+        optimizer, _ = build_optimizer(objective, settings, 1000)
 
         def block() -> None:
             for _ in range(count):
@@ -158,7 +158,7 @@ class Bench:
             ("contrastive and structure", LossWeights(1.0, 0.0, 0.0, 0.0, 0.3, 0.0, 0.0)),
         ):
             objective = self.objective(HeadStudent(*directions), weights, teachers)
-            optimizer, _ = build_optimizer(objective, settings, 1000, fused=self.device.type == "cuda")
+            optimizer, _ = build_optimizer(objective, settings, 1000)
 
             def epoch(objective: Objective = objective, optimizer: Any = optimizer) -> None:
                 for inputs in batches.take():

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -261,12 +261,14 @@ def parsed(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     Raises:
         ValueError: an unknown key (lists the valid ones), a missing one or a value of another type; names ``where``.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=kind)
+    parser, known = _parser(kind)
+    key = repr(values)  # most studies begin with the same presets
     try:
-        return parser.instantiate(parser.parse_object({"value": values})).value
+        if key not in known:
+            known[key] = parser.instantiate(parser.parse_object({"value": values})).value
+        return known[key]
     except (ArgumentError, TypeError, RecursionError) as error:
         text = re.sub(r"Parser key \"value\.?([\w.]*)\":\s*", r"\1: ", str(error)).replace("Group 'value'", "it")
         if unknown := re.search(r"option '([\w.]+)'", text):
@@ -274,6 +276,16 @@ def parsed(kind: Any, values: Mapping[str, Any], where: str) -> Any:
                 kind = get_type_hints(kind).get(part, kind)
             text += f": valid are {', '.join(item.name for item in dataclasses.fields(kind))}"
         raise ValueError(f"{where}: {' '.join(text.split())}") from error
+
+
+@cache
+def _parser(kind: Any) -> tuple[Any, dict[str, Any]]:
+    """A parser of a dataclass, and what it has found so far."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    return parser, {}
 
 
 def _updated(settings: Settings, values: Mapping[str, Any] | None, where: str) -> Settings:

@@ -124,9 +124,9 @@ class Shown(str):
     __repr__ = str.__str__
 
     def _repr_html_(self) -> str:
-        from nbconvert.filters import markdown2html
+        import mistune
 
-        return unbroken(markdown2html(html.escape(self, quote=False)))
+        return unbroken(mistune.html(html.escape(self, quote=False)))
 
 
 def write_table(table: "pd.DataFrame", folder: Path | str, name: str) -> None:

@@ -14,6 +14,7 @@ from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance
 from rvlr_lib.tables import Shown, flat, to_markdown
 
 LEAST = {"arms": 1, "dataset": 1, "seeds": 1, "seed": 0, "fusion_layers": 0, "jobs": 0, "cell_timeout_seconds": 1}
+SHOWN = 100  # pixels of a notebook for an inch of a figure
 HEADLESS = "RVLR_HEADLESS"  # set in the environment of the kernels that `rvlr reproduce` starts
 
 
@@ -46,7 +47,9 @@ class RunOutput:
             raise ValueError(f"{self.folder} is a run of `rvlr reproduce`: choose another output_dir")
 
     def figure(self, draw: Callable[[], Any], name: str, data: Any, caption: str) -> Any:
-        """Draw a figure in each width, save it as PNG and PDF with its table ``data`` as CSV, and hand it back."""
+        """Draw a figure in each width, save it as PNG and PDF with its table ``data`` as CSV; the picture to show."""
+        from IPython.display import Image
+
         from rvlr_lib.figures.style import one_column, save_figure
 
         place, stem = Path(self.folder) / "figures", f"{self.dataset}_{name}"
@@ -56,7 +59,7 @@ class RunOutput:
             with one_column() if width == "column" else nullcontext():
                 figure = draw()
             save_figure(figure, place / "column" if both and width == "column" else place, stem, data)
-        return figure
+        return Image(filename=place / f"{stem}.png", width=round(SHOWN * figure.get_figwidth()))
 
     def table(self, frame: Any, name: str) -> Shown:
         """Keep a DataFrame as a table of the report, and hand it back as shown there; the first is the main one."""

@@ -1,6 +1,7 @@
 """Run the notebooks of a profile through papermill into one run folder; all settings are checked before any runs.
 
-A profile is a YAML file such as ``notebooks/profiles/quick.yaml``; its ``parameters`` go to all that have such.
+A profile is a YAML file such as ``notebooks/profiles/quick.yaml``; its ``parameters`` go to all that have such, and
+``at_once`` (1 if not given) says how many notebooks run at a time, each with its share of the cores.
 """
 
 import ast
@@ -12,17 +13,22 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from html import escape
 from pathlib import Path
+from threading import Lock
 from time import monotonic
 from typing import Any
 from unittest.mock import patch
 from urllib.parse import quote
+
+import psutil
 
 from rvlr_lib.disk import own_folder, read_json, read_yaml, sha256, write_json, write_text
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, resolved, versions
@@ -83,12 +89,12 @@ def load_profile(
         raise ValueError(f"unknown profile '{profile}'; valid: {', '.join(sorted(profiles)) or 'none here'}")
     try:
         settings = read_yaml(path)
-        if set(PROFILE_KEYS) != settings.keys() - {"study"}:  # which `rvlr study` reads
-            raise ValueError(f"its keys must be {', '.join(PROFILE_KEYS)} and perhaps study")
+        if set(PROFILE_KEYS) != settings.keys() - {"at_once", "study"}:  # the last is read by `rvlr study`
+            raise ValueError(f"its keys must be {', '.join(PROFILE_KEYS)} and perhaps at_once and study")
         wanted = [(str(entry["notebook"]), dict(entry.get("parameters") or {})) for entry in settings["runs"]]
         settings["parameters"] = dict(settings["parameters"] or {})
-        seconds = {"expected_seconds": float, "cell_timeout_seconds": int}
-        settings |= fit_parameters(seconds, {name: settings[name] for name in seconds})
+        numbers = {"expected_seconds": float, "cell_timeout_seconds": int, "at_once": int}
+        settings |= fit_parameters(numbers, {"at_once": 1} | {key: settings[key] for key in numbers & settings.keys()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no profile: {error}") from None
     if unknown := [name for name, _ in wanted if name not in books]:
@@ -145,7 +151,11 @@ def reproduce(
     out = (out or default_root() / path.stem).resolve()
     check_machine(runs, out)
     identity = {"profile": path.stem, "settings": {str(run): run.parameters | _places(run) for run in runs}}
-    with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, patch.dict(os.environ, KERNELS):
+    cores = len(os.sched_getaffinity(0))
+    at_once = min(settings["at_once"], cores)
+    share = {"OMP_NUM_THREADS": str(cores // at_once)} if at_once > 1 else {}
+    kernels = patch.dict(os.environ, KERNELS | share)
+    with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, kernels:
         ensure_numba_cache(out.parent)
         done = {f"{entry['notebook']} ({entry['dataset']})": entry for entry in earlier.get("runs", [])}
         if overwrite:
@@ -154,22 +164,30 @@ def reproduce(
             done = {}
         entries = [done.get(str(run), {}) | vars(run) for run in runs]
         command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]])
-        record = identity | {"description": settings["description"], "runs": entries, "command": command}
+        in_order = sorted(entries, key=lambda entry: entry["notebook"])
+        record = identity | {"description": settings["description"], "runs": in_order, "command": command}
         record |= {"finished": False, "provenance": provenance()}
         write_json(out / "run.json", record)
         start, expected = monotonic(), timedelta(seconds=settings["expected_seconds"])
         say(f"{path.stem}: {settings['description']}")
         say(f"{len(runs)} notebooks, about {expected} on 2 CPU cores, into {out}")
+        todo, writing = [], Lock()
         for number, (run, entry) in enumerate(zip(runs, entries, strict=True), 1):
             label, key = f"[{number}/{len(runs)}] {run}", _key(run, root)
             if entry.get("key") == key and all((out / name).is_file() for name in entry["outputs"]):
                 say(f"{label}: nothing changed since it ran, kept")
-                continue
+            else:
+                todo.append((run, entry, label, key))
+
+        def work(run: Run, entry: dict[str, Any], label: str, key: str) -> None:
             begin = monotonic()
             run_notebook(run, out, settings["cell_timeout_seconds"], root=root, runs=runs)
-            entry |= {"seconds": round(monotonic() - begin, 1), "key": key, "outputs": _outputs(run, out)}
-            write_json(out / "run.json", record)
+            with writing:
+                entry |= {"seconds": round(monotonic() - begin, 1), "key": key, "outputs": _outputs(run, out)}
+                write_json(out / "run.json", record)
             say(f"{label} done in {entry['seconds']} s")
+
+        _together(work, todo, at_once)
         write_json(out / "run.json", record | {"finished": True})
         page, took = write_report(out, root=root), timedelta(seconds=round(monotonic() - start))
         say(f"all done in {took}: {page}, with figures, tables and results beside it")
@@ -177,6 +195,30 @@ def reproduce(
             write_reference(out, reference_file)
             say(f"reference written: {reference_file}")
         return compare(out, reference) if reference else []
+
+
+def _together(work: Callable[..., None], items: Iterable[tuple[Any, ...]], at_once: int) -> None:
+    """Call ``work(*item)`` for all, some at a time; a failure is raised when those beside it have finished."""
+    failures: list[BaseException] = []
+
+    def one(*item: Any) -> None:
+        try:
+            if not failures:
+                work(*item)
+        except BaseException as error:
+            failures.append(error)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(one, *item) for item in items]
+        try:
+            pool.shutdown()
+        except KeyboardInterrupt as error:
+            failures.insert(0, error)
+            while wait(futures, timeout=1).not_done:  # kernels have a session of their own, where no key press arrives
+                for kernel in psutil.Process().children():
+                    kernel.send_signal(signal.SIGINT)
+    if failures:
+        raise failures[0]
 
 
 def check_machine(runs: list[Run], out: Path) -> None:
@@ -208,7 +250,7 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, ru
     partial, page = target.with_name(f".partial-{source.name}"), target.with_suffix(".html")
     target.parent.mkdir(parents=True, exist_ok=True)
     page.unlink(missing_ok=True)
-    stream, reason = _Stages(), ""
+    stream, reason = _Stages(str(run)), ""
     names, parameters = map(_no_template, (source, partial)), run.parameters | {"output_dir": str(out)}
     options = {"kernel_name": "python3", "execution_timeout": timeout, "extra_arguments": ["--log-level=50"]}
     options |= {"on_cell_execute": stream.count, "stdout_file": stream, "stderr_file": stream, "progress_bar": False}
@@ -220,6 +262,9 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, ru
         up = os.path.relpath(root, target.parent) if out.is_relative_to(root) else ".."
         write_text(page, text.replace('href="../FIDELITY.md', f'href="{up}/FIDELITY.md'))
     except papermill.PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            partial.unlink(missing_ok=True)
+            raise KeyboardInterrupt from None
         reason = f"{error.ename}: {str(error.evalue).strip()}"
     except CellTimeoutError:
         reason = f"TimeoutError: longer than the {timeout} s that the profile allows"
@@ -260,8 +305,8 @@ def notebook_links(page: str, dataset: str, runs: Iterable[Run]) -> str:
 class _Stages:
     """The output of a kernel: counts cells and passes on the lines of finished stages."""
 
-    def __init__(self) -> None:
-        self.number, self.rest = 0, ""
+    def __init__(self, label: str) -> None:
+        self.label, self.number, self.rest = label, 0, ""
 
     def count(self, **_: Any) -> None:
         self.number += 1
@@ -270,7 +315,7 @@ class _Stages:
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
             if line.startswith(STAGE):
-                say(f"      {line.removeprefix(STAGE)}")
+                say(f"      {self.label}: {line.removeprefix(STAGE)}")
 
     def flush(self) -> None: ...
 

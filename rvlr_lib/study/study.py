@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,14 @@ class Study:
         options = {name: getattr(model, name) for name in TOWER_SETTINGS}
         return build_towers(model.name, seed=derived_seed(self.settings.seed, "towers"), **options)
 
-    @cache  # noqa: B019
     def features(self, split: str) -> FeatureSet:
         """Cached features of a split by the frozen towers, memory-mapped."""
+        return self._features[split]
+
+    @cached_property
+    def _features(self) -> dict[str, FeatureSet]:
         images, texts = (self.cache.folder(self._feature_stage(modality)) for modality in MODALITIES)
-        return read_features(images, texts, split)
+        return {split: read_features(images, texts, split) for split in SPLITS}
 
     def teacher_features(self, split: str, spec: str = "") -> Features:
         """Frozen unit rows of a split: of pictures ``[I, W]`` and of captions ``[C, W']``.

@@ -1,6 +1,5 @@
 """The cells of a study, computed over processes or a cluster: independent, cached, written as they finish."""
 
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -128,7 +127,7 @@ def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0, say: Callable[[str
     Args:
         wanted: a study, its arms and references such as ``start``, and any number of curves each; a curve is a
             function for :func:`rvlr_lib.study.comparisons.gather`, its arms and its options.
-        jobs: processes; 0: one for each of at most four cores; on a GPU one.
+        jobs: processes; 0: as many as PyTorch has threads, at most four; on a GPU one.
         say: told about each finished study.
     """
     todo = []
@@ -138,7 +137,7 @@ def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0, say: Callable[[str
         if names or curves:
             todo.append((study.settings, names, curves, str(study.device), str(study.cache.root)))
     on_gpu, label = any(device != "cpu" for *_, device, _ in todo), "stage seeds and dial settings"
-    jobs = 1 if on_gpu else min(jobs or min(len(os.sched_getaffinity(0)), 4), len(todo))
+    jobs = 1 if on_gpu else min(jobs or min(torch.get_num_threads(), 4), len(todo))
     if jobs > 1:
         Runner(jobs, threads=1, say=say).run(_warm_cell, todo, label)
         return

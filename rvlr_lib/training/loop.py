@@ -143,7 +143,7 @@ class Training:
         bfloat16 = precision == "bfloat16" or (precision == "auto" and on_gpu)
         self.precision = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
         self.steps = self.optim.epochs * batches.steps_per_epoch
-        self.optimizer, self.schedule = build_optimizer(objective, self.optim, self.steps, fused=on_gpu)
+        self.optimizer, self.schedule = build_optimizer(objective, self.optim, self.steps)
         self.parts: dict[str, Any] = {"weights": objective, "optimizer": self.optimizer}
         self.parts |= {"schedule": self.schedule, "batches": batches}
         self.fitted, self.step, self.epoch, self.log = Fitted(self.steps), 0, 0, ""
@@ -275,9 +275,7 @@ class Training:
         self.fitted.state = {name: value.to(self.device) for name, value in self.fitted.state.items()}
 
 
-def build_optimizer(
-    objective: nn.Module, optim: TrainSettings, steps: int, *, fused: bool
-) -> tuple[AdamW, SequentialLR]:
+def build_optimizer(objective: nn.Module, optim: TrainSettings, steps: int) -> tuple[AdamW, SequentialLR]:
     """AdamW without decay on biases, norms, temperatures and the fusion weight; warm-up, then linear decay."""
     rate = optim.learning_rate
     groups: dict[tuple[float, float], list[Tensor]] = {(rate, optim.weight_decay): []}  # first: its rate is logged
@@ -288,7 +286,7 @@ def build_optimizer(
             decay = 0.0 if scalar or parameter.ndim <= 1 else optim.weight_decay
             groups.setdefault((rate * own, decay), []).append(parameter)
     listed = [{"params": group, "lr": own, "weight_decay": decay} for (own, decay), group in groups.items()]
-    optimizer = AdamW(listed, lr=rate, betas=optim.betas, fused=fused or None)
+    optimizer = AdamW(listed, lr=rate, betas=optim.betas, fused=True)
     warmup = max(1, round(optim.warmup * steps))
     falling = max(1, steps - warmup)
     rise = LinearLR(optimizer, 1 / warmup, 1.0, max(1, warmup - 1))

@@ -61,7 +61,7 @@ def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout):
     assert len(said) == 6  # the two runs are now one
     assert "test 4/4" in said[0]
     assert "about 0:02:30" in said[2]
-    assert said[3] == "      matching: 3 steps"
+    assert said[3] == "      01_good (my {birds}): matching: 3 steps"
     assert said[4].startswith("[1/1] 01_good (my {birds}) done in ")
     for path in out.rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
@@ -132,6 +132,18 @@ def test_a_failing_notebook_is_one_line_and_is_kept(checkout, command, cell, lim
     assert "kept" in str(nbformat.read(kept, 4).cells)
     assert not kept.with_suffix(".html").exists()
     assert not list(kept.parents[1].rglob(".*"))
+
+
+def test_a_failure_lets_what_runs_beside_it_finish_and_starts_nothing_more(checkout, command, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    checkout.notebook("01_good", "import os, time\ntime.sleep(3)\nassert os.environ['OMP_NUM_THREADS'] == '2'")
+    checkout.notebook("03_later", "x = 1")
+    names = ("02_bad", "01_good", "03_later")
+    checkout.profile("both", *({"notebook": name} for name in names), at_once=2)
+    code, said, errors = command("--profile", "both")
+    assert (code, errors.count("FAILED 02_bad (scenes)"), "[2/3] 01_good (scenes) done" in said) == (1, 1, True)
+    record = read_json(checkout.folder / "runs" / "both" / "run.json")
+    assert [bool(run.get("outputs")) for run in record["runs"]] == [True, False, False]  # in the order of the notebooks
 
 
 def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, reproduce):

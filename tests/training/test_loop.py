@@ -69,7 +69,7 @@ def test_the_best_epoch_is_kept(train):
 
 def test_weight_decay_spares_biases_norms_temperatures_and_the_fusion_weight():
     objective = make_objective(**ALL)
-    optimizer, _ = build_optimizer(objective, TrainSettings(scalar_lr_multiplier=7.0), 10, fused=False)
+    optimizer, _ = build_optimizer(objective, TrainSettings(scalar_lr_multiplier=7.0), 10)
     decay, plain, scalars = optimizer.param_groups
     assert decay["weight_decay"] == 0.01
     assert all(parameter.ndim > 1 for parameter in decay["params"])
