@@ -136,7 +136,9 @@ def test_a_failing_notebook_is_one_line_and_is_kept(checkout, command, cell, lim
 
 def test_a_failure_lets_what_runs_beside_it_finish_and_starts_nothing_more(checkout, command, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
-    checkout.notebook("01_good", "import os, time\ntime.sleep(3)\nassert os.environ['OMP_NUM_THREADS'] == '2'")
+    failed = checkout.folder / "runs" / "both" / "scenes" / "02_bad.ipynb"
+    wait = f"import os, time\nwhile not os.path.exists({str(failed)!r}): time.sleep(0.1)\ntime.sleep(2)"
+    checkout.notebook("01_good", f"{wait}\nassert os.environ['OMP_NUM_THREADS'] == '2'")
     checkout.notebook("03_later", "x = 1")
     names = ("02_bad", "01_good", "03_later")
     checkout.profile("both", *({"notebook": name} for name in names), at_once=2)
