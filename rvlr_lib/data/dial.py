@@ -154,9 +154,7 @@ def mismatch_index(caption_image: np.ndarray, rate: float, seed: int = 0) -> np.
     chosen = chosen[np.argsort(order[caption_image[chosen]], kind="stable")]
     largest = int(np.bincount(caption_image[chosen], minlength=1).max())
     if not moving or 2 * largest > moving:
-        raise ValueError(
-            f"mismatch_rate={rate} moves {moving} of {count} captions, of which {largest} belong to one picture: "
-            "raise the rate or take more pictures"
-        )
+        fault = f"mismatch_rate={rate} moves {moving} of {count} captions, of which {largest} belong to one picture"
+        raise ValueError(f"{fault}: raise the rate or take more pictures")
     index[chosen] = np.roll(chosen, largest)
     return index

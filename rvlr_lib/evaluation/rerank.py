@@ -37,10 +37,9 @@ def matching_scores(
     images, captions = features
     count, device, shapes = len(captions), torch.device(device), [tuple(x.shape) for x in (image_tokens, text_tokens)]
     if list(map(len, shapes)) != [3, 3] or (len(images), *text_mask.shape) != (shapes[0][0], count, shapes[1][1]):
-        raise ValueError(
-            f"image_tokens {shapes[0]}, text_tokens {shapes[1]}, text_mask {tuple(text_mask.shape)} and features "
-            f"{tuple(images.shape)}, {tuple(captions.shape)} do not fit: expected [I, N, W_image], [C, L, W], [C, L]"
-        )
+        given = f"image_tokens {shapes[0]}, text_tokens {shapes[1]}, text_mask {tuple(text_mask.shape)}"
+        rows = f"features {tuple(images.shape)}, {tuple(captions.shape)}"
+        raise ValueError(f"{given} and {rows} do not fit: expected [I, N, W_image], [C, L, W], [C, L]")
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, got {top_k}")
     if not text_mask[:, 0].all():

@@ -76,16 +76,16 @@ def ndcg_and_floor(
     ideal_gains = relevance.topk(deepest, dim=1).values.double()
     mean = torch.full((), torch.nan) if official else relevance.sum(dim=1, dtype=torch.float64) / candidates
     tied = (top[:, 1:] == top[:, :-1]).any(dim=1).nonzero()[:, 0]
-    shared = _shared_ranks(scores[tied], relevance[tied]) if len(tied) and not official else None
     if official:
         theirs = np.argsort(scores[tied].cpu().numpy(), axis=1)[:, ::-1][:, :deepest].copy()
         gains[tied] = relevance[tied].gather(1, torch.from_numpy(theirs).to(scores.device)).double()
+    depths = [min(k, deepest) for k in ks]
+    expected = _expected_dcg(scores[tied], relevance[tied], summed, depths) if len(tied) and not official else []
     result = {}
-    for k in ks:
-        depth = min(k, deepest)
+    for number, (k, depth) in enumerate(zip(ks, depths, strict=True)):
         dcg = gains[:, :depth] @ discounts[:depth]
-        if shared is not None:
-            dcg[tied] = _expected_dcg(*shared, summed[: depth + 1])
+        if expected:
+            dcg[tied] = expected[number]
         ideal = ideal_gains[:, :depth] @ discounts[:depth]
         floor = mean * summed[candidates.clamp_max(depth)] / ideal
         value = torch.where(ideal > 0, dcg / ideal, 0)
@@ -98,19 +98,14 @@ def above_floor(value: np.ndarray, floor: np.ndarray) -> np.ndarray:
     return 100 * (value - floor) / np.where(floor < 100 - 1e-9, 100 - floor, np.nan)
 
 
-def _shared_ranks(scores: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each candidate: its relevance, how many stand before its group of equals, and how many with that group."""
+def _expected_dcg(scores: Tensor, relevance: Tensor, summed: Tensor, depths: list[int]) -> list[Tensor]:
+    """DCG of rows with ties: each candidate gets the mean discount of the ranks that its group of equals takes up."""
     ascending, order = scores.sort(dim=1)
     ahead = scores.shape[1] - torch.searchsorted(ascending, ascending, right=True)
     until = scores.shape[1] - torch.searchsorted(ascending, ascending)
-    return relevance.gather(1, order), ahead, until
-
-
-def _expected_dcg(relevance: Tensor, ahead: Tensor, until: Tensor, summed: Tensor) -> Tensor:
-    """DCG of rows with ties: each candidate gets the mean discount of the ranks that its group of equals takes up."""
-    depth = len(summed) - 1
-    discount = (summed[until.clamp_max(depth)] - summed[ahead.clamp_max(depth)]) / (until - ahead)
-    return (relevance * discount).sum(dim=1)
+    gains = relevance.gather(1, order)
+    both = [(summed[until.clamp_max(k)] - summed[ahead.clamp_max(k)]) / (until - ahead) for k in depths]
+    return [(gains * discount).sum(dim=1) for discount in both]
 
 
 def average(values: Mapping[Any, np.ndarray]) -> dict[Any, float]:

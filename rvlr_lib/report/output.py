@@ -13,8 +13,8 @@ from rvlr_lib.disk import read_json, read_yaml, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance
 from rvlr_lib.tables import Shown, flat, to_markdown
 
-LEAST = {"arms": 1, "dataset": 1, "seeds": 1, "seed": 0, "fusion_layers": 0, "jobs": 0, "cell_timeout_seconds": 1}
-SHOWN = 100  # pixels of a notebook for an inch of a figure
+LEAST = dict.fromkeys(("arms", "at_once", "cell_timeout_seconds", "dataset", "seeds"), 1)  # of a number or a length
+LEAST |= dict.fromkeys(("fusion_layers", "jobs", "seed"), 0)
 HEADLESS = "RVLR_HEADLESS"  # set in the environment of the kernels that `rvlr reproduce` starts
 
 
@@ -59,7 +59,7 @@ class RunOutput:
             with one_column() if width == "column" else nullcontext():
                 figure = draw()
             save_figure(figure, place / "column" if both and width == "column" else place, stem, data)
-        return Image(filename=place / f"{stem}.png", width=round(SHOWN * figure.get_figwidth()))
+        return Image(filename=place / f"{stem}.png", width=round(100 * figure.get_figwidth()))  # pixels
 
     def table(self, frame: Any, name: str) -> Shown:
         """Keep a DataFrame as a table of the report, and hand it back as shown there; the first is the main one."""

@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -153,8 +154,7 @@ def reproduce(
     identity = {"profile": path.stem, "settings": {str(run): run.parameters | _places(run) for run in runs}}
     cores = len(os.sched_getaffinity(0))
     at_once = min(settings["at_once"], cores)
-    share = {"OMP_NUM_THREADS": str(cores // at_once)} if at_once > 1 else {}
-    kernels = patch.dict(os.environ, KERNELS | share)
+    kernels = patch.dict(os.environ, KERNELS | ({"OMP_NUM_THREADS": str(cores // at_once)} if at_once > 1 else {}))
     with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, kernels:
         ensure_numba_cache(out.parent)
         done = {f"{entry['notebook']} ({entry['dataset']})": entry for entry in earlier.get("runs", [])}
@@ -216,7 +216,8 @@ def _together(work: Callable[..., None], items: Iterable[tuple[Any, ...]], at_on
             failures.insert(0, error)
             while wait(futures, timeout=1).not_done:  # kernels have a session of their own, where no key press arrives
                 for kernel in psutil.Process().children():
-                    kernel.send_signal(signal.SIGINT)
+                    with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                        kernel.send_signal(signal.SIGINT)
     if failures:
         raise failures[0]
 

@@ -69,10 +69,8 @@ class Cache:
             ValueError: the stage is missing and nothing may be computed, or the processes disagree about it.
         """
         if not same_everywhere(int(stage.key, 16) >> 8):
-            raise ValueError(
-                f"stage {stage.name} is not the same in all processes (its key here is {stage.key}): they "
-                "need the same settings, data and version of the library"
-            )
+            fault = f"stage {stage.name} is not the same in all processes (its key here is {stage.key})"
+            raise ValueError(f"{fault}: they need the same settings, data and version of the library")
         path = self.path(stage)
         if broadcast_json(self.has(stage)):
             return path

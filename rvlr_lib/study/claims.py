@@ -67,11 +67,8 @@ def judge(plan: Plan, results: Results) -> dict[str, Verdict]:
 
 def companions(plan: Plan, results: Results) -> dict[str, Effect]:
     """Effects that are not primary, with plain 95 % intervals: leads, no claims."""
-    return {
-        name: weakest(claim, results)
-        for name, claim in plan.claims.items()
-        if not claim.primary and min(map(len, effects(claim, results))) >= 2
-    }
+    known = {name: claim for name, claim in plan.claims.items() if not claim.primary}
+    return {name: weakest(own, results) for name, own in known.items() if min(map(len, effects(own, results))) >= 2}
 
 
 def sentence(plan: Plan, name: str, results: Results, found: Judged, chosen: Mapping[str, Any]) -> str:
@@ -80,17 +77,13 @@ def sentence(plan: Plan, name: str, results: Results, found: Judged, chosen: Map
     if name not in found:
         return f"{claim.text}: no verdict, the planned seeds are not whole."
     own = found[name]
-    text = (
-        f"{claim.text}: **{own.verdict}**, {signed(own.effect.mean)} points ({interval(own.low, own.high)}, "
-        f"{own.effect.seeds} seeds, δ {own.delta:g})"
-    )
+    told, sure = signed(own.effect.mean), f"{interval(own.low, own.high)}, {own.effect.seeds} seeds, δ {own.delta:g}"
+    text = f"{claim.text}: **{own.verdict}**, {told} points ({sure})"
     if claim.control:
         control = weakest(plan.claims[claim.control], results)
         more = "more than" if control.mean > own.effect.mean else "against"
-        text += (
-            f"; {plan.claims[claim.control].text}: {signed(control.mean)} ({interval(control.low, control.high)}), "
-            f"{more} the claim's own {signed(own.effect.mean)}"
-        )
+        gain = f"{signed(control.mean)} ({interval(control.low, control.high)})"
+        text += f"; {plan.claims[claim.control].text}: {gain}, {more} the claim's own {told}"
     arms = {cell.split("|")[0].split("/")[0] for part in claim.parts for _, _, cell in part}
     off = sorted(arm for arm in arms if chosen.get("arms", {}).get(arm, {}).get("off"))
     return text + (f"; tuning switched {', '.join(off)} off: no strength did as well" if off else "") + "."
@@ -140,61 +133,40 @@ def claims_frame(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
 
 def claims_table(plan: Plan, found: Judged) -> pd.DataFrame:
     """Primary claims: verdict, effect, both intervals, and the power of the verdicts at the observed spread."""
-    rows = []
+    columns = ["claim", "verdict", "points", "Holm interval", "90 % interval", "δ", "SD", "seeds"]
+    columns += ["a true zero is called equivalent", "a true δ is called better", "metric"]
+    rows: list[tuple[Any, ...]] = []
     for name, own in found.items():
         sd, seeds = max(own.effect.sd, 1e-6), own.effect.seeds
         zero, real = (power(sd, seeds, own.delta, effect=true, claims=len(found)) for true in (0.0, own.delta))
-        rows.append(
-            {
-                "claim": name,
-                "verdict": own.verdict,
-                "points": signed(own.effect.mean),
-                "Holm interval": interval(own.low, own.high),
-                "90 % interval": interval(*own.within),
-                "δ": f"{own.delta:g}",
-                "SD": f"{own.effect.sd:.2f}",
-                "seeds": seeds,
-                "a true zero is called equivalent": f"{100 * zero['equivalent']:.0f} %",
-                "a true δ is called better": f"{100 * (real['better'] + real['better, below δ']):.0f} %",
-                "metric": metric_label(plan.claims[name].metric),
-            }
-        )
-    return pd.DataFrame(rows)
+        called = zero["equivalent"], real["better"] + real["better, below δ"]
+        told = name, own.verdict, signed(own.effect.mean), interval(own.low, own.high), interval(*own.within)
+        spread, metric = (f"{own.delta:g}", f"{own.effect.sd:.2f}", seeds), metric_label(plan.claims[name].metric)
+        rows.append((*told, *spread, *(f"{100 * share:.0f} %" for share in called), metric))
+    return pd.DataFrame(rows, columns=columns)
 
 
 def companions_table(plan: Plan, results: Results) -> pd.DataFrame:
     """Differences that are not primary claims: effect and plain 95 % interval, no verdict."""
+    known = [(name, own, plan.claims[name]) for name, own in companions(plan, results).items()]
     rows = [
-        {
-            "difference": name,
-            "points": signed(own.mean),
-            "95 % interval": interval(own.low, own.high),
-            "seeds": own.seeds,
-            "in words": plan.claims[name].text,
-            "metric": metric_label(plan.claims[name].metric),
-        }
-        for name, own in companions(plan, results).items()
+        (name, signed(own.mean), interval(own.low, own.high), own.seeds, claim.text, metric_label(claim.metric))
+        for name, own, claim in known
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["difference", "points", "95 % interval", "seeds", "in words", "metric"])
 
 
 def tuning_table(tuned: Mapping[str, Any]) -> pd.DataFrame:
     """What tuning chose for every arm, by recall and by structure."""
-    rows = [
-        {
-            "arm": name,
-            "chosen by": criterion,
-            "learning rate": f"{found[criterion]['learning_rate']:g}",
-            "strengths": ", ".join(f"{group} {value:g}" for group, value in found[criterion]["strengths"].items())
-            or "–",
-            "trials": len(tuned["trials"][name]),
-            "validation r_mean": f"{found['r_mean']:.1f}",
-            "zero did as well": "yes" if found["off"] else "no",
-        }
-        for name, found in tuned["chosen"]["arms"].items()
-        for criterion in ("recall", "structure")
-    ]
-    return pd.DataFrame(rows)
+    columns = ["arm", "chosen by", "learning rate", "strengths", "trials", "validation r_mean", "zero did as well"]
+    rows: list[tuple[Any, ...]] = []
+    for name, found in tuned["chosen"]["arms"].items():
+        common = len(tuned["trials"][name]), f"{found['r_mean']:.1f}", "yes" if found["off"] else "no"
+        for criterion in ("recall", "structure"):
+            strengths = (f"{group} {value:g}" for group, value in found[criterion]["strengths"].items())
+            told = f"{found[criterion]['learning_rate']:g}", ", ".join(strengths) or "–"
+            rows.append((name, criterion, *told, *common))
+    return pd.DataFrame(rows, columns=columns)
 
 
 def results_frame(results: Results, metrics: Sequence[str]) -> pd.DataFrame:

@@ -43,12 +43,8 @@ class Claim:
         for effect in filter(None, (self.effect, self.also)):
             if not re.fullmatch(rf"{term}(?: [+-] {term})*", effect):
                 raise ValueError(f"effect {effect!r} is no sum such as 'scenes:rvlr|text - 0.5*scenes:intra|none'")
-            found.append(
-                [
-                    (float(factor or 1) * (-1 if sign == "- " else 1), name, cell)
-                    for sign, factor, name, cell in re.findall(rf"([+-] )?{term}", effect)
-                ]
-            )
+            terms = re.findall(rf"([+-] )?{term}", effect)
+            found.append([(float(f or 1) * (-1 if sign == "- " else 1), name, cell) for sign, f, name, cell in terms])
         return found
 
 

@@ -55,9 +55,6 @@ def validation_scores(features: Features, dataset: ImageTextDataset) -> dict[str
 
 
 def _write(folder: Path, dataset: ImageTextDataset, info: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    data = {
-        "data": dataset.fingerprint(),
-        "data_info": dataset.info,
-        "rouge": "coco" if dataset.scene is None else None,
-    }
+    rouge = "coco" if dataset.scene is None else None
+    data = {"data": dataset.fingerprint(), "data_info": dataset.info, "rouge": rouge}
     write_json(folder / "result.json", {**found, "provenance": {**info, **data}})

@@ -10,17 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rvlr_lib.config import (
-    ARMS,
-    Settings,
-    arm,
-    arm_method,
-    arm_training,
-    arm_weights,
-    as_dict,
-    data_presets,
-    load_settings,
-)
+from rvlr_lib import config
+from rvlr_lib.config import ARMS, Settings, as_dict
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.disk import load_tensors, read_json
 from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers, principal_directions
@@ -217,8 +208,9 @@ class Study:
         return Stage("teacher", {"data": data, "file": file, **own}, stages.make_teacher, arguments)
 
     def _student_stage(self, name: str) -> Stage:
-        settings, chosen = self.settings, arm(name)
-        optim, weights, method = arm_training(settings, name), arm_weights(settings, name), arm_method(settings, name)
+        settings, chosen = self.settings, config.arm(name)
+        optim, weights = config.arm_training(settings, name), config.arm_weights(settings, name)
+        method = config.arm_method(settings, name)
         seed = derived_seed(settings.seed, f"stage{chosen.stage}")  # stage 2: the same batches for every arm
         start = self._student_stage("matching") if chosen.stage == 2 else None
         needs = [start, *map(self._feature_stage, MODALITIES if settings.model.freeze_towers else ())]
@@ -281,7 +273,7 @@ class Study:
             if trained:
                 found["references"]["start"] = self.test_features("start")
                 found["training"] = read_json(self.cache.path(trained) / "fit.json")
-                if settings.rerank_top_k and arm_weights(settings, name).matching:
+                if settings.rerank_top_k and config.arm_weights(settings, name).matching:
                     student = self.student(name)
                     tokens = encode_tokens(student, self._split("test").inputs, self.device)
                     found["rerank"] = student.fusion, tokens, settings.rerank_top_k
@@ -357,6 +349,6 @@ def open_study(
         ValueError: an unknown preset or setting, naming the valid ones.
     """
     named = {"data.image_root": image_root or None, "model.name": model or None, "model.pretrained": pretrained or None}
-    presets = [name if name in data_presets() else "own", "tuned", *([preset] if preset else []), method]
-    settings = load_settings(*presets, overrides={"data.name": name, "seed": seed, **named, **overrides})
+    presets = [name if name in config.data_presets() else "own", "tuned", *([preset] if preset else []), method]
+    settings = config.load_settings(*presets, overrides={"data.name": name, "seed": seed, **named, **overrides})
     return Study(settings, device=device, root=root, execution=execution, missing=missing)

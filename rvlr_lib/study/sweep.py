@@ -169,10 +169,8 @@ def read_seeds(folder: Path, dataset: str, sealed: str) -> dict[int, dict[str, A
     found = {record["seed"]: record["cells"] for record in (_read(path, sealed) for path in files)}
     devices = {str(cell["device"]).split(":")[0] for cells in found.values() for cell in cells.values()}
     if len(devices) > 1:
-        raise ValueError(
-            f"{folder / dataset} holds results of {' and '.join(sorted(devices))}, which differ in precision: "
-            "they are never put together"
-        )
+        held = f"{folder / dataset} holds results of {' and '.join(sorted(devices))}"
+        raise ValueError(f"{held}, which differ in precision: they are never put together")
     return found
 
 

@@ -47,10 +47,8 @@ def train(
     place, sizes = Path(root) if root else default_root(), preset or ("quick" if dataset in data_presets() else "own")
     with process_group(choose_device(device), timeout):
         execution = Execution(compile, gradient_checkpointing, place / "checkpoints", save_every, resume)
-        chosen = {"seed": seed, "image_root": image_root, **(overrides or {})}
-        study = open_study(
-            dataset, preset=sizes, method=method, device=device, root=place, execution=execution, **chosen
-        )
+        chosen: dict[str, Any] = {"seed": seed, "image_root": image_root, "method": method, **(overrides or {})}
+        study = open_study(dataset, preset=sizes, device=device, root=place, execution=execution, **chosen)
         target = out or place / "train" / f"{data_name(dataset)}-{arm}-seed{seed}"
         identity = {"key": study.result_stage(arm).key, "settings": as_dict(study.settings)}
         with own_folder(target, identity, overwrite=overwrite) if is_main() else nullcontext():

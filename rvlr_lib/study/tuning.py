@@ -77,17 +77,11 @@ def tune(plan: Plan, folder: Path, runner: Runner, say: Callable[[str], None] = 
     for key, more in search.scores({key: trials[key] for key in best}, space.seeds[1:]).items():
         scores[key] |= more
     search.chosen["arms"] = _choose(plan, trials, {key: scores[key] for key in best})
-    tuned = {
-        "chosen": search.chosen,
-        "visibilities": visibilities,
-        "lengths": lengths,
-        "provenance": provenance(),
-        "trials": {
-            name: [{**trial, "scores": scores[key]} for key, trial in trials.items() if key[0] == name]
-            for name in names
-        },
-    }
-    write_json(folder / "tuning.json", tuned)
+    tried: dict[str, list[Trial]] = {name: [] for name in names}
+    for key, trial in trials.items():
+        tried[key[0]].append({**trial, "scores": scores[key]})
+    tuned = {"chosen": search.chosen, "visibilities": visibilities, "lengths": lengths, "provenance": provenance()}
+    write_json(folder / "tuning.json", {**tuned, "trials": tried})
     if folder == reference_folder():  # what every other run takes
         arms = read_yaml(PRESETS / "tuned.yaml")["arms"]  # those of other plans stay
         arms |= {name: found["recall"] for name, found in search.chosen["arms"].items()}
@@ -177,10 +171,8 @@ def _dial_strength(plan: Plan, kept: Mapping[str, float]) -> float:
     for value in plan.tuning.visibilities:
         if len(plan.tuning.visibilities) == 1 or low <= kept[f"{value:g}"] <= high:
             return value
-    raise ValueError(
-        f"no visibility of {list(plan.tuning.visibilities)} keeps {low:.0%} to {high:.0%} of the recall: "
-        f"{dict(kept)}; add points to tuning.visibilities"
-    )
+    fault = f"no visibility of {list(plan.tuning.visibilities)} keeps {low:.0%} to {high:.0%} of the recall"
+    raise ValueError(f"{fault}: {dict(kept)}; add points to tuning.visibilities")
 
 
 def _best(scores: Mapping[Key, Scores], name: str, count: int) -> list[Key]:

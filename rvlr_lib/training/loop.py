@@ -161,10 +161,11 @@ class Training:
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
         except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"{self.label}, step {self.step}: {self.device} has no memory for a batch of {self.optim.batch_size}: "
-                f"set a smaller batch_size or gradient_checkpointing ({str(error).splitlines()[0]})"
-            ) from None
+            fault = (
+                f"{self.label}, step {self.step}: {self.device} has no memory for a batch of {self.optim.batch_size}"
+            )
+            way_out = "set a smaller batch_size or gradient_checkpointing"
+            raise ValueError(f"{fault}: {way_out} ({str(error).splitlines()[0]})") from None
         except ValueError:  # a loss may refuse what is not finite in words of its own
             self._watch(scalars)
             self.check_finite()

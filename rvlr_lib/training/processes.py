@@ -91,10 +91,8 @@ def own_rows(batch: int) -> slice:
     rank, count = processes()
     share = batch // count
     if share * count != batch or (count > 1 and share < 2):
-        raise ValueError(
-            f"a batch of {batch} rows does not divide over {count} processes into equal parts of two or more rows: "
-            f"set batch_size to a multiple of {count}"
-        )
+        fault = f"a batch of {batch} rows does not divide over {count} processes into equal parts of two or more rows"
+        raise ValueError(f"{fault}: set batch_size to a multiple of {count}")
     return slice(rank * share, (rank + 1) * share)
 
 

@@ -18,31 +18,23 @@ def world(seed=0, images=13, extra=20, width=4):
     return rng, z, w, owner, relevance
 
 
+SWITCHES = [{"protocol": OFFICIAL}, {}, {"mixed_t2it": "transposed"}, {"mixed_scores": "matching"}]
+SWITCHES += [{"mixed_t2it": "transposed", "mixed_scores": "matching"}]
+
+
 def close(values):
     return pytest.approx(values, abs=1e-8, nan_ok=True)
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["derived", "known"])
 @pytest.mark.parametrize("matching", [False, True], ids=["cosines", "matching"])
-@pytest.mark.parametrize(
-    "switches",
-    [
-        {"protocol": OFFICIAL},
-        {},
-        {"mixed_t2it": "transposed"},
-        {"mixed_scores": "matching"},
-        {"mixed_t2it": "transposed", "mixed_scores": "matching"},
-    ],
-    ids=lambda switches: " ".join(switches.values()) or CORRECTED,
-)
+@pytest.mark.parametrize("switches", SWITCHES, ids=lambda switches: " ".join(switches.values()) or CORRECTED)
 def test_equals_the_slow_twin(switches, matching, known):
     rng, *inputs = world()
     (images, captions), options = map(len, inputs[:2]), dict(switches)
     if matching:
-        options["scores_i2t"], options["scores_t2i"] = (
-            rng.normal(size=(images, captions)),
-            rng.normal(size=(captions, images)),
-        )
+        options["scores_i2t"] = rng.normal(size=(images, captions))
+        options["scores_t2i"] = rng.normal(size=(captions, images))
     if known:
         options |= {"image_relevance": rng.random((images, images)), "text_relevance": rng.random((captions, captions))}
     per_query, means = slow_evaluation(*inputs, **options)

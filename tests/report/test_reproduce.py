@@ -150,12 +150,14 @@ def test_a_failure_lets_what_runs_beside_it_finish_and_starts_nothing_more(check
 
 def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, reproduce):
     checkout.notebook("03_wait", "import time\ntime.sleep(60)")
-    checkout.profile("wait", GOOD, {"notebook": "03_wait"})
+    names = ("scenes", "emoji")[: len(os.sched_getaffinity(0))]  # which run beside each other
+    both = [{"notebook": "03_wait", "parameters": {"dataset": name}} for name in names]
+    checkout.profile("wait", GOOD, *both, at_once=2)
     words, pipes = [sys.executable, "-c", RUNNER, checkout.folder, "--profile", "wait"], {"stdout": -1, "stderr": -1}
     process = subprocess.Popen(words, text=True, start_new_session=True, **pipes)
     out = checkout.folder / "runs" / "wait"
-    partial_file, deadline = out / "scenes" / ".partial-03_wait.ipynb", time.monotonic() + 120
-    while not (partial_file.is_file() and '"status": "running"' in partial_file.read_text()):
+    partial_files, deadline = [out / name / ".partial-03_wait.ipynb" for name in names], time.monotonic() + 120
+    while not all(file.is_file() and '"status": "running"' in file.read_text() for file in partial_files):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     with pytest.raises(ValueError, match="another process is writing into"):
@@ -163,7 +165,8 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, re
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "\nrvlr: interrupted; the same command goes on from here\n")
-    assert sorted(path.name for path in (out / "scenes").iterdir()) == ["01_good.html", "01_good.ipynb"]
+    left = sorted(str(path.relative_to(out)) for name in names for path in (out / name).iterdir())
+    assert left == ["scenes/01_good.html", "scenes/01_good.ipynb"]
     assert not (out / "report.md").exists()
     checkout.notebook("03_wait", "x = 1")
     assert "kept" in reproduce("wait")[2]
@@ -193,6 +196,7 @@ SEDE, SEED = GOOD | {"parameters": {"sede": 1}}, GOOD | {"parameters": {"seed": 
 ODD = [("unknown parameter 'sede'; valid: arms", [SEDE], {})]  # why a profile is refused, its runs, what else it says
 ODD += [("unknown parameter 'sede'", [GOOD], {"parameters": {"sede": 1}}), ("write the same files", [GOOD, SEED], {})]
 ODD += [("unknown notebook '09_gone'; valid: 01_good, 02_bad", [{"notebook": "09_gone"}], {})]
+ODD += [("is no profile: .*'at_once' is 0, expected at least 1", [GOOD], {"at_once": 0})]
 ODD += [("is no profile: 'notebook'", [{}], {}), ("unknown notebook '.1.'", [{"notebook": [1]}], {})]
 ODD += [("is no profile: 'int'", [GOOD], {"parameters": 5}), ("profile: 'int'", [GOOD | {"parameters": 5}], {})]
 ODD += [(f"no profile: .*{key}", [GOOD], {key: "x"}) for key in ("a", "expected_seconds", "cell_timeout_seconds")]

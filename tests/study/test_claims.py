@@ -30,16 +30,9 @@ def whole(plan):
 def results(gain, control, seeds=12, sd=0.5):
     draws = np.random.default_rng(0).normal(0, sd, (seeds, 2))
     cell = lambda value: {"metrics": {"latent": {"r_mean": value}}, "structure": {}, "commit": "c", "cpu_seconds": 1.0}  # noqa: E731
-    return {
-        "scenes": {
-            seed: {
-                "matching_longer|text": cell(50.0),
-                "rvlr|text": cell(50 + gain + draws[seed, 0]),
-                "mean_relation|text": cell(50 + control + draws[seed, 1]),
-            }
-            for seed in range(seeds)
-        }
-    }
+    moves = {"matching_longer|text": np.zeros(seeds), "rvlr|text": gain + draws[:, 0]}
+    moves["mean_relation|text"] = control + draws[:, 1]
+    return {"scenes": {seed: {name: cell(50 + own[seed]) for name, own in moves.items()} for seed in range(seeds)}}
 
 
 def test_metrics_joined_are_their_mean():

@@ -51,23 +51,20 @@ def test_a_fused_target_pulls_both_modalities_to_one_geometry(inputs, teacher, e
 def test_switches_reach_the_structure_loss(inputs):
     def expected(distance, features, share, **options):
         rows = make_cached().images[0][inputs.image_rows], make_cached().texts[inputs.caption_rows]
-        return structure_distillation_loss(
-            features, *rows, fusion_weight=share, temperature=0.07, distance=distance, **options
-        ).student
+        common = {"fusion_weight": share, "temperature": 0.07, "distance": distance}
+        return structure_distillation_loss(features, *rows, **common, **options).student
 
     for distance, options in (("row_kl", {}), ("mae", {"centred": True}), ("rkd_distance", {})):
-        objective = make_objective(
-            {"distance": distance, "structure_teacher": "own"} | options, fusion_layers=0, structure=1
-        )
+        method = {"distance": distance, "structure_teacher": "own"} | options
+        objective = make_objective(method, fusion_layers=0, structure=1)
         objective.eval()
         z, w = objective.student.encode_image(inputs.images), objective.student.encode_text(inputs.texts)
         wanted = (expected(distance, z.features, 0.0, **options) + expected(distance, w.features, 1.0, **options)) / 2
         torch.testing.assert_close(objective(inputs)["structure"], wanted)
     gradients = []
     for kept in (True, False):  # whether the cost of wasserstein has gradient
-        objective = make_objective(
-            {"distance": "wasserstein", "cost_gradient": kept, "structure_teacher": "own"}, fusion_layers=0, structure=1
-        )
+        method = {"distance": "wasserstein", "cost_gradient": kept, "structure_teacher": "own"}
+        objective = make_objective(method, fusion_layers=0, structure=1)
         term = objective.eval()(inputs)["structure"]
         gradients.append(torch.autograd.grad(term, objective.student.text_head.proj.weight)[0])
     assert not torch.allclose(*gradients)
