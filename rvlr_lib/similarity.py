@@ -28,13 +28,10 @@ def unit_rows(features: Tensor) -> Tensor:
     """Rows ``[..., D]`` scaled to length 1, also those of 1e-30 or 1e30; a zero row stays zero, its gradient finite."""
     if not features.shape[-1]:
         return features
-    # Bringing the largest entry of a row near 1 keeps its squares in range; a power of two rounds nothing.
-    largest = features.detach().abs().amax(dim=-1, keepdim=True).to(torch.promote_types(features.dtype, torch.float32))
-    tiny = torch.finfo(features.dtype).tiny
-    scale = (torch.frexp(largest).mantissa / largest).clamp(tiny, 1 / tiny).to(features.dtype)
-    scaled = features * torch.where(largest > 0, scale, 1)
-    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return scaled / torch.where(length > 0, length, 1)
+    # with a largest entry of 1 no square leaves the range, and a length is 1 or more, or 0
+    largest = torch.linalg.vector_norm(features.detach(), torch.inf, dim=-1, keepdim=True)
+    scaled = features / largest.masked_fill(largest == 0, 1)
+    return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min(0.5)
 
 
 def cosine_matrix(a: Tensor, b: Tensor | None = None) -> Tensor:

@@ -205,7 +205,7 @@ class Training:
         self.watched.clear()
 
     def _watch(self, values: dict[str, Tensor]) -> None:
-        now = torch.stack([value.detach().double() for value in values.values()])
+        now = torch.stack([value.detach().float() for value in values.values()])
         self.watched.append((self.step, list(values), now))
 
     def _compile(self, inputs: Inputs) -> None:
