@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the installed library
 
 from benchmarks import run  # noqa: E402
-from benchmarks._harness import Options, PeakMemory, Row, alternate, in_child, load, machine, speed_row, table  # noqa: E402
+from benchmarks._harness import Options, Row, load, machine, speed_row, table  # noqa: E402
 
 TINY = Options("tiny")
 SLOW = {"notebook_overhead", "rouge_l", "metric_suite", "losses"}  # they start processes
@@ -48,30 +48,6 @@ def test_the_script_for_a_gpu_rehearses_on_the_cpu(tmp_path):
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert not [part for part in parts.split(",") if "failed" in found[part]]
     assert found["resume"]["equal_weights"]
-
-
-def test_sides_run_in_turn():
-    order = []
-    timing = alternate(lambda: order.append("ours"), lambda: order.append("theirs"), 3)
-    assert order == ["theirs", "ours"] * 4  # a warm-up of each
-    assert timing.ratio > 0
-
-
-def test_a_missed_goal_and_a_difference_are_said():
-    fast, slow = speed_row("a", "b", 5.0, 3), speed_row("a", "b", 2.0, 3)
-    assert [row.met for row in (fast, slow, WRONG)] == [True, False, False]
-    assert [row.without_goal().met for row in (fast, slow, WRONG)] == [None, None, False]
-    assert "| yes |" in table([fast])
-    assert "**missed**" in table([slow])
-    assert "differ by 1e-01" in WRONG.notes
-
-
-def test_memory_is_that_of_the_block_or_of_the_child():
-    held = bytearray(b"x" * 300_000_000)  # before it does not count
-    with PeakMemory() as peak:
-        bytearray(b"x" * 100_000_000)
-    assert 0.05 < peak.gb < 0.28  # the text and perhaps its copy, never what was held
-    assert in_child(load("metric_suite").whole_suite, 5)["GB"] < 0.1 < len(held) / 1e9
 
 
 def test_table_and_record_are_written_and_name_no_host(tmp_path):

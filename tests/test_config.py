@@ -2,16 +2,7 @@ import dataclasses
 
 import pytest
 
-from rvlr_lib.config import (
-    ARMS,
-    STRENGTHS,
-    Settings,
-    arm_method,
-    arm_training,
-    arm_weights,
-    available_presets,
-    load_settings,
-)
+from rvlr_lib.config import Settings, arm_method, arm_training, arm_weights, available_presets, load_settings
 
 
 @pytest.mark.parametrize("preset", available_presets())
@@ -77,13 +68,6 @@ def test_teacher_terms_come_with_the_structure_term_alone():
     on, off = {"method.teacher_terms": True}, {"arms.structure.strengths": {"structure": 0.0}}
     assert {"image_teacher_structure", "text_teacher_structure"} <= terms("structure", **on).keys()
     assert terms("structure", **on, **off) == terms("matching_longer", **on) == {"contrastive": 1.0}
-
-
-def test_every_arm_names_groups_teachers_and_arms_that_exist():
-    for name, arm in ARMS.items():
-        assert set(arm.groups) <= set(STRENGTHS), name
-        assert not arm.takes or arm.takes in ARMS, name
-        assert arm_method(Settings(), name)
 
 
 def test_the_world_follows_the_seed():

@@ -75,10 +75,12 @@ def test_the_house_is_small():
     lines = sum(len(path.read_text().splitlines()) for path in LIBRARY)
     beside = [path.name for path in LIBRARY if path.parent.name == "rvlr_lib" and not path.name.startswith("__")]
     tests = sum(len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py"))
-    assert lines <= 12_253  # a ratchet: take lines out and lower it; the aim is 7,600, and 6,000 for the tests
+    assert lines <= 12_250  # a ratchet: take lines out and lower it; the aim is 7,600, and 6,000 for the tests
     assert len(beside) <= 6
-    assert tests <= 8_667
+    assert tests <= 8_279
     assert not [path.name for path in LIBRARY if "fmt: skip" in path.read_text()]
+    for path in [*LIBRARY, *(ROOT / "benchmarks").glob("*.py")]:
+        assert len(path.read_text().splitlines()) <= (150 if path.parent.name == "losses" else 400), path
 
 
 def test_every_import_is_declared():
@@ -95,17 +97,8 @@ def test_every_import_is_declared():
 
 
 @pytest.mark.parametrize(
-    "path", [*LIBRARY, *sorted((ROOT / "benchmarks").glob("*.py"))], ids=lambda path: str(path.relative_to(ROOT))
-)
-def test_file_length(path):
-    limit = 150 if path.parent.name == "losses" else 400
-    assert len(path.read_text().splitlines()) <= limit
-
-
-@pytest.mark.parametrize(
     ("modules", "heavy"),
     [
-        ("rvlr_lib.losses, rvlr_lib.metrics", "open_clip torchvision umap numba matplotlib pandas seaborn papermill"),
         ("rvlr_lib.cli", "torch numpy open_clip umap matplotlib pandas papermill nbconvert IPython"),
         (f"{RUNNER}; [r._key(run, r.CHECKOUT) for run in r.load_profile('quick')[2]]", "torch numpy matplotlib pandas"),
         ("rvlr_lib.training.loop, rvlr_lib.data", "umap matplotlib pandas seaborn papermill"),

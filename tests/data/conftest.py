@@ -1,12 +1,7 @@
-import sys
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))  # for user_tools
-
-from user_tools import NAMES
+from tests.data.user_tools import NAMES
 
 
 @pytest.fixture

@@ -5,14 +5,15 @@ import shutil
 
 import pytest
 from PIL import Image
-from user_tools import looked, write
 
 from rvlr_lib import cli
 from rvlr_lib.data import dataset_stamp, load_dataset
+from tests.data.user_tools import looked, write
+from tests.tiny import draw_collection
 
 
 @pytest.fixture
-def collection(tmp_path, draw_collection):
+def collection(tmp_path):
     """Rows of a list JSON with splits, and a function that writes and checks them."""
     rows = []
     for number, (name, captions) in enumerate(draw_collection(tmp_path, 60)):
@@ -66,21 +67,6 @@ def test_everything_that_is_wrong_is_counted_and_named(tmp_path, collection):
     assert checked(max_bad_pictures=3)[1]["split val has fewer than 4 pictures"].spoils
 
 
-def test_the_command_prints_counts_and_exits_with_1(tmp_path, collection, capsys):
-    rows, checked = collection
-    checked()
-    path, options = str(tmp_path / "x.json"), ["--image-root", str(tmp_path), "--model", "none"]
-    assert cli.main(["data", "check", path, *options]) == 0
-    out = capsys.readouterr().out
-    assert "x.json: list JSON" in out
-    assert "--decode also finds" in out
-    (tmp_path / rows[0]["image"]).unlink()
-    assert cli.main(["data", "check", path, *options, "--decode"]) == 1
-    assert "SPOILS  missing pictures: 1" in capsys.readouterr().out
-    assert cli.main(["data", "check", path + "x", *options]) == 2
-    assert "formats understood" in capsys.readouterr().err
-
-
 PUBLISHED = {
     "flickr30k": ["flickr30k-images", "flickr30k-images"],
     "coco": ["train2014", "val2014"],
@@ -89,7 +75,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_sets_say_what_is_missing_and_are_read(name, tmp_path, draw_collection, monkeypatch, capsys):
+def test_published_sets_say_what_is_missing_and_are_read(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RVLR_DATA", str(tmp_path))
     assert cli.main(["data", "check", name, "--model", "none"]) == 1
     said, places = capsys.readouterr().out, PUBLISHED[name]

@@ -5,7 +5,6 @@ from PIL import Image
 from rvlr_lib.data import (
     ImbalanceSpec,
     bayes_ceiling,
-    impose,
     load_dataset,
     mismatch_index,
     rouge_l_relevance,
@@ -146,24 +145,3 @@ def test_the_dial_acts_per_split():
     assert shown_share(blurred) == 1  # blur hides nothing for certain
     assert blurred.image(0) != scenes().image(0)
     assert told_share(blurred) < 0.6
-
-
-@pytest.mark.parametrize(
-    ("refused", "message"),
-    [
-        (lambda: ImbalanceSpec(text_detail=1.2), "text_detail=1.2 lies outside 0 to 1"),
-        (lambda: ImbalanceSpec(image_visibility=-0.1), "image_visibility=-0.1 lies outside"),
-        (lambda: ImbalanceSpec(mismatch_rate=2), "mismatch_rate=2 lies outside"),
-        (lambda: ImbalanceSpec(image_fault="rain"), "'rain' is unknown; choose one of: occlusion, blur"),
-        (lambda: ImbalanceSpec(splits=("dev",)), "not 'dev'"),
-        (lambda: mismatch_index(np.arange(10), 1.5), "lies outside 0 to 1"),
-        (lambda: mismatch_index(np.arange(10), 0.01), "moves 0 of 10 captions"),
-        (lambda: mismatch_index(np.arange(10), 0.1), "moves 1 of 10 captions, of which 1 belong to one picture"),
-        (lambda: mismatch_index(np.array([0, 0, 0, 1]), 1.0), "raise the rate or take more pictures"),
-        (lambda: impose(scenes(), ImbalanceSpec(text_detail=0.5)), "drop factors where they are drawn"),
-        (lambda: load_dataset("scenes", split="val", text_detail=0.5, imbalance=ImbalanceSpec()), "given twice"),
-    ],
-)
-def test_refusals(refused, message):
-    with pytest.raises(ValueError, match=message):
-        refused()

@@ -3,10 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from rvlr_lib.data import ImageTextDataset, augment, load_dataset
-from rvlr_lib.data.dataset import ArraySource, PixelSource
+from rvlr_lib.data.dataset import ArraySource
 
 COUNTS = [3, 1, 2, 5, 1]
 
@@ -31,21 +30,6 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"image_ids": ["a", "b", "c", "b", "d"]}, "duplicate image id 'b'"),
-        ({"image_ids": ["a", "b"]}, "2 image ids for 5 pictures"),
-        ({"captions": ["only one"]}, "1 captions, but caption_image has 12"),
-        ({"caption_image": np.repeat(np.arange(6), 2)}, "names row 5, but there are 5"),
-        ({"caption_image": np.zeros(12, dtype=np.int64)}, "'picture1' has no caption"),
-    ],
-)
-def test_parts_that_do_not_fit_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        make_dataset(**changes)
-
-
 def test_captions_of_and_caption_ids():
     dataset = make_dataset()
     for i, count in enumerate(COUNTS):
@@ -65,8 +49,6 @@ def test_subset_re_indexes_everything():
         assert own == before
         assert part.image(i) == dataset.image(row)
     assert torch.equal(part.pixels([0, 1], 7), dataset.pixels([4, 3], 7))
-    with pytest.raises(ValueError, match="empty"):
-        dataset.subset([])
     scenes = load_dataset("scenes", split="val", size=9)
     part = scenes.subset([7, 2]).scene
     assert np.array_equal(part.scene.objects, scenes.scene.scene.objects[[7, 2]])
@@ -79,13 +61,6 @@ def test_galleries_partition_the_pictures():
     assert [p.image_ids for p in parts] == [["picture0", "picture2", "picture4"], ["picture1", "picture3"]]
     alone = make_dataset(galleries=None)
     assert alone.gallery_sets() == [alone]
-
-
-def test_pixels_are_resized_and_gathered():
-    source = PixelSource(5, lambda row: Image.new("RGB", (9 + row, 20), (row, 2 * row, 255)))
-    pixels = make_dataset(source=source).pixels(torch.tensor([4, 1, 1]), 6)
-    assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 3, 6, 6))
-    assert pixels[:, :, 0, 0].tolist() == [[4, 8, 255], [1, 2, 255], [1, 2, 255]]
 
 
 def test_fingerprint_tells_data_apart():
@@ -154,19 +129,3 @@ def test_augment_on_a_gpu_agrees():
     on_gpu = augment(pixels.cuda(), generator())
     torch.testing.assert_close(on_gpu.cpu(), augment(pixels, generator()), atol=1e-5, rtol=0)
     assert augment(pixels.cuda(), torch.Generator("cuda").manual_seed(0)).is_cuda
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("flickr", {"split": "train"}, "'flickr' is unknown; choose one of: clipart, emoji, scenes"),
-        ("emoji", {"split": "dev"}, "'dev' is unknown; emoji has train, val, test"),
-        ("a.json", {"split": "dev"}, "'dev' is unknown"),
-        ("a.json", {"split": "val"}, "a.json is not there"),
-        ("scenes", {"split": "train", "image_root": "photos"}, "image_root='photos'"),
-        ("scenes", {"split": "train", "detail": 1}, "'detail' is unknown to scenes; it has: text_detail, image_vis"),
-    ],
-)
-def test_load_dataset_lists_what_there_is(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        load_dataset(name, **options)

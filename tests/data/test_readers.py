@@ -1,19 +1,22 @@
 """Every format of a collection, read by hand and by the library; splits, limits, bad pictures."""
 
 import json
+import random
 import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
-from user_tools import NAMES, SPLITS, captions, coco, list_rows, looked, rows, sizes, spoiled, table, write
+import yaml
 
 from rvlr_lib.data import clean_caption, load_dataset
 from rvlr_lib.data.own import hashed_split, read_collection
+from tests.data.user_tools import NAMES, SPLITS, captions, coco, list_rows, looked, rows, sizes, spoiled, table, write
+from tests.tiny import draw_collection
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory, draw_collection):
+def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     return str(folder), draw_collection(folder, 60)
 
@@ -69,7 +72,7 @@ def test_karpathy_json_keeps_its_splits_and_an_index_its_files(tmp_path, drawn, 
     assert "index of list JSON; own splits; pictures/captions: train 40/" in capsys.readouterr().out
 
 
-def test_a_folder_of_pictures_beside_texts(tmp_path, draw_collection):
+def test_a_folder_of_pictures_beside_texts(tmp_path):
     told = sorted(draw_collection(tmp_path, 60))
     for name, texts in told:
         (tmp_path / name).with_suffix(".txt").write_text("\r\n".join(texts) + "\r\n\n", "utf-8-sig")
@@ -86,7 +89,7 @@ def test_hash_split_is_stable_seeded_and_about_80_10_10(tmp_path, drawn):
     assert set(zip(few.picture, few.split, strict=True)) <= set(zip(more.picture, more.split, strict=True))
 
 
-def test_equal_files_never_fall_into_two_splits(tmp_path, draw_collection):
+def test_equal_files_never_fall_into_two_splits(tmp_path):
     told = draw_collection(tmp_path / "p", 60)
     parts = hashed(told)
     first, second = sorted((parts["train"][0][0], parts["test"][0][0]))
@@ -208,7 +211,7 @@ def test_bad_content_is_named(tmp_path, name, content, message):
     assert str(tmp_path) in str(error.value)
 
 
-def test_bad_pictures_are_errors_or_skipped_under_a_cap(tmp_path, draw_collection, capsys):
+def test_bad_pictures_are_errors_or_skipped_under_a_cap(tmp_path, capsys):
     made = draw_collection(tmp_path, 40)
     part = hashed(made)["train"]
     gone, empty, damaged = (tmp_path / part[k][0] for k in (0, 3, 5))
@@ -264,3 +267,43 @@ def test_columns_of_coco_and_karpathy_are_chosen_and_flags_of_pictures_hold(plac
         found = captions(path := write(place, "x.json", told), caption_column="caption_zh")
         assert "without blanks" in str(looked(path, caption_column="caption_zh"))
         assert (found["t01.png"][0], "t00.png" in found) == ("一只狗", told is not content)
+
+
+SOUND = {name: READ[name] for name in ("x.csv", "captions.txt", "metadata.jsonl", "coco.json", "k.json")}
+SOUND |= {"i.yaml": "all: x.csv\nimage_root: .\n", "l.json": json.dumps(list_rows([(n, ["a", "b"]) for n in NAMES]))}
+VALUES = [None, 5, -1, 1e400, True, "", "a", [], {}, [None], [[]], {"a": 1}, ["a", 5], float("nan"), "\udce9", "\0"]
+
+
+def damaged(name, draw):
+    """Contents of a file as accidents leave them: cut, noisy, in another encoding, with a value of another type."""
+    whole = SOUND[name].encode()
+    yield from (b"", b"\0", b"\xff\xfe", b"\xff\xfe\0", b"\x89PNG\r\n\x1a\n" + bytes(99), b"[" * 50_000, whole[::-1])
+    yield from (whole[: draw.randrange(len(whole))], whole.replace(b'"', b"", 1), SOUND[name].encode("utf-16"))
+    for _ in range(9):
+        noisy = bytearray(whole)
+        for _ in range(draw.randrange(1, 9)):
+            noisy[draw.randrange(len(noisy))] = draw.randrange(256)
+        yield bytes(noisy)
+    for value in VALUES * name.endswith("json"):
+        content = json.loads(SOUND[name])
+        spot = (content if isinstance(content, list) else content[draw.choice(list(content))])[draw.randrange(3)]
+        spot[draw.choice(list(spot))] = value
+        yield json.dumps(content).encode()
+    if name == "i.yaml":
+        for key in "train all held_out image_root folders split_seed max_bad_pictures allow_overlap sources".split():
+            yield from (yaml.safe_dump({"all": "x.csv", key: value}).encode() for value in VALUES[:-1])
+        yield from (b"all: 2024-13-45", b"{[a]: b, all: x.csv}", b"all: x.csv\nall: [x.csv, x.tsv]", b"a: &a [*a]")
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_no_damaged_file_gives_a_traceback(place, name):
+    write(place, "x.csv", SOUND["x.csv"])
+    for data in damaged(name, random.Random(name)):
+        (place / name).write_bytes(data)
+        for look in (looked, lambda path: load_dataset(str(path), split="train")):
+            try:
+                said = f"{place} {look(place / name)}"
+            except ValueError as error:
+                said = str(error)
+            said.encode()  # no half characters
+            assert str(place) in said, data[:200]

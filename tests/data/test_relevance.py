@@ -5,7 +5,7 @@ import pytest
 from emoji import EMOJI_DATA
 from rouge_score.rouge_scorer import RougeScorer
 
-from rvlr_lib.data.relevance import category_relevance, clean_caption, embedding_relevance, rouge_l_relevance
+from rvlr_lib.data.relevance import clean_caption, embedding_relevance, rouge_l_relevance
 
 WORDS = sorted({word for data in EMOJI_DATA.values() for word in clean_caption(data["en"]).split()})
 SCORER = RougeScorer(["rougeL"])
@@ -80,31 +80,6 @@ def test_more_words_than_one_plane_of_characters():
     assert np.array_equal(rouge_l_relevance(texts, np.arange(100)), np.eye(100, dtype=np.float32))
 
 
-AB = ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("relevance", "message"),
-    [
-        (
-            lambda: rouge_l_relevance(AB, [0, 1], variant="f1"),
-            "unknown variant 'f1'; valid: coco, rouge_score, mean_f1",
-        ),
-        (lambda: rouge_l_relevance(AB, [0]), r"2 captions and caption_image \(1,\)"),
-        (lambda: rouge_l_relevance([], []), "0 captions"),
-        (lambda: rouge_l_relevance(AB, [0, -1]), "rows 0 to 0"),
-        (lambda: rouge_l_relevance(AB, [0, 2], num_images=2), "rows 0 to 1"),
-        (lambda: embedding_relevance(np.ones((3, 2)), [0, 1]), r"\(3, 2\).*\(2,\)"),
-        (lambda: embedding_relevance(np.ones((2, 2)), [0, 5], 2), "image rows 0 to 1"),
-        (lambda: embedding_relevance(np.eye(2) * [1, 0], [0, 1]), "row 1 is zero"),
-        (lambda: embedding_relevance(np.eye(2) * [np.nan, 1], [0, 1]), "row 0 is zero or not finite"),
-    ],
-)
-def test_refusals(relevance, message):
-    with pytest.raises(ValueError, match=message):
-        relevance()
-
-
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
@@ -141,12 +116,6 @@ def test_clean_caption_keeps_letters_marks_and_digits_of_every_script():
 @pytest.mark.parametrize("text", ["एक लड़का खेल रहा है", "குழந்தை", "คน", "ക്ഷ", "שָׁלוֹם", "كَتَبَ", "می‌خواهم", "ක්‍ෂ"])
 def test_marks_and_joiners_are_spelling(text):
     assert clean_caption(text) == unicodedata.normalize("NFC", text)
-
-
-def test_category_relevance_equals_the_loop():
-    categories, owner = ["food", "animal", "food"], [2, 0, 1, 1]
-    expected = [[float(categories[i] == name) for name in categories] for i in owner]
-    assert category_relevance(categories, owner).tolist() == expected
 
 
 def test_embedding_relevance_is_the_best_cosine_with_an_images_captions():

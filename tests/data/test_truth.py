@@ -184,10 +184,3 @@ def test_chances_equal_by_arithmetic_are_ties():
     assert len(np.unique(thirds)) + len(np.unique(tenths)) > 2
     assert len(np.unique(truth._rounded(thirds))) == len(np.unique(truth._rounded(tenths))) == 1
     assert np.allclose(truth._rounded(chances), chances, rtol=1e-11, atol=0)
-
-
-def test_ceiling_needs_one_gallery_with_factors():
-    with pytest.raises(ValueError, match=r"gallery_sets\(\)"):
-        bayes_ceiling(load_dataset("scenes", split="test", galleries=2, gallery_size=5))
-    with pytest.raises(ValueError, match="emoji has no known factors"):
-        bayes_ceiling(load_dataset("emoji", split="test", limit=3))

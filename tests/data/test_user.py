@@ -2,15 +2,13 @@
 
 import json
 import os
-import random
 
 import pytest
-import yaml
-from user_tools import NAMES, SPLITS, captions, coco, fill, looked, rows, sizes, spoiled, write
 
 from rvlr_lib.data import dataset_stamp, load_dataset
 from rvlr_lib.data.check import check
 from rvlr_lib.data.files import shown
+from tests.data.user_tools import NAMES, SPLITS, captions, coco, fill, looked, rows, sizes, spoiled, write
 
 ONE, TWO = "view one", "view two"
 EMPTY, MISSING, STRUCTURE = "empty captions", "placeholders of missing captions", "cells that hold a structure"
@@ -245,51 +243,3 @@ def test_every_file_that_is_read_is_stamped(place, edited):
     assert (data.captions != load_dataset(path, split="train").captions) == (b"dog" in content)
     fill(place / "folder", ("train/new",))
     assert "train/new/0.png" in load_dataset(str(place / "folder"), split="train").image_ids
-
-
-SOUND = {
-    "x.csv": rows("a dog"),
-    "x.tsv": rows("a dog", mark="\t"),
-    "x.json": json.dumps(coco()),
-    "captions.txt": rows("a dog"),
-    "l.json": json.dumps([{"image": n, "caption": ["a", "b"], "split": "val"} for n in NAMES]),
-    "i.yaml": "all: x.csv\nimage_root: .\n",
-    "k.json": json.dumps({"images": [{"filename": n, "sentences": [{"raw": "a"}], "split": "train"} for n in NAMES]}),
-    "x.jsonl": "\n".join(json.dumps({"image": n, "caption": "a"}) for n in NAMES),
-}
-VALUES = [None, 5, -1, 1e400, True, "", "a", [], {}, [None], [[]], {"a": 1}, ["a", 5], float("nan"), "\udce9", "\0"]
-
-
-def damaged(name, draw):
-    """Contents of a file as accidents leave them: cut, noisy, in another encoding, with a value of another type."""
-    whole = SOUND[name].encode()
-    yield from (b"", b"\0", b"\xff\xfe", b"\xff\xfe\0", b"\x89PNG\r\n\x1a\n" + bytes(99), b"[" * 50_000, whole[::-1])
-    yield from (whole[: draw.randrange(len(whole))], whole.replace(b'"', b"", 1), SOUND[name].encode("utf-16"))
-    for _ in range(9):
-        noisy = bytearray(whole)
-        for _ in range(draw.randrange(1, 9)):
-            noisy[draw.randrange(len(noisy))] = draw.randrange(256)
-        yield bytes(noisy)
-    for value in VALUES * name.endswith("json"):
-        content = json.loads(SOUND[name])
-        spot = (content if isinstance(content, list) else content[draw.choice(list(content))])[draw.randrange(3)]
-        spot[draw.choice(list(spot))] = value
-        yield json.dumps(content).encode()
-    if name == "i.yaml":
-        for key in "train all held_out image_root folders split_seed max_bad_pictures allow_overlap sources".split():
-            yield from (yaml.safe_dump({"all": "x.csv", key: value}).encode() for value in VALUES[:-1])
-        yield from (b"all: 2024-13-45", b"{[a]: b, all: x.csv}", b"all: x.csv\nall: [x.csv, x.tsv]", b"a: &a [*a]")
-
-
-@pytest.mark.parametrize("name", SOUND)
-def test_no_damaged_file_gives_a_traceback(place, name):
-    write(place, "x.csv", SOUND["x.csv"])
-    for data in damaged(name, random.Random(name)):
-        (place / name).write_bytes(data)
-        for look in (looked, lambda path: load_dataset(str(path), split="train")):
-            try:
-                said = f"{place} {look(place / name)}"
-            except ValueError as error:
-                said = str(error)
-            said.encode()  # no half characters
-            assert str(place) in said, data[:200]

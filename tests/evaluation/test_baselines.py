@@ -57,17 +57,6 @@ def test_principal_components_and_spectral_cut_against_numpy():
         np.testing.assert_allclose(ours @ ours.T, cosines(features, 0, basis), atol=1e-9)
 
 
-def test_peers_refuse_what_they_cannot_do():
-    pair, few = (rows(5, 6), rows(7, 6)), (rows(1, 6), rows(1, 6, seed=1))
-    with pytest.raises(ValueError, match=r"width 2 needs .* 3 reference rows, got \[2, 6\]"):
-        principal_components(pair, few, width=2)
-    with pytest.raises(ValueError, match="are not paired"):
-        spectral_cut(pair, pair, leading=1, trailing=1)
-    for leading, trailing in ((-1, 1), (3, 3)):
-        with pytest.raises(ValueError, match="leave none of 6 directions"):
-            spectral_cut(pair, (rows(9, 6), rows(9, 6, seed=1)), leading=leading, trailing=trailing)
-
-
 def test_an_undefined_validation_score_never_wins(monkeypatch):
     dataset = load_dataset("emoji", split="train", limit=30)
     split = (unit_rows(rows(30, 8).float()), unit_rows(rows(len(dataset.captions), 8, seed=1).float())), dataset
@@ -108,6 +97,7 @@ def test_training_free_rows_choose_on_validation_and_undo_an_offset():
 
 
 X, Y = rows(6, 4), rows(8, 4, seed=1)
+PAIR, NINE, FEW = (rows(5, 6), rows(7, 6)), (rows(9, 6),) * 2, (rows(1, 6),) * 2
 
 
 BAD = [(lambda: centre(X, Y[:1]), r"reference \(1, 4\) do not fit.* 2 or more")]
@@ -119,6 +109,10 @@ BAD += [
 BAD += [(lambda: normalise_by_neighbours(X, Y, weight=1, k=9), "k = 9 neighbours of a bank of 8")]
 BAD += [(lambda: normalise_by_neighbours(X, Y[:, :2], weight=1, k=1), r"scores \(6, 4\) and bank_scores \(8, 2\)")]
 BAD += [(lambda: normalise_by_neighbours(X, Y, weight=float("nan"), k=1), "weight nan")]
+BAD += [(lambda: principal_components(PAIR, FEW, width=2), r"width 2 needs .* 3 reference rows, got \[2, 6\]")]
+BAD += [(lambda: spectral_cut(PAIR, PAIR, leading=1, trailing=1), "are not paired")]
+BAD += [(lambda: spectral_cut(PAIR, NINE, leading=-1, trailing=1), "leave none of 6 directions")]
+BAD += [(lambda: spectral_cut(PAIR, NINE, leading=3, trailing=3), "leave none of 6 directions")]
 BAD += [(lambda: interpolate_weights({"w": X}, {"w": X}, float("nan")), "alpha nan")]
 BAD += [(lambda: interpolate_weights({"w": X}, {"v": X}, 0.5), "'v' is not there in start and .* in trained")]
 BAD += [(lambda: interpolate_weights({"w": X}, {"w": Y}, 0.5), r"'w' is .*\[6, 4\] in start and .*\[8, 4\]")]

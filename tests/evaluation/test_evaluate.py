@@ -68,11 +68,6 @@ def test_two_unimodal_spaces_of_other_widths(emoji):
     assert not {"modality_gap", "relative_modality_gap", "alignment"} & found["structure"].keys()
 
 
-def test_relevance_is_computed_once_for_a_data_set(emoji):
-    assert evaluation.relevances(emoji) is evaluation.relevances(emoji)
-    assert evaluation.relevances(emoji.subset(range(9)))["rouge_l"].caption_to_image.shape == (9, 9)
-
-
 def test_structure_is_a_mean_over_galleries_of_first_captions(scenes):
     features, other = evaluation.random_features(scenes, 8, 0), evaluation.random_features(scenes, 8, 1)
     found = evaluation.structure(features, {"start": other, "teacher": features}, scenes)
@@ -83,12 +78,6 @@ def test_structure_is_a_mean_over_galleries_of_first_captions(scenes):
     assert found["text/overlap_start"] == pytest.approx(np.mean(slow))
     assert found["image/overlap_teacher"] == found["text/trust_teacher"] == 100
     assert {"image/relations_truth", "text/overlap_shown", "modality_gap", "alignment"} <= found.keys()
-
-
-def test_bending_is_the_loss_beyond_the_controls():
-    trained = {"image/overlap_start": 60.0, "text/cka_start": 0.5, "image/overlap_teacher": 10.0}
-    control = {"image/overlap_start": 90.0, "text/cka_start": 0.25}
-    assert evaluation.bending(trained, control) == {"image/overlap": 30.0, "text/cka": -0.25}
 
 
 def test_rows_are_halved_until_they_fit_outside_the_handler(monkeypatch):

@@ -61,22 +61,6 @@ def test_scores_are_those_of_one_padded_pair_at_a_time(inputs, layers, monkeypat
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_every_pair_picture_and_caption_is_computed_once(inputs, monkeypatch):
-    fusion, pairs, pictures, captions = a_fusion(2), [], [], []
-    watched = {"match_projected": (pairs, 1), "project_images": (pictures, 0), "begin_texts": (captions, 0)}
-    for name, (seen, at) in watched.items():
-        plain = getattr(fusion, name)
-        monkeypatch.setattr(fusion, name, lambda *a, p=plain, s=seen, at=at: (s.append(len(a[at])), p(*a))[1])
-    monkeypatch.setattr(rerank, "CPU_MEMORY", 1)
-    matching_scores(fusion, *inputs, TOP_K)
-    features = inputs[3]
-    i2t, t2i = shortlist(*features, TOP_K), shortlist(*features[::-1], TOP_K)
-    wanted = {(i, int(c)) for i, row in enumerate(i2t) for c in row}
-    wanted |= {(int(i), c) for c, row in enumerate(t2i) for i in row}
-    assert sum(pairs) == len(wanted) < i2t.numel() + t2i.numel()
-    assert (sum(pictures), sum(captions)) == (IMAGES, CAPTIONS)
-
-
 def test_half_precision_tokens_and_long_shortlists_are_taken(inputs):
     images, texts, mask, features = inputs
     fusion = a_fusion(1)

@@ -1,8 +1,13 @@
+from itertools import combinations
+from unittest.mock import patch
+
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from rvlr_lib.data import ImbalanceSpec, load_dataset
+from rvlr_lib.figures.style import one_column
 
 ARMS = ("matching", "matching_longer", "rvlr", "shuffled")
 
@@ -40,16 +45,41 @@ def tidy():
     return make
 
 
+def find_faults(figure, smallest=8):
+    """One line per fault of a figure as it is drawn; slanted text cannot overlap, as its box is half empty."""
+    drawn = []
+    original = Text.draw
+
+    def draw(self, renderer):
+        if self.get_visible() and self.get_text().strip():
+            drawn.append(self)
+        original(self, renderer)
+
+    with patch.object(Text, "draw", draw):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    width, height = canvas.get_width_height()
+    found = [f"small: {text.get_text()!r} has {text.get_size()} points" for text in drawn if text.get_size() < smallest]
+    boxes = [(text, text.get_window_extent()) for text in dict.fromkeys(drawn)]
+    for text, box in boxes:
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1:
+            found.append(f"cut off: {text.get_text()!r} at {box.extents.round()} of {width} x {height}")
+    straight = [(text, box.padded(-1)) for text, box in boxes if text.get_rotation() % 90 == 0]
+    for (one, first), (other, second) in combinations(straight, 2):
+        if first.overlaps(second):
+            found.append(f"overlap: {one.get_text()!r} and {other.get_text()!r}")
+    return found
+
+
 @pytest.fixture
-def drawn(figure_faults):
+def drawn():
     """Function draw -> its figure on a page; both widths are without faults."""
-    from rvlr_lib.figures.style import one_column
 
     def both(draw):
         with one_column():
-            assert figure_faults(draw()) == []
+            assert find_faults(draw()) == []
         figure = draw()
-        assert figure_faults(figure) == []
+        assert find_faults(figure) == []
         return figure
 
     return both

@@ -88,36 +88,6 @@ def test_works_in_the_dtype_of_its_input(pair, dtype):
     assert image_text_contrastive_loss(a, b, np.float32(0.1)).item() > 0
 
 
-ONES = torch.ones(4, 3)
-
-
-@pytest.mark.parametrize(
-    ("student", "teacher", "temperature", "ids", "message"),
-    [
-        (ONES, torch.ones(5, 3), 0.1, None, r"\(4, 3\).*\(5, 3\)"),
-        (ONES, torch.ones(4, 2), 0.1, None, r"\(4, 3\).*\(4, 2\)"),
-        (torch.ones(4), torch.ones(4), 0.1, None, "matrices"),
-        (torch.ones(4, 0), torch.ones(4, 0), 0.1, None, "matrices"),
-        (torch.ones(1, 3), torch.ones(1, 3), 0.1, None, "B >= 2"),
-        ([["a"], ["b"]], torch.ones(2, 1), 0.1, None, "_features must hold numbers"),
-        ([[1.0], [1.0, 2.0]], torch.ones(2, 1), 0.1, None, "_features is no array"),
-        (ONES, ONES, 0, None, "temperature must not be zero"),
-        (ONES, ONES, torch.tensor(0.0), None, "temperature must not be zero"),
-        (ONES, ONES, torch.ones(4), None, "0-d"),
-        (ONES, ONES, "warm", None, "temperature must be a number"),
-        (ONES, ONES, 0.1, torch.arange(3), r"\(3,\)"),
-        (ONES, ONES, 0.1, torch.zeros(4, 1), r"\(4, 1\)"),
-    ],
-)
-def test_refuses(student, teacher, temperature, ids, message):
-    with pytest.raises(ValueError, match=message):
-        representation_distillation_loss(student, teacher, temperature, ids)
-    if "matrices" in message or "features" in message:
-        for loss in PLAIN:
-            with pytest.raises(ValueError, match=message):
-                loss(student, teacher)
-
-
 def test_defined_values_of_poor_input():
     rows = torch.nn.functional.normalize(torch.randn(4, 3, generator=torch.Generator().manual_seed(1)))
     uniform = torch.log_softmax(rows @ rows.T / 0.1, dim=1).mean()

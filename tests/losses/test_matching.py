@@ -38,26 +38,3 @@ def test_matching_equals_the_loop_and_has_its_gradient(draw):
     right, wrong = torch.tensor([[-9.0, 9.0]] * 2), torch.tensor([[9.0, -9.0]] * 4)  # class 1 belongs together
     assert image_text_matching_loss(right, wrong.double()) < 1e-6
     assert image_text_matching_loss(wrong[:2].tolist(), torch.cat([right, right])) > 10
-
-
-SQUARE = torch.zeros(3, 3)
-
-
-@pytest.mark.parametrize(
-    ("function", "given", "message"),
-    [
-        (sample_hard_negatives, (torch.zeros(3, 4), 0.1), r"\(3, 4\)"),
-        (sample_hard_negatives, (torch.zeros(1, 1), 0.1), "B >= 2"),
-        (sample_hard_negatives, (SQUARE, 0.0), "zero"),
-        (sample_hard_negatives, (SQUARE, 0.1, torch.zeros(3)), "no negative"),
-        (sample_hard_negatives, (SQUARE, 0.1, torch.zeros(4)), r"\(4,\)"),
-        (sample_hard_negatives, (SQUARE * torch.nan, 0.1), "finite"),
-        (image_text_matching_loss, (torch.zeros(4, 2), torch.zeros(4, 2)), "expected logits"),
-        (image_text_matching_loss, (torch.zeros(4, 3), torch.zeros(8, 3)), "expected logits"),
-        (image_text_matching_loss, (torch.zeros(1, 2), torch.zeros(2, 2)), "expected logits"),
-        (image_text_matching_loss, (torch.zeros(4), torch.zeros(8, 2)), "expected logits"),
-    ],
-)
-def test_refuses(function, given, message):
-    with pytest.raises(ValueError, match=message):
-        function(*given)

@@ -4,8 +4,6 @@ from torch.autograd import gradcheck
 
 from rvlr_lib.losses import FusionWeight, LossWeights, anchor_loss
 
-WIDE, LONG = torch.ones(3, 2), torch.ones(1, 4)
-
 
 def test_defaults_are_the_official_weights():
     assert LossWeights() == LossWeights(1, 2, 1, 2, 2, 1, 1)
@@ -34,18 +32,3 @@ def test_a_learnable_fusion_weight_starts_where_told_and_moves_and_a_fixed_one_s
     assert fixed().item() == pytest.approx(1.7)
     assert not fixed().requires_grad
     assert fixed.state_dict()
-
-
-@pytest.mark.parametrize(
-    ("function", "given", "message"),
-    [
-        (anchor_loss, ([WIDE, LONG], [WIDE]), "shorter"),
-        (anchor_loss, ([WIDE, LONG], [LONG, WIDE]), r"\(3, 2\), \(1, 4\)"),
-        (anchor_loss, ([], []), "none"),
-        (FusionWeight, (0.5, "relu"), "valid: sigmoid, free"),
-        (FusionWeight, (1.0,), r"inside \(0, 1\)"),
-    ],
-)
-def test_refuses(function, given, message):
-    with pytest.raises(ValueError, match=message):
-        function(*given)

@@ -78,57 +78,11 @@ def test_chunks_order_and_scale_change_nothing(protocol):
 
 
 @BOTH
-def test_inputs_whose_meaning_is_plain_are_accepted(protocol):
-    rng, z, w, owner, relevance = world()
-    graded, scores = relevance > 0.5, rng.integers(0, 9, (len(z), len(w)))
-    options = {"protocol": protocol, "ks_recall": (1, 5), "ks_ndcg": (10,)}
-    whole = evaluate_retrieval(z, w, owner, graded, scores_i2t=scores, **options)
-    for form in (lambda x: x.tolist(), lambda x: torch.tensor(x, requires_grad=x.dtype == float)):
-        found = evaluate_retrieval(form(z), form(w), form(owner), form(graded), scores_i2t=form(scores), **options)
-        assert found == pytest.approx(whole, abs=1e-3, nan_ok=True)
-        assert all(isinstance(value, float) for value in found.values())
-    alone = evaluate_retrieval(z, w, owner, graded, scores_i2t=scores, **options | {"ks_ndcg": ()})
-    assert alone.items() == {item for item in whole.items() if "NDCG" not in item[0]}
-    options |= {"ks_recall": torch.tensor([1, 5]), "ks_ndcg": np.array(10)}
-    assert evaluate_retrieval(z, w, owner.astype(float), graded.astype(np.uint8), scores_i2t=scores, **options) == whole
-    for a, b, error in ((np.float32, np.float64, 2), (np.float16, np.float32, 2), (np.float16, np.float16, 5)):
-        found = evaluate_retrieval(z.astype(a), w.astype(b), owner, graded, scores_i2t=scores, **options)
-        assert found["t2t/NDCG@10"] == pytest.approx(whole["t2t/NDCG@10"], abs=error)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image_features": np.ones((13, 5))}, r"image_features \(13, 5\) and text_features \(33, 4\)"),
-        ({"image_features": np.full((13, 4), np.nan)}, "finite"),
-        ({"image_features": [["a"]]}, "image_features must hold numbers"),
-        ({"caption_image": np.zeros(5, int)}, r"caption_image has shape \(5,\).*\(33,\)"),
-        ({"caption_image": np.full(33, 13)}, r"0 to 12, got \[13"),
-        ({"caption_image": np.full(33, 0.5)}, "caption_image must be whole row numbers"),
-        ({"caption_image": np.ones(33, bool)}, "bool"),
-        ({"relevance": np.ones((13, 33))}, r"relevance has shape \(13, 33\), expected \(33, 13\)"),
-        ({"relevance": None}, "relevance must hold numbers"),
-        ({"relevance": -np.ones((33, 13))}, "relevance must be 0 or more"),
-        ({"relevance": np.full((33, 13), np.inf)}, "relevance must be 0 or more and finite"),
-        ({"image_relevance": np.full((13, 13), np.inf)}, "image_relevance must be 0 or more and finite"),
-        ({"text_relevance": np.full((33, 33), np.nan)}, "text_relevance must be 0 or more and finite"),
-        ({"text_relevance": np.ones((13, 13))}, "text_relevance has shape"),
-        ({"scores_i2t": np.ones((33, 13))}, "scores_i2t has shape"),
-        ({"scores_t2i": np.full((33, 13), np.nan)}, "NaN"),
-        ({"protocol": "faithful"}, "unknown protocol 'faithful'; valid: corrected, official"),
-        ({"mixed_t2it": "official"}, "unknown mixed_t2it 'official'"),
-        ({"mixed_scores": "itm"}, "unknown mixed_scores 'itm'"),
-        ({"chunk_size": 0}, "chunk_size"),
-        ({"ks_ndcg": (0, 10)}, "cut-off"),
-        ({"ks_recall": ()}, "cut-off"),
-        ({"protocol": OFFICIAL, "caption_image": np.zeros(33, int)}, "a caption for every image"),
-    ],
-)
-def test_refuses(change, message):
-    _, z, w, owner, relevance = world()
-    inputs = {"image_features": z, "text_features": w, "caption_image": owner, "relevance": relevance, **change}
-    with pytest.raises(ValueError, match=message):
-        evaluate_retrieval(**inputs)
+def test_recall_alone_is_that_of_the_whole_and_tensors_are_taken_as_arrays(protocol):
+    _, *inputs = world()
+    whole = evaluate_retrieval(*inputs, protocol=protocol)
+    alone = evaluate_retrieval(*(torch.tensor(x) for x in inputs), protocol=protocol, ks_ndcg=())
+    assert alone == close({key: value for key, value in whole.items() if "NDCG" not in key})
 
 
 @BOTH
@@ -147,20 +101,3 @@ def test_folds_are_the_mean_of_galleries_cut_out_by_hand(protocol):
     found = evaluate_folds(z, w, owner, relevance, fold_size=10, protocol=protocol, **known)
     assert found == pytest.approx({key: np.mean([report[key] for report in reports]) for key in reports[0]})
     assert evaluate_folds(z, w, owner, relevance, fold_size=30) == evaluate_retrieval(z, w, owner, relevance)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"fold_size": 8}, "fold_size 8 does not divide 13 images"),
-        ({"fold_size": 0}, "fold_size"),
-        ({"per_query": True}, "per_query"),
-        ({"scores_t2i": np.ones((13, 33))}, "scores_t2i has shape"),
-        ({"caption_image": [0]}, "caption_image has shape"),
-    ],
-)
-def test_folds_refuse(change, message):
-    _, z, w, owner, relevance = world()
-    inputs = {"caption_image": owner, "relevance": relevance, "fold_size": 13, **change}
-    with pytest.raises(ValueError, match=message):
-        evaluate_folds(z, w, **inputs)

@@ -4,15 +4,12 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from rvlr_lib.data import load_dataset
-from rvlr_lib.disk import write_json
 from rvlr_lib.figures import projection as maps
 from rvlr_lib.report import explorer
 
@@ -174,44 +171,3 @@ def test_a_hovered_item_stays_in_the_window_and_words_find_captions(script):
     ask = "(part('words').value = '{}', part('words').listeners.input(), part('panel').innerHTML)"
     assert re.search(r"24 of \d+ pictures shown.*15 of \d+ captions shown", script(ask.format("a")))
     assert "No caption has all of these words" in script(ask.format("zebra"))
-
-
-@pytest.fixture
-def run(tmp_path):
-    given = {"seed": 3, "max_points": 20}
-    runs = [{"notebook": "04", "dataset": name, "parameters": given} for name in ("scenes", "emoji")]
-    record = {"profile": "smoke", "description": "", "command": "", "provenance": {}, "runs": runs}
-    write_json(tmp_path / "run" / "run.json", record)
-    return tmp_path / "run"
-
-
-def test_the_study_of_a_run_is_opened_as_its_notebooks_did(run, monkeypatch, gallery, spaces, capsys):
-    opened, arms = [], {"teachers": "teachers", "matching_longer": "baseline", "rvlr": "RVLR"}
-
-    def open_study(name, **options):
-        opened.append((name, options))
-        if name == "emoji":
-            raise ValueError("x.safetensors is damaged")
-        settings = SimpleNamespace(seed=3, method=SimpleNamespace(baseline="matching_longer"))
-        features = lambda arm: spaces[arms[arm]]  # noqa: E731
-        return SimpleNamespace(settings=settings, dataset=lambda split: gallery, test_features=features)
-
-    def cached_projection(root, found, **options):
-        assert (root, list(found), options["max_points"]) == (run.parent, list(SPACES), 20)
-        return layout(gallery, 10)
-
-    (run.parent / "cache").mkdir()  # beside the run, wherever other runs go
-    monkeypatch.setenv("RVLR_RUNS", str(run))
-    monkeypatch.setitem(sys.modules, "rvlr_lib.study.study", SimpleNamespace(open_study=open_study))
-    monkeypatch.setattr(maps, "cached_projection", cached_projection)
-    page = explorer.write_explorer(run).read_text()
-    told = "the trained stages of scenes are missing, `rvlr reproduce --profile smoke` makes them"
-    assert opened[0] == ("scenes", {"device": "cpu", "root": run.parent, "missing": told, "seed": 3})
-    assert page.count("data:image/webp") == 10
-    assert capsys.readouterr().out == "emoji is left out: x.safetensors is damaged\n"
-    assert "x.safetensors is damaged" in page
-    monkeypatch.setitem(
-        sys.modules, "rvlr_lib.study.study", SimpleNamespace(open_study=lambda *_, **__: open_study("emoji"))
-    )
-    with pytest.raises(ValueError, match="^scenes: x.safetensors is damaged; emoji: x"):
-        explorer.write_explorer(run)

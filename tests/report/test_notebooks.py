@@ -113,3 +113,6 @@ def test_smoke_runs_every_notebook(tmp_path):
     report = (out / "report.md").read_text()
     assert all(f"figures/{name}.png" in report for name in figures)
     assert not list(out.rglob(".*"))
+    done = subprocess.run([*command[:3], "explore", str(out)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "data:image/webp" in (out / "explore.html").read_text()

@@ -4,9 +4,9 @@ import pandas as pd
 import papermill
 import pytest
 
-from rvlr_lib.disk import own_folder, read_json, write_json
+from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.figures.style import is_narrow, new_figure
-from rvlr_lib.report.output import RunOutput, check_parameters, fit_parameters, read_results, read_run
+from rvlr_lib.report.output import RunOutput, check_parameters, fit_parameters, read_results
 
 
 def test_a_notebook_leaves_figures_tables_sentences_and_one_result(tmp_path):
@@ -79,14 +79,8 @@ def test_plain_papermill_fails_in_the_first_cell(checkout):
     assert (space["seed"], type(space["rate"])) == (4, float)
 
 
-def test_reading_a_run_names_what_is_wrong(tmp_path):
-    with pytest.raises(ValueError, match="holds no run.*`rvlr reproduce` makes one"):
-        read_run(tmp_path)
+def test_reading_results_names_what_is_wrong(tmp_path):
     whole = {"profile": "x", "description": "", "runs": [], "command": "", "provenance": {}}
-    for damaged in ([], 5, {"profile": "x", "runs": []}, whole | {"runs": 5}, whole | {"runs": [{}]}):
-        write_json(tmp_path / "run.json", damaged)
-        with pytest.raises(ValueError, match=r"run.json is no record of a run: `rvlr reproduce` writes it again"):
-            read_run(tmp_path)
     run = {"notebook": "03", "dataset": "mine", "parameters": {}, "outputs": ["results/mine_03.json"]}
     write_json(tmp_path / "run.json", whole | {"runs": [run]})
     with pytest.raises(ValueError, match=r"mine_03.json is missing, though"):
@@ -96,24 +90,3 @@ def test_reading_a_run_names_what_is_wrong(tmp_path):
         write_json(tmp_path / "results" / "mine_03.json", damaged)
         with pytest.raises(ValueError, match=r"mine_03.json is no result of a notebook"):
             read_results(tmp_path)
-
-
-def test_a_folder_belongs_to_one_process_and_one_setting(tmp_path):
-    with own_folder(tmp_path / "a", {"seed": 1}) as earlier:
-        assert earlier == {}
-        with pytest.raises(ValueError, match="another process is writing"), own_folder(tmp_path / "a", {"seed": 1}):
-            pass
-    with own_folder(tmp_path / "a", {"seed": 1}) as earlier:
-        assert earlier == {"seed": 1}
-    with pytest.raises(ValueError, match="seed was 1, is 2"), own_folder(tmp_path / "a", {"seed": 2}):
-        pass
-    with own_folder(tmp_path / "a", {"seed": 2}, overwrite=True):
-        pass
-    assert read_json(tmp_path / "a" / "made_by.json") == {"seed": 2}
-    with pytest.raises(KeyError), own_folder(tmp_path / "b", {"seed": 1}):
-        raise KeyError  # which leaves the folder to other settings
-    with own_folder(tmp_path / "b", {"seed": 2}):
-        (tmp_path / "b" / "thesis.tex").touch()
-    (tmp_path / "b" / "made_by.json").unlink()
-    with pytest.raises(ValueError, match=r"holds other things \(thesis.tex\)"), own_folder(tmp_path / "b", {}):
-        pass

@@ -63,7 +63,10 @@ def test_the_report(run, tmp_path):
 
 
 def test_claims_stand_once_and_settings_are_told_once(run, tmp_path):
-    write_text(tmp_path / "data" / "reference" / "study" / "claims.md", "# Claims\n\n- a: −1.00 to +2.00")
+    write_text(
+        tmp_path / "data" / "reference" / "study" / "claims.md",
+        "# Claims\n\n- a: −1.00 to +2.00\n\n## Companions\n\ntwice",
+    )
     settings = {"seed": 1, "stage1": {"epochs": 4, "lr": 0.1}}
     first = read_json(run / "results" / f"my birds_{NAME}.json")
     first |= {"settings": settings, "tables": {"claims": [{"x": "twice"}]}}
@@ -75,13 +78,6 @@ def test_claims_stand_once_and_settings_are_told_once(run, tmp_path):
     assert re.findall("^- scenes.*: (.*)$", text, re.MULTILINE) == ["`seed` 2", "`stage1.epochs` 3"]
     assert "−1.00&nbsp;to&nbsp;+2.00" in (run / "report.html").read_text(encoding="utf-8")
     assert report.markdown_html("# I want to …").startswith('<h1 id="i-want-to-">')
-
-
-def test_claims_are_those_of_the_study(tmp_path):
-    assert report.claims_part(tmp_path) == ""
-    text = "# Claims\n\n- a: **better**\n\n## Verdicts\n\n| x |\n\n## Companions\n\nc"
-    write_text(tmp_path / "data" / "reference" / "study" / "claims.md", text)
-    assert report.claims_part(tmp_path) == "- a: **better**\n\n### Verdicts\n\n| x |"
 
 
 def test_damage_is_named(run, capsys):

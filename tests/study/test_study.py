@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rvlr_lib import cli
 from rvlr_lib.config import ARMS, load_settings
 from rvlr_lib.disk import read_json
 from rvlr_lib.study.inputs import read_split
@@ -120,3 +121,14 @@ def test_whole_towers_train_with_the_same_code(make_study):
     study = make_study(**{"model.freeze_towers": False, "stage1.epochs": 1, "data.train_size": 16})
     assert study.result("matching").metrics["r_mean"] > 0
     assert read_json(study.student_folder("matching") / "fit.json")["steps"] == 1
+
+
+def test_the_command_trains_an_arm_and_keeps_a_folder_of_other_settings(tmp_path, capsys):
+    tiny_towers()
+    chosen = [word for key, value in SIZES.items() for word in ("-s", key, str(value))]
+    command = ["train", "--arm", "matching", "--device", "cpu", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert cli.main([*command, *chosen]) == 0
+    assert {"weights.safetensors", "log.jsonl", "result.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert read_json(tmp_path / "out" / "result.json")["metrics"]["r_mean"] > 0
+    assert cli.main([*command, *chosen, "--seed", "1"]) == 2
+    assert "seed was 0, is 1" in capsys.readouterr().err

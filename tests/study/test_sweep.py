@@ -8,7 +8,7 @@ from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.study.claims import read_study, write_claims
 from rvlr_lib.study.regime import map_frame
 from rvlr_lib.study.runner import Runner
-from rvlr_lib.study.sweep import parse_seeds, read_seeds, run_study
+from rvlr_lib.study.sweep import read_seeds, run_study
 from rvlr_lib.study.tuning import draw_trials, tuned_arms
 from tests.tiny import tiny_towers
 
@@ -68,11 +68,6 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path, changed, faul
         write_json(tmp_path / "scenes" / f"seed-{seed}.json", content)
     with pytest.raises(ValueError, match=fault):
         read_seeds(tmp_path, "scenes", "a")
-
-
-def test_seeds_that_the_command_line_cannot_mean():
-    with pytest.raises(ValueError, match="expected something like"):
-        parse_seeds("0..4")
 
 
 def double(number, wait, device, root):

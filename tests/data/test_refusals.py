@@ -1,0 +1,66 @@
+"""What a bad option, array or part gets; files of one's own are refused in test_readers.py and test_user.py."""
+
+import numpy as np
+import pytest
+
+from rvlr_lib.data import ImbalanceSpec, bayes_ceiling, impose, load_dataset, mismatch_index, rouge_l_relevance
+from rvlr_lib.data.relevance import embedding_relevance
+from tests.data.test_pairs import make_dataset
+
+AB = ["a", "b"]
+
+
+def scenes(split="val", **options):
+    return load_dataset("scenes", split=split, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ImbalanceSpec(text_detail=1.2), "text_detail=1.2 lies outside 0 to 1"),
+        (lambda: ImbalanceSpec(image_fault="rain"), "'rain' is unknown; choose one of: occlusion, blur"),
+        (lambda: ImbalanceSpec(splits=("dev",)), "not 'dev'"),
+        (lambda: mismatch_index(np.arange(10), 1.5), "lies outside 0 to 1"),
+        (lambda: mismatch_index(np.arange(10), 0.01), "moves 0 of 10 captions"),
+        (lambda: mismatch_index(np.arange(10), 0.1), "moves 1 of 10 captions, of which 1 belong to one picture"),
+        (lambda: mismatch_index(np.array([0, 0, 0, 1]), 1.0), "raise the rate or take more pictures"),
+        (lambda: impose(scenes(), ImbalanceSpec(text_detail=0.5)), "drop factors where they are drawn"),
+        (lambda: scenes(text_detail=0.5, imbalance=ImbalanceSpec()), "given twice"),
+        (lambda: scenes(text_detail=float("nan")), "text_detail=nan"),
+        (lambda: scenes(image_visibility=2), "image_visibility=2 lies outside 0 to 1"),
+        (lambda: scenes(size=0), "size=0"),
+        (lambda: scenes(seed=-1), "seed=-1"),
+        (lambda: scenes("test", galleries=0), "galleries=0"),
+        (lambda: scenes("test", size=3), "size=3 is for train and val"),
+        (lambda: scenes("train", image_root="photos"), "image_root='photos'"),
+        (lambda: scenes("train", detail=1), "'detail' is unknown to scenes; it has: text_detail, image_vis"),
+        (lambda: load_dataset("flickr", split="train"), "'flickr' is unknown; choose one of: clipart, emoji, scenes"),
+        (lambda: load_dataset("emoji", split="dev"), "'dev' is unknown; emoji has train, val, test"),
+        (lambda: load_dataset("emoji", split="val", limit=0), "limit=0"),
+        (lambda: load_dataset("a.json", split="dev"), "'dev' is unknown"),
+        (lambda: load_dataset("a.json", split="val"), "a.json is not there"),
+        (lambda: bayes_ceiling(scenes("test", galleries=2, gallery_size=5)), r"gallery_sets\(\)"),
+        (lambda: bayes_ceiling(load_dataset("emoji", split="test", limit=3)), "emoji has no known factors"),
+        (lambda: make_dataset(image_ids=["a", "b", "c", "b", "d"]), "duplicate image id 'b'"),
+        (lambda: make_dataset(image_ids=AB), "2 image ids for 5 pictures"),
+        (lambda: make_dataset(captions=["only one"]), "1 captions, but caption_image has 12"),
+        (lambda: make_dataset(caption_image=np.repeat(np.arange(6), 2)), "names row 5, but there are 5"),
+        (lambda: make_dataset(caption_image=np.zeros(12, dtype=np.int64)), "'picture1' has no caption"),
+        (lambda: make_dataset().subset([]), "empty"),
+        (
+            lambda: rouge_l_relevance(AB, [0, 1], variant="f1"),
+            "unknown variant 'f1'; valid: coco, rouge_score, mean_f1",
+        ),
+        (lambda: rouge_l_relevance(AB, [0]), r"2 captions and caption_image \(1,\)"),
+        (lambda: rouge_l_relevance([], []), "0 captions"),
+        (lambda: rouge_l_relevance(AB, [0, -1]), "rows 0 to 0"),
+        (lambda: rouge_l_relevance(AB, [0, 2], num_images=2), "rows 0 to 1"),
+        (lambda: embedding_relevance(np.ones((3, 2)), [0, 1]), r"\(3, 2\).*\(2,\)"),
+        (lambda: embedding_relevance(np.ones((2, 2)), [0, 5], 2), "image rows 0 to 1"),
+        (lambda: embedding_relevance(np.eye(2) * [1, 0], [0, 1]), "row 1 is zero"),
+        (lambda: embedding_relevance(np.eye(2) * [np.nan, 1], [0, 1]), "row 0 is zero or not finite"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
