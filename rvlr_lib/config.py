@@ -159,6 +159,7 @@ class Arm:
     shuffled: bool = False  # the structure term hears the teachers of other pictures
     method: Mapping[str, Any] = field(default_factory=dict)  # switches of its own
     strengths: Mapping[str, float] = field(default_factory=dict)  # fixed ones, where nothing is tuned
+    look: Sequence[str] = ()  # colour, marker and line in figures
     takes: str = ""  # the arm whose tuned learning rate and strengths it takes; empty: it is tuned on its own
 
 

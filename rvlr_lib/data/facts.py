@@ -38,12 +38,12 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """True similarities in 0..1, float32: captions against pictures [C, I], pictures [I, I], captions [C, C]."""
+class Relevance:
+    """Graded relevance of one gallery: ``[C, I]``, and ``[I, I]`` and ``[C, C]`` where they are not to be derived."""
 
     caption_to_image: np.ndarray
-    image_to_image: np.ndarray
-    text_to_text: np.ndarray
+    image_to_image: np.ndarray | None = None
+    text_to_text: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,21 +69,23 @@ class SceneViews:
         texts = {name: getattr(self, name)[caption_rows] for name in ("text", "forced", "told_of")}
         return replace(self, caption_image=caption_image, **images, **texts)
 
-    def truth(self, kind: Literal["latent", "shown"]) -> Truth:
-        """Cosines of factor counts: of the whole scenes (``latent``) or of what each view shows (``shown``).
-
-        A view that shows nothing has similarity 0 to everything.
+    def counts(self, kind: Literal["latent", "shown"]) -> tuple[np.ndarray, np.ndarray]:
+        """Factor counts of pictures and captions: of the whole scenes (``latent``), or of what each view shows.
 
         Raises:
             ValueError: ``kind`` is unknown.
         """
         if kind not in ("latent", "shown"):
             raise ValueError(f"truth {kind!r} is unknown; choose 'latent' (whole scene) or 'shown' (what a view shows)")
-        sides = (self.scene, self.told_of) if kind == "latent" else (self.image, self.text)
-        counts = [side.counts() for side in sides]
+        images, texts = (self.scene, self.told_of) if kind == "latent" else (self.image, self.text)
+        return images.counts(), texts.counts()
+
+    def truth(self, kind: Literal["latent", "shown"]) -> Relevance:
+        """Cosines of :meth:`counts`; a view that shows nothing has similarity 0 to everything."""
+        counts = self.counts(kind)
         norms = [np.linalg.norm(count, axis=1, keepdims=True) for count in counts]
         images, texts = (count / np.where(norm > 0, norm, 1) for count, norm in zip(counts, norms, strict=True))
-        return Truth(texts @ images.T, images @ images.T, texts @ texts.T)
+        return Relevance(texts @ images.T, images @ images.T, texts @ texts.T)
 
     def content(self) -> bytes:
         """All of it as bytes, for a fingerprint."""

@@ -1,3 +1,1 @@
 """Evaluation of features: retrieval and structure, re-ranking, training-free peers, curves and audits."""
-
-__all__ = ["audit", "baselines", "curves", "evaluate", "rerank"]

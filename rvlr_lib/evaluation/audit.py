@@ -1,8 +1,8 @@
 """A given space without training: how much each modality holds, retrieval, gap, structure and training-free peers."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor
 
 from rvlr_lib.data import ImageTextDataset, clean_caption, load_dataset, shown_share, told_share
@@ -17,14 +19,16 @@ from rvlr_lib.data.dataset import ArraySource
 from rvlr_lib.data.formats import parse
 from rvlr_lib.data.table import EMPTY, WAYS_OUT, captions_in
 from rvlr_lib.disk import write_json
-from rvlr_lib.evaluation.baselines import float_rows, training_free
+from rvlr_lib.evaluation.baselines import training_free
 from rvlr_lib.evaluation.evaluate import NEIGHBOURS, Device, first_captions, noise_floor, retrieval_metrics, structure
-from rvlr_lib.metrics import knn_overlap, linear_cka, relational_similarity
+from rvlr_lib.metrics import finite_rows, knn_overlap, linear_cka, relational_similarity
+from rvlr_lib.models import teacher_features
 from rvlr_lib.provenance import provenance
 from rvlr_lib.similarity import as_tensor, unit_rows
 from rvlr_lib.tables import write_table
 
-FORMATS = (".npy", ".npz", ".pt", ".pth", ".safetensors")
+LOADERS: dict[str, Callable[[Path], Any]] = {".npy": np.load, ".npz": np.load, ".safetensors": load_file}  # no pickles
+LOADERS |= dict.fromkeys((".pt", ".pth"), partial(torch.load, map_location="cpu", weights_only=True))
 ALPHAS = np.logspace(-4, 3, 15)  # strengths of the ridge
 LEAST = 50  # pictures; below it a linear probe says nothing
 Encoded = tuple[ImageTextDataset, Tensor, Tensor]  # features [I, D] and [C, D]
@@ -89,9 +93,6 @@ def predictability(source, target) -> float:
 
     ``1 − Σ (y − ŷ)² / Σ (y − ȳ)²``, ŷ by ridge regression on the other four fifths, its strength by leave-one-out.
     """
-    from sklearn.linear_model import RidgeCV
-    from sklearn.model_selection import KFold, cross_val_predict
-
     x, y = (np.asarray(torch.as_tensor(rows).double().cpu()) for rows in (source, target))
     scale = x.var(axis=0).mean() or 1.0  # one for all columns: a rare one must not be blown up
     folds = KFold(5, shuffle=True, random_state=0)
@@ -177,16 +178,10 @@ def read_array(path: Path) -> Tensor:
 
     ValueError says whatever is wrong with the file, in one line that names it and the way out.
     """
-    kind = path.suffix.lower()
-    if kind not in FORMATS:
-        raise ValueError(f"{path} is no feature file: give one of {', '.join(FORMATS)}")
+    if path.suffix.lower() not in LOADERS:
+        raise ValueError(f"{path} is no feature file: give one of {', '.join(LOADERS)}")
     try:
-        if kind == ".safetensors":
-            stored: Any = load_file(path)
-        elif kind in (".pt", ".pth"):
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            stored = np.load(path, allow_pickle=False)
+        stored = LOADERS[path.suffix.lower()](path)
         named = stored if isinstance(stored, Mapping) else {"": stored}
         arrays = {str(name): as_tensor("it", value) for name, value in named.items()}
     except Exception as error:  # loaders raise what they like: cut files, pickles, bad headers, no memory
@@ -197,21 +192,16 @@ def read_array(path: Path) -> Tensor:
     (rows,) = arrays.values()
     if not rows.is_floating_point():
         raise ValueError(f"{path} holds {rows.dtype} {list(rows.shape)}, expected floating-point rows [N, D]")
-    rows = float_rows(str(path), rows).detach()
-    power = math.frexp(float(rows.abs().max()))[1] if rows.dtype is torch.float64 else 0
-    if abs(power) > 99:  # near the end of float32: a factor for all of them changes no cosine and no share
-        rows = rows * 2.0 ** min(1000, -power)
+    rows = finite_rows(str(path), rows.detach().float())
     if empty := int((~rows.any(dim=1)).sum()):
         print(f"{path}: {empty} of {len(rows)} rows are all zero, so equally far from everything")
-    return rows.float().contiguous()
+    return rows.contiguous()
 
 
 def encode_with_model(
     name_or_path: str, model: str, pretrained: str | None, *, split="test", image_root=None, device: Device = "cpu"
 ) -> Encoded:
     """A data set and its features from an open_clip model, or a ``local-dir:`` of one, in its common space."""
-    from rvlr_lib.models import teacher_features
-
     if not pretrained and not model.startswith("local-dir:"):
         raise ValueError(f"{model} has random weights in its common space: give --pretrained, a tag or a weight file")
     dataset = load_dataset(name_or_path, split=split, image_root=image_root)
@@ -235,7 +225,7 @@ def _captions(path: Path) -> list[list[str]]:
 
 
 def _checked(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-    images, texts = float_rows("image features", image_features), float_rows("text features", text_features)
+    images, texts = finite_rows("image features", image_features), finite_rows("text features", text_features)
     if (len(images), len(texts)) != (len(dataset), len(dataset.captions)):
         fit = f"{len(dataset)} pictures and {len(dataset.captions)} captions"
         raise ValueError(f"features {tuple(images.shape)} and {tuple(texts.shape)} do not fit {fit}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rvlr_lib.data import ImageTextDataset
 from rvlr_lib.evaluation.evaluate import CROSS_MODAL, Features, galleries, headline_metrics, mean_of
+from rvlr_lib.metrics import finite_rows
 from rvlr_lib.similarity import unit_rows
 
 Split = tuple[Features, ImageTextDataset]
@@ -161,21 +162,9 @@ def _part(features: Features, dataset: ImageTextDataset, rows: np.ndarray) -> Sp
     return (features[0][rows], features[1][captions]), dataset.subset(rows)
 
 
-def float_rows(name: str, value) -> Tensor:
-    """Finite floating-point rows ``[N, D]``; ValueError with the name for anything else."""
-    rows = torch.as_tensor(value)
-    rows = rows if rows.is_floating_point() else rows.float()
-    if rows.ndim != 2 or not rows.numel() or rows.is_meta or rows.layout is not torch.strided:
-        raise ValueError(f"{name} must be rows [N, D] with at least one, got {tuple(rows.shape)} of {rows.type()}")
-    if not rows.isfinite().all():
-        faulty = (~rows.isfinite()).any(dim=1).nonzero().flatten()
-        raise ValueError(f"{name} {tuple(rows.shape)}: {len(faulty)} rows are not finite, row {faulty[0]} first")
-    return rows
-
-
 def _alike(name: str, value, other: str, reference, least: int = 1) -> Features:
     """Rows and their reference, of one width and on one device; at least so many reference rows."""
-    rows, others = float_rows(name, value), float_rows(other, reference)
+    rows, others = finite_rows(name, torch.as_tensor(value)), finite_rows(other, torch.as_tensor(reference))
     if rows.shape[1] != others.shape[1] or len(others) < least:
         shapes = f"{name} {tuple(rows.shape)} and {other} {tuple(others.shape)}"
         raise ValueError(f"{shapes} do not fit: give rows of one width, {least} or more of {other}")

@@ -14,7 +14,7 @@ from rvlr_lib.data import ImageTextDataset, ImbalanceSpec, impose
 from rvlr_lib.data import scenes as grammar
 from rvlr_lib.data.dial import FAULTS, drop_words
 from rvlr_lib.evaluation.evaluate import Features, first_captions, galleries, mean_of, relevances
-from rvlr_lib.metrics import above_floor, knn_overlap, ndcg_and_floor, recall_at_k
+from rvlr_lib.metrics import above_floor, knn_overlap, ndcg_and_floor, neighbour_share, recall_at_k
 from rvlr_lib.similarity import cosine_matrix, unit_rows
 
 STEPS = tuple(step / 10 for step in range(11))
@@ -173,8 +173,4 @@ def _second_captions(gallery: ImageTextDataset) -> np.ndarray:
 def _share_in_top(scores: Tensor, marked: Tensor, k: int) -> float:
     """Percent of marked items among the best ``k``, mean over queries; items tied at the last place share it."""
     k = min(k, scores.shape[1] - 1)
-    last = scores.topk(k, dim=1).values[:, -1:]
-    nearer, tied = scores > last, scores == last
-    left = k - nearer.sum(dim=1)
-    share = (nearer & marked).sum(dim=1) + left.double() * (tied & marked).sum(dim=1) / tied.sum(dim=1)
-    return float(100 * share.mean() / k)
+    return float(100 * neighbour_share(scores, k)[:, marked].sum(dim=1).mean() / k)

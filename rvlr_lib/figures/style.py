@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, get_font_names
 from matplotlib.textpath import text_to_path
 
+from rvlr_lib import config
 from rvlr_lib.disk import whole_file, write_text
 from rvlr_lib.tables import to_csv
 
 COLUMN, PAGE, MOST = 3.5, 7.16, 9.25  # inches: both widths of an IEEE page, and its height (666 pt)
 FONT_SIZE, LINE = 8, 0.14  # points; inches from one line of text to the next
 STYLE_FILE = Path(__file__).with_name("rvlr.mplstyle")
+style = partial(matplotlib.style.context, STYLE_FILE)  # within a block or a decorated function
 BLUE, SKY, TEAL, VERMILLION, ORANGE, PINK = "#0072B2", "#56B4E9", "#00574B", "#D55E00", "#E69F00", "#CC79A7"
 MODALITY = {"picture": "#6A3D9A", "caption": "#C9A227"}  # a palette of its own: no arm is purple or ochre
 SCRIPTS = ["Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "Hiragino Sans", "PingFang SC"]
@@ -39,26 +41,8 @@ class Look(NamedTuple):
     line: Any = "-"
 
 
-ARMS = {  # baselines grey, the method blue, controls vermillion and orange, peers teal
-    "start": Look("0.65", "o", ":"),
-    "matching": Look("0.45", "o"),
-    "matching_longer": Look("0.05", "s"),
-    "rvlr": Look(BLUE, "D"),
-    "rvlr_published": Look(BLUE, "d", "--"),
-    "rvlr_published_warm": Look(BLUE, "p", ":"),
-    "structure": Look(SKY, "^"),
-    "representation": Look(SKY, "v", "--"),
-    "teacher_lite2": Look(SKY, "h", ":"),
-    "intra": Look(VERMILLION, "P"),
-    "intra_only": Look(VERMILLION, "o", ":"),
-    "anchor": Look(VERMILLION, "X", "--"),
-    "shuffled": Look(ORANGE, "<"),
-    "mean_relation": Look(ORANGE, ">", "--"),
-    "rkd": Look(TEAL, "*"),
-    "soft_labels": Look(TEAL, "p", "--"),
-    "cyclip": Look(TEAL, "h", ":"),
-    "ideal": Look("0.05", "", (0, (2, 1))),
-}
+ARMS = {"start": Look("0.65", "o", ":"), "ideal": Look("0.05", "", (0, (2, 1)))}  # and those of presets/arms.yaml
+ARMS |= {name: Look(*arm.look) for name, arm in config.ARMS.items() if arm.look}
 OTHERS = [
     *map(Look, (BLUE, VERMILLION, "0.15", SKY, ORANGE, TEAL, PINK, "0.55"), "osD^vPX*", ("-", "--", "-.", ":") * 2)
 ]
@@ -68,13 +52,6 @@ def looks(names: Iterable[Any]) -> dict[Any, Look]:
     """A look for each name; arms have theirs in every figure."""
     free = cycle(OTHERS)
     return {name: ARMS[name] if name in ARMS else next(free) for name in dict.fromkeys(names)}
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """The style file within a block or a decorated function."""
-    with matplotlib.style.context(STYLE_FILE):
-        yield
 
 
 @contextmanager

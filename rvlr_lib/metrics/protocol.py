@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rvlr_lib.metrics import ranking
-from rvlr_lib.metrics.ranking import ndcg_and_floor, recall_at_k, row_numbers, whole_numbers
-from rvlr_lib.similarity import as_tensor, unit_rows
+from rvlr_lib.metrics.ranking import ndcg_and_floor, paired_rows, recall_at_k, row_numbers, whole_numbers
+from rvlr_lib.similarity import as_tensor
 
 Graded = tuple[Tensor, Tensor, Tensor]  # scores, relevance and what may leave the list, [q, G] each
 # Rows and columns of the matrices: images or captions
@@ -73,7 +73,7 @@ def evaluate_retrieval(
         if chosen not in valid:
             raise ValueError(f"unknown {name} {chosen!r}; valid: {', '.join(valid)}")
     official, ks_recall = protocol == "official", whole_numbers("cut-offs ks_recall", ks_recall)
-    z, w, owner = _features(image_features, text_features, caption_image)
+    z, w, owner = paired_rows(image_features, text_features, caption_image)
     images, captions, device = len(z), len(w), z.device
     (chunk,) = whole_numbers(
         "chunk_size", max(1, 1_500_000 // (images + captions)) if chunk_size is None else chunk_size
@@ -138,20 +138,6 @@ def _joined(within: Graded, across: tuple[Tensor, Tensor]) -> Graded:
     (scores, grades, itself), (others, other_grades) = within, across
     kept = torch.zeros_like(others, dtype=torch.bool)
     return torch.cat([scores, others], 1), torch.cat([grades, other_grades], 1), torch.cat([itself, kept], 1)
-
-
-def _features(image_features, text_features, caption_image) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit rows ``[I, D]`` and ``[C, D]`` in one dtype, and the image of each caption ``[C]``."""
-    z = as_tensor("image_features", image_features)
-    w = as_tensor("text_features", text_features, z.device)
-    if z.ndim != 2 or w.ndim != 2 or z.shape[1] != w.shape[1] or not z.numel() * w.numel():
-        shapes = f"image_features {tuple(z.shape)} and text_features {tuple(w.shape)}"
-        raise ValueError(f"{shapes} do not fit: expected [I, D] and [C, D] with I, C, D >= 1")
-    dtype = torch.promote_types(torch.promote_types(z.dtype, w.dtype), torch.float32)  # half precision ties a lot
-    z, w = z.to(dtype), w.to(dtype)
-    if not (z.isfinite().all() and w.isfinite().all()):
-        raise ValueError("features must be finite")
-    return unit_rows(z), unit_rows(w), row_numbers("caption_image", caption_image, len(w), len(z), z.device)
 
 
 def _matrices(given: Mapping[str, Any], images: int, captions: int, device: torch.device) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvlr_lib.similarity import as_tensor
+from rvlr_lib.similarity import as_tensor, unit_rows
 
 
 @torch.no_grad()
@@ -135,6 +135,29 @@ def check_relevance(name: str, value, shape, device: torch.device) -> Tensor:
     if value.numel() and not (value.amin() >= 0 and value.amax() < torch.inf):  # NaN is neither
         raise ValueError(f"{name} must be 0 or more and finite, got {float(value.amin())} to {float(value.amax())}")
     return value
+
+
+def finite_rows(name: str, value) -> Tensor:
+    """Finite floating-point rows ``[N, D]``; ValueError with the name for anything else."""
+    rows = as_tensor(name, value)
+    rows = rows if rows.is_floating_point() else rows.float()
+    if rows.ndim != 2 or not rows.numel() or rows.is_meta or rows.layout is not torch.strided:
+        raise ValueError(f"{name} must be rows [N, D] with at least one, got {tuple(rows.shape)} of {rows.type()}")
+    if not rows.isfinite().all():
+        faulty = (~rows.isfinite()).any(dim=1).nonzero().flatten()
+        raise ValueError(f"{name} {tuple(rows.shape)}: {len(faulty)} rows are not finite, row {faulty[0]} first")
+    return rows
+
+
+def paired_rows(image_features, text_features, caption_image, least=torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit rows ``[I, D]`` and ``[C, D]`` in one dtype, ``least`` or wider, and the image of each caption ``[C]``."""
+    z, w = finite_rows("image_features", image_features), finite_rows("text_features", text_features)
+    if z.shape[1] != w.shape[1]:
+        shapes = f"image_features {tuple(z.shape)} and text_features {tuple(w.shape)}"
+        raise ValueError(f"{shapes} do not fit: expected [I, D] and [C, D]")
+    dtype = torch.promote_types(torch.promote_types(z.dtype, w.dtype), least)  # half precision ties a lot
+    z, w = unit_rows(z.to(dtype)), unit_rows(w.to(z.device, dtype))
+    return z, w, row_numbers("caption_image", caption_image, len(w), len(z), z.device)
 
 
 def row_numbers(name: str, value, count: int, rows: int, device: torch.device | None = None) -> Tensor:

@@ -1,39 +1,38 @@
 """How alike two spaces are, and how one space is shaped.
 
-Features ``[N, D]`` of any scale (tensors, arrays, lists) are compared by cosine; ``similarity_b`` takes ``[N, N]`` of a
-space known by its similarities alone, higher is nearer. Items tied at the ``k``-th place share the places that are
-left. ``per_query``: float64 ``[N]`` instead of the mean. ValueError for other shapes, spaces of unlike items, entries
-that are not finite, and numbers out of range.
+Features ``[N, D]`` of any scale (tensors, arrays, lists) are compared by cosine. Items tied at the ``k``-th place share
+the places that are left. ``per_query``: float64 ``[N]`` instead of the mean. ValueError for other shapes, spaces of
+unlike items, entries that are not finite, and numbers out of range.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rvlr_lib.metrics.ranking import row_numbers, whole_numbers
-from rvlr_lib.similarity import as_tensor, off_diagonal, unit_rows
+from rvlr_lib.metrics.ranking import finite_rows, paired_rows, whole_numbers
+from rvlr_lib.similarity import off_diagonal, unit_rows
 
 CHUNK = 256  # rows compared at once; 30,000 points then take 60 MB a float64 matrix
 MAX_POINTS, MAX_PAIRS, PAIR_CHUNK = 2000, 2_000_000, 16384  # pairs beyond that many items are a sample
 
 
 @torch.no_grad()
-def knn_overlap(features_a, features_b=None, k: int = 10, *, similarity_b=None, per_query: bool = False) -> Any:
+def knn_overlap(features_a, features_b, k: int = 10, *, per_query: bool = False) -> Any:
     """Percent of the ``k < N`` nearest neighbours (self excluded) that two spaces share; the smaller share counts.
 
     >>> x = torch.randn(50, 8)
     >>> knn_overlap(x, 3 * x)
     100.0
     """
-    spaces = _two_spaces(features_a, features_b, similarity_b)
-    count, (k,) = len(spaces[0].rows), whole_numbers("k", k)
+    spaces = _two_spaces(features_a, features_b)
+    count, (k,) = len(spaces[0]), whole_numbers("k", k)
     if not k < count:
         raise ValueError(f"k = {k} neighbours of {count} items")
     shared = []
     for begin in range(0, count, CHUNK):
-        a, b = (_neighbour_share(space.to_others(begin), k) for space in spaces)
+        a, b = (neighbour_share(_to_others(rows, begin), k) for rows in spaces)
         shared.append(100 * torch.minimum(a, b.to(a.device)).sum(dim=1) / k)
     overlap = torch.cat(shared).cpu().numpy()
     return overlap if per_query else float(overlap.mean())
@@ -49,14 +48,14 @@ def trustworthiness(features_high, features_low, k: int = 10, *, per_query: bool
     ranks of its tie that are beyond ``k``.
     """
     high, low = _two_spaces(features_high, features_low)
-    count, (k,) = len(high.rows), whole_numbers("k", k)
+    count, (k,) = len(high), whole_numbers("k", k)
     if not k < count / 2:
         raise ValueError(f"k = {k} neighbours of {count} items: k must be below half of them")
     excess = []  # for each item the sum over its false neighbours of rank − k
     for begin in range(0, count, CHUNK):
-        share = _neighbour_share(low.to_others(begin), k).to(high.rows.device)
+        share = neighbour_share(_to_others(low, begin), k).to(high.device)
         share, items = share.topk(int((share > 0).sum(dim=1).max()), dim=1)
-        similarity = high.to_others(begin)
+        similarity = _to_others(high, begin)
         values, similarity = similarity.gather(1, items), similarity.sort(dim=1).values
         # The items of a tie have the ranks ahead + 1 to last.
         ahead = count - torch.searchsorted(similarity, values, right=True)
@@ -74,20 +73,23 @@ def continuity(features_high, features_low, k: int = 10, *, per_query: bool = Fa
 
 
 @torch.no_grad()
-def relational_similarity(features_a, features_b=None, *, similarity_b=None) -> float:
+def relational_similarity(features_a, features_b) -> float:
     """Spearman correlation (−1 to 1) between the off-diagonal cosines of two spaces; ties share their mean rank.
 
     Beyond 2,000 items a seeded sample of two million pairs of distinct items is compared; its error is about 0.0007.
     """
-    spaces = _two_spaces(features_a, features_b, similarity_b)
-    if (count := len(spaces[0].rows)) < 2:
+    spaces = [unit_rows(rows.double()) for rows in _two_spaces(features_a, features_b)]
+    if (count := len(spaces[0])) < 2:
         raise ValueError(f"{count} items: nothing to correlate below 2")
-    pairs = None
-    if count > MAX_POINTS:
+    if count <= MAX_POINTS:
+        relations = [off_diagonal(x @ x.T).flatten() for x in spaces]
+    else:
         generator = torch.Generator().manual_seed(0)
         first = torch.randint(count, (MAX_PAIRS,), generator=generator)
         pairs = torch.stack([first, (first + torch.randint(1, count, (MAX_PAIRS,), generator=generator)) % count])
-    return float(torch.corrcoef(torch.stack([_ranks(space.of_pairs(pairs).cpu()) for space in spaces]))[0, 1])
+        parts = [pairs.to(x.device).split(PAIR_CHUNK, dim=1) for x in spaces]
+        relations = [torch.cat([(x[i] * x[j]).sum(dim=1) for i, j in p]) for x, p in zip(spaces, parts, strict=True)]
+    return float(torch.corrcoef(torch.stack([_ranks(values.cpu()) for values in relations]))[0, 1])
 
 
 @torch.no_grad()
@@ -107,7 +109,7 @@ def modality_gap(image_features, text_features, caption_image) -> float:
 
     ``image_features [I, D]``, ``text_features [C, D]``, ``caption_image [C]`` the row of each caption's image.
     """
-    images, texts, rows = _pairs(image_features, text_features, caption_image)
+    images, texts, rows = paired_rows(image_features, text_features, caption_image, torch.float64)
     return float((images[rows].mean(dim=0) - texts.mean(dim=0)).norm())
 
 
@@ -118,7 +120,7 @@ def relative_modality_gap(image_features, text_features, caption_image) -> float
     With ``d = (1 − cosine) / 2``: mean d of the pairs, over itself plus the mean of d among images and d among captions
     (distinct items, two or more of each); ½ where all features are equal. Arguments as :func:`modality_gap`.
     """
-    images, texts, rows = _pairs(image_features, text_features, caption_image)
+    images, texts, rows = paired_rows(image_features, text_features, caption_image, torch.float64)
     if len(images) < 2 or len(texts) < 2:
         raise ValueError(f"two images and captions or more are needed, got {len(images)} and {len(texts)}")
     paired = ((1 - (images[rows] * texts).sum(dim=1).mean()) / 2).clamp_min(0)
@@ -131,7 +133,7 @@ def relative_modality_gap(image_features, text_features, caption_image) -> float
 @torch.no_grad()
 def alignment(image_features, text_features, caption_image) -> float:
     """Mean squared distance of the unit rows of matched pairs (Wang and Isola 2020), as :func:`modality_gap`."""
-    images, texts, rows = _pairs(image_features, text_features, caption_image)
+    images, texts, rows = paired_rows(image_features, text_features, caption_image, torch.float64)
     return float((images[rows] - texts).square().sum(dim=1).mean())
 
 
@@ -146,43 +148,23 @@ def uniformity(features, t: float = 2.0) -> float:
     return float(torch.log((total - own) / (len(x) * (len(x) - 1))))
 
 
-class _Space(NamedTuple):
-    rows: Tensor  # unit rows [N, D], or the similarity [N, N] where that is what is known
-    known: bool = False
-
-    def to_others(self, begin: int) -> Tensor:
-        """``[q, N]``: of the items from ``begin`` on, ``CHUNK`` at most, to all; −inf to themselves."""
-        rows = self.rows[begin : begin + CHUNK]
-        similarity = rows.clone() if self.known else rows @ self.rows.T
-        similarity.diagonal(begin).fill_(-torch.inf)
-        return similarity
-
-    def of_pairs(self, pairs: Tensor | None) -> Tensor:
-        """float64: of the items ``pairs[0]`` to the items ``pairs[1]``; of all to all others where None."""
-        x = self.rows.double() if self.known else unit_rows(self.rows.double())
-        if pairs is None:
-            return off_diagonal(x if self.known else x @ x.T).flatten()
-        pairs = pairs.to(x.device)
-        if self.known:
-            return x[pairs[0], pairs[1]]
-        return torch.cat([(x[i] * x[j]).sum(dim=1) for i, j in pairs.split(PAIR_CHUNK, dim=1)])
+def _to_others(rows: Tensor, begin: int) -> Tensor:
+    """Cosines ``[q, N]`` of the unit rows from ``begin`` on, ``CHUNK`` at most, with all; −inf with themselves."""
+    similarity = rows[begin : begin + CHUNK] @ rows.T
+    similarity.diagonal(begin).fill_(-torch.inf)
+    return similarity
 
 
-def _two_spaces(features_a, features_b, similarity_b=None) -> tuple[_Space, _Space]:
-    if (features_b is None) == (similarity_b is None):
-        raise ValueError("give either features or a similarity of the second space")
-    first = _Space(unit_rows(_finite("features", features_a)))
-    if similarity_b is None:
-        second = _Space(unit_rows(_finite("features", features_b)))
-    else:
-        second = _Space(_finite("similarity_b", similarity_b), known=True)
-    if len(first.rows) != len(second.rows) or (second.known and second.rows.shape[0] != second.rows.shape[1]):
-        shapes = tuple(first.rows.shape), tuple(second.rows.shape)
-        raise ValueError(f"spaces of shape {shapes[0]} and {shapes[1]} do not hold the same items")
+def _two_spaces(features_a, features_b) -> tuple[Tensor, Tensor]:
+    """Unit rows of the same items in two spaces."""
+    first, second = (unit_rows(_finite("features", features)) for features in (features_a, features_b))
+    if len(first) != len(second):
+        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise ValueError(f"spaces of shape {shapes} do not hold the same items")
     return first, second
 
 
-def _neighbour_share(similarity: Tensor, k: int) -> Tensor:
+def neighbour_share(similarity: Tensor, k: int) -> Tensor:
     """float64 ``[q, N]`` summing to ``k``: 1 for each neighbour, a fraction for those tied at the last place."""
     last = similarity.topk(k, dim=1).values[:, -1:]
     nearer, tied = similarity > last, similarity == last
@@ -191,12 +173,9 @@ def _neighbour_share(similarity: Tensor, k: int) -> Tensor:
 
 
 def _finite(name: str, value) -> Tensor:
-    """A finite matrix in float32 or float64, which half precision, full of ties, becomes."""
-    matrix = as_tensor(name, value)
-    matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32) if matrix.is_floating_point() else torch.double)
-    if matrix.ndim != 2 or not matrix.isfinite().all():
-        raise ValueError(f"{name} must be a finite matrix, got {tuple(matrix.shape)}")
-    return matrix
+    """Finite rows in float32 or float64, which half precision, full of ties, becomes."""
+    rows = finite_rows(name, value)
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _ranks(values: Tensor) -> Tensor:
@@ -205,12 +184,3 @@ def _ranks(values: Tensor) -> Tensor:
     rounded = (values / torch.where(largest > 0, largest, 1)).round(decimals=10)
     _, group, counts = rounded.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0).double() - (counts - 1) / 2)[group]
-
-
-def _pairs(image_features, text_features, caption_image) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit rows of images and captions in float64, and the image of each caption."""
-    images, texts = _finite("image_features", image_features), _finite("text_features", text_features)
-    if images.shape[1] != texts.shape[1] or not len(images) * len(texts):
-        raise ValueError(f"image_features {tuple(images.shape)} and text_features {tuple(texts.shape)} do not fit")
-    rows = row_numbers("caption_image", caption_image, len(texts), len(images), images.device)
-    return unit_rows(images.double()), unit_rows(texts.to(images.device).double()), rows

@@ -5,20 +5,23 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from rvlr_lib.data.dataset import ImageTextDataset
+from rvlr_lib.data.scenes import BACKGROUND_WORDS, COLOUR_WORDS, SHAPE_WORDS
 from rvlr_lib.disk import write_text
+from rvlr_lib.evaluation.evaluate import galleries
+from rvlr_lib.figures.projection import cached_projection
 from rvlr_lib.provenance import default_root
 from rvlr_lib.report.output import read_run, rerun_command
 from rvlr_lib.report.report import templates
+from rvlr_lib.similarity import cosine_matrix
+from rvlr_lib.study.study import open_study
 from rvlr_lib.tables import arm_label
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from rvlr_lib.data.dataset import ImageTextDataset
 
 UNIMODAL = "teachers"  # the space where pictures and captions do not compare
 NEIGHBOURS = 10
@@ -51,10 +54,6 @@ def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
 
 def explorer_points(record: Mapping[str, Any], dataset: str, root: Path) -> dict[str, Any]:
     """The points of one data set of a run; a ValueError names the command that makes a stage which is not cached."""
-    from rvlr_lib.evaluation.evaluate import galleries
-    from rvlr_lib.figures.projection import cached_projection
-    from rvlr_lib.study.study import open_study
-
     given: dict[str, Any] = {}
     for entry in record["runs"]:
         given |= entry["parameters"] if entry["dataset"] == dataset else {}
@@ -72,7 +71,7 @@ def explorer_points(record: Mapping[str, Any], dataset: str, root: Path) -> dict
 
 
 def collect_points(
-    gallery: "ImageTextDataset", spaces: "Mapping[str, tuple[Tensor, Tensor]]", layout: Any, *, baseline: str
+    gallery: ImageTextDataset, spaces: Mapping[str, tuple[Tensor, Tensor]], layout: Any, *, baseline: str
 ) -> dict[str, Any]:
     """What the page knows of ``n`` pictures and one caption of each: point i is a picture, point n + i its caption.
 
@@ -107,30 +106,18 @@ def collect_points(
     }
 
 
-def nearest(images: "Tensor", texts: "Tensor", width: int, *, shared: bool) -> dict[str, list[int]]:
+def nearest(images: Tensor, texts: Tensor, width: int, *, shared: bool) -> dict[str, list[int]]:
     """The nearest pictures and captions of every point as points, best first, the point itself left out."""
-    import torch
-
-    from rvlr_lib.similarity import cosine_matrix
-
-    found = {}
-    for kind, candidates, first in (("pictures", images, 0), ("captions", texts, len(images))):
-        rows = []
-        for queries in (images, texts):
-            if queries is candidates:
-                rows.append(cosine_matrix(queries).fill_diagonal_(-torch.inf).topk(width).indices + first)
-            elif shared:
-                rows.append(cosine_matrix(queries, candidates).topk(width).indices + first)
-            else:
-                rows.append(torch.full((len(queries), width), -1))
-        found[kind] = torch.cat(rows).flatten().tolist()
-    return found
+    n, points = len(images), torch.cat([images, texts]) if shared else torch.block_diag(images, texts)
+    cosines = cosine_matrix(points).fill_diagonal_(-torch.inf)
+    found = {"pictures": cosines[:, :n].topk(width).indices, "captions": cosines[:, n:].topk(width).indices + n}
+    if not shared:
+        found["pictures"][n:] = found["captions"][:n] = -1
+    return {kind: rows.flatten().tolist() for kind, rows in found.items()}
 
 
 def true_neighbours(known: Any, rows: np.ndarray, texts: np.ndarray, width: int) -> list[list[int]]:
     """For each point those of its modality that the truth of scenes has at least as near as its ``width`` nearest."""
-    import torch
-
     found = []
     squares = known.image_to_image[np.ix_(rows, rows)], known.text_to_text[np.ix_(texts, texts)]
     for first, square in zip((0, len(rows)), squares, strict=True):
@@ -140,10 +127,8 @@ def true_neighbours(known: Any, rows: np.ndarray, texts: np.ndarray, width: int)
     return found
 
 
-def picture_groups(gallery: "ImageTextDataset") -> dict[str, list[str]]:
+def picture_groups(gallery: ImageTextDataset) -> dict[str, list[str]]:
     """What is known of each picture and may colour it: the factors of scenes, else the category."""
-    from rvlr_lib.data.scenes import BACKGROUND_WORDS, COLOUR_WORDS, SHAPE_WORDS
-
     if gallery.scene is not None:
         facts = gallery.scene.scene
         return {

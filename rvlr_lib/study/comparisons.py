@@ -3,24 +3,19 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from rvlr_lib.config import ARMS
-from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.data.dial import FAULTS
 from rvlr_lib.disk import load_tensors, read_json, write_json
 from rvlr_lib.evaluation import baselines, curves
-from rvlr_lib.models import CachedRows
 from rvlr_lib.study.cache import Stage
+from rvlr_lib.study.queries import new_features
 from rvlr_lib.study.results import STRUCTURE, validation_scores
 from rvlr_lib.study.study import Study
-from rvlr_lib.training.features import encode, encode_captions, encode_images
 from rvlr_lib.training.loop import cross_modal_recall
 
 Studies = Mapping[str, Sequence[Study]]  # dial setting -> the studies of its seeds
@@ -126,7 +121,7 @@ def perturbed(
     gallery = study.dataset("test").gallery_sets()[0]
     few = gallery.subset(list(range(min(most, len(gallery)))))
     students, owner = {name: study.student(name) for name in arms}, torch.as_tensor(few.caption_image)
-    clean = [_encoded(study, students, few, side) for side in (0, 1)]
+    clean = [new_features(study, students, few, side) for side in (0, 1)]
     frames = []
     for kind in kinds:
         side, metrics = (0, "i2t/") if kind in FAULTS else (1, "t2i/")
@@ -134,7 +129,7 @@ def perturbed(
             sides = list(clean)
             if strength:
                 changed = curves.perturb(few, kind, strength, study.settings.seed)
-                sides[side] = _encoded(study, students, changed, side)
+                sides[side] = new_features(study, students, changed, side)
             for name in arms:
                 found = cross_modal_recall(sides[0][name], sides[1][name], owner)
                 known = {key: value for key, value in found.items() if key.startswith(metrics)}
@@ -145,19 +140,3 @@ def perturbed(
 def _each_arm(study: Study, arms: Sequence[str], curve: Callable[..., Any], **options: Any) -> pd.DataFrame:
     test = study.dataset("test")
     return pd.concat([curve(study.test_features(name), test, arm=name, **options) for name in arms], ignore_index=True)
-
-
-@torch.inference_mode()
-def _encoded(study: Study, students: Mapping[str, Any], dataset: ImageTextDataset, side: int) -> dict[str, Tensor]:
-    """Features of the pictures (0) or captions (1) in each space; frozen towers see them once, as those of a study."""
-    model = study.settings.model
-    if not model.freeze_towers:
-        return {name: encode(student, dataset, study.device)[side] for name, student in students.items()}
-    options: dict[str, Any] = {} if side else {"views": 1, "optim": study.settings.stage1, "seed": 0}
-    options |= {"towers": study.towers, "splits": {"few": dataset}, "device": study.device, "tokens": False}
-    with TemporaryDirectory() as scratch:
-        (encode_images, encode_captions)[side](Path(scratch), precision=model.precision, **options)
-        rows = torch.from_numpy(np.load(Path(scratch) / "few" / "features.npy"))
-    seen = CachedRows((rows if side else rows[:, 0]).to(study.device))
-    heads = {name: (student.encode_image, student.encode_text)[side] for name, student in students.items()}
-    return {name: head(seen).features.float().cpu() for name, head in heads.items()}

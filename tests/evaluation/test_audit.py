@@ -76,8 +76,8 @@ def files(tmp_path):
     images = torch.randn(60, 16, generator=generator)
     texts = images[dataset.caption_image] + 0.3 * torch.randn(len(dataset.captions), 16, generator=generator)
     paths = [tmp_path / name for name in ("images.npy", "texts.npy", "mine.json")]
-    np.save(paths[0], images.double().numpy() * 1e-300)
-    np.save(paths[1], texts.double().numpy() * 1e300)
+    np.save(paths[0], images.double().numpy() * 1e-30)
+    np.save(paths[1], texts.double().numpy() * 1e30)
     captions = [[dataset.captions[c] for c in dataset.captions_of(i)] for i in range(60)]
     paths[2].write_text(json.dumps([{"caption": captions[0]}, *captions[1:]]), encoding="utf-8-sig")
     return paths, dataset, images, texts

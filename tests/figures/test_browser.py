@@ -116,6 +116,3 @@ def test_menus_are_for_readers_at_a_server(monkeypatch):
     assert not browser.has_reader()
     monkeypatch.delenv("RVLR_HEADLESS")
     assert browser.has_reader()
-    widget = browser.play(lambda count, name: (count, name), count=[3, 0], name=["UMAP"])
-    widget.children[0].value = 0
-    assert widget.result == (0, "UMAP")
