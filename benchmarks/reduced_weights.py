@@ -15,7 +15,7 @@ import torch
 
 from rvlr_lib.data import load_dataset
 from rvlr_lib.disk import save_tensors, sha256
-from rvlr_lib.models import Towers, build_towers, encode_text_tokens, tokenize
+from rvlr_lib.models import Towers, build_towers, encode_text_tokens
 from rvlr_lib.similarity import unit_rows
 
 
@@ -48,7 +48,7 @@ def difference(whole: Towers, reduced: Towers, captions: Sequence[str]) -> float
     for towers in (whole, reduced):
         text = towers.text.eval()
         with torch.inference_mode():
-            parts = [tokenize(towers.tokenizer, captions[row : row + 64]) for row in range(0, len(captions), 64)]
+            parts = [towers.tokenizer(captions[row : row + 64]) for row in range(0, len(captions), 64)]
             rows = [encode_text_tokens(text, ids, tokens=False, projected=False)[0] for ids in parts]
         found.append(unit_rows(torch.cat(rows)))
     return float((found[0] - found[1]).abs().max())

@@ -27,7 +27,7 @@ def rows(options: Options) -> list[Row]:
         (2, 5, 64, 48, 2), (2, 16, 768, 1024, 6), (4, 64, 768, 1024, 6)
     )
     torch.manual_seed(0)
-    fusion = FusionEncoder(width, image_width, layers, width // 64).eval()
+    fusion = FusionEncoder(width, image_width, layers).eval()
     images, texts = torch.randn(queries, 145, image_width), torch.randn(top_k, 60, width)
     lengths = torch.randint(9, 20, (top_k,))  # 14 tokens on average, as Flickr30k's captions have
     mask = torch.arange(60) < lengths[:, None]

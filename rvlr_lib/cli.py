@@ -109,14 +109,14 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
     from rvlr_lib.config import ModelSettings
     from rvlr_lib.disk import own_folder
     from rvlr_lib.evaluation import audit as audits
-    from rvlr_lib.provenance import data_name, default_root, resolved
+    from rvlr_lib.provenance import data_name, home, resolved
     from rvlr_lib.tables import to_markdown
     from rvlr_lib.training.loop import choose_device
 
     files = [options.pop(name) for name in ("image_features", "text_features", "captions")]
     if all(files) == bool(dataset) or (any(files) and not all(files)):
         raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
-    folder, place = out or default_root() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
+    folder, place = out or home() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
     found = audits.read_features(*files) if files[0] else None  # before the folder is claimed for them
     given = [resolved(name) for name in (dataset, model, *files, options["image_root"], options["pretrained"])]
     with own_folder(folder, {"made of": [*given, options["split"]]}, overwrite=overwrite):
@@ -153,10 +153,10 @@ def table(run: File, select: str, format: str) -> None:
     """Print the result tables of a run."""
     from fnmatch import fnmatch
 
-    from rvlr_lib.provenance import default_root
+    from rvlr_lib.provenance import home
     from rvlr_lib.report.output import read_run
 
-    run = run or default_root() / "quick"
+    run = run or home() / "quick"
     read_run(run)
     there = sorted((run / "tables").glob(f"*.{format}"))
     chosen = [path for path in there if fnmatch(path.stem, select)]

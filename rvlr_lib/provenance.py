@@ -14,12 +14,10 @@ PACKAGES_RECORDED = (  # what decides a number
 ).split()
 
 
-def default_root() -> Path:
-    """Where runs and the cache live: ``$RVLR_RUNS``, else ``runs/`` of the checkout, else ``runs/`` here."""
-    if "RVLR_RUNS" in os.environ:
-        return Path(os.environ["RVLR_RUNS"])
-    checkout = PACKAGE.parent
-    return (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "runs"
+def home(folder: str = "runs") -> Path:
+    """Where ``runs`` (and the cache) or ``data`` live: ``$RVLR_RUNS``, else the folder of the checkout, else here."""
+    place = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path.cwd()
+    return Path(os.environ.get(f"RVLR_{folder.upper()}") or place / folder)
 
 
 def data_name(dataset: str) -> str:

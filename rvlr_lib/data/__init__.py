@@ -4,6 +4,7 @@
 >>> len(dataset), len(dataset.captions), dataset.image(0).size
 (2, 10, (48, 48))
 """
+# ruff: noqa: F401 - these names are for the other rooms
 
 import inspect
 import os
@@ -16,28 +17,12 @@ from rvlr_lib.data.clipart import clipart_stamps, load_clipart
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, augment
 from rvlr_lib.data.dial import ImbalanceSpec, impose, mismatch_index
 from rvlr_lib.data.emoji import load_emoji
-from rvlr_lib.data.own import PREPARED, file_stamps, load_files
+from rvlr_lib.data.own import PREPARED, described, load_files
 from rvlr_lib.data.relevance import clean_caption, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.scenes import load_scenes
 from rvlr_lib.data.truth import bayes_ceiling, shown_share, told_share
 
 LOADERS: dict[str, Any] = {"clipart": load_clipart, "emoji": load_emoji, "scenes": load_scenes}
-
-__all__ = [
-    "ImageTextDataset",
-    "ImbalanceSpec",
-    "augment",
-    "bayes_ceiling",
-    "clean_caption",
-    "dataset_stamp",
-    "embedding_relevance",
-    "impose",
-    "load_dataset",
-    "mismatch_index",
-    "rouge_l_relevance",
-    "shown_share",
-    "told_share",
-]
 
 
 def load_dataset(
@@ -65,7 +50,7 @@ def load_dataset(
     loader = LOADERS.get(name) or partial(load_files, name)
     taken = list(inspect.signature(loader).parameters)
     known = [option for option in taken if option not in ("split", "image_root")]
-    if name in LOADERS and split not in SPLITS:
+    if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; {name} has {', '.join(SPLITS)}")
     if not (name in (*LOADERS, *PREPARED) or Path(name).suffix or "/" in name or os.path.exists(name)):
         names = ", ".join((*LOADERS, *PREPARED))
@@ -88,13 +73,10 @@ def load_dataset(
     return impose(loader(split=split, **options), here)
 
 
-def dataset_stamp(name_or_path: str, image_root: str | None = None, **options: Any) -> tuple[Any, ...]:
-    """What changes whenever a file changes that a data set is read from; belongs into every cache in the process.
-
-    ``options`` are those of :func:`load_files` that decide what is read: columns, ``split_seed``, ``keep_flagged``.
-    """
+def dataset_stamp(name_or_path: str, image_root: str | None = None) -> tuple[Any, ...]:
+    """What changes whenever a file changes that a data set is read from; belongs into every cache in the process."""
     if name_or_path in ("emoji", "scenes"):  # of code and packages, which do not change within a process
         return ()
     if name_or_path == "clipart":
         return clipart_stamps(image_root)
-    return file_stamps(name_or_path, image_root or None, **options)
+    return tuple(described(name_or_path, image_root or None).stamps)

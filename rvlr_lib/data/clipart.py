@@ -4,23 +4,19 @@ All drawings are in the public domain. Captions are the title and the sentences 
 carries, and the file's name without its maker's; the folder is the category. Nothing is balanced.
 """
 
-from __future__ import annotations
-
 import os
 import re
-import warnings
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from rvlr_lib.data.dataset import ImageTextDataset, evenly, in_threads
+from rvlr_lib.data.dataset import ImageTextDataset, evenly
 from rvlr_lib.data.files import Stamp, printable, stamp, walk
 from rvlr_lib.data.own import hashed_split
-from rvlr_lib.data.pictures import MAX_PIXELS, FileSource, equal_files
+from rvlr_lib.data.pictures import FileSource, equal_files, faults, open_picture
 from rvlr_lib.data.relevance import clean_caption
 
 ROOT = "/usr/share/openclipart/png"
@@ -29,15 +25,10 @@ MOST_CAPTIONS, MOST_WORDS = 5, 40
 
 
 def load_clipart(*, split: str, image_root: str | Path | None = None, limit: int | None = None) -> ImageTextDataset:
-    """Clip art with one to five captions a drawing, split 80/10/10 by a hash of the file's name.
+    """Clip art with one to five captions a drawing, split 80/10/10 by a hash of the file's name; ``limit`` as of emoji.
 
     A file that several names link to counts once; files that are equal byte for byte are in one split. What was left
     out and how many captions more than 20 drawings share is printed and stands in ``info``.
-
-    Args:
-        split: ``train``, ``val`` or ``test``.
-        image_root: folder of the drawings; default where Debian puts them.
-        limit: only so many drawings of the split, evenly spaced.
 
     Raises:
         ValueError: the package is not there (says how to install it), or ``limit`` is below 1.
@@ -75,32 +66,26 @@ def _catalogue(stamps: tuple[Stamp, ...]) -> tuple[dict[str, list[str]], dict[st
     root = Path(stamps[0][0])
     names = [name for name in walk(root, root).files if name.lower().endswith(".png")]
     own = [name for name in names if not (root / name).is_symlink()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        told = dict(zip(own, in_threads(_about, [root / name for name in own]), strict=True))
-    usable = {name: _captions(name, about) for name, about in sorted(told.items()) if about is not None}
-    drawings = {name: texts for name, texts in usable.items() if texts}
+    told = dict[str, list[str]]()
+
+    def look(path: Path) -> None:
+        with open_picture(path) as picture:
+            name = path.relative_to(root).as_posix()
+            texts = {str(key): text for key, text in picture.info.items() if isinstance(text, str)}
+            told[name] = _captions(name, texts)
+
+    bad = faults(look, root, own)
+    drawings = {name: texts for name, texts in sorted(told.items()) if texts}
     owners = Counter(text for texts in drawings.values() for text in texts)
     info = {
         "files": len(names),
         "links to others": len(names) - len(own),
-        "too large or damaged": len(told) - len(usable),
-        "without a caption": len(usable) - len(drawings),
+        "too large or damaged": len(bad),
+        "without a caption": len(told) - len(drawings),
         f"captions shared by more than {SHARED} drawings": sum(count > SHARED for count in owners.values()),
     }
     print(f"clipart: {len(drawings):,} drawings; {', '.join(f'{count:,} {what}' for what, count in info.items())}")
     return drawings, {name: min(group) for group in equal_files(root, drawings) for name in group}, info
-
-
-def _about(path: Path) -> dict[str, str] | None:
-    """Texts in a PNG file; None where it cannot be used."""
-    try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                return None
-            return {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
-    except Exception:  # decoders of damaged files raise whatever they please; the count is printed
-        return None
 
 
 def _captions(name: str, about: dict[str, str]) -> list[str]:

@@ -1,7 +1,5 @@
 """Pictures and their captions: one record for every data set, and its gentle augmentation."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -145,7 +143,7 @@ class ImageTextDataset:
         """Pictures of ``rows`` resized to squares (bicubic, anti-aliased), uint8 [n, 3, size, size]."""
         return self.source.pixels(rows, size)
 
-    def subset(self, image_rows: Sequence[int] | np.ndarray) -> ImageTextDataset:
+    def subset(self, image_rows: Sequence[int] | np.ndarray) -> "ImageTextDataset":
         """The pictures of ``image_rows``, in that order, with all that belongs to them."""
         rows = np.asarray(image_rows, dtype=np.int64)
         if not len(rows):
@@ -164,12 +162,12 @@ class ImageTextDataset:
             whole_captions=self.whole_captions and [self.whole_captions[c] for c in caption_rows],
         )
 
-    def gallery_sets(self) -> list[ImageTextDataset]:
+    def gallery_sets(self) -> "list[ImageTextDataset]":
         """One data set per gallery, the same ones each time; itself where there is just one."""
         return self._gallery_sets
 
     @cached_property
-    def _gallery_sets(self) -> list[ImageTextDataset]:
+    def _gallery_sets(self) -> "list[ImageTextDataset]":
         if self.galleries is None:
             return [self]
         return [self.subset(np.flatnonzero(self.galleries == g)) for g in np.unique(self.galleries)]

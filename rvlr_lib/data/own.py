@@ -15,6 +15,7 @@ from rvlr_lib.data.formats import FORMATS, parse, read_part
 from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, faults
 from rvlr_lib.data.relevance import clean_caption
 from rvlr_lib.data.table import EMPTY, WAYS_OUT, Collection, Row, Unusable, captions_in, split_in
+from rvlr_lib.provenance import home
 
 FEWEST = 4  # pictures in a split; the notebooks show the first four queries
 PUBLISHED = Path(__file__).parent / "published"
@@ -40,16 +41,10 @@ def hashed_split(image_id: str, seed: int = 0) -> str:
     return "train" if share < 0.8 else "val" if share < 0.9 else "test"
 
 
-def data_home() -> Path:
-    """Folder of the published data sets: ``$RVLR_DATA``, else ``data/`` of the checkout, else ``data/`` here."""
-    checkout = Path(__file__).parents[2]
-    return Path(os.environ.get("RVLR_DATA") or (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "data")
-
-
 def missing_sources(path: str | Path) -> dict[str, str]:
     """Files that a published data set lacks -> what they are and where they come from."""
     sources = parse(PUBLISHED / f"{path}.yaml")["sources"] if str(path) in PREPARED else {}
-    return {name: source for name, source in sources.items() if not (data_home() / path / name).exists()}
+    return {name: source for name, source in sources.items() if not (home("data") / path / name).exists()}
 
 
 def read_collection(path: str | Path, image_root: str | Path | None = None, **options: Any) -> Collection:
@@ -63,7 +58,7 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
 
     file, base = printable(Path(path)), Path(path).parent
     if str(path) in PREPARED:
-        file, base = PUBLISHED / f"{path}.yaml", data_home() / path
+        file, base = PUBLISHED / f"{path}.yaml", home("data") / path
     if not (os.path.isfile(file) or os.path.isdir(file)):
         fault = "neither a file nor a folder" if os.path.exists(file) else "not there"
         raise ValueError(f"{file} is {fault}; give an annotation file, a folder or an index; {FORMATS}")
@@ -209,7 +204,7 @@ def _name(name: str, folder: str) -> str:
 _READ: dict[tuple[Any, ...], Collection] = {}
 
 
-def _collection(path: str | Path, image_root: str | Path | None, options: dict[str, Any]) -> Collection:
+def described(path: str | Path, image_root: str | Path | None, **options: Any) -> Collection:
     """Read and describe a collection once; again when a file that it was read from has changed."""
     given = sorted((name, value) for name, value in options.items() if value is not None)
     key = (str(path), str(image_root), os.getcwd(), os.environ.get("RVLR_DATA"), *given)
@@ -221,11 +216,6 @@ def _collection(path: str | Path, image_root: str | Path | None, options: dict[s
     for old in list(_READ)[:-4]:
         del _READ[old]
     return found
-
-
-def file_stamps(path: str | Path, image_root: str | Path | None = None, **options: Any) -> tuple[Any, ...]:
-    """Stamps of every file that a collection is read from and of its pictures; errors as :func:`read_collection`."""
-    return tuple(_collection(path, image_root, options).stamps)
 
 
 def load_files(
@@ -243,9 +233,7 @@ def load_files(
     """Load one split of your own pictures; what was recognised is printed once, pictures are read when asked for.
 
     Args:
-        path: annotation file, folder, or index; see :data:`rvlr_lib.data.formats.FORMATS`.
-        split: ``train``, ``val`` or ``test``; of files without splits 80/10/10 by a hash of each picture's id.
-        image_root: folder of the pictures, below which their paths are ids; default that of an index or of the file.
+        path, split, image_root: as of :func:`rvlr_lib.data.load_dataset`; see :data:`rvlr_lib.data.formats.FORMATS`.
         limit: only so many pictures of the split, evenly spaced.
         max_bad_pictures: how many missing, damaged or too large pictures of the split are left out, counted; above 0
             every picture is decoded once here. With 0, the default, damage behind a header shows when it is read.
@@ -257,10 +245,8 @@ def load_files(
         ValueError: whatever :func:`read_collection` refuses, an unknown split, one with fewer than 4 pictures, a
             picture in two splits, an empty caption, too many bad pictures.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown; own pictures have {', '.join(SPLITS)}")
     columns = {"image_column": image_column, "caption_column": caption_column}
-    found = _collection(path, image_root, {**columns, "split_seed": split_seed, "keep_flagged": keep_flagged})
+    found = described(path, image_root, **columns, split_seed=split_seed, keep_flagged=keep_flagged)
     for kind, messages in found.refused.items():
         more = f" ({len(messages)} {kind} in all: `rvlr data check {found.path}` lists them)" if messages[1:] else ""
         raise ValueError(messages[0] + more)
@@ -290,7 +276,7 @@ def load_files(
         split=split,
         image_ids=names,
         captions=part.clean.tolist(),
-        caption_image=part.picture.map(rows).to_numpy(dtype=np.int64),
+        caption_image=np.array(part.picture.map(rows), dtype=np.int64),
         source=FileSource(found.root, names),
         categories=[shown(str(kinds.get(name, f"none: {name}"))) for name in names] if kinds else None,
         info=info,

@@ -1,7 +1,5 @@
 """Picture files: paths that stay inside their root, decoding that is right or says why not, and reading on demand."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -55,7 +53,7 @@ def check_name(name: str) -> None:
 
 def check_header(path: Path) -> tuple[int, int]:
     """Width and height from the file's header; ValueError names the file and its fault: missing, empty, too large."""
-    with _open(path) as picture:
+    with open_picture(path) as picture:
         return picture.size
 
 
@@ -68,7 +66,7 @@ def decode(path: Path) -> Image.Image:
     Raises:
         ValueError: names the file and the fault: missing, empty, truncated, damaged, too large, or of floats.
     """
-    with _open(path) as opened:
+    with open_picture(path) as opened:
         try:
             opened.load()
             picture = ImageOps.exif_transpose(opened)
@@ -88,7 +86,8 @@ def on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
 
 
-def _open(path: Path) -> Image.Image:
+def open_picture(path: Path) -> Image.Image:
+    """A picture whose header is read; ValueError names the file and its fault: missing, empty, too large."""
     if not path.is_file():
         near = _names(path.parent).get(unicodedata.normalize("NFC", path.name).casefold())
         there = f", but {near!a} is there" if near else ""

@@ -4,8 +4,6 @@ A scene has 1 to 4 objects (8 shapes x 8 colours x 2 sizes) on distinct cells of
 Position is a nuisance: no caption tells it and no truth counts it, so crops and flips are lawful.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np
@@ -64,14 +62,10 @@ def load_scenes(
     if split == "test" and size is not None:
         raise ValueError(f"size={size} is for train and val; the size of test is galleries x gallery_size")
     images = {"train": 4_000, "val": 500, "test": galleries * gallery_size}[split] if size is None else size
-    for name, value, least, most in (
-        ("text_detail", text_detail, 0, 1),
-        ("image_visibility", image_visibility, 0, 1),
-        ("galleries", galleries, 1, np.inf),
-        ("gallery_size", gallery_size, 1, np.inf),
-        ("size", images, 1, np.inf),
-        ("seed", seed, 0, np.inf),
-    ):
+    shares = {"text_detail": text_detail, "image_visibility": image_visibility}
+    counts = {"galleries": galleries, "gallery_size": gallery_size, "size": images, "seed": seed}
+    for name, value in (shares | counts).items():
+        least, most = int(name in counts and name != "seed"), np.inf if name in counts else 1
         if not least <= value <= most:
             raise ValueError(f"{name}={value} lies outside {least} to {most}")
 
@@ -79,7 +73,6 @@ def load_scenes(
     scene, shown, covered, pixels = _draw_pictures(images, image_visibility, streams[0])
     text, forced, captions = _tell(scene, text_detail, streams[1])
     owner = np.repeat(np.arange(images), CAPTIONS)
-    info = {"text_detail": text_detail, "image_visibility": image_visibility, "seed": seed, "images": images}
     return ImageTextDataset(
         name="scenes",
         split=split,
@@ -89,7 +82,7 @@ def load_scenes(
         source=ArraySource(pixels),
         galleries=np.arange(images) // gallery_size if split == "test" else None,
         scene=SceneViews(scene, shown, text, owner, forced, text_detail, covered, scene[owner]),
-        info=info | {"captions_per_image": CAPTIONS},
+        info={**shares, "seed": seed, "images": images, "captions_per_image": CAPTIONS},
     )
 
 

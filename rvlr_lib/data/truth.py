@@ -1,7 +1,5 @@
 """What is true about scenes: shares that views tell and show, and the Bayes ceiling of recall."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import permutations
 from math import comb, factorial

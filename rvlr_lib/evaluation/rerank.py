@@ -6,9 +6,7 @@ from torch import Tensor
 from rvlr_lib.evaluation.evaluate import Device, Features, halve_until_it_fits, working_bytes
 from rvlr_lib.models import FusionEncoder
 
-CAPTIONS_AT_ONCE = 512
-CPU_MEMORY = 1_000_000_000  # bytes for keys and values of pictures; on a CUDA device 40 % of what is free
-TOKENS_AT_ONCE = 4096  # through the fusion encoder on a CPU; pairs of one length are put together up to that many
+CAPTIONS_AT_ONCE = 32  # of one picture, of about one length, on a CPU; on a CUDA device what fits into its memory
 
 
 @torch.inference_mode()
@@ -22,7 +20,7 @@ def matching_scores(
     *,
     device: Device = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Re-rank the best ``top_k`` of every query by the matching head: no padding, each picture, caption and pair once.
+    """Re-rank the best ``top_k`` of every query by the matching head: hardly any padding, each pair once.
 
     Args:
         fusion: the student's fusion encoder; moved to ``device``, in evaluation mode.
@@ -50,18 +48,23 @@ def matching_scores(
     keys = torch.arange(len(images))[:, None] * count + chosen[0], chosen[1] * count + torch.arange(count)[:, None]
     pairs = torch.cat([keys[0].flatten(), keys[1].flatten()]).unique()  # sorted by picture
     logits = torch.empty(len(pairs))
-    texts = _begin_texts(fusion, text_tokens, text_mask, device)
-    memory, at_once = CPU_MEMORY, TOKENS_AT_ONCE
+    ends = (text_mask * torch.arange(1, text_mask.shape[1] + 1, device=text_mask.device)).amax(dim=1).cpu()
+    at_once = CAPTIONS_AT_ONCE
     if device.type == "cuda":
-        memory = working_bytes(device)
-        at_once = memory // (64 * fusion.width)
-    per_picture = 3 * 2 * len(fusion.layers.layers) * image_tokens.shape[1] * fusion.width * 4  # 3: while it is made
-    for part in torch.arange(len(images)).split(max(1, memory // per_picture)):
-        tokens = image_tokens[int(part[0]) : int(part[-1]) + 1].to(device, fusion.image_in.weight.dtype)
-        keys_values = fusion.project_images(tokens)
-        begin, end = torch.searchsorted(pairs, torch.tensor([part[0], part[-1] + 1]) * count).tolist()
-        image_rows, text_rows = pairs[begin:end] // count - part[0], pairs[begin:end] % count
-        logits[begin:end] = _score_pairs(fusion, keys_values, texts, image_rows, text_rows, at_once)
+        at_once = working_bytes(device) // (64 * fusion.width * int(ends.max()))
+
+    def score(chunk_size: int) -> Tensor:
+        parts = [(rows, slice(int(ends[rows[-1]]))) for rows in captions_of.split(chunk_size)]  # hardly any padding
+        found = [fusion.match_texts(tokens, text_tokens[at].to(tokens), text_mask[at].to(device)) for at in parts]
+        return torch.cat(found)[:, 1].float().cpu()
+
+    begin = 0
+    for row, size in enumerate(torch.bincount(pairs // count, minlength=len(images)).tolist()):
+        own = pairs[begin : begin + size] % count
+        order = ends[own].argsort(stable=True)
+        tokens, captions_of = image_tokens[row].to(device, fusion.image_in.weight.dtype), own[order]
+        logits[begin + order] = halve_until_it_fits(score, at_once)
+        begin += size
     results = []
     for (queries, candidates), columns, own in zip((features, features[::-1]), chosen, keys, strict=True):
         scores = (queries @ candidates.T).sub_(100).cpu()
@@ -80,38 +83,3 @@ def shortlist(queries: Tensor, candidates: Tensor, top_k: int, device: Device = 
         return torch.cat([(part @ candidates.T).topk(k, dim=1).indices.cpu() for part in queries.split(chunk_size)])
 
     return halve_until_it_fits(search, working_bytes(device) // (12 * len(candidates)))
-
-
-def _score_pairs(
-    fusion: FusionEncoder, keys_values: Tensor, texts: list[Tensor], image_rows: Tensor, text_rows: Tensor, tokens: int
-) -> Tensor:
-    """Positive matching logit of pairs ``[P]``, in batches of captions of one length and at most so many tokens."""
-    packed, starts, lengths = texts
-    device, grid, of_pairs = packed.device, keys_values.shape[4], lengths[text_rows]
-    order = torch.argsort(of_pairs, stable=True)
-    lengths_present, counts = of_pairs.unique(return_counts=True)
-
-    def score(chunk_size: int) -> Tensor:
-        logits = torch.empty(len(order))
-        for length, rows in zip(lengths_present.tolist(), order.split(counts.tolist()), strict=True):
-            for part in rows.split(max(1, chunk_size // (length + grid // 8))):  # eight of a picture cost as one
-                own = (starts[text_rows[part]][:, None] + torch.arange(length)).to(device)
-                scored = fusion.match_projected(keys_values, image_rows[part].to(device), packed[own])
-                logits[part] = scored[:, 1].float().cpu()
-        return logits
-
-    return halve_until_it_fits(score, tokens)
-
-
-def _begin_texts(fusion: FusionEncoder, tokens: Tensor, mask: Tensor, device: torch.device) -> list[Tensor]:
-    """Captions through the layers before a picture, packed: tokens ``[T, W]``, first rows and lengths ``[C]``."""
-    lengths = mask.sum(dim=1).cpu()
-    packed, starts, used = [], torch.empty_like(lengths), 0
-    for rows in torch.argsort(lengths, stable=True).split(CAPTIONS_AT_ONCE):
-        real = mask[rows].to(device)
-        width = int(real.any(dim=0).nonzero().max()) + 1
-        part = tokens[rows, :width].to(device, fusion.image_in.weight.dtype)
-        packed.append(fusion.begin_texts(part, real[:, :width])[real[:, :width]])
-        starts[rows] = used + lengths[rows].cumsum(0) - lengths[rows]
-        used += len(packed[-1])
-    return [torch.cat(packed), starts, lengths]

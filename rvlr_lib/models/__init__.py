@@ -22,6 +22,5 @@ from rvlr_lib.models.towers import (
     encode_text_tokens,
     real_tokens,
     token_counter,
-    tokenize,
     trims_padding,
 )

@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.models.pretrained import PIXELS, load_lite, load_timm_trunk, local_files, package_folder
-from rvlr_lib.models.towers import DEFAULT, Towers, build_towers, encode_text_tokens, tokenize
+from rvlr_lib.models.towers import DEFAULT, Towers, build_towers, encode_text_tokens
 from rvlr_lib.similarity import unit_rows
 
 BOTH = ("towers", "arrays", "open_clip", "local-dir", "weak", "random", "oracle")
@@ -79,37 +78,34 @@ def _towers(spec: str) -> Towers:
     return build_towers(name, weights) if kind == "open_clip" else build_towers(spec)
 
 
-def _image_tower(spec: str) -> tuple[Any, int, Sequence[float], Sequence[float]]:
-    """An image tower as a module, the side of its pictures, and mean and std of its pixels."""
+def _pictures(spec: str, device: torch.device | str) -> tuple[Callable[[Tensor], Tensor], int]:
+    """A function from uint8 pixels ``[B, 3, S, S]`` to features, and ``S``."""
     import timm
 
     kind, _, rest = spec.partition(":")
     if kind in ("lite2", "random"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            trunk = timm.create_model(f"tf_efficientnet_lite{2 if kind == 'lite2' else 0}", num_classes=0)
+            tower = timm.create_model(f"tf_efficientnet_lite{2 if kind == 'lite2' else 0}", num_classes=0)
         if kind == "lite2":
-            load_lite(trunk, kind)
-        return trunk, SIZE, *PIXELS
-    if kind != "timm":
+            load_lite(tower, kind)
+        size, (mean, std) = SIZE, PIXELS
+    elif kind == "timm":
+        name, _, weights = rest.partition(":")
+        if not weights or not timm.is_model(name):
+            fault = "give timm:NAME:WEIGHTS, a name of timm.list_models() and a file or 'timm'"
+            raise ValueError(f"teacher {spec!r}: {fault}")
+        tower = timm.create_model(name, num_classes=0)
+        try:
+            load_timm_trunk(tower, name, weights)
+        except Exception as error:  # a missing file, another architecture, a refused pickle, no network: one answer
+            raise ValueError(f"weights of teacher {spec!r} cannot be loaded: {error}") from error
+        config = timm.data.resolve_model_data_config(tower)
+        size, mean, std = config["input_size"][-1], config["mean"], config["std"]
+    else:
         towers = _towers(spec)
-        visual = towers.visual.trunk if kind == "towers" else towers.visual
-        return visual, towers.image_size, towers.mean, towers.std
-    name, _, weights = rest.partition(":")
-    if not weights or not timm.is_model(name):
-        raise ValueError(f"teacher {spec!r}: give timm:NAME:WEIGHTS, a name of timm.list_models() and a file or 'timm'")
-    trunk = timm.create_model(name, num_classes=0)
-    try:
-        load_timm_trunk(trunk, name, weights)
-    except Exception as error:  # a missing file, another architecture, a refused pickle, no network: one answer
-        raise ValueError(f"weights of teacher {spec!r} cannot be loaded: {error}") from error
-    config = timm.data.resolve_model_data_config(trunk)
-    return trunk, config["input_size"][-1], config["mean"], config["std"]
-
-
-def _pictures(spec: str, device: torch.device | str) -> tuple[Callable[[Tensor], Tensor], int]:
-    """A function from uint8 pixels ``[B, 3, S, S]`` to features, and ``S``."""
-    tower, size, mean, std = _image_tower(spec)
+        tower = towers.visual.trunk if kind == "towers" else towers.visual
+        size, mean, std = towers.image_size, towers.mean, towers.std
     tower = tower.to(device).eval()
     low, high = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std))
 
@@ -123,7 +119,7 @@ def _pictures(spec: str, device: torch.device | str) -> tuple[Callable[[Tensor],
 def _text_tower(spec: str, device: torch.device | str) -> Callable[[Sequence[str]], Tensor]:
     towers = _towers(spec)
     text, wanted = towers.text.to(device).eval(), {"tokens": False, "projected": spec != "towers"}
-    return lambda captions: encode_text_tokens(text, tokenize(towers.tokenizer, captions).to(device), **wanted)[0]
+    return lambda captions: encode_text_tokens(text, towers.tokenizer(captions).to(device), **wanted)[0]
 
 
 def _sentences(where: str, device: torch.device | str) -> Callable[[Sequence[str]], Tensor]:

@@ -25,7 +25,7 @@ class Towers:
 
     visual: nn.Module  # ends in the projection to the common space, as text does
     text: nn.Module
-    tokenizer: Any  # list of captions -> token ids [n, context]
+    tokenizer: Any  # list of captions -> token ids [n, context], int64, what exceeds the context is cut
     image_size: int  # side of the square pictures, in pixels
     mean: tuple[float, ...]  # of each channel of pixels in 0..1, as std is
     std: tuple[float, ...]
@@ -163,11 +163,6 @@ def count_tokens(tokenizer: Any, captions: Sequence[str]) -> list[int]:
     if hasattr(tokenizer, "encode"):
         return [len(tokenizer.encode(caption)) + 2 for caption in captions]
     return [len(ids) for ids in tokenizer.tokenizer(list(captions))["input_ids"]]
-
-
-def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    """Token ids ``[n, context]`` (int64) of captions; what exceeds the context is cut."""
-    return tokenizer(list(captions))
 
 
 def real_tokens(text: nn.Module, token_ids: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from rvlr_lib.data.scenes import BACKGROUND_WORDS, COLOUR_WORDS, SHAPE_WORDS
 from rvlr_lib.disk import write_text
 from rvlr_lib.evaluation.evaluate import galleries
 from rvlr_lib.figures.projection import cached_projection
-from rvlr_lib.provenance import default_root
+from rvlr_lib.provenance import home
 from rvlr_lib.report.output import read_run, rerun_command
 from rvlr_lib.report.report import templates
 from rvlr_lib.similarity import cosine_matrix
@@ -38,7 +38,7 @@ def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
     """
     record, found, missing = read_run(run), {}, {}
     beside = Path(run).resolve().parent
-    root = beside if (beside / "cache").is_dir() else default_root()
+    root = beside if (beside / "cache").is_dir() else home()
     for dataset in dict.fromkeys(entry["dataset"] for entry in record["runs"]):
         try:
             found[dataset] = explorer_points(record, dataset, root)

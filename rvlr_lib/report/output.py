@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rvlr_lib.disk import read_json, read_yaml, write_json
-from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance
+from rvlr_lib.provenance import PACKAGE, data_name, home, provenance
 from rvlr_lib.tables import Shown, flat, to_markdown
 
 LEAST = dict.fromkeys(("arms", "at_once", "cell_timeout_seconds", "dataset", "seeds"), 1)  # of a number or a length
@@ -41,7 +41,7 @@ class RunOutput:
 
     def __post_init__(self) -> None:
         self.started = time.monotonic()
-        self.folder = Path(self.folder) if self.folder else default_root() / "lab"
+        self.folder = Path(self.folder) if self.folder else home() / "lab"
         self.dataset = data_name(self.dataset)
         if (self.folder / "run.json").is_file() and HEADLESS not in os.environ:
             raise ValueError(f"{self.folder} is a run of `rvlr reproduce`: choose another output_dir")

@@ -32,7 +32,7 @@ from urllib.parse import quote
 import psutil
 
 from rvlr_lib.disk import own_folder, read_json, read_yaml, sha256, write_json, write_text
-from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, resolved, versions
+from rvlr_lib.provenance import PACKAGE, data_name, home, provenance, resolved, versions
 from rvlr_lib.report.output import HEADLESS, fit_parameters
 from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_report
 
@@ -149,7 +149,7 @@ def reproduce(
     if check and not reference_file.is_file():
         raise ValueError(f"there is no {reference_file} to check against: --update-reference writes it")
     reference = read_json(reference_file) if check else None
-    out = (out or default_root() / path.stem).resolve()
+    out = (out or home() / path.stem).resolve()
     check_machine(runs, out)
     identity = {"profile": path.stem, "settings": {str(run): run.parameters | _places(run) for run in runs}}
     cores = len(os.sched_getaffinity(0))

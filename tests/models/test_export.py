@@ -4,7 +4,7 @@ import open_clip
 import pytest
 import torch
 
-from rvlr_lib.models import CachedRows, HeadStudent, TowerStudent, build_towers, load_student, save_student, tokenize
+from rvlr_lib.models import CachedRows, HeadStudent, TowerStudent, build_towers, load_student, save_student
 from tests.tiny import tiny_towers
 
 
@@ -29,7 +29,7 @@ def test_open_clip_reads_the_same_features_and_temperature(tmp_path, name):
         torch.testing.assert_close(model.encode_text(ids, normalize=True), texts)
         torch.testing.assert_close(1 / model.logit_scale.exp(), student.temperature)
         again = load_student(moved)
-        assert torch.equal(tokenize(again.tokenizer, ["a red cat", "dog"]), ids)
+        assert torch.equal(again.tokenizer(["a red cat", "dog"]), ids)
         torch.testing.assert_close(again.encode_image(pixels).features, images)
         torch.testing.assert_close(again.temperature, student.temperature)
         assert save_student(again, build_towers(f"local-dir:{moved}"), moved) == moved  # in its own place

@@ -19,7 +19,6 @@ from rvlr_lib.models import (
     principal_directions,
     teacher_features,
     token_counter,
-    tokenize,
 )
 from rvlr_lib.similarity import unit_rows
 
@@ -58,7 +57,7 @@ def test_the_text_tower_finds_paraphrases_rather_than_shuffled_words(towers):
     ]
     for three in captions:
         with torch.inference_mode():
-            ids = tokenize(towers.tokenizer, three)
+            ids = towers.tokenizer(three)
             rows = unit_rows(encode_text_tokens(towers.text.eval(), ids, tokens=False, projected=False)[0])
         assert rows[0] @ rows[1] > rows[0] @ rows[2]
 
@@ -125,7 +124,7 @@ def test_whole_towers_train_and_batch_normalisation_stays(towers):
     assert not student.visual.trunk.bn1.training
     before = student.visual.trunk.bn1.running_mean.clone()
     image = student.encode_image(torch.rand(2, 3, 96, 96), tokens=True)
-    text = student.encode_text(tokenize(towers.tokenizer, ["a cat", "two red dogs"]), tokens=True)
+    text = student.encode_text(towers.tokenizer(["a cat", "two red dogs"]), tokens=True)
     assert image.tokens.shape == (2, 9, 1280)
     logits, first = student.match(image.tokens, text.tokens, text.mask)
     ((image.features * text.features).sum() + logits.sum() + first.sum()).backward()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rvlr_lib import models
-from rvlr_lib.models import CachedRows, HeadStudent, TowerStudent, build_towers, encode_text_tokens, tokenize
+from rvlr_lib.models import CachedRows, HeadStudent, TowerStudent, build_towers, encode_text_tokens
 from rvlr_lib.models.towers import as_tokens
 from rvlr_lib.similarity import unit_rows
 from tests.tiny import tiny_towers
@@ -19,7 +19,7 @@ def towers():
 
 @pytest.fixture(scope="module")
 def token_ids(towers):
-    return tokenize(towers.tokenizer, CAPTIONS)
+    return towers.tokenizer(CAPTIONS)
 
 
 def test_same_seed_same_towers_and_the_global_stream_is_left_alone(towers):
@@ -164,7 +164,7 @@ def test_the_papers_pair_trains_for_a_step_on_drawn_pictures(tmp_path):
     assert towers.mean == pytest.approx((0.485, 0.456, 0.406))  # the Swin's own statistics
     student = TowerStudent(towers, fusion_layers=1)
     image = student.encode_image(torch.rand(2, 3, 384, 384), tokens=True)
-    text = student.encode_text(tokenize(towers.tokenizer, ["a red star", "the blue circle"]), tokens=True)
+    text = student.encode_text(towers.tokenizer(["a red star", "the blue circle"]), tokens=True)
     assert image.tokens.shape == (2, 144, 1024)
     before = student.visual.trunk.patch_embed.proj.weight.detach().clone()
     logits, _ = student.match(image.tokens, text.tokens, text.mask)

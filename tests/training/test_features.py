@@ -6,7 +6,7 @@ import torch
 from rvlr_lib import models
 from rvlr_lib.config import TrainSettings
 from rvlr_lib.data import load_dataset
-from rvlr_lib.models import HeadStudent, TowerStudent, build_towers, encode_text_tokens, tokenize
+from rvlr_lib.models import HeadStudent, TowerStudent, build_towers, encode_text_tokens
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.training import encode, encode_captions, encode_images, encode_tokens, features, read_features
 from tests.tiny import tiny_towers
@@ -48,7 +48,7 @@ def test_stored_features_are_those_of_the_towers_one_by_one(towers, scenes, stor
             pixels = (scenes.pixels([row], 48).float() / 255 - mean) / std
             torch.testing.assert_close(stored.images[0, row], towers.visual.eval()(pixels)[0], atol=1e-5, rtol=1e-4)
         for row in (3, 69):
-            ids = tokenize(towers.tokenizer, [scenes.captions[row]])
+            ids = towers.tokenizer([scenes.captions[row]])
             alone, tokens, mask = encode_text_tokens(towers.text.eval(), ids, tokens=True)
             torch.testing.assert_close(stored.texts[row], alone[0], atol=1e-5, rtol=1e-4)
             length = mask.shape[1]
@@ -110,7 +110,7 @@ def test_common_features_and_tokens_of_towers_and_heads(towers, scenes, stored):
     student, heads = TowerStudent(towers, fusion_layers=1), HeadStudent(torch.eye(96, 96), torch.eye(96, 96))
     images, texts = encode(student, scenes)
     with torch.inference_mode():
-        alone = student.encode_text(tokenize(towers.tokenizer, scenes.captions[7:8])).features
+        alone = student.encode_text(towers.tokenizer(scenes.captions[7:8])).features
     torch.testing.assert_close(texts[7], alone[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(encode(heads, stored), (images, texts), atol=1e-5, rtol=1e-4)
     cached = encode_tokens(heads, stored, CPU)
