@@ -101,7 +101,7 @@ def train(set: Pairs, **options: Any) -> None:
     """Train and evaluate one arm, on one device or under torchrun; an interrupted training goes on."""
     from rvlr_lib.study.train import train
 
-    train(overrides=settings(set), **options)
+    train(**(options | settings(set)))
 
 
 def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **options: Any) -> None:

@@ -17,7 +17,6 @@ from rvlr_lib.disk import read_yaml
 from rvlr_lib.losses.weights import LossWeights
 
 PRESETS = Path(__file__).parent / "presets"
-SIZES = ("smoke", "quick", "study", "own", "gpu")  # presets that say how much is computed
 LEAST = {"data.seed": -1} | dict.fromkeys("epochs batch_size width views log_every".split(), 1)  # other numbers: 0
 TOO_LARGE = 2**32  # for any number; numpy takes no such seed
 
@@ -76,7 +75,6 @@ class TrainSettings:
     warmup: float = 0.1  # share of the steps
     clip_norm: float = 1.0  # 0 leaves gradients as they are
     tower_lr_multiplier: float = 1.0  # of the towers' bodies; their projections and all that is new take the whole rate
-    scalar_lr_multiplier: float = 1.0  # of the relation temperature and the fusion weight
     crop_scale: tuple[float, float] = (0.7, 1.0)
     flip: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA
@@ -213,11 +211,6 @@ def available_presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "arms")
 
 
-def data_presets() -> list[str]:
-    """Presets that belong to a data set by name."""
-    return [name for name in available_presets() if name not in (*SIZES, "corrected", "official", "tuned")]
-
-
 def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Resolve settings.
 
@@ -257,11 +250,7 @@ def as_dict(settings: Any) -> dict[str, Any]:
 
 
 def parsed(kind: Any, values: Mapping[str, Any], where: str) -> Any:
-    """An instance of a dataclass from nested plain values, each checked against its type.
-
-    Raises:
-        ValueError: an unknown key (lists the valid ones), a missing one or a value of another type; names ``where``.
-    """
+    """An instance of a dataclass from nested plain values; ValueError names ``where``, a wrong key or value."""
     from jsonargparse import ArgumentError
 
     parser, known = _parser(kind)

@@ -89,7 +89,7 @@ def train():
     batches = PixelBatches(dataset, towers, settings, "images", 0, device)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.jsonl"
-        fit(objective, batches, seed=0, validate=lambda: {"score": 0.0}, log_path=log, label="pins")
+        fit(objective, batches, validate=lambda: {"score": 0.0}, log_path=log, label="pins")
         steps = [line for line in map(json.loads, log.read_text().splitlines()) if "gradient_norm" in line]
     logged = {f"step {step}/{name}": value for step in (0, 10, 19) for name, value in steps[step].items()
               if name in ("total", "gradient_norm") or name.startswith("loss/")}  # fmt: skip

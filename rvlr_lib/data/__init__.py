@@ -23,6 +23,7 @@ from rvlr_lib.data.scenes import load_scenes
 from rvlr_lib.data.truth import bayes_ceiling, shown_share, told_share
 
 LOADERS: dict[str, Any] = {"clipart": load_clipart, "emoji": load_emoji, "scenes": load_scenes}
+NAMES = (*LOADERS, *PREPARED)  # data sets known by name, each with a preset
 
 
 def load_dataset(
@@ -52,9 +53,8 @@ def load_dataset(
     known = [option for option in taken if option not in ("split", "image_root")]
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown; {name} has {', '.join(SPLITS)}")
-    if not (name in (*LOADERS, *PREPARED) or Path(name).suffix or "/" in name or os.path.exists(name)):
-        names = ", ".join((*LOADERS, *PREPARED))
-        raise ValueError(f"data set {name!r} is unknown; choose one of: {names}, or give a file or folder")
+    if not (name in NAMES or Path(name).suffix or "/" in name or os.path.exists(name)):
+        raise ValueError(f"data set {name!r} is unknown; choose one of: {', '.join(NAMES)}, or give a file or folder")
     if image_root and "image_root" not in taken:
         raise ValueError(f"image_root={image_root!r}: {name} carries its own pictures; leave it out")
     if unknown := [option for option in options if option not in known]:

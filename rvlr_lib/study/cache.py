@@ -64,9 +64,6 @@ class Cache:
         A stage is made in a temporary folder and renamed when whole. Another process that makes the same one is waited
         for. Under torchrun all processes call it and compute; the main one decides whether the stage is there already,
         and what it wrote is kept.
-
-        Raises:
-            ValueError: the stage is missing and nothing may be computed, or the processes disagree about it.
         """
         if not same_everywhere(int(stage.key, 16) >> 8):
             fault = f"stage {stage.name} is not the same in all processes (its key here is {stage.key})"

@@ -20,10 +20,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "claims.md.j2"
 
 
 def metric_of(cell: Mapping[str, Any], metric: str) -> float:
-    """A metric of a cell under the headline relevance, or a structure figure; of several joined by ``&``, the mean.
-
-    Where there is none, or it is not defined, a ValueError names some that there are.
-    """
+    """A metric of a cell under the headline relevance, or a structure figure; of several joined by ``&``, the mean."""
     if " & " in metric:
         values = [metric_of(cell, part) for part in metric.split(" & ")]
         return sum(values) / len(values)
@@ -100,11 +97,7 @@ def headline(plan: Plan, results: Results, found: Judged) -> str:
 
 
 def lead(plan: Plan, results: Results, name: str) -> str:
-    """Companions that differ in their dial point (``bending, …``), in one sentence: effects, plain intervals, seeds.
-
-    Raises:
-        ValueError: the plan has no such companion.
-    """
+    """Companions that differ in their dial point (``bending, …``), in one sentence: effects, plain intervals, seeds."""
     known = {own: claim for own, claim in plan.claims.items() if own.startswith(name) and not claim.primary}
     if not known:
         raise ValueError(f"no companion begins with {name!r}; there are: {', '.join(plan.claims)}")
@@ -182,12 +175,21 @@ def results_frame(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
     return frame.dropna(subset="value", ignore_index=True)
 
 
-def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, Results, dict[str, Any]] | None:
-    """A sealed study: its plan, its results and its tuning; None, and a line that says so, where there is none.
+def map_frame(folder: Path) -> pd.DataFrame:
+    """The map, tidy: ``dial, teacher, ratio, seed, metric, value``; values are differences to ``matching_longer``."""
+    rows = []
+    for record in map(read_json, sorted((folder / "map").glob("seed-*.json"))):
+        for dial, cells in record["cells"].items():
+            for name in [name for name in cells if "|" in name]:
+                teacher, ratio = name.split("|")
+                for metric in ("r_mean", "structure"):
+                    gain = cells[name][metric] - cells["0"][metric]
+                    rows.append((dial, teacher, float(ratio), record["seed"], metric, gain))
+    return pd.DataFrame(rows, columns=["dial", "teacher", "ratio", "seed", "metric", "value"])
 
-    Raises:
-        ValueError: what the seal covers was changed, or the files do not belong together.
-    """
+
+def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, Results, dict[str, Any]] | None:
+    """A sealed study: its plan, its results and its tuning; None, and a line that says so, where there is none."""
     place = Path(folder) if folder else reference_folder(profile)
     if not (place / "seal.json").is_file():
         print("There is no sealed study here yet: `rvlr study --tune`, `--seal`, then `rvlr study` make one.")

@@ -29,7 +29,7 @@ def study_frame(studies: Studies, arms: Iterable[str]) -> pd.DataFrame:
     """
     rows = []
     for dial, study, name in [(dial, study, name) for dial, own in studies.items() for study in own for name in arms]:
-        record = study.record(name)
+        record = study.result(name)
         values = {**record["structure"], **record["metrics"]}
         if all(key in values for key in STRUCTURE):
             values["structure"] = sum(values[key] for key in STRUCTURE) / len(STRUCTURE)

@@ -5,12 +5,11 @@ from functools import lru_cache
 from typing import Any
 
 from rvlr_lib.config import DataSettings, Settings, as_dict
-from rvlr_lib.data import ImbalanceSpec, dataset_stamp, load_dataset
+from rvlr_lib.data import LOADERS, ImbalanceSpec, dataset_stamp, load_dataset
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.provenance import data_name, versions
 from rvlr_lib.study.cache import source_hash
 
-GENERATED = ("scenes", "emoji", "clipart")  # known by their code and packages, all others by their files
 DIALLED = {"all": SPLITS, "train": ("train", "val"), "test": ("test",)}
 UNTOUCHED = DataSettings()  # by the dial
 OF_THE_OTHER = {  # what decides one modality alone
@@ -23,7 +22,7 @@ OF_THE_OTHER = {  # what decides one modality alone
 def read_split(settings: Settings, split: str) -> ImageTextDataset:
     """The ``train``, ``val`` or ``test`` split, read once while its files stay as they are."""
     data = replace(settings.data, seed=settings.world_seed)
-    stamp = () if data.name in GENERATED and not data.image_root else dataset_stamp(data.name, data.image_root)
+    stamp = () if data.name in LOADERS and not data.image_root else dataset_stamp(data.name, data.image_root)
     return _read(data, split, stamp)
 
 
@@ -33,7 +32,7 @@ def data_parts(settings: Settings, modality: str) -> dict[str, Any]:
     data = replace(settings.data, seed=settings.world_seed, **others)
     dialled = data.text_detail < 1 or data.image_visibility < 1 or data.mismatch_rate > 0
     parts: dict[str, Any] = as_dict(data)
-    if data.name in GENERATED:
+    if data.name in LOADERS:  # known by their code and packages, all others by their files
         parts["source"] = source_hash(f"rvlr_lib.data.{data.name}")
         parts["versions"] = {name: version for name, version in versions().items() if "emoji" in name}
         if data.name != "scenes" and not dialled:
@@ -54,7 +53,7 @@ def _read(data: DataSettings, split: str, stamp: tuple[Any, ...]) -> ImageTextDa
     if data.name == "scenes":
         sizes = {"galleries": data.galleries, "gallery_size": size} if split == "test" else {"size": size}
         options = {"seed": data.seed, **sizes}
-    elif data.name not in GENERATED:
+    elif data.name not in LOADERS:
         options |= {"max_bad_pictures": data.max_bad_pictures, "keep_flagged": data.keep_flagged}
     given = {name: value for name, value in options.items() if value or name == "seed"}
     faults = {name: getattr(data, name) for name in ("text_detail", "image_visibility", "image_fault", "mismatch_rate")}

@@ -33,9 +33,6 @@ class Claim:
     def parts(self) -> list[list[tuple[float, str, str]]]:
         """Factor, data set and cell of each term, for each effect.
 
-        Raises:
-            ValueError: an effect is not such a sum.
-
         >>> Claim("", "r_mean", "scenes:rvlr|text - 0.5*emoji:intra/structure|none").parts
         [[(1.0, 'scenes', 'rvlr|text'), (-0.5, 'emoji', 'intra/structure|none')]]
         """
@@ -107,28 +104,25 @@ class Plan:
     regime_map: RegimeMap = RegimeMap()
 
     def settings(
-        self, name: str, dial: str, seed: int, chosen: Mapping[str, Any], criterion: str = "recall", **overrides: Any
+        self, name: str, dial: str, seed: int, chosen: Mapping[str, Any], arm: str = "", **overrides: Any
     ) -> Settings:
-        """The settings of a part of the plan, or of a data set, at a dial point and seed.
+        """The settings of a part of the plan, or of a data set, at a dial point and seed, for an arm.
 
-        ``chosen`` is what tuning chose so far, ``criterion`` whose trials are taken: by ``recall`` or ``structure``.
+        ``chosen`` is what tuning chose so far: by recall, or by structure for an arm whose name ends in it.
         """
+        criterion = "structure" if arm.endswith(BY_STRUCTURE) else "recall"
         part = self.sets.get(name)
         dataset, own = (part.dataset, part.overrides) if part else (name, {})
         dials = {**self.dials[dial], **chosen.get("dials", {}).get(dial, {})}
         length = {"stage2.epochs": chosen["epochs"]} if "epochs" in chosen else {}
         values = {"data.name": dataset, **own, **dials, **length, "seed": seed, **overrides}
         settings = load_settings(dataset, self.preset, "corrected", overrides=values)
-        arms = {arm: ArmSettings(**found[criterion]) for arm, found in chosen.get("arms", {}).items()}
+        arms = {name: ArmSettings(**found[criterion]) for name, found in chosen.get("arms", {}).items()}
         return dataclasses.replace(settings, arms=arms)
 
 
 def load_plan(profile: str = "study") -> Plan:
-    """The ``study`` part of a profile of the checkout, or of a YAML file, checked.
-
-    Raises:
-        ValueError: a missing part or an unknown key, arm, dial point or cell; names it.
-    """
+    """The ``study`` part of a profile of the checkout, or of a YAML file; ValueError names what is wrong in it."""
     named = PACKAGE.parent / "notebooks" / "profiles" / f"{profile}.yaml"
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else named
     if not path.is_file():
@@ -162,11 +156,7 @@ def load_plan(profile: str = "study") -> Plan:
 
 
 def write_seal(plan: Plan, folder: Path, date: str) -> dict[str, Any]:
-    """Seal a study: ``folder/seal.json``, once, before its first confirmation seed.
-
-    Raises:
-        ValueError: nothing was tuned yet, or seeds were computed already.
-    """
+    """Seal a study: ``folder/seal.json``, once; ValueError after its first confirmation seed, and before tuning."""
     parts = _sealed_parts(plan, folder)
     if list(folder.glob("*/seed-*.json")):
         raise ValueError(f"{folder} holds confirmation seeds already: a seal comes before them")
@@ -177,11 +167,7 @@ def write_seal(plan: Plan, folder: Path, date: str) -> dict[str, Any]:
 
 
 def check_seal(plan: Plan, folder: Path) -> str:
-    """The sum of the seal, where it fits the plan and the chosen values.
-
-    Raises:
-        ValueError: there is no seal, or what it covers was changed since; names what.
-    """
+    """The sum of the seal; ValueError where there is none, and where what it covers was changed since: names what."""
     path = folder / "seal.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no seal.json: `rvlr study --seal` fixes the claims before the first seed")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from rvlr_lib import config
 from rvlr_lib.config import ARMS, Settings, as_dict
+from rvlr_lib.data import NAMES
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
-from rvlr_lib.disk import load_tensors, read_json
+from rvlr_lib.disk import load_tensors, read_json, sha256
 from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers, principal_directions
 from rvlr_lib.provenance import data_name, home, provenance
 from rvlr_lib.similarity import unit_rows
@@ -33,16 +33,13 @@ EVALUATION_SWITCHES = ("weights", "baseline", "selection", "mixed_t2it", "mixed_
 TAUGHT = ("image_representation", "text_representation", "structure", "mean_relation", "rkd_angle")  # by teachers
 
 
-@dataclass(frozen=True)
-class Result:
-    """One row of a table, by its record."""
-
-    record: dict[str, Any]
+class Result(dict[str, Any]):
+    """The record of an arm or a reference row."""
 
     @property
     def metrics(self) -> dict[str, float]:
         """Retrieval figures under the headline relevance, in percent."""
-        return self.record["metrics"]
+        return self["metrics"]
 
 
 class Study:
@@ -117,7 +114,7 @@ class Study:
         """A trained arm's student, or that of the ``start``, on the device, in evaluation mode."""
         student = self._fresh_student()
         if name != "start":
-            stages.load_part(student, self.student_folder(name) / "weights.safetensors")
+            student.load_state_dict(load_tensors(self.student_folder(name) / "weights.safetensors"))
         return student.to(self.device).eval()
 
     def test_features(self, name: str) -> Features:
@@ -152,19 +149,11 @@ class Study:
 
     def result(self, name: str) -> Result:
         """The evaluated result of an arm or of a reference row: ``floor``, ``ceiling``, ``teachers``, ``start``."""
-        return Result(self.record(name))
-
-    def record(self, name: str) -> dict[str, Any]:
-        """The record of a result.
-
-        Raises:
-            ValueError: unknown name.
-        """
         if name not in ARMS and name not in REFERENCES:
             raise ValueError(f"unknown arm {name!r}: valid are {', '.join((*ARMS, *REFERENCES))}")
         stored = read_json(self.cache.folder(self.result_stage(name)) / "result.json")
         stored["provenance"]["settings"] = as_dict(self.settings)
-        return {"dataset": data_name(self.settings.data.name), "arm": name, "seed": self.settings.seed, **stored}
+        return Result(dataset=data_name(self.settings.data.name), arm=name, seed=self.settings.seed, **stored)
 
     def has(self, name: str) -> bool:
         """Whether the result of an arm or reference row is in the cache."""
@@ -199,7 +188,8 @@ class Study:
         if spec == "towers" and self.settings.model.freeze_towers:
             return None
         data = data_parts(self.settings, "both" if spec == "oracle" else modality)
-        file = stages.stamp(Path(spec.removeprefix("arrays:"))) if spec.startswith("arrays:") else ""
+        arrays = Path(spec.removeprefix("arrays:"))
+        file = sha256(arrays) if spec.startswith("arrays:") and arrays.is_file() else ""
         own = {"modality": modality, "spec": spec}
 
         def arguments() -> dict[str, Any]:
@@ -344,11 +334,8 @@ def open_study(
         seed: of everything, the scenes' world and the dial's draws among it.
         image_root, model, pretrained: short for ``data.image_root``, ``model.name`` and ``model.pretrained``.
         overrides: settings and their values, dotted (``**{"data.text_detail": 0.5}``); None leaves the preset's.
-
-    Raises:
-        ValueError: an unknown preset or setting, naming the valid ones.
     """
     named = {"data.image_root": image_root or None, "model.name": model or None, "model.pretrained": pretrained or None}
-    presets = [name if name in config.data_presets() else "own", "tuned", *([preset] if preset else []), method]
+    presets = [name if name in NAMES else "own", "tuned", *([preset] if preset else []), method]
     settings = config.load_settings(*presets, overrides={"data.name": name, "seed": seed, **named, **overrides})
     return Study(settings, device=device, root=root, execution=execution, missing=missing)

@@ -1,5 +1,6 @@
 """The cells of a study, computed over processes or a cluster: independent, cached, written as they finish."""
 
+import dataclasses
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,11 +9,11 @@ from typing import Any
 
 import torch
 
+from rvlr_lib.config import ArmSettings, Settings, arm
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import commit, provenance
 from rvlr_lib.study.comparisons import curve_stage
 from rvlr_lib.study.plan import BY_STRUCTURE, Plan, check_seal, load_plan, read_chosen, reference_folder, write_seal
-from rvlr_lib.study.regime import run_map
 from rvlr_lib.study.runner import Runner
 from rvlr_lib.study.study import Study
 from rvlr_lib.study.tuning import tune as run_tuning
@@ -35,23 +36,14 @@ def run_study(
     root: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """The command ``rvlr study``: tune, seal, or compute the confirmation seeds that ``results`` lacks.
+    """The command ``rvlr study``: compute the confirmation seeds that ``results`` lacks, or tune, seal, draw the map.
 
-    Args:
-        profile: whose ``study`` part is the plan.
-        tune, seal, regime_map: write ``tuning.json``, ``seal.json`` or ``map/seed-<n>.json`` instead.
-        seeds: such as ``0-5`` or ``0,3``; empty: all that are planned.
-        sets: data sets, comma between; empty: all of the plan.
-        jobs, scheduler, device, root, say: see :class:`Runner`.
-        results: folder; empty: that of the profile's reference results in the checkout.
-
-    Raises:
-        ValueError: the plan is not valid, not tuned, or was changed since it was sealed.
+    Options as its help says. ValueError: the plan is not valid, not tuned, or was changed since it was sealed.
     """
     plan, folder = load_plan(profile), Path(results) if results else reference_folder(profile)
     runner = Runner(jobs, scheduler, device, root, say)
     if tune:
-        run_tuning(plan, folder, runner, say)
+        run_tuning(plan, folder, runner)
     elif seal:
         say(f"sealed: {write_seal(plan, folder, time.strftime('%Y-%m-%d'))['sha256']}")
     elif regime_map:
@@ -77,10 +69,11 @@ def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds
             there = _read(files[name, seed], sealed)["cells"] if files[name, seed].is_file() else {}
             for dial in part.dials:
                 arms = [arm for arm in part.arms if f"{arm}|{dial}" not in there]
-                todo += [(name, dial, seed, arms)] if arms else []
-    runner.say(f"{sum(len(arms) for *_, arms in todo)} cells to compute")
-    for number, cells in runner.stream(compute_cell, [(plan, chosen, *cell) for cell in todo], "cells"):
-        name, _, seed, _ = todo[number]
+                cells = {f"{arm}|{dial}": plan.settings(name, dial, seed, chosen, arm) for arm in arms}
+                todo += [(name, seed, cells)] if cells else []
+    runner.say(f"{sum(len(cells) for *_, cells in todo)} cells to compute")
+    for number, cells in runner.stream(compute_cells, [(cells,) for *_, cells in todo], "cells"):
+        name, seed, _ = todo[number]
         record = {"seed": seed, "dataset": name, "sealed": sealed, "provenance": provenance(), "cells": {}}
         if files[name, seed].is_file():
             record = _read(files[name, seed], sealed)
@@ -89,28 +82,18 @@ def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds
         write_json(files[name, seed], record)
 
 
-def compute_cell(
-    plan: Plan,
-    chosen: Mapping[str, Any],
-    part: str,
-    dial: str,
-    seed: int,
-    arms: Sequence[str],
-    device: str,
-    root: str | None,
-) -> dict[str, Any]:
-    """Small records of some arms at one dial point and seed; runs in a process of its own."""
+def compute_cells(cells: Mapping[str, Settings], device: str, root: str | None) -> dict[str, Any]:
+    """Small records of cells such as ``rvlr|text``, one after another; runs in a process of its own."""
     found = {}
-    for name in arms:
-        begun = time.process_time()
-        settings = plan.settings(part, dial, seed, chosen, "structure" if name.endswith(BY_STRUCTURE) else "recall")
-        record = Study(settings, device=device, root=root).record(name.removesuffix(BY_STRUCTURE))
+    for cell, settings in cells.items():
+        begun, name = time.process_time(), cell.partition("|")[0].removesuffix(BY_STRUCTURE)
+        record = Study(settings, device=device, root=root).result(name)
         metrics, score = {}, record.get("training", {}).get("best_score")
         for number, (relevance, report) in enumerate(record["metrics_by_relevance"].items()):
             recalls = KEPT if number == 0 else ()  # they are the same under every relevance
             kept = {key: value for key, value in report.items() if "/NDCG@10" in key or key in recalls}
             metrics[relevance] = _rounded(kept, 3)
-        found[f"{name}|{dial}"] = {
+        found[cell] = {
             "metrics": metrics,
             "structure": _rounded(record["structure"], 4),
             "validation_r_mean": score if score is None else round(score, 4),
@@ -119,6 +102,43 @@ def compute_cell(
             "cpu_seconds": round(time.process_time() - begun, 1),
         }
     return found
+
+
+def run_map(plan: Plan, folder: Path, runner: Runner, seeds: Sequence[int]) -> None:
+    """Compute the seeds that ``folder/map`` lacks, ``seed-<n>.json`` each."""
+    chosen, dials = read_chosen(folder), plan.regime_map.dials
+    files = {seed: folder / "map" / f"seed-{seed}.json" for seed in seeds}
+    todo = [(dial, seed) for seed in seeds if not files[seed].is_file() for dial in dials]
+    found: dict[int, dict[str, Any]] = {seed: {} for seed in seeds}
+    for number, cells in runner.stream(map_cell, [(plan, chosen, *item) for item in todo], "map"):
+        dial, seed = todo[number]
+        found[seed][dial] = cells
+        if len(found[seed]) == len(dials):
+            cells = {dial: found[seed][dial] for dial in dials}
+            write_json(files[seed], {"seed": seed, "provenance": provenance(), "cells": cells})
+
+
+def map_cell(
+    plan: Plan, chosen: Mapping[str, Any], dial: str, seed: int, device: str, root: str | None
+) -> dict[str, Any]:
+    """Validation scores by teacher and gradient ratio at one dial point and seed; ``0`` is ``matching_longer``."""
+    base = plan.settings(plan.regime_map.dataset, dial, seed, chosen)
+    rate = base.arms["matching_longer"].learning_rate
+
+    def study(**arms: ArmSettings) -> Study:
+        settings = dataclasses.replace(base, arms={**base.arms, **arms})
+        return Study(settings, device=device, root=root)
+
+    found: dict[str, Any] = {"0": study().validation("matching_longer")}
+    for label, name in plan.regime_map.teachers.items():
+        source = arm(name).takes or name
+        group = arm(source).groups[0]
+        norms = study(**{source: ArmSettings(rate, {group: 1.0})}).first_gradients(name)
+        for ratio in plan.regime_map.ratios:
+            strength = float(f"{ratio / (norms[group] / norms['contrastive']):.4g}")
+            scores = study(**{source: ArmSettings(rate, {group: strength})}).validation(name)
+            found[f"{label}|{ratio:g}"] = scores | {"strength": strength}
+    return found | {"learning_rate": rate}
 
 
 def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0, say: Callable[[str], None] = print) -> None:
@@ -154,17 +174,13 @@ def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0, say: Callable[[str
 def _warm_cell(settings: Any, names: Sequence[str], curves: Sequence[Any], device: str, root: str, *_: Any) -> None:
     study = Study(settings, device=device, root=root)
     for name in names:
-        study.record(name)
+        study.result(name)
     for curve in curves:
         study.cache.folder(curve_stage(study, *curve))
 
 
 def read_seeds(folder: Path, dataset: str, sealed: str) -> dict[int, dict[str, Any]]:
-    """Cells by seed, of all ``<data set>/seed-<n>.json`` in a folder, which must carry the seal.
-
-    Raises:
-        ValueError: a file is damaged, or files are of different seals or devices; they are never put together.
-    """
+    """Cells by seed, of all ``<data set>/seed-<n>.json`` in a folder; ValueError: other seals, different devices."""
     files = sorted((folder / dataset).glob("seed-*.json"), key=lambda path: int(path.stem.removeprefix("seed-")))
     found = {record["seed"]: record["cells"] for record in (_read(path, sealed) for path in files)}
     devices = {str(cell["device"]).split(":")[0] for cells in found.values() for cell in cells.values()}

@@ -1,12 +1,12 @@
 """The command ``rvlr train``: one arm, in one process or as one of torchrun's."""
 
 import shutil
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.config import as_dict, data_presets
+from rvlr_lib.config import as_dict
+from rvlr_lib.data import NAMES
 from rvlr_lib.disk import own_folder, whole_file, write_json
 from rvlr_lib.provenance import data_name, home
 from rvlr_lib.study.study import open_study
@@ -19,9 +19,6 @@ def train(
     dataset: str,
     arm: str = "rvlr",
     preset: str = "",
-    method: str = "corrected",
-    image_root: str | None = None,
-    seed: int = 0,
     device: str = "auto",
     out: Path | None = None,
     overwrite: bool = False,
@@ -31,25 +28,20 @@ def train(
     compile: bool = False,
     gradient_checkpointing: bool = False,
     timeout: float = 1800.0,
-    overrides: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> None:
     """Train and evaluate an arm after what it goes on from; an interrupted training goes on.
 
-    ``dataset, preset, method, image_root, seed`` and ``overrides`` are as of :func:`rvlr_lib.study.study.open_study`;
-    ``resume, save_every, compile`` and ``gradient_checkpointing`` as of :class:`rvlr_lib.training.loop.Execution`.
-    Weights, log and result go to ``out``, by default a folder below ``root`` named by data set, arm and seed;
-    ``overwrite`` replaces what it holds of other settings. Under torchrun each process takes the GPU of its local rank
-    and gives up after ``timeout`` seconds without another one.
-
-    Raises:
-        ValueError: bad settings, or ``out`` holds a training of other settings.
+    Options and ``settings`` as of :func:`rvlr_lib.study.study.open_study` and
+    :class:`rvlr_lib.training.loop.Execution`. Weights, log and result go to ``out``, by default a folder below ``root``
+    named by data set, arm and seed; ``overwrite`` replaces what it holds of other settings. Under torchrun each process
+    takes the GPU of its local rank.
     """
-    place, sizes = Path(root) if root else home(), preset or ("quick" if dataset in data_presets() else "own")
+    place, sizes = Path(root) if root else home(), preset or ("quick" if dataset in NAMES else "own")
     with process_group(choose_device(device), timeout):
         execution = Execution(compile, gradient_checkpointing, place / "checkpoints", save_every, resume)
-        chosen: dict[str, Any] = {"seed": seed, "image_root": image_root, "method": method, **(overrides or {})}
-        study = open_study(dataset, preset=sizes, device=device, root=place, execution=execution, **chosen)
-        target = out or place / "train" / f"{data_name(dataset)}-{arm}-seed{seed}"
+        study = open_study(dataset, preset=sizes, device=device, root=place, execution=execution, **settings)
+        target = out or place / "train" / f"{data_name(dataset)}-{arm}-seed{study.settings.seed}"
         identity = {"key": study.result_stage(arm).key, "settings": as_dict(study.settings)}
         with own_folder(target, identity, overwrite=overwrite) if is_main() else nullcontext():
             result, folder = study.result(arm), study.student_folder(arm)
@@ -57,5 +49,5 @@ def train(
                 for path in folder.iterdir():
                     with whole_file(target / path.name) as temporary:
                         shutil.copyfile(path, temporary)
-                write_json(target / "result.json", result.record)
+                write_json(target / "result.json", result)
                 print(f"r_mean {result.metrics['r_mean']:.1f}; weights, log and result in {target}")

@@ -1,7 +1,7 @@
 """Equal tuning for every trained arm, on worlds that no verdict sees: dial, length, learning rates, strengths."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from rvlr_lib.config import ARMS, PRESETS, ArmSettings, arm
-from rvlr_lib.disk import read_json, read_yaml, write_json, write_text
+from rvlr_lib.config import ARMS, PRESETS, ArmSettings, Settings, arm
+from rvlr_lib.disk import read_yaml, write_json, write_text
 from rvlr_lib.provenance import provenance
 from rvlr_lib.study.plan import BY_STRUCTURE, Plan, reference_folder
 from rvlr_lib.study.runner import Runner
@@ -30,47 +30,40 @@ def tuned_arms(plan: Plan) -> list[str]:
     return [name for name in names if name in ARMS and arm(name).stage == 2 and not arm(name).takes]
 
 
-def draw_trials(plan: Plan, name: str) -> list[Trial]:
-    """The random trials of an arm: all arms share the learning rates, arms of one group of terms its quantiles."""
+def draw_trials(plan: Plan, name: str, *, middle: bool = False) -> list[Trial]:
+    """The random trials of an arm, or the one in the ``middle`` of its log-uniform ranges.
 
-    def random(purpose: str) -> np.ndarray:
-        return np.random.default_rng(derived_seed(0, "trials", purpose)).random(plan.tuning.trials)
-
-    return _trials(plan, name, random)
-
-
-def _trials(plan: Plan, name: str, quantiles: Callable[[str], np.ndarray]) -> list[Trial]:
-    """Trials of an arm at quantiles of its log-uniform ranges, which are drawn for each purpose."""
+    All arms share the learning rates, arms of one group of terms its quantiles.
+    """
     space = plan.tuning
-    rates = _log_uniform(space.learning_rate, quantiles("learning_rate"))
+
+    def drawn(purpose: str, bounds: Sequence[float]) -> list[float]:
+        draws = np.random.default_rng(derived_seed(0, "trials", purpose))
+        quantiles = np.array([0.5]) if middle else draws.random(space.trials)
+        low, high = np.log(bounds[0]), np.log(bounds[1])
+        return [float(f"{value:.3g}") for value in np.exp(low + quantiles * (high - low))]
+
+    rates = drawn("learning_rate", space.learning_rate)
     trials: list[Trial] = [{"learning_rate": rate, "strengths": {}} for rate in rates]
     for group in arm(name).groups:
         bounds = space.strengths.get(f"{name}.{group}") or space.strengths[group]
-        drawn = _log_uniform(bounds, quantiles(PULL.get(group, group)))
-        for trial, strength in zip(trials, drawn, strict=True):
+        for trial, strength in zip(trials, drawn(PULL.get(group, group), bounds), strict=True):
             trial["strengths"][group] = strength
     return trials
 
 
-def _log_uniform(bounds: Sequence[float], quantiles: np.ndarray) -> list[float]:
-    low, high = np.log(bounds[0]), np.log(bounds[1])
-    return [float(f"{value:.3g}") for value in np.exp(low + quantiles * (high - low))]
-
-
-def tune(plan: Plan, folder: Path, runner: Runner, say: Callable[[str], None] = print) -> dict[str, Any]:
+def tune(plan: Plan, folder: Path, runner: Runner) -> None:
     """Tune everything and write ``folder/tuning.json``; what is in the cache already is not trained again.
 
-    Returns:
-        The content of the file: ``chosen`` (``dials``, ``epochs``, ``arms``: by recall and by structure, and whether
-        zero strength did as well), ``trials``, ``lengths``, ``visibilities``.
+    ``chosen`` in it holds dials, epochs and arms: by recall and by structure, and whether zero strength did as well.
     """
     space, names, search = plan.tuning, tuned_arms(plan), _Search(plan, runner)
     visibilities = search.visibilities()
     strength = _dial_strength(plan, visibilities)
     search.chosen["dials"] = {"image": {"data.image_visibility": strength}}
-    say(f"dial image: visibility {strength:g}" + (f"; matching longer keeps {visibilities}" if visibilities else ""))
+    runner.say(f"dial image: visibility {strength:g}; recall kept: {visibilities or 'not measured'}")
     search.chosen["epochs"], lengths = search.length(names)
-    say(f"stage 2: {search.chosen['epochs']} epochs")
+    runner.say(f"stage 2: {search.chosen['epochs']} epochs")
     trials = {(name, number): trial for name in names for number, trial in enumerate(draw_trials(plan, name))}
     scores = search.scores(trials, space.seeds[:1])
     best = [key for name in names for key in _best(scores, name, space.confirmed)]
@@ -87,26 +80,11 @@ def tune(plan: Plan, folder: Path, runner: Runner, say: Callable[[str], None] = 
         arms |= {name: found["recall"] for name, found in search.chosen["arms"].items()}
         head = "# Learning rates and strengths that tuning chose; written by `rvlr study --tune`.\n"
         write_text(PRESETS / "tuned.yaml", head + yaml.safe_dump({"arms": arms}, sort_keys=False))
-    return read_json(folder / "tuning.json")
 
 
-def validation_cell(
-    plan: Plan,
-    chosen: Mapping[str, Any],
-    dial: str,
-    seed: int,
-    jobs: Sequence[tuple[str, Trial]],
-    overrides: Mapping[str, Any],
-    device: str,
-    root: str | None,
-) -> list[dict[str, float]]:
-    """Validation scores of several trained arms at one dial point and seed; runs in a process of its own."""
-    base = plan.settings(plan.tuning.dataset, dial, seed, chosen, **overrides)
-    found = []
-    for name, trial in jobs:
-        settings = dataclasses.replace(base, arms={name: ArmSettings(**trial)})
-        found.append(Study(settings, device=device, root=root).validation(name))
-    return found
+def validation_cell(arms: Sequence[tuple[str, Settings]], device: str, root: str | None) -> list[dict[str, float]]:
+    """Validation scores of trained arms, one after another; runs in a process of its own."""
+    return [Study(settings, device=device, root=root).validation(name) for name, settings in arms]
 
 
 @dataclass
@@ -122,8 +100,11 @@ class _Search:
     ) -> dict[Key, Scores]:
         """Scores of every trial on the tuning dials and some seeds."""
         cells = [(dial, seed) for seed in seeds for dial in self.plan.tuning.dials]
-        jobs = [(name, trial) for (name, _), trial in trials.items()]
-        items = [(self.plan, self.chosen, dial, seed, jobs, overrides) for dial, seed in cells]
+        items = []
+        for dial, seed in cells:
+            base = self.plan.settings(self.plan.tuning.dataset, dial, seed, self.chosen, **overrides)
+            arms = [(name, {name: ArmSettings(**trial)}) for (name, _), trial in trials.items()]
+            items.append(([(name, dataclasses.replace(base, arms=own)) for name, own in arms],))
         found: dict[Key, Scores] = {key: {} for key in trials}
         for (dial, seed), scores in zip(cells, self.runner.run(validation_cell, items, label), strict=True):
             for key, score in zip(trials, scores, strict=True):
@@ -134,9 +115,10 @@ class _Search:
         """Share of its recall that ``matching_longer`` keeps at each of several strengths of ``image``."""
         if len(self.plan.tuning.visibilities) == 1:
             return {}
-        seed, strengths = self.plan.tuning.seeds[0], [1.0, *self.plan.tuning.visibilities]
-        jobs: list[tuple[str, Trial]] = [("matching_longer", {})]
-        items = [(self.plan, self.chosen, "none", seed, jobs, {"data.image_visibility": own}) for own in strengths]
+        space, strengths = self.plan.tuning, [1.0, *self.plan.tuning.visibilities]
+        dials: list[dict[str, Any]] = [{"data.image_visibility": own} for own in strengths]
+        settings = [self.plan.settings(space.dataset, "none", space.seeds[0], self.chosen, **dial) for dial in dials]
+        items = [([("matching_longer", own)],) for own in settings]
         recalls = [scores[0]["r_mean"] for scores in self.runner.run(validation_cell, items, "dial strength")]
         return {f"{own:g}": recall / recalls[0] for own, recall in zip(strengths, recalls, strict=True)}
 
@@ -150,7 +132,7 @@ class _Search:
         space = self.plan.tuning
         if len(space.lengths) == 1:  # nothing to choose from
             return space.lengths[0], {}
-        middle = {(name, 0): _trials(self.plan, name, lambda _: np.array([0.5]))[0] for name in names}
+        middle = {(name, 0): draw_trials(self.plan, name, middle=True)[0] for name in names}
         found: dict[str, dict[str, float]] = {}
         for length in space.lengths:
             for seeds in (space.seeds[:1], space.seeds):

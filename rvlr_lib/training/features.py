@@ -107,10 +107,8 @@ def encode_captions(
         name, count = f"{dataset.name}/{split}", len(dataset.captions)
         cut = sum(length > context for length in models.count_tokens(towers.tokenizer, dataset.captions))
         if cut and is_main():
-            print(
-                f"{name}: {cut:,} of {count:,} captions are longer than {context} tokens and are cut; "
-                "a greater context_length keeps them whole"
-            )
+            told = f"{name}: {cut:,} of {count:,} captions are longer than {context} tokens and are cut"
+            print(f"{told}; a greater context_length keeps them whole")
         _store(folder / split, _encode_texts(towers, dataset.captions, encode_batch), count, f"{name} captions")
 
 

@@ -18,25 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LinearLR, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from rvlr_lib.config import TrainSettings
 from rvlr_lib.metrics import recall_at_k
-from rvlr_lib.training.batches import Batches, Inputs
+from rvlr_lib.training.batches import Batches, Inputs, derived_seed
 from rvlr_lib.training.checkpoint import last_checkpoint, write_checkpoint
 from rvlr_lib.training.objectives import Objective
-from rvlr_lib.training.processes import (
-    all_reduce_sum,
-    is_main,
-    processes,
-    random_states,
-    restore_random_states,
-    same_everywhere,
-    spread,
-)
+from rvlr_lib.training.processes import all_reduce_sum, is_main, processes, same_everywhere, spread
 
-SCALARS = ("fusion_weight", "relation_temperature")  # parameters with their own learning-rate multiplier
 PROJECTIONS = ("proj", "text_projection", "head")  # of a tower, into the common space
 
 
@@ -83,7 +74,6 @@ def fit(
     objective: Objective,
     batches: Batches,
     *,
-    seed: int,
     validate: Callable[[], dict[str, float]],
     log_path: Path,
     label: str,
@@ -91,16 +81,11 @@ def fit(
 ) -> Fitted:
     """Train an objective on batches, in one process or, called by all of them, in several.
 
-    ``batches`` hold the settings of the optimisation and the device. ``seed`` is that of everything random in the
-    forward pass. ``validate`` gives scores after each epoch, and the weights of the highest ``score`` are kept.
-    ``log_path`` gets a line of JSON each ``log_every`` steps and one for each epoch.
-
-    Raises:
-        FloatingPointError: a loss term, the gradient or a temperature was not finite; names it and the step, at the
-            next line of the log, and before any checkpoint is written.
-        ValueError: every checkpoint to resume from is damaged or of another training, or the memory does not suffice.
+    ``batches`` hold the settings of the optimisation, the device, and the seed of everything random. ``validate`` gives
+    scores after each epoch, and the weights of the highest ``score`` are kept. ``log_path`` gets a line of JSON each
+    ``log_every`` steps and one for each epoch. FloatingPointError names a loss term, gradient or temperature that was
+    not finite and the step, before any checkpoint is written.
     """
-    torch.manual_seed(seed)
     training = Training(objective.to(batches.device).train(), batches, label, execution or Execution())
     training.resume()
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,6 +139,7 @@ class Training:
         """One step of the optimiser; what to log of it, empty where it is not a step to log."""
         if self.to_compile:
             self._compile(inputs)
+        torch.manual_seed(derived_seed(self.batches.seed, "forward", self.step))  # so a resume needs its place alone
         scalars = {name: value for name, value in self.objective.named_parameters() if value.ndim == 0}
         try:
             terms = self.model(inputs, self.precision)
@@ -161,11 +147,9 @@ class Training:
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
         except torch.OutOfMemoryError as error:
-            fault = (
-                f"{self.label}, step {self.step}: {self.device} has no memory for a batch of {self.optim.batch_size}"
-            )
-            way_out = "set a smaller batch_size or gradient_checkpointing"
-            raise ValueError(f"{fault}: {way_out} ({str(error).splitlines()[0]})") from None
+            size, reason = self.optim.batch_size, str(error).splitlines()[0]
+            fault = f"{self.label}, step {self.step}: {self.device} has no memory for a batch of {size}"
+            raise ValueError(f"{fault}: set a smaller batch_size or gradient_checkpointing ({reason})") from None
         except ValueError:  # a loss may refuse what is not finite in words of its own
             self._watch(scalars)
             self.check_finite()
@@ -213,17 +197,15 @@ class Training:
 
         Evaluation calls the student's own methods, which stay uncompiled: its shapes are many.
         """
-        self.to_compile, began, drawn = False, time.monotonic(), self.objective.get_extra_state()
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            try:
-                self.model.compile()
-                sum(self.model(inputs, self.precision).values()).backward()
-                told = f"compiled in {time.monotonic() - began:.0f} s"
-            except Exception as error:
-                self.model._compiled_call_impl = None
-                torch._dynamo.reset()
-                told = f"cannot be compiled ({type(error).__name__}: {str(error).splitlines()[0]}): trains uncompiled"
-        self.objective.set_extra_state(drawn)
+        self.to_compile, began = False, time.monotonic()
+        try:
+            self.model.compile()
+            sum(self.model(inputs, self.precision).values()).backward()
+            told = f"compiled in {time.monotonic() - began:.0f} s"
+        except Exception as error:
+            self.model._compiled_call_impl = None
+            torch._dynamo.reset()
+            told = f"cannot be compiled ({type(error).__name__}: {str(error).splitlines()[0]}): trains uncompiled"
         self.optimizer.zero_grad(set_to_none=True)
         if is_main():
             print(f"{self.label}: {told}")
@@ -256,7 +238,6 @@ class Training:
         """Everything that a training needs to go on as if it had never stopped."""
         fitted = vars(self.fitted) | {"seconds": time.monotonic() - self.started}
         state = {"step": self.step, "epoch": self.epoch, "log": self.log, "fitted": fitted}
-        state["random"] = random_states(self.device)
         return state | {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
@@ -270,29 +251,25 @@ class Training:
                 part.load_state_dict(state[name])
         except RuntimeError as error:
             raise ValueError(f"{where} holds weights of another architecture: {error}") from error
-        restore_random_states(state["random"], self.device)
         self.step, self.epoch, self.log = state["step"], state["epoch"], state["log"]
         self.started -= self.fitted.seconds
         self.fitted.state = {name: value.to(self.device) for name, value in self.fitted.state.items()}
 
 
-def build_optimizer(objective: nn.Module, optim: TrainSettings, steps: int) -> tuple[AdamW, SequentialLR]:
+def build_optimizer(objective: nn.Module, optim: TrainSettings, steps: int) -> tuple[AdamW, LambdaLR]:
     """AdamW without decay on biases, norms, temperatures and the fusion weight; warm-up, then linear decay."""
     rate = optim.learning_rate
     groups: dict[tuple[float, float], list[Tensor]] = {(rate, optim.weight_decay): []}  # first: its rate is logged
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
-            scalar = any(part in name for part in SCALARS)
-            own = optim.scalar_lr_multiplier if scalar else optim.tower_lr_multiplier if is_tower_body(name) else 1.0
-            decay = 0.0 if scalar or parameter.ndim <= 1 else optim.weight_decay
+            own = optim.tower_lr_multiplier if is_tower_body(name) else 1.0
+            decay = 0.0 if parameter.ndim <= 1 else optim.weight_decay
             groups.setdefault((rate * own, decay), []).append(parameter)
     listed = [{"params": group, "lr": own, "weight_decay": decay} for (own, decay), group in groups.items()]
     optimizer = AdamW(listed, lr=rate, betas=optim.betas, fused=True)
     warmup = max(1, round(optim.warmup * steps))
     falling = max(1, steps - warmup)
-    rise = LinearLR(optimizer, 1 / warmup, 1.0, max(1, warmup - 1))
-    fall = LinearLR(optimizer, 1.0, 1 / falling, max(1, falling - 1))
-    return optimizer, SequentialLR(optimizer, [rise, fall], milestones=[warmup])
+    return optimizer, LambdaLR(optimizer, lambda step: min((step + 1) / warmup, (steps - step) / falling))
 
 
 def is_tower_body(name: str) -> bool:

@@ -17,7 +17,7 @@ from rvlr_lib.config import MethodSettings
 from rvlr_lib.losses import LossWeights
 from rvlr_lib.models import CachedRows, Encoded, Student, full_precision, ridge_map
 from rvlr_lib.similarity import unit_rows
-from rvlr_lib.training.batches import Inputs, captions_by_image
+from rvlr_lib.training.batches import Inputs, captions_by_image, derived_seed
 from rvlr_lib.training.features import Features
 from rvlr_lib.training.processes import gather_rows, gather_tokens, own_rows
 
@@ -38,7 +38,7 @@ class Objective(nn.Module):
         weights, method: of the terms, and their switches.
         teachers: frozen unit features of the training pictures ``[I, W]`` and captions ``[C, W]``.
         structure_teachers: those of the structure term alone, where they are others (the shuffled control).
-        seed: of the teacher heads and the hard negatives.
+        seed: of the teacher heads.
 
     ``two_views`` and ``tokens`` say whether it wants second views, and cached tokens. ValueError where a term with a
     weight lacks its teachers, or the fusion encoder.
@@ -56,7 +56,6 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.student, self.weights, self.method = student, weights, method
-        self.seed, self.negatives = seed, torch.Generator().manual_seed(seed)
         self.represent = bool(weights.image_representation or weights.text_representation)
         self.two_views = bool(weights.image_intra or weights.text_intra)
         self.relational = bool(weights.structure or weights.mean_relation or weights.rkd_angle)
@@ -113,21 +112,6 @@ class Objective(nn.Module):
             terms["anchor"] = losses.anchor_loss(self._trained(), self.kept("start"))
         return terms
 
-    def get_extra_state(self) -> Tensor:
-        """State of the generator of hard negatives: a part of the state dict, which a resumed training needs."""
-        return self._generator().get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Go on drawing hard negatives from that state."""
-        self._generator().set_state(state.cpu())
-
-    def _generator(self) -> torch.Generator:
-        """That of the hard negatives, on the device of the draw."""
-        device = self.student.log_temperature.device
-        if self.negatives.device.type != device.type:
-            self.negatives = torch.Generator(device).manual_seed(self.seed)
-        return self.negatives
-
     def scalars(self) -> dict[str, float]:
         """Temperatures and the fusion weight, to log."""
         values = {"temperature": self.student.temperature}
@@ -158,10 +142,11 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Score each pair, each text with a hard negative picture, each picture with a hard negative text: 3B pairs.
 
-        A process scores the pairs of its own rows, with negatives of the whole batch: the mean over the processes is
-        the loss. The fused first tokens are of all rows.
+        A process scores the pairs of its own rows, with negatives of the whole batch, drawn by torch's seed, which all
+        processes share: the mean over the processes is the loss. The fused first tokens are of all rows.
         """
-        draws, temperature = self._generator(), self.student.temperature.detach()
+        draws = torch.Generator(ids.device).manual_seed(derived_seed(torch.initial_seed(), "negatives"))
+        temperature = self.student.temperature.detach()
         negative_image, negative_text = losses.sample_hard_negatives(similarity, temperature, ids, generator=draws)
         part = own_rows(len(ids))
         own = torch.arange(len(ids), device=ids.device)[part]
@@ -252,10 +237,10 @@ def gradient_shares(objective: Objective, inputs: Inputs) -> dict[str, float]:
     A quotient with ``contrastive`` says how a term weighs against it.
     """
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    device, state, norms = inputs.image_rows.device, objective.get_extra_state(), {}
+    device, norms = inputs.image_rows.device, {}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
         terms = objective(inputs)
-    objective.set_extra_state(state)
     for name, term in terms.items():
         found: tuple[Tensor | None, ...] = ()
         if term.requires_grad:

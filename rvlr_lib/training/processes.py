@@ -5,7 +5,7 @@ plain call; otherwise all processes must call it.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -153,22 +153,6 @@ def same_everywhere(value: int) -> bool:
 
 def _of_all(value: int) -> list[int]:
     return gather_rows(torch.tensor([value], device=carrier())).tolist()
-
-
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Random states of torch in every process, uint8 ``[W, n]``."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return {name: gather_rows(state[None].to(carrier())).cpu() for name, state in states.items()}
-
-
-def restore_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put back what :func:`random_states` gave; a process that was not there takes another one's."""
-    own = {name: rows[processes()[0] % len(rows)].clone() for name, rows in states.items()}
-    torch.set_rng_state(own["cpu"])
-    if "cuda" in own and device.type == "cuda":
-        torch.cuda.set_rng_state(own["cuda"], device)
 
 
 def carrier() -> torch.device:

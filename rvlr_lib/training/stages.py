@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from rvlr_lib.config import MethodSettings
 from rvlr_lib.data.dataset import ImageTextDataset
-from rvlr_lib.disk import load_tensors, save_tensors, sha256, write_json
+from rvlr_lib.disk import load_tensors, save_tensors, write_json
 from rvlr_lib.losses import LossWeights
 from rvlr_lib.models import Student, teacher_features
 from rvlr_lib.training.batches import Batches, derived_seed
@@ -50,8 +49,8 @@ def train_arm(folder: Path, *, batches: Batches, selection: str, label: str, exe
         recalls = cross_modal_recall(found[0][:images], found[1][:captions], owner)
         return {"score": recalls["r_mean"], **recalls}
 
-    how = {"seed": arm["seed"], "label": label, "execution": execution}
-    fitted = fit(objective, batches, validate=validate, log_path=folder / "log.jsonl", **how)
+    how = {"validate": validate, "log_path": folder / "log.jsonl", "label": label, "execution": execution}
+    fitted = fit(objective, batches, **how)
     objective.load_state_dict(fitted.state)
     save_tensors(folder / "weights.safetensors", student.state_dict())
     for name in ("val", "test"):
@@ -84,7 +83,7 @@ def start_objective(
     structure term those of other pictures.
     """
     if start is not None:
-        load_part(student, start / "weights.safetensors")
+        student.load_state_dict(load_tensors(start / "weights.safetensors"))
     train, moved = splits["train"], None
     if shuffled and teachers is not None:  # none where tuning switched the term off
         moved = shuffle_teachers(teachers, train.dataset.caption_image, derived_seed(seed, "shuffled"))
@@ -95,20 +94,7 @@ def start_objective(
     return objective
 
 
-def load_part(module: nn.Module, path: Path) -> None:
-    """Load stored weights into a module; ValueError names a file of another architecture."""
-    try:
-        module.load_state_dict(load_tensors(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} holds weights of another architecture: {error}") from error
-
-
 def stored_features(folder: Path, split: str) -> Features:
     """Features that :func:`train_arm` stored."""
     tensors = load_tensors(folder / f"{split}.safetensors")
     return tensors["images"], tensors["texts"]
-
-
-def stamp(path: Path) -> str:
-    """SHA-256 of a file, empty where there is none; for cache keys."""
-    return sha256(path) if path.is_file() else ""

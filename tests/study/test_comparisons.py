@@ -48,7 +48,7 @@ def test_between_two_arms_the_ends_are_the_arms(studies):
     for dial, (study,) in studies.items():
         for alpha, arm in ((0.0, "matching"), (1.0, "matching_longer")):
             ends = found[(found["dial"] == dial) & (found["alpha"] == alpha)].set_index("metric")["value"]
-            known = study.record(arm)["metrics"]  # under the headline relevance
+            known = study.result(arm)["metrics"]  # under the headline relevance
             told = known["r_mean"], sum(known[key] for key in comparisons.STRUCTURE) / 2
             assert (ends["r_mean"], ends["structure"]) == pytest.approx(told, abs=1e-4)
 

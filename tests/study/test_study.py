@@ -14,9 +14,9 @@ from tests.tiny import tiny_towers
 
 def test_a_result_comes_from_the_cache_the_second_time(make_study):
     first = make_study().result("structure")
-    assert {"metrics", "structure", "provenance"} <= first.record.keys()
+    assert {"metrics", "structure", "provenance"} <= first.keys()
     assert first.metrics["r_mean"] > 0
-    assert "image/overlap_start" in first.record["structure"]
+    assert "image/overlap_start" in first["structure"]
     again = make_study(missing="nothing may be computed")
     assert again.result("structure").metrics == first.metrics
     with pytest.raises(ValueError, match="nothing may be computed"):
@@ -31,7 +31,7 @@ def test_every_arm_trains_and_is_evaluated(make_study):
 
 def test_all_seven_terms_train_on_cached_tokens_and_rerank(make_study):
     study = make_study(**{"model.fusion_layers": 1, "method.teacher_terms": True, "rerank_top_k": 4})
-    record = study.result("rvlr_published").record
+    record = study.result("rvlr_published")
     terms = {key for line in study.training_log("rvlr_published") for key in line if key.startswith("loss/")}
     assert len(terms) == 7
     assert record["reranked"]["r_mean"] > 0
@@ -113,7 +113,7 @@ def test_own_pictures_train_and_are_evaluated(tmp_path):
     (tmp_path / "mine.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
     small = SIZES | {"data.train_size": 0, "data.val_size": 0, "data.gallery_size": 0}
     result = open_study(str(tmp_path / "mine.csv"), preset="smoke", device="cpu", root=tmp_path, **small).result("rvlr")
-    assert result.record["dataset"] == "mine"
+    assert result["dataset"] == "mine"
     assert result.metrics["r_mean"] > 0
 
 

@@ -5,8 +5,7 @@ import time
 import pytest
 
 from rvlr_lib.disk import read_json, write_json
-from rvlr_lib.study.claims import read_study, write_claims
-from rvlr_lib.study.regime import map_frame
+from rvlr_lib.study.claims import map_frame, read_study, write_claims
 from rvlr_lib.study.runner import Runner
 from rvlr_lib.study.sweep import read_seeds, run_study
 from rvlr_lib.study.tuning import draw_trials, tuned_arms

@@ -78,7 +78,7 @@ def train(tmp_path_factory):
 
     def run(objective, *, log=None, execution=None, validate=lambda: {"score": 0.0}, towers=None, **optim):
         log = log or tmp_path_factory.mktemp("log") / "log"
-        how = {"seed": 0, "validate": validate, "log_path": log, "label": "toy", "execution": execution}
+        how = {"validate": validate, "log_path": log, "label": "toy", "execution": execution}
         return fit(objective, make_batches(towers, **optim), **how)
 
     return run
