@@ -29,7 +29,7 @@ def unit_rows(features: Tensor) -> Tensor:
     if not features.shape[-1]:
         return features
     # with a largest entry of 1 no square leaves the range, and a length is 1 or more, or 0
-    largest = torch.linalg.vector_norm(features.detach(), torch.inf, dim=-1, keepdim=True)
+    largest = features.detach().abs().amax(dim=-1, keepdim=True)  # vector_norm is some 20 times as slow on a CPU
     scaled = features / largest.masked_fill(largest == 0, 1)
     return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min(0.5)
 

@@ -34,12 +34,14 @@ class FusionEncoder(nn.Module):
     def match_texts(self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> Tensor:
         """Matching logits ``[P, 2]`` of one picture ``[N, W_image]`` with captions ``[P, L, W_text]``, for re-ranking.
 
-        Those of :meth:`forward` to rounding, but the picture's keys and values are projected once for all captions.
+        Those of :meth:`forward` to rounding; the picture is projected once, the last layer computes the first token.
         """
-        picture, x = self.image_in(image_tokens)[None], self.text_in(text_tokens)
+        picture, x, last = self.image_in(image_tokens)[None], self.text_in(text_tokens), self.layers.layers[-1]
         for layer in self.layers.layers:
             normed = layer.norm1(x)
-            x = x + layer.self_attn(normed, normed, normed, key_padding_mask=~text_mask, need_weights=False)[0]
+            asked = normed[:, :1] if layer is last else normed
+            attended = layer.self_attn(asked, normed, normed, key_padding_mask=~text_mask, need_weights=False)[0]
+            x = x[:, : asked.shape[1]] + attended
             queries = layer.norm2(x).flatten(0, 1)[None]  # the tokens of all captions as one sequence
             x = x + layer.multihead_attn(queries, picture, picture, need_weights=False)[0].view_as(x)
             x = x + layer.linear2(layer.activation(layer.linear1(layer.norm3(x))))
