@@ -41,7 +41,7 @@ def train(
     with process_group(choose_device(device), timeout):
         execution = Execution(compile, gradient_checkpointing, place / "checkpoints", save_every, resume)
         study = open_study(dataset, preset=sizes, device=device, root=place, execution=execution, **settings)
-        target = out or place / "train" / f"{data_name(dataset)}-{arm}-seed{study.settings.seed}"
+        target = Path(out or place / "train" / f"{data_name(dataset)}-{arm}-seed{study.settings.seed}")
         identity = {"key": study.result_stage(arm).key, "settings": as_dict(study.settings)}
         with own_folder(target, identity, overwrite=overwrite) if is_main() else nullcontext():
             result, folder = study.result(arm), study.student_folder(arm)
