@@ -67,6 +67,7 @@ def test_palettes_are_told_apart_by_deuteranopes_and_arms_of_one_colour_by_their
     for color in families:
         markers = [look.marker for look in style.ARMS.values() if look.color == color and look.marker]
         assert len(markers) == len(set(markers))
+    assert {"matching", "matching_longer", "rvlr", "intra", "shuffled", "mean_relation"} <= style.ARMS.keys()
     found = style.looks(["x", "rvlr", "y", "x"])
     assert (found["rvlr"], len(set(found.values())), len(found)) == (style.ARMS["rvlr"], 3, 3)
 
