@@ -15,7 +15,8 @@ from benchmarks._harness import ROOT, Options, Row, alternate, skipped, speed_ro
 from rvlr_lib.config import MethodSettings
 from rvlr_lib.losses import LossWeights
 from rvlr_lib.models import TowerStudent, build_towers
-from rvlr_lib.training import Inputs, Objective
+from rvlr_lib.training.batches import Inputs
+from rvlr_lib.training.objectives import Objective
 
 WHAT, AGAINST = "training step, all losses", "the contrastive step"
 CONTRASTIVE = LossWeights(*[1.0], **dict.fromkeys(list(LossWeights.__dataclass_fields__)[1:], 0.0))

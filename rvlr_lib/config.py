@@ -291,8 +291,7 @@ def _updated(settings: Settings, values: Mapping[str, Any] | None, where: str) -
                 raise ValueError(f"{where}: {place}{item.name} is {value}, expected {least} to {TOO_LARGE - 1}")
     for name, chosen in found.arms.items():
         groups = arm(name).groups
-        wrong = [group for group in chosen.strengths if group not in groups]
-        if wrong:
+        if wrong := [group for group in chosen.strengths if group not in groups]:
             valid = ", ".join(groups) or "none"
             raise ValueError(f"{where}: arms.{name}.strengths names {wrong[0]!r}: valid are {valid}")
     return found

@@ -20,7 +20,10 @@ from rvlr_lib.losses import LossWeights
 from rvlr_lib.metrics import evaluate_retrieval
 from rvlr_lib.models import TowerStudent, build_towers
 from rvlr_lib.similarity import unit_rows
-from rvlr_lib.training import Objective, PixelBatches, encode, fit
+from rvlr_lib.training.batches import PixelBatches
+from rvlr_lib.training.features import encode
+from rvlr_lib.training.loop import fit
+from rvlr_lib.training.objectives import Objective
 
 TESTS = Path(__file__).parent
 PINS = TESTS / "golden" / "pins.json"

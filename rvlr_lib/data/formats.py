@@ -198,8 +198,7 @@ def _split_folders(folder: Path, pictures: Sequence[str], seen: Walk) -> dict[st
         return {}
     splits = {name: SPLIT_NAMES[part.casefold()] for name, part in like.items() if part.casefold() in SPLIT_NAMES}
     taken = {seen.files[name] for name in splits}  # a picture beside split folders may be in one of them by a link
-    rest = [name for name in pictures if name not in splits and seen.files[name] not in taken]
-    if rest:
+    if rest := [name for name in pictures if name not in splits and seen.files[name] not in taken]:
         told = ", ".join(list(dict.fromkeys("/".join(folders[name]) or name for name in rest))[:6])
         names = ", ".join(sorted({*like.values()} - {""}))
         way = "name every folder train, val or test, take the others away, or list the pictures in a CSV"

@@ -7,7 +7,7 @@ import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -135,16 +135,12 @@ def equal_files(root: Path, names: Iterable[str]) -> list[list[str]]:
     Only files of equal size that begin alike are read whole.
     """
 
-    def beginning(path: str) -> bytes:
+    def digest(path: str, most: int = -1) -> bytes:
         with open(path, "rb") as file:
-            return file.read(4096)
-
-    def digest(path: str) -> bytes:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+            return hashlib.sha256(file.read(most)).digest()
 
     groups = [[name for name in names if os.path.isfile(f"{root}/{name}")]]
-    for look, run in ((os.path.getsize, map), (beginning, in_threads), (digest, in_threads)):
+    for look, run in ((os.path.getsize, map), (partial(digest, most=4096), in_threads), (digest, in_threads)):
         asked = [(place, name) for place, group in enumerate(groups) for name in group]
         values = run(look, [f"{root}/{name}" for _, name in asked])
         found: dict[tuple[int, object], list[str]] = defaultdict(list)

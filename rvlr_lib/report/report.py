@@ -58,8 +58,7 @@ def data_card(run: Mapping[str, Any], root: Path = CHECKOUT) -> str:
     """The section of ``data/README.md`` on a run's data set, or the command that describes data of one's own."""
     path = root / "data" / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    section = re.search(rf"^## {re.escape(run['dataset'])}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    if section:
+    if section := re.search(rf"^## {re.escape(run['dataset'])}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL):
         return section[1].strip()
     pictures = run["parameters"].get("image_root")
     words = ["rvlr", "data", "check", run["parameters"].get("dataset", run["dataset"])]

@@ -142,6 +142,8 @@ def reproduce(
         ValueError: unknown or unfit settings, no reference, or a folder that belongs to other settings.
         NotebookError: a notebook failed; those before it are done, its output is kept.
     """
+    from joblib import cpu_count
+
     from rvlr_lib.figures import ensure_numba_cache
 
     path, settings, runs = load_profile(profile, parameters, root=root)
@@ -152,9 +154,10 @@ def reproduce(
     out = (out or home() / path.stem).resolve()
     check_machine(runs, out)
     identity = {"profile": path.stem, "settings": {str(run): run.parameters | _places(run) for run in runs}}
-    cores = len(os.sched_getaffinity(0))
+    cores = cpu_count()  # a container's share counts
     at_once = min(settings["at_once"], cores)
-    kernels = patch.dict(os.environ, KERNELS | ({"OMP_NUM_THREADS": str(cores // at_once)} if at_once > 1 else {}))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(cores // at_once)
+    kernels = patch.dict(os.environ, KERNELS | {"OMP_NUM_THREADS": threads})
     with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, kernels:
         ensure_numba_cache(out.parent)
         done = {f"{entry['notebook']} ({entry['dataset']})": entry for entry in earlier.get("runs", [])}

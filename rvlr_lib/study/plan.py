@@ -177,8 +177,7 @@ def check_seal(plan: Plan, folder: Path) -> str:
     parts = _sealed_parts(plan, folder)
     if parts["chosen"] != seal["parts"]["chosen"]:
         raise ValueError(f"{folder / 'tuning.json'} differs from what {path} sealed: no verdict")
-    changed = [key for key in parts["plan"] if parts["plan"][key] != seal["parts"]["plan"].get(key)]
-    if changed:
+    if changed := [key for key in parts["plan"] if parts["plan"][key] != seal["parts"]["plan"].get(key)]:
         raise ValueError(f"the study's plan differs from what {path} sealed, in {', '.join(changed)}: no verdict")
     return str(seal["sha256"])
 
@@ -209,6 +208,5 @@ def _digest(seal: Mapping[str, Any]) -> str:
 
 def _only(names: Iterable[str], valid: Iterable[str], what: str) -> None:
     valid = list(valid)
-    wrong = [name for name in names if name not in valid]
-    if wrong:
+    if wrong := [name for name in names if name not in valid]:
         raise ValueError(f"{what} {wrong[0]!r}; valid: {', '.join(map(str, valid))}")

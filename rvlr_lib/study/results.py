@@ -43,8 +43,7 @@ def make_result(
     if rerank is not None and len(dataset.gallery_sets()) == 1:
         fusion, tokens, most = rerank
         matching = matching_scores(fusion, *tokens, features, most, device=device)
-    official = training is not None
-    found = evaluate(features, dataset, matching=matching, official=official, device=device, **options)
+    found = evaluate(features, dataset, matching=matching, official=training is not None, device=device, **options)
     _write(folder, dataset, info, found | ({"training": training} if training else {}))
 
 

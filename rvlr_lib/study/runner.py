@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from joblib import cpu_count
 
 Items = Sequence[tuple[Any, ...]]
 
@@ -52,7 +53,7 @@ class Runner:
             with connect(self.scheduler) as client, client.get_executor(pure=False, retries=3) as executor:
                 yield executor
         else:
-            threads = self.threads or max(1, (os.cpu_count() or 1) // self.jobs)
+            threads = self.threads or max(1, cpu_count() // self.jobs)
             spawn = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(self.jobs, spawn, initializer=_quiet, initargs=(threads,)) as executor:
                 yield executor

@@ -58,8 +58,7 @@ def run_study(
 def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds: Sequence[int]) -> None:
     """Compute the sealed seeds that ``folder`` lacks, ``<data set>/seed-<n>.json`` each, written as they finish."""
     sealed, chosen = check_seal(plan, folder), read_chosen(folder)
-    unknown = [name for name in sets if name not in plan.sets]
-    if unknown:
+    if unknown := [name for name in sets if name not in plan.sets]:
         raise ValueError(f"unknown data set {unknown[0]!r}: the plan has {', '.join(plan.sets)}")
     files, todo = {}, []
     for name in sets:

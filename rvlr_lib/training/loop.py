@@ -25,6 +25,7 @@ from rvlr_lib.config import TrainSettings
 from rvlr_lib.metrics import recall_at_k
 from rvlr_lib.training.batches import Batches, Inputs, derived_seed
 from rvlr_lib.training.checkpoint import last_checkpoint, write_checkpoint
+from rvlr_lib.training.features import mixed_precision
 from rvlr_lib.training.objectives import Objective
 from rvlr_lib.training.processes import all_reduce_sum, is_main, processes, same_everywhere, spread
 
@@ -124,9 +125,7 @@ class Training:
         if execution.gradient_checkpointing:
             checkpoint_gradients(objective)
         self.model, self.to_compile = spread(objective), execution.compile
-        on_gpu, precision = self.device.type == "cuda", self.optim.precision
-        bfloat16 = precision == "bfloat16" or (precision == "auto" and on_gpu)
-        self.precision = torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
+        self.precision = mixed_precision(self.device, self.optim.precision)
         self.steps = self.optim.epochs * batches.steps_per_epoch
         self.optimizer, self.schedule = build_optimizer(objective, self.optim, self.steps)
         self.parts: dict[str, Any] = {"weights": objective, "optimizer": self.optimizer}
@@ -183,8 +182,7 @@ class Training:
     def check_finite(self) -> None:
         """Wait for the device and look at what was watched; FloatingPointError names what was not finite, and when."""
         for step, names, values in self.watched:
-            bad = [f"{name} = {v}" for name, v in zip(names, values.tolist(), strict=True) if not math.isfinite(v)]
-            if bad:
+            if bad := [f"{name} = {v}" for name, v in zip(names, values.tolist(), strict=True) if not math.isfinite(v)]:
                 raise FloatingPointError(f"{self.label}, step {step}: not finite: {', '.join(bad)}")
         self.watched.clear()
 

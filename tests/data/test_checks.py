@@ -67,11 +67,7 @@ def test_everything_that_is_wrong_is_counted_and_named(tmp_path, collection):
     assert checked(max_bad_pictures=3)[1]["split val has fewer than 4 pictures"].spoils
 
 
-PUBLISHED = {
-    "flickr30k": ["flickr30k-images", "flickr30k-images"],
-    "coco": ["train2014", "val2014"],
-    "vizwiz": ["train", "val"],
-}
+PUBLISHED = {"flickr30k": ["flickr30k-images"] * 2, "coco": ["train2014", "val2014"], "vizwiz": ["train", "val"]}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -2,16 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rvlr_lib.data import (
-    ImbalanceSpec,
-    bayes_ceiling,
-    load_dataset,
-    mismatch_index,
-    rouge_l_relevance,
-    shown_share,
-    told_share,
-)
-from rvlr_lib.data.dial import FAULTS, degrade, drop_words
+from rvlr_lib.data import bayes_ceiling, load_dataset, rouge_l_relevance, shown_share, told_share
+from rvlr_lib.data.dial import FAULTS, ImbalanceSpec, degrade, drop_words, mismatch_index
 from rvlr_lib.evaluation.evaluate import relevances
 
 

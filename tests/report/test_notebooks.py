@@ -29,11 +29,6 @@ def cells(path, kind="code"):
     return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
 
 
-def test_none_is_lost():
-    assert len(NOTEBOOKS) >= 5
-    assert {"smoke", "quick", "own", "gpu"} <= set(PROFILES)
-
-
 @notebooks
 def test_parameters(path):
     kinds, defaults = notebook_parameters(path)

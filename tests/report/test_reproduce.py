@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from joblib import cpu_count
 
 from rvlr_lib import cli
 from rvlr_lib.disk import read_json, write_json
@@ -135,7 +136,8 @@ def test_a_failing_notebook_is_one_line_and_is_kept(checkout, command, cell, lim
 
 
 def test_a_failure_lets_what_runs_beside_it_finish_and_starts_nothing_more(checkout, command, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    monkeypatch.setattr("joblib.cpu_count", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     failed = checkout.folder / "runs" / "both" / "scenes" / "02_bad.ipynb"
     wait = f"import os, time\nwhile not os.path.exists({str(failed)!r}): time.sleep(0.1)\ntime.sleep(2)"
     checkout.notebook("01_good", f"{wait}\nassert os.environ['OMP_NUM_THREADS'] == '2'")
@@ -150,7 +152,7 @@ def test_a_failure_lets_what_runs_beside_it_finish_and_starts_nothing_more(check
 
 def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, reproduce):
     checkout.notebook("03_wait", "import time\ntime.sleep(60)")
-    names = ("scenes", "emoji")[: len(os.sched_getaffinity(0))]  # which run beside each other
+    names = ("scenes", "emoji")[: cpu_count()]  # which run beside each other
     both = [{"notebook": "03_wait", "parameters": {"dataset": name}} for name in names]
     checkout.profile("wait", GOOD, *both, at_once=2)
     words, pipes = [sys.executable, "-c", RUNNER, checkout.folder, "--profile", "wait"], {"stdout": -1, "stderr": -1}

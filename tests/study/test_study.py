@@ -1,7 +1,5 @@
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from rvlr_lib import cli
 from rvlr_lib.config import ARMS, load_settings
@@ -9,7 +7,7 @@ from rvlr_lib.disk import read_json
 from rvlr_lib.study.inputs import read_split
 from rvlr_lib.study.study import open_study
 from tests.study.conftest import SIZES
-from tests.tiny import tiny_towers
+from tests.tiny import draw_collection, tiny_towers
 
 
 def test_a_result_comes_from_the_cache_the_second_time(make_study):
@@ -89,27 +87,20 @@ def test_unknown_names_are_listed(make_study):
         open_study("scenes", preset="huge")
 
 
-def draw(folder, count, size=20):
-    draws = np.random.default_rng(0)
-    for number in range(count):
-        Image.fromarray(draws.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-
-
 def test_edited_files_are_read_again(tmp_path):
     """In one process: the stamp of every file read is part of the key of what is kept."""
-    draw(tmp_path, 12)
+    names = [name for name, _ in draw_collection(tmp_path, 12)]
     index = tmp_path / "mine.csv"
     settings = load_settings("own", overrides={"data.name": str(index)})
     for words in ("red square", "blue circle"):
-        rows = [f"{number}.png,{words} {number},{['train', 'val', 'test'][number % 3]}" for number in range(12)]
+        rows = [f"{name},{words} {n},{['train', 'val', 'test'][n % 3]}" for n, name in enumerate(names)]
         index.write_text("\n".join(["image,caption,split", *rows]) + "\n")
         assert read_split(settings, "test").captions[0] == f"{words} 2"
 
 
 def test_own_pictures_train_and_are_evaluated(tmp_path):
     tiny_towers()
-    draw(tmp_path, 120)
-    rows = [f"{n}.png,thing {n} of {n % 7}" for n in range(120) for _ in range(1 + n % 2)]
+    rows = [f"{name},{text}" for name, captions in draw_collection(tmp_path, 120) for text in captions]
     (tmp_path / "mine.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
     small = SIZES | {"data.train_size": 0, "data.val_size": 0, "data.gallery_size": 0}
     result = open_study(str(tmp_path / "mine.csv"), preset="smoke", device="cpu", root=tmp_path, **small).result("rvlr")

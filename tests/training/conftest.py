@@ -7,7 +7,10 @@ from rvlr_lib.data.dataset import ArraySource, ImageTextDataset
 from rvlr_lib.losses import LossWeights
 from rvlr_lib.models import HeadStudent, TowerStudent, principal_directions
 from rvlr_lib.similarity import unit_rows
-from rvlr_lib.training import FeatureBatches, FeatureSet, Objective, PixelBatches, fit
+from rvlr_lib.training.batches import FeatureBatches, PixelBatches
+from rvlr_lib.training.features import FeatureSet
+from rvlr_lib.training.loop import fit
+from rvlr_lib.training.objectives import Objective
 from tests.tiny import tiny_towers
 
 CPU = torch.device("cpu")

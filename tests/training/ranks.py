@@ -15,9 +15,11 @@ from safetensors.torch import save_file
 from rvlr_lib.data import load_dataset
 from rvlr_lib.losses import LossWeights, image_text_contrastive_loss
 from rvlr_lib.models import TowerStudent
-from rvlr_lib.training import Execution, checkpoints_in, encode, features, fit, is_main, last_checkpoint, process_group
-from rvlr_lib.training.loop import Training
-from rvlr_lib.training.processes import gather_rows, processes
+from rvlr_lib.training import features
+from rvlr_lib.training.checkpoint import checkpoints_in, last_checkpoint
+from rvlr_lib.training.features import encode
+from rvlr_lib.training.loop import Execution, Training, fit
+from rvlr_lib.training.processes import gather_rows, is_main, process_group, processes
 from tests.tiny import tiny_towers
 from tests.training.conftest import CPU, OFFICIAL, make_batches, make_objective
 from tests.training.test_features import store

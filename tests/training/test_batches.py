@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rvlr_lib.data.dataset import augment
-from rvlr_lib.training import derived_seed
+from rvlr_lib.training.batches import derived_seed
 from rvlr_lib.training.processes import prefetch
 from tests.training.conftest import OWNER, make_batches, make_cached
 

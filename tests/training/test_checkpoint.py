@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rvlr_lib.training import Execution, checkpoints_in, last_checkpoint, loop, read_checkpoint, write_checkpoint
+from rvlr_lib.training import loop
+from rvlr_lib.training.checkpoint import checkpoints_in, last_checkpoint, read_checkpoint, write_checkpoint
+from rvlr_lib.training.loop import Execution
 from tests.training.conftest import make_objective
 
 SCORES = [1.0, 3.0, 2.0, 0.0, 2.5]  # of the epochs; the best is before the interruption

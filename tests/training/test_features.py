@@ -8,7 +8,8 @@ from rvlr_lib.config import TrainSettings
 from rvlr_lib.data import load_dataset
 from rvlr_lib.models import HeadStudent, TowerStudent, build_towers, encode_text_tokens
 from rvlr_lib.similarity import unit_rows
-from rvlr_lib.training import encode, encode_captions, encode_images, encode_tokens, features, read_features
+from rvlr_lib.training import features
+from rvlr_lib.training.features import encode, encode_captions, encode_images, encode_tokens, read_features
 from tests.tiny import tiny_towers
 
 CPU = torch.device("cpu")
@@ -81,7 +82,19 @@ def test_damaged_features_and_a_full_disk_are_named(towers, scenes, tmp_path, mo
         store(tmp_path / "both", towers, scenes, views=1)
 
 
-def test_bfloat16_keeps_the_neighbours_of_pretrained_towers(tmp_path):
+def test_bfloat16_is_left_out_where_the_cpu_has_no_fast_one_and_a_line_says_so_once(monkeypatch, capsys):
+    for cpu, asked in (("AVX2", "bfloat16"), ("AVX512", "auto"), ("AVX512", "bfloat16"), ("AVX512_BF16", "bfloat16")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda cpu=cpu: cpu)
+        features._fast_bfloat16.cache_clear()
+        for _ in range(2):
+            with features.mixed_precision(CPU, asked):
+                half = (torch.eye(2) @ torch.eye(2)).dtype == torch.bfloat16
+            assert half == (cpu != "AVX2" and asked == "bfloat16")
+        assert capsys.readouterr().out.count("bfloat16 is slow on this CPU (AVX2): float32 is used") == (cpu == "AVX2")
+
+
+def test_bfloat16_keeps_the_neighbours_of_pretrained_towers(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_fast_bfloat16", lambda _kind: True)
     towers, emoji, ten = build_towers(), load_dataset("emoji", split="test"), []
     for precision in ("float32", "bfloat16"):
         places = store(tmp_path / precision, towers, emoji, views=1, tokens=False, precision=precision)

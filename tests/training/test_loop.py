@@ -8,8 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rvlr_lib import models
 from rvlr_lib.config import TrainSettings
 from rvlr_lib.losses import LossWeights, _checks, matching
-from rvlr_lib.training import Execution, choose_device, cross_modal_recall, encode
-from rvlr_lib.training.loop import Training, build_optimizer, checkpoint_gradients
+from rvlr_lib.training import loop
+from rvlr_lib.training.features import encode
+from rvlr_lib.training.loop import Execution, Training, cross_modal_recall
 from tests.training.conftest import CPU, OWNER, make_batches, make_cached, make_objective
 
 ALL = dict.fromkeys(LossWeights.__dataclass_fields__, 1.0) | {"matching": 2, "anchor": 0.1}
@@ -60,7 +61,7 @@ def test_the_best_epoch_is_kept(train):
 
 def test_weight_decay_spares_biases_norms_temperatures_and_the_fusion_weight():
     objective = make_objective(**ALL)
-    optimizer, _ = build_optimizer(objective, TrainSettings(), 10)
+    optimizer, _ = loop.build_optimizer(objective, TrainSettings(), 10)
     decay, plain = optimizer.param_groups
     assert decay["weight_decay"] == 0.01
     assert all(parameter.ndim > 1 for parameter in decay["params"])
@@ -183,11 +184,11 @@ def test_gradient_checkpointing_keeps_the_gradients(towers):
     module = torch.nn.Module()
     module.visual = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match=r"Linear \(visual\) cannot do it"):
-        checkpoint_gradients(module)
+        loop.checkpoint_gradients(module)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused():
-    assert choose_device("auto") == CPU
+    assert loop.choose_device("auto") == CPU
     with pytest.raises(ValueError, match="'cuda' is not there: .*; valid: auto, cpu, cuda"):
-        choose_device("cuda")
+        loop.choose_device("cuda")
