@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class Bench:
         return found
 
     def heads(self) -> dict[str, Any]:
-        """Steps a second of heads on cached features, structure loss included."""
+        """Steps a second of heads on cached features, structure loss included, eager and compiled."""
         count = 256 if self.tiny else 4000
         captions = np.repeat(np.arange(count), 5)
         features = FeatureSet(torch.randn(3, count, 1280), torch.randn(5 * count, 384))
@@ -153,18 +154,19 @@ class Bench:
         directions = [torch.linalg.qr(torch.randn(width, 256))[0] for width in (1280, 384)]
         teachers = unit_rows(features.images[0]).to(self.device), unit_rows(features.texts).to(self.device)
         found = {}
-        for label, weights in (
-            ("contrastive", CONTRASTIVE),
-            ("contrastive and structure", LossWeights(1.0, 0.0, 0.0, 0.0, 0.3, 0.0, 0.0)),
-        ):
-            objective = self.objective(HeadStudent(*directions), weights, teachers)
+        kinds = {"contrastive": CONTRASTIVE, "contrastive and structure": LossWeights(1, 0, 0, 0, 0.3, 0, 0)}
+        for label, compiled in product(kinds, (False,) if self.tiny else (False, True)):
+            objective = self.objective(HeadStudent(*directions), kinds[label], teachers)
             optimizer, _ = build_optimizer(objective, settings, 1000)
+            if compiled:
+                objective.compile()
 
             def epoch(objective: Objective = objective, optimizer: Any = optimizer) -> None:
                 for inputs in batches.take():
                     self.step(objective, optimizer, inputs)
 
-            found[label] = {"steps_per_second": batches.steps_per_epoch / self.seconds(epoch=epoch)["epoch"]}
+            rate = batches.steps_per_epoch / self.seconds(epoch=epoch)["epoch"]
+            found[label + ", compiled" * compiled] = {"steps_per_second": rate}
         return found
 
     def whole_towers(self) -> dict[str, Any]:
