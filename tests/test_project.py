@@ -64,10 +64,8 @@ def test_there_are_no_import_circles():
     }
     graph = {}
     for name, path in names.items():
-        found = {
-            part for full in imported(path.read_text()) for part in (full, full.rpartition(".")[0]) if part in names
-        }
-        graph[name] = {other for other in found if other != name and not name.startswith(f"{other}.")}
+        both = [each for full in imported(path.read_text()) for each in (full, full.rpartition(".")[0])]
+        graph[name] = {x for x in both if x in names and x != name and not name.startswith(f"{x}.")}
     TopologicalSorter(graph).prepare()  # raises where there is one
 
 

@@ -1,6 +1,7 @@
 """Structure-aware distillation: the student keeps its teachers' relations (official ``kd``, ``kdi``, ``kdt``)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ def structure_distillation_loss(
     distance: str = "mae",
     cost_features: Tensor | None = None,
     centred: bool = False,
+    more_features: Sequence[Tensor] = (),
 ) -> StructureTerms:
     """Compare the student's relations ``F`` with the teachers' ``I`` and ``T``, fused into one target.
 
@@ -46,6 +48,7 @@ def structure_distillation_loss(
         cost_features: ``[B, D_cost]``, needed by ``wasserstein`` alone: the student's text features, detached or not.
         centred: subtract from ``F``, ``I`` and ``T`` their own mean over the pairs first: the teachers' knowledge
             without their pull on the mean, which is :func:`mean_relation_loss`. Not for ``wasserstein`` and RKD.
+        more_features: further spaces ``[B, ·]`` of the student, held to the same target: its term is the mean over all.
     """
     if distance not in DISTANCES:
         raise ValueError(f"unknown distance {distance!r}; valid: {', '.join(DISTANCES)}")
@@ -54,15 +57,16 @@ def structure_distillation_loss(
         raise ValueError(f"centred goes with mae, mse, cumulative_l1 and row_kl, not with {distance}")
     if distance == "wasserstein" and cost_features is None:
         raise ValueError("wasserstein needs cost_features")
-    given = student_features, image_teacher_features, text_teacher_features, fusion_weight
-    three, target, dtype = _relations(centred_relations if centred else relations_of, *given)
+    given = (student_features, *more_features), image_teacher_features, text_teacher_features, fusion_weight
+    spaces, teachers, target, dtype = _relations(centred_relations if centred else relations_of, *given)
     temperature = number("temperature", temperature, nonzero=True)
-    if distance != "wasserstein":
-        return StructureTerms(*(compare(relations, target, temperature).to(dtype) for relations in three))
-    (_, cost), _ = feature_rows(same_width=False, student_features=student_features, cost_features=cost_features)
-    cost = (1 - cosine_matrix(cost)).clamp_min(0).fill_diagonal_(0).to(three[0])
-    loss = compare(three[0], target, temperature, cost).to(dtype)
-    return StructureTerms(loss, loss.new_zeros(()), loss.new_zeros(()))
+    if distance == "wasserstein":
+        (_, cost), _ = feature_rows(same_width=False, student_features=student_features, cost_features=cost_features)
+        cost = (1 - cosine_matrix(cost)).clamp_min(0).fill_diagonal_(0)
+        compare, teachers = partial(compare, cost=cost.to(target)), []
+    loss = torch.stack([compare(relations, target, temperature) for relations in spaces]).mean()
+    others = [compare(relations, target, temperature) for relations in teachers] or [torch.zeros_like(loss)] * 2
+    return StructureTerms(*(term.to(dtype) for term in (loss, *others)))
 
 
 def mean_relation_loss(
@@ -72,23 +76,27 @@ def mean_relation_loss(
     *,
     fusion_weight: float | Tensor,
     temperature: float | Tensor,
+    more_features: Sequence[Tensor] = (),
 ) -> Tensor:
     """Mean over the pairs of ``|F_ij − mean of E|``: the pull of the structure loss without any knowledge, a control.
 
     ``F``, ``E``, arguments and errors as in :func:`structure_distillation_loss`.
     """
-    given = student_features, image_teacher_features, text_teacher_features, fusion_weight
-    (student, _, _), target, dtype = _relations(cosine_relations, *given)
-    away = off_diagonal(student - off_diagonal(target).mean()).abs().mean()
+    given = (student_features, *more_features), image_teacher_features, text_teacher_features, fusion_weight
+    spaces, _, target, dtype = _relations(cosine_relations, *given)
+    pull = off_diagonal(target).mean()
+    away = torch.stack([off_diagonal(relations - pull).abs().mean() for relations in spaces]).mean()
     return (away / abs(number("temperature", temperature, nonzero=True))).to(dtype)
 
 
 def _relations(
-    relations_of: Callable[[Tensor], Tensor], student: Any, image: Any, text: Any, fusion_weight: Any
-) -> tuple[list[Tensor], Tensor, torch.dtype]:
-    """Relations of student and teachers, their target, and the dtype of the loss."""
-    features = {"student_features": student, "image_teacher_features": image, "text_teacher_features": text}
+    relations_of: Callable[[Tensor], Tensor], spaces: Sequence[Any], image: Any, text: Any, fusion_weight: Any
+) -> tuple[list[Tensor], list[Tensor], Tensor, torch.dtype]:
+    """Relations of the student's spaces and of both teachers, the target of these, and the dtype of the loss."""
+    features = {"student_features": spaces[0], "image_teacher_features": image, "text_teacher_features": text}
+    features |= {f"more_features[{place}]": space for place, space in enumerate(spaces[1:])}
     rows, dtype = feature_rows(same_width=False, minimum=3 if relations_of is angle_relations else 2, **features)
     weight = number("fusion_weight", fusion_weight)
-    three = [relations_of(x) for x in rows]
-    return three, torch.lerp(three[1], three[2], weight.to(three[1]) if isinstance(weight, Tensor) else weight), dtype
+    student, i, t, *more = [relations_of(x) for x in rows]
+    target = torch.lerp(i, t, weight.to(i) if isinstance(weight, Tensor) else weight)
+    return [student, *more], [i, t], target, dtype

@@ -25,7 +25,6 @@ class LossWeights:
     anchor: float = 0.0
     cross_modal_cyclic: float = 0.0
     in_modal_cyclic: float = 0.0
-    rkd_angle: float = 0.0
 
 
 def anchor_loss(parameters: Iterable[Tensor], start: Iterable[Tensor]) -> Tensor:

@@ -11,7 +11,6 @@ from rvlr_lib.provenance import data_name, versions
 from rvlr_lib.study.cache import source_hash
 
 DIALLED = {"all": SPLITS, "train": ("train", "val"), "test": ("test",)}
-UNTOUCHED = DataSettings()  # by the dial
 OF_THE_OTHER = {  # what decides one modality alone
     "image": ("text_detail", "mismatch_rate"),
     "text": ("image_visibility", "image_fault"),
@@ -28,7 +27,7 @@ def read_split(settings: Settings, split: str) -> ImageTextDataset:
 
 def data_parts(settings: Settings, modality: str) -> dict[str, Any]:
     """What decides the data of ``image``, ``text`` or ``both``: one modality does not depend on the other's dial."""
-    others = {name: getattr(UNTOUCHED, name) for name in ("rows", *OF_THE_OTHER[modality])}
+    others = {name: getattr(DataSettings(), name) for name in ("rows", *OF_THE_OTHER[modality])}
     data = replace(settings.data, seed=settings.world_seed, **others)
     dialled = data.text_detail < 1 or data.image_visibility < 1 or data.mismatch_rate > 0
     parts: dict[str, Any] = as_dict(data)

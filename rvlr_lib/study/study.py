@@ -30,7 +30,7 @@ from rvlr_lib.training.stages import Features, Split
 MODALITIES = ("image", "text")
 TOWER_SETTINGS = ("pretrained", "image_weights", "text_weights", "text_layers", "context_length", "image_size")
 EVALUATION_SWITCHES = ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores")
-TAUGHT = ("image_representation", "text_representation", "structure", "mean_relation", "rkd_angle")  # by teachers
+TAUGHT = ("image_representation", "text_representation", "structure", "mean_relation")  # by teachers
 
 
 class Result(dict[str, Any]):

@@ -51,8 +51,7 @@ def run_study(
             raise ValueError(f"the plan of {profile} has no regime_map")
         run_map(plan, folder, runner, parse_seeds(seeds) or list(plan.regime_map.seeds))
     else:
-        names = sets.split(",") if sets else list(plan.sets)
-        confirm(plan, folder, runner, names, parse_seeds(seeds))
+        confirm(plan, folder, runner, sets.split(",") if sets else list(plan.sets), parse_seeds(seeds))
 
 
 def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds: Sequence[int]) -> None:
@@ -125,8 +124,7 @@ def map_cell(
     rate = base.arms["matching_longer"].learning_rate
 
     def study(**arms: ArmSettings) -> Study:
-        settings = dataclasses.replace(base, arms={**base.arms, **arms})
-        return Study(settings, device=device, root=root)
+        return Study(dataclasses.replace(base, arms={**base.arms, **arms}), device=device, root=root)
 
     found: dict[str, Any] = {"0": study().validation("matching_longer")}
     for label, name in plan.regime_map.teachers.items():

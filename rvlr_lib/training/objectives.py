@@ -22,7 +22,6 @@ from rvlr_lib.training.features import Features
 from rvlr_lib.training.processes import gather_rows, gather_tokens, own_rows
 
 TOKEN_DROPOUT = 0.1  # makes two views of a caption that a whole tower encodes
-ANGLE_ROWS = 64  # of a batch: triples of rows grow with the cube
 PAIR_LOSSES = {
     "alignment": losses.pair_alignment_loss,
     "cross_modal_cyclic": losses.cross_modal_cyclic_loss,
@@ -58,7 +57,7 @@ class Objective(nn.Module):
         self.student, self.weights, self.method = student, weights, method
         self.represent = bool(weights.image_representation or weights.text_representation)
         self.two_views = bool(weights.image_intra or weights.text_intra)
-        self.relational = bool(weights.structure or weights.mean_relation or weights.rkd_angle)
+        self.relational = bool(weights.structure or weights.mean_relation)
         self.fused_target = self.relational and method.structure_target == "fusion"
         self.tokens = student.fusion is not None and bool(weights.matching or self.fused_target)
         if (self.represent or self.relational) and teachers is None:
@@ -175,17 +174,17 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """Geometry of the target space against the relations of the teachers: mean over the spaces of each term."""
         weights, method, weight, terms = self.weights, self.method, self.fusion_weight(), {}
-        spaces: list[tuple[Any, Tensor]] = [(images, weight), (texts, weight)]
+        spaces: list[tuple[Any, Tensor]] = [((images, texts), weight)]
         if self.fused_target:
-            spaces = [(fused, weight)]
+            spaces = [((fused,), weight)]
         elif method.structure_teacher == "own":
-            spaces = [(images, torch.zeros_like(weight)), (texts, torch.ones_like(weight))]
+            spaces = [((images,), torch.zeros_like(weight)), ((texts,), torch.ones_like(weight))]
         image_teacher, text_teacher = self.kept("structure_teacher")
         teachers = image_teacher[ids], text_teacher[captions]
 
-        def found(loss: Any, rows: slice = slice(None), **options: Any) -> list[Any]:
-            few, common = [part[rows] for part in teachers], {"temperature": self.relation_temperature, **options}
-            return [loss(space[rows], *few, fusion_weight=share, **common) for space, share in spaces]
+        def found(loss: Any, **options: Any) -> list[Any]:
+            common = {"temperature": self.relation_temperature, **options}
+            return [loss(x, *teachers, more_features=y, fusion_weight=share, **common) for (x, *y), share in spaces]
 
         if weights.structure:
             options = {"distance": method.distance, "centred": method.centred}
@@ -197,9 +196,6 @@ class Objective(nn.Module):
                 terms["text_teacher_structure"] = results[0].text_teacher
         if weights.mean_relation:
             terms["mean_relation"] = torch.stack(found(losses.mean_relation_loss)).mean()
-        if weights.rkd_angle:
-            results = found(losses.structure_distillation_loss, slice(ANGLE_ROWS), distance="rkd_angle")
-            terms["rkd_angle"] = torch.stack([result.student for result in results]).mean()
         return terms
 
 

@@ -39,11 +39,8 @@ def slow_ranking(dataset, features, told, query, modality):
         return np.mean([np.mean([graded[c, b] for c in captions[a]]) for a, b in both])
 
     def to_caption(caption):
-        return (
-            known.text_to_text[asked, caption]
-            if modality == "text" and known.text_to_text is not None
-            else graded[caption, query]
-        )
+        texts_known = modality == "text" and known.text_to_text is not None
+        return known.text_to_text[asked, caption] if texts_known else graded[caption, query]
 
     z, entries = images[query] if modality == "image" else texts[asked], []
     for document in range(len(dataset)):

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -22,10 +24,10 @@ def views(draw):
     return draw(B, 6), draw(B, 8), draw(B, 5), draw(B, 4)
 
 
-def loss(views, distance, centred=False, fusion_weight=0.3, temperature=0.2, function=structure_distillation_loss):
+def loss(views, distance, centred=False, fusion_weight=0.3, temperature=0.2, function=None, **options):
     *three, cost = views
-    options = {"fusion_weight": fusion_weight, "temperature": temperature, "distance": distance, "centred": centred}
-    return function(*three, cost_features=cost, **options)
+    options |= {"fusion_weight": fusion_weight, "temperature": temperature, "distance": distance, "centred": centred}
+    return (function or structure_distillation_loss)(*three, cost_features=cost, **options)
 
 
 def value(*arguments, **options):
@@ -49,6 +51,18 @@ def test_equals_the_slow_twin(views, distance, centred, fusion_weight, temperatu
         student[2] = row
         slow = loss((student, *others), distance, centred, function=slow_structure)[0]
         assert value((student, *others), distance, centred) == pytest.approx(slow.item())
+
+
+@ALL
+def test_several_spaces_are_held_to_one_target_and_averaged(views, distance, centred):
+    spaces = [loss((x, *views[1:]), distance, centred) for x in (views[0], views[3])]
+    both = loss(views, distance, centred, more_features=[views[3]])
+    torch.testing.assert_close(tuple(both), ((spaces[0].student + spaces[1].student) / 2, *spaces[0][1:]))
+    spaces = [mean_relation((x, *views[1:])) for x in (views[0], views[3])]
+    more = partial(mean_relation_loss, more_features=[views[3]])
+    torch.testing.assert_close(mean_relation(views, function=more), sum(spaces) / 2)
+    with pytest.raises(ValueError, match=r"more_features\[0\] \(3, 4\)"):
+        loss(views, distance, centred, more_features=[views[3][:3]])
 
 
 def test_gradients(views):

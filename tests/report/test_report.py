@@ -63,10 +63,8 @@ def test_the_report(run, tmp_path):
 
 
 def test_claims_stand_once_and_settings_are_told_once(run, tmp_path):
-    write_text(
-        tmp_path / "data" / "reference" / "study" / "claims.md",
-        "# Claims\n\n- a: −1.00 to +2.00\n\n## Companions\n\ntwice",
-    )
+    page = "# Claims\n\n- a: −1.00 to +2.00\n\n## Companions\n\ntwice"
+    write_text(tmp_path / "data" / "reference" / "study" / "claims.md", page)
     settings = {"seed": 1, "stage1": {"epochs": 4, "lr": 0.1}}
     first = read_json(run / "results" / f"my birds_{NAME}.json")
     first |= {"settings": settings, "tables": {"claims": [{"x": "twice"}]}}

@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 
@@ -8,15 +10,11 @@ from rvlr_lib.similarity import unit_rows
 from rvlr_lib.training.objectives import Objective, gradient_shares, shuffle_teachers, warm_heads
 from tests.training.conftest import NOTHING, OFFICIAL, OWNER, make_cached, make_objective
 
+TERMS = """, alignment, structure, mean_relation, anchor, cross_modal_cyclic in_modal_cyclic, image_intra text_intra,
+    image_representation text_representation, structure image_teacher_structure text_teacher_structure""".split(",")
 
-@pytest.mark.parametrize(
-    "terms",
-    [
-        *("", "alignment", "structure", "mean_relation", "anchor"),
-        *("cross_modal_cyclic in_modal_cyclic", "image_representation text_representation", "image_intra text_intra"),
-        "structure image_teacher_structure text_teacher_structure",
-    ],
-)
+
+@pytest.mark.parametrize("terms", TERMS)
 def test_an_arm_computes_its_terms_and_no_other(inputs, terms):
     objective = make_objective(fusion_layers=0, **dict.fromkeys(terms.split(), 2.0))
     assert objective(inputs).keys() == {"contrastive", *terms.split()}
@@ -54,13 +52,15 @@ def test_switches_reach_the_structure_loss(inputs):
         common = {"fusion_weight": share, "temperature": 0.07, "distance": distance}
         return structure_distillation_loss(features, *rows, **common, **options).student
 
-    for distance, options in (("row_kl", {}), ("mae", {"centred": True}), ("rkd_distance", {})):
-        method = {"distance": distance, "structure_teacher": "own"} | options
+    cases = product((("row_kl", {}), ("mae", {"centred": True}), ("rkd_distance", {})), ("own", "fused"))
+    for (distance, options), teacher in cases:
+        method = {"distance": distance, "structure_teacher": teacher} | options
+        shares = (0.0, 1.0) if teacher == "own" else (0.5, 0.5)
         objective = make_objective(method, fusion_layers=0, structure=1)
         objective.eval()
         z, w = objective.student.encode_image(inputs.images), objective.student.encode_text(inputs.texts)
-        wanted = (expected(distance, z.features, 0.0, **options) + expected(distance, w.features, 1.0, **options)) / 2
-        torch.testing.assert_close(objective(inputs)["structure"], wanted)
+        wanted = [expected(distance, x.features, share, **options) for x, share in zip((z, w), shares, strict=True)]
+        torch.testing.assert_close(objective(inputs)["structure"], sum(wanted) / 2)
     gradients = []
     for kept in (True, False):  # whether the cost of wasserstein has gradient
         method = {"distance": "wasserstein", "cost_gradient": kept, "structure_teacher": "own"}
