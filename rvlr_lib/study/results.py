@@ -54,6 +54,5 @@ def validation_scores(features: Features, dataset: ImageTextDataset) -> dict[str
 
 
 def _write(folder: Path, dataset: ImageTextDataset, info: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    rouge = "coco" if dataset.scene is None else None
-    data = {"data": dataset.fingerprint(), "data_info": dataset.info, "rouge": rouge}
+    data = {"data": dataset.fingerprint(), "data_info": dataset.info, "rouge": "coco" if not dataset.scene else None}
     write_json(folder / "result.json", {**found, "provenance": {**info, **data}})

@@ -29,8 +29,7 @@ class Runner:
 
     def run(self, function: Callable[..., Any], items: Items, label: str) -> list[Any]:
         """The results in the order of the items."""
-        found = dict(self.stream(function, items, label))
-        return [found[number] for number in range(len(items))]
+        return [result for _, result in sorted(self.stream(function, items, label), key=lambda pair: pair[0])]
 
     def stream(self, function: Callable[..., Any], items: Items, label: str) -> Iterator[tuple[int, Any]]:
         """The results as they finish, each with the number of its item."""

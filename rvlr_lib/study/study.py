@@ -21,7 +21,7 @@ from rvlr_lib.study import results
 from rvlr_lib.study.cache import Cache, Stage
 from rvlr_lib.study.inputs import data_parts, read_split
 from rvlr_lib.study.plan import REFERENCES
-from rvlr_lib.training import stages
+from rvlr_lib.training import features, stages
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
 from rvlr_lib.training.features import FeatureSet, encode_captions, encode_images, encode_tokens, read_features
 from rvlr_lib.training.loop import Execution, choose_device
@@ -246,7 +246,8 @@ class Study:
         parts = {"name": name, "data": data_parts(settings, "both"), "seed": settings.seed}
 
         def common() -> dict[str, Any]:
-            return {"dataset": self.dataset("test"), "info": {**provenance(), "device": str(self.device)}}
+            device = f"{self.device}{'' if features.fast_bfloat16(self.device) else ' without bfloat16'}"
+            return {"dataset": self.dataset("test"), "info": {**provenance(), "device": device}}
 
         if name in ("floor", "ceiling"):
             own = {"width": settings.model.width if name == "floor" else 0}

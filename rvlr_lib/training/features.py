@@ -45,16 +45,17 @@ def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
     float32: they take float32, and a line says so once.
     """
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and _fast_bfloat16(device.type))
+    if wanted and not fast_bfloat16(device) and is_main():
+        _say("bfloat16 is slow on this CPU: float32 is used, and figures move within their tolerance")
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and fast_bfloat16(device))
 
 
-@cache
-def _fast_bfloat16(kind: str) -> bool:
-    cpu = torch.backends.cpu.get_cpu_capability()
-    slow = kind == "cpu" and not cpu.startswith("AVX512")
-    if slow and is_main():
-        print(f"bfloat16 is slow on this CPU ({cpu}): float32 is used, and figures move within their tolerance")
-    return not slow
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device is not slower in bfloat16 than in float32."""
+    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+_say = cache(print)  # a line is printed once
 
 
 @torch.inference_mode()

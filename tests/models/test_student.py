@@ -102,12 +102,8 @@ def test_weights_come_from_a_file_and_weights_that_are_missing_or_others_are_ref
     read = tiny_towers(99, pretrained=str(weights))
     torch.testing.assert_close(read.visual.conv1.weight, towers.visual.conv1.weight)
     pickle.write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")  # it would run a command
-    for model, pretrained in (
-        ("RN50", weights),  # another architecture
-        ("tiny_48", pickle),
-        ("tiny_48", "no_such_tag"),
-        ("tiny_48", tmp_path / "absent.pt"),
-    ):
+    others = ("tiny_48", pickle), ("tiny_48", "no_such_tag"), ("tiny_48", tmp_path / "absent.pt")
+    for model, pretrained in (("RN50", weights), *others):  # the first is of another architecture
         with pytest.raises(ValueError, match=f"of model '{model}' cannot be loaded"):
             build_towers(model, str(pretrained))
     weights.unlink()

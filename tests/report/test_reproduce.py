@@ -55,7 +55,8 @@ def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout):
     out, birds = checkout.folder / "exp{seed} o'b", checkout.collection("my {birds}.csv")
     words = [sys.executable, "-c", RUNNER, checkout.folder, "--profile", "good", "--out", out]
     words += ["-p", "seed", "2", "-p", "rate", "1e-3", "-p", "dataset", birds]
-    locale = {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    locale = {"LC_ALL": "C", "PYTHONIOENCODING": "latin-1", "PYTHONCOERCECLOCALE": "0"}
+    locale["PYTHONUTF8"] = "0" if sys.executable.isascii() else "1"
     done = subprocess.run(words, capture_output=True, env=os.environ | locale, umask=0o022)
     assert (done.returncode, done.stderr) == (0, b"")
     said = done.stdout.decode().splitlines()

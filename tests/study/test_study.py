@@ -6,6 +6,7 @@ from rvlr_lib.config import ARMS, load_settings
 from rvlr_lib.disk import read_json
 from rvlr_lib.study.inputs import read_split
 from rvlr_lib.study.study import open_study
+from rvlr_lib.training import features
 from tests.study.conftest import SIZES
 from tests.tiny import draw_collection, tiny_towers
 
@@ -78,6 +79,11 @@ def test_references_have_what_they_can_have(make_study):
     study = make_study()
     assert study.result("ceiling").metrics["r_mean"] > study.result("floor").metrics["r_mean"]
     assert not [key for key in study.result("teachers").metrics if key.startswith("i2t/")]
+
+
+def test_a_result_says_where_bfloat16_is_not_taken(make_study, monkeypatch):
+    monkeypatch.setattr(features, "fast_bfloat16", lambda device: device.type != "cpu")
+    assert make_study().result("floor")["provenance"]["device"] == "cpu without bfloat16"
 
 
 def test_unknown_names_are_listed(make_study):

@@ -52,14 +52,11 @@ def test_all_arms_get_as_many_trials_and_the_same_learning_rates(plan):
     assert [own["mean_relation"] for own in constant] == [own["structure"] for own in structure]
 
 
-@pytest.mark.parametrize(
-    ("changed", "fault"),
-    [
-        ({"sealed": "b"}, "under another seal"),
-        ({"cells": {"rvlr|text": {"device": "cuda:0"}}}, "results of cpu and cuda"),
-        ({"seed": None}, "is no result"),
-    ],
-)
+UNLIKE = [({"sealed": "b"}, "under another seal"), ({"seed": None}, "is no result")]
+UNLIKE += [({"cells": {"a": {"device": told}}}, f"results of cpu and {told[:5]}") for told in ("cuda", "cpu without")]
+
+
+@pytest.mark.parametrize(("changed", "fault"), UNLIKE)
 def test_results_that_do_not_belong_together_are_refused(tmp_path, changed, fault):
     record = {"seed": 0, "sealed": "a", "cells": {"rvlr|text": {"device": "cpu"}}}
     other = {key: value for key, value in {**record, "seed": 1, **changed}.items() if value is not None}

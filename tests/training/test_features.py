@@ -85,16 +85,16 @@ def test_damaged_features_and_a_full_disk_are_named(towers, scenes, tmp_path, mo
 def test_bfloat16_is_left_out_where_the_cpu_has_no_fast_one_and_a_line_says_so_once(monkeypatch, capsys):
     for cpu, asked in (("AVX2", "bfloat16"), ("AVX512", "auto"), ("AVX512", "bfloat16"), ("AVX512_BF16", "bfloat16")):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda cpu=cpu: cpu)
-        features._fast_bfloat16.cache_clear()
+        features._say.cache_clear()
         for _ in range(2):
             with features.mixed_precision(CPU, asked):
                 half = (torch.eye(2) @ torch.eye(2)).dtype == torch.bfloat16
             assert half == (cpu != "AVX2" and asked == "bfloat16")
-        assert capsys.readouterr().out.count("bfloat16 is slow on this CPU (AVX2): float32 is used") == (cpu == "AVX2")
+        assert capsys.readouterr().out.count("bfloat16 is slow on this CPU: float32 is used") == (cpu == "AVX2")
 
 
 def test_bfloat16_keeps_the_neighbours_of_pretrained_towers(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "_fast_bfloat16", lambda _kind: True)
+    monkeypatch.setattr(features, "fast_bfloat16", lambda _device: True)
     towers, emoji, ten = build_towers(), load_dataset("emoji", split="test"), []
     for precision in ("float32", "bfloat16"):
         places = store(tmp_path / precision, towers, emoji, views=1, tokens=False, precision=precision)
