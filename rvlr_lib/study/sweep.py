@@ -180,7 +180,7 @@ def read_seeds(folder: Path, dataset: str, sealed: str) -> dict[int, dict[str, A
     """Cells by seed, of all ``<data set>/seed-<n>.json`` in a folder; ValueError: other seals, different devices."""
     files = sorted((folder / dataset).glob("seed-*.json"), key=lambda path: int(path.stem.removeprefix("seed-")))
     found = {record["seed"]: record["cells"] for record in (_read(path, sealed) for path in files)}
-    devices = {str(cell["device"]).split(":")[0] for cells in found.values() for cell in cells.values()}
+    devices = {re.sub(r":\d+", "", cell["device"]) for cells in found.values() for cell in cells.values()}
     if len(devices) > 1:
         held = f"{folder / dataset} holds results of {' and '.join(sorted(devices))}"
         raise ValueError(f"{held}, which differ in precision: they are never put together")

@@ -41,17 +41,19 @@ class FeatureSet:
 def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
     """The context of a ``precision``; ``auto`` is bfloat16 on CUDA, float32 elsewhere.
 
-    bfloat16 is 2 to 3 times as fast on GPUs and newer CPUs. CPUs without AVX-512 compute it 4 to 11 times slower than
+    bfloat16 is 2 to 3 times as fast on newer GPUs and CPUs. Older ones emulate it, CPUs 4 to 11 times slower than
     float32: they take float32, and a line says so once.
     """
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
     if wanted and not fast_bfloat16(device) and is_main():
-        _say("bfloat16 is slow on this CPU: float32 is used, and figures move within their tolerance")
+        _say(f"bfloat16 is slow on this {device.type}: float32 is used, and figures move within their tolerance")
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted and fast_bfloat16(device))
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether a device is not slower in bfloat16 than in float32."""
+    """Whether a device computes bfloat16 by itself: GPUs from Ampere on, CPUs with AVX-512."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 

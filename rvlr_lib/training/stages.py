@@ -49,8 +49,7 @@ def train_arm(folder: Path, *, batches: Batches, selection: str, label: str, exe
         recalls = cross_modal_recall(found[0][:images], found[1][:captions], owner)
         return {"score": recalls["r_mean"], **recalls}
 
-    log = folder / "log.jsonl"
-    fitted = fit(objective, batches, validate=validate, log_path=log, label=label, execution=execution)
+    fitted = fit(objective, batches, validate=validate, log_path=folder / "log.jsonl", label=label, execution=execution)
     objective.load_state_dict(fitted.state)
     save_tensors(folder / "weights.safetensors", student.state_dict())
     for name in ("val", "test"):

@@ -75,15 +75,12 @@ def test_the_shuffled_control_hears_other_teachers_in_the_structure_term_alone(m
     assert plain["structure"] != pytest.approx(shuffled["structure"])
 
 
-def test_references_have_what_they_can_have(make_study):
+def test_references_have_what_they_can_have(make_study, monkeypatch):
     study = make_study()
+    monkeypatch.setattr(features, "fast_bfloat16", lambda device: device.type != "cpu")
     assert study.result("ceiling").metrics["r_mean"] > study.result("floor").metrics["r_mean"]
     assert not [key for key in study.result("teachers").metrics if key.startswith("i2t/")]
-
-
-def test_a_result_says_where_bfloat16_is_not_taken(make_study, monkeypatch):
-    monkeypatch.setattr(features, "fast_bfloat16", lambda device: device.type != "cpu")
-    assert make_study().result("floor")["provenance"]["device"] == "cpu without bfloat16"
+    assert study.result("floor")["provenance"]["device"] == "cpu without bfloat16"
 
 
 def test_unknown_names_are_listed(make_study):

@@ -90,7 +90,9 @@ def test_bfloat16_is_left_out_where_the_cpu_has_no_fast_one_and_a_line_says_so_o
             with features.mixed_precision(CPU, asked):
                 half = (torch.eye(2) @ torch.eye(2)).dtype == torch.bfloat16
             assert half == (cpu != "AVX2" and asked == "bfloat16")
-        assert capsys.readouterr().out.count("bfloat16 is slow on this CPU: float32 is used") == (cpu == "AVX2")
+        assert capsys.readouterr().out.count("bfloat16 is slow on this cpu: float32 is used") == (cpu == "AVX2")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert not features.fast_bfloat16(torch.device("cuda"))  # such as a T4
 
 
 def test_bfloat16_keeps_the_neighbours_of_pretrained_towers(tmp_path, monkeypatch):
