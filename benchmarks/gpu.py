@@ -166,7 +166,7 @@ class Bench:
                     self.step(objective, optimizer, inputs)
 
             rate = batches.steps_per_epoch / self.seconds(epoch=epoch)["epoch"]
-            found[label + ", compiled" * compiled] = {"steps_per_second": rate}
+            found[f"{label}, compiled" if compiled else label] = {"steps_per_second": rate}
         return found
 
     def whole_towers(self) -> dict[str, Any]:

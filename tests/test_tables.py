@@ -48,10 +48,8 @@ def test_numbers():
 
 
 def test_markdown_latex_and_every_digit_as_csv(tmp_path):
-    table = pd.DataFrame(
-        {"r_mean": [94 / 3, np.nan], "what | more": ["a|b\nc", None], "seeds": [5, 3]},
-        index=pd.Index(["rvlr", "matching_longer"], name="arm"),
-    )
+    columns = {"r_mean": [94 / 3, np.nan], "what | more": ["a|b\nc", None], "seeds": [5, 3]}
+    table = pd.DataFrame(columns, index=pd.Index(["rvlr", "matching_longer"], name="arm"))
     tables.write_table(table, tmp_path / "new", "results")
     text = {path.suffix: path.read_text() for path in (tmp_path / "new").iterdir()}
     assert text[".md"].splitlines() == [

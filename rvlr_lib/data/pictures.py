@@ -1,13 +1,12 @@
 """Picture files: paths that stay inside their root, decoding that is right or says why not, and reading on demand."""
 
-import hashlib
 import os
 import re
 import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from rvlr_lib.data.dataset import PixelSource, in_threads
+from rvlr_lib.disk import sha256
 
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pnm".split())
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no format that starts another program
@@ -135,14 +135,14 @@ def equal_files(root: Path, names: Iterable[str]) -> list[list[str]]:
     Only files of equal size that begin alike are read whole.
     """
 
-    def digest(path: str, most: int = -1) -> bytes:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read(most)).digest()
+    def beginning(path: Path) -> bytes:
+        with path.open("rb") as file:
+            return file.read(4096)
 
     groups = [[name for name in names if os.path.isfile(f"{root}/{name}")]]
-    for look, run in ((os.path.getsize, map), (partial(digest, most=4096), in_threads), (digest, in_threads)):
+    for look, run in ((os.path.getsize, map), (beginning, in_threads), (sha256, in_threads)):
         asked = [(place, name) for place, group in enumerate(groups) for name in group]
-        values = run(look, [f"{root}/{name}" for _, name in asked])
+        values = run(look, [root / name for _, name in asked])
         found: dict[tuple[int, object], list[str]] = defaultdict(list)
         for (place, name), value in zip(asked, values, strict=True):
             found[place, value].append(name)

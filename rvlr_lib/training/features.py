@@ -41,8 +41,8 @@ class FeatureSet:
 def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
     """The context of a ``precision``; ``auto`` is bfloat16 on CUDA, float32 elsewhere.
 
-    bfloat16 is 2 to 3 times as fast on newer GPUs and CPUs. Older ones emulate it, CPUs 4 to 11 times slower than
-    float32: they take float32, and a line says so once.
+    bfloat16 is 2 to 3 times as fast on newer GPUs and CPUs, and 4 to 11 times as slow on CPUs without AVX-512: where it
+    does not pay float32 is taken, and a line says so once.
     """
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
     if wanted and not fast_bfloat16(device) and is_main():
@@ -51,7 +51,7 @@ def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether a device computes bfloat16 by itself: GPUs from Ampere on, CPUs with AVX-512."""
+    """Whether bfloat16 is no slower than float32: on GPUs from Ampere on and CPUs with AVX-512."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")

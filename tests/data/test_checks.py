@@ -32,9 +32,8 @@ def test_everything_that_is_wrong_is_counted_and_named(tmp_path, collection):
     report, found = checked(full=True)
     assert str(report).endswith("ready")
     assert "captions per picture: pictures  1: 12, 2: 12, 3: 12, 4: 12, 5: 12" in str(report)
-    assert [(what, finding.count, finding.spoils) for what, finding in found.items()] == [
-        ("pictures with one caption", 12, False)
-    ]
+    told = [(what, finding.count, finding.spoils) for what, finding in found.items()]
+    assert told == [("pictures with one caption", 12, False)]
     files = [tmp_path / row["image"] for row in rows]
     files[0].unlink()
     files[3].write_bytes(b"")

@@ -66,7 +66,9 @@ def test_only_imports_calls_and_shows_figures_with_captions(path):
     assert all(len(call.args) == 4 for call in figures)
 
 
-def test_what_notebooks_name_is_there():
+def test_what_notebooks_name_is_there_and_none_is_lost():
+    assert len(NOTEBOOKS) >= 5
+    assert {"smoke", "quick", "own", "gpu"} <= set(PROFILES)
     text = {path.stem: "".join("".join(cell["source"]) for cell in cells(path)) for path in NOTEBOOKS}
     leads = re.findall(r'claims\.lead\(plan, results, "([^"]+)"\)', text["01_imbalance_analysis"])
     plan = load_plan()
