@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rvlr_lib.data import ImageTextDataset
-from rvlr_lib.evaluation.evaluate import CROSS_MODAL, Features, galleries, headline_metrics, mean_of
+from rvlr_lib.evaluation.curves import tidy
+from rvlr_lib.evaluation.evaluate import Features, galleries, headline_metrics, mean_of
 from rvlr_lib.metrics import finite_rows
 from rvlr_lib.similarity import unit_rows
 
@@ -130,30 +131,27 @@ def training_free(
         ),
     }
 
-    def measure(arm: str, split: Split, parameters: Mapping[str, Any], ks_ndcg: Any = (10,)) -> dict[str, float]:
-        reports, matching = [], None
+    def measure(arm: str, split: Split, parameters: Mapping[str, Any]) -> dict[str, float]:
+        reports, matching, ks_ndcg = [], None, () if arm == "nnn" else (10,)
         for gallery, (z, w) in galleries(peers[arm][0](split[0], **parameters), split[1]):
             if arm == "nnn":
                 i2t = normalise_by_neighbours(z @ w.T, bank[0] @ w.T, **parameters)
                 matching = i2t, normalise_by_neighbours(w @ z.T, bank[1] @ z.T, **parameters)
-            found = headline_metrics((z, w), gallery, matching=matching, ks_ndcg=ks_ndcg)
-            reports.append({key: found[key] for key in found if arm != "nnn" or key.startswith(CROSS_MODAL)})
+            reports.append(headline_metrics((z, w), gallery, matching=matching, ks_ndcg=ks_ndcg))
         return mean_of(reports)
 
-    rows = []
+    frames = []
     for arm, (_, candidates) in peers.items():
         goal = ["r_mean"] if arm == "nnn" else ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10"]
         scores = [0.0]
         if len(candidates) > 1:
-            ks_ndcg = () if arm == "nnn" else (10,)
-            scores = [sum(measure(arm, validation, each, ks_ndcg)[key] for key in goal) for each in candidates]
+            scores = [sum(measure(arm, validation, each)[key] for key in goal) for each in candidates]
         if np.isnan(scores).any():
             raise ValueError(f"{arm}: a validation score is undefined: {scores}")
         chosen = candidates[int(np.argmax(scores))]
-        own = {"arm": arm, "parameters": ", ".join(f"{name} {value:g}" for name, value in chosen.items())}
-        values = measure(arm, test, chosen)
-        rows += [{"dataset": dataset.name, **own, "metric": metric, "value": v} for metric, v in values.items()]
-    return pd.DataFrame(rows)
+        told = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+        frames.append(tidy(measure(arm, test, chosen), dataset, arm=arm, parameters=told))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _part(features: Features, dataset: ImageTextDataset, rows: np.ndarray) -> Split:
