@@ -8,7 +8,7 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from rvlr_lib.data import shown_share, told_share
 from rvlr_lib.data.dataset import ImageTextDataset as Dataset
@@ -50,8 +50,11 @@ def make_query(
     grades = {kind: _grades(dataset, relevance, source, kind, row) for kind in targets}
     other, belongs = ("t", dataset.captions_of(row)) if source == "i" else ("i", dataset.caption_image[[row]])
     own = {(other, int(item)) for item in belongs}
-    right = own | {(source, i) for i in _most_relevant(grades[source], row, k)} if source in targets else own
-    results, ranks = {}, {}
+    right, results, ranks = own, {}, {}
+    if source in targets:
+        least = np.sort(np.delete(grades[source], row))[-k:][0]  # of the k most relevant, and those as relevant
+        near = np.flatnonzero((grades[source] >= least) & (grades[source] > 0))
+        right = own | {(source, i) for i in near.tolist()}
     for name, pair in chosen.items():
         features = _features(dataset, name, pair)
         ranked = [item for item in _ranked(features, features[source][row], targets) if item != (source, row)]
@@ -104,14 +107,12 @@ def example_rows(dataset: Dataset, features: Features, direction: str = "t2i", k
 
 def neighbour_query(dataset: Dataset, spaces: Mapping[str, Any], row: int, *, k: int = 5) -> Query:
     """A picture with its ``k`` neighbours in each space; those of the first space count as right in the others."""
-    found = {name: _neighbours(features, row, k) for name, features in spaces.items()}
-    first = next(iter(found.values()))
-    results = {
-        name: [_hit(dataset, "i", i, None if rows is first else i in first) for i in rows]
-        for name, rows in found.items()
-    }
-    query = _hit(dataset, "i", row)
-    return Query(query.item, results, query.name, kind="item")
+    first, results = list[int](), dict[str, list[Hit]]()
+    for name, features in spaces.items():
+        rows = _neighbours(features, row, k)
+        results[name] = [_hit(dataset, "i", i, i in first if results else None) for i in rows]
+        first = first or rows
+    return Query(dataset.image(row), results, dataset.image_ids[row], kind="item")
 
 
 def dial_query(
@@ -150,9 +151,9 @@ def query_browser(
     find = widgets.Dropdown(options=[(text, key) for key, text in TARGETS.items()])
 
     def changed(change: Any) -> None:  # before anything is drawn: every query within reach, no words left over
-        words.value, picture.value = "", ()
         last = counts[which.value[0]] - 1
         query.value, query.max = min(query.value, last), last
+        words.value, picture.value = "", ()
 
     def draw(direction: str, query: int, words: str, picture: Sequence[Any], find: str) -> Any:
         try:
@@ -160,8 +161,7 @@ def query_browser(
                 item = words if words.strip() else _opened(picture[0])
                 asked = typed_query(dataset, methods, encoders, item, targets=find, k=k)
             else:
-                known = min(query, counts[direction[0]] - 1)
-                asked = make_query(dataset, methods, direction, known, relevance=relevance, k=k)
+                asked = make_query(dataset, methods, direction, query, relevance=relevance, k=k)
         except ValueError as error:
             return widgets.HTML(escape(str(error)))
         return plot_retrieval_panel([asked])
@@ -179,7 +179,7 @@ def has_reader() -> bool:
 def _opened(file: Mapping[str, Any]) -> Image.Image:
     try:
         return Image.open(io.BytesIO(file["content"])).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except OSError as error:
         raise ValueError(f"{file['name']} is no picture that can be read: bring a PNG or JPEG") from error
 
 
@@ -219,9 +219,3 @@ def _grades(dataset: Dataset, relevance: Any, source: str, kind: str, row: int) 
     if kind == "t":
         return known[:, owner[row]]
     return (known[owner == row].mean(axis=0) + np.bincount(owner, known[:, row]) / np.bincount(owner)) / 2
-
-
-def _most_relevant(grades: np.ndarray, row: int, k: int) -> np.ndarray:
-    """Rows of the ``k`` most relevant items but ``row`` itself, and of those as relevant as the last."""
-    others = np.delete(grades, row)
-    return np.flatnonzero((grades >= np.sort(others)[-min(k, len(others))]) & (grades > 0))
