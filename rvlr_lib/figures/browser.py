@@ -13,7 +13,7 @@ from PIL import Image
 from rvlr_lib.data import shown_share, told_share
 from rvlr_lib.data.dataset import ImageTextDataset as Dataset
 from rvlr_lib.figures.panels import Hit, Query, plot_retrieval_panel
-from rvlr_lib.figures.projection import unit
+from rvlr_lib.figures.projection import Spaces, unit
 
 TARGETS = {"i": "pictures", "t": "captions", "it": "both"}
 DIRECTIONS = {"i2t": "picture → captions", "t2i": "caption → pictures", "i2i": "picture → pictures"}
@@ -21,12 +21,11 @@ DIRECTIONS |= {"t2t": "caption → captions", "i2it": "picture → both", "t2it"
 UNIMODAL = ("teacher", "teachers")  # spaces of one modality each
 SHOW = {"manual": False, "auto_display": True}  # an interactive shows the figure that its function returns
 Features = tuple[Any, Any]  # of pictures [I, D] and captions [C, D]
-Methods = Mapping[str, Features]  # spaces by name
 Encoders = Mapping[str, Callable]  # of words or a picture, to a feature [D]
 
 
 def make_query(
-    dataset: Dataset, methods: Methods, direction: str, row: int, *, relevance: Any, k: int = 5, title: str = ""
+    dataset: Dataset, methods: Spaces, direction: str, row: int, *, relevance: Any, k: int = 5, title: str = ""
 ) -> Query:
     """The ``k`` best items of each method for one query, by cosine; the query itself is never among them.
 
@@ -66,7 +65,7 @@ def make_query(
 
 
 def typed_query(
-    dataset: Dataset, methods: Methods, encoders: Encoders, item: Any, *, targets: str = "i", k: int = 5
+    dataset: Dataset, methods: Spaces, encoders: Encoders, item: Any, *, targets: str = "i", k: int = 5
 ) -> Query:
     """The ``k`` best items for words or a picture (PIL) of one's own; words unlike anything in the captions are told.
 
@@ -136,7 +135,7 @@ def dial_query(
 
 
 def query_browser(
-    dataset: Dataset, methods: Methods, encoders: Encoders, *, relevance: Any, row: int = 0, k: int = 5
+    dataset: Dataset, methods: Spaces, encoders: Encoders, *, relevance: Any, row: int = 0, k: int = 5
 ) -> widgets.interactive:
     """Choose a query (at first the caption ``row``), type one or bring a picture, and see the best of every method.
 

@@ -5,6 +5,7 @@ Everywhere: a small dot a seed, a large one for the mean, a 95 % t-interval only
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
@@ -46,9 +47,8 @@ def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, fl
     height, look = 0.45 + 0.165 * len(arms), looks(arms)
     narrowest = 1 if len(metrics) * len(dials) * height < MOST - 0.9 else 2
     label = max((inches(arm_label(name)) for name in arms), default=0)
-    across = min(len(metrics), narrowest if is_narrow() else 4 if label < 1.5 else 2)
-    room: dict[str, Any] = {"room": 0.1 + label, "beside": 0.3}
-    figure, cells = panel_grid(dials, metrics, across, height, **room, sharey=True)
+    most = narrowest, 4 if label < 1.5 else 2
+    figure, cells = panel_grid(dials, metrics, most, height, room=0.1 + label, beside=0.3, sharey=True)
     for axes, dial, metric in cells:
         known = part(frame, dial=dial, metric=metric)
         for place, arm in enumerate(arms):
@@ -98,7 +98,7 @@ def plot_curves(
     if not scaled:  # a little apart, so that none hides another
         apart = frame[hue].map(names.index) - (len(names) - 1) / 2
         frame = frame.assign(**{x: frame[x].map(places.index) + apart * min(0.08, 0.6 / len(names))})
-    figure, cells = panel_grid(dials, panels, min(len(panels), 1 if is_narrow() else columns), 1.85)
+    figure, cells = panel_grid(dials, panels, (1, columns), 1.85)
     for axes, dial, title in cells:
         for name, (color, marker, line) in look.items():
             own = part(frame, **{"dial": dial, panel: title, hue: name})
@@ -143,7 +143,7 @@ def plot_training(log: pd.DataFrame, terms: Sequence[str] | None = None) -> Figu
     """The ``terms`` (or all) of :func:`log_frame`, a panel each; a line where stage 2 begins."""
     terms = terms or levels(log, "term")
     look, switch = looks(log["arm"]), log[log["stage"] == 1]["step"].max()
-    figure, cells = panel_grid([None], terms, min(len(terms), 2 if is_narrow() else 3), 1.55)
+    figure, cells = panel_grid([None], terms, (2, 3), 1.55)
     for axes, _, term in cells:
         for arm, line in part(log, term=term).groupby("arm", sort=False):
             (color, marker, dashes), every = look[arm], max(1, len(line) // 6)
@@ -162,20 +162,17 @@ def plot_training(log: pd.DataFrame, terms: Sequence[str] | None = None) -> Figu
 def plot_gradient_shares(frame: pd.DataFrame) -> Figure:
     """Share of each loss term in the gradient norms (columns arm, term, value): stacked bars."""
     arms, terms = arm_order(frame["arm"]), levels(frame, "term")
-    figure, [(axes, _, _)] = panel_grid([None], [None], 1, 0.5 + 0.24 * len(arms))
+    figure, [(axes, _, _)] = panel_grid([None], [None], (1, 1), 0.5 + 0.24 * len(arms))
     table = frame.pivot_table(index="arm", columns="term", values="value", fill_value=0.0)
     shares = 100 * table.div(table.sum(axis=1), axis=0).reindex(index=arms, columns=terms)
-    shares = shares.rename(index=arm_label, columns=metric_label)
-    colors = [look.color for look in looks(terms).values()]
-    shares.plot.barh(ax=axes, stacked=True, color=colors, edgecolor="white", width=0.8, legend=False)
     least = 33 / (page_width() - 1.4)  # percent: narrower parts have no room for a number
-    containers: Any = axes.containers
-    for number, bars in enumerate(containers):
-        for bar in bars:
-            bar.set_hatch(HATCHES[number % len(HATCHES)])
-        texts = [shown(bar.get_width()) if bar.get_width() > least else "" for bar in bars]
+    left = shares.cumsum(axis=1) - shares
+    for (term, look), hatch in zip(looks(terms).items(), cycle(HATCHES), strict=False):
+        own = {"left": left[term], "color": look.color, "hatch": hatch, "label": metric_label(term)}
+        bars = axes.barh(list(map(arm_label, arms)), shares[term], edgecolor="white", **own)
+        texts = [shown(share) if share > least else "" for share in shares[term]]
         axes.bar_label(bars, texts, label_type="center", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.6})
-    axes.set(xlim=(0, 100), ylim=(len(arms) - 0.5, -0.5), xlabel="share of gradient norms (%)", ylabel="")
+    axes.set(xlim=(0, 100), ylim=(len(arms) - 0.5, -0.5), xlabel="share of gradient norms (%)")
     legend_below(figure)
     return figure
 
@@ -197,7 +194,7 @@ def part(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
 def panel_grid(
     rows: Sequence[Any],
     panels: Sequence[Any],
-    across: int,
+    most: tuple[int, int],
     height: float,
     *,
     label: Callable[[str], str] = metric_label,
@@ -205,11 +202,13 @@ def panel_grid(
     beside: float = 0.45,
     **options: Any,
 ) -> tuple[Figure, list[tuple[Axes, Any, Any]]]:
-    """A figure and its titled panels (axes, row, panel): for each of ``rows`` all ``panels``, ``across`` side by side.
+    """A figure and its titled panels (axes, row, panel): for each of ``rows`` all ``panels``.
 
+    At most so many stand side by side, in a column and on a page, as the two numbers of ``most`` say.
     In inches: ``height`` of a panel with one line of title, ``room`` beside all panels, ``beside`` each of them; titles
     by ``label`` keep clear of both. Narrow panels have three ticks at most along x.
     """
+    across = min(len(panels), most[0] if is_narrow() else most[1])
     lines = [(row, panels[i : i + across]) for row in rows for i in range(0, len(panels), across)]
     width = page_width() if across > 1 else min(page_width(), 4.725)
     inner = (width - room) / across - beside
@@ -242,5 +241,4 @@ def legend_below(figure: Figure, note: str = "", series: Mapping[str, Look] | No
     if not handles:
         figure.supxlabel("\n".join(told))
         return
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "columnspacing": 1.2}
-    figure.legend(list(handles.values()), titles, title="\n".join(told), **place)
+    figure.legend(list(handles.values()), titles, title="\n".join(told), loc="outside lower center", ncols=columns)

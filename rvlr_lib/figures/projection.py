@@ -193,8 +193,7 @@ def plot_similarity_blocks(spaces: Spaces, *, order: Any = None, caption_image: 
             options = {"color": color, "linestyle": line, "linewidth": 1.2, "label": label}
             seaborn.kdeplot(x=values[:: max(1, len(values) // 3000)], ax=density, warn_singular=False, **options)
         density.set(xlabel="cosine", ylabel="density", yticks=[], xlim=(least - 0.1, 1.05))
-    place: dict[str, Any] = {"location": "bottom"} if narrow else {}
-    figure.colorbar(drawn, ax=list(grid[:, 0]), label="cosine", shrink=0.8, **place)
+    figure.colorbar(drawn, ax=list(grid[:, 0]), label="cosine", shrink=0.8, location="bottom" if narrow else "right")
     legend_below(figure)
     return figure
 

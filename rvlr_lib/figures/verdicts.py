@@ -63,8 +63,8 @@ def plot_regime_map(frame: pd.DataFrame, *, metric: str = "difference, points") 
     most = max(float(rows["mean"].abs().max()), 1e-9)
     text = {"color": "0.05", "path_effects": [withStroke(linewidth=2, foreground="white")]}
     shades = {"cmap": "RdBu", "vmin": -most, "vmax": most, "cbar": False, "linewidths": 0.6}
-    across, height = 1 if is_narrow() else len(dials), 0.5 + 0.27 * len(teachers)
-    figure, cells = panel_grid([None], dials, across, height, label=arm_label, sharey=True)
+    height = 0.5 + 0.27 * len(teachers)
+    figure, cells = panel_grid([None], dials, (1, len(dials)), height, label=arm_label, sharey=True)
     for axes, _, dial in cells:
         own = part(rows, dial=dial)
         values = own.pivot(index="teacher", columns="ratio", values="mean").reindex(index=teachers, columns=ratios)
@@ -90,7 +90,7 @@ def plot_trade_off(frame: pd.DataFrame, x: str, y: str, *, paths: pd.DataFrame) 
     points = frame.pivot_table(index=["dial", "seed", "arm"], columns="metric", values="value", sort=False)
     points = points[[x, y]].dropna().reset_index()
     dials, look = levels(points, "dial"), looks(arm_order(points["arm"]))
-    figure, cells = panel_grid([None], dials, 1 if is_narrow() else len(dials), 2.6, label=arm_label)
+    figure, cells = panel_grid([None], dials, (1, len(dials)), 2.6, label=arm_label)
     for axes, _, dial in cells:
         own = part(points, dial=dial).copy()
         # A seed's own level (its world, its split) is not the arms' doing.
