@@ -15,9 +15,9 @@ from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.data.scenes import BACKGROUND_WORDS, COLOUR_WORDS, SHAPE_WORDS
 from rvlr_lib.disk import write_text
 from rvlr_lib.evaluation.evaluate import galleries
-from rvlr_lib.figures.projection import cached_projection
+from rvlr_lib.figures.projection import Projection, cached_projection
 from rvlr_lib.provenance import home
-from rvlr_lib.report.output import read_run, rerun_command
+from rvlr_lib.report.output import OPENING, read_run, rerun_command
 from rvlr_lib.report.report import templates
 from rvlr_lib.similarity import cosine_matrix
 from rvlr_lib.study.study import open_study
@@ -25,7 +25,6 @@ from rvlr_lib.tables import arm_label
 
 UNIMODAL = "teachers"  # the space where pictures and captions do not compare
 NEIGHBOURS = 10
-PARAMETERS = ("preset", "image_root", "model", "pretrained", "seed")  # of a notebook, that open_study takes
 
 
 def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
@@ -54,24 +53,24 @@ def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
 
 def explorer_points(record: Mapping[str, Any], dataset: str, root: Path) -> dict[str, Any]:
     """The points of one data set of a run; a ValueError names the command that makes a stage which is not cached."""
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {"dataset": dataset}
     for entry in record["runs"]:
         given |= entry["parameters"] if entry["dataset"] == dataset else {}
-    chosen = {name: given[name] for name in PARAMETERS if given.get(name)}
+    chosen = {name: given[name] for name in (*OPENING, "seed") if given.get(name)}
     missing = f"the trained stages of {dataset} are missing, {rerun_command(record)} makes them"
-    study = open_study(given.get("dataset", dataset), device="cpu", root=root, missing=missing, **chosen)
+    study = open_study(chosen.pop("dataset"), device="cpu", root=root, missing=missing, **chosen)
     baseline = given.get("baseline") or study.settings.method.baseline
     arms = {UNIMODAL: UNIMODAL, "baseline": baseline, "RVLR": "rvlr"}
     test = study.dataset("test")
-    first = {label: galleries(study.test_features(arm), test)[0] for label, arm in arms.items()}
-    gallery, spaces = first["RVLR"][0], {label: features for label, (_, features) in first.items()}
+    gallery = test.gallery_sets()[0]
+    spaces = {label: galleries(study.test_features(arm), test)[0][1] for label, arm in arms.items()}
     options = {"method": "umap", "seed": study.settings.seed, "max_points": given.get("max_points", 1000)}
     layout = cached_projection(root, spaces, caption_image=gallery.caption_image, **options)
     return collect_points(gallery, spaces, layout, baseline=baseline)
 
 
 def collect_points(
-    gallery: ImageTextDataset, spaces: Mapping[str, tuple[Tensor, Tensor]], layout: Any, *, baseline: str
+    gallery: ImageTextDataset, spaces: Mapping[str, tuple[Tensor, Tensor]], layout: Projection, *, baseline: str
 ) -> dict[str, Any]:
     """What the page knows of ``n`` pictures and one caption of each: point i is a picture, point n + i its caption.
 
@@ -80,8 +79,7 @@ def collect_points(
         kind -> ``[2n · width]`` points, nearest first, -1 where there is no common space; ``truth``, for each point of
         scenes the points of its modality that are as near as its truly ``width`` nearest; ``groups``, kind -> ``[n]``.
     """
-    rows = np.asarray(layout.image_rows)
-    texts = np.array([gallery.captions_of(int(row))[0] for row in rows])
+    rows, texts = layout.image_rows, layout.text_rows
     width = min(NEIGHBOURS, len(rows) - 1)
     trust = ", ".join(f"{name} {each['joint']:.2f}" for name, each in layout.trustworthiness.items())
     return {

@@ -15,6 +15,7 @@ from rvlr_lib.tables import Shown, flat, to_markdown
 
 LEAST = dict.fromkeys(("arms", "at_once", "cell_timeout_seconds", "dataset", "seeds"), 1)  # of a number or a length
 LEAST |= dict.fromkeys(("fusion_layers", "jobs", "seed"), 0)
+OPENING = ("dataset", "image_root", "preset", "model", "pretrained")  # parameters of notebooks that open_study takes
 HEADLESS = "RVLR_HEADLESS"  # set in the environment of the kernels that `rvlr reproduce` starts
 
 

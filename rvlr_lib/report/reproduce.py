@@ -33,13 +33,12 @@ import psutil
 
 from rvlr_lib.disk import own_folder, read_json, read_yaml, sha256, write_json, write_text
 from rvlr_lib.provenance import PACKAGE, data_name, home, provenance, resolved, versions
-from rvlr_lib.report.output import HEADLESS, fit_parameters
+from rvlr_lib.report.output import HEADLESS, OPENING, fit_parameters
 from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_report
 
 PROFILE_KEYS = ("cell_timeout_seconds", "description", "expected_seconds", "parameters", "runs")
 OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # beside notebooks
 DISK_BYTES = 10**9  # free before a run begins
-OPENING = ("dataset", "image_root", "preset", "model", "pretrained")  # parameters that open_study takes
 PATHS = (*OPENING, "study_results", "followup_results")  # that may name files
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
 KERNELS = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
