@@ -1,10 +1,9 @@
 """Curves of given features against slow versions, a query and a document at a time."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import ndcg_score
 
 from rvlr_lib.data import load_dataset
 from rvlr_lib.data.scenes import COLOUR_WORDS, SHAPE_WORDS
@@ -65,13 +64,12 @@ def test_mixed_corpora_document_by_document(name, request):
         ndcg, share, ideal_share = [], [], []
         for query in range(24):
             entries = slow_ranking(dataset, features, told, query, modality)
-            ranked = sorted(entries, reverse=True)[:4]
-            ideal = sorted((e[1] for e in entries), reverse=True)[:4]
-            gain = [sum(r / math.log2(n + 2) for n, r in enumerate(x)) for x in ([e[1] for e in ranked], ideal)]
-            ndcg.append(100 * gain[0] / gain[1] if gain[1] else 0)
-            share.append(25 * sum(e[2] for e in ranked))
-            above = [e for e in entries if e[1] > ideal[-1]]
-            tied = [e for e in entries if e[1] == ideal[-1]]
+            scores, grades, _ = zip(*entries, strict=True)
+            ndcg.append(100 * ndcg_score([grades], [scores], k=4))
+            share.append(25 * sum(e[2] for e in sorted(entries, reverse=True)[:4]))
+            fourth = sorted(grades, reverse=True)[3]
+            above = [e for e in entries if e[1] > fourth]
+            tied = [e for e in entries if e[1] == fourth]
             left = (4 - len(above)) * sum(e[2] for e in tied) / len(tied)
             ideal_share.append(25 * (sum(e[2] for e in above) + left))
         assert found[50, f"{modality}_query/NDCG@4"] == pytest.approx(np.mean(ndcg), abs=1e-4)
