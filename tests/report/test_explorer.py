@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,25 +17,7 @@ from rvlr_lib.report import explorer
 COUNT = 30
 SPACES = ("teachers", "baseline", "RVLR")
 RNG = np.random.default_rng(0)
-PAGE_STUB = """
-const fs = require("fs"), text = fs.readFileSync(process.argv[2], "utf8");
-const body = (tag) => text.match(new RegExp(`<script${tag}>([\\\\s\\\\S]*?)</script>`))[1];
-const drawing = new Proxy({}, { get: () => () => {}, set: () => true });
-const make = () => ({ listeners: {}, style: {}, dataset: {}, children: [], value: "", innerHTML: "", textContent: "",
-  clientWidth: 800, clientHeight: 600, offsetWidth: 200, offsetHeight: 90, scrollTop: 0, getContext: () => drawing,
-  getBoundingClientRect: () => ({ left: 0, top: 0, width: 800, height: 600 }), setPointerCapture: () => {},
-  addEventListener(kind, does) { this.listeners[kind] = does; } });
-const parts = {};
-const part = (id) => (parts[id] ??= make());
-part("data").textContent = body(' type="application/json" id="data"');
-part("mode").value = "modality";
-global.document = { getElementById: part, querySelector: () => part("canvas") };
-global.window = { devicePixelRatio: 1, innerWidth: 900, innerHeight: 700, matchMedia: () => ({ matches: true }) };
-global.ResizeObserver = class { observe() {} };
-global.requestAnimationFrame = () => {};
-const shown = "place, choose, moveTo, stepped, get modes() { return modes; }, get moved() { return moved; }";
-(0, eval)(`${body("")}; globalThis.page = { ${shown} }`);
-"""
+STUB = Path(__file__).with_name("page_stub.js")
 
 
 def layout(gallery, count):
@@ -111,13 +94,11 @@ def script(points, tmp_path_factory):
     """Function (JavaScript expression) -> its value on the page."""
     if not shutil.which("node"):
         pytest.skip("no node here")
-    folder = tmp_path_factory.mktemp("page")
-    page, code = folder / "explore.html", folder / "stub.js"
+    page = tmp_path_factory.mktemp("page") / "explore.html"
     page.write_text(explorer.explorer_page({"scenes": points}, "a title", {}), encoding="utf-8")
 
     def run(expression):
-        code.write_text(PAGE_STUB + f"console.log(JSON.stringify({expression}));")
-        done = subprocess.run(["node", code, page], capture_output=True, text=True)
+        done = subprocess.run(["node", STUB, page, expression], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
