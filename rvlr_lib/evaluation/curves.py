@@ -108,18 +108,17 @@ def perturb(dataset: ImageTextDataset, kind: str, strength: float, seed: int = 0
         return impose(dataset, spec)
     if kind == "words_dropped":
         return replace(dataset, captions=drop_words(dataset.captions, 1 - strength, seed))
-    texts = [_perturbed(text.split(), kind, strength, [seed, row]) for row, text in enumerate(dataset.captions)]
+    texts = [_perturbed(text, kind, strength, [seed, row]) for row, text in enumerate(dataset.captions)]
     return replace(dataset, captions=texts)
 
 
-def _perturbed(words: list[str], kind: str, strength: float, seed: Sequence[int]) -> str:
+def _perturbed(text: str, kind: str, strength: float, seed: Sequence[int]) -> str:
     """One caption with words shuffled or replaced by synonyms."""
+    words = np.array(text.split(), dtype=object)
     chances, draws = np.random.default_rng(seed).random((2, len(words)))
     places = np.flatnonzero(chances < strength)
     if kind == "words_shuffled":
-        moved = [words[source] for source in places[np.argsort(draws[places])]]
-        for place, word in zip(places, moved, strict=True):
-            words[place] = word
+        words[places] = words[places[np.argsort(draws[places])]]
         return " ".join(words)
     for place in places:
         if others := SYNONYMS.get(words[place]):

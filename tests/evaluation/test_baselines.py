@@ -102,10 +102,8 @@ PAIR, NINE, FEW = (rows(5, 6), rows(7, 6)), (rows(9, 6),) * 2, (rows(1, 6),) * 2
 
 BAD = [(lambda: centre(X, Y[:1]), r"reference \(1, 4\) do not fit.* 2 or more")]
 BAD += [(lambda: centre(X, Y[:, :3]), r"features \(6, 4\) and reference \(8, 3\)")]
-BAD += [
-    (lambda: centre(X[0], Y), r"must be rows \[N, D\]"),
-    (lambda: centre(X, Y / 0), "reference .* 8 rows are not finite"),
-]
+BAD += [(lambda: centre(X[0], Y), r"must be rows \[N, D\]")]
+BAD += [(lambda: centre(X, Y / 0), "reference .* 8 rows are not finite")]
 BAD += [(lambda: normalise_by_neighbours(X, Y, weight=1, k=9), "k = 9 neighbours of a bank of 8")]
 BAD += [(lambda: normalise_by_neighbours(X, Y[:, :2], weight=1, k=1), r"scores \(6, 4\) and bank_scores \(8, 2\)")]
 BAD += [(lambda: normalise_by_neighbours(X, Y, weight=float("nan"), k=1), "weight nan")]

@@ -37,12 +37,10 @@ class Checkout:
     def notebook(self, name, *cells, parameters=PARAMETERS):
         tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        content = new_notebook(
-            cells=[new_markdown_cell("# A title — é"), tagged, *map(new_code_cell, cells)],
-            metadata={"kernelspec": kernel, "language_info": {"name": "python"}},
-        )
+        metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+        every = [new_markdown_cell("# A title — é"), tagged, *map(new_code_cell, cells)]
         path = self.folder / "notebooks" / f"{name}.ipynb"
-        nbformat.write(content, path)
+        nbformat.write(new_notebook(cells=every, metadata=metadata), path)
         return path
 
     def collection(self, name):
