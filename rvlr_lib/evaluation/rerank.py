@@ -58,13 +58,11 @@ def matching_scores(
         found = [fusion.match_texts(tokens, text_tokens[at].to(tokens), text_mask[at].to(device)) for at in parts]
         return torch.cat(found)[:, 1].float().cpu()
 
-    begin = 0
-    for row, size in enumerate(torch.bincount(pairs // count, minlength=len(images)).tolist()):
-        own = pairs[begin : begin + size] % count
+    sizes = torch.bincount(pairs // count, minlength=len(images)).tolist()
+    for row, (own, own_logits) in enumerate(zip((pairs % count).split(sizes), logits.split(sizes), strict=True)):
         order = ends[own].argsort(stable=True)
         tokens, captions_of = image_tokens[row].to(device, fusion.image_in.weight.dtype), own[order]
-        logits[begin + order] = halve_until_it_fits(score, at_once)
-        begin += size
+        own_logits[order] = halve_until_it_fits(score, at_once)
     results = []
     for (queries, candidates), columns, own in zip((features, features[::-1]), chosen, keys, strict=True):
         scores = (queries @ candidates.T).sub_(100).cpu()
