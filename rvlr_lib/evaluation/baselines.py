@@ -36,8 +36,7 @@ def principal_components(features: Features, reference: Features, *, width: int)
     """Both modalities on the ``width`` leading principal directions of the training features of both together."""
     both = torch.cat(reference).double()
     if not 1 <= width <= min(both.shape[1], len(both) - 1):
-        shape = list(both.shape)
-        raise ValueError(f"width {width} needs features as wide and {width + 1} reference rows, got {shape}")
+        raise ValueError(f"width {width} needs features as wide and {width + 1} reference rows, got {list(both.shape)}")
     mean = both.mean(dim=0)
     directions = torch.linalg.eigh((both - mean).T @ (both - mean)).eigenvectors.flip(1)[:, :width]
     images, texts = (unit_rows((x.double() - mean) @ directions).to(x.dtype) for x in features)

@@ -47,8 +47,7 @@ def test_matching_scores_rank_again_and_enter_mixed_lists_where_asked(emoji):
     assert found["metrics"] == plain["rouge_l"]
     assert found["reranked"]["r_mean"] > 80 > found["metrics"]["r_mean"]
     assert set(found["reranked"]) == {key for key in plain["rouge_l"] if key.startswith(("i2t/", "t2i/", "r_mean"))}
-    relevance = evaluation.relevances(emoji)["rouge_l"].caption_to_image
-    inputs = images, texts, owner, relevance
+    inputs = images, texts, owner, evaluation.relevances(emoji)["rouge_l"].caption_to_image
     given = {"scores_i2t": perfect, "scores_t2i": perfect.T}
     assert found["official"] == evaluate_retrieval(*inputs, protocol="official", **given)
     mixed = evaluation.evaluate(features, emoji, matching=(perfect, perfect.T), mixed_scores="matching")["metrics"]

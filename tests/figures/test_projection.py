@@ -34,14 +34,12 @@ def test_maps_are_comparable_faithful_and_repeatable(spaces, maps):
         assert all(0.6 < value <= 1 for trust in found.trustworthiness.values() for value in trust.values())
     again = projection.project_spaces(spaces)
     np.testing.assert_array_equal(again.coords["rvlr"][0], maps[0].coords["rvlr"][0])
-    frame = again.to_frame()
-    assert frame.groupby(["space", "modality"]).size().tolist() == [40] * 4
+    assert again.to_frame().groupby(["space", "modality"]).size().tolist() == [40] * 4
 
 
 def test_the_first_caption_of_each_picture_is_drawn(spaces):
-    owner = np.repeat(np.arange(40), 3)
     many = {name: (image, np.repeat(text, 3, axis=0)) for name, (image, text) in spaces.items()}
-    found = projection.project_spaces(many, method="pca", max_points=20, caption_image=owner)
+    found = projection.project_spaces(many, method="pca", max_points=20, caption_image=np.repeat(np.arange(40), 3))
     assert len(found.image_rows) == 10
     assert found.text_rows.tolist() == (3 * found.image_rows).tolist()
 

@@ -13,7 +13,6 @@ def test_a_notebook_leaves_figures_tables_sentences_and_one_result(tmp_path):
     output = RunOutput("02_training", "some/mine.json", tmp_path, settings={"seed": 1})
     frame = pd.DataFrame({"r_mean": [1.0, float("nan")]}, index=pd.Index(["rvlr", "floor"], name="arm"))
     widths = []
-    draw = lambda: widths.append(is_narrow()) or new_figure(1, 1)  # noqa: E731
     table = output.table(frame.assign(what=["a<b", "−1.00 to +2.50"]), "main")
     assert repr(table).splitlines()[2:] == ["| RVLR | 1.0 | a<b |", "| floor | – | −1.00 to +2.50 |"]
     cells = re.findall("<td([^>]*)>(.*?)</td>", table._repr_html_())
@@ -21,7 +20,7 @@ def test_a_notebook_leaves_figures_tables_sentences_and_one_result(tmp_path):
     assert ["right" in style for style, _ in cells[:3]] == [False, True, False]
     output.table(frame, "main")
     for output.figure_width in ("both", "page", "column"):
-        output.figure(draw, output.figure_width, frame, "A curve.")
+        output.figure(lambda: widths.append(is_narrow()) or new_figure(1, 1), output.figure_width, frame, "A curve.")
     assert widths == [True, False, False, True]
     output.keep("rvlr", {"r_mean": 1.0})
     output.say("RVLR is above.")
