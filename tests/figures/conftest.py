@@ -33,14 +33,10 @@ def tidy():
     """A frame of results: arm i has value 10 i + seed + 100 at the second dial setting."""
 
     def make(seeds=5, arms=ARMS, metrics=("r_mean", "i2i/NDCG@10"), dials=("image", "text")):
-        rows = [
-            ("scenes", dial, arm, seed, metric, 10.0 * i + seed + 100 * d)
-            for d, dial in enumerate(dials)
-            for i, arm in enumerate(arms)
-            for seed in range(seeds)
-            for metric in metrics
-        ]
-        return pd.DataFrame(rows, columns=["dataset", "dial", "arm", "seed", "metric", "value"])
+        index = pd.MultiIndex.from_product([["scenes"], dials, arms, range(seeds), metrics])
+        frame = index.to_frame(index=False, name=["dataset", "dial", "arm", "seed", "metric"])
+        value = 10.0 * frame["arm"].map(arms.index) + frame["seed"] + 100 * frame["dial"].map(dials.index)
+        return frame.assign(value=value)
 
     return make
 
