@@ -8,24 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from rvlr_lib.data import load_dataset
-from rvlr_lib.figures import projection as maps
+from rvlr_lib.evaluation.evaluate import random_features
+from rvlr_lib.figures.projection import project_spaces
 from rvlr_lib.report import explorer
 
 COUNT = 30
 SPACES = ("teachers", "baseline", "RVLR")
-RNG = np.random.default_rng(0)
 STUB = Path(__file__).with_name("page_stub.js")
-
-
-def layout(gallery, count):
-    """A map of the first pictures and captions, as :mod:`rvlr_lib.figures.projection` makes them."""
-    coords = {name: tuple(RNG.normal(size=(count, 2)) for _ in "it") for name in SPACES}
-    texts = np.array([gallery.captions_of(row)[0] for row in range(count)])
-    trust = {name: {"image": 0.9, "text": 0.9, "joint": 0.9} for name in SPACES}
-    return maps.Projection(coords, np.arange(count), texts, trust, "UMAP: a test")
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +26,13 @@ def gallery():
 
 @pytest.fixture(scope="module")
 def spaces(gallery):
-    shapes = (COUNT, 8), (len(gallery.captions), 8)
-    return {name: tuple(torch.as_tensor(RNG.normal(size=shape)) for shape in shapes) for name in SPACES}
+    return {name: random_features(gallery, 8, seed) for seed, name in enumerate(SPACES)}
 
 
 @pytest.fixture(scope="module")
 def points(gallery, spaces):
-    return explorer.collect_points(gallery, spaces, layout(gallery, COUNT), baseline="matching_longer")
+    layout = project_spaces(spaces, method="pca", caption_image=gallery.caption_image)
+    return explorer.collect_points(gallery, spaces, layout, baseline="matching_longer")
 
 
 @pytest.fixture(scope="module")
