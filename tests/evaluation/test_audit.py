@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from rvlr_lib import cli
 from rvlr_lib.data import ImbalanceSpec, load_dataset
 from rvlr_lib.evaluation import audit as audits
+from rvlr_lib.evaluation.evaluate import random_features
 from tests.tiny import tiny_towers
 
 
@@ -58,9 +59,8 @@ def test_the_index_follows_the_dial():
 def test_the_share_of_pictures_is_corrected_for_captions_that_tell_unreliably():
     """Captions are picture plus noise of the same size: a picture holds all they tell, they half of it."""
     dataset = load_dataset("scenes", split="test", galleries=1, gallery_size=400)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(400, 6, generator=generator)
-    texts = images[dataset.caption_image] + torch.randn(2000, 6, generator=generator)
+    images, noise = random_features(dataset, 6, 0)
+    texts = images[dataset.caption_image] + noise
     report = audits.imbalance_report(replace(dataset, scene=None), images, texts)
     found = report.image_to_text, report.text_to_text, report.index
     assert found == pytest.approx((0.5, 0.25, (1 - 0.5) / (1 + 0.5)), abs=0.06)
@@ -72,9 +72,8 @@ def test_the_share_of_pictures_is_corrected_for_captions_that_tell_unreliably():
 def files(tmp_path):
     """Arrays and captions of 60 emoji, one of them with its captions under ``caption``."""
     dataset = load_dataset("emoji", split="val", limit=60)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(60, 16, generator=generator)
-    texts = images[dataset.caption_image] + 0.3 * torch.randn(len(dataset.captions), 16, generator=generator)
+    images, noise = random_features(dataset, 16, 0)
+    texts = images[dataset.caption_image] + 0.3 * noise
     paths = [tmp_path / name for name in ("images.npy", "texts.npy", "mine.json")]
     np.save(paths[0], images.double().numpy() * 1e-30)
     np.save(paths[1], texts.double().numpy() * 1e30)
