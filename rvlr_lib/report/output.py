@@ -110,8 +110,7 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
 
     arms = read_yaml(PACKAGE / "presets" / "arms.yaml")  # without torch, which their settings would load
     arm: Any = Literal[("", *arms)]
-    width: Any = Literal["both", "page", "column"]
-    choices = {"arm": arm, "baseline": arm, "arms": list[arm], "figure_width": width}
+    choices = {"arm": arm, "baseline": arm, "arms": list[arm], "figure_width": Literal["both", "page", "column"]}
     if unknown := sorted(given.keys() - kinds.keys()):
         raise ValueError(f"unknown parameter '{unknown[0]}'; valid: {', '.join(sorted(kinds)) or 'none'}")
     if missing := [name for name, value in given.items() if value is None]:
