@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rvlr_lib.training import features, stages
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
 from rvlr_lib.training.features import FeatureSet, encode_captions, encode_images, encode_tokens, read_features
 from rvlr_lib.training.loop import Execution, choose_device
+from rvlr_lib.training.objectives import gradient_shares
 from rvlr_lib.training.stages import Features, Split
 
 MODALITIES = ("image", "text")
@@ -79,12 +81,12 @@ class Study:
 
     def features(self, split: str) -> FeatureSet:
         """Cached features of a split by the frozen towers, memory-mapped."""
-        return self._features[split]
+        return read_features(*self._feature_folders, split)
 
     @cached_property
-    def _features(self) -> dict[str, FeatureSet]:
+    def _feature_folders(self) -> tuple[Path, Path]:
         images, texts = (self.cache.folder(self._feature_stage(modality)) for modality in MODALITIES)
-        return {split: read_features(images, texts, split) for split in SPLITS}
+        return images, texts
 
     def teacher_features(self, split: str, spec: str = "") -> Features:
         """Frozen unit rows of a split: of pictures ``[I, W]`` and of captions ``[C, W']``.
@@ -143,7 +145,9 @@ class Study:
         stage = self._student_stage(name)
         for needed in stage.needs:
             self.cache.folder(needed)
-        return stages.first_gradients(**stage.arguments())
+        given = stage.arguments()
+        objective, batches = stages.start_objective(**given).to(self.device), given["batches"]
+        return gradient_shares(objective, next(batches.take(two_views=objective.two_views, tokens=objective.tokens)))
 
     # ---- results ----------------------------------------------------------------------------------------------------
 
@@ -163,19 +167,16 @@ class Study:
 
     def _feature_stage(self, modality: str) -> Stage:
         """Features of all splits; pictures of the training split in several views."""
-        model, optim, images = self.settings.model, self.settings.stage1, modality == "image"
-        parts = {name: getattr(model, name) for name in ("name", *TOWER_SETTINGS, "precision")}
-        parts |= {"data": data_parts(self.settings, modality), "tokens": bool(model.fusion_layers)}
+        model, optim, data = self.settings.model, self.settings.stage1, data_parts(self.settings, modality)
+        maker: Callable[..., None] = encode_captions
         options: dict[str, Any] = {"tokens": bool(model.fusion_layers), "precision": model.precision}
-        if images:
+        parts = {name: getattr(model, name) for name in ("name", *TOWER_SETTINGS)} | options | {"data": data}
+        if modality == "image":
+            maker = encode_images
             parts |= {"views": model.views, "crop": optim.crop_scale, "flip": optim.flip}
-            seed = parts["data"].get("seed", 0)  # pictures that no seed decides have one set of views
-            options |= {"views": model.views, "optim": optim, "seed": seed}
-
-        def arguments() -> dict[str, Any]:
-            return {"towers": self.towers, "splits": self._datasets(), "device": self.device, **options}
-
-        return Stage(f"{modality}-features", parts, encode_images if images else encode_captions, arguments)
+            # pictures that no seed decides have one set of views
+            options |= {"views": model.views, "optim": optim, "seed": data.get("seed", 0)}
+        return Stage(f"{modality}-features", parts, maker, lambda: {**self._given(), "towers": self.towers, **options})
 
     def _teacher_stages(self, spec: str) -> list[Stage | None]:
         """Stages of the image and the text teacher; Lite2 is an image teacher."""
@@ -191,11 +192,8 @@ class Study:
         arrays = Path(spec.removeprefix("arrays:"))
         file = sha256(arrays) if spec.startswith("arrays:") and arrays.is_file() else ""
         own = {"modality": modality, "spec": spec}
-
-        def arguments() -> dict[str, Any]:
-            return {"splits": self._datasets(), "device": self.device, **own}
-
-        return Stage("teacher", {"data": data, "file": file, **own}, stages.make_teacher, arguments)
+        parts = {"data": data, "file": file, **own}
+        return Stage("teacher", parts, stages.make_teacher, lambda: {**self._given(), **own})
 
     def _student_stage(self, name: str) -> Stage:
         settings, chosen = self.settings, config.arm(name)
@@ -279,8 +277,7 @@ class Study:
         if not model.freeze_towers:
             return TowerStudent(self.towers, **common)
         train = self.features("train")
-        folders = [self.cache.folder(self._feature_stage(modality)) for modality in MODALITIES]
-        directions = _directions(*folders, model.width)
+        directions = _directions(*self._feature_folders, model.width)
         tokens = train.image_tokens, train.text_tokens
         widths = None if tokens[0] is None or tokens[1] is None else (tokens[0].shape[-1], tokens[1].shape[-1])
         return HeadStudent(*directions, token_widths=widths, **common)
@@ -295,8 +292,8 @@ class Study:
         dataset = self.dataset(split)
         return Split(dataset, self.features(split) if self.settings.model.freeze_towers else dataset)
 
-    def _datasets(self) -> dict[str, ImageTextDataset]:
-        return {split: self.dataset(split) for split in SPLITS}
+    def _given(self) -> dict[str, Any]:
+        return {"splits": {split: self.dataset(split) for split in SPLITS}, "device": self.device}
 
     def _checkpoints(self, stage: Stage) -> Path | None:
         folder = self.execution.checkpoints

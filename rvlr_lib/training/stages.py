@@ -14,7 +14,7 @@ from rvlr_lib.models import Student, teacher_features
 from rvlr_lib.training.batches import Batches, derived_seed
 from rvlr_lib.training.features import Features, FeatureSet, encode
 from rvlr_lib.training.loop import Execution, cross_modal_recall, fit
-from rvlr_lib.training.objectives import Objective, gradient_shares, shuffle_teachers, warm_heads
+from rvlr_lib.training.objectives import Objective, shuffle_teachers, warm_heads
 
 
 class Split(NamedTuple):
@@ -56,12 +56,6 @@ def train_arm(folder: Path, *, batches: Batches, selection: str, label: str, exe
         image_features, text_features = splits[name].encode(student, batches.device)
         save_tensors(folder / f"{name}.safetensors", {"images": image_features, "texts": text_features})
     write_json(folder / "fit.json", {key: value for key, value in vars(fitted).items() if key != "state"})
-
-
-def first_gradients(*, batches: Batches, **arguments: Any) -> dict[str, float]:
-    """Norm of each weighted term's gradient at the first batch; arguments as of :func:`train_arm`, without a folder."""
-    objective = start_objective(**arguments).to(batches.device)
-    return gradient_shares(objective, next(batches.take(two_views=objective.two_views, tokens=objective.tokens)))
 
 
 def start_objective(
