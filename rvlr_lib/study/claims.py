@@ -35,20 +35,20 @@ def _figures(cell: Mapping[str, Any]) -> dict[str, float | None]:
     return {**cell["structure"], **next(iter(cell["metrics"].values()))}
 
 
-def effects(claim: Claim, results: Results) -> list[dict[int, float]]:
-    """Each of the claim's weighted sums by seed, of all seeds that have its cells."""
+def effects(claim: Claim, results: Results) -> list[list[float]]:
+    """Each of the claim's weighted sums, one a seed, of all seeds that have its cells."""
     found = []
     for part in claim.parts:
         seeds = set.intersection(*(set(results.get(name, {})) for _, name, _ in part))
         whole = [seed for seed in sorted(seeds) if all(cell in results[name][seed] for _, name, cell in part)]
-        sums = [sum(f * metric_of(results[name][seed][cell], claim.metric) for f, name, cell in part) for seed in whole]
-        found.append(dict(zip(whole, sums, strict=True)))
+        terms = [[f * metric_of(results[name][seed][cell], claim.metric) for f, name, cell in part] for seed in whole]
+        found.append([sum(own) for own in terms])
     return found
 
 
 def weakest(claim: Claim, results: Results) -> Effect:
     """The effect of a claim; of two that must both hold, the one that holds less."""
-    known = [paired_effect(list(values.values())) for values in effects(claim, results)]
+    known = map(paired_effect, effects(claim, results))
     return min(known, key=lambda effect: effect.mean / max(effect.sd, 1e-9))
 
 

@@ -58,8 +58,7 @@ def tune(plan: Plan, folder: Path, runner: Runner) -> None:
     ``chosen`` in it holds dials, epochs and arms: by recall and by structure, and whether zero strength did as well.
     """
     space, names, search = plan.tuning, tuned_arms(plan), _Search(plan, runner)
-    visibilities = search.visibilities()
-    strength = _dial_strength(plan, visibilities)
+    strength, visibilities = search.strength()
     search.chosen["dials"] = {"image": {"data.image_visibility": strength}}
     runner.say(f"dial image: visibility {strength:g}; recall kept: {visibilities or 'not measured'}")
     search.chosen["epochs"], lengths = search.length(names)
@@ -111,16 +110,22 @@ class _Search:
                 found[key].setdefault(str(seed), {})[dial] = score
         return found
 
-    def visibilities(self) -> dict[str, float]:
-        """Share of its recall that ``matching_longer`` keeps at each of several strengths of ``image``."""
-        if len(self.plan.tuning.visibilities) == 1:
-            return {}
+    def strength(self) -> tuple[float, dict[str, float]]:
+        """Visibility of ``image``, and the share of its recall that ``matching_longer`` keeps at each of several."""
         space, strengths = self.plan.tuning, [1.0, *self.plan.tuning.visibilities]
+        if len(space.visibilities) == 1:  # nothing to choose from
+            return space.visibilities[0], {}
         dials: list[dict[str, Any]] = [{"data.image_visibility": own} for own in strengths]
         settings = [self.plan.settings(space.dataset, "none", space.seeds[0], self.chosen, **dial) for dial in dials]
         items = [([("matching_longer", own)],) for own in settings]
         recalls = [scores[0]["r_mean"] for scores in self.runner.run(validation_cell, items, "dial strength")]
-        return {f"{own:g}": recall / recalls[0] for own, recall in zip(strengths, recalls, strict=True)}
+        kept = {f"{own:g}": recall / recalls[0] for own, recall in zip(strengths, recalls, strict=True)}
+        low, high = space.kept
+        for value in space.visibilities:
+            if low <= kept[f"{value:g}"] <= high:
+                return value, kept
+        fault = f"no visibility of {list(space.visibilities)} keeps {low:.0%} to {high:.0%} of the recall"
+        raise ValueError(f"{fault}: {kept}; add points to tuning.visibilities")
 
     def length(self, names: Sequence[str]) -> tuple[int, dict[str, dict[str, float]]]:
         """Epochs of stage 2, and validation r_mean by epochs and arm, at the middle of each range.
@@ -146,15 +151,6 @@ class _Search:
                 if max(gains) < space.plateau:
                     return length, found
         return space.lengths[-1], found
-
-
-def _dial_strength(plan: Plan, kept: Mapping[str, float]) -> float:
-    low, high = plan.tuning.kept
-    for value in plan.tuning.visibilities:
-        if len(plan.tuning.visibilities) == 1 or low <= kept[f"{value:g}"] <= high:
-            return value
-    fault = f"no visibility of {list(plan.tuning.visibilities)} keeps {low:.0%} to {high:.0%} of the recall"
-    raise ValueError(f"{fault}: {dict(kept)}; add points to tuning.visibilities")
 
 
 def _best(scores: Mapping[Key, Scores], name: str, count: int) -> list[Key]:

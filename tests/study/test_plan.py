@@ -4,7 +4,7 @@ import pytest
 
 from rvlr_lib.disk import write_json
 from rvlr_lib.study.plan import Claim, check_seal, load_plan, write_seal
-from rvlr_lib.study.tuning import _dial_strength, _Search
+from rvlr_lib.study.tuning import _Search
 
 TRIAL = {"learning_rate": 1e-3, "strengths": {}}
 CHOSEN = {
@@ -76,4 +76,4 @@ def test_a_seal_comes_before_the_seeds(plan, tuned):
 def test_one_length_and_one_visibility_are_taken_as_they_are(write_plan):
     plan = load_plan(write_plan(tuning={"lengths": [3], "visibilities": [0.4]}))
     search = _Search(plan, runner=None)
-    assert (search.visibilities(), search.length(["rvlr"]), _dial_strength(plan, {})) == ({}, (3, {}), 0.4)
+    assert (search.strength(), search.length(["rvlr"])) == ((0.4, {}), (3, {}))
