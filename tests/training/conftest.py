@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,11 +25,6 @@ OWNER = torch.arange(32).repeat_interleave(torch.tensor([1, 2]).repeat(16))  # p
 @pytest.fixture(scope="session")
 def towers():
     return tiny_towers()
-
-
-@pytest.fixture(scope="session")
-def pairs():
-    return make_pairs()
 
 
 def make_pairs():
@@ -75,13 +73,7 @@ def inputs():
     return next(make_batches(batch_size=16).take(two_views=True, tokens=True))
 
 
-@pytest.fixture(scope="session")
-def train(tmp_path_factory):
-    """Function (objective) -> what four steps an epoch leave."""
-
-    def run(objective, *, log=None, execution=None, validate=lambda: {"score": 0.0}, towers=None, **optim):
-        log = log or tmp_path_factory.mktemp("log") / "log"
-        how = {"validate": validate, "log_path": log, "label": "toy", "execution": execution}
-        return fit(objective, make_batches(towers, **optim), **how)
-
-    return run
+def train(objective, *, log=os.devnull, execution=None, validate=lambda: {"score": 0.0}, towers=None, **options):
+    """What four steps an epoch leave; options as of :func:`make_batches`."""
+    how = {"validate": validate, "log_path": Path(log), "label": "toy", "execution": execution}
+    return fit(objective, make_batches(towers, **options), **how)

@@ -18,9 +18,10 @@ from rvlr_lib.models import TowerStudent
 from rvlr_lib.training import features
 from rvlr_lib.training.checkpoint import checkpoints_in, last_checkpoint
 from rvlr_lib.training.features import encode
-from rvlr_lib.training.loop import Execution, Training, fit
+from rvlr_lib.training.loop import Execution, Training
 from rvlr_lib.training.processes import gather_rows, is_main, process_group, processes
 from tests.tiny import tiny_towers
+from tests.training import conftest
 from tests.training.conftest import CPU, OFFICIAL, make_batches, make_objective
 from tests.training.test_features import store
 
@@ -105,10 +106,9 @@ def train(folder, stop=""):
         return step(self, inputs)
 
     Training.train_step = train_step
-    how = {"validate": lambda: {"score": 0.0}, "log_path": folder / "log", "label": "toy"}
     execution = Execution(checkpoints=folder / "checkpoints", save_every=2)
     objective = make_objective(matching=1, image_intra=1, text_intra=1)
-    fitted = fit(objective, make_batches(rows="captions", batch_size=12), execution=execution, **how)
+    fitted = conftest.train(objective, log=folder / "log", execution=execution, rows="captions", batch_size=12)
     if is_main():
         save_file(fitted.state, folder / "state.safetensors")
 
@@ -116,13 +116,12 @@ def train(folder, stop=""):
 def kills(folder):
     """Train with a checkpoint each step, killed at 20 random moments; print the step of the last one after each."""
     folder, draws, steps = Path(folder), random.Random(0), [0]
-    how = {"validate": lambda: {"score": 0.0}, "log_path": folder / "log", "label": "toy"}
     for _ in range(20):
         child = os.fork()
         if child == 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             execution = Execution(checkpoints=folder / "c", save_every=1)
-            fit(make_objective(image_intra=1), make_batches(epochs=500, batch_size=4), execution=execution, **how)
+            conftest.train(make_objective(image_intra=1), execution=execution, epochs=500, batch_size=4)
             os._exit(0)
         while max([int(path.name[5:]) for path in checkpoints_in(folder / "c")], default=0) == steps[-1]:
             time.sleep(0.005)

@@ -6,7 +6,7 @@ import torch
 from rvlr_lib.data.dataset import augment
 from rvlr_lib.training.batches import derived_seed
 from rvlr_lib.training.processes import prefetch
-from tests.training.conftest import OWNER, make_batches, make_cached
+from tests.training.conftest import OWNER, make_batches, make_cached, make_pairs
 
 
 @pytest.fixture(params=["features", "pixels"])
@@ -94,11 +94,11 @@ def test_tokens_come_where_asked_for_cut_to_the_longest_of_the_batch():
         assert torch.equal(inputs.texts.mask, features.text_mask[inputs.caption_rows, :length])
 
 
-def test_pixels_are_augmented_pictures_with_their_token_ids(pairs, towers):
+def test_pixels_are_augmented_pictures_with_their_token_ids(towers):
     batches = make_batches(towers)
     inputs = next(batches.take())
     generator = torch.Generator().manual_seed(derived_seed(0, "first views", 0, 0))
-    torch.testing.assert_close(inputs.images, augment(pairs.pixels(inputs.image_rows, 48), generator))
+    torch.testing.assert_close(inputs.images, augment(make_pairs().pixels(inputs.image_rows, 48), generator))
     length = inputs.texts.shape[1]
     assert torch.equal(inputs.texts, batches.token_ids[inputs.caption_rows, :length])
     assert not batches.token_ids[inputs.caption_rows, length:].any()

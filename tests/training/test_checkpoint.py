@@ -10,7 +10,7 @@ import torch
 from rvlr_lib.training import loop
 from rvlr_lib.training.checkpoint import checkpoints_in, last_checkpoint, read_checkpoint, write_checkpoint
 from rvlr_lib.training.loop import Execution
-from tests.training.conftest import make_objective
+from tests.training.conftest import make_objective, train
 
 SCORES = [1.0, 3.0, 2.0, 0.0, 2.5]  # of the epochs; the best is before the interruption
 
@@ -20,7 +20,7 @@ class PowerCut(Exception):
 
 
 @pytest.fixture(scope="module")
-def run(train):
+def run():
     """Function: second views, dropout and hard negatives, so that every generator is drawn from; 20 steps.
 
     ``before_step`` is called with the training before each step.
@@ -92,7 +92,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_one_line(run, whole, in
     assert told[0].endswith(": going on from step-000006")
 
 
-def test_resume_no_starts_anew(train, interrupted, capsys):
+def test_resume_no_starts_anew(interrupted, capsys):
     train(make_objective(fusion_layers=0), epochs=5, execution=Execution(checkpoints=interrupted, resume="no"))
     assert not interrupted.exists()
     assert "going on" not in capsys.readouterr().out

@@ -11,7 +11,7 @@ from rvlr_lib.losses import LossWeights, _checks, matching
 from rvlr_lib.training import loop
 from rvlr_lib.training.features import encode
 from rvlr_lib.training.loop import Execution, Training, cross_modal_recall
-from tests.training.conftest import CPU, OWNER, make_batches, make_cached, make_objective
+from tests.training.conftest import CPU, OWNER, make_batches, make_cached, make_objective, make_pairs, train
 
 ALL = dict.fromkeys(LossWeights.__dataclass_fields__, 1.0) | {"matching": 2, "anchor": 0.1}
 
@@ -20,20 +20,20 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_heads_overfit_32_pairs(train):
+def test_heads_overfit_32_pairs():
     objective = make_objective(fusion_layers=0)
     train(objective, epochs=40, learning_rate=5e-3, batch_size=32)
     assert cross_modal_recall(*encode(objective.student, make_cached()), OWNER)["r_mean"] > 95
 
 
-def test_whole_towers_overfit_32_pairs(train, pairs, towers):
+def test_whole_towers_overfit_32_pairs(towers):
     objective = make_objective(towers=towers, fusion_layers=0)
     options = {"epochs": 60, "batch_size": 32, "learning_rate": 2e-3, "crop_scale": (0.99, 1.0), "flip": False}
     train(objective, towers=towers, **options)
-    assert cross_modal_recall(*encode(objective.student, pairs), OWNER)["r_mean"] > 90
+    assert cross_modal_recall(*encode(objective.student, make_pairs()), OWNER)["r_mean"] > 90
 
 
-def test_the_learning_rate_rises_then_falls_to_almost_nothing(train, tmp_path):
+def test_the_learning_rate_rises_then_falls_to_almost_nothing(tmp_path):
     train(make_objective(fusion_layers=0, structure=1), log=tmp_path / "log", epochs=10, learning_rate=1e-3, warmup=0.2)
     steps = [line for line in lines(tmp_path / "log") if "total" in line]
     assert {"fusion_weight", "temperature", "relation_temperature"} <= steps[0].keys()
@@ -45,7 +45,7 @@ def test_the_learning_rate_rises_then_falls_to_almost_nothing(train, tmp_path):
     assert rates[top:] == sorted(rates[top:], reverse=True)
 
 
-def test_the_best_epoch_is_kept(train):
+def test_the_best_epoch_is_kept():
     scores, states = iter([1.0, 3.0, 2.0]), []
     objective = make_objective(fusion_layers=0)
 
@@ -114,7 +114,7 @@ ODD |= {"nan as the temperature": "student.log_temperature = nan"}
 
 
 @pytest.mark.parametrize(("what", "named"), ODD.items())
-def test_what_is_not_finite_is_found_at_the_next_log_with_its_step(train, tmp_path, what, named):
+def test_what_is_not_finite_is_found_at_the_next_log_with_its_step(tmp_path, what, named):
     objective, steps = make_objective(fusion_layers=0), []
 
     def poison(_module, _inputs, terms):
@@ -135,7 +135,7 @@ def test_what_is_not_finite_is_found_at_the_next_log_with_its_step(train, tmp_pa
     assert [line["step"] for line in lines(tmp_path / "log") if "total" in line] == [0]
 
 
-def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(train, monkeypatch):
+def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
 
@@ -147,7 +147,7 @@ def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(train, mon
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler here")
-def test_a_compiled_training_is_the_plain_one(train, capsys, monkeypatch):
+def test_a_compiled_training_is_the_plain_one(capsys, monkeypatch):
     monkeypatch.setattr(models.student, "HEAD_DROPOUT", 0.0)  # compiled code draws its own random numbers
     plain, compiled = (
         train(
@@ -160,7 +160,7 @@ def test_a_compiled_training_is_the_plain_one(train, capsys, monkeypatch):
     assert "toy: compiled in" in capsys.readouterr().out
 
 
-def test_what_cannot_be_compiled_trains_uncompiled_with_one_line(train, capsys, monkeypatch):
+def test_what_cannot_be_compiled_trains_uncompiled_with_one_line(capsys, monkeypatch):
     plain, broken = train(make_objective(matching=1)), make_objective(matching=1)
 
     def fails():
