@@ -19,8 +19,7 @@ from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_to
 from rvlr_lib.provenance import data_name, home, provenance
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.study import results
-from rvlr_lib.study.cache import Cache, Stage
-from rvlr_lib.study.inputs import data_parts, read_split
+from rvlr_lib.study.cache import Cache, Stage, data_parts, read_split
 from rvlr_lib.study.plan import REFERENCES
 from rvlr_lib.training import features, stages
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed

@@ -4,7 +4,7 @@ import torch
 from rvlr_lib import cli
 from rvlr_lib.config import ARMS, load_settings
 from rvlr_lib.disk import read_json
-from rvlr_lib.study.inputs import read_split
+from rvlr_lib.study.cache import read_split
 from rvlr_lib.study.study import open_study
 from rvlr_lib.training import features
 from tests.study.conftest import SIZES
