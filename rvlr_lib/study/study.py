@@ -152,15 +152,9 @@ class Study:
 
     def result(self, name: str) -> Result:
         """The evaluated result of an arm or of a reference row: ``floor``, ``ceiling``, ``teachers``, ``start``."""
-        if name not in ARMS and name not in REFERENCES:
-            raise ValueError(f"unknown arm {name!r}: valid are {', '.join((*ARMS, *REFERENCES))}")
         stored = read_json(self.cache.folder(self.result_stage(name)) / "result.json")
         stored["provenance"]["settings"] = as_dict(self.settings)
         return Result(dataset=data_name(self.settings.data.name), arm=name, seed=self.settings.seed, **stored)
-
-    def has(self, name: str) -> bool:
-        """Whether the result of an arm or reference row is in the cache."""
-        return self.cache.has(self.result_stage(name))
 
     # ---- the graph --------------------------------------------------------------------------------------------------
 
@@ -239,6 +233,8 @@ class Study:
 
     def result_stage(self, name: str) -> Stage:
         """The stage of a result; its key changes with whatever decides the numbers."""
+        if name not in ARMS and name not in REFERENCES:
+            raise ValueError(f"unknown arm {name!r}: valid are {', '.join((*ARMS, *REFERENCES))}")
         settings, method = self.settings, self.settings.method
         parts = {"name": name, "data": data_parts(settings, "both"), "seed": settings.seed}
 

@@ -12,6 +12,7 @@ import torch
 from rvlr_lib.config import ArmSettings, Settings, arm
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import commit, provenance
+from rvlr_lib.study.cache import Stage
 from rvlr_lib.study.comparisons import curve_stage
 from rvlr_lib.study.plan import BY_STRUCTURE, Plan, check_seal, load_plan, read_chosen, reference_folder, write_seal
 from rvlr_lib.study.runner import Runner
@@ -149,9 +150,7 @@ def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0, say: Callable[[str
     """
     todo = []
     for study, names, *curves in wanted:
-        names = [name for name in names if not study.has(name)]
-        curves = [curve for curve in curves if not study.cache.has(curve_stage(study, *curve))]
-        if names or curves:
+        if not all(map(study.cache.has, _wanted_stages(study, names, curves))):
             todo.append((study.settings, names, curves, str(study.device), str(study.cache.root)))
     on_gpu, label = any(device != "cpu" for *_, device, _ in todo), "stage seeds and dial settings"
     jobs = 1 if on_gpu else min(jobs or min(torch.get_num_threads(), 4), len(todo))
@@ -170,10 +169,12 @@ def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0, say: Callable[[str
 
 def _warm_cell(settings: Any, names: Sequence[str], curves: Sequence[Any], device: str, root: str, *_: Any) -> None:
     study = Study(settings, device=device, root=root)
-    for name in names:
-        study.result(name)
-    for curve in curves:
-        study.cache.folder(curve_stage(study, *curve))
+    for stage in _wanted_stages(study, names, curves):
+        study.cache.folder(stage)
+
+
+def _wanted_stages(study: Study, names: Sequence[str], curves: Sequence[Any]) -> list[Stage]:
+    return [*map(study.result_stage, names), *(curve_stage(study, *curve) for curve in curves)]
 
 
 def read_seeds(folder: Path, dataset: str, sealed: str) -> dict[int, dict[str, Any]]:

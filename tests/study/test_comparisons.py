@@ -22,7 +22,7 @@ def test_warm_fills_the_cache_in_one_thread_and_the_frame_holds_every_study(stud
         sweep.warm(wanted, jobs=1, say=said.append)
         assert said == [f"stage seeds and dial settings {number}/2" for number in (1, 2)]
     assert threads[:2] == [1, before]
-    assert all(study.has(name) for study, names, _ in wanted for name in names)
+    assert all(study.cache.has(study.result_stage(name)) for study, names, _ in wanted for name in names)
     assert all(study.cache.has(comparisons.curve_stage(study, *curve)) for study, *_ in wanted)
     frame = comparisons.study_frame(studies, ["start", "matching"])
     assert list(frame.columns) == ["dataset", "dial", "arm", "seed", "metric", "value"]
