@@ -1,4 +1,5 @@
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from rvlr_lib.training.objectives import Objective
 from tests.tiny import tiny_towers
 
 CPU = torch.device("cpu")
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 NOTHING = dict.fromkeys(LossWeights.__dataclass_fields__, 0.0) | {"contrastive": 1.0}
 OFFICIAL = {name: value for name, value in vars(LossWeights()).items() if value}
 OWNER = torch.arange(32).repeat_interleave(torch.tensor([1, 2]).repeat(16))  # picture of each of 48 captions

@@ -6,23 +6,13 @@ import torch
 from rvlr_lib.data.dataset import augment
 from rvlr_lib.training.batches import derived_seed
 from rvlr_lib.training.processes import prefetch
-from tests.training.conftest import OWNER, make_batches, make_cached, make_pairs
+from tests.training.conftest import OWNER, assert_equal, make_batches, make_cached, make_pairs
 
 
 @pytest.fixture(params=["features", "pixels"])
 def make(request, towers):
     """Function (options) -> batches of one kind."""
     return lambda **options: make_batches(towers if request.param == "pixels" else None, **options)
-
-
-def flat(inputs):
-    """All tensors of a batch."""
-    parts = [list(part) if isinstance(part, tuple) else [part] for part in inputs]
-    return [tensor for part in parts for tensor in part if tensor is not None]
-
-
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(flat(one), flat(other), strict=True))
 
 
 @pytest.mark.parametrize("rows", ["images", "captions"])
@@ -39,8 +29,9 @@ def test_epochs_differ_seeds_repeat_and_second_views_change_nothing_else(make):
     plain, double = make(), make()
     first, again = list(plain.take()), list(double.take(two_views=True))
     for one, two in zip(first, again, strict=True):
-        assert same(one[:4], two[:4])
-        assert not same([one.images], [two.second_images])
+        assert_equal(one[:4], two[:4])
+        with pytest.raises(AssertionError):
+            assert_equal(one.images, two.second_images)
     assert not torch.equal(first[0].image_rows, next(plain.take()).image_rows)
 
 
@@ -53,8 +44,8 @@ def test_a_place_inside_an_epoch_is_all_that_a_resume_needs(make):
     assert broken.state_dict() == {"epoch": 1, "position": 2}
     resumed.load_state_dict(broken.state_dict())
     found = list(resumed.take(two_views=True))
-    assert len(found) == len(wanted) == 2
-    assert all(same(one, two) for one, two in zip(found, wanted, strict=True))
+    assert len(found) == 2
+    assert_equal(found, wanted)
 
 
 @pytest.mark.parametrize("views", [1, 2, 3, 5])

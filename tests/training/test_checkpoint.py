@@ -10,7 +10,7 @@ import torch
 from rvlr_lib.training import loop
 from rvlr_lib.training.checkpoint import checkpoints_in, last_checkpoint, read_checkpoint, write_checkpoint
 from rvlr_lib.training.loop import Execution
-from tests.training.conftest import make_objective, train
+from tests.training.conftest import assert_equal, make_objective, train
 
 SCORES = [1.0, 3.0, 2.0, 0.0, 2.5]  # of the epochs; the best is before the interruption
 
@@ -69,15 +69,11 @@ def interrupted(broken_off, tmp_path):
     return Path(shutil.copytree(broken_off, tmp_path / "checkpoints"))
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_a_resumed_training_is_the_uninterrupted_one(run, whole, interrupted, tmp_path):
     assert [path.name for path in checkpoints_in(interrupted)] == ["step-000006", "step-000012"]
     assert read_checkpoint(interrupted / "step-000012")["batches"] == {"epoch": 2, "position": 4}  # not yet validated
     resumed, (once, log) = run(interrupted, log=tmp_path / "log.jsonl"), whole
-    assert same(once.state, resumed.state)
+    assert_equal(resumed.state, once.state)
     assert (resumed.best_epoch, resumed.best_score, resumed.history) == (1, 3.0, once.history)
     assert (tmp_path / "log.jsonl").read_text() == log
     assert not list(interrupted.glob(".*"))
@@ -85,7 +81,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(run, whole, interrupted, tm
 
 def test_a_damaged_newest_checkpoint_is_passed_over_with_one_line(run, whole, interrupted, capsys):
     flip(interrupted / "step-000012" / "state.safetensors")
-    assert same(run(interrupted).state, whole[0].state)  # from inside an epoch
+    assert_equal(run(interrupted).state, whole[0].state)  # from inside an epoch
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 2
     assert "step-000012/state.safetensors is damaged" in told[0]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rvlr_lib.training.processes import gather_rows, own_rows
+from tests.training.conftest import assert_equal
 
 gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 
@@ -59,7 +60,7 @@ def test_two_processes_write_the_bits_of_one(tmp_path):
         assert one == two
     assert not list((tmp_path / "2" / "rank 1").rglob("*.npy"))
     common = [torch.load(tmp_path / name) for name in ("1/0.pt", "2/0.pt", "2/1.pt")]
-    torch.testing.assert_close(common, [common[0]] * 3, rtol=0, atol=0)
+    assert_equal(common, [common[0]] * 3)
 
 
 @pytest.mark.slow
@@ -100,8 +101,7 @@ def test_a_dead_or_silent_process_ends_the_job_and_one_alone_goes_on(tmp_path, s
     assert "toy: going on from step 2 of 8" in run_ranks(1, "train", tmp_path / "broken off")
     run_ranks(1, "train", tmp_path / "alone")
     states = [load_file(tmp_path / name / "state.safetensors") for name in ("broken off", "alone")]
-    for name, value in states[0].items():
-        torch.testing.assert_close(value, states[1][name], atol=1e-4, rtol=1e-3, msg=name)
+    torch.testing.assert_close(*states, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
