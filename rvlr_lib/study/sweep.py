@@ -30,23 +30,20 @@ def run_study(
     regime_map: bool = False,
     seeds: str = "",
     sets: str = "",
-    jobs: int = 1,
-    scheduler: str = "",
     results: str = "",
-    device: str = "auto",
-    root: str | None = None,
-    say: Callable[[str], None] = print,
+    **running: Any,
 ) -> None:
     """The command ``rvlr study``: compute the confirmation seeds that ``results`` lacks, or tune, seal, draw the map.
 
-    Options as its help says. ValueError: the plan is not valid, not tuned, or was changed since it was sealed.
+    Options as its help says, ``running`` those of :class:`rvlr_lib.study.runner.Runner`. ValueError: the plan is not
+    valid, not tuned, or was changed since it was sealed.
     """
     plan, folder = load_plan(profile), Path(results) if results else reference_folder(profile)
-    runner = Runner(jobs, scheduler, device, root, say)
+    runner = Runner(**running)
     if tune:
         run_tuning(plan, folder, runner)
     elif seal:
-        say(f"sealed: {write_seal(plan, folder, time.strftime('%Y-%m-%d'))['sha256']}")
+        runner.say(f"sealed: {write_seal(plan, folder, time.strftime('%Y-%m-%d'))['sha256']}")
     elif regime_map:
         if not plan.regime_map.seeds:
             raise ValueError(f"the plan of {profile} has no regime_map")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset, augment
-from rvlr_lib.models import CachedRows, Towers, TowerStudent, real_tokens, trims_padding
+from rvlr_lib.models import CachedRows, Towers, real_tokens, trims_padding
 from rvlr_lib.training.features import FeatureSet
 from rvlr_lib.training.processes import own_rows, prefetch
 
@@ -157,20 +157,14 @@ class FeatureBatches(Batches):
 
 
 class PixelBatches(Batches):
-    """Batches of augmented pictures and token ids, for whole towers or a student of them; read one batch ahead."""
+    """Batches of augmented pictures and token ids, for whole towers; read one batch ahead."""
 
     def __init__(
-        self,
-        dataset: ImageTextDataset,
-        towers: Towers | TowerStudent,
-        optim: TrainSettings,
-        rows: str,
-        seed: int,
-        device: torch.device,
+        self, data: ImageTextDataset, towers: Towers, optim: TrainSettings, rows: str, seed: int, device: torch.device
     ) -> None:
-        super().__init__(dataset.caption_image, optim, rows, seed, device, "cpu")  # where pictures are read
-        self.dataset, self.image_size = dataset, towers.image_size
-        self.token_ids = towers.tokenizer(dataset.captions)
+        super().__init__(data.caption_image, optim, rows, seed, device, "cpu")  # where pictures are read
+        self.dataset, self.image_size = data, towers.image_size
+        self.token_ids = towers.tokenizer(data.captions)
         real = real_tokens(towers.text, self.token_ids).sum(dim=1)
         self.lengths = real if trims_padding(towers.text) else torch.full_like(real, self.token_ids.shape[1])
 

@@ -4,17 +4,7 @@ import numpy as np
 import pytest
 
 from rvlr_lib.disk import read_json
-from rvlr_lib.study.claims import (
-    claims_frame,
-    claims_page,
-    insert_verdicts,
-    judge,
-    lead,
-    metric_of,
-    read_study,
-    results_frame,
-    sentence,
-)
+from rvlr_lib.study import claims
 from rvlr_lib.study.plan import reference_folder
 
 CHOSEN = {"arms": {"rvlr": {"off": True}}, "epochs": 3, "dials": {"image": {"data.image_visibility": 0.5}}}
@@ -37,39 +27,39 @@ def results(gain, control, seeds=12, sd=0.5):
 
 def test_metrics_joined_are_their_mean():
     cell = {"metrics": {"latent": {"a": 1.0, "b": 3.0}}, "structure": {"gap": 0.5}}
-    assert metric_of(cell, "a & b") == 2.0
-    assert metric_of(cell, "gap") == 0.5
+    assert claims.metric_of(cell, "a & b") == 2.0
+    assert claims.metric_of(cell, "gap") == 0.5
     with pytest.raises(ValueError, match="no metric 'c'"):
-        metric_of(cell, "c")
+        claims.metric_of(cell, "c")
 
 
 def test_no_effect_is_shown_before_the_planned_seeds_are_whole(plan):
     found = results(5.0, 0.0, seeds=1)
-    assert judge(plan, found) == {}
-    page = claims_page(plan, found, TUNED, SEAL)
+    assert claims.judge(plan, found) == {}
+    page = claims.claims_page(plan, found, TUNED, SEAL)
     assert "no verdict, the planned seeds are not whole" in page
     assert "+5" not in page
 
 
 def test_the_control_stands_in_the_same_sentence_and_so_does_what_tuning_switched_off(whole):
     found = results(5.0, 6.0)
-    text = sentence(whole, "recall", found, judge(whole, found), CHOSEN)
+    text = claims.sentence(whole, "recall", found, claims.judge(whole, found), CHOSEN)
     for part in ("**better**", "the constant target alone: +6", "more than the claim's own +", "switched rvlr off"):
         assert part in text
-    frame = claims_frame(whole, found, judge(whole, found))
+    frame = claims.claims_frame(whole, found, claims.judge(whole, found))
     assert frame["part"].isna().tolist() == [True, False]
     assert frame["mean"].round().tolist() == [5.0, 6.0]
 
 
 def test_of_two_effects_the_weaker_one_is_judged(whole):
     both = replace(whole.claims["recall"], also="scenes:rvlr|text - scenes:mean_relation|text")
-    found = judge(replace(whole, claims={**whole.claims, "recall": both}), results(5.0, 5.0))["recall"]
+    found = claims.judge(replace(whole, claims={**whole.claims, "recall": both}), results(5.0, 5.0))["recall"]
     assert found.verdict != "better"
     assert abs(found.effect.mean) < 1
 
 
 def test_the_frame_is_tidy_and_leaves_out_what_is_not_defined():
-    frame = results_frame(results(1.0, 0.0, seeds=2), ["r_mean", "never"])
+    frame = claims.results_frame(results(1.0, 0.0, seeds=2), ["r_mean", "never"])
     assert list(frame.columns) == ["dataset", "dial", "arm", "seed", "metric", "value"]
     assert len(frame) == 6
     assert set(frame["arm"]) == {"matching_longer", "rvlr", "mean_relation"}
@@ -78,31 +68,32 @@ def test_the_frame_is_tidy_and_leaves_out_what_is_not_defined():
 def test_companions_that_differ_in_their_dial_are_one_sentence(plan):
     other = replace(plan.claims["constant"], text="what matching bends")
     plan = replace(plan, claims={**plan.claims, "bend, nothing taken": other, "bend, poor captions": other})
-    text = lead(plan, results(1.0, 2.0), "bend")
+    text = claims.lead(plan, results(1.0, 2.0), "bend")
     assert text.startswith("What matching bends: nothing taken +")
     assert "; poor captions +" in text
     assert "12 seeds" in text
     with pytest.raises(ValueError, match="no companion begins with 'recall'"):
-        lead(plan, results(1.0, 2.0), "recall")
+        claims.lead(plan, results(1.0, 2.0), "recall")
 
 
 @pytest.mark.parametrize(("gain", "verdict", "held"), [(5.0, "better", 1), (-5.0, "worse", 0)])
 def test_worse_is_said_as_loud_as_better(whole, tmp_path, gain, verdict, held):
     found = results(gain, 0.0)
-    text = claims_page(whole, found, TUNED, SEAL)
+    text = claims.claims_page(whole, found, TUNED, SEAL)
     assert f"**{verdict}**" in text
     assert ("RVLR retrieves better: worse." in text) == (verdict == "worse")
     page = tmp_path / "page.md"
     page.write_text("".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("verdict", "claims")))
-    insert_verdicts(page, whole, found, TUNED)
+    claims.insert_verdicts(page, whole, found, TUNED)
     assert f"**{held} of 1 sealed claims hold**: recall {verdict} (" in page.read_text()
 
 
 @pytest.mark.parametrize("profile", ["study", "followup"])
 def test_the_readme_and_the_page_of_claims_say_what_the_committed_study_says(profile, tmp_path):
-    folder, page, study = reference_folder(profile), tmp_path / "README.md", read_study(profile)
+    folder, page, study = reference_folder(profile), tmp_path / "README.md", claims.read_study(profile)
     readme = (folder.parents[2] / "README.md").read_text(encoding="utf-8")
     page.write_text(readme, encoding="utf-8")
-    insert_verdicts(page, *study, profile)
+    claims.insert_verdicts(page, *study, profile)
     assert page.read_text(encoding="utf-8") == readme
-    assert claims_page(*study, read_json(folder / "seal.json")) == (folder / "claims.md").read_text(encoding="utf-8")
+    written = (folder / "claims.md").read_text(encoding="utf-8")
+    assert claims.claims_page(*study, read_json(folder / "seal.json")) == written
