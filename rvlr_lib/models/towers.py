@@ -195,10 +195,9 @@ def as_tokens(trunk: Any, grid: Tensor) -> Tensor:
     width = trunk.num_features
     last, first = grid.shape[-1] == width, grid.ndim == 4 and grid.shape[1] == width
     if last == first:
-        fault = (
-            f"{type(trunk).__name__} of width {width} gives a map {list(grid.shape)}: which dimension are the features"
-        )
-        raise ValueError(f"{fault} cannot be told; leave the fusion encoder out (fusion_layers=0)")
+        fault = f"{type(trunk).__name__} of width {width} gives a map {list(grid.shape)}"
+        told = "which dimension are the features cannot be told; leave the fusion encoder out (fusion_layers=0)"
+        raise ValueError(f"{fault}: {told}")
     return grid.flatten(2).transpose(1, 2) if first else grid.flatten(1, -2)
 
 

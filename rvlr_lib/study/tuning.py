@@ -160,9 +160,8 @@ def _best(scores: Mapping[Key, Scores], name: str, count: int) -> list[Key]:
 
 def _choose(plan: Plan, trials: Mapping[Key, Trial], confirmed: Mapping[Key, Scores]) -> dict[str, Any]:
     """The chosen trial of each arm by recall and by structure, and whether no strength at all did as well."""
-    recall, structure = (
-        {key: _mean(scores, metric) for key, scores in confirmed.items()} for metric in ("r_mean", "structure")
-    )
+    recall = {key: _mean(scores, "r_mean") for key, scores in confirmed.items()}
+    structure = {key: _mean(scores, "structure") for key, scores in confirmed.items()}
     zero = max(value for (name, _), value in recall.items() if name == "matching_longer")
     found = {}
     for name in dict.fromkeys(name for name, _ in confirmed):

@@ -8,18 +8,9 @@ import pytest
 import torch
 
 from benchmarks.reduced_weights import difference, write_reduced
+from rvlr_lib import models
 from rvlr_lib.data import load_dataset
-from rvlr_lib.models import (
-    CachedRows,
-    HeadStudent,
-    TowerStudent,
-    build_towers,
-    encode_text_tokens,
-    pretrained,
-    principal_directions,
-    teacher_features,
-    token_counter,
-)
+from rvlr_lib.models import build_towers, pretrained, teacher_features
 from rvlr_lib.similarity import unit_rows
 
 
@@ -41,9 +32,9 @@ def test_the_image_tower_is_pretrained_and_heads_start_with_its_neighbours(emoji
     same = [emoji.categories[row] == emoji.categories[int(near)] for row, near in enumerate(neighbours(features, 1))]
     assert sum(same) / len(same) >= 0.75
     train = teacher_features("towers", "image", load_dataset("emoji", split="train").subset(range(0, 3284, 2)))
-    student = HeadStudent(principal_directions(train, 256), torch.eye(384, 256)).eval()
+    student = models.HeadStudent(models.principal_directions(train, 256), torch.eye(384, 256)).eval()
     with torch.inference_mode():
-        rows = student.encode_image(CachedRows(3 * features)).features
+        rows = student.encode_image(models.CachedRows(3 * features)).features
     wanted, kept = neighbours(features, 10), neighbours(rows, 10)
     assert (wanted[:, :, None] == kept[:, None]).any(-1).float().mean() >= 0.93
 
@@ -58,7 +49,7 @@ def test_the_text_tower_finds_paraphrases_rather_than_shuffled_words(towers):
     for three in captions:
         with torch.inference_mode():
             ids = towers.tokenizer(three)
-            rows = unit_rows(encode_text_tokens(towers.text.eval(), ids, tokens=False, projected=False)[0])
+            rows = unit_rows(models.encode_text_tokens(towers.text.eval(), ids, tokens=False, projected=False)[0])
         assert rows[0] @ rows[1] > rows[0] @ rows[2]
 
 
@@ -74,7 +65,7 @@ def test_no_network_is_asked(monkeypatch, towers):
     torch.testing.assert_close(again.visual.trunk.conv_stem.weight, towers.visual.trunk.conv_stem.weight)
     assert not torch.equal(again.visual.head.proj.weight, towers.visual.head.proj.weight)
     assert (again.image_size, again.embed_dim, again.mean[0], again.std[0]) == (96, 256, 0.498, 0.502)
-    count, context = token_counter()
+    count, context = models.token_counter()
     assert (count(["a red circle"]), context) == ([5], 64)
 
 
@@ -119,7 +110,7 @@ def test_reduced_weights_are_read_by_path_and_give_the_same_features(tmp_path, t
 
 
 def test_whole_towers_train_and_batch_normalisation_stays(towers):
-    student = TowerStudent(towers, fusion_layers=1)
+    student = models.TowerStudent(towers, fusion_layers=1)
     assert student.training
     assert not student.visual.trunk.bn1.training
     before = student.visual.trunk.bn1.running_mean.clone()

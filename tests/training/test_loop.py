@@ -149,12 +149,8 @@ def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(monkeypatc
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler here")
 def test_a_compiled_training_is_the_plain_one(capsys, monkeypatch):
     monkeypatch.setattr(models.student, "HEAD_DROPOUT", 0.0)  # compiled code draws its own random numbers
-    plain, compiled = (
-        train(
-            make_objective(structure=1, image_intra=1, text_intra=1, fusion_layers=0), execution=Execution(compile=flag)
-        )
-        for flag in (False, True)
-    )
+    terms = {"structure": 1, "image_intra": 1, "text_intra": 1, "fusion_layers": 0}
+    plain, compiled = (train(make_objective(**terms), execution=Execution(compile=flag)) for flag in (False, True))
     torch.testing.assert_close(compiled.state, plain.state, atol=1e-4, rtol=1e-3)
     assert "toy: compiled in" in capsys.readouterr().out
 
