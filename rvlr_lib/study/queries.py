@@ -47,8 +47,7 @@ def new_features(study: Study, students: Mapping[str, Any], dataset: ImageTextDa
     model = study.settings.model
     if not model.freeze_towers:
         return {name: encode(student, dataset, study.device)[side] for name, student in students.items()}
-    options: dict[str, Any] = {} if side else {"views": 1, "optim": study.settings.stage1, "seed": 0}
-    options |= {"towers": study.towers, "splits": {"few": dataset}, "device": study.device, "tokens": False}
+    options = {"towers": study.towers, "splits": {"few": dataset}, "device": study.device, "tokens": False}
     with TemporaryDirectory() as scratch:
         (encode_images, encode_captions)[side](Path(scratch), precision=model.precision, **options)
         rows = torch.from_numpy(np.load(Path(scratch) / "few" / "features.npy"))

@@ -69,9 +69,9 @@ def encode_images(
     tokens: bool,
     precision: str,
     device: torch.device,
-    views: int,
-    optim: TrainSettings,
-    seed: int,
+    views: int = 1,
+    optim: TrainSettings | None = None,
+    seed: int = 0,
 ) -> None:
     """Store features of the pictures of all splits by the frozen image tower; several processes share the work.
 
