@@ -232,15 +232,13 @@ def gradient_shares(objective: Objective, inputs: Inputs) -> dict[str, float]:
 
     A quotient with ``contrastive`` says how a term weighs against it.
     """
-    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     device, norms = inputs.image_rows.device, {}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         terms = objective(inputs)
     for name, term in terms.items():
-        found: tuple[Tensor | None, ...] = ()
-        if term.requires_grad:
-            found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True) if term.requires_grad else ()
         squares = sum(float(gradient.double().square().sum()) for gradient in found if gradient is not None)
         norms[name] = abs(getattr(objective.weights, name)) * math.sqrt(squares)
     return norms
