@@ -93,7 +93,9 @@ def encode_images(
         plain, grid = run(pixels.float() / 255, tokens)
         found = [plain]
         for view in range(1, views):
-            draws = torch.Generator().manual_seed(_view_seed(seed, view, int(rows[0])))
+            name = f"{seed} {view} {int(rows[0])}".encode()  # of a view of the batch that begins with this picture
+            digest = hashlib.sha256(len(name).to_bytes(8, "little") + name).digest()
+            draws = torch.Generator().manual_seed(int.from_bytes(digest[:6]))
             found.append(run(augment(pixels, draws, scale=optim.crop_scale, flip=optim.flip), False)[0])
         return _as_rows(torch.stack(found, dim=1), grid)
 
@@ -258,9 +260,3 @@ def _open(folder: Path) -> Rows:
         return {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in folder.iterdir()}
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} cannot be read ({error}): remove the folder above it and run again") from error
-
-
-def _view_seed(seed: int, view: int, first_row: int) -> int:
-    """Seed of an augmented view of the batch that begins with a picture."""
-    name = f"{seed} {view} {first_row}".encode()
-    return int.from_bytes(hashlib.sha256(len(name).to_bytes(8, "little") + name).digest()[:6])
