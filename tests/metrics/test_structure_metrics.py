@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 from scipy.stats import ortho_group, rankdata, spearmanr
 from sklearn import manifold
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.preprocessing import normalize
 
 from rvlr_lib.metrics import (
     alignment,
@@ -23,11 +26,6 @@ MIXED = A @ rng.normal(size=(6, 9)) + B
 # Cosines of signs are exact multiples of 1/8: a handful of values, so that most neighbours are tied.
 TIED, OTHER = np.sign(rng.normal(size=(2, 40, 16)))
 SMALL_CHUNKS = pytest.mark.parametrize("chunk", [7, 256])
-
-
-def cosines(x):
-    x = x / np.linalg.norm(x, axis=1, keepdims=True)
-    return x @ x.T
 
 
 def places(similarity, i):
@@ -56,20 +54,19 @@ def slow_trustworthiness(high, low, k):
 @pytest.mark.parametrize("k", [1, 5, 29])
 def test_neighbours_equal_the_loops_and_sklearn(k, chunk, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", chunk)
-    shared = slow_overlap(cosines(A), cosines(MIXED), k)
+    shared = slow_overlap(cosine_similarity(A), cosine_similarity(MIXED), k)
     assert knn_overlap(A, MIXED, k, per_query=True) == pytest.approx(shared)
     assert knn_overlap(A, MIXED, k) == pytest.approx(shared.mean())
     # sklearn measures the low space by Euclidean distance, which on unit rows has the order of the cosine.
     for measure, high, low in ((trustworthiness, A, MIXED), (continuity, MIXED, A)):
-        unit = low / np.linalg.norm(low, axis=1, keepdims=True)
-        expected = 100 * manifold.trustworthiness(high, unit, n_neighbors=k, metric="cosine")
+        expected = 100 * manifold.trustworthiness(high, normalize(low), n_neighbors=k, metric="cosine")
         assert measure(A, MIXED, k) == pytest.approx(expected)
         assert measure(A, MIXED, k, per_query=True).mean() == pytest.approx(expected)
     assert knn_overlap(A, MIXED, 59) == 100
 
 
 def test_tied_neighbours_share_the_places_that_are_left():
-    a, b = cosines(TIED), cosines(OTHER)
+    a, b = cosine_similarity(TIED), cosine_similarity(OTHER)
     assert len(np.unique(a)) < 20
     assert knn_overlap(TIED, OTHER, 5, per_query=True) == pytest.approx(slow_overlap(a, b, 5))
     assert trustworthiness(TIED, OTHER, 5) == pytest.approx(slow_trustworthiness(a, b, 5))
@@ -78,18 +75,17 @@ def test_tied_neighbours_share_the_places_that_are_left():
 
 
 def test_relational_similarity_equals_scipy_also_with_ties_and_on_a_sample_of_pairs(monkeypatch):
-    upper = np.triu_indices(40, 1)
-    expected = spearmanr(cosines(TIED)[upper], cosines(MIXED[:40])[upper]).statistic
+    expected = spearmanr(pdist(TIED, "cosine"), pdist(MIXED[:40], "cosine")).statistic
     assert relational_similarity(TIED, MIXED[:40]) == pytest.approx(expected, abs=1e-9)
     exact = relational_similarity(A, MIXED)
-    assert exact == pytest.approx(spearmanr(*(cosines(x)[np.triu_indices(60, 1)] for x in (A, MIXED))).statistic)
+    assert exact == pytest.approx(spearmanr(pdist(A, "cosine"), pdist(MIXED, "cosine")).statistic)
     for name, value in (("PAIR_CHUNK", 7), ("MAX_PAIRS", 500), ("MAX_POINTS", 59)):
         monkeypatch.setattr(module, name, value)
     generator = torch.Generator().manual_seed(0)
     first = torch.randint(60, (500,), generator=generator)
     second = (first + torch.randint(1, 60, (500,), generator=generator)) % 60
     assert (first != second).all()
-    sampled = spearmanr(cosines(A)[first, second], cosines(MIXED)[first, second]).statistic
+    sampled = spearmanr(cosine_similarity(A)[first, second], cosine_similarity(MIXED)[first, second]).statistic
     assert relational_similarity(A, MIXED) == pytest.approx(sampled) != exact
 
 
@@ -111,18 +107,12 @@ def test_rotations_and_scales_keep_every_structure():
 
 
 def slow_gaps(images, texts, rows):
-    """Modality gap, relative gap, alignment and uniformity of the images, pair by pair."""
-    z, w = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
-    both = [(z[i], w[c]) for c, i in enumerate(rows)]
-    gap = np.linalg.norm(np.mean([a for a, _ in both], 0) - np.mean([b for _, b in both], 0))
-
-    def among(x):
-        return np.mean([(1 - a @ b) / 2 for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
-
-    paired = np.mean([(1 - a @ b) / 2 for a, b in both])
-    relative = paired / (paired + (among(z) + among(w)) / 2)
-    far = [np.exp(-2 * ((a - b) ** 2).sum()) for i, a in enumerate(z) for j, b in enumerate(z) if i != j]
-    return gap, relative, np.mean([((a - b) ** 2).sum() for a, b in both]), np.log(np.mean(far))
+    """Modality gap, relative gap, alignment and uniformity of the images, from the distances of all pairs."""
+    z, w = normalize(images), normalize(texts)
+    gap = np.linalg.norm(z[rows].mean(axis=0) - w.mean(axis=0))
+    squares = ((z[rows] - w) ** 2).sum(axis=1)
+    paired, among = squares.mean() / 4, (pdist(z, "cosine").mean() + pdist(w, "cosine").mean()) / 4
+    return gap, paired / (paired + among), squares.mean(), np.log(np.exp(-2 * pdist(z, "sqeuclidean")).mean())
 
 
 @SMALL_CHUNKS
