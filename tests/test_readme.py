@@ -32,9 +32,3 @@ def test_the_metrics_example_runs(capsys):
     scope |= {f"{name}_features": torch.randn(n, 8, generator=generator) for name, n in (("image", 2), ("text", 3))}
     exec(BLOCKS[1], scope)
     assert len(capsys.readouterr().out.split()) == 3
-
-
-def test_links_lead_to_files():
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert len(targets) >= 8
-    assert not [target for target in targets if not (ROOT / target).exists()]
