@@ -1,6 +1,6 @@
 """Pins of what the data sets hold and how a short training goes, so that moving code changes neither.
 
-``python tests/test_pins.py --write`` writes tests/golden/pins.json anew; do so only where a change is meant.
+``python -m tests.test_pins --write`` writes tests/golden/pins.json anew; do so only where a change is meant.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 
@@ -18,16 +17,15 @@ from rvlr_lib.config import MethodSettings, TrainSettings
 from rvlr_lib.data import ImbalanceSpec, bayes_ceiling, load_dataset, shown_share, told_share
 from rvlr_lib.losses import LossWeights
 from rvlr_lib.metrics import evaluate_retrieval
-from rvlr_lib.models import TowerStudent, build_towers
+from rvlr_lib.models import TowerStudent
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.training.batches import PixelBatches
 from rvlr_lib.training.features import encode
 from rvlr_lib.training.loop import fit
 from rvlr_lib.training.objectives import Objective
+from tests.tiny import tiny_towers
 
-TESTS = Path(__file__).parent
-PINS = TESTS / "golden" / "pins.json"
-ARCHITECTURE = TESTS / "models" / "tiny_48.json"  # not "tiny": that name is the library's own
+PINS = Path(__file__).parent / "golden" / "pins.json"
 SETS = {"scenes_seed0": ("scenes", 0), "scenes_seed3": ("scenes", 3), "emoji": ("emoji", None)}
 DIALS = {"full": ImbalanceSpec(), "half": ImbalanceSpec(text_detail=0.5, image_visibility=0.5)}
 CASES = [f"{name}/{split}/{dial}" for name in SETS for split in ("train", "val", "test") for dial in DIALS]
@@ -80,8 +78,7 @@ def describe(case):
 
 def train():
     """Twenty steps of every loss term at once: what was logged at some of them, and how the student retrieves."""
-    open_clip.add_model_config(ARCHITECTURE)
-    towers, device, dataset = build_towers(ARCHITECTURE.stem), torch.device("cpu"), load("scenes_seed0/train/full")
+    towers, dataset = tiny_towers(), load("scenes_seed0/train/full")
     weights = LossWeights(image_intra=1.0, text_intra=2.0, alignment=0.5)  # and those of the method
     settings = TrainSettings(epochs=5, batch_size=16, precision="float32", log_every=1)
     generator = torch.Generator().manual_seed(0)
@@ -89,7 +86,7 @@ def train():
     teachers = tuple(unit_rows(torch.randn(size, generator=generator)) for size in sizes)
     student = TowerStudent(towers, fusion_layers=1)
     objective = Objective(student, weights, MethodSettings(), teachers=teachers, seed=0)
-    batches = PixelBatches(dataset, towers, settings, "images", 0, device)
+    batches = PixelBatches(dataset, towers, settings, "images", 0, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.jsonl"
         fit(objective, batches, validate=lambda: {"score": 0.0}, log_path=log, label="pins")

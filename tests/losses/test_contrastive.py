@@ -5,24 +5,17 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from rvlr_lib.losses import (
-    cross_modal_cyclic_loss,
-    image_text_contrastive_loss,
-    in_modal_cyclic_loss,
-    intra_modal_contrastive_loss,
-    pair_alignment_loss,
-    representation_distillation_loss,
-)
+from rvlr_lib import losses
 from tests.losses.slow_losses import slow_contrast, slow_cyclic
 
 IDS = torch.tensor([0, 1, 0, 2, 1, 0, 3])
 ORDER = torch.tensor([3, 1, 6, 0, 5, 2, 4])
-CYCLIC = {cross_modal_cyclic_loss: True, in_modal_cyclic_loss: False}
-PLAIN = [pair_alignment_loss, *CYCLIC]
+CYCLIC = {losses.cross_modal_cyclic_loss: True, losses.in_modal_cyclic_loss: False}
+PLAIN = [losses.pair_alignment_loss, *CYCLIC]
 
 
 def contrast(student, teacher, ids=IDS, both=False):
-    return representation_distillation_loss(student, teacher, 0.1, ids, both)
+    return losses.representation_distillation_loss(student, teacher, 0.1, ids, both)
 
 
 @pytest.fixture
@@ -36,13 +29,13 @@ def pair(draw):
 def test_contrast_equals_the_loops(pair, ids, temperature):
     known = torch.arange(7) if ids is None else ids
     there, back = (slow_contrast(*rows, temperature, known) for rows in (pair, pair[::-1]))
-    assert representation_distillation_loss(*pair, temperature, ids).item() == pytest.approx(there)
+    assert losses.representation_distillation_loss(*pair, temperature, ids).item() == pytest.approx(there)
     both = pytest.approx((there + back) / 2)
-    assert representation_distillation_loss(*pair, temperature, ids, bidirectional=True).item() == both
-    assert image_text_contrastive_loss(*pair, temperature, ids).item() == both
-    assert intra_modal_contrastive_loss(*pair, temperature, ids).item() == both
+    assert losses.representation_distillation_loss(*pair, temperature, ids, bidirectional=True).item() == both
+    assert losses.image_text_contrastive_loss(*pair, temperature, ids).item() == both
+    assert losses.intra_modal_contrastive_loss(*pair, temperature, ids).item() == both
     loop = sum(((a - b) ** 2).sum() for a, b in zip(*pair, strict=True)) / 7
-    assert pair_alignment_loss(*pair).item() == pytest.approx(loop.item())
+    assert losses.pair_alignment_loss(*pair).item() == pytest.approx(loop.item())
 
 
 @pytest.mark.parametrize("loss", CYCLIC)
@@ -52,15 +45,15 @@ def test_cyclic_terms_equal_the_loops_and_vanish_where_they_should(draw, loss):
     assert loss(images, 3 * images).item() == pytest.approx(0, abs=1e-12)
     assert loss(5 * images, texts).item() == pytest.approx(loss(images, texts).item())
     turned, _ = torch.linalg.qr(draw(4, 4).detach())
-    assert (loss(images, images @ turned).item() < 1e-12) == (loss is in_modal_cyclic_loss)
+    assert (loss(images, images @ turned).item() < 1e-12) == (loss is losses.in_modal_cyclic_loss)
     assert loss(images, texts).item() > 0.1
-    assert in_modal_cyclic_loss(images, draw(6, 9)) > 0
+    assert losses.in_modal_cyclic_loss(images, draw(6, 9)) > 0
 
 
 def test_gradients(draw):
     temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     for ids, both in ((None, False), (IDS, True)):
-        assert gradcheck(representation_distillation_loss, (draw(7, 4), draw(7, 4), temperature, ids, both))
+        assert gradcheck(losses.representation_distillation_loss, (draw(7, 4), draw(7, 4), temperature, ids, both))
     for loss in PLAIN:
         assert gradcheck(loss, (draw(5, 3), draw(5, 3)))
 
@@ -85,7 +78,7 @@ def test_works_in_the_dtype_of_its_input(pair, dtype):
         assert found.item() == pytest.approx(exact, rel=0.1)
         assert loss(a.float(), b).item() == pytest.approx(exact, rel=1e-5)  # two dtypes
         assert loss(a.tolist(), b.numpy()).item() == pytest.approx(exact, rel=1e-5)
-    assert image_text_contrastive_loss(a, b, np.float32(0.1)).item() > 0
+    assert losses.image_text_contrastive_loss(a, b, np.float32(0.1)).item() > 0
 
 
 def test_defined_values_of_poor_input():
