@@ -38,9 +38,9 @@ def expect(path, parts, **options):
     return dataset
 
 
-TABLES = {"a.csv": {}, "semicolons.csv": {"delimiter": ";"}, "open_clip.csv": {"delimiter": "\t"}}
-TABLES |= {"windows.csv": {"lineterminator": "\r\n", "start": "\ufeff"}, "mac.csv": {"lineterminator": "\r"}}
-TABLES |= {"a.tsv": {"delimiter": "\t", "header": ("image", "caption")}}
+TABLES = {"a.csv": {}, "semicolons.csv": {"sep": ";"}, "open_clip.csv": {"sep": "\t"}}
+TABLES |= {"windows.csv": {"lineterminator": "\r\n", "encoding": "utf-8-sig"}, "mac.csv": {"lineterminator": "\r"}}
+TABLES |= {"a.tsv": {"sep": "\t", "columns": ("image", "caption")}}
 
 
 @pytest.mark.parametrize("name", ["coco.json", "list.json", *TABLES])
@@ -133,7 +133,7 @@ def test_options_columns_categories_and_limit(tmp_path, drawn):
     del content[1]["category"]
     dataset = load_dataset(str(write(tmp_path, "d.json", content)), split=hashed_split(bare), image_root=root)
     assert dataset.categories == [f"none: {name}" if name == bare else name[0] for name in dataset.image_ids]
-    path = table(tmp_path / "x.csv", told, header=("Bild", "Satz"))
+    path = table(tmp_path / "x.csv", told, columns=("Bild", "Satz"))
     columns = {"image_column": "Bild", "caption_column": "Satz"}
     expect(path, hashed(told), image_root=root, **columns)
     expect(write(tmp_path, "x.yaml", {"all": "x.csv", "image_root": root, **columns}), hashed(told))
@@ -156,7 +156,6 @@ BAD_CONTENT = [
     ("x.json", [LONE | {"caption": "  "}], "row 0: the caption '  ' of 'a' has no word"),
     ("x.json", [LONE | {"caption": []}], "picture 'a' has no caption"),
     ("x.json", [LONE | {"image": "../a"}], "row 0: picture '../a' climbs out"),
-    ("x.json", [LONE | {"image": "/a"}], "row 0: picture '/a' has an absolute path"),
     ("x.json", [LONE | {"image": "caf\udce9.png"}], "is not UTF-8: rename"),
     ("x.json", [LONE | {"image": k, "image_id": 1} for k in "ab"], "image_id 1 names 'a' and 'b'"),
     ("x.json", [LONE | {"split": "dev2"}], "split 'dev2' is unknown"),
@@ -168,7 +167,6 @@ BAD_CONTENT = [
     ("x.json", ONE | {"annotations": []}, "'a' has no caption"),
     ("x.json", {"images": [{"sentences": []}]}, r"images\[0\] lacks the key 'filename'"),
     ("x.json", [LONE | {"image": f"{i}.jpg"} for i in range(3)], "at least 4 are needed"),
-    ("x.json", "[{", "is no valid JSON"),
     ("x.json", "[" * 100_000, "is no valid JSON"),
     ("x.jsonl", '{"image": "a", "caption": "a"}\n{\n', "line 2 is no valid JSON"),
     ("x.yaml", {"train": "a.json", "tset": "b.json"}, "unknown key 'tset'.*held_out"),

@@ -1,9 +1,9 @@
 """Collections as users bring them, and what is asked of every look at one."""
 
-import csv
 import json
 import os
 
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -30,11 +30,9 @@ def rows(*captions, names=NAMES, mark=",", header="image,caption"):
     return header.replace(",", mark) + "\n" + "".join(f"{name}{mark}{mark.join(captions)}\n" for name in names)
 
 
-def table(path, told, *, header=("filepath", "title"), start="", **how):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        file.write(start)
-        pairs = [(name, caption) for name, captions in told for caption in captions]
-        csv.writer(file, **how).writerows([header, *pairs])
+def table(path, told, *, columns=("filepath", "title"), **how):
+    pairs = [(name, caption) for name, captions in told for caption in captions]
+    pd.DataFrame(pairs, columns=columns).to_csv(path, index=False, **how)
     return path
 
 
