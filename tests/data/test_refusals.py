@@ -47,10 +47,7 @@ def scenes(split="val", **options):
         (lambda: make_dataset(caption_image=np.repeat(np.arange(6), 2)), "names row 5, but there are 5"),
         (lambda: make_dataset(caption_image=np.zeros(12, dtype=np.int64)), "'picture1' has no caption"),
         (lambda: make_dataset().subset([]), "empty"),
-        (
-            lambda: rouge_l_relevance(AB, [0, 1], variant="f1"),
-            "unknown variant 'f1'; valid: coco, rouge_score, mean_f1",
-        ),
+        (lambda: rouge_l_relevance(AB, [0, 1], variant="f"), "unknown variant 'f'; valid: coco, rouge_score, mean_f1"),
         (lambda: rouge_l_relevance(AB, [0]), r"2 captions and caption_image \(1,\)"),
         (lambda: rouge_l_relevance([], []), "0 captions"),
         (lambda: rouge_l_relevance(AB, [0, -1]), "rows 0 to 0"),

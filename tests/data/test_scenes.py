@@ -10,9 +10,6 @@ def load(split="val", **options):
     return load_dataset("scenes", split=split, **({} if split == "test" else {"size": 40}) | options)
 
 
-# Generation
-
-
 def test_streams_are_independent():
     same, seeded, other = load(), load(seed=1), load("train")
     assert same.fingerprint() == load().fingerprint()
@@ -31,9 +28,6 @@ def test_sizes_of_the_splits():
     assert [len(load(split, size=None)) for split in ("train", "val")] == [4000, 500]
 
 
-# Pictures
-
-
 def test_a_picture_shows_the_colours_of_its_objects_and_no_others():
     dataset = load(size=300)
     fills = np.array(scenes._COLOURS)
@@ -41,9 +35,6 @@ def test_a_picture_shows_the_colours_of_its_objects_and_no_others():
     for pixels, objects in zip(dataset.source.array, dataset.scene.scene.objects, strict=True):
         seen = (np.abs(pixels.reshape(-1, 1, 3).astype(int) - fills).max(2) <= 3).sum(0)
         assert set(np.flatnonzero(seen >= 4)) == {c for c in objects[:, 1].tolist() if c >= 0}
-
-
-# Captions
 
 
 def read_caption(caption):

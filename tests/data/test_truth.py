@@ -11,8 +11,6 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from rvlr_lib.data import bayes_ceiling, facts, load_dataset, truth
 
-# Similarity
-
 
 def slow_counts(views):
     found = []
@@ -45,9 +43,6 @@ def test_truth_against_counting(kind, detail, visibility):
         np.testing.assert_allclose(matrix, expected, atol=1e-6)
     with pytest.raises(ValueError, match="'seen' is unknown; choose 'latent'"):
         views.truth("seen")
-
-
-# Bayes ceiling
 
 
 def caption_outcomes(objects, background, detail):

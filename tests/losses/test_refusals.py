@@ -48,6 +48,7 @@ def match(*shapes):
         (lambda: structure(temperature=0.0), "zero"),
         (lambda: structure(fusion_weight=torch.ones(2)), r"fusion_weight .*\(2,\)"),
         (lambda: structure(4, 4, 5), r"\(4, 2\).*\(5, 2\)"),
+        (lambda: structure(more_features=[ONES[:3]]), r"more_features\[0\] \(3, 3\)"),
         (lambda: structure(2, 2, 2, distance="rkd_angle"), "B >= 3"),
         (lambda: structure(1, 1, 1, function=losses.mean_relation_loss), "B >= 2"),
         (lambda: structure(temperature=0.0, function=losses.mean_relation_loss), "zero"),

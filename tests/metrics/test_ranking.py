@@ -70,10 +70,9 @@ def test_ndcg_excluded_candidates_leave_ranking_and_ideal():
 
 
 def test_ndcg_without_anything_relevant_counts_zero():
+    scores, relevance = [[1.0, 2.0], [2.0, 1.0], [2.0, 1.0]], [[0, 0], [1, 0], [1, 1]]
     exclude = [[False, False], [False, False], [True, True]]
-    ((value, floor),) = ndcg_and_floor(
-        [[1.0, 2.0], [2.0, 1.0], [2.0, 1.0]], [[0, 0], [1, 0], [1, 1]], (2,), exclude
-    ).values()
+    ((value, floor),) = ndcg_and_floor(scores, relevance, (2,), exclude).values()
     assert value.tolist() == [0, 100, 0]
     assert np.isnan(floor).tolist() == [True, False, True]
 
