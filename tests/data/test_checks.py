@@ -1,14 +1,14 @@
 """What ``rvlr data check`` finds in a drawn collection, and what it says of published data sets."""
 
-import json
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from rvlr_lib import cli
 from rvlr_lib.data import dataset_stamp, load_dataset
-from tests.data.user_tools import looked, write
+from tests.data.user_tools import coco, looked, write
 from tests.tiny import draw_collection
 
 
@@ -75,24 +75,22 @@ def test_published_sets_say_what_is_missing_and_are_read(name, tmp_path, monkeyp
     assert cli.main(["data", "check", name, "--model", "none"]) == 1
     said, places = capsys.readouterr().out, PUBLISHED[name]
     assert all(word in said for word in ("NOT READY", "http", "RVLR_DATA", *(f"{place}: " for place in places)))
-    folder, told = tmp_path / name, draw_collection(tmp_path / "drawn", 40)
-    images = [{"filename": path.split("/")[1], "sentences": [{"raw": c} for c in captions]} for path, captions in told]
-    for number, (image, (path, _)) in enumerate(zip(images, told, strict=True)):
+    folder, drawn, images = tmp_path / name, tmp_path / "drawn", []
+    told = [(Path(path).name, captions) for path, captions in draw_collection(drawn, 40)]
+    for number, (file, captions) in enumerate(told):
+        image = {"filename": file, "sentences": [{"raw": caption} for caption in captions]}
         image["split"] = ("train", "val", "test", "restval")[number % 4]
-        image |= {"filepath": places[number % 2]} if name == "coco" else {}
-        target = folder / places[number % 2] / image["filename"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(tmp_path / "drawn" / path, target)
+        images.append(image | ({"filepath": places[number % 2]} if name == "coco" else {}))
     write(folder, f"dataset_{name}.json", {"images": images})
-    for split, part in (("train", images[::2]), ("val", images[1::2])) if name == "vizwiz" else ():
-        pairs = [(i, sentence["raw"]) for i, image in enumerate(part) for sentence in image["sentences"]]
-        ids = [{"id": i, "file_name": image["filename"]} for i, image in enumerate(part)]
-        texts = [{"image_id": i, "caption": caption, "is_rejected": False} for i, caption in pairs]
-        write(folder, f"annotations/{split}.json", json.dumps({"images": ids, "annotations": texts}))
+    for letter, place in zip("ab", places, strict=True):
+        shutil.copytree(drawn / letter, folder / place, dirs_exist_ok=True)
+    for split, part in (("train", told[::2]), ("val", told[1::2])) if name == "vizwiz" else ():
+        write(folder, f"annotations/{split}.json", coco(part, is_rejected=()))
     assert cli.main(["data", "check", name, "--model", "none"]) == 0
     parts = [load_dataset(name, split=split) for split in ("train", "val", "test")]
     assert sum(map(len, parts)) == 40
     assert {part.name for part in parts} == {name}
     stamp = dataset_stamp(name)
-    target.write_bytes(target.read_bytes() + b" ")
+    with (folder / place / file).open("ab") as picture:
+        picture.write(b" ")
     assert dataset_stamp(name) != stamp
