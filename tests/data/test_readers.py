@@ -245,6 +245,9 @@ READ = {
     "coco.json": json.dumps(coco([(n, ["a dog 0"]) for n in NAMES])).replace('0"}', '0", "caption_2": "a dog 1"}'),
     "k.json": json.dumps({"images": [{"filename": name, "sentences": SENTENCES} for name in NAMES]}),
     "x.csv": rows('"A dog 0"') + "".join(f'{name},"a ""dog,""\n\n1"\n' for name in NAMES),
+    "first.csv": "caption,image\n" + "".join(f'"a\n""dog"" {line[-1]}",{line[:-2]}\n' for line in ENDED),
+    "marks.csv": "image;caption;note\n" + "".join(f'{line[:-2]};"a\n""dog"" {line[-1]}";0\n' for line in ENDED),
+    "link.csv": "image,caption,url.jpg\n" + "".join(f'{line[:-2]},"a\n""dog"" {line[-1]}",0\n' for line in ENDED),
 }
 
 

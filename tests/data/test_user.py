@@ -107,15 +107,6 @@ def test_quotes_that_swallow_lines_spoil(place, mark, names):
     assert report.accounts["lines"] == (41, {"rows": 12, "header": 1, "further lines of quoted fields": 28})
 
 
-@pytest.mark.parametrize("header", ["caption,image", "image;caption;split", "image,caption,url.jpg"])
-def test_captions_of_several_lines_are_read_wherever_they_stand(place, header):
-    cells = {"caption": '"a dog\nruns ""far"" away"', "split": "test", "url.jpg": "0"}
-    mark = ";" if ";" in header else ","
-    lines = [mark.join(cells.get(name, picture) for name in header.split(mark)) for picture in NAMES]
-    report = looked(write(place, "x.csv", "\n".join([header, *lines]) + "\n"))
-    assert report.accounts["rows"] == (len(NAMES), {"used": len(NAMES)})
-
-
 @pytest.mark.parametrize("mark", [",", "\t", ";"])
 def test_rows_with_too_few_or_too_many_fields_are_counted_and_explained(place, mark):
     path = write(place, "x.csv", rows("a dog", mark=mark) + f"t01.png\n\np02.png{mark}a{mark}b\n")
