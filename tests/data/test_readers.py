@@ -249,6 +249,8 @@ READ = {
     "marks.csv": "image;caption;note\n" + "".join(f'{line[:-2]};"a\n""dog"" {line[-1]}";0\n' for line in ENDED),
     "link.csv": "image,caption,url.jpg\n" + "".join(f'{line[:-2]},"a\n""dog"" {line[-1]}",0\n' for line in ENDED),
 }
+OPENED = "image\tcaption\n" + "".join(f'"{line[:-2]}"\t"a dog {line[-1]}\n' for line in ENDED)
+READ |= dict.fromkeys(("opened.tsv", "opened.csv", "opened.txt"), OPENED)  # beside tabs a quote alone means nothing
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

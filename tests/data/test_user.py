@@ -83,16 +83,6 @@ def test_columns_that_may_all_be_captions_are_refused_by_name(place, header):
     assert "not read: width, caption_id" in str(looked(path))
 
 
-@pytest.mark.parametrize("name", ["x.tsv", "x.csv", "x.txt"])
-def test_quotes_mean_nothing_beside_tabs(place, name):
-    lines = [f"{name}\ta dog" for name in NAMES]
-    lines[2], lines[30] = 't02.png\t"so it begins', 't30.png\tand ends"'
-    path = write(place, name, "image\tcaption\n" + "\n".join(lines))
-    assert captions(path)["t02.png"] == ["so it begins"]
-    accounts = looked(path).accounts
-    assert (accounts["rows"], accounts["lines"][0]) == ((40, {"used": 40}), 41)
-
-
 @pytest.mark.parametrize("mark", [",", ";", "|"])
 @pytest.mark.parametrize("names", [NAMES, [f"{i:04d}" for i in range(40)], ["x" * i + "y" for i in range(40)]])
 def test_quotes_that_swallow_lines_spoil(place, mark, names):
