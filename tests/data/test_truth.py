@@ -27,7 +27,7 @@ def slow_counts(views):
 
 
 @pytest.mark.parametrize("kind", ["latent", "shown"])
-@pytest.mark.parametrize(("detail", "visibility"), [(0.3, 0.2), (1.0, 1.0)])
+@pytest.mark.parametrize(("detail", "visibility"), [(0.3, 0.2), (1.0, 1.0), (0.3, 0.0)])
 def test_truth_against_counting(kind, detail, visibility):
     dataset = load_dataset("scenes", split="val", size=8, text_detail=detail, image_visibility=visibility)
     views, result = dataset.scene, dataset.scene.truth(kind)
