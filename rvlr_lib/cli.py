@@ -174,7 +174,7 @@ def data(check: str, decode: bool, model: str, keep_flagged: bool, **options: An
     from rvlr_lib.models.towers import token_counter
 
     if model != "none":
-        options["token_lengths"], options["context"] = token_counter(model or ModelSettings().name)
+        options["tokens"], options["context"] = token_counter(model or ModelSettings().name)
     found = look_over(options.pop("file"), full=decode, keep_flagged=keep_flagged or None, **options)
     print(found)
     if not decode and not found.spoiled:

@@ -69,7 +69,7 @@ def check(
     image_root: str | Path | None = None,
     *,
     full: bool = False,
-    token_lengths: Callable[[Sequence[str]], Sequence[int]] | None = None,
+    tokens: Callable[[Sequence[str]], Sequence[tuple[int, bool]]] | None = None,
     context: int = 0,
     **options: Any,
 ) -> Report:
@@ -78,7 +78,8 @@ def check(
     Args:
         path, image_root, options: as of :func:`rvlr_lib.data.load_files`.
         full: decode every picture; a header cannot show that a file is cut short.
-        token_lengths: tokens of each caption, end marks included; ``context``: the most that the model reads.
+        tokens: of captions their number, end marks included, and whether the model knows less than half of them;
+            ``context``: the most that it reads.
 
     Raises:
         ValueError: the file cannot be read at all; says why and which formats are understood.
@@ -98,11 +99,14 @@ def check(
         if (count := len(set(used.picture[used.split == split]) - bad.keys())) < FEWEST:
             report.add(f"split {split} has fewer than {FEWEST} pictures", [f"{count} pictures"], spoils=True)
     _captions(report, found)
-    if token_lengths and len(used):
-        lengths = list(token_lengths(used.clean.tolist()))
-        long = [f"{text[:70]} ..." for text, length in zip(used.clean, lengths, strict=True) if length > context]
-        what = f"captions longer than the model's context of {context} tokens (longest {max(lengths)}), cut there"
-        report.add(what, long)
+    if tokens and len(used):
+        counted = tokens(used.clean.tolist())
+        texts = [(f"{text[:70]} ...", *told) for text, told in zip(used.clean, counted, strict=True)]
+        longest = max(length for length, _ in counted)
+        what = f"captions longer than the model's context of {context} tokens (longest {longest}), cut there"
+        report.add(what, [text for text, length, _ in texts if length > context])
+        what = "captions of whose words the model knows less than half: choose another one with --model"
+        report.add(what, [text for text, _, strange in texts if strange])
     _accounts(report, found, bad)
     return report
 

@@ -60,7 +60,10 @@ class PixelSource:
 
     def pixels(self, rows: Rows, size: int) -> torch.Tensor:
         """Resize (bicubic, anti-aliased, to a square) the pictures of ``rows`` -> uint8 [n, 3, size, size]."""
-        index = torch.as_tensor(rows, dtype=torch.long)
+        index = torch.as_tensor(rows)
+        if len(index) and (index.is_floating_point() or index.dtype == torch.bool):
+            raise ValueError(f"rows are of {index.dtype}, expected row numbers")
+        index = index.long()
         if 3 * size * size * self.count > MEMORY_BUDGET:
             return self._resize(index.tolist(), size)
         if size not in self._resized:

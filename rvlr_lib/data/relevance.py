@@ -32,7 +32,7 @@ def clean_caption(text: str) -> str:
 def _words() -> re.Pattern[str]:
     """A letter or digit with what follows it: letters, digits, marks, and joiners inside a word or after a mark."""
     marks = "".join(mark for mark in map(chr, range(0x300, sys.maxunicode)) if unicodedata.category(mark)[0] == "M")
-    return re.compile(rf"[^\W_](?:[^\W_]|[{marks}]|(?<=[{marks}])[\u200c\u200d]|[\u200c\u200d](?=[^\W_]))*")
+    return re.compile(rf"[^\W_](?:[^\W_]|[{marks}]|(?<=[{marks}])[\u200c\u200d]|[\u200c\u200d]+(?=[^\W_]))*")
 
 
 def rouge_l_relevance(
@@ -69,6 +69,8 @@ def rouge_l_relevance(
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; valid: {', '.join(VARIANTS)}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size {chunk_size} is too small; give at least 1, or None")
     result, order, present, starts = _by_image(f"{len(captions)} captions", len(captions), caption_image, num_images)
     words: dict[str, str] = {}  # one character per word, which RapidFuzz compares fastest
     sentences = ["".join(words.setdefault(word, chr(len(words))) for word in text.split()) for text in captions]
@@ -96,13 +98,22 @@ def _by_image(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Zeros float32 [C, I]; caption rows by image, the images that have any, and where in these rows each starts."""
     owner = np.asarray(caption_image)
-    images = int(owner.max(initial=-1)) + 1 if num_images is None else num_images
     if not count or owner.shape != (count,):
         raise ValueError(f"{what} and caption_image {owner.shape} do not fit")
+    owner = _rows(owner)
+    images = int(owner.max()) + 1 if num_images is None else num_images
     if owner.min() < 0 or owner.max() >= images:
         raise ValueError(f"caption_image must hold image rows 0 to {images - 1}")
     order = np.argsort(owner, kind="stable")
     return np.zeros((count, images), np.float32), order, *np.unique(owner[order], return_index=True)
+
+
+def _rows(caption_image: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Row numbers as int64; ValueError for anything else, fractions among them."""
+    owner = np.asarray(caption_image)
+    if owner.dtype.kind not in "iuf" or (owner % 1 != 0).any():
+        raise ValueError(f"caption_image of {owner.dtype} must hold whole row numbers")
+    return owner.astype(np.int64)
 
 
 def _f_score(precision: np.ndarray, recall: np.ndarray, beta_squared: float) -> np.ndarray:
@@ -118,7 +129,7 @@ def category_relevance(categories: Sequence[str], caption_image: Sequence[int] |
     [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     """
     names = np.asarray(categories)
-    return (names[np.asarray(caption_image)][:, None] == names).astype(np.float32)
+    return (names[_rows(caption_image)][:, None] == names).astype(np.float32)
 
 
 def embedding_relevance(

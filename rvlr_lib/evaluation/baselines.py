@@ -28,8 +28,8 @@ def centre(features, reference) -> Tensor:
     tensor([[1., 0.],
             [0., 1.]])
     """
-    features, reference = _alike("features", features, "reference", reference, least=2)
-    return unit_rows(features - reference.double().mean(dim=0).to(features))
+    features, reference = _alike("features", features, "reference", reference)
+    return unit_rows(features.double() - reference.double().mean(dim=0)).to(features)
 
 
 def principal_components(features: Features, reference: Features, *, width: int) -> Features:
@@ -82,8 +82,8 @@ def interpolate_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tenso
     >>> interpolate_weights({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)
     {'w': tensor([0.2500, 0.2500])}
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha {alpha} is outside 0 to 1")
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha {alpha} is not finite")
     first, last = ({k: f"{v.dtype} {list(v.shape)}" for k, v in state.items()} for state in (start, trained))
     if differing := sorted(k for k in first.keys() | last.keys() if first.get(k) != last.get(k)):
         k = differing[0]
@@ -159,10 +159,10 @@ def _part(features: Features, dataset: ImageTextDataset, rows: np.ndarray) -> Sp
     return (features[0][rows], features[1][captions]), dataset.subset(rows)
 
 
-def _alike(name: str, value, other: str, reference, least: int = 1) -> Features:
-    """Rows and their reference, of one width and on one device; at least so many reference rows."""
-    rows, others = finite_rows(name, torch.as_tensor(value)), finite_rows(other, torch.as_tensor(reference))
-    if rows.shape[1] != others.shape[1] or len(others) < least:
+def _alike(name: str, value, other: str, reference) -> Features:
+    """Rows and their reference, of one width and on one device."""
+    rows, others = finite_rows(name, value), finite_rows(other, reference)
+    if rows.shape[1] != others.shape[1]:
         shapes = f"{name} {tuple(rows.shape)} and {other} {tuple(others.shape)}"
-        raise ValueError(f"{shapes} do not fit: give rows of one width, {least} or more of {other}")
+        raise ValueError(f"{shapes} do not fit: give rows of one width")
     return rows, others.to(rows.device)

@@ -193,17 +193,17 @@ def structure(
     return mean_of(rows)
 
 
-def bending(trained: Mapping[str, float], control: Mapping[str, float]) -> dict[str, float]:
+def bending(trained: Mapping[str, float | None], control: Mapping[str, float | None]) -> dict[str, float]:
     """What cross-modal training bends: its loss of structure against the start beyond what the control loses.
 
     Both are results of :func:`structure` with the reference ``start``; the control is the start trained as long on
-    ``intra``.
+    ``intra``. What is undefined in one of them is left out.
 
     >>> bending({"image/overlap_start": 40.0, "modality_gap": 0.3}, {"image/overlap_start": 55.0, "modality_gap": 0.2})
     {'image/overlap': 15.0}
     """
-    keys = [key for key in trained if key.endswith("_start")]
-    return {key.removesuffix("_start"): control[key] - trained[key] for key in keys}
+    pairs = [(key.removesuffix("_start"), control[key], trained[key]) for key in trained if key.endswith("_start")]
+    return {name: before - after for name, before, after in pairs if before is not None and after is not None}
 
 
 def first_captions(dataset: ImageTextDataset) -> np.ndarray:

@@ -34,7 +34,8 @@ def matching_scores(
     """
     images, captions = features
     count, device, shapes = len(captions), torch.device(device), [tuple(x.shape) for x in (image_tokens, text_tokens)]
-    if list(map(len, shapes)) != [3, 3] or (len(images), *text_mask.shape) != (shapes[0][0], count, shapes[1][1]):
+    wanted = [(len(images), *shapes[0][1:]), (count, *text_mask.shape[1:], *shapes[1][2:])]
+    if list(map(len, shapes)) != [3, 3] or shapes != wanted or text_mask.shape != shapes[1][:2]:
         given = f"image_tokens {shapes[0]}, text_tokens {shapes[1]}, text_mask {tuple(text_mask.shape)}"
         rows = f"features {tuple(images.shape)}, {tuple(captions.shape)}"
         raise ValueError(f"{given} and {rows} do not fit: expected [I, N, W_image], [C, L, W], [C, L]")

@@ -10,7 +10,7 @@ import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
-from rvlr_lib.data import shown_share, told_share
+from rvlr_lib.data import clean_caption, shown_share, told_share
 from rvlr_lib.data.dataset import ImageTextDataset as Dataset
 from rvlr_lib.figures.panels import Hit, Query, plot_retrieval_panel
 from rvlr_lib.figures.projection import Spaces, unit
@@ -86,7 +86,7 @@ def typed_query(
         sample = features["t"][:: max(1, len(features["t"]) // 500)]
         nearest = (sample @ sample.T - 2 * np.eye(len(sample))).max(axis=1)
         strange |= bool(words) and (features["t"] @ vector).max() < np.quantile(nearest, 0.01)
-    unknown = sorted(set(words.lower().split()) - set(" ".join(dataset.captions).split()))
+    unknown = sorted(set(clean_caption(words).split()) - set(" ".join(dataset.captions).split()))
     notes = [f"in no caption here: {', '.join(unknown)}"] if unknown else []
     notes += ["unlike any caption here: do not trust the list"] if strange else []
     return Query(item, results, words or "own picture", title="; ".join(notes))

@@ -97,7 +97,7 @@ def plot_trade_off(frame: pd.DataFrame, x: str, y: str, *, paths: pd.DataFrame) 
         own[[x, y]] += own[[x, y]].mean() - own.groupby("seed")[[x, y]].transform("mean")
         means = own.groupby("arm", sort=False)[[x, y]].mean()
         for _, path in part(paths, dial=dial).groupby("path", sort=False):
-            line = path.pivot_table(index="alpha", columns="metric", values="value")
+            line = path.pivot_table(index="alpha", columns="metric", values="value").reindex(columns=[x, y])
             axes.plot(line[x], line[y], ":.", color="0.35", markersize=2.5, linewidth=1, label="weights interpolated")
         for arm, mean in means.iterrows():
             (color, marker, _), seeds = look[arm], own[own["arm"] == arm]

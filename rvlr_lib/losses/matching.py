@@ -47,4 +47,5 @@ def image_text_matching_loss(positive_logits: Tensor, negative_logits: Tensor) -
         raise ValueError(f"expected logits [B, 2] and [2B, 2] with B >= 2, got {told}")
     logits = torch.cat([positive, negative])
     labels = torch.arange(len(logits), device=logits.device) < len(positive)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.long())
+    loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.long())
+    return loss.to(logits.dtype) if logits.is_floating_point() else loss

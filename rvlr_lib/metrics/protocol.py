@@ -93,7 +93,7 @@ def evaluate_retrieval(
         between_images = _mean_relevance(R, owner, captioned)
 
     found: dict[str, list[np.ndarray]] = defaultdict(list)
-    for rows in every_image.split(chunk):
+    for rows in _parts(every_image, chunk):
         own, asked = owner == rows[:, None], q[rows]
         self_image, self_text = every_image == rows[:, None], every_caption == asked[:, None]
         cosines, to_captions = z[rows] @ w.T, R[:, rows].T.contiguous()
@@ -120,7 +120,7 @@ def evaluate_retrieval(
                 found[f"{name}/NDCG@{k}"].append(value)
                 if not official:
                     found[f"{name}/NDCG@{k}/above_floor"].append(ranking.above_floor(value, floor))
-    for rows in every_caption.split(chunk):
+    for rows in _parts(every_caption, chunk):
         scores = w[rows] @ z.T if t2i is None else t2i[rows]
         for k, hits in recall_at_k(scores, owner[rows], ks_recall, per_query=True).items():
             found[f"t2i/R@{k}"].append(hits)
@@ -131,6 +131,11 @@ def evaluate_retrieval(
     from_captions = np.bincount(owner.cpu().numpy(), result["t2i/R@mean"], images) * images / captions
     result["r_mean"] = (result["i2t/R@mean"] + from_captions) / 2
     return result if per_query else ranking.average(result)
+
+
+def _parts(rows: Tensor, chunk: int) -> tuple[Tensor, ...]:
+    """Rows in parts of ``chunk``, yet of 8 or more: products of fewer round otherwise, which would break ties anew."""
+    return rows.tensor_split(min(-(-len(rows) // chunk), max(1, len(rows) // 8)))
 
 
 def _joined(within: Graded, across: tuple[Tensor, Tensor]) -> Graded:

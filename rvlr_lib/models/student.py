@@ -187,7 +187,8 @@ def ridge_map(inputs: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, 
     x, y = inputs.double(), targets.double()
     x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
     gram = (x - x_mean).T @ (x - x_mean)
-    gram.diagonal().add_(penalty * gram.diagonal().mean())
+    scale = gram.diagonal().mean()  # 0 where all inputs are equal: then the weight is 0
+    gram.diagonal().add_(penalty * torch.where(scale > 0, scale, 1))
     weight = torch.linalg.solve(gram, (x - x_mean).T @ (y - y_mean)).T
     return weight.float(), (y_mean - weight @ x_mean).float()
 

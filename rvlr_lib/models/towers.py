@@ -17,6 +17,7 @@ from rvlr_lib.models.pretrained import PIXELS, load_lite, load_timm_trunk, local
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 DEFAULT = "effnet_minilm"
+STRANGE = "of words that the text tower mostly does not know: another one may (model, text_weights)"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def build_towers(
         except Exception as error:  # a missing file, another architecture, a refused pickle, no network: one answer
             asked = pretrained or image_weights or text_weights
             raise ValueError(f"weights {asked!r} of model {model!r} cannot be loaded: {error}") from error
-    clip.float().train()
+    clip.float().eval()
     if text_layers:
         layers = clip.text.transformer.encoder.layer
         if text_layers > len(layers):
@@ -152,17 +153,19 @@ def _quiet() -> Iterator[None]:
             hugging_face.enable_progress_bar()
 
 
-def token_counter(model: str = DEFAULT) -> tuple[Callable[[Sequence[str]], list[int]], int]:
-    """A function captions -> number of tokens of each, nothing cut, and the model's context."""
+def token_counter(model: str = DEFAULT) -> tuple[Callable[[Sequence[str]], list[tuple[int, bool]]], int]:
+    """:func:`count_tokens` of a model, for captions, and its context."""
     text = model_config(model)["text_cfg"]
     return partial(count_tokens, _tokenizer(model, _text_folder(model, text), text)), text["context_length"]
 
 
-def count_tokens(tokenizer: Any, captions: Sequence[str]) -> list[int]:
-    """Number of tokens of each caption, end marks included and nothing cut."""
-    if hasattr(tokenizer, "encode"):
-        return [len(tokenizer.encode(caption)) + 2 for caption in captions]
-    return [len(ids) for ids in tokenizer.tokenizer(list(captions))["input_ids"]]
+def count_tokens(tokenizer: Any, captions: Sequence[str]) -> list[tuple[int, bool]]:
+    """Tokens of each caption, end marks included and nothing cut, and whether it knows less than half of them."""
+    if hasattr(tokenizer, "encode"):  # of bytes, which are all known
+        return [(len(tokenizer.encode(caption)) + 2, False) for caption in captions]
+    own = tokenizer.tokenizer
+    rows = own(list(captions))["input_ids"]
+    return [(len(ids), 2 * ids.count(own.unk_token_id) > len(ids) - 2) for ids in rows]
 
 
 def real_tokens(text: nn.Module, token_ids: Tensor) -> Tensor:

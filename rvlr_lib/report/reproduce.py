@@ -86,7 +86,7 @@ def load_profile(
     books = {file.stem: file for file in root.glob("notebooks/*.ipynb")}
     path = Path(profile) if profile.endswith(".yaml") else profiles.get(profile, Path())
     if not path.is_file():
-        raise ValueError(f"unknown profile '{profile}'; valid: {', '.join(sorted(profiles)) or 'none here'}")
+        raise ValueError(f"unknown profile '{profile}'; valid: {', '.join(sorted(profiles)) or 'those of a checkout'}")
     try:
         settings = read_yaml(path)
         if set(PROFILE_KEYS) != settings.keys() - {"at_once", "study"}:  # the last is read by `rvlr study`

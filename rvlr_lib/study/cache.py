@@ -156,7 +156,7 @@ def data_parts(settings: Settings, modality: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=9)  # three dial points of three splits; nobody writes to them
 def _read(data: DataSettings, split: str, stamp: tuple[Any, ...]) -> ImageTextDataset:
-    size = {"train": data.train_size, "val": data.val_size, "test": data.gallery_size}[split]
+    size = {"train": data.train_size, "val": data.val_size, "test": data.gallery_size}.get(split)
     options: dict[str, Any] = {"limit": size}
     if data.name == "scenes":
         sizes = {"galleries": data.galleries, "gallery_size": size} if split == "test" else {"size": size}

@@ -32,10 +32,17 @@ def study_frame(studies: Studies, arms: Iterable[str]) -> pd.DataFrame:
         record = study.result(name)
         values = {**record["structure"], **record["metrics"]}
         if all(key in values for key in STRUCTURE):
-            values["structure"] = sum(values[key] for key in STRUCTURE) / len(STRUCTURE)
+            parts = [values[key] for key in STRUCTURE]  # None where it is not defined
+            values["structure"] = None if None in parts else sum(parts) / len(parts)
         at = {"dataset": record["dataset"], "dial": dial, "arm": name, "seed": study.settings.seed}
         rows += [{**at, "metric": metric, "value": value} for metric, value in values.items()]
     return pd.DataFrame(rows, columns=["dataset", "dial", "arm", "seed", "metric", "value"])
+
+
+def defined_structure(frame: pd.DataFrame) -> str:
+    """The metric ``structure`` of a frame, or neighbours kept where relevance differs between no candidates."""
+    known = frame.loc[frame["metric"] == "structure", "value"].notna().any()
+    return "structure" if known else "image/overlap_teacher"
 
 
 def share_of_ceiling(frame: pd.DataFrame, known: pd.DataFrame) -> tuple[str, pd.DataFrame]:

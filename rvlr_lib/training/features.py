@@ -118,8 +118,8 @@ def encode_captions(
     """Store features of the captions of all splits by the frozen text tower; several processes share the work.
 
     ``SPLIT/features.npy [C, W]`` is float32; with ``tokens``, ``SPLIT/tokens.npy [C, L, W]`` is float16 and ``mask.npy
-    [C, L]`` bool, ``L`` that of the longest caption. Captions beyond the tower's context are cut, and their number is
-    printed. ValueError as of :func:`encode_images`.
+    [C, L]`` bool, ``L`` that of the longest caption. Captions beyond the tower's context are cut; their number and
+    that of captions it hardly knows are printed. ValueError as of :func:`encode_images`.
     """
     text, context = towers.text.to(device).eval(), int(towers.tokenizer.context_length)
 
@@ -129,10 +129,11 @@ def encode_captions(
 
     for split, dataset in splits.items():
         name, count = f"{dataset.name}/{split}", len(dataset.captions)
-        cut = sum(length > context for length in models.count_tokens(towers.tokenizer, dataset.captions))
-        if cut and is_main():
-            told = f"{name}: {cut:,} of {count:,} captions are longer than {context} tokens and are cut"
-            print(f"{told}; a greater context_length keeps them whole")
+        lengths, strange = zip(*models.count_tokens(towers.tokenizer, dataset.captions), strict=True)
+        cut, way = sum(length > context for length in lengths), "a greater context_length keeps them whole"
+        for number, told in (cut, f"longer than {context} tokens and are cut; {way}"), (sum(strange), models.STRANGE):
+            if number and is_main():
+                print(f"{name}: {number:,} of {count:,} captions are {told}")
         _store(folder / split, _encode_texts(towers, dataset.captions, encode_batch), count, f"{name} captions")
 
 

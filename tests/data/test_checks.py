@@ -44,7 +44,7 @@ def test_everything_that_is_wrong_is_counted_and_named(tmp_path, collection):
     rows[4]["caption"], rows[5]["caption"], rows[55]["caption"] = ["A dog!", "a dog"], ["a DOG"], ["a dog"]
     rows[11]["caption"], rows[12]["caption"] = ["", "fine"], ["!", "?"]
     rows[13]["image"], rows[14]["image"], rows[16]["caption"] = "../x.jpg", "/x.jpg", ["word " * 40]
-    report, found = checked(full=True, token_lengths=lambda texts: [len(text.split()) for text in texts], context=32)
+    report, found = checked(full=True, tokens=lambda texts: [(len(t.split()), t == "fine") for t in texts], context=32)
     assert {what: finding.count for what, finding in found.items() if finding.spoils} == {
         **{"empty captions": 3, "refused paths": 2, "pictures without a caption": 1, "missing pictures": 1},
         **{"unreadable pictures": 2, "equal picture files in two splits, groups": 1},
@@ -56,6 +56,7 @@ def test_everything_that_is_wrong_is_counted_and_named(tmp_path, collection):
         "pictures that repeat a caption": rows[4]["image"],
         "captions that several pictures of a split share": "train: 'a dog' of 2 pictures",
         "captions longer than the model's context of 32 tokens": f"{'word ' * 14} ...",
+        "captions of whose words the model knows less than half: choose another one with --model": "fine ...",
     }
     assert {what: found[what].examples for what in notes} == {what: (example,) for what, example in notes.items()}
     assert not checked(full=True, max_bad_pictures=3)[1]["missing pictures"].spoils

@@ -74,7 +74,7 @@ def test_bad_input_says_what_is_wrong(inputs):
     fusion = a_fusion(1)
     with pytest.raises(ValueError, match="got 0"):
         matching_scores(fusion, images, texts, mask, features, 0)
-    for wrong in ((images[:-1], texts, mask), (images, texts[:, :-1], mask), (images, texts, mask[:-1])):
+    for wrong in ((images[:-1], texts, mask), (images, texts[:, :-1], mask), (images, texts[:-1], mask)):
         with pytest.raises(ValueError, match="do not fit: expected"):
             matching_scores(fusion, *wrong, features, 2)
     padded = mask.clone()

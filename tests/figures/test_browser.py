@@ -86,7 +86,7 @@ def test_typed_words_and_words_unlike_anything(scenes, space, encoders):
     assert (list(known.results), known.title) == (["rvlr"], "")
     assert known.results["rvlr"][0].name == scenes.image_ids[0]
     assert {hit.hit for hit in known.results["rvlr"]} == {None}
-    strange = browser.typed_query(scenes, {"rvlr": space}, encoders, "a zeppelin", targets="it")
+    strange = browser.typed_query(scenes, {"rvlr": space}, encoders, "A zeppelin!", targets="it")
     assert "in no caption here: zeppelin; unlike any caption" in strange.title
 
 

@@ -137,6 +137,7 @@ def test_trade_off_is_free_of_a_seeds_own_level(tidy, drawn, texts):
     seeds = next(line for line in axes.lines if line.get_markersize() == 2.5 and line.get_marker() == "o")
     assert seeds.get_xdata() == pytest.approx([1, 1, 1])
     assert "weights interpolated" in texts(figure)
+    drawn(partial(verdicts.plot_trade_off, frame, "r_mean", "single", paths=path[path["metric"] == "r_mean"]))
 
 
 def test_pareto_front_is_what_nothing_beats():

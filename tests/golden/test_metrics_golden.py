@@ -15,12 +15,13 @@ def our_key(official: str) -> str:
     return f"{name}/R@{cut.lstrip('@')}" if name in ("i2t", "t2i") else f"{name.lower()}/NDCG{cut}"
 
 
-def test_official_protocol_gives_every_official_number():
+@pytest.mark.parametrize("chunk_size", [None, 1, 3, 17, 23])
+def test_official_protocol_gives_every_official_number(chunk_size):
     folder = Path(__file__).parent
     arrays = np.load(folder / "metrics_0.npz")
     official = json.loads((folder / "metrics_0.json").read_text())["official"]
     x = arrays["image_embeddings"], arrays["text_embeddings"]
     options = {"scores_i2t": arrays["scores_i2t"], "scores_t2i": arrays["scores_t2i"], "protocol": "official"}
     owner = np.repeat(np.arange(len(x[0])), 5)
-    result = evaluate_retrieval(*x, owner, arrays["relevance"], **options)
+    result = evaluate_retrieval(*x, owner, arrays["relevance"], chunk_size=chunk_size, **options)
     assert result == pytest.approx({our_key(key): value for key, value in official.items()}, abs=1e-4)

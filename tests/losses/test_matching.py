@@ -28,6 +28,7 @@ def test_matching_equals_the_loop_and_has_its_gradient(draw):
     positive, negative = draw(4, 2), draw(8, 2)
     assert image_text_matching_loss(positive, negative).item() == pytest.approx(slow_matching(positive, negative))
     assert gradcheck(image_text_matching_loss, (positive, negative))
+    assert image_text_matching_loss(positive.bfloat16(), negative.bfloat16()).dtype == torch.bfloat16
     right, wrong = torch.tensor([[-9.0, 9.0]] * 2), torch.tensor([[9.0, -9.0]] * 4)  # class 1 belongs together
     assert image_text_matching_loss(right, wrong.double()) < 1e-6
     assert image_text_matching_loss(wrong[:2].tolist(), torch.cat([right, right])) > 10

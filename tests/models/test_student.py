@@ -94,6 +94,8 @@ def test_directions_and_ridge_are_those_of_plain_linear_algebra():
     wanted = torch.linalg.lstsq(stacked, torch.cat([y - y.mean(0), torch.zeros(5, 3)])).solution
     torch.testing.assert_close(weight, wanted.T.float())
     torch.testing.assert_close(x.mean(0).float() @ weight.T + bias, y.mean(0).float())
+    weight, bias = models.ridge_map(torch.ones(5, 2), torch.arange(5.0)[:, None], 0.2)  # nothing to learn from
+    assert (weight.tolist(), bias.tolist()) == ([[0, 0]], [2])
 
 
 def test_weights_come_from_a_file_and_weights_that_are_missing_or_others_are_refused(towers, tmp_path):
@@ -143,7 +145,7 @@ def test_context_length_and_picture_size_can_be_set(towers):
     assert (found.tokenizer(["a"]).shape, found.image_size) == ((1, 20), 32)
     assert (towers.tokenizer(["a"]).shape, towers.image_size, towers.embed_dim) == ((1, 32), 48, 96)
     count, context = models.token_counter("tiny_48")
-    assert (count(["a red circle", "word " * 50]), context) == ([5, 52], 32)
+    assert (count(["a red circle", "word " * 50]), context) == ([(5, False), (52, False)], 32)
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
 
+from rvlr_lib.config import Settings
 from rvlr_lib.disk import write_json
 from rvlr_lib.study import comparisons, sweep
 from rvlr_lib.study.queries import query_encoder
@@ -29,6 +32,11 @@ def test_warm_fills_the_cache_in_one_thread_and_the_frame_holds_every_study(stud
     assert not frame.duplicated(["dial", "arm", "seed", "metric"]).any()
     one = frame[(frame["dial"] == "text") & (frame["arm"] == "matching")].set_index("metric")["value"]
     assert one["structure"] == pytest.approx(one[list(comparisons.STRUCTURE)].mean())
+    assert comparisons.defined_structure(frame) == "structure"
+    undefined = {"dataset": "x", "metrics": dict.fromkeys(comparisons.STRUCTURE), "structure": {}}
+    frame = comparisons.study_frame({"none": [SimpleNamespace(result=lambda _: undefined, settings=Settings())]}, ["a"])
+    assert frame["value"].isna().all()
+    assert comparisons.defined_structure(frame) == "image/overlap_teacher"
 
 
 def test_recall_as_a_share_of_the_ceiling_of_its_own_seed():

@@ -86,6 +86,8 @@ def test_references_have_what_they_can_have(make_study, monkeypatch):
 def test_unknown_names_are_listed(make_study):
     with pytest.raises(ValueError, match="unknown arm 'rvlx': valid are"):
         make_study().result("rvlx")
+    with pytest.raises(ValueError, match="split 'dev' is unknown"):
+        make_study().dataset("dev")
     with pytest.raises(ValueError, match="unknown preset 'huge'"):
         open_study("scenes", preset="huge")
 

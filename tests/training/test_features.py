@@ -110,10 +110,14 @@ def test_distinct_captions_are_encoded_and_cut_ones_counted_once(scenes, tmp_pat
     towers, encoded = tiny_towers(1, context_length=8), []
     counted = lambda text, ids, **rest: encoded.extend(ids) or encode_text_tokens(text, ids, **rest)  # noqa: E731
     monkeypatch.setattr(models, "encode_text_tokens", counted)
+    count = models.count_tokens
+    monkeypatch.setattr(models, "count_tokens", lambda *given: [(number, True) for number, _ in count(*given)])
     captions = [*scenes.captions[:5], *scenes.captions[:5]]
     doubled = dataclasses.replace(scenes.subset([0, 1]), captions=captions, scene=None)
     found = read_features(*store(tmp_path, towers, doubled), "train")
-    assert capsys.readouterr().out.count("captions are longer than 8 tokens and are cut") == 1
+    told = capsys.readouterr().out
+    assert told.count("captions are longer than 8 tokens and are cut") == 1
+    assert "train: 10 of 10 captions are of words that the text tower mostly does not know" in told
     assert len(encoded) == len(set(captions))
     assert torch.equal(found.texts[:5], found.texts[5:])
     assert found.text_mask.shape == (10, 8)
