@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -184,10 +185,10 @@ def data(check: str, decode: bool, model: str, keep_flagged: bool, **options: An
 
 def config(presets: list[str], set: Pairs) -> None:
     """Print the settings that presets resolve to."""
-    from rvlr_lib.config import as_dict, load_settings
+    from rvlr_lib.config import load_settings
     from rvlr_lib.disk import plain
 
-    resolved = plain(as_dict(load_settings(*presets, overrides=settings(set))))
+    resolved = plain(asdict(load_settings(*presets, overrides=settings(set))))
     print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), end="")
 
 

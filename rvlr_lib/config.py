@@ -17,7 +17,10 @@ from rvlr_lib.disk import read_yaml
 from rvlr_lib.losses.weights import LossWeights
 
 PRESETS = Path(__file__).parent / "presets"
-LEAST = {"data.seed": -1} | dict.fromkeys("epochs batch_size width views log_every".split(), 1)  # other numbers: 0
+TEMPERATURES = ("temperature", "relation_temperature")
+LEAST: dict[str, float] = {"data.seed": -1, "batch_size": 2, "fusion_weight": -(2.0**32)}
+LEAST |= dict.fromkeys("epochs width views log_every".split(), 1) | dict.fromkeys(TEMPERATURES, 1e-6)  # others: 0
+MOST = {"warmup": 1}
 TOO_LARGE = 2**32  # for any number; numpy takes no such seed
 
 
@@ -236,17 +239,12 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
             raise ValueError(f"{path.name}: for is {own!r}, expected data sets with settings: {{scenes: {{seed: 1}}}}")
         settings = _updated(settings, values, path.name)
         settings = _updated(settings, own.get(name or settings.data.name, own.get("other")), f"{path.name}, for")
-    values = as_dict(settings) if overrides else {}
+    values = dataclasses.asdict(settings) if overrides else {}
     for key, value in (overrides or {}).items():  # a whole part keeps what was set in it before
         if value is not None:
             nested = reduce(lambda found, part: {part: found}, reversed(key.split(".")), value)
             values = _deep(values, nested, "overrides")
     return _updated(settings, values, "overrides")
-
-
-def as_dict(settings: Any) -> dict[str, Any]:
-    """Settings as nested plain values, for JSON and cache keys."""
-    return dataclasses.asdict(settings)
 
 
 def parsed(kind: Any, values: Mapping[str, Any], where: str) -> Any:
@@ -281,14 +279,15 @@ def _parser(kind: Any) -> tuple[Any, dict[str, Any]]:
 def _updated(settings: Settings, values: Mapping[str, Any] | None, where: str) -> Settings:
     if not values:
         return settings
-    found = parsed(Settings, _deep(as_dict(settings), values, where), where)
-    for place in ("", "data.", "model.", "stage1.", "stage2."):
+    found = parsed(Settings, _deep(dataclasses.asdict(settings), values, where), where)
+    for place in ("", "data.", "model.", "method.", "stage1.", "stage2."):
         part = getattr(found, place[:-1], found)
         for item in dataclasses.fields(part):
             value, least = getattr(part, item.name), LEAST.get(place + item.name, LEAST.get(item.name, 0))
-            outside = isinstance(value, int | float) and not least <= value < TOO_LARGE
+            most = MOST.get(item.name, TOO_LARGE - 1)
+            outside = isinstance(value, int | float) and not least <= value <= most
             if outside or (value is None and item.default is not None):
-                raise ValueError(f"{where}: {place}{item.name} is {value}, expected {least} to {TOO_LARGE - 1}")
+                raise ValueError(f"{where}: {place}{item.name} is {value}, expected {least} to {most}")
     for name, chosen in found.arms.items():
         groups = arm(name).groups
         if wrong := [group for group in chosen.strengths if group not in groups]:

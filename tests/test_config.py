@@ -26,9 +26,10 @@ FAULTS += [({"stage1.betas": [1, 2, 3]}, "betas"), ({"arms.rvlx.learning_rate": 
 FAULTS += [({"stage1": 3, "stage1.epochs": 3}, "stage1 is 3, expected settings under"), ({"seed": "many"}, "seed")]
 FAULTS += [({"arms.rvlr.strengths": {"intra": 1.0}}, "valid are representation, structure")]
 FAULTS += [({"stage1.learning_rate": float("nan")}, "stage1.learning_rate is nan"), ({"data.seed": -2}, "-1 to")]
-FAULTS += [({"seed": 2**32}, "0 to")]
+FAULTS += [({"seed": 2**32}, "0 to"), ({"stage1.warmup": 2}, "stage1.warmup is 2.0, expected 0 to 1")]
 FAULTS += [({key: -2}, f"{key} is -2, expected 0 to") for key in ("seed", "data.max_bad_pictures", "rerank_top_k")]
-FAULTS += [({key: 0}, f"{key} is 0, expected 1 to") for key in ("stage1.epochs", "stage2.batch_size")]
+FAULTS += [({"stage1.epochs": 0}, "epochs is 0, expected 1 to"), ({"stage2.batch_size": 1}, "is 1, expected 2 to")]
+FAULTS += [({f"{part}temperature": 0}, "is 0.0, expected 1e-06 to") for part in ("model.", "method.relation_")]
 
 
 @pytest.mark.parametrize(("overrides", "fault"), FAULTS)

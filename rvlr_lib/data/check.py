@@ -172,6 +172,8 @@ def _accounts(report: Report, found: Collection, bad: dict[str, str]) -> None:
     beside = {place: found.root / place for place in places if os.path.isdir(found.root / place)}
     for prefix, seen in found.walks or [(p, walk(folder, found.root, deep=False)) for p, folder in beside.items()]:
         files.update({"hidden": seen.hidden, "refused": sum(count for *_, count in seen.refused)})
+        for reason, message, _ in seen.refused if not found.walks else []:  # of a folder they are among its rows
+            report.add(reason, [message])
         for name, real in (((Path(prefix) / name).as_posix(), real) for name, real in seen.files.items()):
             if name in found.named:
                 linked = real != os.path.realpath(found.root) + f"/{name}"

@@ -32,8 +32,8 @@ def in_threads(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator
 
 def evenly(items: list[Item], limit: int | None) -> list[Item]:
     """At most ``limit`` of the items, evenly spaced; None for all. ValueError: ``limit`` is below 1."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} is too small; give at least 1, or None for all")
+    if limit is not None and not (isinstance(limit, int | np.integer) and limit >= 1):
+        raise ValueError(f"limit={limit!r} is no number of pictures; give at least 1, or None for all")
     if limit is None or limit >= len(items):
         return items
     return [items[i] for i in np.linspace(0, len(items) - 1, limit).astype(int)]

@@ -47,8 +47,8 @@ def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
         return _folder(found, file, assigned)
     found.stamps.append(stamp(file))
     kind = file.suffix.lower()
-    shape = f"a {kind or 'nameless'} file"
-    if kind in (".csv", ".tsv", ".txt", ".tab", ".psv", "") and (rows := read_table(found, file)) is not None:
+    shape = f"a {kind or 'nameless'} file" + ", with neither a header nor lines a.jpg#0<TAB>caption" * (kind == ".txt")
+    if kind in (".csv", ".tsv", ".txt", ".tab", ".psv", ".token", "") and (rows := read_table(found, file)) is not None:
         return rows
     if kind in (".json", ".jsonl", ".ndjson", ".yaml", ".yml"):
         content = parse(file)
@@ -145,7 +145,7 @@ def _coco(found: Collection, file: Path, images: Sequence[Any], annotations: Seq
 
 def _need(file: Path, where: str, item: Any, *keys: str) -> None:
     for key in keys:
-        if not isinstance(item, dict) or key not in item:
+        if not isinstance(item, dict) or key not in item or (key in ("id", "image_id") and item[key] is None):
             has = f"has {', '.join(map(repr, item))}" if isinstance(item, dict) else f"is {str(item)[:60]!r}"
             raise ValueError(f"{file}, {where} lacks the key {key!r}: it {has}; {FORMATS}")
 

@@ -14,7 +14,7 @@ from rvlr_lib.data.files import HIDDEN, printable, shown, stamp
 from rvlr_lib.data.formats import FORMATS, parse, read_part
 from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, faults
 from rvlr_lib.data.relevance import clean_caption
-from rvlr_lib.data.table import EMPTY, WAYS_OUT, Collection, Row, Unusable, captions_in, split_in
+from rvlr_lib.data.table import EMPTY, SPLIT_NAMES, WAYS_OUT, Collection, Row, Unusable, captions_in, split_in
 from rvlr_lib.provenance import home
 
 FEWEST = 4  # pictures in a split; the notebooks show the first four queries
@@ -29,6 +29,7 @@ INDEX: dict[str, tuple[type, ...]] = {  # keys of an index and their types
     **dict.fromkeys(("allow_overlap", "keep_flagged"), (bool,)),
     **dict.fromkeys(("folders", "sources"), (dict,)),
 }
+EXPECTED = {str: "text", list: "a list of texts", dict: "texts by name", int: "a number from 0", bool: "true or false"}
 
 
 def hashed_split(image_id: str, seed: int = 0) -> str:
@@ -69,8 +70,7 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
     root = printable(Path(image_root or (file if file.is_dir() else base / index.get("image_root", "."))))
     if not os.path.isdir(root):
         raise ValueError(f"image_root {root} is no folder; give the folder of the pictures")
-    given = {name: value for name, value in options.items() if value is not None}
-    found = Collection(Path(path), root, {**index, **given}, own_splits=bool(index) and "all" not in index)
+    found = Collection(Path(path), root, index | _checked(file, options), own_splits=bool(index) and "all" not in index)
     found.stamps += [before] if index else []
     frames = []
     for key in KEYS:
@@ -99,18 +99,24 @@ def _index(path: Path) -> dict[str, Any]:
     index = parse(path) if path.suffix.lower() in (".json", ".yaml", ".yml") and not path.is_dir() else None
     if not isinstance(index, dict) or not set(index) & set(KEYS):
         return {}
-    index = {key: value for key, value in index.items() if value is not None}
-    for key, value in index.items():
-        if key not in INDEX:
-            raise ValueError(f"{path}: unknown key {key!r}; an index has: {', '.join(INDEX)}")
-        texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-        sound = type(value) in INDEX[key] and all(isinstance(text, str) and shown(text) == text for text in texts)
-        if not sound or shown(str(value)) != str(value) or (type(value) is int and value < 0):
-            kinds = " or ".join(kind.__name__ for kind in INDEX[key])
-            raise ValueError(f"{path}: {key} is {value!a}, expected {kinds} of texts, or a number from 0")
+    if unknown := [key for key in index if key not in INDEX]:
+        raise ValueError(f"{path}: unknown key {unknown[0]!r}; an index has: {', '.join(INDEX)}")
+    index = _checked(path, index)
     if unknown := [key for key in index.get("folders", {}) if key not in KEYS]:
         raise ValueError(f"{path}: folders has the unknown key {unknown[0]!r}; it may have: {', '.join(KEYS)}")
     return index
+
+
+def _checked(path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Keys of an index or options, without those of None; ValueError for a value that is not of its type."""
+    given = {key: value for key, value in options.items() if value is not None}
+    for key, value in given.items():
+        texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        sound = type(value) in INDEX[key] and all(isinstance(text, str) and shown(text) == text for text in texts)
+        if not sound or shown(str(value)) != str(value) or (type(value) is int and value < 0):
+            kinds = " or ".join(EXPECTED[kind] for kind in INDEX[key])
+            raise ValueError(f"{path}: {key} is {ascii(value)[:200]}, expected {kinds}")
+    return given
 
 
 def _frame(found: Collection, key: str, rows: list[Row]) -> Any:
@@ -173,6 +179,9 @@ def _frame(found: Collection, key: str, rows: list[Row]) -> Any:
     if key in SPLITS:
         splits = dict.fromkeys(order, key)
     elif not own_splits:  # by a hash; equal files are never in two splits
+        if like := {part for name in order for part in name.split("/")[:-1] if part.casefold() in SPLIT_NAMES}:
+            told = f"the folders {', '.join(sorted(like))} look like splits, yet no column says them"
+            found.notes.append(f"{found.path}: {told}: a hash does")
         first = {name: min(group) for group in equal_files(found.root, order) for name in group}
         choose, seed = hashed_split if key == "all" else _half, int(found.options.get("split_seed", 0))
         splits = {name: choose(first.get(name, name), seed) for name in order}
@@ -206,8 +215,8 @@ _READ: dict[tuple[Any, ...], Collection] = {}
 
 def described(path: str | Path, image_root: str | Path | None, **options: Any) -> Collection:
     """Read and describe a collection once; again when a file that it was read from has changed."""
-    given = sorted((name, value) for name, value in options.items() if value is not None)
-    key = (str(path), str(image_root), os.getcwd(), os.environ.get("RVLR_DATA"), *given)
+    given = str({name: value for name, value in sorted(options.items()) if value is not None})
+    key = (str(path), str(image_root), os.getcwd(), os.environ.get("RVLR_DATA"), given)
     found = _READ.pop(key, None)
     if not found or any(stamp(old[0]) != old for old in found.stamps):
         found = read_collection(path, image_root, **options)
@@ -250,7 +259,7 @@ def load_files(
     for kind, messages in found.refused.items():
         more = f" ({len(messages)} {kind} in all: `rvlr data check {found.path}` lists them)" if messages[1:] else ""
         raise ValueError(messages[0] + more)
-    allowed = int(found.options.get("max_bad_pictures", 0) if max_bad_pictures is None else max_bad_pictures)
+    allowed = (found.options | _checked(found.path, {"max_bad_pictures": max_bad_pictures})).get("max_bad_pictures", 0)
     part = found.used[found.used.split == split]
     names = evenly(list(part.picture.unique()), limit)
     bad = faults(decode if allowed else check_header, found.root, names)

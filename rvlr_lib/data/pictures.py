@@ -90,7 +90,7 @@ def open_picture(path: Path) -> Image.Image:
     """A picture whose header is read; ValueError names the file and its fault: missing, empty, too large."""
     if not path.is_file():
         near = _names(path.parent).get(unicodedata.normalize("NFC", path.name).casefold())
-        there = f", but {near!a} is there" if near else ""
+        there = f", but {near!a} is there{' as a folder' * os.path.isdir(path)}" if near else ""
         raise ValueError(f"picture {str(path)!r} is missing{there}: see image_root, or leave its captions out")
     if not path.stat().st_size:
         raise ValueError(f"picture {path} is empty (0 bytes): replace it or leave it out")

@@ -12,12 +12,12 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.config import DataSettings, Settings, as_dict
+from rvlr_lib.config import DataSettings, Settings
 from rvlr_lib.data import LOADERS, ImbalanceSpec, dataset_stamp, load_dataset
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.disk import plain, whole_folder, write_json
@@ -139,7 +139,7 @@ def data_parts(settings: Settings, modality: str) -> dict[str, Any]:
     others = {name: getattr(DataSettings(), name) for name in ("rows", *OF_THE_OTHER[modality])}
     data = replace(settings.data, seed=settings.world_seed, **others)
     dialled = data.text_detail < 1 or data.image_visibility < 1 or data.mismatch_rate > 0
-    parts: dict[str, Any] = as_dict(data)
+    parts: dict[str, Any] = asdict(data)
     if data.name in LOADERS:  # known by their code and packages, all others by their files
         parts["source"] = source_hash(f"rvlr_lib.data.{data.name}")
         parts["versions"] = {name: version for name, version in versions().items() if "emoji" in name}

@@ -1,9 +1,9 @@
 """A study: one setting and seed as a small graph of cached stages, features → stage 1 → stage 2 → result."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from rvlr_lib import config
-from rvlr_lib.config import ARMS, Settings, as_dict
+from rvlr_lib.config import ARMS, Settings
 from rvlr_lib.data import NAMES
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.disk import load_tensors, read_json, sha256
@@ -65,8 +65,6 @@ class Study:
         self.cache = Cache(Path(root) if root else home(), missing)
         self.execution = execution or Execution()
 
-    # ---- data and features ------------------------------------------------------------------------------------------
-
     def dataset(self, split: str) -> ImageTextDataset:
         """The ``train``, ``val`` or ``test`` split."""
         return read_split(self.settings, split)
@@ -100,8 +98,6 @@ class Study:
             else:
                 found.append(load_tensors(self.cache.folder(stage) / f"{split}.safetensors")["features"])
         return found[0], found[1]
-
-    # ---- trained arms -----------------------------------------------------------------------------------------------
 
     def student_folder(self, name: str) -> Path:
         """The folder of a trained arm: weights, log, how it went, validation and test features."""
@@ -148,15 +144,11 @@ class Study:
         objective, batches = stages.start_objective(**given).to(self.device), given["batches"]
         return gradient_shares(objective, next(batches.take(two_views=objective.two_views, tokens=objective.tokens)))
 
-    # ---- results ----------------------------------------------------------------------------------------------------
-
     def result(self, name: str) -> Result:
         """The evaluated result of an arm or of a reference row: ``floor``, ``ceiling``, ``teachers``, ``start``."""
         stored = read_json(self.cache.folder(self.result_stage(name)) / "result.json")
-        stored["provenance"]["settings"] = as_dict(self.settings)
+        stored["provenance"]["settings"] = asdict(self.settings)
         return Result(dataset=data_name(self.settings.data.name), arm=name, seed=self.settings.seed, **stored)
-
-    # ---- the graph --------------------------------------------------------------------------------------------------
 
     def _feature_stage(self, modality: str) -> Stage:
         """Features of all splits; pictures of the training split in several views."""
@@ -197,11 +189,11 @@ class Study:
         needs = [start, *map(self._feature_stage, MODALITIES if settings.model.freeze_towers else ())]
         parts = {
             "seed": seed,
-            "optim": as_dict(optim),
+            "optim": asdict(optim),
             "data": data_parts(settings, "both"),
             "rows": settings.data.rows,
-            "model": {key: value for key, value in as_dict(settings.model).items() if not key.endswith("_teacher")},
-            "weights": as_dict(weights),
+            "model": {key: value for key, value in asdict(settings.model).items() if not key.endswith("_teacher")},
+            "weights": asdict(weights),
             "selection": method.selection,
         }
         taught = any(getattr(weights, term) for term in TAUGHT)
@@ -209,7 +201,7 @@ class Study:
             teachers = self._teacher_stages(chosen.teacher)
             needs += teachers
             parts["teacher"] = [stage and stage.key for stage in teachers]
-            parts["method"] = {key: value for key, value in as_dict(method).items() if key not in EVALUATION_SWITCHES}
+            parts["method"] = {key: value for key, value in asdict(method).items() if key not in EVALUATION_SWITCHES}
             parts["shuffled"] = chosen.shuffled
 
         def arguments() -> dict[str, Any]:
@@ -225,7 +217,7 @@ class Study:
                 "shuffled": chosen.shuffled,
                 "seed": seed,
                 "label": name,
-                "execution": dataclasses.replace(self.execution, checkpoints=self._checkpoints(stage)),
+                "execution": replace(self.execution, checkpoints=self._checkpoints(stage)),
             }
 
         stage = Stage(f"stage{chosen.stage}", parts, stages.train_arm, arguments, tuple(filter(None, needs)))
@@ -246,7 +238,7 @@ class Study:
             own = {"width": settings.model.width if name == "floor" else 0}
             seed = derived_seed(settings.seed, "floor")
             return Stage("result", parts | own, results.make_reference, lambda: {**common(), **own, "seed": seed})
-        parts["model"], parts["rerank_top_k"] = as_dict(settings.model), settings.rerank_top_k
+        parts["model"], parts["rerank_top_k"] = asdict(settings.model), settings.rerank_top_k
         parts["mixed"] = [method.mixed_t2it, method.mixed_scores]
         trained = self._student_stage(name) if name in ARMS else None
 
@@ -328,6 +320,8 @@ def open_study(
         image_root, model, pretrained: short for ``data.image_root``, ``model.name`` and ``model.pretrained``.
         overrides: settings and their values, dotted (``**{"data.text_detail": 0.5}``); None leaves the preset's.
     """
+    if overrides.get("data.name", name) != name:
+        raise ValueError(f"data.name is {overrides['data.name']!r}, but the data set is {name!r}: give one of the two")
     named = {"data.image_root": image_root or None, "model.name": model or None, "model.pretrained": pretrained or None}
     presets = [name if name in NAMES else "own", "tuned", *([preset] if preset else []), method]
     settings = config.load_settings(*presets, overrides={"data.name": name, "seed": seed, **named, **overrides})

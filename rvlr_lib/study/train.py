@@ -2,10 +2,10 @@
 
 import shutil
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.config import as_dict
 from rvlr_lib.data import NAMES
 from rvlr_lib.disk import own_folder, whole_file, write_json
 from rvlr_lib.provenance import data_name, home
@@ -42,7 +42,7 @@ def train(
         execution = Execution(compile, gradient_checkpointing, place / "checkpoints", save_every, resume)
         study = open_study(dataset, preset=sizes, device=device, root=place, execution=execution, **settings)
         target = Path(out or place / "train" / f"{data_name(dataset)}-{arm}-seed{study.settings.seed}")
-        identity = {"key": study.result_stage(arm).key, "settings": as_dict(study.settings)}
+        identity = {"key": study.result_stage(arm).key, "settings": asdict(study.settings)}
         with own_folder(target, identity, overwrite=overwrite) if is_main() else nullcontext():
             result, folder = study.result(arm), study.student_folder(arm)
             if is_main():

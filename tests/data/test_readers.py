@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections import Counter
 
@@ -40,7 +41,7 @@ def expect(path, parts, **options):
 
 TABLES = {"a.csv": {}, "semicolons.csv": {"sep": ";"}, "open_clip.csv": {"sep": "\t"}}
 TABLES |= {"windows.csv": {"lineterminator": "\r\n", "encoding": "utf-8-sig"}, "mac.csv": {"lineterminator": "\r"}}
-TABLES |= {"a.tsv": {"sep": "\t", "columns": ("image", "caption")}}
+TABLES |= {name: {"sep": "\t", "columns": ("image", "caption")} for name in ("a.tsv", "flickr.token")}
 
 
 @pytest.mark.parametrize("name", ["coco.json", "list.json", *TABLES])
@@ -139,6 +140,10 @@ def test_options_columns_categories_and_limit(tmp_path, drawn):
     expect(write(tmp_path, "x.yaml", {"all": "x.csv", "image_root": root, **columns}), hashed(told))
     with pytest.raises(ValueError, match="option 'columns' is unknown to .*; it has: limit, max_bad_pictures"):
         load_dataset(str(path), split="train", columns=3)
+    wrong = {"keep_flagged": "no", "max_bad_pictures": -1, "caption_column": ["Satz"], "split_seed": "x", "limit": "3"}
+    for option, value in wrong.items():
+        with pytest.raises(ValueError, match=f"{option}( is |=){re.escape(repr(value))}"):
+            load_dataset(str(path), split="train", image_root=root, **(columns | {option: value}))
 
 
 LONE = {"image": "a", "caption": "a"}
@@ -165,6 +170,8 @@ BAD_CONTENT = [
     ("x.json", ONE | {"annotations": [{"image_id": 2, "caption": "a"}]}, r"annotations\[0\]: image_id 2 is no id"),
     ("x.json", {"images": [ONE["images"][0] | {"split": "test"}], "annotations": [SAID]}, "split, image_split"),
     ("x.json", ONE | {"annotations": []}, "'a' has no caption"),
+    ("x.json", {"images": [{"id": None, "file_name": "a"}], "annotations": []}, r"images\[0\] lacks the key 'id'"),
+    ("x.txt", "a.jpg#0,a dog\n", "a .txt file, with neither a header nor lines a.jpg#0<TAB>caption"),
     ("x.json", {"images": [{"sentences": []}]}, r"images\[0\] lacks the key 'filename'"),
     ("x.json", [LONE | {"image": f"{i}.jpg"} for i in range(3)], "at least 4 are needed"),
     ("x.json", "[" * 100_000, "is no valid JSON"),
@@ -173,6 +180,8 @@ BAD_CONTENT = [
     ("x.yaml", {"train": "absent.json"}, "train names 'absent.json'"),
     ("x.yaml", {"train": [], "image_root": "absent"}, "absent is no folder"),
     ("x.yaml", {"train": [], "split_seed": -1}, "split_seed is -1, expected"),
+    ("x.yaml", {"train": [], "keep_flagged": "no"}, "keep_flagged is 'no', expected true or false"),
+    ("x.yaml", {"train": [LONE] * 999}, "train is .{200}, expected text or a list of texts$"),
     ("x.yaml", "train: [a", "is no valid YAML"),
     ("x.csv", "Bild,title\na.jpg,a\n", "columns Bild, title; none of them is the picture's.*image_column"),
     ("x.csv", "filepath,words\na.jpg,a\n", "none of them is the caption's, which is one of title, caption"),

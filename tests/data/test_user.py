@@ -210,6 +210,18 @@ def test_names_that_are_no_utf8_and_paths_that_are_no_files_are_named(place, mon
         str(error.value).encode()
 
 
+def test_what_a_table_does_not_say_is_noted(tmp_path):
+    fill(tmp_path, ("Train", "val", "pool"))
+    os.rename(tmp_path / "pool" / "0.png", os.fsencode(tmp_path / "pool") + b"/caf\xe9.png")
+    (tmp_path / "pool" / "1.png").unlink()
+    (tmp_path / "pool" / "1.png").mkdir()
+    names = [f"{folder}/{k}.png" for folder in ("Train", "val", "pool") for k in range(6)]
+    report = str(looked(write(tmp_path, "x.csv", rows("a dog", names=names))))
+    assert "the folders Train, val look like splits, yet no column says them: a hash does" in report
+    assert "caf\\xe9.png has a name that is not UTF-8: rename it" in report
+    assert "1.png' is missing, but '1.png' is there as a folder" in report
+
+
 @pytest.mark.parametrize("edited", ["sub/part.csv", "i.yaml", "t03.png", "folder/train/1.txt", "folder/train/1.png"])
 def test_every_file_that_is_read_is_stamped(place, edited):
     write(place, "sub/part.csv", rows("a dog"))

@@ -88,6 +88,8 @@ def test_unknown_names_are_listed(make_study):
         make_study().result("rvlx")
     with pytest.raises(ValueError, match="split 'dev' is unknown"):
         make_study().dataset("dev")
+    with pytest.raises(ValueError, match="data.name is 'emoji', but the data set is 'scenes'"):
+        open_study("scenes", **{"data.name": "emoji"})
     with pytest.raises(ValueError, match="unknown preset 'huge'"):
         open_study("scenes", preset="huge")
 
