@@ -199,7 +199,7 @@ def bending(trained: Mapping[str, float | None], control: Mapping[str, float | N
     Both are results of :func:`structure` with the reference ``start``; the control is the start trained as long on
     ``intra``. What is undefined in one of them is left out.
 
-    >>> bending({"image/overlap_start": 40.0, "gap": 0.3, "b_start": None}, {"image/overlap_start": 55.0, "b_start": 1.0})
+    >>> bending({"image/overlap_start": 40.0, "gap": 0.3, "b_start": None}, {"image/overlap_start": 55.0, "b_start": 1})
     {'image/overlap': 15.0}
     """
     pairs = [(key.removesuffix("_start"), control[key], trained[key]) for key in trained if key.endswith("_start")]
