@@ -26,7 +26,7 @@ def centre(features, reference) -> Tensor:
 
     >>> centre([[2.0, 1.0], [1.0, 3.0]], [[0.0, 1.0], [2.0, 1.0]])
     tensor([[1., 0.],
-            [0., 1.]])
+            [0., 1.]], dtype=torch.float64)
     """
     features, reference = _alike("features", features, "reference", reference)
     return unit_rows(features.double() - reference.double().mean(dim=0)).to(features)
@@ -68,7 +68,7 @@ def normalise_by_neighbours(scores, bank_scores, *, weight: float, k: int) -> Te
     The bank are training queries of the queries' modality: candidates near to many of them lose what they share.
 
     >>> normalise_by_neighbours([[1.0, 0.5]], [[0.8, 0.0], [0.6, 0.2], [0.0, 0.0]], weight=1.0, k=2)
-    tensor([[0.3000, 0.4000]])
+    tensor([[0.3000, 0.4000]], dtype=torch.float64)
     """
     scores, bank = _alike("scores", scores, "bank_scores", bank_scores)
     if not math.isfinite(weight) or k != int(k) or not 1 <= k <= len(bank):

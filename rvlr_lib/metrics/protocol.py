@@ -134,8 +134,8 @@ def evaluate_retrieval(
 
 
 def _parts(rows: Tensor, chunk: int) -> tuple[Tensor, ...]:
-    """Rows in parts of ``chunk``, yet of 8 or more: products of fewer round otherwise, which would break ties anew."""
-    return rows.tensor_split(min(-(-len(rows) // chunk), max(1, len(rows) // 8)))
+    """Rows in parts of ``chunk``, yet of 32 or more: products of few round otherwise, which would break ties anew."""
+    return rows.tensor_split(min(-(-len(rows) // chunk), max(1, len(rows) // 32)))
 
 
 def _joined(within: Graded, across: tuple[Tensor, Tensor]) -> Graded:
