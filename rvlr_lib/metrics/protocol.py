@@ -61,7 +61,7 @@ def evaluate_retrieval(
             ``q(i)`` has score and relevance of image ``i`` and caption ``q(j)``.
         mixed_scores: ``"matching"`` gives it row 12 alone: matching scores, where given, beside cosines in mixed lists.
         ks_recall, ks_ndcg: cut-offs of R@K and NDCG@K; no ``ks_ndcg``: recall alone, in a fraction of the time.
-        chunk_size: query rows scored at once; changes memory, not results. Default: about 1.5 million scores.
+        chunk_size: query rows scored at once, at least 32; changes memory, no results. Default: 1.5 million scores.
         per_query: float64 arrays, NaN where undefined, instead of means over the defined queries. ``r_mean`` is then
             each image's share: half its ``i2t`` and half its captions' ``t2i``, scaled by I/C.
     """

@@ -15,7 +15,6 @@ from rvlr_lib.models.student import (
 )
 from rvlr_lib.models.teachers import teacher_features
 from rvlr_lib.models.towers import (
-    STRANGE,
     Towers,
     build_towers,
     count_tokens,

@@ -17,7 +17,6 @@ from rvlr_lib.models.pretrained import PIXELS, load_lite, load_timm_trunk, local
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 DEFAULT = "effnet_minilm"
-STRANGE = "of words that the text tower mostly does not know: another one may (model, text_weights)"
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ def build_towers(
 ) -> Towers:
     """Build the towers of any open_clip model. What is asked for and missing is an error, never a random start.
 
-    ValueError for a name that open_clip does not know, an option that does not fit the model, or weights that are
-    missing, have another SHA-256 or are of another architecture.
+    They come in evaluation mode. ValueError for a name that open_clip does not know, an option that does not fit the
+    model, or weights that are missing, have another SHA-256 or are of another architecture.
 
     Args:
         model: ``effnet_minilm`` (EfficientNet-Lite0 and MiniLM-L6 from installed packages, their projections random),
@@ -160,7 +159,7 @@ def token_counter(model: str = DEFAULT) -> tuple[Callable[[Sequence[str]], list[
 
 
 def count_tokens(tokenizer: Any, captions: Sequence[str]) -> list[tuple[int, bool]]:
-    """Tokens of each caption, end marks included and nothing cut, and whether it knows less than half of them."""
+    """Tokens of each caption, end marks included and nothing cut, and whether the tokenizer knows less than half."""
     if hasattr(tokenizer, "encode"):  # of bytes, which are all known
         return [(len(tokenizer.encode(caption)) + 2, False) for caption in captions]
     own = tokenizer.tokenizer

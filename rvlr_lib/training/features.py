@@ -131,7 +131,8 @@ def encode_captions(
         name, count = f"{dataset.name}/{split}", len(dataset.captions)
         lengths, strange = zip(*models.count_tokens(towers.tokenizer, dataset.captions), strict=True)
         cut, way = sum(length > context for length in lengths), "a greater context_length keeps them whole"
-        for number, told in (cut, f"longer than {context} tokens and are cut; {way}"), (sum(strange), models.STRANGE):
+        unknown = "of words that the text tower mostly does not know: another one may (model, text_weights)"
+        for number, told in (cut, f"longer than {context} tokens and are cut; {way}"), (sum(strange), unknown):
             if number and is_main():
                 print(f"{name}: {number:,} of {count:,} captions are {told}")
         _store(folder / split, _encode_texts(towers, dataset.captions, encode_batch), count, f"{name} captions")
