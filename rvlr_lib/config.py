@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses, YAML presets, and the arms of the study as configuration alone.
+"""Settings: frozen dataclasses, YAML presets, the arms of the study as configuration alone, and its ablation.
 
 Order of precedence: dataclass default < preset of the data set < size preset < preset of the method < overrides.
 """
@@ -14,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from rvlr_lib.disk import read_yaml
+from rvlr_lib.losses.distances import DISTANCES
 from rvlr_lib.losses.weights import LossWeights
 
 PRESETS = Path(__file__).parent / "presets"
@@ -107,6 +108,19 @@ class MethodSettings:
     representation_bidirectional: bool = True  # row 24: both directions, or the student's rows only
     representation_temperature: Literal["own", "shared"] = "own"  # row 24: fixed, or that of the contrastive loss
     head_init: Literal["ridge", "random"] = "ridge"  # row 24b: teacher heads start as a regression onto the student
+
+
+ROWS = {  # switch -> row of FIDELITY.md; its official value is read off the preset
+    "teacher_terms": "1",
+    "learn_relation_temperature": "2",
+    "fusion_weight_form": "3",
+    "structure_target": "6",
+    "mixed_t2it": "11",
+    "mixed_scores": "12",
+    "representation_bidirectional": "24",
+    "representation_temperature": "24",
+    "head_init": "24b",
+}
 
 
 @dataclass(frozen=True)
@@ -245,6 +259,24 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
             nested = reduce(lambda found, part: {part: found}, reversed(key.split(".")), value)
             values = _deep(values, nested, "overrides")
     return _updated(settings, values, "overrides")
+
+
+def switches(fusion: bool = True) -> dict[str, Mapping[str, Any]]:
+    """Name of each change and the settings it sets; ``corrected`` changes nothing.
+
+    Without a ``fusion`` encoder the changes that need one are left out.
+    """
+    official = load_settings("official").method
+    found: dict[str, Mapping[str, Any]] = {"corrected": {}}
+    for name, row in ROWS.items():
+        if fusion or name not in ("structure_target", "mixed_scores"):
+            found[f"row {row}: {name}"] = {f"method.{name}": getattr(official, name)}
+    found["row 5: cost_gradient"] = {"method.distance": "wasserstein", "method.cost_gradient": True}
+    found["row 6: own teachers"] = {"method.structure_teacher": "own"}
+    found |= {f"distance {name}": {"method.distance": name} for name in DISTANCES if name not in ("mae", "rkd_angle")}
+    for weight in (0.0, 0.5, 1.0):
+        found[f"text share {weight:g}"] = {"method.fusion_weight": weight, "method.learn_fusion_weight": False}
+    return found
 
 
 def parsed(kind: Any, values: Mapping[str, Any], where: str) -> Any:

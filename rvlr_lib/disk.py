@@ -59,6 +59,8 @@ def own_folder(
     folder over; removing what was left is the caller's work. Yields what ``file`` held before; empty for a new folder,
     free again if the block fails before it writes. A ValueError: another process is there, other things or settings.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose a folder")
     folder.mkdir(parents=True, exist_ok=True)
     handle, record, others = os.open(folder, os.O_RDONLY), folder / file, [file]
     try:

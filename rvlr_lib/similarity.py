@@ -19,8 +19,8 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
         wide = array.dtype.itemsize > 8 or (array.dtype.kind == "u" and array.dtype.itemsize > 1)
         kind = np.dtype(f"{'f' if array.dtype.kind == 'f' else 'i'}8") if wide else array.dtype.newbyteorder("=")
         value = torch.from_numpy(np.ascontiguousarray(array, dtype=kind).reshape(array.shape))
-    if value.is_complex():
-        raise ValueError(f"{name} must hold real numbers, got {value.dtype}")
+    if value.is_complex() or value.layout != torch.strided:
+        raise ValueError(f"{name} must hold real numbers, none left out, got {value.dtype}, {value.layout}")
     return value if device is None else value.to(device)
 
 

@@ -139,7 +139,7 @@ def mismatch_index(caption_image: np.ndarray, rate: float, seed: int = 0) -> np.
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"mismatch_rate={rate} lies outside 0 to 1")
-    count, generator = len(caption_image), np.random.default_rng(seed)
+    count, generator = len(caption_image := np.asarray(caption_image)), np.random.default_rng(seed)
     moving, index = round(rate * count), np.arange(count)
     if not rate:
         return index

@@ -22,6 +22,8 @@ def clean_caption(text: str) -> str:
     >>> clean_caption("A man's  T-shirt, No_2!")
     'a man s t shirt no 2'
     """
+    if not isinstance(text, str):
+        raise ValueError(f"a caption is {text!r}, expected text")
     if text.isascii():
         return re.sub(r"[\W_]+", " ", text.lower()).strip()
     plain = unicodedata.normalize("NFC", text.replace("\u00ad", ""))
@@ -69,6 +71,8 @@ def rouge_l_relevance(
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; valid: {', '.join(VARIANTS)}")
+    if isinstance(captions, str):
+        raise ValueError(f"captions are one text, {captions[:40]!r}: give a list of texts")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size {chunk_size} is too small; give at least 1, or None")
     result, order, present, starts = _by_image(f"{len(captions)} captions", len(captions), caption_image, num_images)
@@ -97,10 +101,9 @@ def _by_image(
     what: str, count: int, caption_image: Sequence[int] | np.ndarray, num_images: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Zeros float32 [C, I]; caption rows by image, the images that have any, and where in these rows each starts."""
-    owner = np.asarray(caption_image)
-    if not count or owner.shape != (count,):
-        raise ValueError(f"{what} and caption_image {owner.shape} do not fit")
-    owner = _rows(owner)
+    if not count or np.shape(caption_image) != (count,):
+        raise ValueError(f"{what} and caption_image {np.shape(caption_image)} do not fit")
+    owner = _rows(caption_image)
     images = int(owner.max()) + 1 if num_images is None else num_images
     if owner.min() < 0 or owner.max() >= images:
         raise ValueError(f"caption_image must hold image rows 0 to {images - 1}")

@@ -65,7 +65,7 @@ def load_scenes(
     shares = {"text_detail": text_detail, "image_visibility": image_visibility}
     counts = {"galleries": galleries, "gallery_size": gallery_size, "size": images, "seed": seed}
     for name, value in (shares | counts).items():
-        least, most = int(name in counts and name != "seed"), np.inf if name in counts else 1
+        least, most = int(name in counts and name != "seed"), 2**32 if name in counts else 1
         if not least <= value <= most:
             raise ValueError(f"{name}={value} lies outside {least} to {most}")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rvlr_lib.data import ImbalanceSpec, bayes_ceiling, impose, load_dataset, mismatch_index, rouge_l_relevance
-from rvlr_lib.data.relevance import embedding_relevance
+from rvlr_lib.data.relevance import clean_caption, embedding_relevance
 from tests.data.test_pairs import make_dataset
 
 AB = ["a", "b"]
@@ -22,7 +22,7 @@ def scenes(split="val", **options):
         (lambda: ImbalanceSpec(splits=("dev",)), "not 'dev'"),
         (lambda: mismatch_index(np.arange(10), 1.5), "lies outside 0 to 1"),
         (lambda: mismatch_index(np.arange(10), 0.01), "moves 0 of 10 captions"),
-        (lambda: mismatch_index(np.arange(10), 0.1), "moves 1 of 10 captions, of which 1 belong to one picture"),
+        (lambda: mismatch_index(range(10), 0.1), "moves 1 of 10 captions, of which 1 belong to one picture"),
         (lambda: mismatch_index(np.array([0, 0, 0, 1]), 1.0), "raise the rate or take more pictures"),
         (lambda: impose(scenes(), ImbalanceSpec(text_detail=0.5)), "drop factors where they are drawn"),
         (lambda: scenes(text_detail=0.5, imbalance=ImbalanceSpec()), "given twice"),
@@ -30,7 +30,6 @@ def scenes(split="val", **options):
         (lambda: scenes(image_visibility=2), "image_visibility=2 lies outside 0 to 1"),
         (lambda: scenes(size=0), "size=0"),
         (lambda: scenes(seed=-1), "seed=-1"),
-        (lambda: scenes("test", galleries=0), "galleries=0"),
         (lambda: scenes("test", size=3), "size=3 is for train and val"),
         (lambda: scenes("train", image_root="photos"), "image_root='photos'"),
         (lambda: scenes("train", detail=1), "'detail' is unknown to scenes; it has: text_detail, image_vis"),
@@ -50,6 +49,8 @@ def scenes(split="val", **options):
         (lambda: rouge_l_relevance(AB, [0, 1], variant="f"), "unknown variant 'f'; valid: coco, rouge_score, mean_f1"),
         (lambda: rouge_l_relevance(AB, [0]), r"2 captions and caption_image \(1,\)"),
         (lambda: rouge_l_relevance([], []), "0 captions"),
+        (lambda: rouge_l_relevance("ab", [0, 1]), "captions are one text, 'ab'"),
+        (lambda: clean_caption(None), "a caption is None"),
         (lambda: rouge_l_relevance(AB, [0, 0.5]), "caption_image of float64 must hold whole row numbers"),
         (lambda: rouge_l_relevance(AB, [False, True]), "of bool must hold whole"),
         (lambda: rouge_l_relevance(AB, [0, 1], chunk_size=-1), "chunk_size -1 is too small"),

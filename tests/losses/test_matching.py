@@ -13,14 +13,14 @@ def seeded(seed=0):
 
 
 @pytest.mark.parametrize("ids", [None, IDS])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("extra", [0, 100], ids=["spread", "the same image alone has mass"])
 def test_draws_as_one_call_per_row_and_never_the_same_image(ids, dtype, extra):
-    known = torch.arange(8) if ids is None else ids
+    known, wide = torch.arange(8) if ids is None else ids, torch.promote_types(dtype, torch.float32)
     similarity = torch.randn(8, 8, generator=seeded(), dtype=dtype) + extra * (known[:, None] == known)
     for seed in range(20):
         fast = sample_hard_negatives(similarity, 0.3, ids, seeded(seed))
-        slow = slow_hard_negatives(similarity, 0.3, known, seeded(seed))
+        slow = slow_hard_negatives(similarity.to(wide), 0.3, known, seeded(seed))
         assert [x.tolist() for x in fast] == [x.tolist() for x in slow]
 
 

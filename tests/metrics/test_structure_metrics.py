@@ -80,9 +80,9 @@ def test_relational_similarity_equals_scipy_also_with_ties_and_on_a_sample_of_pa
 
 
 def test_linear_cka_equals_the_gram_form():
-    centre = np.eye(60) - 1 / 60
-    a, b = (centre @ x @ x.T @ centre for x in (A, MIXED))
-    assert m.linear_cka(A, MIXED) == pytest.approx((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+    centre, far = np.eye(60) - 1 / 60, [(x + 3000).astype(np.float32) for x in (A, MIXED)]  # as in float64
+    a, b = (centre @ x @ x.T @ centre for x in map(np.float64, far))
+    assert m.linear_cka(*far) == pytest.approx((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
 def test_rotations_and_scales_keep_every_structure():

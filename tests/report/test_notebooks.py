@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rvlr_lib.config import ARMS
+from rvlr_lib.config import ARMS, switches
 from rvlr_lib.disk import read_json
 from rvlr_lib.report.reproduce import PATHS, load_profile, notebook_parameters
-from rvlr_lib.study.ablation import switches
 from rvlr_lib.study.plan import load_plan
 
 ROOT = Path(__file__).parents[2]
