@@ -84,7 +84,7 @@ def compute_cells(cells: Mapping[str, Settings], device: str, root: str | None) 
     for cell, settings in cells.items():
         begun, name = time.process_time(), cell.partition("|")[0].removesuffix(BY_STRUCTURE)
         record = Study(settings, device=device, root=root).result(name)
-        metrics, score = {}, record.get("training", {}).get("best_score")
+        metrics, fit = {}, record.get("training")
         for number, (relevance, report) in enumerate(record["metrics_by_relevance"].items()):
             recalls = KEPT if number == 0 else ()  # they are the same under every relevance
             kept = {key: value for key, value in report.items() if "/NDCG@10" in key or key in recalls}
@@ -92,7 +92,7 @@ def compute_cells(cells: Mapping[str, Settings], device: str, root: str | None) 
         found[cell] = {
             "metrics": metrics,
             "structure": _rounded(record["structure"], 4),
-            "validation_r_mean": score if score is None else round(score, 4),
+            "validation_r_mean": fit and round(fit["history"][fit["best_epoch"]]["r_mean"], 4),
             "device": record["provenance"]["device"],
             "commit": commit(),
             "cpu_seconds": round(time.process_time() - begun, 1),

@@ -37,7 +37,8 @@ def make_teacher(folder: Path, *, splits: Mapping[str, ImageTextDataset], **opti
 def train_arm(folder: Path, *, batches: Batches, selection: str, label: str, execution: Execution, **arm: Any) -> None:
     """Train one arm: weights, log, how it went, and features of validation and test.
 
-    ``selection`` names the split whose ``r_mean`` chooses the epoch; ``arm``: see :func:`start_objective`.
+    ``selection`` names the split whose ``r_mean`` chooses the epoch, the last one for an arm without a cross-modal loss;
+    ``arm``: see :func:`start_objective`.
     """
     objective, student, splits = start_objective(**arm), arm["student"], arm["splits"]
     chosen = splits[selection].dataset.gallery_sets()[0]
@@ -47,7 +48,8 @@ def train_arm(folder: Path, *, batches: Batches, selection: str, label: str, exe
     def validate() -> dict[str, float]:
         found = splits[selection].encode(student, batches.device)
         recalls = cross_modal_recall(found[0][:images], found[1][:captions], owner)
-        return {"score": recalls["r_mean"], **recalls}
+        across = arm["weights"].contrastive or arm["weights"].matching  # else recall is chance, and would choose by it
+        return {"score": recalls["r_mean"] if across else batches.epoch, **recalls}
 
     fitted = fit(objective, batches, validate=validate, log_path=folder / "log.jsonl", label=label, execution=execution)
     objective.load_state_dict(fitted.state)
