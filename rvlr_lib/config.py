@@ -218,11 +218,6 @@ def arm_training(settings: Settings, name: str) -> TrainSettings:
     return dataclasses.replace(settings.stage2, learning_rate=chosen.learning_rate or settings.stage2.learning_rate)
 
 
-def arm_method(settings: Settings, name: str) -> MethodSettings:
-    """The switches of an arm: those of the settings, but for its own."""
-    return dataclasses.replace(settings.method, **arm(name).method)
-
-
 def available_presets() -> list[str]:
     """Names of the YAML presets that ship with the library."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "arms")
@@ -262,10 +257,7 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
 
 
 def switches(fusion: bool = True) -> dict[str, Mapping[str, Any]]:
-    """Name of each change and the settings it sets; ``corrected`` changes nothing.
-
-    Without a ``fusion`` encoder the changes that need one are left out.
-    """
+    """Name of each change and the settings it sets, first ``corrected``, which is none; ``fusion``: is there one?"""
     official = load_settings("official").method
     found: dict[str, Mapping[str, Any]] = {"corrected": {}}
     for name, row in ROWS.items():

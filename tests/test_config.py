@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from rvlr_lib.config import Settings, arm_method, arm_training, arm_weights, available_presets, load_settings
+from rvlr_lib.config import Settings, arm_training, arm_weights, available_presets, load_settings
 
 
 @pytest.mark.parametrize("preset", available_presets())
@@ -59,7 +59,6 @@ def test_an_arm_carries_its_own_terms_and_no_other():
     assert terms("rvlr_published")["structure"] == Settings().method.weights.structure
     assert terms("intra_only").keys() == {"image_intra", "text_intra"}
     assert terms("matching", **{"model.fusion_layers": 1})["matching"] == 2.0  # which needs the fusion encoder
-    assert arm_method(Settings(), "centred").centred
 
 
 def test_teacher_terms_come_with_the_structure_term_alone():

@@ -83,17 +83,18 @@ def sentence(plan: Plan, name: str, results: Results, found: Judged, chosen: Map
         text += f"; {plan.claims[claim.control].text}: {gain}, {more} the claim's own {told}"
     arms = {cell.split("|")[0].split("/")[0] for part in claim.parts for _, _, cell in part}
     off = sorted(arm for arm in arms if chosen.get("arms", {}).get(arm, {}).get("off"))
-    return text + (f"; tuning switched {', '.join(off)} off: no strength did as well" if off else "") + "."
+    return text + (f"; in tuning no strength of {', '.join(off)} beat none, and its best one ran" if off else "") + "."
 
 
 def headline(plan: Plan, results: Results, found: Judged) -> str:
     """All primary claims in one sentence: how many hold, and each verdict with its effect and its control's."""
-    held, told = sum(own.verdict.startswith("better") for own in found.values()), []
+    held, told = [own.verdict for own in found.values() if own.verdict.startswith("better")], []
     for name, own in found.items():
         control = plan.claims[name].control
         known = f"; its control {signed(weakest(plan.claims[control], results).mean)}" if control else ""
         told.append(f"{name} {own.verdict} ({signed(own.effect.mean)} points{known})")
-    return f"**{held} of {len(found)} sealed claims hold**: {', '.join(told)}."
+    small = f", {below} of them by less than δ" if (below := sum("δ" in verdict for verdict in held)) else ""
+    return f"**{len(held)} of {len(found)} sealed claims hold{small}**: {', '.join(told)}."
 
 
 def lead(plan: Plan, results: Results, name: str) -> str:
@@ -189,14 +190,14 @@ def map_frame(folder: Path) -> pd.DataFrame:
 
 
 def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, Results, dict[str, Any]] | None:
-    """A sealed study: its plan, its results and its tuning; None, and a line that says so, where there is none."""
+    """A sealed study: its plan, results of the planned seeds, tuning; None, and a line that says so, without one."""
     place = Path(folder) if folder else reference_folder(profile)
     if not (place / "seal.json").is_file():
         print("There is no sealed study here yet: `rvlr study --tune`, `--seal`, then `rvlr study` make one.")
         return None
     plan = load_plan(profile)
     sealed = check_seal(plan, place)
-    results = {name: read_seeds(place, name, sealed) for name in plan.sets}
+    results = {name: read_seeds(place, name, sealed, part.seeds) for name, part in plan.sets.items()}
     return plan, {name: found for name, found in results.items() if found}, read_json(place / "tuning.json")
 
 

@@ -156,7 +156,7 @@ def load_plan(profile: str = "study") -> Plan:
 
 
 def write_seal(plan: Plan, folder: Path, date: str) -> dict[str, Any]:
-    """Seal a study: ``folder/seal.json``, once; ValueError after its first confirmation seed, and before tuning."""
+    """Seal a study in ``folder/seal.json``, until it has a confirmation seed: then, and before tuning, a ValueError."""
     parts = _sealed_parts(plan, folder)
     if list(folder.glob("*/seed-*.json")):
         raise ValueError(f"{folder} holds confirmation seeds already: a seal comes before them")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rvlr_lib import config
 from rvlr_lib.config import ARMS, Settings
-from rvlr_lib.data import NAMES
+from rvlr_lib.data import NAMES, PREPARED
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.disk import load_tensors, read_json, sha256
 from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers, principal_directions
@@ -183,7 +183,7 @@ class Study:
     def _student_stage(self, name: str) -> Stage:
         settings, chosen = self.settings, config.arm(name)
         optim, weights = config.arm_training(settings, name), config.arm_weights(settings, name)
-        method = config.arm_method(settings, name)
+        method = replace(settings.method, **chosen.method)  # the arm's own switches
         seed = derived_seed(settings.seed, f"stage{chosen.stage}")  # stage 2: the same batches for every arm
         start = self._student_stage("matching") if chosen.stage == 2 else None
         needs = [start, *map(self._feature_stage, MODALITIES if settings.model.freeze_towers else ())]
@@ -323,6 +323,7 @@ def open_study(
     if overrides.get("data.name", name) != name:
         raise ValueError(f"data.name is {overrides['data.name']!r}, but the data set is {name!r}: give one of the two")
     named = {"data.image_root": image_root or None, "model.name": model or None, "model.pretrained": pretrained or None}
-    presets = [name if name in NAMES else "own", "tuned", *([preset] if preset else []), method]
+    tuned = "" if name in PREPARED else "tuned"  # for heads; those sets have the official settings
+    presets = [name if name in NAMES else "own", *filter(None, (tuned, preset)), method]
     settings = config.load_settings(*presets, overrides={"data.name": name, "seed": seed, **named, **overrides})
     return Study(settings, device=device, root=root, execution=execution, missing=missing)

@@ -60,6 +60,8 @@ def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds
     files, todo = {}, []
     for name in sets:
         part = plan.sets[name]
+        if beyond := [seed for seed in seeds if seed >= part.seeds]:
+            raise ValueError(f"seed {beyond[0]} of {name} is not planned: 0 to {part.seeds - 1} are")
         for seed in seeds or range(part.seeds):
             files[name, seed] = folder / name / f"seed-{seed}.json"
             there = _read(files[name, seed], sealed)["cells"] if files[name, seed].is_file() else {}
@@ -174,10 +176,10 @@ def _wanted_stages(study: Study, names: Sequence[str], curves: Sequence[Any]) ->
     return [*map(study.result_stage, names), *(curve_stage(study, *curve) for curve in curves)]
 
 
-def read_seeds(folder: Path, dataset: str, sealed: str) -> dict[int, dict[str, Any]]:
-    """Cells by seed, of all ``<data set>/seed-<n>.json`` in a folder; ValueError: other seals, different devices."""
-    files = sorted((folder / dataset).glob("seed-*.json"), key=lambda path: int(path.stem.removeprefix("seed-")))
-    found = {record["seed"]: record["cells"] for record in (_read(path, sealed) for path in files)}
+def read_seeds(folder: Path, dataset: str, sealed: str, planned: int) -> dict[int, dict[str, Any]]:
+    """Cells by planned seed, ``folder/<data set>/seed-<n>.json`` each; ValueError: other seals, different devices."""
+    files = {seed: folder / dataset / f"seed-{seed}.json" for seed in range(planned)}
+    found = {seed: _read(path, sealed)["cells"] for seed, path in files.items() if path.is_file()}
     devices = {re.sub(r":\d+", "", cell["device"]) for cells in found.values() for cell in cells.values()}
     if len(devices) > 1:
         held = f"{folder / dataset} holds results of {' and '.join(sorted(devices))}"

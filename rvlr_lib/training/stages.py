@@ -37,7 +37,7 @@ def make_teacher(folder: Path, *, splits: Mapping[str, ImageTextDataset], **opti
 def train_arm(folder: Path, *, batches: Batches, selection: str, label: str, execution: Execution, **arm: Any) -> None:
     """Train one arm: weights, log, how it went, and features of validation and test.
 
-    ``selection`` names the split whose ``r_mean`` chooses the epoch, the last one for an arm without a cross-modal loss;
+    ``selection`` names the split whose ``r_mean`` chooses the epoch; without a cross-modal loss it is the last one.
     ``arm``: see :func:`start_objective`.
     """
     objective, student, splits = start_objective(**arm), arm["student"], arm["splits"]

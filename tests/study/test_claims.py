@@ -44,7 +44,7 @@ def test_no_effect_is_shown_before_the_planned_seeds_are_whole(plan):
 def test_the_control_stands_in_the_same_sentence_and_so_does_what_tuning_switched_off(whole):
     found = results(5.0, 6.0)
     text = claims.sentence(whole, "recall", found, claims.judge(whole, found), CHOSEN)
-    for part in ("**better**", "the constant target alone: +6", "more than the claim's own +", "switched rvlr off"):
+    for part in ("**better**", "the constant target alone: +6", "more than the claim's own +", "of rvlr beat none"):
         assert part in text
     frame = claims.claims_frame(whole, found, claims.judge(whole, found))
     assert frame["part"].isna().tolist() == [True, False]

@@ -30,10 +30,12 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch):
         run()
     run(seal=True)
     run(seeds="0")
+    with pytest.raises(ValueError, match="seed 2 of scenes is not planned: 0 to 1 are"):
+        run(seeds="0-2")
     assert read_study(profile, folder)[1]["scenes"].keys() == {0}
     assert "no verdict" in write_claims(profile, folder).read_text()
     run()
-    cells = read_seeds(folder, "scenes", read_json(folder / "seal.json")["sha256"])
+    cells = read_seeds(folder, "scenes", read_json(folder / "seal.json")["sha256"], 2)
     assert cells.keys() == {0, 1}
     assert cells[0].keys() >= {"rvlr|text", "rvlr/structure|image", "start|none"}
     assert "## Verdicts" in write_claims(profile, folder).read_text()
@@ -61,7 +63,7 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path, changed, faul
     for seed, content in enumerate((record, other)):
         write_json(tmp_path / "scenes" / f"seed-{seed}.json", content)
     with pytest.raises(ValueError, match=fault):
-        read_seeds(tmp_path, "scenes", "a")
+        read_seeds(tmp_path, "scenes", "a", 2)
 
 
 def double(number, wait, device, root):
