@@ -53,7 +53,7 @@ def test_captions_of_any_length_stay_in_their_place(scenes, space, truth, drawn)
 def test_one_item_along_the_dial(scenes, texts, drawn):
     columns, row = [], None
     dials = (ImbalanceSpec(image_visibility=0.3), ImbalanceSpec(), ImbalanceSpec(text_detail=0.2))
-    for title, dial in zip(("poor pictures", "balance", "poor captions"), dials, strict=True):
+    for title, dial in zip(("poor pictures", "nothing taken", "poor captions"), dials, strict=True):
         part = load_dataset("scenes", split="test", imbalance=dial, galleries=1, gallery_size=40)
         exact, wrong = part.scene.scene.counts().astype(float), np.random.default_rng(0).normal(size=(40, 9))
         row = next(i for i in range(40) if shown_share(part.subset([i])) < 1) if row is None else row
