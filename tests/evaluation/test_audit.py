@@ -143,7 +143,7 @@ BROKEN = {  # file -> what is saved in it, and what is said; damaged files are t
     "none.npy": (ONES[:0], f"{NO_ROWS}(0, 3)"),
     "nan.npy": (NAN, "5 rows are not finite, row 0 first"),
     "module.pt": (torch.nn.Linear(2, 2), NO_ARRAY),  # a pickle
-    "sparse.pt": (torch.eye(3).to_sparse(), f"{NO_ROWS}(3, 3) of"),
+    "sparse.pt": (torch.eye(3).to_sparse(), f"{NO_ARRAY} (it must hold real numbers, none left out"),
     "meta.pt": (torch.eye(3).to("meta"), f"{NO_ROWS}(3, 3) of"),
     "two.npz": ({"a": ONES, "b": ONES}, "holds 2 arrays (a, b)"),
     "missing.npy": (None, NO_ARRAY),
