@@ -106,7 +106,7 @@ class MethodSettings:
     mixed_t2it: Literal["direct", "transposed"] = "direct"  # row 11: scores of pictures in T2IT
     mixed_scores: Literal["cosine", "matching"] = "cosine"  # row 12: for all, or matching logits beside cosines
     representation_bidirectional: bool = True  # row 24: both directions, or the student's rows only
-    representation_temperature: Literal["own", "shared"] = "own"  # row 24: fixed, or that of the contrastive loss
+    representation_temperature: Literal["own", "shared"] = "own"  # row 24: or that of the contrastive loss
     head_init: Literal["ridge", "random"] = "ridge"  # row 24b: teacher heads start as a regression onto the student
 
 
