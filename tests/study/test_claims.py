@@ -88,7 +88,7 @@ def test_worse_is_said_as_loud_as_better(whole, tmp_path, gain, verdict, held):
     assert f"**{held} of 1 sealed claims hold**: recall {verdict} (" in page.read_text()
 
 
-@pytest.mark.parametrize("profile", ["study", "followup"])
+@pytest.mark.parametrize("profile", ["study", "followup", "towers"])
 def test_the_readme_and_the_page_of_claims_say_what_the_committed_study_says(profile, tmp_path):
     folder, page, study = reference_folder(profile), tmp_path / "README.md", claims.read_study(profile)
     readme = (folder.parents[2] / "README.md").read_text(encoding="utf-8")
