@@ -257,7 +257,7 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
 
 
 def switches(fusion: bool = True) -> dict[str, Mapping[str, Any]]:
-    """Name of each change and the settings it sets, first ``corrected``, which is none; ``fusion``: is there one?"""
+    """Changes by name and the settings that each sets, ``corrected`` none; ``fusion``: is there a fusion encoder?"""
     official = load_settings("official").method
     found: dict[str, Mapping[str, Any]] = {"corrected": {}}
     for name, row in ROWS.items():

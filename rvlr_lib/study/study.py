@@ -297,7 +297,7 @@ def _directions(images: Path, texts: Path, width: int) -> list[Tensor]:
 def open_study(
     name: str,
     *,
-    preset: str = "quick",
+    preset: str | None = None,
     method: str = "corrected",
     device: str = "auto",
     root: Path | None = None,
@@ -313,7 +313,8 @@ def open_study(
 
     Args:
         name: ``scenes``, ``emoji``, ``clipart``, or a file that :func:`rvlr_lib.data.load_dataset` reads.
-        preset: sizes (``smoke``, ``quick``, ``study``, ``own``, ``gpu``), or a YAML file of settings.
+        preset: sizes (``smoke``, ``quick``, ``study``, ``own``, ``gpu``), or a YAML file of settings. None: ``quick``;
+            ``flickr30k``, ``coco`` and ``vizwiz`` then keep the official ones.
         method: preset of the method's switches: ``corrected`` or ``official``.
         device, root, execution, missing: see :class:`Study`.
         seed: of everything, the scenes' world and the dial's draws among it.
@@ -323,7 +324,8 @@ def open_study(
     if overrides.get("data.name", name) != name:
         raise ValueError(f"data.name is {overrides['data.name']!r}, but the data set is {name!r}: give one of the two")
     named = {"data.image_root": image_root or None, "model.name": model or None, "model.pretrained": pretrained or None}
-    tuned = "" if name in PREPARED else "tuned"  # for heads; those sets have the official settings
-    presets = [name if name in NAMES else "own", *filter(None, (tuned, preset)), method]
+    tuned, usual = ("", "") if name in PREPARED else ("tuned", "quick")  # for heads; those sets have official settings
+    sizes = usual if preset is None else preset
+    presets = [name if name in NAMES else "own", *filter(None, (tuned, sizes)), method]
     settings = config.load_settings(*presets, overrides={"data.name": name, "seed": seed, **named, **overrides})
     return Study(settings, device=device, root=root, execution=execution, missing=missing)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.data import LOADERS, PREPARED
+from rvlr_lib.data import NAMES
 from rvlr_lib.disk import own_folder, whole_file, write_json
 from rvlr_lib.provenance import data_name, home
 from rvlr_lib.study.study import open_study
@@ -37,8 +37,7 @@ def train(
     named by data set, arm and seed; ``overwrite`` replaces what it holds of other settings. Under torchrun each process
     takes the GPU of its local rank.
     """
-    own = "" if dataset in PREPARED else "quick" if dataset in LOADERS else "own"
-    place, sizes = Path(root) if root else home(), preset or own
+    place, sizes = Path(root) if root else home(), preset or (None if dataset in NAMES else "own")
     with process_group(choose_device(device), timeout):
         execution = Execution(compile, gradient_checkpointing, place / "checkpoints", save_every, resume)
         study = open_study(dataset, preset=sizes, device=device, root=place, execution=execution, **settings)

@@ -30,6 +30,7 @@ def scenes(split="val", **options):
         (lambda: scenes(image_visibility=2), "image_visibility=2 lies outside 0 to 1"),
         (lambda: scenes(size=0), "size=0"),
         (lambda: scenes(seed=-1), "seed=-1"),
+        (lambda: scenes("test", galleries=0), "galleries=0"),
         (lambda: scenes("test", size=3), "size=3 is for train and val"),
         (lambda: scenes("train", image_root="photos"), "image_root='photos'"),
         (lambda: scenes("train", detail=1), "'detail' is unknown to scenes; it has: text_detail, image_vis"),

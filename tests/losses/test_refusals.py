@@ -39,6 +39,8 @@ def match(*shapes):
         (lambda: contrast(temperature="warm"), "temperature must be a number"),
         (lambda: contrast(ids=torch.arange(3)), r"\(3,\)"),
         (lambda: contrast(ids=torch.zeros(4, 1)), r"\(4, 1\)"),
+        (lambda: losses.pair_alignment_loss(ONES, torch.ones(4, 2)), r"\(4, 3\).*\(4, 2\)"),
+        (lambda: losses.cross_modal_cyclic_loss(ONES, torch.ones(4, 2)), r"\(4, 3\).*\(4, 2\)"),
         (lambda: losses.in_modal_cyclic_loss(ONES, torch.ones(5, 3)), r"\(4, 3\).*\(5, 3\)"),
         (lambda: structure(distance="kl"), "unknown distance 'kl'; valid: mae, mse, cumulative_l1"),
         (lambda: structure(distance="wasserstein"), "needs cost_features"),

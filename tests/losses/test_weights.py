@@ -5,11 +5,8 @@ from torch.autograd import gradcheck
 from rvlr_lib.losses import FusionWeight, LossWeights, anchor_loss
 
 
-def test_defaults_are_the_official_weights():
+def test_defaults_are_the_official_weights_and_anchor_is_the_squared_way_from_the_start(draw):
     assert LossWeights() == LossWeights(1, 2, 1, 2, 2, 1, 1)
-
-
-def test_anchor_is_the_squared_way_from_the_start(draw):
     weights, start = [draw(3, 2), draw(1, 4)], [draw(3, 2), draw(1, 4)]
     loop = sum(((a - b) ** 2).sum().item() for a, b in zip(weights, start, strict=True))
     assert anchor_loss(iter(weights), start).item() == pytest.approx(loop)

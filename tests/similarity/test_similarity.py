@@ -17,15 +17,13 @@ def test_unit_rows_and_their_gradient_equal_torch_s_and_a_zero_row_stays():
     assert unit_rows(torch.tensor([[3e30, 4e30], [3e-30, 4e-30]])).flatten().tolist() == pytest.approx([0.6, 0.8] * 2)
 
 
-def test_cosine_matrix_equals_torch_pair_by_pair_and_keeps_the_dtype():
+def test_cosine_matrix_equals_torch_pair_by_pair_and_off_diagonal_the_loop():
     expected = torch.nn.functional.cosine_similarity(ROWS[:, None], ROWS[None, :4], dim=-1)
     assert torch.allclose(cosine_matrix(ROWS, ROWS[:4]), expected)
     assert torch.allclose(cosine_matrix(ROWS), cosine_matrix(ROWS, ROWS))
     for dtype in (torch.float32, torch.bfloat16):
         assert cosine_matrix(ROWS.to(dtype)).dtype == dtype
 
-
-def test_off_diagonal_equals_the_loop():
     matrix = (ROWS @ ROWS.T)[:, [4, 2, 0, 1, 3]].T  # not contiguous
     assert off_diagonal(matrix).tolist() == [[matrix[i, j].item() for j in range(5) if j != i] for i in range(5)]
     assert off_diagonal(torch.ones(1, 1)).shape == (1, 0)

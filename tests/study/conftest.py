@@ -5,12 +5,10 @@ from rvlr_lib.study.plan import load_plan
 from rvlr_lib.study.study import Study, open_study
 from tests.tiny import tiny_towers
 
-SIZES = {
-    **{"data.train_size": 48, "data.val_size": 24, "data.galleries": 1, "data.gallery_size": 24},
-    **{"model.views": 2, "model.name": "tiny_48", "model.width": 32},
-    **{"stage1.epochs": 2, "stage1.batch_size": 16, "stage1.log_every": 1},
-    **{"stage2.epochs": 1, "stage2.batch_size": 16, "stage2.log_every": 1},
-}
+SIZES = {"data.train_size": 48, "data.val_size": 24, "data.galleries": 1, "data.gallery_size": 24}
+SIZES |= {"model.views": 2, "model.name": "tiny_48", "model.width": 32}
+SIZES |= {"stage1.epochs": 2, "stage1.batch_size": 16, "stage1.log_every": 1}
+SIZES |= {"stage2.epochs": 1, "stage2.batch_size": 16, "stage2.log_every": 1}
 PLAN = """
 preset: smoke
 seeds: 2

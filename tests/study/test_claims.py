@@ -25,12 +25,16 @@ def results(gain, control, seeds=12, sd=0.5):
     return {"scenes": {seed: {name: cell(50 + own[seed]) for name, own in moves.items()} for seed in range(seeds)}}
 
 
-def test_metrics_joined_are_their_mean():
+def test_metrics_joined_are_their_mean_and_the_frame_leaves_out_what_is_not_defined():
     cell = {"metrics": {"latent": {"a": 1.0, "b": 3.0}}, "structure": {"gap": 0.5}}
     assert claims.metric_of(cell, "a & b") == 2.0
     assert claims.metric_of(cell, "gap") == 0.5
     with pytest.raises(ValueError, match="no metric 'c'"):
         claims.metric_of(cell, "c")
+    frame = claims.results_frame(results(1.0, 0.0, seeds=2), ["r_mean", "never"])
+    assert list(frame.columns) == ["dataset", "dial", "arm", "seed", "metric", "value"]
+    assert len(frame) == 6
+    assert set(frame["arm"]) == {"matching_longer", "rvlr", "mean_relation"}
 
 
 def test_no_effect_is_shown_before_the_planned_seeds_are_whole(plan):
@@ -56,13 +60,6 @@ def test_of_two_effects_the_weaker_one_is_judged(whole):
     found = claims.judge(replace(whole, claims={**whole.claims, "recall": both}), results(5.0, 5.0))["recall"]
     assert found.verdict != "better"
     assert abs(found.effect.mean) < 1
-
-
-def test_the_frame_is_tidy_and_leaves_out_what_is_not_defined():
-    frame = claims.results_frame(results(1.0, 0.0, seeds=2), ["r_mean", "never"])
-    assert list(frame.columns) == ["dataset", "dial", "arm", "seed", "metric", "value"]
-    assert len(frame) == 6
-    assert set(frame["arm"]) == {"matching_longer", "rvlr", "mean_relation"}
 
 
 def test_companions_that_differ_in_their_dial_are_one_sentence(plan):

@@ -62,7 +62,8 @@ def test_a_setting_remakes_what_depends_on_it_and_no_more(make_study, changes, r
 def test_a_seed_draws_its_own_world_and_stages_of_stage_two_share_batches_and_start(make_study):
     captions = [make_study(seed=seed).dataset("test").captions for seed in (0, 0, 1)]
     assert captions[0] == captions[1] != captions[2]
-    assert open_study("flickr30k", preset="").settings.arms == {}  # which takes the published strengths
+    official = open_study("flickr30k").settings
+    assert (official.arms, official.stage1.epochs) == ({}, 10)  # published strengths and lengths
     found = [make_study()._student_stage(name) for name in ("rvlr", "matching_longer")]
     assert len({stage.parts["seed"] for stage in found}) == 1
     assert len({stage.needs[0].key for stage in found}) == 1
@@ -120,7 +121,7 @@ def test_whole_towers_train_with_the_same_code(make_study):
     assert read_json(study.student_folder("matching") / "fit.json")["steps"] == 1
 
 
-def test_the_command_trains_an_arm_and_keeps_a_folder_of_other_settings(tmp_path, capsys):
+def test_the_command_trains_an_arm_and_keeps_a_folder_of_other_settings(tmp_path, capsys, monkeypatch):
     tiny_towers()
     chosen = [word for key, value in SIZES.items() for word in ("-s", key, str(value))]
     command = ["train", "--arm", "matching", "--device", "cpu", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
@@ -129,3 +130,8 @@ def test_the_command_trains_an_arm_and_keeps_a_folder_of_other_settings(tmp_path
     assert read_json(tmp_path / "out" / "result.json")["metrics"]["r_mean"] > 0
     assert cli.main([*command, *chosen, "--seed", "1"]) == 2
     assert "seed was 0, is 1" in capsys.readouterr().err
+    assert cli.main([*command, *chosen, "--out", str(tmp_path / "out" / "log.jsonl")]) == 2
+    assert "log.jsonl is a file: choose a folder" in capsys.readouterr().err
+    monkeypatch.setattr("rvlr_lib.study.train.open_study", lambda name, preset, **_: exit(f"sizes {preset}"))
+    with pytest.raises(SystemExit, match="sizes None"):
+        cli.main(["train", "--dataset", "flickr30k"])

@@ -35,6 +35,7 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch):
     assert read_study(profile, folder)[1]["scenes"].keys() == {0}
     assert "no verdict" in write_claims(profile, folder).read_text()
     run()
+    write_json(folder / "scenes" / "seed-2.json", read_json(folder / "scenes" / "seed-1.json"))  # not planned
     cells = read_seeds(folder, "scenes", read_json(folder / "seal.json")["sha256"], 2)
     assert cells.keys() == {0, 1}
     assert cells[0].keys() >= {"rvlr|text", "rvlr/structure|image", "start|none"}
