@@ -216,7 +216,9 @@ def _together(work: Callable[..., None], items: Iterable[tuple[Any, ...]], at_on
             pool.shutdown()
         except KeyboardInterrupt as error:
             failures.insert(0, error)
-            while wait(futures, timeout=1).not_done:  # kernels have a session of their own, where no key press arrives
+            pause = 1
+            while wait(futures, timeout=pause).not_done:  # kernels have their own session, where no key press arrives
+                pause = 10  # seconds: a signal amid a kernel's shutdown makes it print a traceback
                 for kernel in psutil.Process().children():
                     with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
                         kernel.send_signal(signal.SIGINT)

@@ -313,8 +313,7 @@ def open_study(
 
     Args:
         name: ``scenes``, ``emoji``, ``clipart``, or a file that :func:`rvlr_lib.data.load_dataset` reads.
-        preset: sizes (``smoke``, ``quick``, ``study``, ``own``, ``gpu``), or a YAML file of settings. None: ``quick``;
-            ``flickr30k``, ``coco`` and ``vizwiz`` then keep the official ones.
+        preset: sizes, such as ``smoke``, or a YAML file; None: ``quick``, or the official ones of a published set.
         method: preset of the method's switches: ``corrected`` or ``official``.
         device, root, execution, missing: see :class:`Study`.
         seed: of everything, the scenes' world and the dial's draws among it.
@@ -325,7 +324,6 @@ def open_study(
         raise ValueError(f"data.name is {overrides['data.name']!r}, but the data set is {name!r}: give one of the two")
     named = {"data.image_root": image_root or None, "model.name": model or None, "model.pretrained": pretrained or None}
     tuned, usual = ("", "") if name in PREPARED else ("tuned", "quick")  # for heads; those sets have official settings
-    sizes = usual if preset is None else preset
-    presets = [name if name in NAMES else "own", *filter(None, (tuned, sizes)), method]
+    presets = [name if name in NAMES else "own", *filter(None, (tuned, usual if preset is None else preset)), method]
     settings = config.load_settings(*presets, overrides={"data.name": name, "seed": seed, **named, **overrides})
     return Study(settings, device=device, root=root, execution=execution, missing=missing)
