@@ -19,34 +19,23 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` to write to; flushed and renamed to ``path`` when the block ends well."""
+def whole_file(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """A temporary file or ``folder`` beside ``path`` to fill; flushed, and put at ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
     try:
-        temporary.touch()
+        temporary.mkdir() if folder else temporary.touch()
         mode = temporary.stat().st_mode  # some writers put a private file in its place
         yield temporary
         temporary.chmod(mode)
         flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder: filled beside ``path`` and renamed; what was at ``path`` is replaced."""
-    temporary = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if path.exists():
+        if folder and path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
-        flush(path.parent)
+        if folder:
+            flush(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True) if folder else temporary.unlink(missing_ok=True)
 
 
 @contextmanager

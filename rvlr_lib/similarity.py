@@ -24,6 +24,30 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
     return value if device is None else value.to(device)
 
 
+def finite_rows(name: str, value: Any) -> Tensor:
+    """Finite floating-point rows ``[N, D]``; ValueError with the name for anything else."""
+    rows = as_tensor(name, value)
+    rows = rows if rows.is_floating_point() else rows.float()
+    if rows.ndim != 2 or not rows.numel() or rows.is_meta or rows.layout is not torch.strided:
+        raise ValueError(f"{name} must be rows [N, D] with at least one, got {tuple(rows.shape)} of {rows.type()}")
+    if not rows.isfinite().all():
+        faulty = (~rows.isfinite()).any(dim=1).nonzero().flatten()
+        raise ValueError(f"{name} {tuple(rows.shape)}: {len(faulty)} rows are not finite, row {faulty[0]} first")
+    return rows
+
+
+def row_numbers(name: str, value: Any, count: int, rows: int, device: torch.device | None = None) -> Tensor:
+    """``[count]`` row numbers 0 to ``rows − 1`` as int64; ValueError for another shape, fractions or other numbers."""
+    value = as_tensor(name, value, device)
+    if value.shape != (count,) or value.dtype == torch.bool:
+        raise ValueError(f"{name} has shape {tuple(value.shape)} of {value.dtype}, expected row numbers {(count,)}")
+    exact = value.double()  # uint8 cannot be compared with 256 or more
+    wrong = (exact < 0) | (exact >= rows) | (exact % 1 != 0)
+    if wrong.any():
+        raise ValueError(f"{name} must be whole row numbers 0 to {rows - 1}, got {value[wrong][:5].tolist()}")
+    return value.long()
+
+
 def unit_rows(features: Tensor) -> Tensor:
     """Rows ``[..., D]`` scaled to length 1, also those of 1e-30 or 1e30; a zero row stays zero, its gradient finite."""
     if not features.shape[-1]:

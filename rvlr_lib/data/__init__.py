@@ -42,10 +42,8 @@ def load_dataset(
         split: ``train``, ``val`` or ``test``.
         image_root: folder of the pictures; scenes and emoji carry their own and take none.
         imbalance: the dial; scenes then tell all, or what the dial says, not 0.6.
-        options: of ``load_scenes``, ``load_emoji``, ``load_clipart`` or ``load_files``.
-
-    Raises:
-        ValueError: the name, the split, an option or its value is unknown, or the files are not as they must be.
+        options: of ``load_scenes``, ``load_emoji``, ``load_clipart`` or ``load_files``; a ValueError names one that is
+            unknown, as it does a wrong value, name or split, and files that are not as they must be.
     """
     name = str(name_or_path)
     loader = LOADERS.get(name) or partial(load_files, name)

@@ -76,13 +76,10 @@ def check(
     """Look over a collection: every caption, every picture's header, or with ``full`` every pixel.
 
     Args:
-        path, image_root, options: as of :func:`rvlr_lib.data.load_files`.
+        path, image_root, options: as of :func:`rvlr_lib.data.load_files`; ValueError where nothing can be read.
         full: decode every picture; a header cannot show that a file is cut short.
         tokens: of captions their number, end marks included, and whether the model knows less than half of them;
             ``context``: the most that it reads.
-
-    Raises:
-        ValueError: the file cannot be read at all; says why and which formats are understood.
     """
     if missing := [f"{name}: {source}" for name, source in missing_sources(path).items()]:
         where = f"{path}: looked for in {home('data') / path}; set RVLR_DATA to look elsewhere than {home('data')}"

@@ -28,10 +28,8 @@ def load_clipart(*, split: str, image_root: str | Path | None = None, limit: int
     """Clip art with one to five captions a drawing, split 80/10/10 by a hash of the file's name; ``limit`` as of emoji.
 
     A file that several names link to counts once; files that are equal byte for byte are in one split. What was left
-    out and how many captions more than 20 drawings share is printed and stands in ``info``.
-
-    Raises:
-        ValueError: the package is not there (says how to install it), or ``limit`` is below 1.
+    out and how many captions more than 20 drawings share is printed and stands in ``info``. ValueError: the package is
+    not there (says how to install it), or ``limit`` is below 1.
     """
     stamps = clipart_stamps(image_root)
     root = Path(stamps[0][0])

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from rvlr_lib.data.facts import SceneViews
+from rvlr_lib.similarity import row_numbers
 
 SPLITS = ("train", "val", "test")
 THREADS = 4
@@ -42,10 +43,7 @@ def evenly(items: list[Item], limit: int | None) -> list[Item]:
 class PixelSource:
     """Pictures by row, made when asked for; resized copies are kept where all of them fit into ``MEMORY_BUDGET``.
 
-    Args:
-        count: number of pictures.
-        image: row -> picture as RGB.
-        content: row -> bytes that identify the picture in a fingerprint; default its pixels.
+    ``image``: row -> picture as RGB; ``content``: row -> bytes that identify it in a fingerprint, default its pixels.
     """
 
     def __init__(
@@ -60,10 +58,7 @@ class PixelSource:
 
     def pixels(self, rows: Rows, size: int) -> torch.Tensor:
         """Resize (bicubic, anti-aliased, to a square) the pictures of ``rows`` -> uint8 [n, 3, size, size]."""
-        index = torch.as_tensor(rows)
-        if len(index) and (index.is_floating_point() or index.dtype == torch.bool):
-            raise ValueError(f"rows are of {index.dtype}, expected row numbers")
-        index = index.long()
+        index = row_numbers("rows", rows, len(rows), self.count)
         if 3 * size * size * self.count > MEMORY_BUDGET:
             return self._resize(index.tolist(), size)
         if size not in self._resized:
@@ -203,14 +198,11 @@ def augment(
     """Gentle random crop (aspect ratio 0.9 to 1.1) and horizontal flip, drawn per sample; colours stay as they are.
 
     Args:
-        pixels: uint8 [B, 3, S, S], on any device, as the generator; anything else is a ValueError.
-        generator: of every draw.
+        pixels: uint8 [B, 3, S, S]; anything else is a ValueError. The result is float32 in 0..1 on the same device.
+        generator: of every draw, on any device.
         scale: smallest and largest share of the picture's area that a crop keeps, 0 < low <= high <= 1.
         flip: flip every second picture, on average.
         part: the pixels are these rows of a batch of that size, for all of which the draws are made.
-
-    Returns:
-        float32 [B, 3, S, S] in 0..1, on the device of ``pixels``.
     """
     from torchvision.ops import roi_align
 

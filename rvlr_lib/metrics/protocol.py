@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rvlr_lib.metrics import ranking
-from rvlr_lib.metrics.ranking import ndcg_and_floor, paired_rows, recall_at_k, row_numbers, whole_numbers
-from rvlr_lib.similarity import as_tensor
+from rvlr_lib.metrics.ranking import ndcg_and_floor, paired_rows, recall_at_k, whole_numbers
+from rvlr_lib.similarity import as_tensor, row_numbers
 
 Graded = tuple[Tensor, Tensor, Tensor]  # scores, relevance and what may leave the list, [q, G] each
 # Rows and columns of the matrices: images or captions

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvlr_lib.similarity import as_tensor, unit_rows
+from rvlr_lib.similarity import as_tensor, finite_rows, row_numbers, unit_rows
 
 
 @torch.no_grad()
@@ -137,18 +137,6 @@ def check_relevance(name: str, value, shape, device: torch.device) -> Tensor:
     return value
 
 
-def finite_rows(name: str, value) -> Tensor:
-    """Finite floating-point rows ``[N, D]``; ValueError with the name for anything else."""
-    rows = as_tensor(name, value)
-    rows = rows if rows.is_floating_point() else rows.float()
-    if rows.ndim != 2 or not rows.numel() or rows.is_meta or rows.layout is not torch.strided:
-        raise ValueError(f"{name} must be rows [N, D] with at least one, got {tuple(rows.shape)} of {rows.type()}")
-    if not rows.isfinite().all():
-        faulty = (~rows.isfinite()).any(dim=1).nonzero().flatten()
-        raise ValueError(f"{name} {tuple(rows.shape)}: {len(faulty)} rows are not finite, row {faulty[0]} first")
-    return rows
-
-
 def paired_rows(image_features, text_features, caption_image, least=torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     """Unit rows ``[I, D]`` and ``[C, D]`` in one dtype, ``least`` or wider, and the image of each caption ``[C]``."""
     z, w = finite_rows("image_features", image_features), finite_rows("text_features", text_features)
@@ -158,17 +146,6 @@ def paired_rows(image_features, text_features, caption_image, least=torch.float3
     dtype = torch.promote_types(torch.promote_types(z.dtype, w.dtype), least)  # half precision ties a lot
     z, w = unit_rows(z.to(dtype)), unit_rows(w.to(z.device, dtype))
     return z, w, row_numbers("caption_image", caption_image, len(w), len(z), z.device)
-
-
-def row_numbers(name: str, value, count: int, rows: int, device: torch.device | None = None) -> Tensor:
-    """``[count]`` row numbers 0 to ``rows − 1`` as int64; ValueError for another shape, fractions or other numbers."""
-    value = as_tensor(name, value, device)
-    if value.shape != (count,) or value.dtype == torch.bool:
-        raise ValueError(f"{name} has shape {tuple(value.shape)} of {value.dtype}, expected row numbers {(count,)}")
-    wrong = (value < 0) | (value >= rows) | (value.double() % 1 != 0)
-    if wrong.any():
-        raise ValueError(f"{name} must be whole row numbers 0 to {rows - 1}, got {value[wrong][:5].tolist()}")
-    return value.long()
 
 
 def whole_numbers(name: str, value) -> tuple[int, ...]:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvlr_lib.metrics.ranking import finite_rows, paired_rows, whole_numbers
-from rvlr_lib.similarity import off_diagonal, unit_rows
+from rvlr_lib.metrics.ranking import paired_rows, whole_numbers
+from rvlr_lib.similarity import finite_rows, off_diagonal, unit_rows
 
 CHUNK = 256  # rows compared at once; 30,000 points then take 60 MB a float64 matrix
 MAX_POINTS, MAX_PAIRS, PAIR_CHUNK = 2000, 2_000_000, 16384  # pairs beyond that many items are a sample

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.disk import load_tensors, read_json, save_tensors, whole_folder, write_json
+from rvlr_lib.disk import load_tensors, read_json, save_tensors, whole_file, write_json
 from rvlr_lib.models.student import HeadStudent, Student, TowerStudent
 from rvlr_lib.models.towers import Towers, build_towers
 
@@ -18,7 +18,7 @@ def save_student(student: Student, towers: Towers, folder: Path) -> Path:
     no place there and stays out. open_clip finds a Hugging Face text tower's configuration by an absolute path alone,
     here the folder's own: after a move :func:`build_towers` still reads it, open_clip needs ``hf_model_name`` changed.
     """
-    with whole_folder(folder) as half:
+    with whole_file(folder, folder=True) as half:
         if isinstance(student, TowerStudent):
             _write_open_clip(student, towers, half, folder)
         else:

@@ -20,7 +20,7 @@ from typing import Any
 from rvlr_lib.config import DataSettings, Settings
 from rvlr_lib.data import LOADERS, ImbalanceSpec, dataset_stamp, load_dataset
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
-from rvlr_lib.disk import plain, whole_folder, write_json
+from rvlr_lib.disk import plain, whole_file, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, versions
 from rvlr_lib.training.processes import broadcast_json, is_main, same_everywhere
 
@@ -97,7 +97,7 @@ class Cache:
             if broadcast_json(not self.has(stage)):
                 for killed in path.parent.glob(f".{path.name}-*"):  # nobody else is at it: we hold the lock
                     shutil.rmtree(killed, ignore_errors=True)
-                with whole_folder(path) as temporary:
+                with whole_file(path, folder=True) as temporary:
                     stage.maker(temporary, **stage.arguments())
                     write_json(temporary / "parts.json", stage.parts)
             broadcast_json(True)
