@@ -33,16 +33,14 @@ FAULTS += [({f"{part}temperature": 0}, "is 0.0, expected 1e-06 to") for part in 
 
 
 @pytest.mark.parametrize(("overrides", "fault"), FAULTS)
-def test_what_is_not_known_is_refused_by_name(overrides, fault):
-    with pytest.raises(ValueError, match=fault):
-        load_settings(overrides=overrides)
+def test_what_is_not_known_is_refused_by_name(overrides, fault, refuses):
+    refuses(fault, load_settings, overrides=overrides)
 
 
 @pytest.mark.parametrize("text", "[1]|{a: |words|for: 5|for: [a]|for: {emoji: 5}|seed: null|a: &a [*a]".split("|"))
-def test_a_preset_that_is_no_settings_is_named(tmp_path, text):
+def test_a_preset_that_is_no_settings_is_named(tmp_path, text, refuses):
     (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"bad.yaml"):
-        load_settings(str(tmp_path / "bad.yaml"))
+    refuses(r"bad.yaml", load_settings, str(tmp_path / "bad.yaml"))
 
 
 def terms(name, **overrides):

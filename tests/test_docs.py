@@ -37,12 +37,11 @@ def test_every_file_that_a_page_links_to_is_there_and_every_page_in_the_site(nam
     assert len(places) >= 8 or name != "README.md"
 
 
-def test_a_site_with_a_run(tmp_path, monkeypatch, capsys):
+def test_a_site_with_a_run(tmp_path, monkeypatch, capsys, refuses):
     run, site = tmp_path / "run", tmp_path / "site"
     record = {"profile": "smoke", "description": "tiny", "command": "", "provenance": {}}
     write_json(run / "run.json", record | {"runs": [{"notebook": "01_a", "dataset": "scenes", "parameters": {}}]})
-    with pytest.raises(ValueError, match="no executed notebook.*rvlr reproduce --profile smoke"):
-        docs.build(run, site)
+    refuses("no executed notebook.*rvlr reproduce --profile smoke", docs.build, run, site)
     (run / "scenes").mkdir()
     (run / "scenes" / "01_a.html").write_text(
         f'<title>01</title><body><h1>A</h1>{docs.ROOT}/x<a href="../GLOSSARY.md">'
@@ -68,9 +67,8 @@ def test_a_site_with_a_run(tmp_path, monkeypatch, capsys):
     assert all((site / picture).is_file() for picture in pictures)
 
 
-def test_a_site_without_a_run_beside_other_things(tmp_path):
+def test_a_site_without_a_run_beside_other_things(tmp_path, refuses):
     assert len(docs.build(None, tmp_path / "site")) == len(docs.PAGES)
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="something else than a site"):
-        docs.build(None, tmp_path)
+    refuses("something else than a site", docs.build, None, tmp_path)
     assert (tmp_path / "thesis.tex").is_file()

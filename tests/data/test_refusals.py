@@ -55,10 +55,7 @@ def scenes(split="val", **options):
         (lambda: rouge_l_relevance([], []), r"captions are \[\]: give a list"),
         (lambda: rouge_l_relevance("ab", [0, 1]), "captions are 'ab': give a list"),
         (lambda: clean_caption(None), "a caption is None"),
-        (
-            lambda: rouge_l_relevance(AB, [0, 0.5]),
-            r"caption_image must be whole row numbers 0 to 2147483647, got \[0.5\]",
-        ),
+        (lambda: rouge_l_relevance(AB, [0, 0.5]), r"row numbers 0 to 2147483647, got \[0.5\]"),
         (lambda: rouge_l_relevance(AB, [False, True]), "of torch.bool, expected row numbers"),
         (lambda: rouge_l_relevance(AB, [0, 1], chunk_size=-1), "chunk_size -1 is too small"),
         (lambda: make_dataset().pixels([0.5], 8), r"rows must be whole row numbers 0 to 4, got \[0.5\]"),
@@ -71,6 +68,5 @@ def scenes(split="val", **options):
         (lambda: embedding_relevance(np.eye(2) * [np.nan, 1], [0, 1]), "2 rows are not finite, row 0 first"),
     ],
 )
-def test_bad_input_is_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_bad_input_is_named(call, message, refuses):
+    refuses(message, call)

@@ -6,15 +6,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from rvlr_lib.data import ImbalanceSpec, load_dataset
 from rvlr_lib.figures.style import one_column
 
 ARMS = ("matching", "matching_longer", "rvlr", "shuffled")
-
-
-@pytest.fixture(scope="session")
-def scenes():
-    return load_dataset("scenes", split="test", galleries=1, gallery_size=40, imbalance=ImbalanceSpec())
 
 
 @pytest.fixture(scope="session")

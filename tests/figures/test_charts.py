@@ -49,13 +49,12 @@ def test_differences_are_paired_and_name_their_baseline(tidy, drawn, texts):
     assert {0, -3.0, 3.0} <= set(verticals)
 
 
-def test_curves_stand_at_their_places(tidy, drawn):
+def test_curves_stand_at_their_places(tidy, drawn, refuses):
     axes = drawn(partial(charts.plot_curves, tidy(), "dial", zero=True)).axes[0]
     means = [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() not in ("None", ":")]
     assert means[0] == [2, 102]
     assert labels(axes.get_xticklabels()) == ["poor\npictures", "poor\ncaptions"]
-    with pytest.raises(ValueError, match="nothing to draw"):
-        charts.plot_curves(tidy().iloc[:0], "dial")
+    refuses("nothing to draw", charts.plot_curves, tidy().iloc[:0], "dial")
 
 
 def test_curves_of_corpora_damage_and_stages(tidy, drawn):

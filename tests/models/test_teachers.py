@@ -11,11 +11,6 @@ WIDTHS = {
 }
 
 
-@pytest.fixture(scope="module")
-def scenes():
-    return load_dataset("scenes", split="train", size=12)
-
-
 @pytest.mark.parametrize(("modality", "spec"), [(modality, spec) for modality in WIDTHS for spec in WIDTHS[modality]])
 def test_every_teacher_gives_unit_rows_that_do_not_depend_on_the_other_items(scenes, spec, modality):
     features = teacher_features(spec, modality, scenes)
@@ -33,7 +28,7 @@ def test_the_towers_are_the_sentence_encoder(scenes):
     torch.testing.assert_close(*both, atol=1e-5, rtol=1e-4)
 
 
-def test_teachers_that_are_unknown_or_lack_weights_or_truth_are_refused(tmp_path):
+def test_teachers_that_are_unknown_or_lack_weights_or_truth_are_refused(tmp_path, refuses):
     emoji = load_dataset("emoji", split="val").subset([0, 1])
     unknown = ("train", "lite2:x", "arrays", "timm:x", "sentence")
     for spec, modality, message in (
@@ -45,11 +40,10 @@ def test_teachers_that_are_unknown_or_lack_weights_or_truth_are_refused(tmp_path
         (f"sentence:{tmp_path}", "text", r"lacks config\.json and model\.safetensors"),
         ("arrays:absent.npz", "text", "absent.npz are not there"),
     ):
-        with pytest.raises(ValueError, match=message):
-            teacher_features(spec, modality, emoji)
+        refuses(message, teacher_features, spec, modality, emoji)
 
 
-def test_arrays_are_found_by_id(tmp_path):
+def test_arrays_are_found_by_id(tmp_path, refuses):
     emoji = load_dataset("emoji", split="val").subset([3, 1, 2])
     rows = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
     path = tmp_path / "rows.npz"
@@ -63,5 +57,4 @@ def test_arrays_are_found_by_id(tmp_path):
         (emoji.image_ids, rows * [[1], [np.nan], [1]], "zero or not finite"),
     ):
         np.savez(path, ids=np.array(ids), features=features)
-        with pytest.raises(ValueError, match=message):
-            teacher_features(f"arrays:{path}", "image", emoji)
+        refuses(message, teacher_features, f"arrays:{path}", "image", emoji)

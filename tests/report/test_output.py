@@ -36,12 +36,11 @@ def test_a_notebook_leaves_figures_tables_sentences_and_one_result(tmp_path):
     assert written == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf", "csv")}
 
 
-def test_interactive_output_leaves_a_finished_run_alone(tmp_path, monkeypatch):
+def test_interactive_output_leaves_a_finished_run_alone(tmp_path, monkeypatch, refuses):
     monkeypatch.setenv("RVLR_RUNS", str(tmp_path))
     assert RunOutput("02", "scenes").folder == tmp_path / "lab"
     write_json(tmp_path / "quick" / "run.json", {})
-    with pytest.raises(ValueError, match="quick is a run of `rvlr reproduce`"):
-        RunOutput("02", "scenes", tmp_path / "quick")
+    refuses("quick is a run of `rvlr reproduce`", RunOutput, "02", "scenes", tmp_path / "quick")
     monkeypatch.setenv("RVLR_HEADLESS", "1")
     RunOutput("02", "scenes", tmp_path / "quick")
 
@@ -63,9 +62,8 @@ def test_values_take_the_type_of_the_annotation(name, value, expected):
 
 
 @pytest.mark.parametrize(("name", "value", "described"), UNFIT)
-def test_unfit_values_are_refused(name, value, described):
-    with pytest.raises(ValueError, match=f"^[^\n]*{name}[^\n]*{described}|{described}"):
-        fit_parameters(KINDS, {name: value})
+def test_unfit_values_are_refused(name, value, described, refuses):
+    refuses(f"^[^\n]*{name}[^\n]*{described}|{described}", fit_parameters, KINDS, {name: value})
 
 
 def test_plain_papermill_fails_in_the_first_cell(checkout):
@@ -78,14 +76,12 @@ def test_plain_papermill_fails_in_the_first_cell(checkout):
     assert (space["seed"], type(space["rate"])) == (4, float)
 
 
-def test_reading_results_names_what_is_wrong(tmp_path):
+def test_reading_results_names_what_is_wrong(tmp_path, refuses):
     whole = {"profile": "x", "description": "", "runs": [], "command": "", "provenance": {}}
     run = {"notebook": "03", "dataset": "mine", "parameters": {}, "outputs": ["results/mine_03.json"]}
     write_json(tmp_path / "run.json", whole | {"runs": [run]})
-    with pytest.raises(ValueError, match=r"mine_03.json is missing, though"):
-        read_results(tmp_path)
+    refuses(r"mine_03.json is missing, though", read_results, tmp_path)
     (tmp_path / "results").mkdir()
     for damaged in ([], 5, {}):
         write_json(tmp_path / "results" / "mine_03.json", damaged)
-        with pytest.raises(ValueError, match=r"mine_03.json is no result of a notebook"):
-            read_results(tmp_path)
+        refuses(r"mine_03.json is no result of a notebook", read_results, tmp_path)

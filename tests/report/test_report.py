@@ -78,10 +78,9 @@ def test_claims_stand_once_and_settings_are_told_once(run, tmp_path):
     assert report.markdown_html("# I want to …").startswith('<h1 id="i-want-to-">')
 
 
-def test_damage_is_named(run, capsys):
+def test_damage_is_named(run, capsys, refuses):
     (run / "figures" / "my birds_a_second.png").unlink()
-    with pytest.raises(ValueError, match=r"my birds_a_second\.png is missing: `rvlr reproduce` draws it again"):
-        report.write_report(run)
+    refuses(r"my birds_a_second\.png is missing: `rvlr reproduce` draws it again", report.write_report, run)
     (run / "results" / f"my birds_{NAME}.json").write_text("{")
     assert cli.main(["report", str(run)]) == 2
     assert f"my birds_{NAME}.json cannot be read" in capsys.readouterr().err

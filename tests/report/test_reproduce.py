@@ -30,17 +30,6 @@ GOOD = {"notebook": "01_good"}
 
 
 @pytest.fixture
-def reproduce(checkout, capsys):
-    """Function (profile, **options) -> the lines that were said."""
-
-    def run(profile, **options):
-        runner.reproduce(profile, root=checkout.folder, **options)
-        return capsys.readouterr().out.splitlines()
-
-    return run
-
-
-@pytest.fixture
 def command(checkout, monkeypatch, capsys):
     """Function (*arguments) -> exit code, output and complaints of ``rvlr reproduce``."""
     monkeypatch.setattr(runner, "reproduce", partial(runner.reproduce, root=checkout.folder))
@@ -90,17 +79,20 @@ def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout):
     assert not list(out.rglob(".*"))
 
 
-def test_what_did_not_change_is_kept_and_what_did_runs_again(checkout, reproduce):
+def test_what_did_not_change_is_kept_and_what_did_runs_again(checkout, command):
+    def kept():
+        return [line for line in command("--profile", "good")[1].splitlines() if "kept" in line]
+
     out = checkout.folder / "runs" / "good"
-    reproduce("good")
+    assert kept() == []
     first = read_json(out / "run.json")["runs"]
     assert "results/emoji_01_good.json" in first[1]["outputs"]
-    assert sum("kept" in line for line in reproduce("good")) == 2
+    assert len(kept()) == 2
     assert read_json(out / "run.json")["runs"] == first
     (out / "results" / "emoji_01_good.json").unlink()  # only the notebook that wrote it runs again
-    assert ["scenes" in line for line in reproduce("good") if "kept" in line] == [True]
+    assert ["scenes" in line for line in kept()] == [True]
     checkout.notebook("01_good", "1")
-    assert not [line for line in reproduce("good") if "kept" in line]
+    assert kept() == []
 
 
 def test_an_edited_file_runs_again_and_the_same_words_elsewhere_are_other_settings(checkout, command, monkeypatch):
@@ -151,7 +143,7 @@ def test_a_failure_lets_what_runs_beside_it_finish_and_starts_nothing_more(check
     assert [bool(run.get("outputs")) for run in record["runs"]] == [True, False, False]  # in the order of the notebooks
 
 
-def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, reproduce):
+def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, command):
     checkout.notebook("03_wait", "import time\ntime.sleep(60)")
     names = ("scenes", "emoji")[: cpu_count()]  # which run beside each other
     both = [{"notebook": "03_wait", "parameters": {"dataset": name}} for name in names]
@@ -163,8 +155,7 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, re
     while not all(file.is_file() and '"status": "running"' in file.read_text() for file in partial_files):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    with pytest.raises(ValueError, match="another process is writing into"):
-        reproduce("wait")
+    assert "another process is writing into" in command("--profile", "wait")[2]
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "\nrvlr: interrupted; the same command goes on from here\n")
@@ -172,7 +163,7 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, re
     assert left == ["scenes/01_good.html", "scenes/01_good.ipynb"]
     assert not (out / "report.md").exists()
     checkout.notebook("03_wait", "x = 1")
-    assert "kept" in reproduce("wait")[2]
+    assert "kept" in command("--profile", "wait")[1].splitlines()[2]
     assert read_json(out / "run.json")["finished"]
 
 
@@ -186,12 +177,11 @@ UNFIT += [({"preset": "bad.yaml"}, "bad.yaml: seed is -1"), ({"seed": -1}, "'see
 
 
 @pytest.mark.parametrize(("parameters", "reason"), UNFIT)
-def test_parameters_are_checked_before_anything_is_written(checkout, reproduce, parameters, reason, monkeypatch):
+def test_parameters_are_checked_before_anything_is_written(checkout, parameters, reason, monkeypatch, refuses):
     monkeypatch.chdir(checkout.folder)
     Path("bad.csv").write_text("a,b\n1,2\n")
     Path("bad.yaml").write_text("seed: -1")
-    with pytest.raises(ValueError, match=reason):
-        reproduce("good", parameters=parameters)
+    refuses(reason, runner.reproduce, "good", root=checkout.folder, parameters=parameters)
     assert not (checkout.folder / "runs").exists()
 
 
@@ -206,13 +196,11 @@ ODD += [(f"no profile: .*{key}", [GOOD], {key: "x"}) for key in ("a", "expected_
 
 
 @pytest.mark.parametrize(("reason", "runs", "more"), ODD)
-def test_a_wrong_profile_is_refused(checkout, reason, runs, more):
+def test_a_wrong_profile_is_refused(checkout, reason, runs, more, refuses):
     checkout.profile("odd", *runs, **more)
-    with pytest.raises(ValueError, match=reason):
-        load_profile("odd", root=checkout.folder)
+    refuses(reason, load_profile, "odd", root=checkout.folder)
     (checkout.folder / "notebooks" / "profiles" / "odd.yaml").write_text("- a: [")
-    with pytest.raises(ValueError, match=r"odd\.yaml is no profile"):
-        load_profile("odd", root=checkout.folder)
+    refuses(r"odd\.yaml is no profile", load_profile, "odd", root=checkout.folder)
 
 
 def test_settings_win_in_order_and_reach_who_knows_them(checkout):

@@ -24,11 +24,10 @@ def stage(value=1, maker=make_number, needs=(), counted=()):
     return Stage("numbers", {"value": value}, maker, arguments, needs)
 
 
-def test_a_stage_is_made_once_after_those_it_needs(tmp_path):
+def test_a_stage_is_made_once_after_those_it_needs(tmp_path, refuses):
     counted = []
     second = stage(2, needs=(stage(1, counted=counted),), counted=counted)
-    with pytest.raises(ValueError, match="is not there: run the study first"):
-        Cache(tmp_path, "run the study first").folder(second)
+    refuses("is not there: run the study first", Cache(tmp_path, "run the study first").folder, second)
     folder = Cache(tmp_path).folder(second)
     assert Cache(tmp_path, "nothing may be computed").folder(second) == folder
     assert counted == [1, 2]

@@ -25,12 +25,11 @@ def results(gain, control, seeds=12, sd=0.5):
     return {"scenes": {seed: {name: cell(50 + own[seed]) for name, own in moves.items()} for seed in range(seeds)}}
 
 
-def test_metrics_joined_are_their_mean_and_the_frame_leaves_out_what_is_not_defined():
+def test_metrics_joined_are_their_mean_and_the_frame_leaves_out_what_is_not_defined(refuses):
     cell = {"metrics": {"latent": {"a": 1.0, "b": 3.0}}, "structure": {"gap": 0.5}}
     assert claims.metric_of(cell, "a & b") == 2.0
     assert claims.metric_of(cell, "gap") == 0.5
-    with pytest.raises(ValueError, match="no metric 'c'"):
-        claims.metric_of(cell, "c")
+    refuses("no metric 'c'", claims.metric_of, cell, "c")
     frame = claims.results_frame(results(1.0, 0.0, seeds=2), ["r_mean", "never"])
     assert list(frame.columns) == ["dataset", "dial", "arm", "seed", "metric", "value"]
     assert len(frame) == 6
@@ -62,15 +61,14 @@ def test_of_two_effects_the_weaker_one_is_judged(whole):
     assert abs(found.effect.mean) < 1
 
 
-def test_companions_that_differ_in_their_dial_are_one_sentence(plan):
+def test_companions_that_differ_in_their_dial_are_one_sentence(plan, refuses):
     other = replace(plan.claims["constant"], text="what matching bends")
     plan = replace(plan, claims={**plan.claims, "bend, nothing taken": other, "bend, poor captions": other})
     text = claims.lead(plan, results(1.0, 2.0), "bend")
     assert text.startswith("What matching bends: nothing taken +")
     assert "; poor captions +" in text
     assert "12 seeds" in text
-    with pytest.raises(ValueError, match="no companion begins with 'recall'"):
-        claims.lead(plan, results(1.0, 2.0), "recall")
+    refuses("no companion begins with 'recall'", claims.lead, plan, results(1.0, 2.0), "recall")
 
 
 @pytest.mark.parametrize(("gain", "verdict", "held"), [(5.0, "better", 1), (-5.0, "worse", 0)])

@@ -47,30 +47,25 @@ def test_settings_follow_what_was_chosen(plan):
         ({"claims": {"x": {"text": "", "metric": "r_mean", "effect": "rvlr - matching"}}}, "is no sum"),
     ],
 )
-def test_a_wrong_plan_is_refused_by_name(write_plan, change, fault):
-    with pytest.raises(ValueError, match=fault):
-        load_plan(write_plan(**change))
+def test_a_wrong_plan_is_refused_by_name(write_plan, change, fault, refuses):
+    refuses(fault, load_plan, write_plan(**change))
 
 
-def test_a_seal_fits_until_claims_or_tuning_change_or_it_is_edited(plan, tuned):
+def test_a_seal_fits_until_claims_or_tuning_change_or_it_is_edited(plan, tuned, refuses):
     seal = write_seal(plan, tuned, "2026-01-01")
     assert check_seal(plan, tuned) == seal["sha256"]
     other = plan.claims | {"recall": Claim("other words", "r_mean", "scenes:rvlr|text - scenes:matching|text")}
-    with pytest.raises(ValueError, match="differs from what .* sealed, in claims"):
-        check_seal(replace(plan, claims=other), tuned)
+    refuses("differs from what .* sealed, in claims", check_seal, replace(plan, claims=other), tuned)
     write_json(tuned / "tuning.json", {"chosen": CHOSEN | {"epochs": 4}})
-    with pytest.raises(ValueError, match="tuning.json differs"):
-        check_seal(plan, tuned)
+    refuses("tuning.json differs", check_seal, plan, tuned)
     seal["parts"]["chosen"]["epochs"] = 4
     write_json(tuned / "seal.json", seal)
-    with pytest.raises(ValueError, match="was edited"):
-        check_seal(plan, tuned)
+    refuses("was edited", check_seal, plan, tuned)
 
 
-def test_a_seal_comes_before_the_seeds(plan, tuned):
+def test_a_seal_comes_before_the_seeds(plan, tuned, refuses):
     write_json(tuned / "scenes" / "seed-0.json", {})
-    with pytest.raises(ValueError, match="comes before"):
-        write_seal(plan, tuned, "2026-01-01")
+    refuses("comes before", write_seal, plan, tuned, "2026-01-01")
 
 
 def test_one_length_and_one_visibility_are_taken_as_they_are(write_plan):

@@ -10,7 +10,7 @@ from rvlr_lib.study.tuning import draw_trials, tuned_arms
 from tests.tiny import tiny_towers
 
 
-def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch):
+def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses):
     tiny_towers()
     stream = lambda self, function, items, label: ((n, function(*own, "cpu", self.root)) for n, own in enumerate(items))  # noqa: E731
     monkeypatch.setattr(Runner, "stream", stream)  # in this process: workers would not know the tiny model
@@ -26,12 +26,10 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch):
     for trials in tuned["trials"].values():  # two trials on the first seed, the better one on both
         assert sorted(len(trial["scores"]) for trial in trials) == [1, 2]
         assert all(scores.keys() == {"text", "image"} for trial in trials for scores in trial["scores"].values())
-    with pytest.raises(ValueError, match="no seal.json"):
-        run()
+    refuses("no seal.json", run)
     run(seal=True)
     run(seeds="0")
-    with pytest.raises(ValueError, match="seed 2 of scenes is not planned: 0 to 1 are"):
-        run(seeds="0-2")
+    refuses("seed 2 of scenes is not planned: 0 to 1 are", run, seeds="0-2")
     assert read_study(profile, folder)[1]["scenes"].keys() == {0}
     assert "no verdict" in write_claims(profile, folder).read_text()
     run()
@@ -58,13 +56,12 @@ UNLIKE += [({"cells": {"a": {"device": told}}}, f"results of cpu and {told[:5]}"
 
 
 @pytest.mark.parametrize(("changed", "fault"), UNLIKE)
-def test_results_that_do_not_belong_together_are_refused(tmp_path, changed, fault):
+def test_results_that_do_not_belong_together_are_refused(tmp_path, changed, fault, refuses):
     record = {"seed": 0, "sealed": "a", "cells": {"rvlr|text": {"device": "cpu"}}}
     other = {key: value for key, value in {**record, "seed": 1, **changed}.items() if value is not None}
     for seed, content in enumerate((record, other)):
         write_json(tmp_path / "scenes" / f"seed-{seed}.json", content)
-    with pytest.raises(ValueError, match=fault):
-        read_seeds(tmp_path, "scenes", "a", 2)
+    refuses(fault, read_seeds, tmp_path, "scenes", "a", 2)
 
 
 def double(number, wait, device, root):
@@ -91,7 +88,6 @@ def test_a_cluster_gives_what_processes_give_though_a_worker_is_killed():
     assert found == {n: 2 * n for n in range(8)}
 
 
-def test_no_scheduler_is_one_line():
+def test_no_scheduler_is_one_line(refuses):
     pytest.importorskip("distributed")
-    with pytest.raises(ValueError, match="no Dask scheduler answers"):
-        connect("tcp://127.0.0.1:9")
+    refuses("no Dask scheduler answers", connect, "tcp://127.0.0.1:9")

@@ -15,18 +15,12 @@ from rvlr_lib.training.batches import FeatureBatches, PixelBatches
 from rvlr_lib.training.features import FeatureSet
 from rvlr_lib.training.loop import fit
 from rvlr_lib.training.objectives import Objective
-from tests.tiny import tiny_towers
 
 CPU = torch.device("cpu")
 assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 NOTHING = dict.fromkeys(LossWeights.__dataclass_fields__, 0.0) | {"contrastive": 1.0}
 OFFICIAL = {name: value for name, value in vars(LossWeights()).items() if value}
 OWNER = torch.arange(32).repeat_interleave(torch.tensor([1, 2]).repeat(16))  # picture of each of 48 captions
-
-
-@pytest.fixture(scope="session")
-def towers():
-    return tiny_towers()
 
 
 def make_pairs():

@@ -135,14 +135,13 @@ def test_what_is_not_finite_is_found_at_the_next_log_with_its_step(tmp_path, wha
     assert [line["step"] for line in lines(tmp_path / "log") if "total" in line] == [0]
 
 
-def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(monkeypatch):
+def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(monkeypatch, refuses):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
 
     objective = make_objective(fusion_layers=0)
     monkeypatch.setattr(objective, "forward", full)
-    with pytest.raises(ValueError, match="toy, step 0: .*batch of 8: set a smaller batch_size.*2 GiB"):
-        train(objective)
+    refuses("toy, step 0: .*batch of 8: set a smaller batch_size.*2 GiB", train, objective)
 
 
 @pytest.mark.slow
@@ -166,7 +165,7 @@ def test_what_cannot_be_compiled_trains_uncompiled_with_one_line(capsys, monkeyp
     assert "toy: cannot be compiled (RuntimeError: no compiler): trains uncompiled\n" in capsys.readouterr().out
 
 
-def test_gradient_checkpointing_keeps_the_gradients(towers):
+def test_gradient_checkpointing_keeps_the_gradients(towers, refuses):
     found = []
     for cheap in (False, True):
         objective, batches = make_objective(towers=towers, matching=1).train(), make_batches(towers)
@@ -176,12 +175,10 @@ def test_gradient_checkpointing_keeps_the_gradients(towers):
     torch.testing.assert_close(found[1], found[0])
     module = torch.nn.Module()
     module.visual = torch.nn.Linear(1, 1)
-    with pytest.raises(ValueError, match=r"Linear \(visual\) cannot do it"):
-        loop.checkpoint_gradients(module)
+    refuses(r"Linear \(visual\) cannot do it", loop.checkpoint_gradients, module)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused():
+def test_a_gpu_that_is_not_there_is_refused(refuses):
     assert loop.choose_device("auto") == torch.device("cpu")
-    with pytest.raises(ValueError, match="'cuda' is not there: .*; valid: auto, cpu, cuda"):
-        loop.choose_device("cuda")
+    refuses("'cuda' is not there: .*; valid: auto, cpu, cuda", loop.choose_device, "cuda")

@@ -40,14 +40,13 @@ def run_ranks(count, *arguments):
     return outputs[0][0]
 
 
-def test_a_single_process_keeps_its_rows_and_uneven_shares_are_refused(monkeypatch):
+def test_a_single_process_keeps_its_rows_and_uneven_shares_are_refused(monkeypatch, refuses):
     rows = torch.ones(3, 2)
     assert gather_rows(rows) is rows
     assert own_rows(7) == slice(0, 7)
     for batch, count in ((7, 3), (4, 4)):  # the second leaves single rows
         monkeypatch.setattr("rvlr_lib.training.processes.processes", lambda count=count: (1, count))
-        with pytest.raises(ValueError, match=f"a batch of {batch} rows .* set batch_size to a multiple of {count}"):
-            own_rows(batch)
+        refuses(f"a batch of {batch} rows .* set batch_size to a multiple of {count}", own_rows, batch)
 
 
 @gloo
