@@ -100,7 +100,7 @@ def study(**options: Any) -> None:
 
 def train(set: Pairs, **options: Any) -> None:
     """Train and evaluate one arm, on one device or under torchrun; an interrupted training goes on."""
-    from rvlr_lib.study.train import train
+    from rvlr_lib.study.study import train
 
     train(**(options | settings(set)))
 

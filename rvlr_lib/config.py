@@ -224,15 +224,11 @@ def available_presets() -> list[str]:
 
 
 def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Resolve settings.
+    """Settings of shipped presets (``scenes``, ``quick``, ``corrected``, …) or YAML files, later ones win.
 
-    Args:
-        presets: names of shipped presets (``scenes``, ``quick``, ``corrected``, …) or YAML files, later ones win. A
-            preset's part ``for: {NAME: …}`` applies where the data set is NAME, ``for: {other: …}`` to all others.
-        overrides: dotted keys, such as ``{"stage1.epochs": 3}``; a value of None leaves the preset's.
-
-    Raises:
-        ValueError: unknown preset, key or value, naming the valid ones.
+    A preset's part ``for: {NAME: …}`` applies where the data set is NAME, ``for: {other: …}`` to all others.
+    ``overrides`` have dotted keys; None leaves the preset's. ValueError for an unknown preset, key or value, naming the
+    valid ones.
 
     >>> load_settings("scenes", overrides={"stage1.epochs": 3}).stage1.epochs
     3

@@ -97,7 +97,8 @@ ENDS += [("raise KeyboardInterrupt", 130, "interrupted; the same command goes on
 def test_a_command_ends_with_its_code_and_other_processes_without_output(does, code, told, who, noise):
     script = (
         f"import sys, types\nfrom rvlr_lib import cli\ndef train(**options):\n    print('noise')\n    {does}\n"
-        f"sys.modules['rvlr_lib.study.train'] = types.SimpleNamespace(train=train)\nsys.exit(cli.main(['train']))"
+        f"sys.modules['rvlr_lib.study.study'] = types.SimpleNamespace(train=train, Study=0, open_study=0)\n"
+        "sys.exit(cli.main(['train']))"
     )
     done = python(script, **who)
     assert (done.returncode, done.stdout) == (code, noise)

@@ -104,9 +104,8 @@ def predictability(source, target) -> float:
 def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor, *, device: Device = "cpu"):
     """Everything that can be said of a space ``[I, D]`` and ``[C, D]`` of 50 or more pictures without training.
 
-    Returns:
-        ``data``, ``imbalance`` (:class:`ImbalanceReport`), ``retrieval`` and ``floor`` (relevance -> metrics in
-        percent), ``structure`` (also of pictures against captions), ``peers`` (rows of ``baselines.training_free``).
+    ``data``, ``imbalance`` (:class:`ImbalanceReport`), ``retrieval`` and ``floor`` (relevance -> metrics in percent),
+    ``structure`` (also of pictures against captions), ``peers`` (rows of ``baselines.training_free``).
     """
     images, texts = (x.to(device) for x in _checked(dataset, image_features, text_features))
     if images.shape[1] != texts.shape[1]:
@@ -131,9 +130,8 @@ def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tens
 def audit_tables(found: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """What an audit found, as tables.
 
-    Returns:
-        ``retrieval``: every figure under the headline relevance, beside its floor; ``structure``: what each modality
-        holds, gap and structure of the space, where defined; ``peers``: training-free, parameters chosen on validation.
+    ``retrieval``: every figure under the headline relevance, beside its floor; ``structure``: what each modality holds,
+    gap and structure of the space, where defined; ``peers``: training-free, parameters chosen on validation.
     """
     columns = {name: next(iter(found[part].values())) for name, part in (("found", "retrieval"), ("floor", "floor"))}
     retrieval = pd.DataFrame(columns).rename_axis("metric")

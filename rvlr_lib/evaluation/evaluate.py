@@ -67,17 +67,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Everything that a result records of unit rows ``[I, D]`` and ``[C, D]``.
 
-    Args:
-        references: spaces to compare the structure with, see :func:`structure`; None: no structure.
-        matching: ``scores_i2t [I, C]`` and ``scores_t2i [C, I]`` of the matching head; one gallery only.
-        official: also under the official protocol (headline relevance).
-        common_space: False: of two unimodal spaces, of any widths, only what needs no common space.
-        mixed_t2it: FIDELITY.md, row 11.
-        mixed_scores: row 12: ``"matching"`` puts the matching scores into the mixed lists; R@K stays that of cosines.
+    ``references``: spaces to compare the structure with, see :func:`structure`; None: no structure. ``matching``:
+    ``scores_i2t [I, C]`` and ``scores_t2i [C, I]`` of the matching head; one gallery only. ``official``: also under the
+    official protocol (headline relevance). ``common_space`` False: of two unimodal spaces, of any widths, only what
+    needs no common space. ``mixed_t2it``, ``mixed_scores``: FIDELITY.md, rows 11 and 12; ``"matching"`` puts the
+    matching scores into the mixed lists, R@K stays that of cosines.
 
-    Returns:
-        ``metrics`` (headline relevance), ``metrics_by_relevance``, ``structure``, and where asked for ``reranked``
-        (cross-modal recall by ``matching``, that of COCO 1K under ``1k/...``) and ``official``.
+    Gives ``metrics`` (headline relevance), ``metrics_by_relevance``, ``structure``, and where asked for ``reranked``
+    (cross-modal recall by ``matching``, that of COCO 1K under ``1k/...``) and ``official``.
     """
     pair = features
     if not common_space:  # columns of zeros change no cosine within a modality
@@ -162,11 +159,10 @@ def structure(
 ) -> dict[str, float]:
     """Geometry of each modality (captions: the first of each picture) against references and truths; mean of galleries.
 
-    Returns:
-        ``<modality>/<measure>_<reference>``: ``overlap`` of the ten nearest neighbours, ``trust`` and ``continuity`` in
-        percent, ``relations`` (Spearman, -1 to 1) and ``cka``; on scenes overlap and relations also against ``truth``
-        (the whole scene) and ``shown`` (what the views show). Of the space alone ``<modality>/uniformity``, and with
-        ``common_space`` ``modality_gap``, ``relative_modality_gap`` and ``alignment``.
+    ``<modality>/<measure>_<reference>``: ``overlap`` of the ten nearest neighbours, ``trust`` and ``continuity`` in
+    percent, ``relations`` (Spearman, -1 to 1) and ``cka``; on scenes overlap and relations also against ``truth`` (the
+    whole scene) and ``shown`` (what the views show). Of the space alone ``<modality>/uniformity``, and with
+    ``common_space`` ``modality_gap``, ``relative_modality_gap`` and ``alignment``.
     """
     others = {name: galleries(pair, dataset, device) for name, pair in references.items()}
     rows = []

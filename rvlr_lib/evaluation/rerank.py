@@ -22,15 +22,10 @@ def matching_scores(
 ) -> tuple[Tensor, Tensor]:
     """Re-rank the best ``top_k`` of every query by the matching head: hardly any padding, each pair once.
 
-    Args:
-        fusion: the student's fusion encoder; moved to ``device``, in evaluation mode.
-        image_tokens: ``[I, N, W_image]``, any floating dtype, also memory-mapped: read in consecutive parts.
-        text_tokens: ``[C, L, W]``, with bool ``text_mask [C, L]``, True at real tokens.
-        features: unit rows ``[I, D]`` and ``[C, D]``, for the shortlists.
-
-    Returns:
-        ``scores_i2t [I, C]`` and ``scores_t2i [C, I]`` on the CPU: the positive matching logit in the shortlist, the
-        cosine minus 100 outside.
+    ``fusion`` is moved to ``device``, in evaluation mode. ``image_tokens [I, N, W_image]``, any floating dtype, also
+    memory-mapped: read in consecutive parts; ``text_tokens [C, L, W]`` with bool ``text_mask [C, L]``, True at real
+    tokens; ``features``: unit rows ``[I, D]`` and ``[C, D]``, for the shortlists. Gives ``scores_i2t [I, C]`` and
+    ``scores_t2i [C, I]`` on the CPU: the positive matching logit in the shortlist, the cosine minus 100 outside.
     """
     images, captions = features
     count, device, shapes = len(captions), torch.device(device), [tuple(x.shape) for x in (image_tokens, text_tokens)]

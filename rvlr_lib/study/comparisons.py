@@ -1,21 +1,27 @@
-"""What notebooks compare: figures of several studies in one frame, and curves around trained arms, cached."""
+"""What notebooks ask of studies: figures of several in one frame, cached curves around arms, queries of one's own."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from rvlr_lib.config import ARMS
+from rvlr_lib.data import clean_caption
+from rvlr_lib.data.dataset import ArraySource, ImageTextDataset
 from rvlr_lib.data.dial import FAULTS
 from rvlr_lib.disk import load_tensors, read_json, write_json
-from rvlr_lib.evaluation import baselines, curves
+from rvlr_lib.evaluation import baselines
+from rvlr_lib.models import CachedRows
 from rvlr_lib.study.cache import Stage
-from rvlr_lib.study.queries import new_features
 from rvlr_lib.study.results import STRUCTURE, validation_scores
 from rvlr_lib.study.study import Study
+from rvlr_lib.training.features import encode, encode_captions, encode_images
 from rvlr_lib.training.loop import cross_modal_recall
 
 Studies = Mapping[str, Sequence[Study]]  # dial setting -> the studies of its seeds
@@ -95,7 +101,7 @@ def interpolated(study: Study, path: Sequence[str], *, steps: int = 10) -> pd.Da
     for alpha in [step / steps for step in range(steps + 1)]:
         student.load_state_dict(baselines.interpolate_weights(start, end, alpha))
         found = validation_scores(split.encode(student, study.device), split.dataset)
-        frames.append(curves.tidy(found, split.dataset, path=" → ".join(path), alpha=alpha))
+        frames.append(baselines.tidy(found, split.dataset, path=" → ".join(path), alpha=alpha))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -108,20 +114,20 @@ def without_training(study: Study, arm: str) -> pd.DataFrame:
     return baselines.training_free(*pairs["test"], splits=splits, seed=study.settings.seed)
 
 
-def mixed(study: Study, arms: Sequence[str], *, shares: Sequence[float] = curves.STEPS) -> pd.DataFrame:
-    """Corpora of pictures and captions, see :func:`rvlr_lib.evaluation.curves.mix_ratio_curve`."""
-    return _each_arm(study, arms, curves.mix_ratio_curve, shares=shares)
+def mixed(study: Study, arms: Sequence[str], *, shares: Sequence[float] = baselines.STEPS) -> pd.DataFrame:
+    """Corpora of pictures and captions, see :func:`rvlr_lib.evaluation.baselines.mix_ratio_curve`."""
+    return _each_arm(study, arms, baselines.mix_ratio_curve, shares=shares)
 
 
 def documents(study: Study, arms: Sequence[str]) -> pd.DataFrame:
-    """Documents of a picture and a caption, see :func:`rvlr_lib.evaluation.curves.document_recall`."""
-    return _each_arm(study, arms, curves.document_recall)
+    """Documents of a picture and a caption, see :func:`rvlr_lib.evaluation.baselines.document_recall`."""
+    return _each_arm(study, arms, baselines.document_recall)
 
 
 def perturbed(
     study: Study, arms: Sequence[str], *, kinds: Sequence[str], strengths: Sequence[float], most: int = 300
 ) -> pd.DataFrame:
-    """Recall of changed queries among the first ``most`` test pictures, see :func:`rvlr_lib.evaluation.curves.perturb`.
+    """Recall of changed queries among the first ``most`` test pictures, see ``baselines.perturb``.
 
     Columns ``dataset, arm, perturbation, strength, metric, value``.
     """
@@ -135,15 +141,54 @@ def perturbed(
         for strength in strengths:
             sides = list(clean)
             if strength:
-                changed = curves.perturb(few, kind, strength, study.settings.seed)
+                changed = baselines.perturb(few, kind, strength, study.settings.seed)
                 sides[side] = new_features(study, students, changed, side)
             for name in arms:
                 found = cross_modal_recall(sides[0][name], sides[1][name], owner)
                 known = {key: value for key, value in found.items() if key.startswith(metrics)}
-                frames.append(curves.tidy(known, few, arm=name, perturbation=kind, strength=strength))
+                frames.append(baselines.tidy(known, few, arm=name, perturbation=kind, strength=strength))
     return pd.concat(frames, ignore_index=True)
 
 
 def _each_arm(study: Study, arms: Sequence[str], curve: Callable[..., Any], **options: Any) -> pd.DataFrame:
     test = study.dataset("test")
     return pd.concat([curve(study.test_features(name), test, arm=name, **options) for name in arms], ignore_index=True)
+
+
+def query_encoder(study: Study, name: str) -> Callable[[Any], np.ndarray]:
+    """A function from words or a picture to a unit row ``[D]`` in the space of an arm or of the ``start``.
+
+    It takes words (cleaned as captions are) or a picture (PIL, resized as the data set's are); ``ValueError`` for
+    anything else, and for words without a letter or digit. The towers are loaded when it is first called, and kept.
+    """
+    student = cache(lambda: study.student(name))
+
+    def encode_one(item: Any) -> np.ndarray:
+        words, picture = "none", np.zeros((1, 1, 1, 3), np.uint8)
+        if isinstance(item, str):
+            words = clean_caption(item)
+            if not words:
+                raise ValueError(f"{item!r} holds no word: type letters or digits")
+        elif hasattr(item, "convert"):
+            picture = np.asarray(item.convert("RGB"))[None]
+        else:
+            raise ValueError(f"a query is words or a picture (PIL), not {type(item).__name__}")
+        one = ImageTextDataset("query", "test", ["query"], [words], np.zeros(1, np.int64), ArraySource(picture))
+        return new_features(study, {name: student()}, one, int(isinstance(item, str)))[name][0].numpy()
+
+    return encode_one
+
+
+@torch.inference_mode()
+def new_features(study: Study, students: Mapping[str, Any], dataset: ImageTextDataset, side: int) -> dict[str, Tensor]:
+    """Features of new pictures (0) or captions (1) in each space; frozen towers see them once, as those of a study."""
+    model = study.settings.model
+    if not model.freeze_towers:
+        return {name: encode(student, dataset, study.device)[side] for name, student in students.items()}
+    options: dict[str, Any] = {"towers": study.towers, "splits": {"few": dataset}, "device": study.device}
+    with TemporaryDirectory() as scratch:
+        (encode_images, encode_captions)[side](Path(scratch), precision=model.precision, tokens=False, **options)
+        rows = torch.from_numpy(np.load(Path(scratch) / "few" / "features.npy"))
+    seen = CachedRows((rows if side else rows[:, 0]).to(study.device))
+    heads = {name: (student.encode_image, student.encode_text)[side] for name, student in students.items()}
+    return {name: head(seen).features.float().cpu() for name, head in heads.items()}

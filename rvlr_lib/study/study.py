@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from rvlr_lib import config
 from rvlr_lib.config import ARMS, Settings
 from rvlr_lib.data import NAMES, PREPARED
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
-from rvlr_lib.disk import load_tensors, read_json, sha256
+from rvlr_lib.disk import load_tensors, own_folder, read_json, sha256, whole_file, write_json
 from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers, principal_directions
 from rvlr_lib.provenance import data_name, home, provenance
 from rvlr_lib.similarity import unit_rows
@@ -26,6 +27,7 @@ from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
 from rvlr_lib.training.features import FeatureSet, encode_captions, encode_images, encode_tokens, read_features
 from rvlr_lib.training.loop import Execution, choose_device
 from rvlr_lib.training.objectives import gradient_shares
+from rvlr_lib.training.processes import is_main, process_group
 from rvlr_lib.training.stages import Features, Split
 
 MODALITIES = ("image", "text")
@@ -309,13 +311,12 @@ def open_study(
     pretrained: str | None = None,
     **overrides: Any,
 ) -> Study:
-    """A study of a data set by name.
+    """A study of a data set by name; options that are not told here are those of :class:`Study`.
 
     Args:
         name: ``scenes``, ``emoji``, ``clipart``, or a file that :func:`rvlr_lib.data.load_dataset` reads.
         preset: sizes, such as ``smoke``, or a YAML file; None: ``quick``, or the official ones of a published set.
         method: preset of the method's switches: ``corrected`` or ``official``.
-        device, root, execution, missing: see :class:`Study`.
         seed: of everything, the scenes' world and the dial's draws among it.
         image_root, model, pretrained: short for ``data.image_root``, ``model.name`` and ``model.pretrained``.
         overrides: settings and their values, dotted (``**{"data.text_detail": 0.5}``); None leaves the preset's.
@@ -327,3 +328,29 @@ def open_study(
     presets = [name if name in NAMES else "own", *filter(None, (tuned, usual if preset is None else preset)), method]
     settings = config.load_settings(*presets, overrides={"data.name": name, "seed": seed, **named, **overrides})
     return Study(settings, device=device, root=root, execution=execution, missing=missing)
+
+
+def train(
+    dataset: str, arm: str, preset: str, device: str, out: Path | None, overwrite: bool, root: Path | None, **own: Any
+) -> None:
+    """Train and evaluate an arm after what it goes on from; an interrupted training goes on.
+
+    ``own``: ``timeout``, options of :class:`rvlr_lib.training.loop.Execution`, others of ``open_study``. Weights, log
+    and result go to ``out``, by default a folder below ``root`` named by data set, arm and seed; ``overwrite`` replaces
+    what it holds of other settings. Under torchrun each process takes the GPU of its local rank.
+    """
+    running = {name: own.pop(name) for name in ("compile", "gradient_checkpointing", "save_every", "resume")}
+    place, sizes = Path(root) if root else home(), preset or (None if dataset in NAMES else "own")
+    with process_group(choose_device(device), own.pop("timeout")):
+        execution = Execution(checkpoints=place / "checkpoints", **running)
+        study = open_study(dataset, preset=sizes, device=device, root=place, execution=execution, **own)
+        target = Path(out or place / "train" / f"{data_name(dataset)}-{arm}-seed{study.settings.seed}")
+        identity = {"key": study.result_stage(arm).key, "settings": asdict(study.settings)}
+        with own_folder(target, identity, overwrite=overwrite) if is_main() else nullcontext():
+            result, folder = study.result(arm), study.student_folder(arm)
+            if is_main():
+                for path in folder.iterdir():
+                    with whole_file(target / path.name) as temporary:
+                        shutil.copyfile(path, temporary)
+                write_json(target / "result.json", result)
+                print(f"r_mean {result.metrics['r_mean']:.1f}; weights, log and result in {target}")

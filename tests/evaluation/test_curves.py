@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import ndcg_score
 
 from rvlr_lib.data.scenes import COLOUR_WORDS, SHAPE_WORDS
-from rvlr_lib.evaluation import curves
+from rvlr_lib.evaluation import baselines as curves
 from rvlr_lib.evaluation.evaluate import random_features, relevances
 from rvlr_lib.similarity import unit_rows
 

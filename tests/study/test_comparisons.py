@@ -7,7 +7,7 @@ import torch
 from rvlr_lib.config import Settings
 from rvlr_lib.disk import write_json
 from rvlr_lib.study import comparisons, sweep
-from rvlr_lib.study.queries import query_encoder
+from rvlr_lib.study.comparisons import query_encoder
 from rvlr_lib.training.loop import cross_modal_recall
 
 

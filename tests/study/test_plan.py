@@ -4,7 +4,7 @@ import pytest
 
 from rvlr_lib.disk import write_json
 from rvlr_lib.study.plan import Claim, check_seal, load_plan, write_seal
-from rvlr_lib.study.tuning import _Search
+from rvlr_lib.study.sweep import _Search
 
 TRIAL = {"learning_rate": 1e-3, "strengths": {}}
 CHOSEN = {

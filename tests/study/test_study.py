@@ -127,6 +127,6 @@ def test_the_command_trains_an_arm_and_keeps_a_folder_of_other_settings(tmp_path
     assert "seed was 0, is 1" in capsys.readouterr().err
     assert cli.main([*command, *chosen, "--out", str(tmp_path / "out" / "log.jsonl")]) == 2
     assert "log.jsonl is a file: choose a folder" in capsys.readouterr().err
-    monkeypatch.setattr("rvlr_lib.study.train.open_study", lambda name, preset, **_: exit(f"sizes {preset}"))
+    monkeypatch.setattr("rvlr_lib.study.study.open_study", lambda name, preset, **_: exit(f"sizes {preset}"))
     with pytest.raises(SystemExit, match="sizes None"):
         cli.main(["train", "--dataset", "flickr30k"])

@@ -5,8 +5,7 @@ import pytest
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.study.claims import map_frame, read_study, write_claims
 from rvlr_lib.study.runner import Runner, connect
-from rvlr_lib.study.sweep import read_seeds, run_study
-from rvlr_lib.study.tuning import draw_trials, tuned_arms
+from rvlr_lib.study.sweep import draw_trials, read_seeds, run_study, tuned_arms
 from tests.tiny import tiny_towers
 
 
