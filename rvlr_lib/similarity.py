@@ -1,4 +1,4 @@
-"""Cosine and relation matrices: the one place where features meet each other."""
+"""Cosine and relation matrices, linear maps: the one place where features meet each other."""
 
 from typing import Any
 
@@ -48,6 +48,11 @@ def row_numbers(name: str, value: Any, count: int, rows: int, device: torch.devi
     return value.long()
 
 
+def full_precision(values: Tensor) -> Tensor:
+    """At least float32: half precision rounds, and ties, too much for losses and rankings."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def unit_rows(features: Tensor) -> Tensor:
     """Rows ``[..., D]`` scaled to length 1, also those of 1e-30 or 1e30; a zero row stays zero, its gradient finite."""
     if not features.shape[-1]:
@@ -68,3 +73,33 @@ def off_diagonal(matrix: Tensor) -> Tensor:
     """The entries ``j != i`` of each row of a square ``[B, B]``, in order, as ``[B, B - 1]``."""
     rows = len(matrix)  # without the first entry, every (B + 1)-th one left is a diagonal entry
     return matrix.reshape(-1)[1:].view(rows - 1, rows + 1)[:, :-1].reshape(rows, rows - 1)
+
+
+def principal_directions(features: Tensor, width: int) -> Tensor:
+    """Leading right singular vectors ``[W, D]`` of ``[N, W]``, scaled to unit rows, mean kept: least change of cosines.
+
+    ``width`` is ``D``, at most ``W``.
+    """
+    if width > features.shape[1]:
+        raise ValueError(f"features of width {features.shape[1]} have no {width} directions: reduce embed_dim")
+    rows = unit_rows(features.double())
+    vectors = torch.linalg.eigh(rows.T @ rows).eigenvectors.flip(1)[:, :width]
+    greatest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    return (vectors * greatest.sign()).float()  # the greatest entry of each is positive
+
+
+def ridge_map(inputs: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Ridge regression with intercept, ``[N, W]`` to ``[N, D]``: weight ``[D, W]`` and bias ``[D]`` of ``nn.Linear``.
+
+    The penalty on the squared weights is in units of the mean diagonal entry of the inputs' centred Gram matrix.
+    """
+    if len(inputs) != len(targets) or penalty <= 0:
+        shapes = list(inputs.shape), list(targets.shape)
+        raise ValueError(f"inputs and targets {shapes} need equally many rows, and {penalty=} must be positive")
+    x, y = inputs.double(), targets.double()
+    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+    gram = (x - x_mean).T @ (x - x_mean)
+    scale = gram.diagonal().mean()  # 0 where all inputs are equal: then the weight is 0
+    gram.diagonal().add_(penalty * torch.where(scale > 0, scale, 1))
+    weight = torch.linalg.solve(gram, (x - x_mean).T @ (y - y_mean)).T
+    return weight.float(), (y_mean - weight @ x_mean).float()

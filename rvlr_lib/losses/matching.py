@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from rvlr_lib.losses._checks import number, readable, same_image
-from rvlr_lib.similarity import as_tensor
+from rvlr_lib.similarity import as_tensor, full_precision
 
 
 @torch.no_grad()
@@ -25,8 +25,7 @@ def sample_hard_negatives(
     same = same_image(image_ids, len(similarity), similarity.device)
     if readable(same) and same.all(dim=1).any():
         raise ValueError("a row has no negative: all its candidates show the same image")
-    logits = similarity.to(torch.promote_types(similarity.dtype, torch.float32))
-    logits = logits / number("temperature", temperature, nonzero=True)
+    logits = full_precision(similarity) / number("temperature", temperature, nonzero=True)
     if readable(logits) and not logits.isfinite().all():
         raise ValueError("similarity / temperature must be finite to draw negatives from")
     chances = (F.softmax(rows, dim=1).add_(1e-5).masked_fill_(same, 0) for rows in (logits.T, logits))
@@ -47,5 +46,5 @@ def image_text_matching_loss(positive_logits: Tensor, negative_logits: Tensor) -
         raise ValueError(f"expected logits [B, 2] and [2B, 2] with B >= 2, got {told}")
     logits = torch.cat([positive, negative])
     labels = torch.arange(len(logits), device=logits.device) < len(positive)
-    loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.long())
+    loss = F.cross_entropy(full_precision(logits), labels.long())
     return loss.to(logits.dtype) if logits.is_floating_point() else loss

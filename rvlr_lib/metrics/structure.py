@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rvlr_lib.metrics.ranking import paired_rows, whole_numbers
-from rvlr_lib.similarity import finite_rows, off_diagonal, unit_rows
+from rvlr_lib.similarity import finite_rows, full_precision, off_diagonal, unit_rows
 
 CHUNK = 256  # rows compared at once; 30,000 points then take 60 MB a float64 matrix
 MAX_POINTS, MAX_PAIRS, PAIR_CHUNK = 2000, 2_000_000, 16384  # pairs beyond that many items are a sample
@@ -95,7 +95,7 @@ def relational_similarity(features_a, features_b) -> float:
 @torch.no_grad()
 def linear_cka(features_a, features_b) -> float:
     """Linear centred kernel alignment (0 to 1) of ``[N, D]`` and ``[N, E]`` (Kornblith et al. 2019), or NaN."""
-    a, b = _finite("features_a", features_a).double(), _finite("features_b", features_b).double()
+    a, b = finite_rows("features_a", features_a).double(), finite_rows("features_b", features_b).double()
     if len(a) != len(b) or len(a) < 3:
         raise ValueError(f"expected the same 3 or more items, got {tuple(a.shape)} and {tuple(b.shape)}")
     a, b = (x / x.abs().max().clamp_min(torch.finfo(x.dtype).tiny) for x in (a, b.to(a.device)))
@@ -140,7 +140,7 @@ def alignment(image_features, text_features, caption_image) -> float:
 @torch.no_grad()
 def uniformity(features, t: float = 2.0) -> float:
     """``log mean exp(−t d²)`` over all pairs of distinct unit rows ``[N, D]`` (Wang and Isola 2020); lower is wider."""
-    x = unit_rows(_finite("features", features).double())
+    x = unit_rows(finite_rows("features", features).double())
     if len(x) < 2:
         raise ValueError(f"expected [N, D] with N >= 2, got {tuple(x.shape)}")
     total = sum(torch.exp(2 * t * (x[rows] @ x.T - 1)).sum() for rows in torch.arange(len(x)).split(CHUNK))
@@ -157,7 +157,7 @@ def _to_others(rows: Tensor, begin: int) -> Tensor:
 
 def _two_spaces(features_a, features_b) -> tuple[Tensor, Tensor]:
     """Unit rows of the same items in two spaces."""
-    first, second = (unit_rows(_finite("features", features)) for features in (features_a, features_b))
+    first, second = (unit_rows(full_precision(finite_rows("features", x))) for x in (features_a, features_b))
     if len(first) != len(second):
         shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
         raise ValueError(f"spaces of shape {shapes} do not hold the same items")
@@ -170,12 +170,6 @@ def neighbour_share(similarity: Tensor, k: int) -> Tensor:
     nearer, tied = similarity > last, similarity == last
     left = k - nearer.sum(dim=1, keepdim=True)
     return nearer + tied * (left.double() / tied.sum(dim=1, keepdim=True))
-
-
-def _finite(name: str, value) -> Tensor:
-    """Finite rows in float32 or float64, which half precision, full of ties, becomes."""
-    rows = finite_rows(name, value)
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _ranks(values: Tensor) -> Tensor:

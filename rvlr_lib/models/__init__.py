@@ -3,16 +3,7 @@
 
 from rvlr_lib.models.export import load_student, save_student
 from rvlr_lib.models.fusion import FusionEncoder
-from rvlr_lib.models.student import (
-    CachedRows,
-    Encoded,
-    HeadStudent,
-    Student,
-    TowerStudent,
-    full_precision,
-    principal_directions,
-    ridge_map,
-)
+from rvlr_lib.models.student import CachedRows, Encoded, HeadStudent, Student, TowerStudent
 from rvlr_lib.models.teachers import teacher_features
 from rvlr_lib.models.towers import (
     Towers,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rvlr_lib.models.fusion import FusionEncoder
 from rvlr_lib.models.towers import Towers, batch_dropout, encode_image_tokens, encode_text_tokens
-from rvlr_lib.similarity import unit_rows
+from rvlr_lib.similarity import full_precision, unit_rows
 
 HIDDEN, HEAD_DROPOUT, FUSION_WIDTH = 512, 0.2, 128
 
@@ -120,7 +120,7 @@ class HeadStudent(Student):
     """Heads on cached features; it starts as the projection onto given directions.
 
     Args:
-        image_directions, text_directions: ``[W, D]`` of :func:`principal_directions`; the two ``W`` may differ.
+        image_directions, text_directions: ``[W, D]`` of ``similarity.principal_directions``; the two ``W`` may differ.
         token_widths: widths of the cached image and text tokens, needed with a fusion encoder, which is 128 wide.
         fusion_layers, temperature, seed: as of :class:`TowerStudent`.
     """
@@ -161,38 +161,3 @@ class HeadStudent(Student):
         rows = unit_rows(x.features)
         features = head(batch_dropout(rows, dropout) if dropout else rows)
         return Encoded(unit_rows(full_precision(features)), x.tokens.to(rows.dtype) if tokens else None, x.mask)
-
-
-def principal_directions(features: Tensor, width: int) -> Tensor:
-    """Leading right singular vectors ``[W, D]`` of ``[N, W]``, scaled to unit rows, mean kept: least change of cosines.
-
-    ``width`` is ``D``, at most ``W``.
-    """
-    if width > features.shape[1]:
-        raise ValueError(f"features of width {features.shape[1]} have no {width} directions: reduce embed_dim")
-    rows = unit_rows(features.double())
-    vectors = torch.linalg.eigh(rows.T @ rows).eigenvectors.flip(1)[:, :width]
-    greatest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-    return (vectors * greatest.sign()).float()  # the greatest entry of each is positive
-
-
-def ridge_map(inputs: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Ridge regression with intercept, ``[N, W]`` to ``[N, D]``: weight ``[D, W]`` and bias ``[D]`` of ``nn.Linear``.
-
-    The penalty on the squared weights is in units of the mean diagonal entry of the inputs' centred Gram matrix.
-    """
-    if len(inputs) != len(targets) or penalty <= 0:
-        shapes = list(inputs.shape), list(targets.shape)
-        raise ValueError(f"inputs and targets {shapes} need equally many rows, and {penalty=} must be positive")
-    x, y = inputs.double(), targets.double()
-    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
-    gram = (x - x_mean).T @ (x - x_mean)
-    scale = gram.diagonal().mean()  # 0 where all inputs are equal: then the weight is 0
-    gram.diagonal().add_(penalty * torch.where(scale > 0, scale, 1))
-    weight = torch.linalg.solve(gram, (x - x_mean).T @ (y - y_mean)).T
-    return weight.float(), (y_mean - weight @ x_mean).float()
-
-
-def full_precision(features: Tensor) -> Tensor:
-    """Half-precision features in float32: losses and cosines are computed in full precision."""
-    return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features

@@ -208,13 +208,14 @@ def encode_text_tokens(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Features ``[B, D]`` (not normalised) of int64 ``[B, L]``; tokens ``[B, L', W]`` where wanted; mask ``[B, L']``.
 
-    The mask is True at real tokens. On the CPU the ids are trimmed to the longest caption of the batch where that
-    changes nothing. ``dropout`` is the chance to zero an entry of a token embedding: two draws make two views of one
-    caption. Not ``projected``, features are what a Hugging Face tower pools. ValueError for a tower without tokens.
+    The mask is True at real tokens. In evaluation on the CPU ids are trimmed to the longest caption where that changes
+    nothing. ``dropout`` is the chance to zero an entry of a token embedding: two draws make two views of one caption.
+    Not ``projected``, features are what a Hugging Face tower pools. ValueError for a tower without tokens.
     """
     hugging_face = hasattr(text, "pooler")
     real, length = real_tokens(text, token_ids), token_ids.shape[1]
-    if trims_padding(text) and token_ids.device.type == "cpu":  # elsewhere the length would have to be waited for
+    # in training batches come trimmed; on a GPU the length would have to be waited for
+    if trims_padding(text) and not text.training and token_ids.device.type == "cpu":
         length = int(real.sum(dim=1).max())
         token_ids, real = token_ids[:, :length], real[:, :length]
     embedding = text.transformer.get_input_embeddings() if hugging_face else text.token_embedding
@@ -243,18 +244,9 @@ def _run(tower: nn.Module, forward: Callable[[], Any], tokens: bool) -> tuple[Te
 
 
 def batch_dropout(features: Tensor, chance: float) -> Tensor:
-    """Dropout of this process's rows ``[B / W, ...]`` of a batch, drawn for all of it: the same for any number W.
-
-    Sequences ``[B / W, L, D]`` may differ in ``L`` between the processes.
-    """
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    if alone or torch.distributed.get_world_size() == 1:
+    """Dropout of this process's rows ``[B / W, ...]`` of a batch, drawn for all of it: the same for any number W."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return F.dropout(features, chance)
-    rank, count, rows = torch.distributed.get_rank(), torch.distributed.get_world_size(), len(features)
-    length, *widths = features.shape[1:]
-    if widths:
-        longest = torch.tensor(length, device=features.device)
-        torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
-        length = int(longest)
-    kept = F.dropout(features.new_ones(count * rows, length, *widths), chance)[rank * rows : (rank + 1) * rows]
-    return features * kept[:, : features.shape[1]]
+    count = torch.distributed.get_world_size()
+    kept = F.dropout(features.new_ones(count * len(features), *features.shape[1:]), chance)
+    return features * kept.chunk(count)[torch.distributed.get_rank()]

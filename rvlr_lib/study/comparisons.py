@@ -21,7 +21,7 @@ from rvlr_lib.models import CachedRows
 from rvlr_lib.study.cache import Stage
 from rvlr_lib.study.results import STRUCTURE, validation_scores
 from rvlr_lib.study.study import Study
-from rvlr_lib.training.features import encode, encode_captions, encode_images
+from rvlr_lib.training.features import encode, encode_frozen
 from rvlr_lib.training.loop import cross_modal_recall
 
 Studies = Mapping[str, Sequence[Study]]  # dial setting -> the studies of its seeds
@@ -186,8 +186,9 @@ def new_features(study: Study, students: Mapping[str, Any], dataset: ImageTextDa
     if not model.freeze_towers:
         return {name: encode(student, dataset, study.device)[side] for name, student in students.items()}
     options: dict[str, Any] = {"towers": study.towers, "splits": {"few": dataset}, "device": study.device}
+    options |= {"modality": ("image", "text")[side], "precision": model.precision, "tokens": False}
     with TemporaryDirectory() as scratch:
-        (encode_images, encode_captions)[side](Path(scratch), precision=model.precision, tokens=False, **options)
+        encode_frozen(Path(scratch), **options)
         rows = torch.from_numpy(np.load(Path(scratch) / "few" / "features.npy"))
     seen = CachedRows((rows if side else rows[:, 0]).to(study.device))
     heads = {name: (student.encode_image, student.encode_text)[side] for name, student in students.items()}

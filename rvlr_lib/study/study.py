@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property, lru_cache
@@ -16,15 +15,15 @@ from rvlr_lib.config import ARMS, Settings
 from rvlr_lib.data import NAMES, PREPARED
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.disk import load_tensors, own_folder, read_json, sha256, whole_file, write_json
-from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers, principal_directions
+from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers
 from rvlr_lib.provenance import data_name, home, provenance
-from rvlr_lib.similarity import unit_rows
+from rvlr_lib.similarity import principal_directions, unit_rows
 from rvlr_lib.study import results
 from rvlr_lib.study.cache import Cache, Stage, data_parts, read_split
 from rvlr_lib.study.plan import REFERENCES
 from rvlr_lib.training import features, stages
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
-from rvlr_lib.training.features import FeatureSet, encode_captions, encode_images, encode_tokens, read_features
+from rvlr_lib.training.features import FeatureSet, encode_frozen, encode_tokens, read_features
 from rvlr_lib.training.loop import Execution, choose_device
 from rvlr_lib.training.objectives import gradient_shares
 from rvlr_lib.training.processes import is_main, process_group
@@ -155,15 +154,15 @@ class Study:
     def _feature_stage(self, modality: str) -> Stage:
         """Features of all splits; pictures of the training split in several views."""
         model, optim, data = self.settings.model, self.settings.stage1, data_parts(self.settings, modality)
-        maker: Callable[..., None] = encode_captions
         options: dict[str, Any] = {"tokens": bool(model.fusion_layers), "precision": model.precision}
         parts = {name: getattr(model, name) for name in ("name", *TOWER_SETTINGS)} | options | {"data": data}
         if modality == "image":
-            maker = encode_images
             parts |= {"views": model.views, "crop": optim.crop_scale, "flip": optim.flip}
             # pictures that no seed decides have one set of views
             options |= {"views": model.views, "optim": optim, "seed": data.get("seed", 0)}
-        return Stage(f"{modality}-features", parts, maker, lambda: {**self._given(), "towers": self.towers, **options})
+        options |= {"modality": modality}
+        stored = f"{modality}-features"
+        return Stage(stored, parts, encode_frozen, lambda: {**self._given(), "towers": self.towers, **options})
 
     def _teacher_stages(self, spec: str) -> list[Stage | None]:
         """Stages of the image and the text teacher; Lite2 is an image teacher."""

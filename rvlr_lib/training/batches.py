@@ -83,14 +83,6 @@ class Batches:
         """The epoch's batches from :attr:`position` on."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, int]:
-        """The place of the next batch."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a place."""
-        self.epoch, self.position = state["epoch"], state["position"]
-
     def _generator(self, purpose: str, step: int = 0, device: Any = None) -> torch.Generator:
         return torch.Generator(device or self.draw_on).manual_seed(derived_seed(self.seed, purpose, self.epoch, step))
 
@@ -180,6 +172,7 @@ class PixelBatches(Batches):
     def _decode(self, epoch: Epoch, step: int, two_views: bool) -> list[Tensor]:
         """Pixels, rows of pictures and captions, and token ids of both views, in memory that a GPU copies from."""
         images, first, second = (rows[step, self.part] for rows in epoch)
-        ids = [self.token_ids[rows, : self.lengths[rows].max()] for rows in (first, second)[: 1 + two_views]]
-        found = [self.dataset.pixels(images, self.image_size), images, first, *ids]
+        longest = [self.lengths[rows[step]].max() for rows in epoch[1:]]  # of all processes' rows: sequences stack
+        ids = [self.token_ids[rows, :length] for rows, length in zip((first, second), longest, strict=True)]
+        found = [self.dataset.pixels(images, self.image_size), images, first, *ids[: 1 + two_views]]
         return [part.pin_memory() for part in found] if self.device.type == "cuda" else found

@@ -61,9 +61,10 @@ _say = cache(print)  # a line is printed once
 
 
 @torch.inference_mode()
-def encode_images(
+def encode_frozen(
     folder: Path,
     *,
+    modality: str,
     towers: Towers,
     splits: Mapping[str, ImageTextDataset],
     tokens: bool,
@@ -73,22 +74,25 @@ def encode_images(
     optim: TrainSettings | None = None,
     seed: int = 0,
 ) -> None:
-    """Store features of the pictures of all splits by the frozen image tower; several processes share the work.
+    """Store features of the pictures (``image``) or captions (``text``) of all splits by the frozen tower.
 
-    ``SPLIT/features.npy [I, V, W]`` is float32: the plain view, and for the training split ``views - 1`` augmented
-    ones, drawn by ``seed``, cropped and flipped as ``optim`` says. With ``tokens``, ``SPLIT/tokens.npy [I, N, W]`` is
-    float16, of the plain view. ``precision``: see :func:`mixed_precision`. ValueError with the sizes where the disk has
-    no room.
+    ``SPLIT/features.npy`` is float32: of captions ``[C, W]``, of pictures ``[I, V, W]``: the plain view, and for the
+    training split ``views - 1`` augmented ones, drawn by ``seed``, cropped and flipped as ``optim`` says. With
+    ``tokens``, ``SPLIT/tokens.npy`` is float16: ``[I, N, W]`` of the plain view; ``[C, L, W]`` with bool ``mask.npy [C,
+    L]``, ``L`` that of the longest caption. Captions beyond the tower's context are cut; their number and that of
+    captions it hardly knows are printed. Several processes share the work. ValueError with the sizes where the disk has
+    no room. ``precision``: see :func:`mixed_precision`.
     """
-    visual = towers.visual.to(device).eval()
+    pictures, context = modality == "image", int(towers.tokenizer.context_length)
+    tower = (towers.visual if pictures else towers.text).to(device).eval()
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (towers.mean, towers.std))
 
     def run(pixels: Tensor, tokens: bool) -> tuple[Tensor, Tensor | None]:
         normal = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
         with mixed_precision(device, precision):
-            return models.encode_image_tokens(visual, normal, tokens=tokens, projected=False)
+            return models.encode_image_tokens(tower, normal, tokens=tokens, projected=False)
 
-    def encode_batch(rows: Tensor, pixels: Tensor, views: int) -> Rows:
+    def encode_pictures(rows: Tensor, pixels: Tensor, views: int) -> Rows:
         pixels = pixels.to(device)
         plain, grid = run(pixels.float() / 255, tokens)
         found = [plain]
@@ -99,47 +103,28 @@ def encode_images(
             found.append(run(augment(pixels, draws, scale=optim.crop_scale, flip=optim.flip), False)[0])
         return _as_rows(torch.stack(found, dim=1), grid)
 
-    for split, dataset in splits.items():
-        work = partial(encode_batch, views=views if split == "train" else 1)
-        parts = _encode_pictures(dataset, towers.image_size, work)
-        _store(folder / split, parts, len(dataset), f"{dataset.name}/{split} pictures")
-
-
-@torch.inference_mode()
-def encode_captions(
-    folder: Path,
-    *,
-    towers: Towers,
-    splits: Mapping[str, ImageTextDataset],
-    tokens: bool,
-    precision: str,
-    device: torch.device,
-) -> None:
-    """Store features of the captions of all splits by the frozen text tower; several processes share the work.
-
-    ``SPLIT/features.npy [C, W]`` is float32; with ``tokens``, ``SPLIT/tokens.npy [C, L, W]`` is float16 and ``mask.npy
-    [C, L]`` bool, ``L`` that of the longest caption. Captions beyond the tower's context are cut; their number and
-    that of captions it hardly knows are printed. ValueError as of :func:`encode_images`.
-    """
-    text, context = towers.text.to(device).eval(), int(towers.tokenizer.context_length)
-
-    def encode_batch(_rows: Tensor, ids: Tensor) -> Rows:
+    def encode_ids(_rows: Tensor, ids: Tensor) -> Rows:
         with mixed_precision(device, precision):
-            return _as_rows(*models.encode_text_tokens(text, ids.to(device), tokens=tokens, projected=False))
+            return _as_rows(*models.encode_text_tokens(tower, ids.to(device), tokens=tokens, projected=False))
 
     for split, dataset in splits.items():
-        name, count = f"{dataset.name}/{split}", len(dataset.captions)
-        lengths, strange = zip(*models.count_tokens(towers.tokenizer, dataset.captions), strict=True)
+        name, captions = f"{dataset.name}/{split}", dataset.captions
+        if pictures:
+            work = partial(encode_pictures, views=views if split == "train" else 1)
+            parts = _encode_pictures(dataset, towers.image_size, work)
+            _store(folder / split, parts, len(dataset), f"{name} pictures")
+            continue
+        lengths, strange = zip(*models.count_tokens(towers.tokenizer, captions), strict=True)
         cut, way = sum(length > context for length in lengths), "a greater context_length keeps them whole"
         unknown = "of words that the text tower mostly does not know: another one may (model, text_weights)"
         for number, told in (cut, f"longer than {context} tokens and are cut; {way}"), (sum(strange), unknown):
             if number and is_main():
-                print(f"{name}: {number:,} of {count:,} captions are {told}")
-        _store(folder / split, _encode_texts(towers, dataset.captions, encode_batch), count, f"{name} captions")
+                print(f"{name}: {number:,} of {len(captions):,} captions are {told}")
+        _store(folder / split, _encode_texts(towers, captions, encode_ids), len(captions), f"{name} captions")
 
 
 def read_features(image_folder: Path, text_folder: Path, split: str) -> FeatureSet:
-    """Open what :func:`encode_images` and :func:`encode_captions` stored, memory-mapped; ValueError if damaged."""
+    """Open what :func:`encode_frozen` stored, memory-mapped; ValueError if damaged."""
     images, texts = (_open(folder / split) for folder in (image_folder, text_folder))
     tokens = images.get("tokens"), texts.get("tokens"), texts.get("mask")
     return FeatureSet(images["features"].transpose(0, 1), texts["features"], *tokens)

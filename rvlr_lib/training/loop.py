@@ -6,6 +6,7 @@ Between two lines of the log the host only queues work: losses, norms and whethe
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -29,7 +30,8 @@ from rvlr_lib.training.features import mixed_precision
 from rvlr_lib.training.objectives import Objective
 from rvlr_lib.training.processes import all_reduce_sum, is_main, processes, same_everywhere, spread
 
-PROJECTIONS = ("proj", "text_projection", "head")  # of a tower, into the common space
+# a parameter of a tower's body, and not of its projection into the common space
+TOWER_BODY = re.compile(r"student\.(visual|text)\.(?!(proj|text_projection|head)\b)")
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,7 @@ class Training:
         self.precision = mixed_precision(self.device, self.optim.precision)
         self.steps = self.optim.epochs * batches.steps_per_epoch
         self.optimizer, self.schedule = build_optimizer(objective, self.optim, self.steps)
-        self.parts: dict[str, Any] = {"weights": objective, "optimizer": self.optimizer}
-        self.parts |= {"schedule": self.schedule, "batches": batches}
+        self.parts: dict[str, Any] = {"weights": objective, "optimizer": self.optimizer, "schedule": self.schedule}
         self.fitted, self.step, self.epoch, self.log = Fitted(self.steps), 0, 0, ""
         self.watched: list[tuple[int, list[str], Tensor]] = []  # step, names and values, on the device
         self.started = time.monotonic()  # less what passed before an interruption
@@ -250,6 +251,7 @@ class Training:
         except RuntimeError as error:
             raise ValueError(f"{where} holds weights of another architecture: {error}") from error
         self.step, self.epoch, self.log = state["step"], state["epoch"], state["log"]
+        self.batches.epoch, self.batches.position = self.epoch, self.step - self.epoch * self.batches.steps_per_epoch
         self.started -= self.fitted.seconds
         self.fitted.state = {name: value.to(self.device) for name, value in self.fitted.state.items()}
 
@@ -260,7 +262,7 @@ def build_optimizer(objective: nn.Module, optim: TrainSettings, steps: int) -> t
     groups: dict[tuple[float, float], list[Tensor]] = {(rate, optim.weight_decay): []}  # first: its rate is logged
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
-            own = optim.tower_lr_multiplier if is_tower_body(name) else 1.0
+            own = optim.tower_lr_multiplier if TOWER_BODY.match(name) else 1.0
             decay = 0.0 if parameter.ndim <= 1 else optim.weight_decay
             groups.setdefault((rate * own, decay), []).append(parameter)
     listed = [{"params": group, "lr": own, "weight_decay": decay} for (own, decay), group in groups.items()]
@@ -268,17 +270,6 @@ def build_optimizer(objective: nn.Module, optim: TrainSettings, steps: int) -> t
     warmup = max(1, round(optim.warmup * steps))
     falling = max(1, steps - warmup)
     return optimizer, LambdaLR(optimizer, lambda step: min((step + 1) / warmup, (steps - step) / falling))
-
-
-def is_tower_body(name: str) -> bool:
-    """Whether a parameter belongs to a tower's body, and not to its projection into the common space or a new head.
-
-    >>> [is_tower_body(f"student.{name}.weight") for name in ("visual.conv1", "visual.proj", "fusion.layers")]
-    [True, False, False]
-    """
-    parts = name.split(".")
-    tower = next((place for place, part in enumerate(parts) if part in ("visual", "text", "fusion")), None)
-    return tower is not None and parts[tower] != "fusion" and parts[tower + 1] not in PROJECTIONS
 
 
 def checkpoint_gradients(module: nn.Module) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from rvlr_lib import losses
 from rvlr_lib.config import MethodSettings
 from rvlr_lib.losses import LossWeights
-from rvlr_lib.models import CachedRows, Encoded, Student, full_precision, ridge_map
-from rvlr_lib.similarity import unit_rows
+from rvlr_lib.models import CachedRows, Encoded, Student
+from rvlr_lib.similarity import full_precision, ridge_map, unit_rows
 from rvlr_lib.training.batches import Inputs, captions_by_image, derived_seed
 from rvlr_lib.training.features import Features
-from rvlr_lib.training.processes import gather_rows, gather_tokens, own_rows
+from rvlr_lib.training.processes import gather_rows, own_rows
 
 TOKEN_DROPOUT = 0.1  # makes two views of a caption that a whole tower encodes
 PAIR_LOSSES = {
@@ -151,7 +151,8 @@ class Objective(nn.Module):
         own = torch.arange(len(ids), device=ids.device)[part]
         image_rows = torch.cat([own, negative_image[part], own])
         text_rows = torch.cat([own, own, negative_text[part]])
-        image_tokens, (text_tokens, text_mask) = gather_rows(images.tokens), gather_tokens(texts.tokens, texts.mask)
+        image_tokens, text_tokens = gather_rows(images.tokens), gather_rows(texts.tokens)
+        text_mask = gather_rows(texts.mask.to(torch.uint8)).bool()
         with precision:  # index_select: its backward is one deterministic index_add, not atomics
             pairs = image_tokens.index_select(0, image_rows), text_tokens.index_select(0, text_rows)
             logits, first = self.student.match(*pairs, text_mask[text_rows])

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.functional import pad
 
 
 def processes() -> tuple[int, int]:
@@ -82,8 +81,7 @@ def shared_work(
     done = (work(rows, content) for rows, content in zip(own, prefetch(own, read), strict=True))
     for turn in range(0, len(batches), count):
         found = {name: value.cpu() for name, value in next(done, {}).items()}
-        for sender, rows in enumerate(batches[turn : turn + count]):
-            yield rows, broadcast_json(found, sender)
+        yield from zip(batches[turn : turn + count], held_by_all(found), strict=False)
 
 
 def own_rows(batch: int) -> slice:
@@ -121,15 +119,6 @@ def gather_rows(features: Tensor) -> Tensor:
     return features if processes()[1] == 1 else _GatherRows.apply(features)
 
 
-def gather_tokens(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Stack sequences ``[B / W, L, D]`` and masks ``[B / W, L]`` of a length of each process's own, padded alike."""
-    if processes()[1] == 1:
-        return tokens, mask
-    missing = max(_of_all(tokens.shape[1])) - tokens.shape[1]
-    masks = gather_rows(pad(mask.to(torch.uint8), (0, missing))).bool()
-    return gather_rows(pad(tokens, (0, 0, 0, missing))), masks
-
-
 def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum of a tensor over the processes, without gradient; itself in a single process."""
     if processes()[1] > 1:
@@ -138,24 +127,19 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     return values
 
 
-def broadcast_json(value: Any, sender: int = 0) -> Any:
-    """What one process holds, by default the main one, in every process."""
-    content = [value]
-    if processes()[1] > 1:
-        distributed.broadcast_object_list(content, sender, device=carrier())
-    return content[0]
+def held_by_all(value: Any) -> list[Any]:
+    """What each process holds, in rank order, in every process."""
+    found = [value] * processes()[1]
+    if len(found) > 1:
+        distributed.all_gather_object(found, value)
+    return found
+
+
+def broadcast_json(value: Any) -> Any:
+    """What the main process holds, in every process."""
+    return held_by_all(value)[0]
 
 
 def same_everywhere(value: int) -> bool:
     """Whether all processes hold the same number."""
-    return len(set(_of_all(value))) == 1
-
-
-def _of_all(value: int) -> list[int]:
-    return gather_rows(torch.tensor([value], device=carrier())).tolist()
-
-
-def carrier() -> torch.device:
-    """The device whose tensors the process group can send; the CPU in a single process."""
-    nccl = processes()[1] > 1 and "nccl" in distributed.get_backend()
-    return torch.device("cuda" if nccl else "cpu")
+    return len(set(held_by_all(value))) == 1

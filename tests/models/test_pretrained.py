@@ -12,7 +12,7 @@ from rvlr_lib import models
 from rvlr_lib.data import load_dataset
 from rvlr_lib.metrics import knn_overlap
 from rvlr_lib.models import build_towers, pretrained, teacher_features
-from rvlr_lib.similarity import unit_rows
+from rvlr_lib.similarity import principal_directions, unit_rows
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_the_image_tower_is_pretrained_and_heads_start_with_its_neighbours(emoji
     same = [emoji.categories[row] == emoji.categories[int(near)] for row, near in enumerate(nearest)]
     assert sum(same) / len(same) >= 0.75
     train = teacher_features("towers", "image", load_dataset("emoji", split="train").subset(range(0, 3284, 2)))
-    student = models.HeadStudent(models.principal_directions(train, 256), torch.eye(384, 256)).eval()
+    student = models.HeadStudent(principal_directions(train, 256), torch.eye(384, 256)).eval()
     with torch.inference_mode():
         rows = student.encode_image(models.CachedRows(3 * features)).features
     assert knn_overlap(features, rows, k=10) >= 93

@@ -6,7 +6,7 @@ import torch
 from rvlr_lib import models
 from rvlr_lib.models import CachedRows, HeadStudent, TowerStudent, build_towers, encode_text_tokens
 from rvlr_lib.models.towers import as_tokens
-from rvlr_lib.similarity import unit_rows
+from rvlr_lib.similarity import principal_directions, ridge_map, unit_rows
 from tests.tiny import tiny_towers
 
 CAPTIONS = ["a red circle", "a big blue star and a small green square on a dotted background", "tiny heart"]
@@ -66,7 +66,7 @@ def test_two_dropout_views_of_one_caption_differ_and_no_hook_stays(towers, token
 def test_heads_take_cached_rows_of_differing_widths_and_train():
     images = CachedRows(torch.randn(6, 40), torch.randn(6, 9, 40).half())
     texts = CachedRows(torch.randn(6, 24), torch.randn(6, 7, 24).half(), torch.ones(6, 7, dtype=torch.bool))
-    starts = [models.principal_directions(rows.features, 16) for rows in (images, texts)]
+    starts = [principal_directions(rows.features, 16) for rows in (images, texts)]
     student = HeadStudent(*starts, token_widths=(40, 24), fusion_layers=1)
     image, text = student.encode_image(images, tokens=True), student.encode_text(texts, tokens=True)
     torch.testing.assert_close(text.features, unit_rows(unit_rows(texts.features) @ starts[1]))  # exactly, in training
@@ -80,16 +80,16 @@ def test_heads_take_cached_rows_of_differing_widths_and_train():
 
 def test_directions_and_ridge_are_those_of_plain_linear_algebra():
     rows = unit_rows(torch.randn(50, 8, dtype=torch.float64) + 1)
-    ours, wanted = models.principal_directions(5 * rows, 3), torch.linalg.svd(rows).Vh[:3].T.float()
+    ours, wanted = principal_directions(5 * rows, 3), torch.linalg.svd(rows).Vh[:3].T.float()
     torch.testing.assert_close((ours * wanted).sum(0).abs(), torch.ones(3), rtol=1e-5, atol=1e-5)
     x, y = torch.randn(30, 5, dtype=torch.float64), torch.randn(30, 3, dtype=torch.float64)
-    weight, bias = models.ridge_map(x, y, 0.2)
+    weight, bias = ridge_map(x, y, 0.2)
     centred = x - x.mean(0)
     stacked = torch.cat([centred, (0.2 * (centred**2).sum() / 5).sqrt() * torch.eye(5)])
     wanted = torch.linalg.lstsq(stacked, torch.cat([y - y.mean(0), torch.zeros(5, 3)])).solution
     torch.testing.assert_close(weight, wanted.T.float())
     torch.testing.assert_close(x.mean(0).float() @ weight.T + bias, y.mean(0).float())
-    weight, bias = models.ridge_map(torch.ones(5, 2), torch.arange(5.0)[:, None], 0.2)  # nothing to learn from
+    weight, bias = ridge_map(torch.ones(5, 2), torch.arange(5.0)[:, None], 0.2)  # nothing to learn from
     assert (weight.tolist(), bias.tolist()) == ([[0, 0]], [2])
 
 
@@ -122,8 +122,8 @@ HEADS = torch.eye(24, 8), torch.eye(20, 8)
         (lambda: HeadStudent(HEADS[0], torch.eye(24, 9)), "different widths"),
         (lambda: HeadStudent(*HEADS, fusion_layers=1), "token_widths"),
         (lambda: HeadStudent(*HEADS).encode_image(CachedRows(torch.ones(3, 24)), tokens=True), "none are cached"),
-        (lambda: models.principal_directions(torch.ones(20, 8), 9), "width 8 have no 9 directions"),
-        (lambda: models.ridge_map(torch.ones(3, 2), torch.ones(2, 2), 0.2), "equally many rows"),
+        (lambda: principal_directions(torch.ones(20, 8), 9), "width 8 have no 9 directions"),
+        (lambda: ridge_map(torch.ones(3, 2), torch.ones(2, 2), 0.2), "equally many rows"),
         (lambda: as_tokens(SimpleNamespace(num_features=5), torch.zeros(2, 5, 3, 5)), "cannot be told"),
         (lambda: as_tokens(SimpleNamespace(num_features=5), torch.zeros(2, 4, 4, 4)), "cannot be told"),
     ],

@@ -9,8 +9,8 @@ import torch
 from rvlr_lib.config import MethodSettings, TrainSettings
 from rvlr_lib.data.dataset import ArraySource, ImageTextDataset
 from rvlr_lib.losses import LossWeights
-from rvlr_lib.models import HeadStudent, TowerStudent, principal_directions
-from rvlr_lib.similarity import unit_rows
+from rvlr_lib.models import HeadStudent, TowerStudent
+from rvlr_lib.similarity import principal_directions, unit_rows
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches
 from rvlr_lib.training.features import FeatureSet
 from rvlr_lib.training.loop import fit

@@ -9,7 +9,7 @@ from rvlr_lib.data import load_dataset
 from rvlr_lib.metrics import knn_overlap
 from rvlr_lib.models import HeadStudent, TowerStudent, build_towers, encode_text_tokens
 from rvlr_lib.training import features
-from rvlr_lib.training.features import encode, encode_captions, encode_images, encode_tokens, read_features
+from rvlr_lib.training.features import encode, encode_frozen, encode_tokens, read_features
 from tests.tiny import tiny_towers
 
 CPU = torch.device("cpu")
@@ -20,8 +20,8 @@ def store(folder, towers, dataset, *, views=3, seed=5, optim=None, **options):
     places = folder / "images", folder / "texts"
     options = {"tokens": True, "precision": "float32", "device": CPU} | options
     common = {"towers": towers, "splits": {dataset.split: dataset}, **options}
-    encode_images(places[0], views=views, seed=seed, optim=optim or TrainSettings(), **common)
-    encode_captions(places[1], **common)
+    encode_frozen(places[0], modality="image", views=views, seed=seed, optim=optim or TrainSettings(), **common)
+    encode_frozen(places[1], modality="text", **common)
     return places
 
 

@@ -70,6 +70,11 @@ def test_weight_decay_spares_biases_norms_temperatures_and_the_fusion_weight():
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
 
 
+def test_the_towers_own_rate_spares_their_projections_and_what_is_new():
+    names = "visual.conv1 text.transformer visual.proj text.text_projection visual.head.proj fusion.text_in".split()
+    assert [bool(loop.TOWER_BODY.match(f"student.{name}.weight")) for name in names] == [True, True, *[False] * 4]
+
+
 class Reads(TorchDispatchMode):
     """Calls ``note`` with what would make the host wait for a GPU: numbers read, shapes that depend on values."""
 

@@ -5,8 +5,7 @@ import torch
 
 from rvlr_lib.config import MethodSettings
 from rvlr_lib.losses import LossWeights, structure_distillation_loss
-from rvlr_lib.models import ridge_map
-from rvlr_lib.similarity import unit_rows
+from rvlr_lib.similarity import ridge_map, unit_rows
 from rvlr_lib.training.objectives import Objective, gradient_shares, shuffle_teachers, warm_heads
 from tests.training.conftest import NOTHING, OFFICIAL, OWNER, make_cached, make_objective
 
