@@ -1,6 +1,7 @@
 """Pictures and their captions: one record for every data set, and its gentle augmentation."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from rvlr_lib.data.facts import SceneViews
 from rvlr_lib.similarity import row_numbers
 
 SPLITS = ("train", "val", "test")
-THREADS = 4
+THREADS = min(16, max(4, os.cpu_count() or 4))  # a GPU waits for photographs to be decoded
 MEMORY_BUDGET = 2**30
 
 Rows = Sequence[int] | np.ndarray | torch.Tensor

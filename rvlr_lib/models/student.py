@@ -38,7 +38,7 @@ class Student(nn.Module):
     def add_fusion(self, text_width: int, image_width: int, layers: int, width: int, seed: int) -> None:
         """Give it a random fusion encoder of that seed."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.fusion = FusionEncoder(text_width, image_width, layers, width)
 
     @property
@@ -142,7 +142,7 @@ class HeadStudent(Student):
             raise ValueError("a fusion encoder needs token_widths, those of the cached image and text tokens")
         super().__init__(image_shape[1], temperature)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.image_head, self.text_head = Head(image_directions), Head(text_directions)
         if fusion_layers:
             self.add_fusion(token_widths[1], token_widths[0], fusion_layers, FUSION_WIDTH, seed)

@@ -85,7 +85,7 @@ def _pictures(spec: str, device: torch.device | str) -> tuple[Callable[[Tensor],
     kind, _, rest = spec.partition(":")
     if kind in ("lite2", "random"):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             tower = timm.create_model(f"tf_efficientnet_lite{2 if kind == 'lite2' else 0}", num_classes=0)
         if kind == "lite2":
             load_lite(tower, kind)

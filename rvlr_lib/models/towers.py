@@ -78,7 +78,7 @@ def build_towers(
     own = {"hf_model_name": folder, "hf_model_pretrained": not whole} if folder else {}
     options = {"text_cfg": text | own, "force_image_size": image_size or None, "pretrained": pretrained or None}
     with torch.random.fork_rng(devices=[]), _quiet():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's: a GPU's own generator stays as it was
         try:
             clip = open_clip.create_model(model, force_custom_text=True, require_pretrained=whole, **options)
             if image_weights:

@@ -5,7 +5,7 @@ views have draws of their own: an arm that wants them sees the same batches as o
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -111,8 +111,19 @@ class FeatureBatches(Batches):
         self, features: FeatureSet, caption_image: Any, optim: TrainSettings, rows: str, seed: int, device: torch.device
     ) -> None:
         super().__init__(caption_image, optim, rows, seed, device, device)
-        self.images, self.texts = features.images.to(device), features.texts.to(device)
-        self.tokens: tuple[Any, ...] = (features.image_tokens, features.text_tokens, features.text_mask)
+        self.images, self.texts = self._moved(features.images, features.texts)
+        self.tokens: Sequence[Any] = (features.image_tokens, features.text_tokens, features.text_mask)
+
+    def _moved(self, *cached: Tensor) -> list[Tensor]:
+        try:
+            return [part.to(self.device) for part in cached]
+        except torch.OutOfMemoryError:
+            size = (
+                f"{self.device} has no memory for {sum(part.nbytes for part in cached) / 1e9:.1f} GB of cached features"
+            )
+            raise ValueError(
+                f"{size}: set fewer model.views, or model.fusion_layers=0, which needs no tokens"
+            ) from None
 
     def _read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
         views, shape = len(self.images), epoch[0].shape
@@ -122,7 +133,7 @@ class FeatureBatches(Batches):
         others = 1 + (first + (draws[1] * (views - 2)).long()) % max(views - 1, 1)
         second = others if views > 2 else torch.zeros_like(first)
         if tokens:
-            self.tokens = tuple(part.to(self.device) for part in self.tokens)
+            self.tokens = self._moved(*self.tokens)
             lengths = [self.tokens[2].shape[1]] * shape[0]  # on a GPU equal shapes are worth more than short ones
             if self.device.type == "cpu":
                 lengths = self.tokens[2].sum(dim=1)[epoch[1]].amax(dim=1).tolist()

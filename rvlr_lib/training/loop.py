@@ -28,7 +28,7 @@ from rvlr_lib.training.batches import Batches, Inputs, derived_seed
 from rvlr_lib.training.checkpoint import last_checkpoint, write_checkpoint
 from rvlr_lib.training.features import mixed_precision
 from rvlr_lib.training.objectives import Objective
-from rvlr_lib.training.processes import all_reduce_sum, is_main, processes, same_everywhere, spread
+from rvlr_lib.training.processes import all_reduce_sum, held_by_all, is_main, processes, same_everywhere, spread
 
 # a parameter of a tower's body, and not of its projection into the common space
 TOWER_BODY = re.compile(r"student\.(visual|text)\.(?!(proj|text_projection|head)\b)")
@@ -196,15 +196,19 @@ class Training:
 
         Evaluation calls the student's own methods, which stay uncompiled: its shapes are many.
         """
-        self.to_compile, began = False, time.monotonic()
+        self.to_compile, began, fault = False, time.monotonic(), ""
         try:
             self.model.compile()
             sum(self.model(inputs, self.precision).values()).backward()
-            told = f"compiled in {time.monotonic() - began:.0f} s"
         except Exception as error:
+            fault = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        told = f"compiled in {time.monotonic() - began:.0f} s"
+        if faults := list(
+            filter(None, held_by_all(fault))
+        ):  # what one process cannot do none does: they must keep step
             self.model._compiled_call_impl = None
             torch._dynamo.reset()
-            told = f"cannot be compiled ({type(error).__name__}: {str(error).splitlines()[0]}): trains uncompiled"
+            told = f"cannot be compiled ({faults[0]}): trains uncompiled"
         self.optimizer.zero_grad(set_to_none=True)
         if is_main():
             print(f"{self.label}: {told}")
@@ -276,9 +280,10 @@ def checkpoint_gradients(module: nn.Module) -> None:
     """Turn on gradient checkpointing in the towers of a student; ValueError where a tower has none to turn on."""
     for name, part in module.named_modules():
         if name.split(".")[-1] in ("visual", "text"):
-            if not hasattr(part, "set_grad_checkpointing"):
+            getattr(part, "set_grad_checkpointing", bool)(True)  # some do nothing, or only log that they cannot
+            flags = "grad_checkpointing", "gradient_checkpointing"
+            if not any(vars(each).get(flag) for each in part.modules() for flag in flags):
                 raise ValueError(f"gradient checkpointing: {type(part).__name__} ({name}) cannot do it; leave it out")
-            part.set_grad_checkpointing(True)
 
 
 def cross_modal_recall(images: Tensor, texts: Tensor, caption_image: Tensor) -> dict[str, float]:

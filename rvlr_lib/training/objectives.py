@@ -66,10 +66,10 @@ class Objective(nn.Module):
             raise ValueError("structure_target 'fusion' needs the fusion encoder: set model.fusion_layers >= 1")
         if teachers is not None:
             self._keep("teacher", teachers)
-            self._keep("structure_teacher", structure_teachers or teachers)
+            self._keep("structure_teacher", structure_teachers or ())  # else the same: moved once to the device
         if self.represent:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
                 self.image_head, self.text_head = (nn.Linear(rows.shape[1], student.embed_dim) for rows in teachers)
             self.log_representation_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
         if self.relational:
@@ -180,7 +180,7 @@ class Objective(nn.Module):
             spaces = [((fused,), weight)]
         elif method.structure_teacher == "own":
             spaces = [((images,), torch.zeros_like(weight)), ((texts,), torch.ones_like(weight))]
-        image_teacher, text_teacher = self.kept("structure_teacher")
+        image_teacher, text_teacher = self.kept("structure_teacher") or self.kept("teacher")
         teachers = image_teacher[ids], text_teacher[captions]
 
         def found(loss: Any, **options: Any) -> list[Any]:

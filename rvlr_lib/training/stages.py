@@ -40,13 +40,17 @@ def train_arm(folder: Path, *, batches: Batches, selection: str, label: str, exe
     ``selection`` names the split whose ``r_mean`` chooses the epoch; without a cross-modal loss it is the last one.
     ``arm``: see :func:`start_objective`.
     """
-    objective, student, splits = start_objective(**arm), arm["student"], arm["splits"]
+    objective, student, splits = start_objective(**arm, batches=batches), arm["student"], arm["splits"]
     chosen = splits[selection].dataset.gallery_sets()[0]
     # the first gallery's rows come first in the split
-    images, captions, owner = len(chosen), len(chosen.captions), torch.as_tensor(chosen.caption_image)
+    images, captions, owner = (
+        len(chosen),
+        len(chosen.captions),
+        torch.as_tensor(chosen.caption_image, device=batches.device),
+    )
 
     def validate() -> dict[str, float]:
-        found = splits[selection].encode(student, batches.device)
+        found = [rows.to(batches.device) for rows in splits[selection].encode(student, batches.device)]
         recalls = cross_modal_recall(found[0][:images], found[1][:captions], owner)
         across = arm["weights"].contrastive or arm["weights"].matching  # else recall is chance, and would choose by it
         return {"score": recalls["r_mean"] if across else batches.epoch, **recalls}
@@ -70,6 +74,7 @@ def start_objective(
     teachers: Features | None,
     shuffled: bool,
     seed: int,
+    batches: Batches,
     **_: Any,
 ) -> Objective:
     """The losses of an arm on a fresh ``student`` with the weights of the stage in ``start``, if any.
@@ -84,7 +89,7 @@ def start_objective(
         moved = shuffle_teachers(teachers, train.dataset.caption_image, derived_seed(seed, "shuffled"))
     objective = Objective(student, weights, method, teachers=teachers, structure_teachers=moved, seed=seed)
     if objective.represent and method.head_init == "ridge":
-        warm_heads(objective, train.encode(student, torch.device("cpu")))
+        warm_heads(objective, train.encode(student, batches.device))
         student.train()
     return objective
 

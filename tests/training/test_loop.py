@@ -147,6 +147,8 @@ def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(monkeypatc
     objective = make_objective(fusion_layers=0)
     monkeypatch.setattr(objective, "forward", full)
     refuses("toy, step 0: .*batch of 8: set a smaller batch_size.*2 GiB", train, objective)
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    refuses("cpu has no memory for 0.0 GB of cached features: set fewer model.views", make_batches)
 
 
 @pytest.mark.slow
@@ -180,6 +182,8 @@ def test_gradient_checkpointing_keeps_the_gradients(towers, refuses):
     torch.testing.assert_close(found[1], found[0])
     module = torch.nn.Module()
     module.visual = torch.nn.Linear(1, 1)
+    refuses(r"Linear \(visual\) cannot do it", loop.checkpoint_gradients, module)
+    module.visual.set_grad_checkpointing = lambda enable: None  # as that of a ResNet of CLIP
     refuses(r"Linear \(visual\) cannot do it", loop.checkpoint_gradients, module)
 
 

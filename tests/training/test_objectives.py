@@ -39,7 +39,7 @@ def test_a_fused_target_pulls_both_modalities_to_one_geometry(inputs, teacher, e
     for seed in (2, 3):
         objective = make_objective({"structure_teacher": teacher}, fusion_layers=0, structure=1)
         draw = torch.Generator().manual_seed(seed)
-        objective.structure_teacher_1 = unit_rows(torch.randn(48, 20, generator=draw))
+        objective.teacher_1 = unit_rows(torch.randn(48, 20, generator=draw))
         term = objective(inputs)["structure"]
         gradients.append(torch.autograd.grad(term, objective.student.image_head.proj.weight)[0])
     assert torch.equal(*gradients) == expected
