@@ -13,11 +13,11 @@ from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 Pairs = list[list[str]]  # of options such as -s KEY VALUE, which may be repeated
 NEEDED = object()  # in place of a default
@@ -43,9 +43,9 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "insert": (File, None, "put verdicts and claims between the markers of this Markdown file"),
     "jobs": (PositiveInt, 1, "processes over the cells"),
     "keep_flagged": (bool, False, "use captions too that are flagged is_rejected or is_precanned"),
-    "max_bad_pictures": (int | None, None, "missing or unreadable pictures allowed in a split"),
+    "max_bad_pictures": (NonNegativeInt, None, "missing or unreadable pictures allowed in a split"),
     "method": (str, "corrected", "switches of the method: corrected or official"),
-    "model": (str, "", "any open_clip model, the default model if not given; data check: none measures no captions"),
+    "model": (str, "", "any open_clip model, or local-dir: of one; data check: none measures no captions"),
     "out": (File, None, "file or folder to write, in the run or below runs if not given"),
     "overwrite": (bool, False, "replace what the folder holds of other settings"),
     "parameter": (Pairs, [], "a parameter of every notebook that has it, and its value; may be repeated"),
@@ -117,6 +117,8 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
     files = [options.pop(name) for name in ("image_features", "text_features", "captions")]
     if all(files) == bool(dataset) or (any(files) and not all(files)):
         raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
+    if all(files) and (model or options["pretrained"] or options["image_root"]):
+        raise ValueError("features are given: leave --model, --pretrained and --image-root out, or give --dataset")
     folder, place = out or home() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
     found = audits.read_features(*files) if files[0] else None  # before the folder is claimed for them
     given = [resolved(name) for name in (dataset, model, *files, options["image_root"], options["pretrained"])]
@@ -147,7 +149,10 @@ def report(folder: File, claims: bool, profile: str, results: str, insert: File)
         return print(f"{page} and {page.with_suffix('.html').name}, tables in {page.parent / 'tables'}")
     from rvlr_lib.study.claims import write_claims
 
-    print(write_claims(profile, results, insert) or "no page of claims")
+    made = write_claims(profile, results, insert)
+    if made is None:
+        raise ValueError(f"no page of claims: profile {profile!r} has no sealed study in {results or 'data/reference'}")
+    print(made)
 
 
 def table(run: File, select: str, format: str) -> None:
@@ -212,13 +217,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     given = sys.argv[1:] if argv is None else argv
+    if argv is None and sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        # else names of files are misread
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
     chosen = parser().parse_args([re.sub(r"^--\w+", lambda word: word[0].replace("_", "-"), each) for each in given])
     command = next(function for function in COMMANDS if function.__name__ == chosen.command)
-    several, rank = int(os.environ.get("WORLD_SIZE", "1")) > 1, os.environ.get("RANK", "0")
+    several, rank = os.environ.get("WORLD_SIZE", "1") != "1", os.environ.get("RANK", "0")
     who = f"rvlr, process {rank}" if several else "rvlr"
     with redirect_stdout(open(os.devnull, "w") if several and rank != "0" else sys.stdout):
         try:
             code, told = command(**vars(chosen[chosen.command])) or 0, ""
+        except BrokenPipeError:  # `rvlr ... | head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code, told = 141, ""
         except (ValueError, OSError) as error:
             if os.environ.get("RVLR_DEBUG"):
                 raise
@@ -239,12 +250,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+class OneLineParser(ArgumentParser):
+    """Says what is wrong with an option in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print it and where options are listed; exit 2."""
+        told = re.sub(r'Parser key "(\w+)":', lambda key: f"--{key[1].replace('_', '-')}:", " ".join(message.split()))
+        told = re.sub(r"a <class '(\w+)'>", r"\1", told.replace("a typing.Literal", "one of "))
+        usage = getattr(ex, "subcommand_parser", self).prog.replace(" [options]", "")
+        print(f"rvlr: {told}; `{usage} --help` lists what there is", file=sys.stderr)
+        sys.exit(2)
+
+
 def parser() -> ArgumentParser:
     """The parser of all commands."""
-    made = ArgumentParser(prog="rvlr", allow_abbrev=False, description="Rebalanced vision-language retrieval.")
+    made = OneLineParser(prog="rvlr", allow_abbrev=False, description="Rebalanced vision-language retrieval.")
     commands = made.add_subcommands(dest="command")
     for function, options in COMMANDS.items():
-        own = ArgumentParser(allow_abbrev=False, description=function.__doc__)
+        own = OneLineParser(allow_abbrev=False, description=function.__doc__)
         commands.add_subcommand(function.__name__, own, help=function.__doc__)
         if function is data:
             own.add_argument("check", type=Literal["check"], help="what to do")

@@ -21,7 +21,7 @@ PRESETS = Path(__file__).parent / "presets"
 TEMPERATURES = ("temperature", "relation_temperature")
 LEAST: dict[str, float] = {"data.seed": -1, "batch_size": 2, "fusion_weight": -(2.0**32)}
 LEAST |= dict.fromkeys("epochs width views log_every".split(), 1) | dict.fromkeys(TEMPERATURES, 1e-6)  # others: 0
-MOST = {"warmup": 1}
+MOST = dict.fromkeys("warmup text_detail image_visibility mismatch_rate crop_scale".split(), 1.0) | {"betas": 0.999999}
 TOO_LARGE = 2**32  # for any number; numpy takes no such seed
 
 
@@ -305,9 +305,13 @@ def _updated(settings: Settings, values: Mapping[str, Any] | None, where: str) -
         for item in dataclasses.fields(part):
             value, least = getattr(part, item.name), LEAST.get(place + item.name, LEAST.get(item.name, 0))
             most = MOST.get(item.name, TOO_LARGE - 1)
-            outside = isinstance(value, int | float) and not least <= value <= most
-            if outside or (value is None and item.default is not None):
+            numbers = [
+                each for each in (value if isinstance(value, tuple) else [value]) if isinstance(each, int | float)
+            ]
+            if not all(least <= each <= most for each in numbers) or (value is None and item.default is not None):
                 raise ValueError(f"{where}: {place}{item.name} is {value}, expected {least} to {most}")
+    if found.method.distance not in DISTANCES:
+        raise ValueError(f"{where}: method.distance is {found.method.distance!r}: valid are {', '.join(DISTANCES)}")
     for name, chosen in found.arms.items():
         groups = arm(name).groups
         if wrong := [group for group in chosen.strengths if group not in groups]:

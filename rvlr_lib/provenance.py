@@ -22,11 +22,12 @@ def home(folder: str = "runs") -> Path:
 def data_name(dataset: str) -> str:
     """Short name of a data set for tables and files: a file's stem, or the folder of an ``index``.
 
-    >>> data_name("mine/birds.csv"), data_name("data/coco/index.yaml"), data_name("emoji")
-    ('birds', 'coco', 'emoji')
+    >>> data_name("mine/birds.csv"), data_name("data/coco/index.yaml"), data_name("emoji"), data_name("/a/b/..")
+    ('birds', 'coco', 'emoji', 'a')
     """
-    path = Path(dataset)
-    return path.parent.name if path.stem == "index" and path.parent.name else path.stem
+    path = Path(os.path.abspath(dataset))  # so that ".." and "../index.yaml" have names, and no folder above is meant
+    name = path.parent.name if path.stem == "index" and path.parent.name else path.stem
+    return name if name.strip(".") else "data"
 
 
 def resolved(name: Any) -> Any:

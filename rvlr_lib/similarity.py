@@ -19,8 +19,13 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
         wide = array.dtype.itemsize > 8 or (array.dtype.kind == "u" and array.dtype.itemsize > 1)
         kind = np.dtype(f"{'f' if array.dtype.kind == 'f' else 'i'}8") if wide else array.dtype.newbyteorder("=")
         value = torch.from_numpy(np.ascontiguousarray(array, dtype=kind).reshape(array.shape))
-    if value.is_complex() or value.layout != torch.strided:
-        raise ValueError(f"{name} must hold real numbers, none left out, got {value.dtype}, {value.layout}")
+    if value.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch hardly computes with these
+        value = value.to(torch.int64)
+    narrow = value.is_floating_point() and value.dtype.itemsize < 2  # of 8 bits and fewer
+    if value.is_complex() or value.is_quantized or narrow or value.layout != torch.strided:
+        raise ValueError(
+            f"{name} must hold real numbers, none left out, of 16 bits or more, got {value.dtype}, {value.layout}"
+        )
     return value if device is None else value.to(device)
 
 

@@ -34,20 +34,32 @@ def test_every_command_has_help(name, capsys):
 
 
 WRONG = ["", "nonsense", "reproduce --prof smoke", "reproduce -p seed", "data", "data heal x", "train --save-every x"]
-WRONG += ["train --save_every 0", "train --timeout 0", "study --jobs 0"]
+WRONG += ["train --save_every 0", "train --timeout 0", "study --jobs 0", "data check x --max-bad-pictures x"]
 
 
 @pytest.mark.parametrize("argv", WRONG)
 def test_wrong_usage_exits_with_2(argv, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(argv.split())
-    assert "usage: rvlr" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert re.fullmatch("rvlr: .*; `rvlr.* --help` lists what there is\n", told)
 
 
 BAD = {"reproduce --profile huge": "unknown profile 'huge'; valid: ", "audit": "give --image-features"}
 BAD |= {"report none --claims": "say what to report", "report": "say what to report"}
 BAD |= {"audit --dataset scenes --captions x": "give --image-features", "train -s a @x": "-s a '@x' is no YAML"}
-BAD |= {"study --seeds 0..4": "expected something like 0-4"}
+BAD |= {"study --seeds 0..4": "expected something like 0-4", "study --seeds 5-3": "seeds '5-3' are none"}
+BAD |= {"study --tune --seal": "one of tune, seal and regime_map", "study --seal --seeds 1": "seeds go with regime_map"}
+BAD |= {"audit --image-features a --text-features b --captions c --model d": "features are given: leave --model"}
+BAD |= {"reproduce -p dataset my.csv": "write the same files (for a data set of your own: --profile own)"}
+BAD |= {
+    "reproduce -p study_results /no": "'study_results' is '/no', which is no folder",
+    "audit --dataset no": "is unknown",
+}
+BAD |= {
+    "reproduce -p model no": "unknown model 'no'",
+    "reproduce -p switches ['no']": "'no' is part of none of: corrected",
+}
 BAD |= {"explore none": "none holds no run: there is no run.json in it; `rvlr reproduce` makes one"}
 BAD |= {"train --device tpu": "device 'tpu' is not there: Expected", "config own -s seed [1": "-s seed '[1' is no YAML"}
 BAD |= {"config flickr30k -s stage1.epoch 3": "does not accept option 'stage1.epoch': valid are epochs"}
@@ -108,3 +120,19 @@ def test_a_command_ends_with_its_code_and_other_processes_without_output(does, c
 def test_output_is_utf8_under_any_locale():
     done = python("from rvlr_lib import cli\ncli.main(['explore', 'ほ'])", PYTHONIOENCODING="latin-1")
     assert "ほ holds no run" in done.stderr.decode("utf-8")
+
+
+def test_names_of_files_are_read_as_utf8_under_any_locale(tmp_path):
+    (tmp_path / "é").mkdir()
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PLACE": str(tmp_path)}
+    script = "import os, sys\nfrom rvlr_lib import cli\n"
+    script += "sys.argv[1:] = ['explore', *os.listdir(os.environ['PLACE'])]\ncli.main()"
+    assert "rvlr: é holds no run" in python(script, **locale).stderr.decode("utf-8")
+
+
+def test_a_reader_that_has_enough_is_no_bad_input():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "rvlr_lib", "config", "own"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -70,8 +70,8 @@ def rouge_l_relevance(
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; valid: {', '.join(VARIANTS)}")
-    if isinstance(captions, str) or not len(captions):
-        raise ValueError(f"captions are {captions[:40]!r}: give a list of texts")
+    if isinstance(captions, str) or not len(captions) or not all(isinstance(text, str) for text in captions):
+        raise ValueError(f"captions are {str(captions)[:60]}: give a list of texts")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size {chunk_size} is too small; give at least 1, or None")
     result, order, present, starts = _by_image(len(captions), caption_image, num_images)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -184,13 +185,18 @@ def read_array(path: Path) -> Tensor:
         arrays = {str(name): as_tensor("it", value) for name, value in named.items()}
     except Exception as error:  # loaders raise what they like: cut files, pickles, bad headers, no memory
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, UnpicklingError):  # torch's own words advise to load it all the same
+            reason = "it holds objects that could run code"
         raise ValueError(f"{path} is no array of numbers ({reason}): save rows [N, D] with numpy.save") from None
     if len(arrays) != 1:
         raise ValueError(f"{path} holds {len(arrays)} arrays ({', '.join(arrays)}): save the one to audit")
     (rows,) = arrays.values()
     if not rows.is_floating_point():
         raise ValueError(f"{path} holds {rows.dtype} {list(rows.shape)}, expected floating-point rows [N, D]")
-    rows = finite_rows(str(path), rows.detach().float())
+    rows = finite_rows(str(path), rows.detach())
+    if not rows.float().isfinite().all():
+        raise ValueError(f"{path} holds values up to {rows.abs().amax():.0e}, beyond float32: scale them, cosines stay")
+    rows = rows.float()
     if empty := int((~rows.any(dim=1)).sum()):
         print(f"{path}: {empty} of {len(rows)} rows are all zero, so equally far from everything")
     return rows.contiguous()
@@ -200,9 +206,10 @@ def encode_with_model(
     name_or_path: str, model: str, pretrained: str | None, *, split="test", image_root=None, device: Device = "cpu"
 ) -> Encoded:
     """A data set and its features from an open_clip model, or a ``local-dir:`` of one, in its common space."""
-    if not pretrained and not model.startswith("local-dir:"):
-        raise ValueError(f"{model} has random weights in its common space: give --pretrained, a tag or a weight file")
     dataset = load_dataset(name_or_path, split=split, image_root=image_root)
+    if not pretrained and not model.startswith("local-dir:"):
+        way_out = "give --model and --pretrained, a tag or a weight file, or --model local-dir:FOLDER"
+        raise ValueError(f"{model} has random weights in its common space: {way_out}")
     spec = f"open_clip:{model}:{pretrained}" if pretrained else model
     images, texts = (teacher_features(spec, modality, dataset, device) for modality in ("image", "text"))
     return dataset, images, texts

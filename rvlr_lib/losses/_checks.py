@@ -32,8 +32,8 @@ def readable(value: Any) -> bool:
 
 def number(name: str, value: Any, *, nonzero: bool = False) -> Any:
     """A real number as a float, a 0-d tensor as it is; ValueError for anything else, and for zero where not wanted."""
-    if isinstance(value, Tensor) and value.ndim:
-        raise ValueError(f"{name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}")
+    if isinstance(value, Tensor) and (value.ndim or value.is_complex()):
+        raise ValueError(f"{name} must be a real number or a 0-d tensor, got {value.dtype} {tuple(value.shape)}")
     try:
         value = value if isinstance(value, Tensor) else float(value)
     except (TypeError, ValueError):
@@ -50,6 +50,9 @@ def same_image(image_ids: Any, rows: int, device: torch.device) -> Tensor:
     if np.shape(image_ids) != (rows,):
         raise ValueError(f"image_ids has shape {tuple(np.shape(image_ids))}, expected {(rows,)}")
     if not isinstance(image_ids, Tensor):
-        image_ids = torch.from_numpy(np.unique(np.asarray(image_ids), return_inverse=True)[1])
+        try:
+            image_ids = torch.from_numpy(np.unique(np.asarray(image_ids), return_inverse=True)[1])
+        except TypeError:
+            raise ValueError("image_ids must be numbers or strings, all of one kind") from None
     ids = image_ids.to(device)
     return ids[:, None] == ids

@@ -45,7 +45,8 @@ def image_text_contrastive_loss(
     >>> round(float(image_text_contrastive_loss(torch.eye(4), torch.eye(4), 0.1)), 6)
     0.000136
     """
-    return representation_distillation_loss(image_features, text_features, temperature, image_ids, bidirectional=True)
+    (images, texts), dtype = feature_rows(image_features=image_features, text_features=text_features)
+    return representation_distillation_loss(images, texts, temperature, image_ids, bidirectional=True).to(dtype)
 
 
 intra_modal_contrastive_loss = image_text_contrastive_loss  # of two crops of an image, or of two captions of it

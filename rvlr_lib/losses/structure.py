@@ -50,7 +50,7 @@ def structure_distillation_loss(
             without their pull on the mean, which is :func:`mean_relation_loss`. Not for ``wasserstein`` and RKD.
         more_features: further spaces ``[B, ·]`` of the student, held to the same target: its term is the mean over all.
     """
-    if distance not in DISTANCES:
+    if str(distance) not in DISTANCES:
         raise ValueError(f"unknown distance {distance!r}; valid: {', '.join(DISTANCES)}")
     relations_of, compare = DISTANCES[distance]
     if centred and (distance == "wasserstein" or relations_of is not cosine_relations):

@@ -14,7 +14,8 @@ from rvlr_lib.provenance import PACKAGE, data_name, home, provenance
 from rvlr_lib.tables import Shown, flat, to_markdown
 
 LEAST = dict.fromkeys(("arms", "at_once", "cell_timeout_seconds", "dataset", "seeds"), 1)  # of a number or a length
-LEAST |= dict.fromkeys(("fusion_layers", "jobs", "seed"), 0)
+LEAST |= dict.fromkeys(("k", "max_points", "perturbed_pictures", "projections", "rerank_top_k", "steps"), 1)
+LEAST |= dict.fromkeys(("fusion_epochs", "fusion_layers", "fusion_seeds", "jobs", "seed", "thumbnails"), 0)
 OPENING = ("dataset", "image_root", "preset", "model", "pretrained")  # parameters of notebooks that open_study takes
 HEADLESS = "RVLR_HEADLESS"  # set in the environment of the kernels that `rvlr reproduce` starts
 
@@ -111,6 +112,8 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     arms = read_yaml(PACKAGE / "presets" / "arms.yaml")  # without torch, which their settings would load
     arm: Any = Literal[("", *arms)]
     choices = {"arm": arm, "baseline": arm, "arms": list[arm], "figure_width": Literal["both", "page", "column"]}
+    choices |= {"projections": list[Literal["umap", "pca"]]}
+    choices |= dict.fromkeys(("shares", "strengths"), list[float])
     if unknown := sorted(given.keys() - kinds.keys()):
         raise ValueError(f"unknown parameter '{unknown[0]}'; valid: {', '.join(sorted(kinds)) or 'none'}")
     if missing := [name for name, value in given.items() if value is None]:
@@ -126,6 +129,12 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     for name in found.keys() & LEAST.keys():
         if (len(found[name]) if isinstance(found[name], str | list) else found[name]) < LEAST[name]:
             raise ValueError(f"parameter '{name}' is {found[name]!r}, expected at least {LEAST[name]}")
+    for name in found.keys() & {"text_detail", "image_visibility", "shares", "strengths"}:
+        several = found[name] if isinstance(found[name], list) else [found[name]]
+        if not all(0 <= each <= 1 for each in several):
+            raise ValueError(f"parameter '{name}' is {found[name]}, expected 0 to 1")
+    if found.get("seed", 0) >= 2**32:
+        raise ValueError(f"parameter 'seed' is {found['seed']}, expected less than 2^32")
     return found
 
 

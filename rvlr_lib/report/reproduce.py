@@ -111,7 +111,8 @@ def load_profile(
         merged = {key: value for key, value in merged.items() if key in kinds}
         run = Run(name, data_name((defaults | merged).get("dataset", "all")), merged)
         if runs.setdefault(str(run), run) != run:
-            raise ValueError(f"{path}: two runs of one notebook on one data set would write the same files")
+            way_out = " (for a data set of your own: --profile own)" if "dataset" in given else ""
+            raise ValueError(f"{path}: two runs of one notebook on one data set would write the same files{way_out}")
     return path, settings, list(runs.values())
 
 
@@ -162,6 +163,8 @@ def reproduce(
         done = {f"{entry['notebook']} ({entry['dataset']})": entry for entry in earlier.get("runs", [])}
         if overwrite:
             for place in (out / name for name in OWN_NAMES | {entry["dataset"] for entry in done.values()}):
+                if place.resolve().parent != out:
+                    raise ValueError(f"{out / 'run.json'} names {place}, which lies elsewhere: choose another --out")
                 shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
             done = {}
         entries = [done.get(str(run), {}) | vars(run) for run in runs]
@@ -239,6 +242,9 @@ def check_machine(runs: list[Run], out: Path) -> None:
         raise ValueError(f"only {free / 1e9:.1f} GB are free at {above}: a run needs {DISK_BYTES / 1e9:.0f} GB")
     for run in runs:
         _own_data(run)
+        for name in PATHS[-2:]:
+            if (place := run.parameters.get(name)) and not os.path.isdir(place):
+                raise ValueError(f"parameter '{name}' is {place!r}, which is no folder of a study's results")
 
 
 def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, runs: Sequence[Run] = ()) -> Path:
@@ -335,12 +341,18 @@ def _own_data(run: Run) -> tuple[Any, ...]:
     given = {name: run.parameters[name] for name in (*OPENING, "seed", "device") if name in run.parameters}
     dataset, preset = given.pop("dataset", "scenes"), given.get("preset", "quick")
     shipped = dataset in ("emoji", "scenes") and (PACKAGE / "presets" / f"{preset}.yaml").is_file()
-    if shipped and not given.get("image_root") and given.get("device", "auto") in ("auto", "cpu"):
+    own = [given.get(name) for name in ("image_root", "model", "pretrained")] + [run.parameters.get("switches")]
+    if shipped and not any(own) and given.get("device", "auto") in ("auto", "cpu"):
         return ()  # before torch is loaded
+    from rvlr_lib.config import switches
     from rvlr_lib.data import dataset_stamp
     from rvlr_lib.study.study import open_study
 
+    if unknown := [part for part in own[-1] or () if not any(str(part) in name for name in switches())]:
+        raise ValueError(f"parameter 'switches': {unknown[0]!r} is part of none of: {', '.join(switches())}")
     study = open_study(dataset, **given)
+    if given.get("model") or given.get("pretrained"):
+        _ = study.towers  # a ValueError where they cannot be built
     for split in ("train", "val", "test"):
         study.dataset(split)
     return dataset_stamp(study.settings.data.name, study.settings.data.image_root)

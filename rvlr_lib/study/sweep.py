@@ -36,6 +36,10 @@ def run_study(profile: str = "study", *, seeds: str = "", sets: str = "", result
     """
     plan, folder = load_plan(profile), Path(results) if results else reference_folder(profile)
     tune, seal, regime_map = (own.pop(name, False) for name in ("tune", "seal", "regime_map"))
+    if tune + seal + regime_map > 1 or (seeds and (tune or seal)) or (sets and (tune or seal or regime_map)):
+        raise ValueError(
+            "give one of tune, seal and regime_map; seeds go with regime_map or none of them, sets with none"
+        )
     runner = Runner(**own)
     if tune:
         run_tuning(plan, folder, runner)
@@ -203,6 +207,8 @@ def parse_seeds(text: str) -> list[int]:
         if not found:
             raise ValueError(f"seeds {text!r}: expected something like 0-4 or 0,3,7")
         seeds += range(int(found[1]), int(found[2] or found[1]) + 1)
+    if text and not seeds:
+        raise ValueError(f"seeds {text!r} are none: expected something like 0-4 or 0,3,7")
     return seeds
 
 

@@ -109,7 +109,9 @@ def test_audit_of_arrays(files, tmp_path, capsys, monkeypatch):
 
 def test_features_of_a_model_are_those_of_its_common_space(tmp_path):
     towers = tiny_towers(seed=3)
-    with pytest.raises(ValueError, match="tiny_48 has random weights in its common space: give --pretrained"):
+    with pytest.raises(
+        ValueError, match="tiny_48 has random weights in its common space: give --model and --pretrained"
+    ):
         audits.encode_with_model("emoji", "tiny_48", None)
     weights = {f"visual.{name}": value for name, value in towers.visual.state_dict().items()}
     weights |= {f"text.{name}": value for name, value in towers.text.state_dict().items()}

@@ -45,14 +45,27 @@ def test_interactive_output_leaves_a_finished_run_alone(tmp_path, monkeypatch, r
     RunOutput("02", "scenes", tmp_path / "quick")
 
 
-KINDS = {"n": int, "rate": float, "on": bool, "dials": list, "arms": list, "seeds": int}
+KINDS = {"n": int, "rate": float, "on": bool, "dials": list, "arms": list, "seeds": int, "seed": int, "k": int}
+KINDS |= {"shares": list, "text_detail": float, "projections": list}
 KINDS |= dict.fromkeys(("name", "baseline", "figure_width"), str)
 FIT = [("n", "3", 3), ("rate", 2, 2.0), ("rate", "1e-3", 0.001), ("on", "true", True), ("name", "3", "3")]
-FIT += [("dials", "[0.6, 1]", [0.6, 1]), ("baseline", "", ""), ("arms", "['rvlr']", ["rvlr"])]
+FIT += [
+    ("shares", "[0, 1]", [0.0, 1.0]),
+    ("text_detail", "0.5", 0.5),
+    ("dials", "[0.6, 1]", [0.6, 1]),
+    ("baseline", "", ""),
+    ("arms", "['rvlr']", ["rvlr"]),
+]
 UNFIT = [("n", "a", "int.*a"), ("n", 2.5, "int"), ("n", True, "int"), ("n", None, "'n' needs a value")]
 UNFIT += [("rate", "half", "float"), ("on", 1, "bool"), ("name", 3, "str"), ("arms", "rvlr", "list.*rvlr")]
 UNFIT += [("arms", ["foo"], "'rvlr'.*foo"), ("baseline", "foo", "'rvlr'"), ("figure_width", "wide", "'column'")]
 UNFIT += [("sede", 1, "unknown parameter 'sede'; valid: arms, baseline"), ("seeds", 0, "is 0"), ("arms", [], "least")]
+UNFIT += [
+    ("shares", [5], "expected 0 to 1"),
+    ("text_detail", -1, "expected 0 to 1"),
+    ("projections", ["tsne"], "'pca'"),
+]
+UNFIT += [("k", 0, "at least 1"), ("seed", 2**32, "less than 2.32")]
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), FIT)
