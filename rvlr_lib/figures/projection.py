@@ -73,11 +73,8 @@ def project_spaces(
             and captions share no space and are taken as orthogonal.
         seed: of the drawn items and the layout; the same machine gives the same coordinates.
         max_points: most points per space, half of them pictures; the first caption of each is drawn.
-        caption_image: ``[C]`` picture of each caption; without it caption i belongs to picture i.
-
-    Raises:
-        ValueError: unknown method; spaces with other row counts; a picture without a caption; fewer than 5 pictures;
-            not finite.
+        caption_image: ``[C]`` picture of each caption; without it caption i belongs to picture i. ValueError: unknown
+            method; spaces with other row counts; a picture without a caption; fewer than 5 pictures; not finite.
     """
     if method not in ("umap", "pca"):
         raise ValueError(f"unknown projection {method!r}: valid are umap, pca")

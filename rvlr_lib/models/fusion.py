@@ -28,7 +28,11 @@ class FusionEncoder(nn.Module):
 
         They are tokens ``[B, N, W_image]`` and ``[B, L, W_text]``, with bool ``[B, L]`` that is True at real ones.
         """
-        fused = self.layers(self.text_in(text_tokens), self.image_in(image_tokens), tgt_key_padding_mask=~text_mask)
+        return self.fuse(self.image_in(image_tokens), self.text_in(text_tokens), text_mask)
+
+    def fuse(self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of tokens that ``image_in`` and ``text_in`` have mapped to ``W``: once each, not once a pair."""
+        fused = self.layers(text_tokens, image_tokens, tgt_key_padding_mask=~text_mask)
         return self.matching_head(fused[:, 0]), fused[:, 0]
 
     def match_texts(self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> Tensor:

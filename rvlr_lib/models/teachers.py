@@ -38,9 +38,8 @@ default_towers = lru_cache(maxsize=1)(build_towers)
 def teacher_features(spec: str, modality: str, dataset: ImageTextDataset, device: torch.device | str = "cpu") -> Tensor:
     """Features of the pictures (``image``) or captions (``text``) by a teacher: unit rows ``[N, W]``, float32, CPU.
 
-    Raises:
-        ValueError: an unknown name, one of the other modality, weights that are not there, arrays that do not fit the
-            data set, or the oracle for data whose factors are not known.
+    ValueError: an unknown name, one of the other modality, weights that are not there, arrays that do not fit the data
+    set, or the oracle for data whose factors are not known.
     """
     kind, _, rest = spec.partition(":")
     if kind not in TEACHERS[modality] or bool(rest) != (kind not in ("towers", "lite2", "weak", "random", "oracle")):

@@ -30,10 +30,8 @@ NEIGHBOURS = 10
 def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
     """Write the page of a run with all its data sets, ``explore.html`` of the run if not given, from cached stages.
 
-    A data set that cannot be shown is printed with the reason, and the page says it as well.
-
-    Raises:
-        ValueError: no run; or none of its data sets has the stages that are needed, naming the command that makes them.
+    A data set that cannot be shown is printed with the reason, and the page says it as well. ValueError: no run; or
+    none of its data sets has the stages that are needed, naming the command that makes them.
     """
     record, found, missing = read_run(run), {}, {}
     beside = Path(run).resolve().parent
@@ -74,10 +72,9 @@ def collect_points(
 ) -> dict[str, Any]:
     """What the page knows of ``n`` pictures and one caption of each: point i is a picture, point n + i its caption.
 
-    Returns:
-        Plain values: ``captions`` and ``pictures`` (data URIs) ``[n]``; ``xy``, space -> ``[4n]``; ``near``, space ->
-        kind -> ``[2n · width]`` points, nearest first, -1 where there is no common space; ``truth``, for each point of
-        scenes the points of its modality that are as near as its truly ``width`` nearest; ``groups``, kind -> ``[n]``.
+    Plain values: ``captions`` and ``pictures`` (data URIs) ``[n]``; ``xy``, space -> ``[4n]``; ``near``, space -> kind
+    -> ``[2n · width]`` points, nearest first, -1 where there is no common space; ``truth``, for each point of scenes
+    the points of its modality that are as near as its truly ``width`` nearest; ``groups``, kind -> ``[n]``.
     """
     rows, texts = layout.image_rows, layout.text_rows
     width = min(NEIGHBOURS, len(rows) - 1)

@@ -101,8 +101,7 @@ def check_parameters(namespace: dict[str, Any]) -> None:
 def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters in their types (``kinds``: name -> type); text, as a command line gives it, is read.
 
-    Raises:
-        ValueError: an unknown name, arm or width (lists the valid), a value of another type or below ``LEAST``.
+    ValueError: an unknown name, arm or width (lists the valid), a value of another type or out of its range.
 
     >>> fit_parameters({"epochs": int, "rates": list}, {"epochs": "3", "rates": "[1, 1e-3]"})
     {'epochs': 3, 'rates': [1, 0.001]}

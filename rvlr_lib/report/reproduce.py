@@ -78,9 +78,8 @@ def load_profile(
 ) -> tuple[Path, dict[str, Any], list[Run]]:
     """Read a profile of the checkout ``root``, or a path that ends in ``.yaml``; ``parameters`` override the profile's.
 
-    Raises:
-        ValueError: the profile, a notebook or a parameter is unknown (lists the valid ones), a value has the wrong
-            type, or two runs would write the same files.
+    ValueError: the profile, a notebook or a parameter is unknown (lists the valid ones), a value has the wrong type, or
+    two runs would write the same files.
     """
     profiles = {file.stem: file for file in root.glob("notebooks/profiles/*.yaml")}
     books = {file.stem: file for file in root.glob("notebooks/*.ipynb")}

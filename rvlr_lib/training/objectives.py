@@ -144,6 +144,7 @@ class Objective(nn.Module):
         A process scores the pairs of its own rows, with negatives of the whole batch, drawn by torch's seed, which all
         processes share: the mean over the processes is the loss. The fused first tokens are of all rows.
         """
+        fusion = self.student.fusion
         draws = torch.Generator(ids.device).manual_seed(derived_seed(torch.initial_seed(), "negatives"))
         temperature = self.student.temperature.detach()
         negative_image, negative_text = losses.sample_hard_negatives(similarity, temperature, ids, generator=draws)
@@ -151,11 +152,13 @@ class Objective(nn.Module):
         own = torch.arange(len(ids), device=ids.device)[part]
         image_rows = torch.cat([own, negative_image[part], own])
         text_rows = torch.cat([own, own, negative_text[part]])
-        image_tokens, text_tokens = gather_rows(images.tokens), gather_rows(texts.tokens)
+        with precision:
+            image_tokens, text_tokens = fusion.image_in(images.tokens), fusion.text_in(texts.tokens)
+        image_tokens, text_tokens = gather_rows(image_tokens), gather_rows(text_tokens)
         text_mask = gather_rows(texts.mask.to(torch.uint8)).bool()
         with precision:  # index_select: its backward is one deterministic index_add, not atomics
             pairs = image_tokens.index_select(0, image_rows), text_tokens.index_select(0, text_rows)
-            logits, first = self.student.match(*pairs, text_mask[text_rows])
+            logits, first = fusion.fuse(*pairs, text_mask[text_rows])
         logits, first = full_precision(logits), full_precision(first[: len(own)])
         loss = losses.image_text_matching_loss(logits[: len(own)], logits[len(own) :])
         return loss, gather_rows(first) if self.fused_target else first
