@@ -56,13 +56,13 @@ def claims_part(root: Path = CHECKOUT) -> str:
 
 def data_card(run: Mapping[str, Any], root: Path = CHECKOUT) -> str:
     """The section of ``data/README.md`` on a run's data set, or the command that describes data of one's own."""
-    path = root / "data" / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    path, name = root / "data" / "README.md", run["parameters"].get("dataset", run["dataset"])
+    text = path.read_text(encoding="utf-8") if name == run["dataset"] and path.is_file() else ""  # not of emoji.csv
     if section := re.search(rf"^## {re.escape(run['dataset'])}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL):
         return section[1].strip()
     pictures = run["parameters"].get("image_root")
-    words = ["rvlr", "data", "check", run["parameters"].get("dataset", run["dataset"])]
-    return f"```bash\n{shlex.join(words + (['--image-root', pictures] if pictures else []))}\n```"
+    words = ["rvlr", "data", "check", name, *(["--image-root", pictures] if pictures else [])]
+    return f"```bash\n{shlex.join(words)}\n```"
 
 
 def markdown_html(text: str) -> str:

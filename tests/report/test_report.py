@@ -22,7 +22,7 @@ def run(tmp_path, monkeypatch):
         {"notebook": "04_common_space_umap", "dataset": "scenes", "parameters": {"seed": 1, "image_root": "my pics"}},
     ]
     origin = {"commit": "abc", "platform": "Linux", "versions": {"torch": "2.15.0"}}
-    record = {"profile": "smoke", "description": "tiny", "command": "rvlr reproduce", "runs": runs}
+    record = {"profile": "smoke", "description": "tiny <b>", "command": "rvlr reproduce", "runs": runs}
     write_json(folder / "run.json", record | {"provenance": origin})
     output = RunOutput(NAME, "in/my birds.csv", folder, "page", settings={"stage1": {"epochs": 3}})
     columns = {"r_mean": [32.04, None], "a_b%&": [1.0, 2.0], "effect": ["−1.5 …", "≥ 2 →"]}
@@ -39,6 +39,8 @@ def run(tmp_path, monkeypatch):
 
 
 def test_the_report(run, tmp_path):
+    write_text(tmp_path / "data" / "README.md", "## my birds\nours, not those of a file\n## x\n")
+    assert report.data_card({"dataset": "my birds", "parameters": {}}, tmp_path) == "ours, not those of a file"
     path = report.write_report(run, root=tmp_path)
     text, page = path.read_text(encoding="utf-8"), path.with_suffix(".html").read_text(encoding="utf-8")
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
@@ -49,6 +51,7 @@ def test_the_report(run, tmp_path):
     assert text.index("**retrieval**") < text.index("<summary>more</summary>") < text.index("z%20first.png")
     assert text.index("z%20first.png") < text.index("a_second.png")  # in the notebook's order
     assert "nothing" not in text
+    assert "\nTiny &lt;b&gt;.\n" in text
     told = r"**Not finished**: 04\_common\_space\_umap (scenes)", "rvlr data check 'in/my birds.csv'\n"
     told += ("rvlr data check scenes --image-root 'my pics'\n", '"epochs": 3', "In all 2 s.")
     assert [part for part in told if part not in text] == []
