@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HIDDEN = re.compile(r"[.]|~\$|(__macosx|e?h?thumbs.db|desktop.ini|@eadir|\$recycle.bin|__pycache__|lost.found)\Z", re.I)
+SYSTEM = r"__macosx|e?h?thumbs.db|desktop.ini|@eadir|[#@]recycle|#snapshot|\$recycle.bin|__pycache__|lost.found"
+HIDDEN = re.compile(rf"[.]|~\$|({SYSTEM}|system volume information)\Z", re.I)
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # later: one of UTF-32 begins like one of these
 Stamp = tuple[str, int, int, int]
@@ -81,6 +82,10 @@ def walk(folder: Path, root: Path, *, deep: bool = True) -> Walk:
                 reason, fault = "links out of the folder", "is a link out of the folder: put the file there"
             elif not os.path.exists(real):
                 reason, fault = "links to nothing", "is a link to nothing: mend it or take it away"
+            elif not (os.path.isfile(real) or os.path.isdir(real)):
+                reason, fault = "neither files nor folders", "is neither a file nor a folder: take it away"
+            elif "\\" in entry.name:
+                reason, fault = "names with a backslash", "has a backslash in its name, read as a folder: rename it"
             elif real in above:
                 reason, fault = "links in a circle", "is a link to a folder above it: take it away"
             if HIDDEN.match(entry.name):

@@ -14,7 +14,7 @@ from rvlr_lib.data.files import HIDDEN, printable, shown, stamp
 from rvlr_lib.data.formats import FORMATS, parse, read_part
 from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, faults
 from rvlr_lib.data.relevance import clean_caption
-from rvlr_lib.data.table import EMPTY, SPLIT_NAMES, WAYS_OUT, Collection, Row, Unusable, captions_in, split_in
+from rvlr_lib.data.table import EMPTY, LIKE_SPLIT, WAYS_OUT, Collection, Row, Unusable, captions_in, split_in
 from rvlr_lib.provenance import home
 
 FEWEST = 4  # pictures in a split; the notebooks show the first four queries
@@ -178,7 +178,7 @@ def _frame(found: Collection, key: str, rows: list[Row]) -> Any:
     if key in SPLITS:
         splits = dict.fromkeys(order, key)
     elif not own_splits:  # by a hash; equal files are never in two splits
-        if like := {part for name in order for part in name.split("/")[:-1] if part.casefold() in SPLIT_NAMES}:
+        if like := {part for name in order for part in name.split("/")[:-1] if LIKE_SPLIT.fullmatch(part)}:
             told = f"the folders {', '.join(sorted(like))} look like splits, yet no column says them"
             found.notes.append(f"{found.path}: {told}: a hash does")
         first = {name: min(group) for group in equal_files(found.root, order) for name in group}

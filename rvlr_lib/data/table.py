@@ -26,16 +26,21 @@ COLUMNS = {  # what a column or key holds -> its usual names
 }
 CAPTION_WORDS = set("caption captions sentence sentences description".split())  # within the name of a column
 OTHER_WORDS = set("id ids number num count index length len lang language score source".split())  # of no caption then
-FLAG = re.compile("(image_|is_)*(rejected|precanned|spam|flagged|bad|invalid|deleted|blocked|unusable|offensive|nsfw)")
+BAD = "rejected|precanned|spam|flagged|bad|invalid|deleted|blocked|unusable|offensive|nsfw"
+ALSO = "ignored?|skip(ped)?|excluded?|duplicated?|corrupt(ed)?|(low|bad|poor)_quality|toxic|hidden|b(lack|lock)listed"
+ALSO += "|rejects?|discard(ed)?|removed?|banned|unsafe|(?P<good>(?<=[^s]_)valid|approved|keep|kept|included?|usable)"
+FLAG = re.compile(rf"(?P<sure>(image_|is_)*({BAD}))|((image|img|caption|text|is|to|be)_)*({BAD}|{ALSO})(_flag)?")
+YES, NO = set("1 true t yes y on x ✓ ✔".split()), set("0 false f no n off".split())  # values of flags
 SPLIT_NAMES = {"train": "train", "training": "train", "restval": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys("val valid validation dev development".split(), "val")
-SPLIT_WORD = re.compile("train(ing)?|restval|eval(uation)?|val(id(ation)?)?|dev(elopment)?|test(ing)?", re.I)
+SPLIT_WORD = re.compile("train(ing)?|trn|restval|eval(uation)?|vld|val(id(ation)?)?|dev(elopment)?|te?st(ing)?", re.I)
 WORDS = rf"{SPLIT_WORD.pattern}|[^\w/\\]|[\d_]|set|split|data|images?|imgs?|pictures?|photos?|my"
 LIKE_SPLIT = re.compile(rf"(?=.*({SPLIT_WORD.pattern}))({WORDS})*", re.I)
-SPLIT_COLUMN = re.compile("((.*_)?(split|fold|partition)s?(_.*)?|i[sn]_?(train|val|test)(ing)?)|(sub)?set|usage|phase")
-MISSING_TEXTS = {"nan", "none", "null", "<na>", "n/a", "#n/a", "na", "nat", "undefined"}
-UNFILLED = {"", *MISSING_TEXTS}
-UNSET = {"0", "0.0", "false", "f", "no", "n", *UNFILLED}  # values of a flag; any other sets it
+ONE = rf"({SPLIT_WORD.pattern}|h[eo]ld_?out)(_?(sub)?set)?"  # of a column that says yes or no
+SPLIT_COLUMN = rf"((.*_)?(split|fold|partition)s?(_.*)?|(used?_)?(i[sn]|for)_?{ONE})|{ONE}|(sub)?set|usage|phase"
+MISSING_TEXT = r"[\W_]*(nan|none|null|n\W?a|nat|nil|undefined)[\W_]*|\\n|#n/a #?n/a|-?1\.#(ind|qnan)|err:\d+"
+GAP = re.compile(MISSING_TEXT + r"|#(name\?|(ref|value|div/0|num|spill|calc|error)!)|[-–—]+|\[\]|\{\}|\(\)")
+LISTED = re.compile(r"\A[bru]?['\"](?=.*,).*['\"]\s*,?\Z", re.I | re.S)  # texts without the brackets of a list
 BRACKETS = r"[uf]?[\[({]\s*(([bru]?['\"]|[\[({\])}]).*|(None|null|nan|true|false)\s*([,:].*)?)[\])}]"
 SPOILT = r"[\[{]\s*[“”„‘’«].*[\]}]|[\[{]\s*[bru]?['\"][^\]}]*"  # quoted as prose; cut
 STRUCTURE = re.compile(rf"\s*({BRACKETS}|{SPOILT}|[\w.]+\((\s*[\[({{'\"].*)?\)|b'.*'|b\".*\")\s*", re.I | re.S)
@@ -122,14 +127,15 @@ def captions_in(cell: Any) -> list[tuple[str, str]]:
     >>> captions_in("['a dog', 'a cat']"), captions_in("nan")
     ([('a dog', ''), ('a cat', '')], [('nan', 'placeholders of missing captions')])
     """
-    items = _literal(cell) if isinstance(cell, str) and cell.lstrip()[:1] in tuple("[({") else None
+    text = LISTED.sub(r"[\g<0>]", cell.strip()) if isinstance(cell, str) else ""
+    items = _literal(text) if text[:1] in tuple("[({") else None
     if isinstance(cell, str) and (STRUCTURE.fullmatch(cell) or isinstance(items, list | tuple | dict | set)):
         if not isinstance(items, list | tuple) or not all(isinstance(item, str | None) for item in items):
             return [(cell, NO_LIST)]
         return captions_in([str(item) for item in items])
     if isinstance(cell, list) and not any(isinstance(item, list) for item in cell):
         return [pair for item in cell for pair in captions_in(item)]
-    missing = _folded(cell).strip("'\"“”‘’") in MISSING_TEXTS or cell is None
+    missing = cell is None or bool(_folded(cell) and not _said(cell))
     return [(str(cell), MISSING if missing else "" if isinstance(cell, str) else NO_TEXT)]
 
 
@@ -137,7 +143,7 @@ def _literal(text: str) -> Any:
     """A list written into a cell, as JSON or Python has it; numpy's has no commas, and Python would join its texts."""
     for read in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            return read(text.strip())
+            return read(text)
         if re.search(r"(['\"])\s+[bru]?['\"](?!\s*[,\])])", text):
             return None
     return None
@@ -147,11 +153,18 @@ def _folded(cell: Any) -> str:
     return "" if cell is None else str(cell).strip().casefold()
 
 
+def _said(cell: Any) -> str:
+    """A cell's text, nothing of a missing value; 0 and 1 in one spelling."""
+    text = _folded(cell)
+    return "" if GAP.fullmatch(text) else re.sub(r"\A[-+]?0*([01])([.,]0*)?(e[-+]?0+)?\Z", r"\1", text)
+
+
 def split_in(cell: Any) -> str | None:
     """The split that a cell or key says, None where it says none; :class:`Unusable` where the name is unknown."""
-    name = _folded(cell)
-    if name not in {*SPLIT_NAMES, *UNFILLED}:
-        raise Unusable("unknown splits", f"split {cell!r} is unknown; valid: {', '.join(SPLIT_NAMES)}")
+    name = _said(cell)
+    if name not in {*SPLIT_NAMES, ""}:
+        way = f"valid: {', '.join(SPLIT_NAMES)}; or rename the column"
+        raise Unusable("unknown splits", f"split {cell!r} is unknown; {way}")
     return SPLIT_NAMES.get(name)
 
 
@@ -160,17 +173,19 @@ def fill(
 ) -> list[Row]:
     """Rows, by place, of columns that are recognised by name or named by ``options``."""
     columns: list[Sequence[Any]] = list(zip(*cells.values(), strict=True)) or [()] * len(names)
+    said = [{*map(_said, column)} - {""} for column in columns]
+    chosen = {_folded(options.get(f"{what}_column")) for what in ("image", "caption")}
+    fits = {k: FLAG.fullmatch(_spelt(name)) for k, name in enumerate(names) if _folded(name) not in chosen}
+    flags = {k: bool(fit["good"]) for k, fit in fits.items() if fit and (fit["sure"] or said[k] <= YES | NO)}
     picture = _find(file, "image", names, columns, options)[0]
-    captions = _find(file, "caption", names, columns, options, picture)
+    captions = _find(file, "caption", names, columns, options, {picture, *flags})
     taken = {picture, *captions}
     first = {_folded(name): k for k, name in reversed([*enumerate(names)]) if k not in taken}
     others = {what: first[name] for what in ("category", "image_id") for name in COLUMNS[what].split() if name in first}
-    flags = [k for k, name in enumerate(names) if FLAG.fullmatch(_spelt(name)) and k not in taken]
     taken |= {*others.values(), *flags}
-    said = {k: {*map(_folded, columns[k])} - UNFILLED for k in range(len(names)) if k not in taken}
-    like = {k: SPLIT_COLUMN.fullmatch(_spelt(names[k])) for k in said}
-    splits = [k for k, fit in like.items() if fit and said[k] and (fit[1] or said[k] & SPLIT_NAMES.keys())]
-    splits = splits or [k for k in said if 0 < len(said[k]) < 10 and all(map(LIKE_SPLIT.fullmatch, said[k]))]
+    like = {k: re.fullmatch(SPLIT_COLUMN, _spelt(name)) for k, name in enumerate(names) if k not in taken and said[k]}
+    splits = [k for k, fit in like.items() if fit and (fit[1] or said[k] & {*SPLIT_NAMES} or said[k] <= YES | NO)]
+    splits = splits or [k for k in like if len(said[k]) < 10 and all(map(LIKE_SPLIT.fullmatch, said[k]))]
     if len(splits) > 1:
         raise ValueError(f"{file}: the columns {', '.join(names[k] for k in splits)} may all hold the split: keep one")
     others |= dict(zip(["split"], splits, strict=False))
@@ -183,22 +198,23 @@ def fill(
         if len(captions) > 1:  # a picture with fewer captions leaves cells empty
             filled = [values[k] for k in captions if _folded(values[k])]
             told = [text for cell in filled for text in (cell if isinstance(cell, list) else [cell])]
-        marks = ",".join(names[k] for k in flags if _folded(values[k]) not in UNSET)
-        about = {what: values[k] for what, k in others.items() if _folded(values[k]) not in UNFILLED}
-        where = "".join(f", {names[k]}" for k in splits if _folded(values[k]) not in {*SPLIT_NAMES, *UNFILLED})
-        return Row(f"{file}, {place}{where}", name, told, flags=marks, **about)
+        marks = {k: mark for k in flags if (mark := _said(values[k]))}  # an empty one sets nothing
+        marked = ",".join("not " * flags[k] + names[k] for k, mark in marks.items() if (mark in NO) is flags[k])
+        about = {what: values[k] for what, k in others.items() if _said(values[k])}
+        where = "".join(f", {names[k]}" for k in splits if _said(values[k]) not in {*SPLIT_NAMES, ""})
+        return Row(f"{file}, {place}{where}", name, told, flags=marked, **about)
 
     return [row(place, values) for place, values in cells.items()]
 
 
 def _find(
-    file: Path, what: str, names: Sequence[str], columns: Sequence[Any], options: Mapping[str, Any], skip: int = -1
+    file: Path, what: str, names: Sequence[str], columns: Sequence[Any], options: Mapping[str, Any], skip: Any = ()
 ) -> list[int]:
     """Column of the picture, or columns of captions whose names differ by a number, empty ones left out."""
     option, chosen = f"{what}_column", options.get(f"{what}_column")
     known, guess = [_folded(chosen)] if chosen else COLUMNS[what].split(), what == "caption" and not chosen
     own = guess and options.get("caption_key")  # of a format: it and its numbered ones alone
-    fits = {k: _family(name) if guess else _folded(name) for k, name in enumerate(names) if k != skip}
+    fits = {k: _family(name) if guess else _folded(name) for k, name in enumerate(names) if k not in skip}
     fits = {k: told for k, told in fits.items() if (told == own if own else told in known or (guess and told))}
     fits = {k: family for k, family in fits.items() if any(map(_folded, columns[k]))} or fits
     families, told = list(dict.fromkeys(fits.values())), ", ".join(names[k] for k in fits)

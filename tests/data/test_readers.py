@@ -192,6 +192,12 @@ BAD_CONTENT = [
     ("x.csv", b"filepath,title\na.jpg,\0\n", "NUL bytes on line 2"),
     ("x.csv", "image,caption\na.jpg,一只狗\n".encode("utf-16-le"), "not UTF-8 but UTF-16 without .*save it as UTF-8"),
     *(("x.csv", f"image,caption,{k}\na,b,x\n", f"line 2, {k}: split 'x' is") for k in ("is_train", "partition")),
+    ("x.jsonl", '{"image": "a", "caption": "b", "train": true}', "line 1, train: split True is .*rename the column"),
+    *(
+        ("x.csv", f"image,caption,{k}\na,b,1\nc,d,0.0\n", f"line 2, {k}: split '1' is unknown")
+        for k in "is_test_set for_training inVal valid is_valid isHoldout tst used_for_dev".split()
+    ),
+    ("x.csv", "image,caption,train,val,test\na,b,1,0,\nc,d,,,1\n", "columns train, val, test may all hold the split"),
     *(("x.csv", f"image,caption,set\na,b,{name}\n", f"set: split '{name}' is") for name in ("train2014", "eval")),
     *(("x.json", [LONE | {"caption": text}], "is a missing value") for text in (None, float("nan"), [None, "one"])),
     ("x.csv", "image,caption,subset,split\na,b,val,val\n", "columns subset, split may all hold the split"),

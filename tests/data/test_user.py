@@ -13,7 +13,10 @@ from tests.data.user_tools import NAMES, SPLITS, captions, coco, fill, looked, r
 ONE, TWO = "view one", "view two"
 EMPTY, MISSING, STRUCTURE = "empty captions", "placeholders of missing captions", "cells that hold a structure"
 CELLS = {  # what is read of a cell or why not -> cells as JSON or a spreadsheet holds them
-    (ONE, TWO): (str([ONE, TWO]), str((ONE, TWO)), f"['{ONE}', u'{TWO}']", f' ["{ONE}","{TWO}"]'),
+    (ONE, TWO): (
+        *(str([ONE, TWO]), str((ONE, TWO)), f"['{ONE}', u'{TWO}']", f' ["{ONE}","{TWO}"]'),
+        *(f"'{ONE}', '{TWO}'", f'"{ONE}", "{TWO}"', f"u'{ONE}',u'{TWO}',"),
+    ),
     (ONE, TWO, ONE): (json.dumps([ONE, TWO, ONE]),),
     STRUCTURE: (
         """['one' 'two']|["one", ["two"]]|["one", 2]|{"en": "one"}|{'one', 'two'}|[{'raw': 'one'}]|['one'\n 'two']"""
@@ -23,9 +26,22 @@ CELLS = {  # what is read of a cell or why not -> cells as JSON or a spreadsheet
     ("a dog",): ("[a dog]", "(a dog)", "a [dog]", "{a dog}"),
     ("set of three",): ("Set (of three)", "(set) of (three)"),
     ("1 nancy none",): ("[1] Nancy (none)", "(1, nancy none)"),
-    MISSING: ("nan", "NaN", "None", "null", " <NA> ", "N/A", "'nan'", '["None"]', "[null]"),
+    MISSING: (
+        r"""nan|NaN|None|null| <NA> |N/A|'nan'|["None"]|[null]|\N|-nan|#NA|#N/A N/A|1.#IND|-1.#QNAN|<null>|<none>|nil"""
+        """|NaN.|null,|"nan", "a"|#NAME?|#REF!|#VALUE!|#DIV/0!|#N/A|#NULL!|#NUM!|Err:502"""
+    ).split("|"),
     EMPTY: ("", "!?", '["cut off", ""]'),
     ("none of them",): ("none of them",),
+    ("nil by mouth",): ("nil by mouth",),
+    ("a red cat",): ('a "red", "cat"', '"a", red, "cat"', '"a red, cat"', "'a' 'red', 'cat'"),
+    ("n",): ("N", "n!"),
+    ("value",): ("value!",),
+}
+FLAGS = {  # captions left -> a column, its value beside "one" and beside "two"
+    "two": "caption_rejected 1 0|ignore true false|skip yes no|exclude on off|is_duplicate 1.0 0.00|corrupt x -"
+    "|toxic t f|low_quality Y N|is_hidden -1 00|blacklisted TRUE|isRejected spam |approved no yes|keep 0 1.0"
+    "|image_valid False True",
+    "one two": "is_rejected off {}|is_rejected [] 0.00|bad - 0e0|toxic 0.7 0.1|ignore a b|keep  1|approved \\N nan",
 }
 NUMBERED = """image,caption,caption_2,caption_3; image,caption,caption,caption; image,caption,caption.1,caption.2;
     image,caption_1,caption_2,caption_3; image,caption1,caption2,caption3; image,Caption 1,Caption 2,Caption 3;
@@ -37,9 +53,10 @@ AMBIGUOUS = """image,caption,title filepath,title,caption image,text,caption ima
 FOLDERS = "train+val+test Train+VAL+Test TRAINING+Validation+testing train+dev+test train+Valid+test".split()
 FOLDERS += ["images/train+images/val+images/test", "a/train+a/val+a/test+b/train"]
 NOISE = """.ipynb_checkpoints/ .ipynb_checkpoints/a.png __MACOSX/train/._0.png .DS_Store train/._x.jpg Thumbs.db
-    @eaDir/x/a.jpg notes/readme.md .git/x.png""".split()
+    @eaDir/x/a.jpg notes/readme.md .git/x.png #recycle/a.png $RECYCLE.BIN/a.png""".split()
+NOISE.append("System Volume Information/a.png")
 MIXED = "train+val+more train+val+test2 train2014+val2014 train_images+test_images train+. a/train+a/test+b Train+extra"
-MIXED += " 01_train+02_val+03_test mytrain+myval birds_train+birds_test trainA+testA fold1_train+fold2_val"
+MIXED += " trn+vld+tst 01_train+02_val+03_test mytrain+myval birds_train+birds_test trainA+testA fold1_train+fold2_val"
 
 
 @pytest.mark.parametrize(("expected", "cell"), [(told, cell) for told, cells in CELLS.items() for cell in cells])
@@ -128,6 +145,15 @@ def test_flagged_captions_are_left_out_counted_or_kept(place):
     assert captions(write(place, "x.csv", text))["t05.png"] == ["one"]
 
 
+@pytest.mark.parametrize(("left", "flag"), [(left, flag) for left, flags in FLAGS.items() for flag in flags.split("|")])
+def test_flags_of_many_names_are_read_where_they_say_yes_or_no(place, left, flag):
+    name, one, two = f"{flag}  ".split(" ")[:3]
+    path = write(place, "x.csv", rows("one", one, header=f"image,caption,{name}") + rows("two", two).partition("\n")[2])
+    assert captions(path)["t05.png"] == left.split()
+    assert captions(path, keep_flagged=True)["t05.png"] == ["one", "two"]
+    assert (f"not read: {name}" in str(looked(path))) is (flag in ("toxic 0.7 0.1", "ignore a b"))
+
+
 def test_ids_of_two_types_are_matched_and_said_or_refused_by_type(place):
     for key, other in ((str, int), (int, str)):
         path = write(place, "x.json", coco(None, key, other))
@@ -141,8 +167,8 @@ def test_ids_of_two_types_are_matched_and_said_or_refused_by_type(place):
 def test_splits_are_read_of_the_column_that_holds_them_whatever_its_name(place, header):
     cells = [f"{name},a dog,{',' * header.count(',')}{split}" for name, split in zip(NAMES, SPLITS * 14, strict=False)]
     assert sizes(write(place, "x.csv", f"image,caption,{header}\n" + "\n".join(cells))) == [14, 13, 13]
-    others = rows("a dog", "one", "two", header="image,caption,type,phase")
-    assert "not read: type, phase" in str(looked(write(place, "x.csv", others)))
+    others = rows("a dog", "one", "two", "freight", "0.73", header="image,caption,type,phase,train,val")
+    assert "not read: type, phase, train, val" in str(looked(write(place, "x.csv", others)))
 
 
 @pytest.mark.parametrize("folders", FOLDERS)
@@ -180,12 +206,15 @@ def test_links_inside_are_followed_and_all_else_is_refused_by_name(tmp_path):
     (root / "train" / "round").symlink_to(root / "train")
     (root / "test" / "none.png").symlink_to(root / "nothing.png")
     (root / "train" / "a.HEIC").touch()
+    (root / "train" / "a\\b.png").touch()
+    os.mkfifo(root / "test" / "9.png")
     write(root / "train", "alone.txt", "a text without a picture")
     write(root / "val", "0.TXT", "sorted first, so the other is the second")
     os.rename(root / "train" / "0.png", os.fsencode(root / "train") + b"/caf\xe9.png")
     faults = """links out of the folder: train/far, links in a circle: train/round, links to nothing: test/none.png,
         names that are not UTF-8: train/caf\\xe9.png, pictures of a format that is not read: a.HEIC,
-        texts without a picture: train/0.txt""".split(",")
+        texts without a picture: train/0.txt, names with a backslash: train/a\\b.png,
+        neither files nor folders: test/9.png""".split(",")
     faults = dict(fault.strip().split(": ") for fault in faults)
     told = spoiled(root)
     assert told["texts without a picture"].count == 3
@@ -209,13 +238,13 @@ def test_names_that_are_no_utf8_and_paths_that_are_no_files_are_named(place, mon
 
 
 def test_what_a_table_does_not_say_is_noted(tmp_path):
-    fill(tmp_path, ("Train", "val", "pool"))
+    fill(tmp_path, ("Train", "vld", "pool"))
     os.rename(tmp_path / "pool" / "0.png", os.fsencode(tmp_path / "pool") + b"/caf\xe9.png")
     (tmp_path / "pool" / "1.png").unlink()
     (tmp_path / "pool" / "1.png").mkdir()
-    names = [f"{folder}/{k}.png" for folder in ("Train", "val", "pool") for k in range(6)]
+    names = [f"{folder}/{k}.png" for folder in ("Train", "vld", "pool") for k in range(6)]
     report = str(looked(write(tmp_path, "x.csv", rows("a dog", names=names))))
-    assert "the folders Train, val look like splits, yet no column says them: a hash does" in report
+    assert "the folders Train, vld look like splits, yet no column says them: a hash does" in report
     assert "caf\\xe9.png has a name that is not UTF-8: rename it" in report
     assert "1.png' is missing, but '1.png' is there as a folder" in report
 
