@@ -1,354 +1,357 @@
 """What training and evaluation reach on one GPU: ``make bench-gpu``; ``--tiny`` rehearses every part on the CPU.
 
-Parts are measured one after another until ``--minutes`` are over; each is written to the JSON file as soon as it is
-measured, with the device's name. Steps are timed in blocks, A, B, A, B, and the median block counts.
+Parts are measured one after another until ``--minutes`` are over, and every row is in the JSON file as soon as it is
+measured. What fails or takes too long is named there and costs the others nothing. Sides of a comparison are timed in
+blocks, A, B, A, B, and the median block counts. Steps are those of the training loop.
 """
 
 import argparse
+import gc
+import io
 import json
-import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import partial, partialmethod
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 
+from benchmarks._harness import ROOT, machine, synchronize
 from rvlr_lib.config import MethodSettings, TrainSettings, load_settings
-from rvlr_lib.disk import write_json
+from rvlr_lib.data.dataset import SPLITS
+from rvlr_lib.disk import read_json, sha256, write_json
+from rvlr_lib.evaluation.evaluate import relevances
+from rvlr_lib.evaluation.rerank import matching_scores
 from rvlr_lib.losses import LossWeights, sample_hard_negatives, structure_distillation_loss
 from rvlr_lib.metrics import evaluate_retrieval
 from rvlr_lib.models import FusionEncoder, HeadStudent, Towers, TowerStudent, build_towers
+from rvlr_lib.provenance import provenance
 from rvlr_lib.similarity import unit_rows
+from rvlr_lib.study.study import Study, open_study
 from rvlr_lib.tables import insert_between, to_markdown
 from rvlr_lib.training.batches import FeatureBatches, Inputs
 from rvlr_lib.training.features import FeatureSet
-from rvlr_lib.training.loop import build_optimizer
+from rvlr_lib.training.loop import Execution, Training, choose_device
 from rvlr_lib.training.objectives import Objective
 
-ROOT = Path(__file__).parents[1]
+PARTS = (
+    "heads losses evaluation whole_towers vit reranking resume study vit_compiled heads_compiled replication".split()
+)
 CONTRASTIVE, PUBLISHED = LossWeights(1.0, *[0.0] * 6), LossWeights()
 SINGLE_MODAL = ("i2i/NDCG@10/above_floor", "t2t_no_siblings/NDCG@10/above_floor")
+LONG = {"epochs": 10_000, "log_every": 10**9}  # a training that is timed: after its first step nothing is logged
+Rows = Iterator[dict[str, Any]]
+
+
+class TimeIsOver(BaseException):
+    """What the clock raises; no Exception, so that nobody on the way takes it for a fault of the work."""
+
+
+@dataclass
+class OneBatch:
+    """The same batch for every step: what a training asks of its batches."""
+
+    inputs: Inputs
+    device: torch.device
+    optim: TrainSettings
+    steps_per_epoch: int
+    seed: int = 0
+
+    def take(self) -> list[Inputs]:
+        """The steps of an epoch."""
+        return [self.inputs] * self.steps_per_epoch
 
 
 class Bench:
-    """The parts of the benchmark and what they need: device, sizes, weights by explicit path."""
+    """The parts of the benchmark, each giving rows as it measures them, and what they need."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.tiny, self.options = options.tiny, options
-        self.device = torch.device("cpu" if options.tiny else options.device)
-        self.blocks = 2 if options.tiny else 5
-        self.draws = torch.Generator(self.device).manual_seed(0)
-
-    def rand(self, *shape: int) -> torch.Tensor:
-        """Normal numbers on the device."""
-        return torch.randn(*shape, generator=self.draws, device=self.device)
+        self.tiny, self.options, self.part = options.tiny, options, ""
+        self.device = choose_device("cpu" if options.tiny else options.device)
+        self.weights = {name: getattr(options, name) for name in ("image_weights", "text_weights")}
+        self.model = {f"model.{name}": path for name, path in self.weights.items()}
+        self.blocks, self.steps = (2, 1) if options.tiny else (5, 5)
+        self.draws, known = torch.Generator(self.device).manual_seed(0), machine()
+        self.found: dict[str, Any] = {"device": known["cpu" if self.device.type == "cpu" else "gpu"]}
+        self.found |= {"torch": torch.__version__, "tiny": self.tiny, "machine": known, "provenance": provenance()}
 
     def rows(self, count: int, width: int) -> torch.Tensor:
         """Unit rows on the device."""
-        return unit_rows(self.rand(count, width))
+        return unit_rows(torch.randn(count, width, generator=self.draws, device=self.device))
+
+    def once(self, call: Callable[[], Any]) -> float:
+        """Seconds of a call, until the device has done what it asks for."""
+        synchronize()
+        started = time.perf_counter()
+        call()
+        synchronize()
+        return time.perf_counter() - started
 
     def seconds(self, **sides: Callable[[], Any]) -> dict[str, float]:
         """Median seconds of a call of each side, blocks in turn, after a warm-up."""
-        times: dict[str, list[float]] = {name: [] for name in sides}
         for call in sides.values():
             call()
-        for _ in range(self.blocks):
-            for name, call in sides.items():
-                self.wait()
-                started = time.perf_counter()
-                call()
-                self.wait()
-                times[name].append(time.perf_counter() - started)
-        return {name: statistics.median(found) for name, found in times.items()}
+        rounds = [{name: self.once(call) for name, call in sides.items()} for _ in range(self.blocks)]
+        return {name: statistics.median(took[name] for took in rounds) for name in sides}
 
-    def wait(self) -> None:
-        """Until the device has done what was asked of it."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+    def training(
+        self, student: Any, weights: LossWeights, batches: Any, teachers: Any = None, *, compiled: bool = False
+    ) -> Callable[[], None]:
+        """An epoch of a training, after the first one; RuntimeError where it cannot be compiled."""
+        objective = Objective(student, weights, MethodSettings(), teachers=teachers, seed=0).to(self.device).train()
+        training = Training(objective, batches, self.part, Execution(compile=compiled))
 
-    def towers(self) -> Towers:
-        """The default pair, with reduced weights where they are named."""
-        return build_towers(
-            "effnet_minilm",
-            image_weights=self.options.image_weights or None,
-            text_weights=self.options.text_weights or None,
-        )
+        def epoch() -> None:
+            for inputs in batches.take():
+                training.train_step(inputs)
 
-    def steps(self, objective: Objective, inputs: Inputs, count: int) -> Callable[[], None]:
-        """A block of training steps on one batch, bfloat16 towers on a GPU, as the training loop takes them."""
-        settings = TrainSettings(learning_rate=1e-5)
-        optimizer, _ = build_optimizer(objective, settings, 1000)
+        with redirect_stdout(io.StringIO()) as told:
+            epoch()
+        print(told.getvalue(), end="", flush=True)
+        if "cannot be compiled" in told.getvalue():
+            raise RuntimeError(told.getvalue())
+        return epoch
 
-        def block() -> None:
-            for _ in range(count):
-                self.step(objective, optimizer, inputs, towers=True)
-
-        return block
-
-    def step(self, objective: Objective, optimizer: Any, inputs: Inputs, *, towers: bool = False) -> None:
-        """One training step; of whole towers in bfloat16 on a GPU and with clipped gradients."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=towers and self.device.type == "cuda"):
-            terms = objective(inputs)
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack([term * getattr(objective.weights, name) for name, term in terms.items()]).sum().backward()
-        if towers:
-            torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
-        optimizer.step()
-
-    def objective(self, student: Any, weights: LossWeights, teachers: Any = None) -> Objective:
-        """What a student is trained for, on the device."""
-        return Objective(student, weights, MethodSettings(), teachers=teachers, seed=0).to(self.device)
-
-    def weight_files(self) -> dict[str, str | None]:
-        """Settings that name the reduced weights, where they are given."""
-        return {f"model.{name}": getattr(self.options, name) or None for name in ("image_weights", "text_weights")}
+    def one_batch(self, student: TowerStudent, batch: int, length: int) -> OneBatch:
+        """Random pictures, and captions of ``length`` tokens that the text tower has."""
+        words, size = getattr(student.text, "config", student.text).vocab_size, student.image_size
+        pixels = torch.rand(batch, 3, size, size, device=self.device)
+        ids = torch.randint(1, words, (batch, length), device=self.device)
+        rows = torch.arange(batch, device=self.device)
+        settings = TrainSettings(batch_size=batch, learning_rate=1e-5, **LONG)
+        return OneBatch(Inputs(pixels, ids, rows, rows), self.device, settings, self.steps)
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
-    def vit(self) -> dict[str, Any]:
-        """Contrastive and full steps of ViT-B/32, eager and compiled."""
-        found: dict[str, Any] = {}
-        name, size = "ViT-B-32", 224
-        batches, layers = ((4,), 1) if self.tiny else ((512, 1024), 6)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()  # what earlier parts took is not its own
+    def vit(self, *, compiled: bool = False) -> Rows:
+        """The contrastive step of ViT-B/32 and the full one; compiling takes minutes, so that is a part of its own."""
+        name, batches, layers = ("tiny_48", (4,), 2) if self.tiny else ("ViT-B-32", (512, 1024), 6)
+        open_clip.add_model_config(ROOT / "tests" / "models" / "tiny_48.json")
+        towers = build_towers(name)
         for batch in batches:
-            pixels = torch.rand(batch, 3, size, size, device=self.device)
-            ids = torch.randint(1, 1000, (batch, 40), device=self.device)
-            rows = torch.arange(batch, device=self.device)
-            inputs = Inputs(pixels, torch.nn.functional.pad(ids, (0, 37)), rows, rows)
-            for label, weights in (("contrastive", CONTRASTIVE), ("full", PUBLISHED)):
-                for compiled in (False, True) if not self.tiny else (False,):
-                    torch.manual_seed(0)
-                    student = TowerStudent(build_towers(name), fusion_layers=layers if label == "full" else 0)
-                    teachers = (self.rows(batch, 1024), self.rows(batch, 768)) if label == "full" else None
-                    objective = self.objective(student, weights, teachers)
-                    key = f"{label}, batch {batch}, {'compiled' if compiled else 'eager'}"
-                    if compiled:
-                        objective.compile()
-                    count = 1 if self.tiny else 5
-                    took = self.seconds(step=self.steps(objective, inputs, count))["step"]
-                    memory = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else 0.0
-                    found[key] = {"pairs_per_second": batch * count / took, "gigabytes": memory}
-                    del student, objective
-                    if self.device.type == "cuda":
-                        torch.cuda.empty_cache()
-                        torch.cuda.reset_peak_memory_stats()
-        return found
+            forget()
+            yield from self.vit_pair(towers, batch, layers, compiled)
 
-    def heads(self) -> dict[str, Any]:
-        """Steps a second of heads on cached features, structure loss included, eager and compiled."""
+    def vit_pair(self, towers: Towers, batch: int, layers: int, compiled: bool) -> Rows:
+        """Both steps in turn; memory is that of a step with its model and batch, compilation left out."""
+        found: dict[str, Any] = {}
+        sides = {}
+        for label, weights in (("contrastive", CONTRASTIVE), ("full", PUBLISHED)):
+            key, full, held = f"{label}, batch {batch}", label == "full", torch.cuda.memory_allocated()
+            try:
+                student = TowerStudent(towers, fusion_layers=layers if full else 0)
+                given = self.one_batch(student, batch, 8 if self.tiny else 40)
+                teachers = (self.rows(batch, 1024), self.rows(batch, 768)) if full else None
+                epoch = self.training(student, weights, given, teachers, compiled=compiled)
+                if self.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                found[key] = {"pairs_per_second": batch * self.steps / self.once(epoch)}
+                found[key]["gigabytes"] = (torch.cuda.max_memory_allocated() - held) / 1e9
+                sides[key] = epoch
+            except Exception as error:  # no memory, or it does not compile: the other side is measured alone
+                found[key] = failure(error)
+            yield found
+        for key, took in self.seconds(**sides).items():
+            found[key]["pairs_per_second"] = batch * self.steps / took
+        yield found
+
+    def heads(self, *, compiled: bool = False) -> Rows:
+        """Steps a second of heads on cached features, with and without the structure loss; also compiled ones."""
         count = 256 if self.tiny else 4000
-        captions = np.repeat(np.arange(count), 5)
         features = FeatureSet(torch.randn(3, count, 1280), torch.randn(5 * count, 384))
-        settings = TrainSettings(batch_size=128 if self.tiny else 256, precision="float32")
-        batches = FeatureBatches(features, captions, settings, "images", 0, self.device)
+        settings = TrainSettings(batch_size=128 if self.tiny else 256, precision="float32", **LONG)
+        batches = FeatureBatches(features, np.repeat(np.arange(count), 5), settings, "images", 0, self.device)
         directions = [torch.linalg.qr(torch.randn(width, 256))[0] for width in (1280, 384)]
-        teachers = unit_rows(features.images[0]).to(self.device), unit_rows(features.texts).to(self.device)
-        found = {}
+        teachers = unit_rows(features.images[0]), unit_rows(features.texts)
         kinds = {"contrastive": CONTRASTIVE, "contrastive and structure": LossWeights(1, 0, 0, 0, 0.3, 0, 0)}
-        for label, compiled in product(kinds, (False,) if self.tiny else (False, True)):
-            objective = self.objective(HeadStudent(*directions), kinds[label], teachers)
-            optimizer, _ = build_optimizer(objective, settings, 1000)
-            if compiled:
-                objective.compile()
+        sides = {}
+        for mode, label in product((False, True)[: 1 + compiled], kinds):
+            key = f"{label}, compiled" if mode else label
+            sides[key] = self.training(HeadStudent(*directions), kinds[label], batches, teachers, compiled=mode)
+        for label, took in self.seconds(**sides).items():
+            yield {label: {"steps_per_second": batches.steps_per_epoch / took}}
 
-            def epoch(objective: Objective = objective, optimizer: Any = optimizer) -> None:
-                for inputs in batches.take():
-                    self.step(objective, optimizer, inputs)
+    vit_compiled, heads_compiled = partialmethod(vit, compiled=True), partialmethod(heads, compiled=True)
 
-            rate = batches.steps_per_epoch / self.seconds(epoch=epoch)["epoch"]
-            found[f"{label}, compiled" if compiled else label] = {"steps_per_second": rate}
-        return found
-
-    def whole_towers(self) -> dict[str, Any]:
+    def whole_towers(self) -> Rows:
         """Whole-tower training of the default pair, pairs a second."""
-        batch = 8 if self.tiny else 256
-        student = TowerStudent(self.towers())
-        pixels = torch.rand(batch, 3, student.image_size, student.image_size, device=self.device)
-        ids = torch.randint(1000, 2000, (batch, 16), device=self.device)
-        rows = torch.arange(batch, device=self.device)
-        objective = self.objective(student, CONTRASTIVE)
-        count = 1 if self.tiny else 5
-        took = self.seconds(step=self.steps(objective, Inputs(pixels, ids, rows, rows), count))["step"]
-        return {"pairs_per_second": batch * count / took}
+        batch, student = 8 if self.tiny else 256, TowerStudent(build_towers(**self.weights))
+        epoch = self.training(student, CONTRASTIVE, self.one_batch(student, batch, 16))
+        yield {"pairs_per_second": batch * self.steps / self.seconds(epoch=epoch)["epoch"]}
 
-    def losses(self) -> dict[str, Any]:
+    def losses(self) -> Rows:
         """Structure loss forward and backward, and hard negatives, milliseconds."""
         batch = 64 if self.tiny else 1024
         student, image, text = self.rows(batch, 256).requires_grad_(), self.rows(batch, 1024), self.rows(batch, 768)
 
-        def structure(distance: str) -> Callable[[], None]:
-            def call() -> None:
-                structure_distillation_loss(
-                    student, image, text, fusion_weight=0.5, temperature=0.07, distance=distance, cost_features=text
-                ).student.backward()
-
-            return call
+        def structure(distance: str) -> None:
+            structure_distillation_loss(
+                student, image, text, fusion_weight=0.5, temperature=0.07, distance=distance, cost_features=text
+            ).student.backward()
 
         similarity = self.rows(batch, 256) @ self.rows(batch, 256).T
-        sides = {name: structure(name) for name in ("mae", "wasserstein", "row_kl", "rkd_distance")}
+        sides = {name: partial(structure, name) for name in ("mae", "wasserstein", "row_kl", "rkd_distance")}
         sides["hard negatives"] = lambda: sample_hard_negatives(similarity, 0.07, generator=self.draws)
-        return {name: {"milliseconds": 1000 * took} for name, took in self.seconds(**sides).items()}
+        yield {name: {"milliseconds": 1000 * took} for name, took in self.seconds(**sides).items()}
 
-    def evaluation(self) -> dict[str, Any]:
+    def evaluation(self) -> Rows:
         """Every metric at COCO's size, on the device."""
-        images, per = (50, 5) if self.tiny else (5000, 5)
-        owner = torch.arange(images, device=self.device).repeat_interleave(per)
-        relevance = torch.rand(images * per, images, device=self.device)
-        z, w = self.rows(images, 256), self.rows(images * per, 256)
-        started = time.perf_counter()
-        evaluate_retrieval(z, w, owner, relevance)
-        self.wait()
-        return {"seconds": time.perf_counter() - started, "pictures": images, "captions": images * per}
 
-    def reranking(self) -> dict[str, Any]:
+        def measure(images: int) -> float:
+            owner = torch.arange(images, device=self.device).repeat_interleave(5)
+            relevance = torch.rand(images * 5, images, device=self.device)
+            pair = self.rows(images, 256), self.rows(images * 5, 256)
+            return self.once(lambda: evaluate_retrieval(*pair, owner, relevance))
+
+        measure(50)  # loads the kernels
+        images = 50 if self.tiny else 5000
+        yield {"seconds": measure(images), "pictures": images, "captions": 5 * images}
+
+    def reranking(self) -> Rows:
         """Re-ranking of captions by the matching head, top 64."""
-        from rvlr_lib.evaluation.rerank import matching_scores
+        fusion = FusionEncoder(768, 1024, 1 if self.tiny else 6)
 
+        def measure(images: int, captions: int, top: int) -> float:
+            tokens = torch.randn(images, 50, 1024).half(), torch.randn(captions, 14, 768).half()
+            mask = torch.ones(captions, 14, dtype=torch.bool)
+            pair = unit_rows(torch.randn(images, 256)), unit_rows(torch.randn(captions, 256))
+            return self.once(lambda: matching_scores(fusion, *tokens, mask, pair, top, device=self.device))
+
+        measure(20, 40, 4)  # loads the kernels
         images, captions, top = (20, 40, 4) if self.tiny else (1000, 5000, 64)
-        fusion = FusionEncoder(768, 1024, 1 if self.tiny else 6).eval()
-        tokens = torch.randn(images, 50, 1024).half(), torch.randn(captions, 14, 768).half()
-        mask = torch.ones(captions, 14, dtype=torch.bool)
-        pair = unit_rows(torch.randn(images, 256)), unit_rows(torch.randn(captions, 256))
-        started = time.perf_counter()
-        matching_scores(fusion, tokens[0].float(), tokens[1].float(), mask, pair, top, device=self.device)
-        self.wait()
-        took = time.perf_counter() - started
-        return {"seconds": took, "pairs_per_second": (images + captions) * top / took}
+        took = measure(images, captions, top)
+        yield {"seconds": took, "pairs_per_second": (images + captions) * top / took}
 
-    def study(self) -> dict[str, Any]:
-        """One seed of the quick study from nothing, encoding and evaluation included; bfloat16 against float32."""
-        from rvlr_lib.study.study import Study
-
+    def study(self) -> Rows:
+        """One seed of the quick study after its data are read, encoding and evaluation included, in both precisions."""
         arms = ["matching", "matching_longer"]
         arms += [] if self.tiny else ["rvlr", "rvlr_published", "structure", "shuffled", "intra"]
-        found: dict[str, Any] = {}
-        with tempfile.TemporaryDirectory() as root:
-            for precision in ("float32", "bfloat16"):
-                overrides = {
-                    "data.name": "scenes",
-                    **self.weight_files(),
-                    "stage1.precision": precision,
-                    "stage2.precision": precision,
-                }
-                settings = load_settings("scenes", "smoke" if self.tiny else "quick", "corrected", overrides=overrides)
-                started = time.perf_counter()
-                study = Study(settings, device=str(self.device), root=Path(root))
+        stages = ("model", "stage1", "stage2")
+        for size, precision in product(("smoke", "quick")[: 2 - self.tiny], ("float32", "bfloat16")):  # smoke warms up
+            overrides = {"data.name": "scenes", **self.model}
+            overrides |= {f"{stage}.precision": precision for stage in stages}
+            settings = load_settings("scenes", size, "corrected", overrides=overrides)
+            with tempfile.TemporaryDirectory() as root:
+                study = Study(settings, device=str(self.device), root=root)
+                for gallery in [part for split in SPLITS for part in study.dataset(split).gallery_sets()]:
+                    relevances(gallery)
+                took = self.once(lambda study=study: [study.result(name) for name in arms])
                 scores = {name: study.result(name).metrics["r_mean"] for name in arms}
-                found[precision] = {"seconds": time.perf_counter() - started, "r_mean": scores}
-        return found
+            if self.tiny or size == "quick":
+                yield {precision: {"seconds": took, "r_mean": scores}}
 
-    def resume(self) -> dict[str, Any]:
+    def resume(self) -> Rows:
         """A training that is killed and started again ends with the same weights as one that is not."""
-        from rvlr_lib.disk import sha256
-
-        found = {}
         with tempfile.TemporaryDirectory() as place:
             sums = []
             for kill in (False, True):
                 root = Path(place) / str(kill)
-                options = {
-                    "dataset": "emoji",
-                    "preset": "smoke",
-                    "arm": "matching",
-                    "root": root,
-                    "out": root / "out",
-                    "save-every": 2,
-                    "device": self.device,
-                }
+                options = {"dataset": "scenes", "preset": "smoke", "arm": "matching", "save-every": 2}
+                options |= {"root": root, "out": root / "out", "device": self.device}
                 command = [sys.executable, "-m", "rvlr_lib", "train", "-s", "stage1.epochs", "20"]
                 command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-                for name, path in self.weight_files().items():
-                    command += ["-s", name, str(path)] if path else []
-                if kill:
-                    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                    deadline = time.monotonic() + 90
-                    while process.poll() is None and not list(root.glob("checkpoints/*/step*")):
-                        if time.monotonic() > deadline:
-                            break
-                        time.sleep(0.05)
-                    killed = process.poll() is None and any(root.glob("checkpoints/*/step*"))
-                    process.kill()
-                    process.wait()
-                    if not killed:
-                        return {"failed": "the training ended, or wrote no checkpoint, before it could be killed"}
+                command += [word for name, path in self.model.items() if path for word in ("-s", name, path)]
+                if kill and not killed_on_the_way(command, root):
+                    yield {"failed": "the training ended, or wrote no checkpoint, before it could be killed"}
+                    return
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
-                    return {"failed": done.stderr[-400:]}
+                    yield {"failed": done.stderr[-400:]}
+                    return
                 sums.append(sha256(root / "out" / "weights.safetensors"))
-            found["equal_weights"] = sums[0] == sums[1]
-        return found
+            yield {"equal_weights": sums[0] == sums[1]}
 
-    def replication(self) -> dict[str, Any]:
+    def replication(self) -> Rows:
         """Whole towers fine-tuned on emoji: three arms over seeds, until the time is over."""
-        from rvlr_lib.study.study import open_study
-
-        found: dict[str, Any] = {}
         arms = ("matching_longer", "rvlr_published_warm", "structure")
-        sizes = {"data.train_size": 192, "data.val_size": 64, "data.gallery_size": 60} if self.tiny else {}
-        for stage in ("stage1", "stage2") if self.tiny else ():
-            sizes |= {f"{stage}.epochs": 1, f"{stage}.batch_size": 64}
+        sizes: dict[str, Any] = {"data.text_detail": 0.5, "data.image_visibility": 0.65, **self.model}
+        if self.tiny:
+            sizes |= {"data.train_size": 192, "data.val_size": 64, "data.gallery_size": 60}
+            sizes |= {f"{stage}.epochs": 1 for stage in ("stage1", "stage2")}
+            sizes |= {f"{stage}.batch_size": 64 for stage in ("stage1", "stage2")}
         for seed in range(1 if self.tiny else 4):
+            rows: dict[str, Any] = {}
             with tempfile.TemporaryDirectory() as root:
-                study = open_study(
-                    "emoji",
-                    preset="gpu",
-                    device=str(self.device),
-                    root=Path(root),
-                    seed=seed,
-                    **{"data.text_detail": 0.5, "data.image_visibility": 0.65},
-                    **self.weight_files(),
-                    **sizes,
-                )
-                rows = {}
+                study = open_study("emoji", preset="gpu", device=str(self.device), root=Path(root), seed=seed, **sizes)
                 for name in arms:
                     metrics = study.result(name).metrics
                     rows[name] = {key: metrics[key] for key in ("r_mean", *SINGLE_MODAL)}
-                found[str(seed)] = rows
-                self.save(replication=found)
-            if self.late():
-                break
-        return found
+                    yield {str(seed): rows}
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
-    def late(self) -> bool:
-        """Whether the time is over."""
-        return time.monotonic() > self.deadline
+    def save(self, rows: dict[str, Any]) -> None:
+        """Add rows of the part under way to the JSON file."""
+        self.found.setdefault(self.part, {}).update(rows)
+        write_json(self.options.out, self.found)
+        print(f"{self.part}: {json.dumps(rows)[:400]}", flush=True)
 
-    def save(self, **part: Any) -> None:
-        """Add parts to the JSON file."""
-        self.found |= part
-        write_json(Path(self.options.out), self.found)
+    def measure(self, seconds: float) -> None:
+        """Measure and save the part under way; TimeIsOver after so many seconds."""
+        signal.setitimer(signal.ITIMER_REAL, seconds, 5)  # again and again, where a destructor swallows the first
+        try:
+            forget()
+            for rows in getattr(self, self.part)():
+                self.save(rows)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def run(self) -> dict[str, Any]:
-        """Measure the parts in order."""
-        self.deadline = time.monotonic() + 60 * self.options.minutes
-        name = torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor() or "CPU"
-        self.found: dict[str, Any] = {"device": name, "torch": torch.__version__, "tiny": self.tiny}
-        for part in self.options.parts.split(","):
-            if self.late():
-                self.found.setdefault("left_out", []).append(part)
-                continue
-            started = time.monotonic()
+        """Measure the parts in order; one that fails leaves the others their time."""
+        signal.signal(signal.SIGALRM, time_is_over)
+        deadline = time.monotonic() + 60 * self.options.minutes
+        for part in self.options.parts:
+            self.part, started = part, time.monotonic()
+            if started >= deadline:
+                break
             try:
-                found = getattr(self, part)()
-            except Exception as error:  # one part that fails leaves the others their time
-                traceback.print_exc()
-                found = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
-            self.save(**{part: found})
-            print(f"{part}: {time.monotonic() - started:.0f} s {json.dumps(found)[:400]}", flush=True)
-        self.save()
+                self.measure(deadline - started)
+            except (Exception, TimeIsOver) as error:
+                self.save(failure(error))
+            print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
         return self.found
+
+
+def forget() -> None:
+    """Give back what nobody holds any more: memory of the device, and compiled code, which else expects its shapes."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch._dynamo.reset()
+
+
+def time_is_over(*_: Any) -> None:
+    """Raise TimeIsOver."""
+    raise TimeIsOver("the time was over")
+
+
+def failure(error: BaseException) -> dict[str, str]:
+    """A row that names what went wrong; the whole of it is printed."""
+    traceback.print_exception(error)
+    return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+
+
+def killed_on_the_way(command: list[str], root: Path) -> bool:
+    """Whether a training could be killed after its first checkpoint, which it has a minute and a half for."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    try:
+        while process.poll() is None and time.monotonic() < deadline and not any(root.glob("checkpoints/*/step*")):
+            time.sleep(0.05)
+    finally:
+        process.kill()
+    return process.wait() == -signal.SIGKILL and any(root.glob("checkpoints/*/step*"))
 
 
 def write_table(found: dict[str, Any]) -> None:
@@ -356,22 +359,17 @@ def write_table(found: dict[str, Any]) -> None:
     import pandas as pd
 
     rows = []
-    for part, values in found.items():
-        if not isinstance(values, dict) or part == "replication":
-            continue
-        for name, value in values.items():
+    for part in PARTS[:-1]:  # the last is no measurement of speed
+        for name, value in found.get(part, {}).items():
             for what, number in value.items() if isinstance(value, dict) else [("", value)]:
                 shown = f"{number:,.4g}" if isinstance(number, float) else json.dumps(number)
                 rows.append(
                     {"part": part.replace("_", " "), "what": f"{name} {what}".replace("_", " "), "measured": shown}
                 )
-    unmeasured = [part for part in PARTS.split(",") if part not in found]
-    missing = f" Not measured: {', '.join(unmeasured).replace('_', ' ')}." if unmeasured else ""
+    unmeasured = ", ".join(part for part in PARTS if part not in found).replace("_", " ")
+    missing = f" Not measured: {unmeasured}." if unmeasured else ""
     note = f"*{found['device']}, PyTorch {found['torch']}; `make bench-gpu`.{missing}*\n\n"
     insert_between(ROOT / "PERFORMANCE.md", "gpu", note + to_markdown(pd.DataFrame(rows)))
-
-
-PARTS = "heads,losses,evaluation,whole_towers,vit,reranking,resume,study,replication"
 
 
 def main() -> None:
@@ -379,15 +377,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="every part at toy size on the CPU")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--parts", default=PARTS)
-    parser.add_argument("--image-weights", default="", help="a weight file of the image tower")
-    parser.add_argument("--text-weights", default="", help="a folder of the text tower")
-    parser.add_argument("--out", default="benchmarks/results/gpu.json")
+    parser.add_argument("--minutes", type=float, default=7.5, help="when to stop; starting and ending come on top")
+    parser.add_argument("--parts", type=lambda words: words.split(","), default=PARTS, help="by commas, in order")
+    parser.add_argument("--image-weights", type=existing, help="a weight file of the image tower")
+    parser.add_argument("--text-weights", type=existing, help="a folder of the text tower")
+    parser.add_argument("--out", help="default: benchmarks/results/gpu.json, of a rehearsal runs/gpu-tiny.json")
+    parser.add_argument("--table", action="store_true", help="measure nothing: write the table of what --out holds")
     options = parser.parse_args()
-    found = Bench(options).run()
-    if not options.tiny:
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"unknown parts {', '.join(sorted(unknown))}: valid are {', '.join(PARTS)}")
+    options.out = Path(options.out or ("runs/gpu-tiny.json" if options.tiny else "benchmarks/results/gpu.json"))
+    found = read_json(options.out) if options.table else Bench(options).run()
+    if not found["tiny"]:
         write_table(found)
+
+
+def existing(path: str) -> str:
+    """A path that is there."""
+    return str(Path(path).resolve(strict=True))
 
 
 if __name__ == "__main__":
