@@ -11,19 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from rvlr_lib.config import MethodSettings, TrainSettings
 from rvlr_lib.data import ImbalanceSpec, bayes_ceiling, load_dataset, shown_share, told_share
-from rvlr_lib.losses import LossWeights
 from rvlr_lib.metrics import evaluate_retrieval
-from rvlr_lib.models import TowerStudent
-from rvlr_lib.similarity import unit_rows
-from rvlr_lib.training.batches import PixelBatches
 from rvlr_lib.training.features import encode
-from rvlr_lib.training.loop import fit
-from rvlr_lib.training.objectives import Objective
 from tests.tiny import tiny_towers
+from tests.training import conftest
+from tests.training.conftest import OFFICIAL, make_objective
 
 PINS = Path(__file__).parent / "golden" / "pins.json"
 SETS = {"scenes_seed0": ("scenes", 0), "scenes_seed3": ("scenes", 3), "emoji": ("emoji", None)}
@@ -78,22 +72,15 @@ def describe(case):
 
 def train():
     """Twenty steps of every loss term at once: what was logged at some of them, and how the student retrieves."""
-    towers, dataset = tiny_towers(), load("scenes_seed0/train/full")
-    weights = LossWeights(image_intra=1.0, text_intra=2.0, alignment=0.5)  # and those of the method
-    settings = TrainSettings(epochs=5, batch_size=16, precision="float32", log_every=1)
-    generator = torch.Generator().manual_seed(0)
-    sizes = ((len(dataset), 24), (len(dataset.captions), 20))
-    teachers = tuple(unit_rows(torch.randn(size, generator=generator)) for size in sizes)
-    student = TowerStudent(towers, fusion_layers=1)
-    objective = Objective(student, weights, MethodSettings(), teachers=teachers, seed=0)
-    batches = PixelBatches(dataset, towers, settings, "images", 0, torch.device("cpu"))
+    objective = make_objective(towers=tiny_towers(), **OFFICIAL, image_intra=1.0, text_intra=2.0, alignment=0.5)
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log.jsonl"
-        fit(objective, batches, validate=lambda: {"score": 0.0}, log_path=log, label="pins")
-        steps = [line for line in map(json.loads, log.read_text().splitlines()) if "gradient_norm" in line]
+        options = {"epochs": 10, "batch_size": 16, "precision": "float32"}
+        conftest.train(objective, log=f"{folder}/log", towers=tiny_towers(), **options)
+        steps = [line for line in map(json.loads, Path(folder, "log").read_text().splitlines()) if "total" in line]
     logged = {f"step {step}/{name}": value for step in (0, 10, 19) for name, value in steps[step].items()
               if name in ("total", "gradient_norm") or name.startswith("loss/")}  # fmt: skip
-    features, truth = encode(student, dataset), dataset.scene.truth("latent")
+    dataset = load("scenes_seed0/train/full")
+    features, truth = encode(objective.student, dataset), dataset.scene.truth("latent")
     scores = evaluate_retrieval(*features, dataset.caption_image, truth.caption_to_image,
                                 image_relevance=truth.image_to_image, text_relevance=truth.text_to_text)  # fmt: skip
     return logged, scores
