@@ -117,17 +117,18 @@ def test_a_command_ends_with_its_code_and_other_processes_without_output(does, c
     assert told in done.stderr.decode()
 
 
-def test_output_is_utf8_under_any_locale():
-    done = python("from rvlr_lib import cli\ncli.main(['explore', 'ほ'])", PYTHONIOENCODING="latin-1")
-    assert "ほ holds no run" in done.stderr.decode("utf-8")
-
-
-def test_names_of_files_are_read_as_utf8_under_any_locale(tmp_path):
-    (tmp_path / "é").mkdir()
-    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PLACE": str(tmp_path)}
-    script = "import os, sys\nfrom rvlr_lib import cli\n"
-    script += "sys.argv[1:] = ['explore', *os.listdir(os.environ['PLACE'])]\ncli.main()"
-    assert "rvlr: é holds no run" in python(script, **locale).stderr.decode("utf-8")
+@pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}])
+def test_output_and_names_of_files_are_utf8_under_any_locale(tmp_path, locale):
+    (tmp_path / "ほ").mkdir()
+    script = (
+        "import os, sys\nfrom rvlr_lib import cli\nsys.argv[1:] = ['explore', *os.listdir(sys.argv[1])]\ncli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path],
+        capture_output=True,
+        env=os.environ | locale | {"PYTHONIOENCODING": "latin-1"},
+    )
+    assert "rvlr: ほ holds no run" in done.stderr.decode("utf-8")
 
 
 def test_a_reader_that_has_enough_is_no_bad_input():

@@ -47,12 +47,8 @@ def test_a_single_process_keeps_its_rows_and_uneven_shares_are_refused(monkeypat
     for batch, count in ((7, 3), (4, 4)):  # the second leaves single rows
         monkeypatch.setattr("rvlr_lib.training.processes.processes", lambda count=count: (1, count))
         refuses(f"a batch of {batch} rows .* set batch_size to a multiple of {count}", own_rows, batch)
-
-
-def test_under_torchrun_no_process_is_given_the_gpu_of_another(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="cuda:1: under torchrun give cuda"), process_group(torch.device("cuda:1"), 1):
-        pass
+    monkeypatch.setenv("WORLD_SIZE", "2")  # else a process would take the GPU of another
+    refuses("cuda:1: under torchrun give cuda", process_group(torch.device("cuda:1"), 1).__enter__)
 
 
 @gloo
