@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -63,10 +64,7 @@ def test_what_a_part_for_a_gpu_measured_outlives_a_fault_and_the_clock(tmp_path,
         yield {"first": 2.0}
         raise RuntimeError("no kernel")
 
-    def full(*_arguments, **_options):
-        raise torch.OutOfMemoryError("no memory")
-
-    monkeypatch.setattr(gpu.Bench, "training", full)
+    monkeypatch.setattr(gpu.Bench, "training", Mock(side_effect=torch.OutOfMemoryError("no memory")))
     monkeypatch.setattr(gpu.Bench, "vit_compiled", slow)
     monkeypatch.setattr(gpu.Bench, "losses", faulty)
     found, weights = {}, {"image_weights": None, "text_weights": None}

@@ -120,14 +120,8 @@ def test_a_command_ends_with_its_code_and_other_processes_without_output(does, c
 @pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}])
 def test_output_and_names_of_files_are_utf8_under_any_locale(tmp_path, locale):
     (tmp_path / "ほ").mkdir()
-    script = (
-        "import os, sys\nfrom rvlr_lib import cli\nsys.argv[1:] = ['explore', *os.listdir(sys.argv[1])]\ncli.main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path],
-        capture_output=True,
-        env=os.environ | locale | {"PYTHONIOENCODING": "latin-1"},
-    )
+    given = "import os, sys\nfrom rvlr_lib import cli\nsys.argv[1:] = ['explore', *os.listdir(os.environ['PLACE'])]"
+    done = python(f"{given}\ncli.main()", PYTHONIOENCODING="latin-1", PLACE=str(tmp_path), **locale)
     assert "rvlr: ほ holds no run" in done.stderr.decode("utf-8")
 
 

@@ -39,7 +39,8 @@ def test_inputs_whose_meaning_is_plain_are_accepted():
         assert recall_at_k(scores, index.astype(form), (1, 3)) == recall_at_k(scores, index, (1, 3))
     assert ndcg_at_k(scores[::-1], same[::-1], (1, 3), mask[::-1]) == pytest.approx(ndcg)  # negative strides
     assert ndcg_at_k(scores.astype(">f8"), same, (1, 3), mask) == ndcg
-    for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.uint8):
+    for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.uint16, torch.uint64):
+        assert recall_at_k(torch.eye(300)[255:256], torch.tensor([255]).to(dtype), (1,)) == {1: 100}  # of more rows
         scores, gone = torch.tensor([[3, 2, 1], [1, 2, 3]]).to(dtype), [[False] * 3, [True, False, False]]
         assert recall_at_k(scores, [0, 0], (1,)) == {1: 50}
         assert ndcg_at_k(scores, torch.tensor([[1, 0, 0], [0, 0, 1]]).to(dtype), (1,), gone) == {1: 100}

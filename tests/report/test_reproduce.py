@@ -234,11 +234,8 @@ def test_a_folder_of_other_settings_is_never_overwritten_silently(checkout, comm
     assert command("--profile", "good", "--overwrite")[0] == 0
     assert not (out / "results").exists()
     assert (out / "mine.txt").exists()
-    record = read_json(out / "run.json")
-    record["runs"][0]["dataset"] = ".."
-    write_json(out / "run.json", record)
+    (out / "run.json").write_text((out / "run.json").read_text().replace('"dataset": "scenes"', '"dataset": ".."', 1))
     assert "which lies elsewhere: choose another --out" in command("--profile", "good", "--overwrite")[2]
-    assert (out / "mine.txt").exists()
     (out / "run.json").unlink()
     assert "holds other things (mine.txt" in command("--profile", "good", "--overwrite")[2]
     code, _, errors = command("--profile", "good", "--out", "/proc/none")  # which is read-only

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rvlr_lib.similarity import cosine_matrix, off_diagonal, row_numbers, unit_rows
+from rvlr_lib.similarity import cosine_matrix, off_diagonal, unit_rows
 
 ROWS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -27,8 +27,3 @@ def test_cosine_matrix_equals_torch_pair_by_pair_and_off_diagonal_the_loop():
     matrix = (ROWS @ ROWS.T)[:, [4, 2, 0, 1, 3]].T  # not contiguous
     assert off_diagonal(matrix).tolist() == [[matrix[i, j].item() for j in range(5) if j != i] for i in range(5)]
     assert off_diagonal(torch.ones(1, 1)).shape == (1, 0)
-
-
-def test_narrow_row_numbers_reach_more_rows_than_they_can_count():
-    for dtype in (torch.uint8, torch.uint16, torch.uint64):
-        assert row_numbers("rows", torch.tensor([0, 255], dtype=dtype), 2, 300).tolist() == [0, 255]
