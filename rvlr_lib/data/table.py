@@ -30,7 +30,7 @@ BAD = "rejected|precanned|spam|flagged|bad|invalid|deleted|blocked|unusable|offe
 ALSO = "ignored?|skip(ped)?|excluded?|duplicated?|corrupt(ed)?|(low|bad|poor)_quality|toxic|hidden|b(lack|lock)listed"
 ALSO += "|rejects?|discard(ed)?|removed?|banned|unsafe|(?P<good>(?<=[^s]_)valid|approved|keep|kept|included?|usable)"
 FLAG = re.compile(rf"(?P<sure>(image_|is_)*({BAD}))|((image|img|caption|text|is|to|be)_)*({BAD}|{ALSO})(_flag)?")
-YES, NO = set("1 true t yes y on x ✓ ✔".split()), set("0 false f no n off".split())  # values of flags
+YES, NO = set("1 true t yes y on x ✓ ✔".split()), set("0 false f no n off unlikely".split())  # values of flags
 SPLIT_NAMES = {"train": "train", "training": "train", "restval": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys("val valid validation dev development".split(), "val")
 SPLIT_WORD = re.compile("train(ing)?|trn|restval|eval(uation)?|vld|val(id(ation)?)?|dev(elopment)?|te?st(ing)?", re.I)
