@@ -46,9 +46,8 @@ from rvlr_lib.training.features import FeatureSet
 from rvlr_lib.training.loop import Execution, Training, choose_device
 from rvlr_lib.training.objectives import Objective
 
-PARTS = (
-    "heads losses evaluation whole_towers vit reranking resume study vit_compiled heads_compiled replication".split()
-)
+PARTS = "heads losses evaluation whole_towers vit reranking resume study vit_compiled".split()
+PARTS += ["heads_compiled", "replication"]
 CONTRASTIVE, PUBLISHED = LossWeights(1.0, *[0.0] * 6), LossWeights()
 SINGLE_MODAL = ("i2i/NDCG@10/above_floor", "t2t_no_siblings/NDCG@10/above_floor")
 LONG = {"epochs": 10_000, "log_every": 10**9}  # a training that is timed: after its first step nothing is logged

@@ -21,6 +21,7 @@ from rvlr_lib.report.reproduce import Run, notebook_links
 ROOT = Path(__file__).parents[1]
 FIRST = ("README.md", "GLOSSARY.md", "FIDELITY.md", "PERFORMANCE.md", "LOG.md", "CHANGELOG.md", "CONTRIBUTING.md")
 MORE = ("docs/*.md", "data/README.md", "data/reference/*/claims.md")
+MARK = ".rvlr-site"  # in a folder that may be removed
 PAGES = [*FIRST, *(path.relative_to(ROOT).as_posix() for place in MORE for path in sorted(ROOT.glob(place)))]
 
 
@@ -31,9 +32,13 @@ def build(run: Path | None, out: Path) -> list[Path]:
         ValueError: the run is missing, damaged or without an executed notebook, or the folder holds something else.
     """
     books = executed(run) if run else []
-    if out.exists() and not (out / "index.html").is_file() and any(out.iterdir()):
-        raise ValueError(f"{out} holds something else than a site: choose another folder")
-    shutil.rmtree(out, ignore_errors=True)
+    if out.is_symlink() or (out.exists() and not (out / MARK).is_file() and any(out.iterdir())):
+        raise ValueError(f"{out} is a link, or holds something else than a site made here: choose another folder")
+    if run and run.resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"the run {run} lies in {out}, which is made anew: choose another folder")
+    if out.exists():
+        shutil.rmtree(out)
+    write_text(out / MARK, "Made by docs/build.py, which makes this folder anew.\n")
     sidebar = [("Pages", [(place(name), title(name)) for name in PAGES])]
     if run:
         sidebar += add_run(run, books, out)

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a notebook failed, a number moved or data would spoil a re
 
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -122,7 +123,8 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
     folder, place = out or home() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
     found = audits.read_features(*files) if files[0] else None  # before the folder is claimed for them
     given = [resolved(name) for name in (dataset, model, *files, options["image_root"], options["pretrained"])]
-    with own_folder(folder, {"made of": [*given, options["split"]]}, overwrite=overwrite):
+    identity, written = {"made of": [*given, options["split"]]}, audits.FILES
+    with own_folder(folder, identity, overwrite=overwrite, owned=lambda _: written):
         found = found or audits.encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
         told = audits.audit(*found, device=place)
         for table in audits.audit_tables(told).values():
@@ -167,7 +169,7 @@ def table(run: File, select: str, format: str) -> None:
     there = sorted((run / "tables").glob(f"*.{format}"))
     chosen = [path for path in there if fnmatch(path.stem, select)]
     if not chosen:
-        names = ", ".join(path.stem for path in there) or f"none, `rvlr report {run}` writes them"
+        names = ", ".join(path.stem for path in there) or f"none, `rvlr report {shlex.quote(str(run))}` writes them"
         raise ValueError(f"no table in {run / 'tables'} matches '{select}'; there are: {names}")
     parts = [(f"**{path.stem}**\n\n" if format == "md" else "") + path.read_text(encoding="utf-8") for path in chosen]
     print("\n".join(parts), end="")

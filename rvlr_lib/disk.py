@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,30 +23,38 @@ def whole_file(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """A temporary file or ``folder`` beside ``path`` to fill; flushed, and put at ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
+    old = temporary.with_name(f"{temporary.name}-old")
     try:
         temporary.mkdir() if folder else temporary.touch()
-        mode = temporary.stat().st_mode  # some writers put a private file in its place
+        mode = (path if path.exists() else temporary).stat().st_mode  # some writers put a private file in its place
         yield temporary
         temporary.chmod(mode)
         flush(temporary)
         if folder and path.exists():
-            shutil.rmtree(path)
+            os.replace(path, old)
         os.replace(temporary, path)
         if folder:
             flush(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True) if folder else temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def own_folder(
-    folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False, file: str = "made_by.json"
+    folder: Path,
+    identity: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    owned: Callable[[dict[str, Any]], Iterable[str]],
+    file: str = "made_by.json",
 ) -> Iterator[dict[str, Any]]:
     """Hold an output folder while it is written: no other process may, and nothing of other settings is replaced.
 
-    ``identity`` decides the content and is kept in ``file``, among keys of the caller's own. ``overwrite`` takes the
-    folder over; removing what was left is the caller's work. Yields what ``file`` held before; empty for a new folder,
-    free again if the block fails before it writes. A ValueError: another process is there, other things or settings.
+    ``identity`` decides the content and is kept in ``file``, among keys of the caller's own. ``overwrite`` removes what
+    stands there by the names that ``owned`` tells of what ``file`` held, and nothing else. Yields what ``file`` held
+    before; a new folder is free again if the block fails before it writes. A ValueError: another process is there,
+    other things or settings.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder")
@@ -66,7 +74,10 @@ def own_folder(
         if changes and not overwrite:
             way_out = "choose another folder with --out, or replace it with --overwrite"
             raise ValueError("\n  ".join([f"{folder} belongs to other settings:", *changes[:10], way_out]))
-        write_json(record, wanted if changes else earlier | wanted)
+        if overwrite:
+            _remove(folder, [*owned(earlier)])
+            earlier = {}
+        write_json(record, earlier | wanted)
         yield earlier
     except BaseException:
         if others == [] and list(folder.iterdir()) == [record]:  # the mended command has other settings
@@ -74,6 +85,14 @@ def own_folder(
         raise
     finally:
         os.close(handle)  # which also unlocks
+
+
+def _remove(folder: Path, names: list[str]) -> None:
+    """Remove what stands directly in a folder by these names; of a link the link alone."""
+    if outside := [name for name in names if name in ("", ".", "..") or Path(name).name != name]:
+        raise ValueError(f"{folder} is to hold {outside[0]!r}, which lies elsewhere: choose another folder")
+    for place in (folder / name for name in names):
+        shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink(missing_ok=True)
 
 
 def _changes(old: Any, new: Any, at: str = "") -> list[str]:

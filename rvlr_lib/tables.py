@@ -162,7 +162,8 @@ def _cell(value: Any, metric: str, column: str) -> str:
 def insert_between(path: Path | str, marker: str, text: str) -> None:
     """Replace the text between ``<!-- marker:begin -->`` and ``<!-- marker:end -->``, which must be there once each."""
     begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
-    content = Path(path).read_text(encoding="utf-8")
+    path = Path(path).resolve()  # of a link the page itself
+    content = path.read_bytes().decode("utf-8")  # line ends as they are
     if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
         raise ValueError(f"{path} must hold the lines {begin} and {end} once each, in this order")
-    write_text(Path(path), f"{content.split(begin)[0]}{begin}\n{text.strip()}\n{end}{content.split(end)[1]}")
+    write_text(path, f"{content.split(begin)[0]}{begin}\n{text.strip()}\n{end}{content.split(end)[1]}")

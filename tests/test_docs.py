@@ -39,9 +39,9 @@ def test_every_file_that_a_page_links_to_is_there_and_every_page_in_the_site(nam
 
 def test_a_site_with_a_run(tmp_path, monkeypatch, capsys, refuses):
     run, site = tmp_path / "run", tmp_path / "site"
-    record = {"profile": "smoke", "description": "tiny", "command": "", "provenance": {}}
+    record = {"profile": "smoke", "description": "tiny", "command": "rvlr x --overwrite", "provenance": {}}
     write_json(run / "run.json", record | {"runs": [{"notebook": "01_a", "dataset": "scenes", "parameters": {}}]})
-    refuses("no executed notebook.*rvlr reproduce --profile smoke", docs.build, run, site)
+    refuses("no executed notebook.*`rvlr x` makes", docs.build, run, site)
     (run / "scenes").mkdir()
     (run / "scenes" / "01_a.html").write_text(
         f'<title>01</title><body><h1>A</h1>{docs.ROOT}/x<a href="../GLOSSARY.md">'
@@ -69,6 +69,7 @@ def test_a_site_with_a_run(tmp_path, monkeypatch, capsys, refuses):
 
 def test_a_site_without_a_run_beside_other_things(tmp_path, refuses):
     assert len(docs.build(None, tmp_path / "site")) == len(docs.PAGES)
-    (tmp_path / "thesis.tex").touch()
+    assert len(docs.build(None, tmp_path / "site")) == len(docs.PAGES)
+    (tmp_path / "index.html").touch()  # a page of one's own
     refuses("something else than a site", docs.build, None, tmp_path)
-    assert (tmp_path / "thesis.tex").is_file()
+    assert (tmp_path / "index.html").is_file()

@@ -83,6 +83,11 @@ def test_insert_between(tmp_path, refuses):
     for _ in range(2):
         tables.insert_between(path, "results", "new – line\n")
         assert path.read_text() == page.format(begin, end).replace("old", "new – line")
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    (tmp_path / "link.md").symlink_to(path)
+    path.chmod(0o640)
+    tables.insert_between(tmp_path / "link.md", "results", "new")
+    assert (b"# Title\r\n" in path.read_bytes(), path.stat().st_mode & 0o777) == (True, 0o640)
     signs = ("", ""), (begin, ""), ("", end), (begin + begin, end), (begin, end + end), (end, begin)
     for bad in (page.format(*pair) for pair in signs):
         path.write_text(bad)

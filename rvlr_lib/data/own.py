@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path, PurePosixPath
@@ -253,7 +254,11 @@ def load_files(
     columns = {"image_column": image_column, "caption_column": caption_column}
     found = described(path, image_root, **columns, split_seed=split_seed, keep_flagged=keep_flagged)
     for kind, messages in found.refused.items():
-        more = f" ({len(messages)} {kind} in all: `rvlr data check {found.path}` lists them)" if messages[1:] else ""
+        more = (
+            f" ({len(messages)} {kind} in all: `rvlr data check {shlex.quote(str(found.path))}` lists them)"
+            if messages[1:]
+            else ""
+        )
         raise ValueError(messages[0] + more)
     allowed = (found.options | _checked(found.path, {"max_bad_pictures": max_bad_pictures})).get("max_bad_pictures", 0)
     part = found.used[found.used.split == split]

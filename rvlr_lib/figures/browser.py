@@ -12,6 +12,7 @@ from PIL import Image
 
 from rvlr_lib.data import clean_caption, shown_share, told_share
 from rvlr_lib.data.dataset import ImageTextDataset as Dataset
+from rvlr_lib.data.pictures import FORMATS
 from rvlr_lib.figures.panels import Hit, Query, plot_retrieval_panel
 from rvlr_lib.figures.projection import Spaces, unit
 
@@ -177,8 +178,8 @@ def has_reader() -> bool:
 
 def _opened(file: Mapping[str, Any]) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(file["content"])).convert("RGB")
-    except OSError as error:
+        return Image.open(io.BytesIO(file["content"]), formats=FORMATS).convert("RGB")
+    except Exception as error:  # decoders of damaged files raise whatever they please
         raise ValueError(f"{file['name']} is no picture that can be read: bring a PNG or JPEG") from error
 
 

@@ -1,6 +1,7 @@
 """A trained student as a folder: whole towers as an open_clip model, heads as the towers' name and their tensors."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,19 @@ from rvlr_lib.models.student import HeadStudent, Student, TowerStudent
 from rvlr_lib.models.towers import Towers, build_towers
 
 HEADS = "heads.safetensors"
+MARKS = ("heads.json", "open_clip_config.json")  # of a folder that holds a student
 
 
 def save_student(student: Student, towers: Towers, folder: Path) -> Path:
-    """Write a student, whose towers or cached features are of ``towers``; the folder is replaced as a whole.
+    """Write a student, whose towers or cached features are of ``towers``; a student in the folder is replaced.
 
     Whole towers are an open_clip model, ``local-dir:FOLDER``, with our features and temperature; the fusion encoder has
     no place there and stays out. open_clip finds a Hugging Face text tower's configuration by an absolute path alone,
     here the folder's own: after a move :func:`build_towers` still reads it, open_clip needs ``hf_model_name`` changed.
     """
+    folder = Path(os.path.abspath(folder))
+    if folder.exists() and any(folder.iterdir()) and not any((folder / name).is_file() for name in MARKS):
+        raise ValueError(f"{folder} holds other things than a student: choose an empty folder")
     with whole_file(folder, folder=True) as half:
         if isinstance(student, TowerStudent):
             _write_open_clip(student, towers, half, folder)

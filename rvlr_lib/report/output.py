@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -146,7 +146,13 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     whole = _has(record, "command", "description", "profile", "provenance", "runs") and isinstance(record["runs"], list)
     if not whole or not all(_has(run, "notebook", "dataset", "parameters") for run in record["runs"]):
         raise ValueError(f"{path} is no record of a run: `rvlr reproduce` writes it again")
+    _only_names(path, (run[key] for run in record["runs"] for key in ("notebook", "dataset")))
     return record
+
+
+def _only_names(path: Path, names: Iterable[str]) -> None:
+    if outside := [name for name in names if name in ("", ".", "..") or Path(name).name != name]:
+        raise ValueError(f"{path} names {outside[0]!r}, which is no name of a file: is it a run of yours?")
 
 
 def _has(record: Any, *keys: str) -> bool:
@@ -166,6 +172,7 @@ def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
             found[name] = read_json(path)
             if not _has(found[name], "metrics", "tables", "figures", "sentences", "settings", "notebook", "dataset"):
                 raise ValueError(f"{path} is no result of a notebook: remove it, and `rvlr reproduce` makes it again")
+            _only_names(path, [*found[name]["tables"], *found[name]["figures"]])
         elif f"results/{path.name}" in run.get("outputs", ()):
             raise ValueError(f"{path} is missing, though its notebook had finished: `rvlr reproduce` makes it again")
     return found
@@ -173,4 +180,6 @@ def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
 
 def rerun_command(record: Mapping[str, Any]) -> str:
     """The command that makes a run again, in backquotes; what is there is kept."""
-    return f"`rvlr reproduce --profile {record.get('profile', 'quick')}`"
+    return (
+        f"`{re.sub(' --(overwrite|check|update-reference)(?= |$)|`', '', record.get('command') or 'rvlr reproduce')}`"
+    )

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 
 from rvlr_lib.disk import read_json, write_json, write_text
 from rvlr_lib.provenance import provenance
-from rvlr_lib.report.output import read_results, read_run
+from rvlr_lib.report.output import read_results, read_run, rerun_command
 from rvlr_lib.tables import to_markdown, unbroken, write_table
 
 CHECKOUT = Path(__file__).parents[2]
@@ -36,6 +36,7 @@ def write_report(folder: Path | str, *, root: Path = CHECKOUT) -> Path:
     summary = [each for row in sentences for each in row if each][: max(5, len(found))]
     cards = {run["dataset"]: data_card(run, root) for run in record["runs"]}
     parts = {"record": record, "results": found, "summary": summary, "cards": cards, "claims": claims_part(root)}
+    parts |= {"again": rerun_command(record)}
     text = templates().get_template("report.md.j2").render(**parts, folder=shlex.quote(str(folder)))
     write_text(folder / "report.md", text)
     body = with_pictures(markdown_html(text), folder)
@@ -143,7 +144,11 @@ def templates() -> Any:
 
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     made = Environment(loader=PackageLoader("rvlr_lib.report"), autoescape=select_autoescape(["html.j2"]), **options)
-    made.filters |= {"path": quote, "text": escape_markdown, "table": lambda rows: to_markdown(DataFrame(rows))}
+    made.filters |= {
+        "path": quote,
+        "text": escape_markdown,
+        "table": lambda rows: html.escape(to_markdown(DataFrame(rows)), quote=False),
+    }
     return made
 
 

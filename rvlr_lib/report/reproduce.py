@@ -103,12 +103,15 @@ def load_profile(
         kinds.pop("output_dir", None)  # which run_notebook sets
     everyone = {name: kind for kinds, _ in known.values() for name, kind in kinds.items()}
     shared, given = (fit_parameters(everyone, values) for values in (settings["parameters"], parameters or {}))
-    runs: dict[str, Run] = {}
+    runs, named = dict[str, Run](), dict[str, str]()
     for name, own in wanted:
         kinds, defaults = known[name]
         merged = shared | fit_parameters(kinds, own) | given
         merged = {key: value for key, value in merged.items() if key in kinds}
-        run = Run(name, data_name((defaults | merged).get("dataset", "all")), merged)
+        dataset = (defaults | merged).get("dataset", "all")
+        run = Run(name, data_name(dataset), merged)
+        if run.dataset in {*OWN_NAMES, "run.json"} or named.setdefault(run.dataset, dataset) != dataset:
+            raise ValueError(f"{path}: the folder {run.dataset!r} of {dataset} is taken: rename the file")
         if runs.setdefault(str(run), run) != run:
             way_out = " (for a data set of your own: --profile own)" if "dataset" in given else ""
             raise ValueError(f"{path}: two runs of one notebook on one data set would write the same files{way_out}")
@@ -157,21 +160,14 @@ def reproduce(
     at_once = min(settings["at_once"], cores)
     threads = os.environ.get("OMP_NUM_THREADS") or str(cores // at_once)
     kernels = patch.dict(os.environ, KERNELS | {"OMP_NUM_THREADS": threads})
-    with own_folder(out, identity, overwrite=overwrite, file="run.json") as earlier, kernels:
+    with own_folder(out, identity, overwrite=overwrite, owned=_owned, file="run.json") as earlier, kernels:
         ensure_numba_cache(out.parent)
         done = {f"{entry['notebook']} ({entry['dataset']})": entry for entry in earlier.get("runs", [])}
-        if overwrite:
-            for place in (out / name for name in OWN_NAMES | {entry["dataset"] for entry in done.values()}):
-                if place.resolve().parent != out:
-                    raise ValueError(f"{out / 'run.json'} names {place}, which lies elsewhere: choose another --out")
-                shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-            done = {}
         entries = [done.get(str(run), {}) | vars(run) for run in runs]
         command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]])
         in_order = sorted(entries, key=lambda entry: entry["notebook"])
         record = identity | {"description": settings["description"], "runs": in_order, "command": command}
         record |= {"finished": False, "provenance": provenance()}
-        write_json(out / "run.json", record)
         start, expected = monotonic(), timedelta(seconds=settings["expected_seconds"])
         say(f"{path.stem}: {settings['description']}")
         say(f"{len(runs)} notebooks, about {expected} on 2 CPU cores, into {out}")
@@ -181,7 +177,11 @@ def reproduce(
             if entry.get("key") == key and all((out / name).is_file() for name in entry["outputs"]):
                 say(f"{label}: nothing changed since it ran, kept")
             else:
+                for stale in ("key", "outputs", "seconds"):  # a failure leaves nothing of before
+                    entry.pop(stale, None)
+                (out / "results" / f"{run.dataset}_{run.notebook}.json").unlink(missing_ok=True)
                 todo.append((run, entry, label, key))
+        write_json(out / "run.json", record)
 
         def work(run: Run, entry: dict[str, Any], label: str, key: str) -> None:
             begin = monotonic()
@@ -259,6 +259,7 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, ru
     source, target = root / "notebooks" / f"{run.notebook}.ipynb", out / run.dataset / f"{run.notebook}.ipynb"
     partial, page = target.with_name(f".partial-{source.name}"), target.with_suffix(".html")
     target.parent.mkdir(parents=True, exist_ok=True)
+    result = out / "results" / f"{run.dataset}_{run.notebook}.json"
     page.unlink(missing_ok=True)
     stream, reason = _Stages(str(run)), ""
     names, parameters = map(_no_template, (source, partial)), run.parameters | {"output_dir": str(out)}
@@ -266,7 +267,6 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, ru
     options |= {"on_cell_execute": stream.count, "stdout_file": stream, "stderr_file": stream, "progress_bar": False}
     try:
         executed = papermill.execute_notebook(*names, parameters, **options)
-        result = out / "results" / f"{run.dataset}_{run.notebook}.json"
         captions = list(read_json(result)["figures"].values()) if result.is_file() else []
         text = notebook_links(notebook_html(executed, run.notebook, captions), run.dataset, runs)
         up = os.path.relpath(root, target.parent) if out.is_relative_to(root) else ".."
@@ -370,6 +370,11 @@ def _key(run: Run, root: Path) -> str:
         files += sorted(path for path in (place, *place.rglob("*")) if path.is_file())
     decisive = [str(run), run.parameters | places, versions(), _own_data(run), [*map(sha256, files)]]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _owned(earlier: Mapping[str, Any]) -> set[str]:
+    """What a run folder holds of ours, by its record."""
+    return OWN_NAMES | {entry["dataset"] for entry in earlier.get("runs", [])}
 
 
 def _outputs(run: Run, out: Path) -> list[str]:

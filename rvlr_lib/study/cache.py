@@ -9,6 +9,7 @@ import ast
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from typing import Any
 from rvlr_lib.config import DataSettings, Settings
 from rvlr_lib.data import LOADERS, ImbalanceSpec, dataset_stamp, load_dataset
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
-from rvlr_lib.disk import plain, whole_file, write_json
+from rvlr_lib.disk import plain, sha256, whole_file, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, versions
 from rvlr_lib.training.processes import broadcast_json, is_main, same_everywhere
 
@@ -125,6 +126,22 @@ def source_hash(module: str) -> str:
                 node.body[0] = ast.Pass()
         seen[name] = ast.dump(tree)
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+
+
+def named_files(*specs: str | None) -> list[str]:
+    """SHA-256 of the files that settings name, by whatever name: FILE, ``local-dir:FOLDER``, ``timm:NAME:FILE``."""
+    found = []
+    for parts in (str(spec or "").split(":") for spec in specs):
+        ends = (":".join(parts[start:]) for start in range(len(parts)))
+        place = Path(next(filter(os.path.exists, filter(None, ends)), os.devnull))
+        files = sorted(path for path in (place, *place.rglob("*")) if path.is_file())
+        found += [_file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    return found
+
+
+@cache
+def _file_hash(path: Path, *_stamp: int) -> str:
+    return sha256(path)
 
 
 def read_split(settings: Settings, split: str) -> ImageTextDataset:

@@ -14,12 +14,12 @@ from rvlr_lib import config
 from rvlr_lib.config import ARMS, Settings
 from rvlr_lib.data import NAMES, PREPARED
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
-from rvlr_lib.disk import load_tensors, own_folder, read_json, sha256, whole_file, write_json
+from rvlr_lib.disk import load_tensors, own_folder, read_json, whole_file, write_json
 from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers
 from rvlr_lib.provenance import data_name, home, provenance
 from rvlr_lib.similarity import principal_directions, unit_rows
 from rvlr_lib.study import results
-from rvlr_lib.study.cache import Cache, Stage, data_parts, read_split
+from rvlr_lib.study.cache import Cache, Stage, data_parts, named_files, read_split
 from rvlr_lib.study.plan import REFERENCES
 from rvlr_lib.training import features, stages
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
@@ -30,6 +30,7 @@ from rvlr_lib.training.processes import is_main, process_group
 from rvlr_lib.training.stages import Features, Split
 
 MODALITIES = ("image", "text")
+FILES = "weights.safetensors val.safetensors test.safetensors log.jsonl fit.json parts.json result.json".split()
 TOWER_SETTINGS = ("pretrained", "image_weights", "text_weights", "text_layers", "context_length", "image_size")
 EVALUATION_SWITCHES = ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores")
 TAUGHT = ("image_representation", "text_representation", "structure", "mean_relation")  # by teachers
@@ -156,6 +157,7 @@ class Study:
         model, optim, data = self.settings.model, self.settings.stage1, data_parts(self.settings, modality)
         options: dict[str, Any] = {"tokens": bool(model.fusion_layers), "precision": model.precision}
         parts = {name: getattr(model, name) for name in ("name", *TOWER_SETTINGS)} | options | {"data": data}
+        parts |= self._model_files()
         if modality == "image":
             parts |= {"views": model.views, "crop": optim.crop_scale, "flip": optim.flip}
             # pictures that no seed decides have one set of views
@@ -163,6 +165,13 @@ class Study:
         options |= {"modality": modality}
         stored = f"{modality}-features"
         return Stage(stored, parts, encode_frozen, lambda: {**self._given(), "towers": self.towers, **options})
+
+    def _model_files(self) -> dict[str, list[str]]:
+        """What the files hold that the model names, by their sums; empty where it names none."""
+        model = self.settings.model
+        named = [model.name if ":" in model.name else "", model.pretrained, model.image_weights, model.text_weights]
+        found = named_files(*named)
+        return {"files": found} if found else {}
 
     def _teacher_stages(self, spec: str) -> list[Stage | None]:
         """Stages of the image and the text teacher; Lite2 is an image teacher."""
@@ -175,10 +184,8 @@ class Study:
         if spec == "towers" and self.settings.model.freeze_towers:
             return None
         data = data_parts(self.settings, "both" if spec == "oracle" else modality)
-        arrays = Path(spec.removeprefix("arrays:"))
-        file = sha256(arrays) if spec.startswith("arrays:") and arrays.is_file() else ""
         own = {"modality": modality, "spec": spec}
-        parts = {"data": data, "file": file, **own}
+        parts = {"data": data, "file": "".join(named_files(spec) if ":" in spec else ()), **own}
         return Stage("teacher", parts, stages.make_teacher, lambda: {**self._given(), **own})
 
     def _student_stage(self, name: str) -> Stage:
@@ -196,7 +203,7 @@ class Study:
             "model": {key: value for key, value in asdict(settings.model).items() if not key.endswith("_teacher")},
             "weights": asdict(weights),
             "selection": method.selection,
-        }
+        } | self._model_files()
         taught = any(getattr(weights, term) for term in TAUGHT)
         if taught:
             teachers = self._teacher_stages(chosen.teacher)
@@ -240,6 +247,7 @@ class Study:
             seed = derived_seed(settings.seed, "floor")
             return Stage("result", parts | own, results.make_reference, lambda: {**common(), **own, "seed": seed})
         parts["model"], parts["rerank_top_k"] = asdict(settings.model), settings.rerank_top_k
+        parts |= self._model_files()
         parts["mixed"] = [method.mixed_t2it, method.mixed_scores]
         trained = self._student_stage(name) if name in ARMS else None
 
@@ -345,7 +353,7 @@ def train(
         study = open_study(dataset, preset=sizes, device=device, root=place, execution=execution, **own)
         target = Path(out or place / "train" / f"{data_name(dataset)}-{arm}-seed{study.settings.seed}")
         identity = {"key": study.result_stage(arm).key, "settings": asdict(study.settings)}
-        with own_folder(target, identity, overwrite=overwrite) if is_main() else nullcontext():
+        with own_folder(target, identity, overwrite=overwrite, owned=lambda _: FILES) if is_main() else nullcontext():
             result, folder = study.result(arm), study.student_folder(arm)
             if is_main():
                 for path in folder.iterdir():

@@ -41,6 +41,8 @@ def run_study(profile: str = "study", *, seeds: str = "", sets: str = "", result
             "give one of tune, seal and regime_map; seeds go with regime_map or none of them, sets with none"
         )
     runner = Runner(**own)
+    if tune and (folder / "seal.json").is_file():
+        raise ValueError(f"{folder} holds a sealed study, whose tuning stays: give another folder with --results")
     if tune:
         run_tuning(plan, folder, runner)
     elif seal:

@@ -50,3 +50,6 @@ def test_heads_are_read_as_they_were(tmp_path, layers, refuses):
         pairs = torch.randn(3, 9, 40), rows.tokens, rows.mask
         torch.testing.assert_close(again.match(*pairs), student.match(*pairs))
     refuses("holds no student", load_student, tmp_path)
+    refuses("holds other things than a student", save_student, student, tiny_towers(), tmp_path / "heads" / "..")
+    save_student(student, tiny_towers(), tmp_path / "heads")
+    assert [path.name for path in tmp_path.iterdir()] == ["heads"]

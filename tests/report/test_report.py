@@ -70,13 +70,14 @@ def test_claims_stand_once_and_settings_are_told_once(run, tmp_path):
     write_text(tmp_path / "data" / "reference" / "study" / "claims.md", page)
     settings = {"seed": 1, "stage1": {"epochs": 4, "lr": 0.1}}
     first = read_json(run / "results" / f"my birds_{NAME}.json")
-    first |= {"settings": settings, "tables": {"claims": [{"x": "twice"}]}}
+    first |= {"settings": settings, "tables": {"claims": [{"x": "twice"}], "ids": [{"x": "<img src=x>"}]}}
     write_json(run / "results" / f"my birds_{NAME}.json", first)
     other = {"settings": {"seed": 2, "stage1": {"epochs": 3, "lr": 0.1}}, "tables": {}, "figures": {}}
     write_json(run / "results" / "scenes_04_common_space_umap.json", first | other)
     text = report.write_report(run, root=tmp_path).read_text(encoding="utf-8")
     assert ("twice" in text, text.count('"lr"')) == (False, 1)
     assert re.findall("^- scenes.*: (.*)$", text, re.MULTILINE) == ["`seed` 2", "`stage1.epochs` 3"]
+    assert "<img src=x>" not in (run / "report.html").read_text(encoding="utf-8")
     assert "−1.00&nbsp;to&nbsp;+2.00" in (run / "report.html").read_text(encoding="utf-8")
     assert report.markdown_html("# I want to …").startswith('<h1 id="i-want-to-">')
 

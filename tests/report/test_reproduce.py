@@ -91,8 +91,10 @@ def test_what_did_not_change_is_kept_and_what_did_runs_again(checkout, command):
     assert read_json(out / "run.json")["runs"] == first
     (out / "results" / "emoji_01_good.json").unlink()  # only the notebook that wrote it runs again
     assert ["scenes" in line for line in kept()] == [True]
-    checkout.notebook("01_good", "1")
+    checkout.notebook("01_good", "1 / 0")
     assert kept() == []
+    assert not list((out / "results").iterdir())  # nothing of before is taken for what failed
+    assert not [run for run in read_json(out / "run.json")["runs"] if "key" in run]
 
 
 def test_an_edited_file_runs_again_and_the_same_words_elsewhere_are_other_settings(checkout, command, monkeypatch):
@@ -188,6 +190,13 @@ def test_parameters_are_checked_before_anything_is_written(checkout, parameters,
 SEDE, SEED = GOOD | {"parameters": {"sede": 1}}, GOOD | {"parameters": {"seed": 2}}
 ODD = [("unknown parameter 'sede'; valid: arms", [SEDE], {})]  # why a profile is refused, its runs, what else it says
 ODD += [("unknown parameter 'sede'", [GOOD], {"parameters": {"sede": 1}}), ("write the same files", [GOOD, SEED], {})]
+MINE = [
+    {"notebook": f"0{k}", "parameters": {"dataset": name}} for k, name in (("1_good", "a/b.csv"), ("2_bad", "c/b.csv"))
+]
+ODD += [
+    ("'b' of c/b.csv is taken", MINE, {}),
+    ("'report.html' of ", [GOOD], {"parameters": {"dataset": "report.html.x"}}),
+]
 ODD += [("unknown notebook '09_gone'; valid: 01_good, 02_bad", [{"notebook": "09_gone"}], {})]
 ODD += [("is no profile: .*'at_once' is 0, expected at least 1", [GOOD], {"at_once": 0})]
 ODD += [("is no profile: 'notebook'", [{}], {}), ("unknown notebook '.1.'", [{"notebook": [1]}], {})]
@@ -235,7 +244,7 @@ def test_a_folder_of_other_settings_is_never_overwritten_silently(checkout, comm
     assert not (out / "results").exists()
     assert (out / "mine.txt").exists()
     (out / "run.json").write_text((out / "run.json").read_text().replace('"dataset": "scenes"', '"dataset": ".."', 1))
-    assert "which lies elsewhere: choose another --out" in command("--profile", "good", "--overwrite")[2]
+    assert "'..', which lies elsewhere: choose another folder" in command("--profile", "good", "--overwrite")[2]
     (out / "run.json").unlink()
     assert "holds other things (mine.txt" in command("--profile", "good", "--overwrite")[2]
     code, _, errors = command("--profile", "good", "--out", "/proc/none")  # which is read-only

@@ -3,8 +3,8 @@ import torch
 
 from rvlr_lib import cli
 from rvlr_lib.config import ARMS, load_settings
-from rvlr_lib.disk import read_json
-from rvlr_lib.study.cache import read_split
+from rvlr_lib.disk import read_json, sha256
+from rvlr_lib.study.cache import named_files, read_split
 from rvlr_lib.study.study import open_study
 from rvlr_lib.training import features
 from tests.study.conftest import SIZES
@@ -56,6 +56,16 @@ def keys(study):
 def test_a_setting_remakes_what_depends_on_it_and_no_more(make_study, changes, remade):
     plain, changed = keys(make_study()), keys(make_study(**changes))
     assert {name for name in plain if plain[name] != changed[name]} == remade
+
+
+def test_weights_are_known_by_what_they_hold(make_study, tmp_path):
+    place = tmp_path / "own.pt"
+    place.write_text("a")
+    assert named_files("laion2b", None, f"local-dir:{tmp_path}") == named_files(f"timm:x:{place}") == [sha256(place)]
+    other = make_study(**{"model.text_weights": str(place)})
+    before = keys(other)
+    place.write_text("another")
+    assert not before.items() & keys(other).items()
 
 
 def test_a_seed_draws_its_own_world_and_stages_of_stage_two_share_batches_and_start(make_study):

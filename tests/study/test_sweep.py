@@ -87,6 +87,11 @@ def test_a_cluster_gives_what_processes_give_though_a_worker_is_killed():
     assert found == {n: 2 * n for n in range(8)}
 
 
+def test_the_tuning_of_a_sealed_study_stays(write_plan, tmp_path, refuses):
+    write_json(tmp_path / "seal.json", {})
+    refuses("holds a sealed study, whose tuning stays", run_study, write_plan(), tune=True, results=str(tmp_path))
+
+
 def test_no_scheduler_is_one_line(refuses):
     pytest.importorskip("distributed")
     refuses("no Dask scheduler answers", connect, "tcp://127.0.0.1:9")
