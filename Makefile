@@ -15,7 +15,7 @@ $(BIN)/python:
 	  echo "There is no '$(PYTHON)' here. Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "Python 3.11, 3.12 or 3.13 is needed and '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1): make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@if [ -n "$$(ls -A "$(VENV)" 2>/dev/null)" ]; then echo "$(VENV) holds no environment: choose another VENV"; exit 1; fi
+	@if [ -n "$$(ls -A "$(VENV)" 2>/dev/null)" ] && [ ! -f "$(VENV)/pyvenv.cfg" ]; then echo "$(VENV) holds no environment: choose another VENV"; exit 1; fi
 	@"$(PYTHON)" -m venv "$(VENV)" || { \
 	  rm -rf "$(VENV)"; echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
