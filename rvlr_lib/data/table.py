@@ -40,6 +40,7 @@ ONE = rf"({SPLIT_WORD.pattern}|h[eo]ld_?out)(_?(sub)?set)?"  # of a column that 
 SPLIT_COLUMN = rf"((.*_)?(split|fold|partition)s?(_.*)?|(used?_)?(i[sn]|for)_?{ONE})|{ONE}|(sub)?set|usage|phase"
 MISSING_TEXT = r"[\W_]*(nan|none|null|n\W?a|nat|nil|undefined)[\W_]*|\\n|#n/a #?n/a|-?1\.#(ind|qnan)|err:\d+"
 GAP = re.compile(MISSING_TEXT + r"|#(name\?|(ref|value|div/0|num|spill|calc|error)!)|[-–—]+|\[\]|\{\}|\(\)")
+BIT = re.compile(r"[-+]?0*([01])([.,]0*)?(e[-+]?0+)?")
 LISTED = re.compile(r"\A[bru]?['\"](?=.*,).*['\"]\s*,?\Z", re.I | re.S)  # texts without the brackets of a list
 BRACKETS = r"[uf]?[\[({]\s*(([bru]?['\"]|[\[({\])}]).*|(None|null|nan|true|false)\s*([,:].*)?)[\])}]"
 SPOILT = r"[\[{]\s*[“”„‘’«].*[\]}]|[\[{]\s*[bru]?['\"][^\]}]*"  # quoted as prose; cut
@@ -127,7 +128,8 @@ def captions_in(cell: Any) -> list[tuple[str, str]]:
     >>> captions_in("['a dog', 'a cat']"), captions_in("nan")
     ([('a dog', ''), ('a cat', '')], [('nan', 'placeholders of missing captions')])
     """
-    text = LISTED.sub(r"[\g<0>]", cell.strip()) if isinstance(cell, str) else ""
+    text = cell.strip() if isinstance(cell, str) else ""
+    text = f"[{text}]" if LISTED.match(text) else text
     items = _literal(text) if text[:1] in tuple("[({") else None
     if isinstance(cell, str) and (STRUCTURE.fullmatch(cell) or isinstance(items, list | tuple | dict | set)):
         if not isinstance(items, list | tuple) or not all(isinstance(item, str | None) for item in items):
@@ -156,7 +158,10 @@ def _folded(cell: Any) -> str:
 def _said(cell: Any) -> str:
     """A cell's text, nothing of a missing value; 0 and 1 in one spelling."""
     text = _folded(cell)
-    return "" if GAP.fullmatch(text) else re.sub(r"\A[-+]?0*([01])([.,]0*)?(e[-+]?0+)?\Z", r"\1", text)
+    if len(text) > 20:  # as captions are: none of these, and there are many
+        return text
+    bit = BIT.fullmatch(text)
+    return bit[1] if bit else "" if GAP.fullmatch(text) else text
 
 
 def split_in(cell: Any) -> str | None:
