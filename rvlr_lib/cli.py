@@ -260,6 +260,7 @@ class OneLineParser(ArgumentParser):
         told = re.sub(r'Parser key "(\w+)":', lambda key: f"--{key[1].replace('_', '-')}:", " ".join(message.split()))
         told = re.sub(r"a <class '(\w+)'>", r"\1", told.replace("a typing.Literal", "one of "))
         usage = getattr(ex, "subcommand_parser", self).prog.replace(" [options]", "")
+        usage += "".join(f" {command}" for command in re.findall(r"required: (\w+)\.", told))
         print(f"rvlr: {told}; `{usage} --help` lists what there is", file=sys.stderr)
         sys.exit(2)
 

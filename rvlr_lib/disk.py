@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @contextmanager
 def whole_file(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """A temporary file or ``folder`` beside ``path`` to fill; flushed, and put at ``path`` when the block ends well."""
+    path = path.resolve() if folder else path  # of a link the folder itself
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
     old = temporary.with_name(f"{temporary.name}-old")
@@ -32,7 +33,12 @@ def whole_file(path: Path, *, folder: bool = False) -> Iterator[Path]:
         flush(temporary)
         if folder and path.exists():
             os.replace(path, old)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if folder and old.exists():
+                os.replace(old, path)
+            raise
         if folder:
             flush(path.parent)
             shutil.rmtree(old, ignore_errors=True)

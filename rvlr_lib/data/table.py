@@ -37,7 +37,9 @@ SPLIT_WORD = re.compile("train(ing)?|trn|restval|eval(uation)?|vld|val(id(ation)
 WORDS = rf"{SPLIT_WORD.pattern}|[^\w/\\]|[\d_]|set|split|data|images?|imgs?|pictures?|photos?|my"
 LIKE_SPLIT = re.compile(rf"(?=.*({SPLIT_WORD.pattern}))({WORDS})*", re.I)
 ONE = rf"({SPLIT_WORD.pattern}|h[eo]ld_?out)(_?(sub)?set)?"  # of a column that says yes or no
-SPLIT_COLUMN = rf"((.*_)?(split|fold|partition)s?(_.*)?|(used?_)?(i[sn]|for)_?{ONE})|{ONE}|(sub)?set|usage|phase"
+SPLIT_COLUMN = (
+    rf"((.*_)?(split|fold|partition)s?(_.*)?|(used?_)?(i[sn]|for)_?{ONE})|(?P<one>{ONE})|(sub)?set|usage|phase"
+)
 MISSING_TEXT = r"[\W_]*(nan|none|null|n\W?a|nat|nil|undefined)[\W_]*|\\n|#n/a #?n/a|-?1\.#(ind|qnan)|err:\d+"
 GAP = re.compile(MISSING_TEXT + r"|#(name\?|(ref|value|div/0|num|spill|calc|error)!)|[-–—]+|\[\]|\{\}|\(\)")
 BIT = re.compile(r"[-+]?0*([01])([.,]0*)?(e[-+]?0+)?")
@@ -189,7 +191,10 @@ def fill(
     others = {what: first[name] for what in ("category", "image_id") for name in COLUMNS[what].split() if name in first}
     taken |= {*others.values(), *flags}
     like = {k: re.fullmatch(SPLIT_COLUMN, _spelt(name)) for k, name in enumerate(names) if k not in taken and said[k]}
-    splits = [k for k, fit in like.items() if fit and (fit[1] or said[k] & {*SPLIT_NAMES} or said[k] <= YES | NO)]
+    asked = {k for k, fit in like.items() if fit and fit["one"] and said[k] <= YES | NO}  # is it of this split?
+    splits = [k for k, fit in like.items() if fit and (fit[1] or said[k] & {*SPLIT_NAMES} or k in asked)]
+    if any(said[k] <= {*SPLIT_NAMES} for k in splits):  # that column says it; others may be scores
+        splits = [k for k in splits if k not in asked]
     splits = splits or [k for k in like if len(said[k]) < 10 and all(map(LIKE_SPLIT.fullmatch, said[k]))]
     if len(splits) > 1:
         raise ValueError(f"{file}: the columns {', '.join(names[k] for k in splits)} may all hold the split: keep one")

@@ -1,7 +1,6 @@
 """A trained student as a folder: whole towers as an open_clip model, heads as the towers' name and their tensors."""
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ def save_student(student: Student, towers: Towers, folder: Path) -> Path:
     no place there and stays out. open_clip finds a Hugging Face text tower's configuration by an absolute path alone,
     here the folder's own: after a move :func:`build_towers` still reads it, open_clip needs ``hf_model_name`` changed.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(folder).resolve()
     if folder.exists() and any(folder.iterdir()) and not any((folder / name).is_file() for name in MARKS):
         raise ValueError(f"{folder} holds other things than a student: choose an empty folder")
     with whole_file(folder, folder=True) as half:

@@ -180,6 +180,6 @@ def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
 
 def rerun_command(record: Mapping[str, Any]) -> str:
     """The command that makes a run again, in backquotes; what is there is kept."""
-    return (
-        f"`{re.sub(' --(overwrite|check|update-reference)(?= |$)|`', '', record.get('command') or 'rvlr reproduce')}`"
-    )
+    again = re.sub(" --(overwrite|check|update-reference)(?= |$)|`", "", record["command"])
+    again = again if again.startswith("rvlr ") else f"rvlr reproduce --profile {record['profile']}"
+    return f"`{again}`"

@@ -131,9 +131,10 @@ def source_hash(module: str) -> str:
 def named_files(*specs: str | None) -> list[str]:
     """SHA-256 of the files that settings name, by whatever name: FILE, ``local-dir:FOLDER``, ``timm:NAME:FILE``."""
     found = []
-    for parts in (str(spec or "").split(":") for spec in specs):
+    for spec in map(str, filter(None, specs)):
+        parts, folders = spec.split(":"), spec.startswith(("local-dir:", "sentence:"))  # else a name, such as timm
         ends = (":".join(parts[start:]) for start in range(len(parts)))
-        place = Path(next(filter(os.path.exists, filter(None, ends)), os.devnull))
+        place = Path(next((end for end in ends if os.path.isfile(end) or (folders and os.path.isdir(end))), os.devnull))
         files = sorted(path for path in (place, *place.rglob("*")) if path.is_file())
         found += [_file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
     return found

@@ -169,8 +169,8 @@ class Study:
     def _model_files(self) -> dict[str, list[str]]:
         """What the files hold that the model names, by their sums; empty where it names none."""
         model = self.settings.model
-        named = [model.name if ":" in model.name else "", model.pretrained, model.image_weights, model.text_weights]
-        found = named_files(*named)
+        text = model.text_weights and f"local-dir:{model.text_weights}"
+        found = named_files(model.name if ":" in model.name else "", model.pretrained, model.image_weights, text)
         return {"files": found} if found else {}
 
     def _teacher_stages(self, spec: str) -> list[Stage | None]:

@@ -167,8 +167,10 @@ def test_ids_of_two_types_are_matched_and_said_or_refused_by_type(place):
 def test_splits_are_read_of_the_column_that_holds_them_whatever_its_name(place, header):
     cells = [f"{name},a dog,{',' * header.count(',')}{split}" for name, split in zip(NAMES, SPLITS * 14, strict=False)]
     assert sizes(write(place, "x.csv", f"image,caption,{header}\n" + "\n".join(cells))) == [14, 13, 13]
-    others = rows("a dog", "one", "two", "freight", "0.73", header="image,caption,type,phase,train,val")
-    assert "not read: type, phase, train, val" in str(looked(write(place, "x.csv", others)))
+    others = rows("a dog", "one", "two", "freight", "0.73", "1", header="image,caption,type,phase,train,val,set")
+    assert "not read: type, phase, train, val, set" in str(looked(write(place, "x.csv", others)))
+    said = looked(write(place, "x.csv", rows("a dog", "train", "1", "0", header="image,caption,split,val,eval")))
+    assert "not read: val, eval" in str(said)
 
 
 @pytest.mark.parametrize("folders", FOLDERS)
