@@ -95,10 +95,19 @@ def own_folder(
 
 def _remove(folder: Path, names: list[str]) -> None:
     """Remove what stands directly in a folder by these names; of a link the link alone."""
-    if outside := [name for name in names if name in ("", ".", "..") or Path(name).name != name]:
+    if outside := elsewhere(names):
         raise ValueError(f"{folder} is to hold {outside[0]!r}, which lies elsewhere: choose another folder")
     for place in (folder / name for name in names):
         shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink(missing_ok=True)
+
+
+def elsewhere(names: Iterable[str]) -> list[str]:
+    """Those that are no name of a file or folder directly in another.
+
+    >>> elsewhere(["birds", "..", "a/b", ""])
+    ['..', 'a/b', '']
+    """
+    return [name for name in names if name in ("", ".", "..") or Path(name).name != name]
 
 
 def _changes(old: Any, new: Any, at: str = "") -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rvlr_lib.disk import read_json, read_yaml, write_json
+from rvlr_lib.disk import elsewhere, read_json, read_yaml, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, home, provenance
 from rvlr_lib.tables import Shown, flat, to_markdown
 
@@ -146,12 +146,12 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     whole = _has(record, "command", "description", "profile", "provenance", "runs") and isinstance(record["runs"], list)
     if not whole or not all(_has(run, "notebook", "dataset", "parameters") for run in record["runs"]):
         raise ValueError(f"{path} is no record of a run: `rvlr reproduce` writes it again")
-    _only_names(path, (run[key] for run in record["runs"] for key in ("notebook", "dataset")))
+    _inside(path, (run[key] for run in record["runs"] for key in ("notebook", "dataset")))
     return record
 
 
-def _only_names(path: Path, names: Iterable[str]) -> None:
-    if outside := [name for name in names if name in ("", ".", "..") or Path(name).name != name]:
+def _inside(path: Path, names: Iterable[str]) -> None:
+    if outside := elsewhere(names):
         raise ValueError(f"{path} names {outside[0]!r}, which is no name of a file: is it a run of yours?")
 
 
@@ -172,7 +172,7 @@ def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
             found[name] = read_json(path)
             if not _has(found[name], "metrics", "tables", "figures", "sentences", "settings", "notebook", "dataset"):
                 raise ValueError(f"{path} is no result of a notebook: remove it, and `rvlr reproduce` makes it again")
-            _only_names(path, [*found[name]["tables"], *found[name]["figures"]])
+            _inside(path, [*found[name]["tables"], *found[name]["figures"]])
         elif f"results/{path.name}" in run.get("outputs", ()):
             raise ValueError(f"{path} is missing, though its notebook had finished: `rvlr reproduce` makes it again")
     return found

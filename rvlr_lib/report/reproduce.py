@@ -39,7 +39,8 @@ from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_rep
 PROFILE_KEYS = ("cell_timeout_seconds", "description", "expected_seconds", "parameters", "runs")
 OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # beside notebooks
 DISK_BYTES = 10**9  # free before a run begins
-PATHS = (*OPENING, "study_results", "followup_results")  # that may name files
+STORED = ("study_results", "followup_results")  # parameters that name folders of a study's results
+PATHS = (*OPENING, *STORED)  # that may name files
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
 KERNELS = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
 NO_ALT = 'alt="No description has been provided for this image"'  # of nbconvert
@@ -239,11 +240,21 @@ def check_machine(runs: list[Run], out: Path) -> None:
     above = next(folder for folder in (out, *out.parents) if folder.exists())
     if (free := shutil.disk_usage(above).free) < DISK_BYTES:
         raise ValueError(f"only {free / 1e9:.1f} GB are free at {above}: a run needs {DISK_BYTES / 1e9:.0f} GB")
+    models = {}
     for run in runs:
         _own_data(run)
-        for name in PATHS[-2:]:
+        for name in STORED:
             if (place := run.parameters.get(name)) and not os.path.isdir(place):
                 raise ValueError(f"parameter '{name}' is {place!r}, which is no folder of a study's results")
+        if wanted := run.parameters.get("switches"):
+            from rvlr_lib.config import switches
+
+            if unknown := [part for part in wanted if not any(str(part) in name for name in switches())]:
+                raise ValueError(f"parameter 'switches': {unknown[0]!r} is part of none of: {', '.join(switches())}")
+        if any(asked := [run.parameters.get(name) for name in ("model", "pretrained")]):
+            models[str([*asked, run.parameters.get("preset")])] = run
+    for run in models.values():
+        _ = _opened(run).towers  # a ValueError where they cannot be built
 
 
 def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, runs: Sequence[Run] = ()) -> Path:
@@ -337,24 +348,25 @@ def _no_template(path: Path) -> str:
 
 def _own_data(run: Run) -> tuple[Any, ...]:
     """Stamps of data that are not the library's; a ValueError says what is wrong with them, a preset or a device."""
-    given = {name: run.parameters[name] for name in (*OPENING, "seed", "device") if name in run.parameters}
-    dataset, preset = given.pop("dataset", "scenes"), given.get("preset", "quick")
-    shipped = dataset in ("emoji", "scenes") and (PACKAGE / "presets" / f"{preset}.yaml").is_file()
-    own = [given.get(name) for name in ("image_root", "model", "pretrained")] + [run.parameters.get("switches")]
-    if shipped and not any(own) and given.get("device", "auto") in ("auto", "cpu"):
+    given = run.parameters
+    preset = PACKAGE / "presets" / f"{given.get('preset', 'quick')}.yaml"
+    shipped = given.get("dataset", "scenes") in ("emoji", "scenes") and preset.is_file()
+    if shipped and not given.get("image_root") and given.get("device", "auto") in ("auto", "cpu"):
         return ()  # before torch is loaded
-    from rvlr_lib.config import switches
     from rvlr_lib.data import dataset_stamp
-    from rvlr_lib.study.study import open_study
 
-    if unknown := [part for part in own[-1] or () if not any(str(part) in name for name in switches())]:
-        raise ValueError(f"parameter 'switches': {unknown[0]!r} is part of none of: {', '.join(switches())}")
-    study = open_study(dataset, **given)
-    if given.get("model") or given.get("pretrained"):
-        _ = study.towers  # a ValueError where they cannot be built
+    study = _opened(run)
     for split in ("train", "val", "test"):
         study.dataset(split)
     return dataset_stamp(study.settings.data.name, study.settings.data.image_root)
+
+
+def _opened(run: Run) -> Any:
+    """The study that a notebook opens; a ValueError says which of its parameters is not valid."""
+    from rvlr_lib.study.study import open_study
+
+    given = {name: run.parameters[name] for name in (*OPENING, "seed", "device") if name in run.parameters}
+    return open_study(given.pop("dataset", "scenes"), **given)
 
 
 def _places(run: Run) -> dict[str, str]:

@@ -99,7 +99,7 @@ def test_audit_of_arrays(files, tmp_path, capsys, monkeypatch):
     assert found["data"] == {"name": "mine", "split": "test", "pictures": 60, "captions": len(dataset.captions)}
     assert found["retrieval"]["rouge_l"]["i2t/R@1"] > 80 > 20 > found["floor"]["rouge_l"]["i2t/R@1"]
     assert found["structure"]["image against text/overlap"] > 30
-    assert {"retrieval.csv", "peers.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*audits.FILES, "made_by.json"}  # all that is ours
     assert {row["arm"] for row in found["peers"]} == {"as given", "centred", "pca", "spectral_cut", "nnn"}
     monkeypatch.chdir(shutil.copytree(tmp_path, tmp_path / "b"))
     assert command(names, tmp_path / "out") == 2  # the same words are other files here
