@@ -51,7 +51,8 @@ def matching_scores(
 
     def score(chunk_size: int) -> Tensor:
         parts = [(rows, slice(int(ends[rows[-1]]))) for rows in captions_of.split(chunk_size)]  # hardly any padding
-        found = [fusion.match_texts(tokens, text_tokens[at].to(tokens), text_mask[at].to(device)) for at in parts]
+        read = [(text_tokens[at].to(device).to(tokens.dtype), text_mask[at].to(device)) for at in parts]  # copied small
+        found = [fusion.match_texts(tokens, *part) for part in read]
         return torch.cat(found)[:, 1].float().cpu()
 
     sizes = torch.bincount(pairs // count, minlength=len(images)).tolist()

@@ -83,7 +83,8 @@ class TowerStudent(Student):
 
     def encode_image(self, x: Tensor, *, tokens: bool = False) -> Encoded:
         """Pictures ``[B, 3, S, S]`` in 0..1 -> unit features and patch tokens."""
-        features, image_tokens = encode_image_tokens(self.visual, (x - self.mean) / self.std, tokens=tokens)
+        pixels = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # the faster convolutions
+        features, image_tokens = encode_image_tokens(self.visual, pixels, tokens=tokens)
         return Encoded(unit_rows(full_precision(features)), image_tokens)
 
     def encode_text(self, x: Tensor, *, tokens: bool = False, dropout: float = 0.0) -> Encoded:

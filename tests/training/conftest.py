@@ -42,12 +42,12 @@ def make_cached(views=3):
     return FeatureSet(unit_rows(seen), unit_rows(texts), *tokens, mask)
 
 
-def make_batches(towers=None, rows="images", views=3, **optim):
+def make_batches(towers=None, rows="images", views=3, device=CPU, **optim):
     """Batches of pictures where towers are given, else of cached features; of 8 unless told otherwise."""
     optim = TrainSettings(**{"epochs": 2, "batch_size": 8, "log_every": 1} | optim)
     if towers is not None:
         return PixelBatches(make_pairs(), towers, optim, rows, 0, CPU)
-    return FeatureBatches(make_cached(views), OWNER, optim, rows, 0, CPU)
+    return FeatureBatches(make_cached(views), OWNER, optim, rows, 0, device)
 
 
 def make_objective(switches=None, *, towers=None, fusion_layers=1, **weights):

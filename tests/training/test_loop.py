@@ -1,9 +1,11 @@
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rvlr_lib import models
 from rvlr_lib.config import TrainSettings
@@ -149,6 +151,37 @@ def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(monkeypatc
     refuses("toy, step 0: .*batch of 8: set a smaller batch_size.*2 GiB", train, objective)
     monkeypatch.setattr(torch.Tensor, "to", full)
     refuses("cpu has no memory for 0.0 GB of cached features: set fewer model.views", make_batches)
+
+
+CALLS = []
+
+
+class Again:
+    """A CUDA graph where there is no GPU: computes what was recorded once more, into the same tensors."""
+
+    def replay(self):
+        compute, found = CALLS[-1]
+        for old, new in zip(tree_leaves(found), tree_leaves(compute()), strict=True):
+            old.detach().copy_(new)
+
+
+def test_a_recorded_training_is_the_plain_one(monkeypatch):
+    device, gradients = loop.choose_device(), Training._gradients
+
+    def noted(self, inputs):
+        CALLS.append((lambda: gradients(self, inputs), gradients(self, inputs)))
+        return CALLS[-1][1]
+
+    if device.type == "cpu":
+        monkeypatch.setattr(Training, "_gradients", noted)
+        fakes = {"synchronize": int, "Stream": int, "CUDAGraph": Again, "graph": nullcontext, "stream": nullcontext}
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+    found = []
+    for prepare in (Training._record, lambda self, inputs: None):
+        monkeypatch.setattr(Training, "_prepare", prepare)
+        found.append(train(make_objective(**ALL | {"matching": 0, "fusion_layers": 0}), device=device, epochs=3).state)
+    assert_equal(*found)
 
 
 @pytest.mark.slow
