@@ -37,7 +37,7 @@ def distance_relations(features: Tensor) -> Tensor:
     equal = squares.detach() <= (16 * eps * lengths.detach()).clamp_min((8 * eps) ** 2)
     distances = squares.masked_fill(equal.fill_diagonal_(True), 1).sqrt().masked_fill(equal, 0)
     mean = distances.sum() / _pairs(distances)
-    return distances / torch.where(mean > 0, mean, 1)
+    return distances / mean.masked_fill(mean <= 0, 1)
 
 
 def angle_relations(features: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def wasserstein(relations: Tensor, target: Tensor, temperature: Any, cost: Tenso
     values, order = torch.cat([relations * cost, target * cost], dim=1).sort(dim=1)
     height = torch.cat([cost, -cost], dim=1).gather(1, order).cumsum(dim=1)[:, :-1].abs()
     area, total = (height * values.diff(dim=1)).sum(dim=1), cost.sum(dim=1)
-    return (area / torch.where(total > 0, total, 1)).mean() / abs(temperature)
+    return (area / total.masked_fill(total <= 0, 1)).mean() / abs(temperature)
 
 
 def _pairs(relations: Tensor) -> int:

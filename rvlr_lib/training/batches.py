@@ -155,7 +155,7 @@ class FeatureBatches(Batches):
         alone = torch.full_like(captions, len(self.images) == 1, dtype=torch.bool)
         for rows, lone in ((self.images[views[step], images], alone), (self.texts[others], captions == others)):
             kept = torch.rand(rows.shape, generator=generator, device=self.device) >= FEATURE_DROPOUT
-            rows = torch.where(lone[:, None] & ~kept, 0, rows / torch.where(lone, 1 - FEATURE_DROPOUT, 1.0)[:, None])
+            rows = (rows / (1 - FEATURE_DROPOUT * lone)[:, None]).masked_fill(lone[:, None] & ~kept, 0)
             yield CachedRows(rows[self.part])
 
 

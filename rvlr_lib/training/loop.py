@@ -218,6 +218,7 @@ class Training:
         with torch.cuda.stream(torch.cuda.Stream()):
             self._gradients(given)  # loads what must not be loaded while recording
         torch.cuda.synchronize()
+        self.optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             found = self._gradients(given)

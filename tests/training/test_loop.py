@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from rvlr_lib import models
 from rvlr_lib.config import TrainSettings
-from rvlr_lib.losses import LossWeights, _checks, matching
+from rvlr_lib.losses import DISTANCES, LossWeights, _checks, matching
 from rvlr_lib.training import loop
 from rvlr_lib.training.features import encode
 from rvlr_lib.training.loop import Execution, Training, cross_modal_recall
@@ -78,26 +78,28 @@ def test_the_towers_own_rate_spares_their_projections_and_what_is_new():
 
 
 class Reads(TorchDispatchMode):
-    """Calls ``note`` with what would make the host wait for a GPU: numbers read, shapes that depend on values."""
+    """Calls ``note`` with what would make the host wait for a GPU: numbers read or sent, shapes that values decide."""
 
     def __init__(self, note):
         super().__init__()
         self.note = note
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if any(part in str(function) for part in ("_local_scalar_dense", "nonzero", "masked_select", "unique")):
+        waits = "_local_scalar_dense nonzero masked_select unique lift_fresh".split()
+        if any(part in str(function) for part in waits):
             self.note(str(function))
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["heads", "towers"])
+@pytest.mark.parametrize("kind", ["towers", *DISTANCES])
 def test_a_step_waits_for_the_device_only_where_it_logs(towers, monkeypatch, kind):
     for module in (_checks, matching):  # as on a GPU
         monkeypatch.setattr(module, "readable", lambda value: False)
     monkeypatch.setattr(models.towers, "trims_padding", lambda text: False)
     towers = towers if kind == "towers" else None
     batches = make_batches(towers, log_every=6)
-    training = Training(make_objective(towers=towers, **ALL).train(), batches, "toy", Execution())
+    switches = {} if towers else {"distance": kind, "cost_gradient": True}
+    training = Training(make_objective(switches, towers=towers, **ALL).train(), batches, "toy", Execution())
     # on a GPU the optimiser is one fused kernel; here its counters would be read
     monkeypatch.setattr(training.optimizer, "step", lambda: None)
     reads, under_way = [], batches.take(two_views=True, tokens=True)
