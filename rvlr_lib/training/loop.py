@@ -213,14 +213,14 @@ class Training:
 
         The numbers are the same; those of a step, gradients too, are overwritten by the next.
         """
-        given = tree_map_only(Tensor, torch.clone, inputs)
-        torch.cuda.synchronize()
-        with torch.cuda.stream(torch.cuda.Stream()):
+        given, graph = tree_map_only(Tensor, torch.clone, inputs), torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream(self.device)
+        torch.cuda.synchronize(self.device)
+        with torch.cuda.stream(stream):
             self._gradients(given)  # loads what must not be loaded while recording
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             found = self._gradients(given)
 
         def replay(inputs: Inputs) -> Gradients:
