@@ -9,7 +9,7 @@ from rvlr_lib.models import FusionEncoder
 CAPTIONS_AT_ONCE = 32  # of one picture, of about one length, on a CPU; on a CUDA device what fits into its memory
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def matching_scores(
     fusion: FusionEncoder,
     image_tokens: Tensor,

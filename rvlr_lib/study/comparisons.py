@@ -179,7 +179,7 @@ def query_encoder(study: Study, name: str) -> Callable[[Any], np.ndarray]:
     return encode_one
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def new_features(study: Study, students: Mapping[str, Any], dataset: ImageTextDataset, side: int) -> dict[str, Tensor]:
     """Features of new pictures (0) or captions (1) in each space; frozen towers see them once, as those of a study."""
     model = study.settings.model

@@ -60,7 +60,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 _say = cache(print)  # a line is printed once
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode_frozen(
     folder: Path,
     *,
@@ -130,7 +130,7 @@ def read_features(image_folder: Path, text_folder: Path, split: str) -> FeatureS
     return FeatureSet(images["features"].transpose(0, 1), texts["features"], *tokens)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode(student: Student, data: ImageTextDataset | FeatureSet, device: torch.device | str = "cpu") -> Features:
     """Common-space features, on the CPU in float32: whole towers take a data set, heads a feature set.
 
@@ -150,7 +150,7 @@ def encode(student: Student, data: ImageTextDataset | FeatureSet, device: torch.
     return image_features, text_features
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode_tokens(
     student: Student, data: ImageTextDataset | FeatureSet, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -126,3 +126,13 @@ def test_common_features_and_tokens_of_towers_and_heads(towers, scenes, stored, 
     torch.testing.assert_close(encode_tokens(student, scenes, CPU), cached, atol=1e-2, rtol=1e-2)
     for wrong, data in ((student, stored), (heads, scenes)):
         refuses(f"{type(wrong).__name__} cannot encode {type(data).__name__}", encode, wrong, data)
+
+
+def test_what_has_encoded_can_be_trained(towers, scenes, stored, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self._apply(torch.clone))  # as where it moves to a GPU
+    heads, whole = HeadStudent(torch.eye(96), torch.eye(96)), TowerStudent(towers)
+    for student, data in ((heads, stored), (whole, scenes)):
+        encode(student, data)
+    store(tmp_path, towers, scenes)
+    for module in (heads, whole, towers.visual, towers.text):
+        assert not any(parameter.is_inference() for parameter in module.parameters())
