@@ -145,9 +145,7 @@ class Objective(nn.Module):
         processes share: the mean over the processes is the loss. The fused first tokens are of all rows.
         """
         fusion = self.student.fusion
-        draws = torch.Generator(ids.device).manual_seed(derived_seed(torch.initial_seed(), "negatives"))
-        temperature = self.student.temperature.detach()
-        negative_image, negative_text = losses.sample_hard_negatives(similarity, temperature, ids, generator=draws)
+        negative_image, negative_text = _hard_negatives(similarity, self.student.temperature.detach(), ids)
         part = own_rows(len(ids))
         own = torch.arange(len(ids), device=ids.device)[part]
         image_rows = torch.cat([own, negative_image[part], own])
@@ -201,6 +199,12 @@ class Objective(nn.Module):
         if weights.mean_relation:
             terms["mean_relation"] = torch.stack(found(losses.mean_relation_loss)).mean()
         return terms
+
+
+@torch.compiler.disable  # a step's seed would be compiled in
+def _hard_negatives(similarity: Tensor, temperature: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    draws = torch.Generator(ids.device).manual_seed(derived_seed(torch.initial_seed(), "negatives"))
+    return losses.sample_hard_negatives(similarity, temperature, ids, generator=draws)
 
 
 def warm_heads(objective: Objective, features: Features, *, ridge: float = 0.01) -> None:

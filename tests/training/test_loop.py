@@ -1,6 +1,7 @@
 import json
 import shutil
 from contextlib import nullcontext
+from functools import partialmethod
 
 import pytest
 import torch
@@ -193,6 +194,13 @@ def test_a_compiled_training_is_the_plain_one(capsys, monkeypatch):
     terms = {"structure": 1, "image_intra": 1, "text_intra": 1, "fusion_layers": 0}
     plain, compiled = (train(make_objective(**terms), execution=Execution(compile=flag)) for flag in (False, True))
     torch.testing.assert_close(compiled.state, plain.state, atol=1e-4, rtol=1e-3)
+    assert "toy: compiled in" in capsys.readouterr().out
+
+
+def test_steps_are_compiled_once(capsys, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        train(make_objective(matching=1, structure=1), batch_size=32, epochs=4, execution=Execution(compile=True))
     assert "toy: compiled in" in capsys.readouterr().out
 
 
