@@ -305,9 +305,8 @@ def _updated(settings: Settings, values: Mapping[str, Any] | None, where: str) -
         for item in dataclasses.fields(part):
             value, least = getattr(part, item.name), LEAST.get(place + item.name, LEAST.get(item.name, 0))
             most = MOST.get(item.name, TOO_LARGE - 1)
-            numbers = [
-                each for each in (value if isinstance(value, tuple) else [value]) if isinstance(each, int | float)
-            ]
+            several = value if isinstance(value, tuple) else (value,)
+            numbers = [each for each in several if isinstance(each, int | float)]
             if not all(least <= each <= most for each in numbers) or (value is None and item.default is not None):
                 raise ValueError(f"{where}: {place}{item.name} is {value}, expected {least} to {most}")
     if found.method.distance not in DISTANCES:

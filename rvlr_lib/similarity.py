@@ -23,9 +23,8 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
         value = value.to(torch.int64)
     narrow = value.is_floating_point() and value.dtype.itemsize < 2  # of 8 bits and fewer
     if value.is_complex() or value.is_quantized or narrow or value.layout != torch.strided:
-        raise ValueError(
-            f"{name} must hold real numbers, none left out, of 16 bits or more, got {value.dtype}, {value.layout}"
-        )
+        wanted = "real numbers, none left out, of 16 bits or more"
+        raise ValueError(f"{name} must hold {wanted}, got {value.dtype}, {value.layout}")
     return value if device is None else value.to(device)
 
 

@@ -176,9 +176,8 @@ def _folder(found: Collection, folder: Path, assigned: bool) -> list[Row]:
     for name in splits or pictures:
         place, text, split = (inside / name).as_posix(), texts.get(os.path.splitext(name)[0]), splits.get(name)
         lines = [line.rstrip("\n") for line in io.StringIO(read_text(folder / text) if text else "", newline=None)]
-        told = [
-            Row(f"{folder}, {text}, line {k}", place, line, split) for k, line in enumerate(lines, 1) if line.strip()
-        ]
+        where = f"{folder}, {text}, line"
+        told = [Row(f"{where} {k}", place, line, split) for k, line in enumerate(lines, 1) if line.strip()]
         found.lines.update({"rows": len(told), "blank": len(lines) - len(told)})
         rows += told or [Row(f"{folder}, {name}", place, [], split)]
     return rows

@@ -254,11 +254,8 @@ def load_files(
     columns = {"image_column": image_column, "caption_column": caption_column}
     found = described(path, image_root, **columns, split_seed=split_seed, keep_flagged=keep_flagged)
     for kind, messages in found.refused.items():
-        more = (
-            f" ({len(messages)} {kind} in all: `rvlr data check {shlex.quote(str(found.path))}` lists them)"
-            if messages[1:]
-            else ""
-        )
+        command = f"rvlr data check {shlex.quote(str(found.path))}"
+        more = f" ({len(messages)} {kind} in all: `{command}` lists them)" if len(messages) > 1 else ""
         raise ValueError(messages[0] + more)
     allowed = (found.options | _checked(found.path, {"max_bad_pictures": max_bad_pictures})).get("max_bad_pictures", 0)
     part = found.used[found.used.split == split]

@@ -31,10 +31,8 @@ from rvlr_lib.tables import write_table
 LOADERS: dict[str, Callable[[Path], Any]] = {".npy": np.load, ".npz": np.load, ".safetensors": load_file}  # no pickles
 LOADERS |= dict.fromkeys((".pt", ".pth"), partial(torch.load, map_location="cpu", weights_only=True))
 ALPHAS = np.logspace(-4, 3, 15)  # strengths of the ridge
-FILES = [
-    "audit.json",
-    *(f"{name}.{kind}" for name in ("retrieval", "structure", "peers") for kind in ("csv", "md", "tex")),
-]
+TABLES = "retrieval", "structure", "peers"
+FILES = ["audit.json", *(f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex"))]
 LEAST = 50  # pictures; below it a linear probe says nothing
 Encoded = tuple[ImageTextDataset, Tensor, Tensor]  # features [I, D] and [C, D]
 

@@ -199,10 +199,8 @@ def mix_ratio_curve(
             told = np.argsort(order) < round(share * len(gallery))
             is_text = torch.as_tensor(told, device=images.device)
             corpus = torch.where(is_text[:, None], texts[first], images)
-            sides = {
-                "image_query": (images, of_images, ~told),
-                "text_query": (texts[asked], of_texts, told & (asked == first)),
-            }
+            by_text = texts[asked], of_texts, told & (asked == first)
+            sides = {"image_query": (images, of_images, ~told), "text_query": by_text}
             values: dict[str, float] = {}
             for name, (queries, (to_images, to_texts), itself) in sides.items():
                 exclude = torch.diag(torch.as_tensor(itself, device=images.device))

@@ -132,9 +132,8 @@ def _table(rows: Sequence[Row], shares: Sequence[float]) -> Figure:
     pictures = [room for place in places for c, _, room in place if hasattr(c.item, "size")]
     for largest, most, own_most in SIZES:
         size = min([largest, *pictures])  # of every picture that has a cell of its own
-        high = [
-            max(_height(c.item, room, size, own_most if c.above else most) for c, _, room in place) for place in places
-        ]
+        heights = ((_height(c.item, room, size, own_most if c.above else most) for c, _, room in p) for p in places)
+        high = list(map(max, heights))
         steps = [lift + tall + (own if tall else 0) for lift, tall, own in zip(above, high, below, strict=True)]
         if sum(steps) + GAP <= MOST:
             break

@@ -43,9 +43,8 @@ class Look(NamedTuple):
 
 ARMS = {"start": Look("0.65", "o", ":"), "ideal": Look("0.05", "", (0, (2, 1)))}  # and those of presets/arms.yaml
 ARMS |= {name: Look(*arm.look) for name, arm in config.ARMS.items() if arm.look}
-OTHERS = [
-    *map(Look, (BLUE, VERMILLION, "0.15", SKY, ORANGE, TEAL, PINK, "0.55"), "osD^vPX*", ("-", "--", "-.", ":") * 2)
-]
+COLORS = BLUE, VERMILLION, "0.15", SKY, ORANGE, TEAL, PINK, "0.55"
+OTHERS = list(map(Look, COLORS, "osD^vPX*", ("-", "--", "-.", ":") * 2))
 
 
 def looks(names: Iterable[Any]) -> dict[Any, Look]:

@@ -75,9 +75,8 @@ def evaluate_retrieval(
     official, ks_recall = protocol == "official", whole_numbers("cut-offs ks_recall", ks_recall)
     z, w, owner = paired_rows(image_features, text_features, caption_image)
     images, captions, device = len(z), len(w), z.device
-    (chunk,) = whole_numbers(
-        "chunk_size", max(1, 1_500_000 // (images + captions)) if chunk_size is None else chunk_size
-    )
+    usual = max(1, 1_500_000 // (images + captions))
+    (chunk,) = whole_numbers("chunk_size", usual if chunk_size is None else chunk_size)
     given = {"relevance": relevance, "scores_i2t": scores_i2t, "scores_t2i": scores_t2i}
     given |= {"image_relevance": image_relevance, "text_relevance": text_relevance}
     R, i2t, t2i, between_images, between_captions = _matrices(given, images, captions, device).values()

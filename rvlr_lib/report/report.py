@@ -144,11 +144,8 @@ def templates() -> Any:
 
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     made = Environment(loader=PackageLoader("rvlr_lib.report"), autoescape=select_autoescape(["html.j2"]), **options)
-    made.filters |= {
-        "path": quote,
-        "text": escape_markdown,
-        "table": lambda rows: html.escape(to_markdown(DataFrame(rows)), quote=False),
-    }
+    made.filters |= {"path": quote, "text": escape_markdown}
+    made.filters["table"] = lambda rows: html.escape(to_markdown(DataFrame(rows)), quote=False)
     return made
 
 

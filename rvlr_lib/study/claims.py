@@ -142,11 +142,10 @@ def claims_table(plan: Plan, found: Judged) -> pd.DataFrame:
 
 def companions_table(plan: Plan, results: Results) -> pd.DataFrame:
     """Differences that are not primary claims: effect and plain 95 % interval, no verdict."""
-    known = [(name, own, plan.claims[name]) for name, own in companions(plan, results).items()]
-    rows = [
-        (name, signed(own.mean), interval(own.low, own.high), own.seeds, claim.text, metric_label(claim.metric))
-        for name, own, claim in known
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for name, own in companions(plan, results).items():
+        found, claim = (signed(own.mean), interval(own.low, own.high), own.seeds), plan.claims[name]
+        rows.append((name, *found, claim.text, metric_label(claim.metric)))
     return pd.DataFrame(rows, columns=["difference", "points", "95 % interval", "seeds", "in words", "metric"])
 
 

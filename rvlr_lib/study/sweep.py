@@ -37,9 +37,8 @@ def run_study(profile: str = "study", *, seeds: str = "", sets: str = "", result
     plan, folder = load_plan(profile), Path(results) if results else reference_folder(profile)
     tune, seal, regime_map = (own.pop(name, False) for name in ("tune", "seal", "regime_map"))
     if tune + seal + regime_map > 1 or (seeds and (tune or seal)) or (sets and (tune or seal or regime_map)):
-        raise ValueError(
-            "give one of tune, seal and regime_map; seeds go with regime_map or none of them, sets with none"
-        )
+        told = "seeds go with regime_map or none of them, sets with none"
+        raise ValueError(f"give one of tune, seal and regime_map; {told}")
     runner = Runner(**own)
     if tune and (folder / "seal.json").is_file():
         raise ValueError(f"{folder} holds a sealed study, whose tuning stays: give another folder with --results")

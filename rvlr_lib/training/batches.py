@@ -118,12 +118,9 @@ class FeatureBatches(Batches):
         try:
             return [part.to(self.device) for part in cached]
         except torch.OutOfMemoryError:
-            size = (
-                f"{self.device} has no memory for {sum(part.nbytes for part in cached) / 1e9:.1f} GB of cached features"
-            )
-            raise ValueError(
-                f"{size}: set fewer model.views, or model.fusion_layers=0, which needs no tokens"
-            ) from None
+            size = f"{sum(part.nbytes for part in cached) / 1e9:.1f} GB of cached features"
+            way_out = "set fewer model.views, or model.fusion_layers=0, which needs no tokens"
+            raise ValueError(f"{self.device} has no memory for {size}: {way_out}") from None
 
     def _read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
         views, shape = len(self.images), epoch[0].shape

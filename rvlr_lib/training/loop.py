@@ -243,13 +243,11 @@ class Training:
             sum(self.model(inputs, self.precision).values()).backward()
         except Exception as error:
             fault = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        told = f"compiled in {time.monotonic() - began:.0f} s"
-        if faults := list(
-            filter(None, held_by_all(fault))
-        ):  # what one process cannot do none does: they must keep step
+        told, fault = f"compiled in {time.monotonic() - began:.0f} s", max(held_by_all(fault))
+        if fault:  # what one process cannot do none does: they must keep step
             self.model._compiled_call_impl = None
             torch._dynamo.reset()
-            told = f"cannot be compiled ({faults[0]}): trains uncompiled"
+            told = f"cannot be compiled ({fault}): trains uncompiled"
         self.optimizer.zero_grad(set_to_none=True)
         if is_main():
             print(f"{self.label}: {told}")

@@ -36,9 +36,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda":
             if device.index is not None:
-                raise ValueError(
-                    f"device {device}: under torchrun give cuda, each process takes that of its local rank"
-                )
+                raise ValueError(f"device {device}: under torchrun give cuda, each process takes that of its rank")
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))

@@ -42,16 +42,12 @@ def train_arm(folder: Path, *, batches: Batches, selection: str, label: str, exe
     """
     objective, student, splits = start_objective(**arm, batches=batches), arm["student"], arm["splits"]
     chosen = splits[selection].dataset.gallery_sets()[0]
-    # the first gallery's rows come first in the split
-    images, captions, owner = (
-        len(chosen),
-        len(chosen.captions),
-        torch.as_tensor(chosen.caption_image, device=batches.device),
-    )
+    owner = torch.as_tensor(chosen.caption_image, device=batches.device)
 
     def validate() -> dict[str, float]:
-        found = [rows.to(batches.device) for rows in splits[selection].encode(student, batches.device)]
-        recalls = cross_modal_recall(found[0][:images], found[1][:captions], owner)
+        images, texts = (rows.to(batches.device) for rows in splits[selection].encode(student, batches.device))
+        # the first gallery's rows come first in the split
+        recalls = cross_modal_recall(images[: len(chosen)], texts[: len(chosen.captions)], owner)
         across = arm["weights"].contrastive or arm["weights"].matching  # else recall is chance, and would choose by it
         return {"score": recalls["r_mean"] if across else batches.epoch, **recalls}
 
