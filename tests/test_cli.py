@@ -52,14 +52,9 @@ BAD |= {"study --seeds 0..4": "expected something like 0-4", "study --seeds 5-3"
 BAD |= {"study --tune --seal": "one of tune, seal and regime_map", "study --seal --seeds 1": "seeds go with regime_map"}
 BAD |= {"audit --image-features a --text-features b --captions c --model d": "features are given: leave --model"}
 BAD |= {"reproduce -p dataset my.csv": "write the same files (for a data set of your own: --profile own)"}
-BAD |= {
-    "reproduce -p study_results /no": "'study_results' is '/no', which is no folder",
-    "audit --dataset no": "is unknown",
-}
-BAD |= {
-    "reproduce -p model no": "unknown model 'no'",
-    "reproduce -p switches ['no']": "'no' is part of none of: corrected",
-}
+BAD |= {"reproduce -p study_results /no": "'study_results' is '/no', which is no folder"}
+BAD |= {"reproduce -p model no": "unknown model 'no'", "audit --dataset no": "is unknown"}
+BAD |= {"reproduce -p switches ['no']": "'no' is part of none of: corrected"}
 BAD |= {"explore none": "none holds no run: there is no run.json in it; `rvlr reproduce` makes one"}
 BAD |= {"train --device tpu": "device 'tpu' is not there: Expected", "config own -s seed [1": "-s seed '[1' is no YAML"}
 BAD |= {"config flickr30k -s stage1.epoch 3": "does not accept option 'stage1.epoch': valid are epochs"}

@@ -30,10 +30,7 @@ FAULTS += [({"seed": 2**32}, "0 to"), ({"stage1.warmup": 2}, "stage1.warmup is 2
 FAULTS += [({key: -2}, f"{key} is -2, expected 0 to") for key in ("seed", "data.max_bad_pictures", "rerank_top_k")]
 FAULTS += [({"stage1.epochs": 0}, "epochs is 0, expected 1 to"), ({"stage2.batch_size": 1}, "is 1, expected 2 to")]
 FAULTS += [({"method.distance": "kl"}, "'kl': valid are mae, mse"), ({"stage1.crop_scale": [2, 3]}, "expected 0 to 1")]
-FAULTS += [
-    ({"data.text_detail": 2}, "text_detail is 2.0, expected 0 to 1"),
-    ({"stage2.betas": [1, 2]}, "expected 0 to"),
-]
+FAULTS += [({"data.text_detail": 2}, "is 2.0, expected 0 to 1"), ({"stage2.betas": [1, 2]}, "expected 0 to")]
 FAULTS += [({f"{part}temperature": 0}, "is 0.0, expected 1e-06 to") for part in ("model.", "method.relation_")]
 
 

@@ -43,9 +43,8 @@ def test_a_site_with_a_run(tmp_path, monkeypatch, capsys, refuses):
     write_json(run / "run.json", record | {"runs": [{"notebook": "01_a", "dataset": "scenes", "parameters": {}}]})
     refuses("no executed notebook.*`rvlr x` makes", docs.build, run, site)
     (run / "scenes").mkdir()
-    (run / "scenes" / "01_a.html").write_text(
-        f'<title>01</title><body><h1>A</h1>{docs.ROOT}/x<a href="../GLOSSARY.md">'
-    )
+    body = f'<body><h1>A</h1>{docs.ROOT}/x<a href="../GLOSSARY.md">'
+    (run / "scenes" / "01_a.html").write_text(f"<title>01</title>{body}")
     monkeypatch.setattr(docs, "write_explorer", lambda *paths: exec("raise ValueError('not cached')"))
     pages = docs.build(run, site)
     assert "no explorer: not cached" in capsys.readouterr().out

@@ -59,9 +59,8 @@ def test_import_order_sees_faults():
 
 
 def test_there_are_no_import_circles():
-    names = {
-        ".".join(p.relative_to(ROOT / "rvlr_lib").with_suffix("").parts).removesuffix(".__init__"): p for p in LIBRARY
-    }
+    dotted = {".".join(path.relative_to(ROOT / "rvlr_lib").with_suffix("").parts): path for path in LIBRARY}
+    names = {name.removesuffix(".__init__"): path for name, path in dotted.items()}
     graph = {}
     for name, path in names.items():
         both = [each for full in imported(path.read_text()) for each in (full, full.rpartition(".")[0])]
@@ -89,9 +88,8 @@ def test_every_import_is_declared():
         modules |= {str(node.module).split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
     modules -= {*sys.stdlib_module_names, "rvlr_lib", "IPython"}  # which comes with ipykernel
     packages = packages_distributions()
-    assert [
-        name for name in modules if not {requirement(own)[0] for own in packages.get(name, [name])} & declared
-    ] == []
+    owners = {name: {requirement(own)[0] for own in packages.get(name, [name])} for name in modules}
+    assert [name for name, own in owners.items() if not own & declared] == []
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,8 @@ def list_rows(told):
 def coco(told=None, key=int, other=int, **flags):
     told = told or [(name, [f"a dog {k}" for k in range(3)]) for name in NAMES]
     pairs = [(i, k, text) for i, (_, captions) in enumerate(told) for k, text in enumerate(captions)]
-    texts = [
-        {"image_id": other(i), "caption": text, **{flag: k in on for flag, on in flags.items()}} for i, k, text in pairs
-    ]
+    marks = [{flag: k in on for flag, on in flags.items()} for _, k, _ in pairs]
+    texts = [{"image_id": other(i), "caption": text, **own} for (i, _, text), own in zip(pairs, marks, strict=True)]
     return {"images": [{"id": key(i), "file_name": name} for i, (name, _) in enumerate(told)], "annotations": texts}
 
 

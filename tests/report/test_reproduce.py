@@ -190,13 +190,10 @@ def test_parameters_are_checked_before_anything_is_written(checkout, parameters,
 SEDE, SEED = GOOD | {"parameters": {"sede": 1}}, GOOD | {"parameters": {"seed": 2}}
 ODD = [("unknown parameter 'sede'; valid: arms", [SEDE], {})]  # why a profile is refused, its runs, what else it says
 ODD += [("unknown parameter 'sede'", [GOOD], {"parameters": {"sede": 1}}), ("write the same files", [GOOD, SEED], {})]
-MINE = [
-    {"notebook": f"0{k}", "parameters": {"dataset": name}} for k, name in (("1_good", "a/b.csv"), ("2_bad", "c/b.csv"))
-]
-ODD += [
-    ("'b' of c/b.csv is taken", MINE, {}),
-    ("'report.html' of ", [GOOD], {"parameters": {"dataset": "report.html.x"}}),
-]
+BOTH = {"01_good": "a/b.csv", "02_bad": "c/b.csv"}
+MINE = [{"notebook": book, "parameters": {"dataset": name}} for book, name in BOTH.items()]
+ODD += [("'b' of c/b.csv is taken", MINE, {})]
+ODD += [("'report.html' of ", [GOOD], {"parameters": {"dataset": "report.html.x"}})]
 ODD += [("unknown notebook '09_gone'; valid: 01_good, 02_bad", [{"notebook": "09_gone"}], {})]
 ODD += [("is no profile: .*'at_once' is 0, expected at least 1", [GOOD], {"at_once": 0})]
 ODD += [("is no profile: 'notebook'", [{}], {}), ("unknown notebook '.1.'", [{"notebook": [1]}], {})]

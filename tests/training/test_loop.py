@@ -106,10 +106,8 @@ def test_a_step_waits_for_the_device_only_where_it_logs(towers, monkeypatch, kin
     reads, under_way = [], batches.take(two_views=True, tokens=True)
     first = next(under_way)  # where an epoch begins, the lengths of its captions are read
     for name in ("tolist", "cpu", "numpy"):
-        method = getattr(torch.Tensor, name)
-        monkeypatch.setattr(
-            torch.Tensor, name, lambda self, name=name, method=method: reads.append(name) or method(self)
-        )
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, name=name, read=read: reads.append(name) or read(self))
     with Reads(reads.append):
         training.train_step(first)
         assert reads  # step 0 is logged
