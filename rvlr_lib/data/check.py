@@ -9,10 +9,9 @@ from typing import Any
 
 from rvlr_lib.data.dataset import SPLITS
 from rvlr_lib.data.files import walk
-from rvlr_lib.data.own import FEWEST, missing_sources, read_collection
+from rvlr_lib.data.own import FEWEST, read_collection
 from rvlr_lib.data.pictures import SUFFIXES, check_header, decode, equal_files, faults
 from rvlr_lib.data.table import Collection
-from rvlr_lib.provenance import home
 
 WITHOUT_BLANKS = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"  # Thai to Chinese
 
@@ -81,9 +80,6 @@ def check(
         tokens: of captions their number, end marks included, and whether the model knows less than half of them;
             ``context``: the most that it reads.
     """
-    if missing := [f"{name}: {source}" for name, source in missing_sources(path).items()]:
-        where = f"{path}: looked for in {home('data') / path}; set RVLR_DATA to look elsewhere than {home('data')}"
-        return Report([where], [Finding("missing files", len(missing), True, tuple(missing))])
     found = read_collection(path, image_root, **options)
     used, per_picture = found.used, Counter(found.used.picture.value_counts())
     shares = ", ".join(f"{count}: {pictures:,}" for count, pictures in sorted(per_picture.items()))

@@ -43,12 +43,6 @@ def hashed_split(image_id: str, seed: int = 0) -> str:
     return "train" if share < 0.8 else "val" if share < 0.9 else "test"
 
 
-def missing_sources(path: str | Path) -> dict[str, str]:
-    """Files that a published data set lacks -> what they are and where they come from."""
-    sources = parse(PUBLISHED / f"{path}.yaml")["sources"] if str(path) in PREPARED else {}
-    return {name: source for name, source in sources.items() if not (home("data") / path / name).exists()}
-
-
 def read_collection(path: str | Path, image_root: str | Path | None = None, **options: Any) -> Collection:
     """An annotation file, a folder, an index or a published data set; options as of :func:`rvlr_lib.data.load_files`.
 
@@ -63,10 +57,11 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
     if not (os.path.isfile(file) or os.path.isdir(file)):
         fault = "neither a file nor a folder" if os.path.exists(file) else "not there"
         raise ValueError(f"{file} is {fault}; give an annotation file, a folder or an index; {FORMATS}")
-    if missing := missing_sources(path):
-        steps = "\n  ".join(f"{name}: {source}" for name, source in missing.items())
-        raise ValueError(f"{base} lacks files (set RVLR_DATA to look elsewhere than {base.parent}):\n  {steps}")
     before, index = stamp(file), _index(file)
+    sources = index.get("sources", {}).items() if str(path) in PREPARED else ()
+    if missing := [f"{name}: {source}" for name, source in sources if not (base / name).exists()]:
+        steps = "\n  ".join(missing)
+        raise ValueError(f"{base} lacks files (set RVLR_DATA to look elsewhere than {base.parent}):\n  {steps}")
     root = printable(Path(image_root or (file if file.is_dir() else base / index.get("image_root", "."))))
     if not os.path.isdir(root):
         raise ValueError(f"image_root {root} is no folder; give the folder of the pictures")

@@ -73,9 +73,9 @@ PUBLISHED = {"flickr30k": ["flickr30k-images"] * 2, "coco": ["train2014", "val20
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sets_say_what_is_missing_and_are_read(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RVLR_DATA", str(tmp_path))
-    assert cli.main(["data", "check", name, "--model", "none"]) == 1
-    said, places = capsys.readouterr().out, PUBLISHED[name]
-    assert all(word in said for word in ("NOT READY", "http", "RVLR_DATA", *(f"{place}: " for place in places)))
+    assert cli.main(["data", "check", name, "--model", "none"]) == 2
+    said, places = capsys.readouterr().err, PUBLISHED[name]
+    assert all(word in said for word in ("http", "RVLR_DATA", *(f"{place}: " for place in places)))
     folder, drawn, images = tmp_path / name, tmp_path / "drawn", []
     told = [(Path(path).name, captions) for path, captions in draw_collection(drawn, 40)]
     for number, (file, captions) in enumerate(told):
