@@ -9,13 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rvlr_lib.disk import elsewhere, read_json, read_yaml, write_json
+from rvlr_lib.disk import elsewhere, plain, read_json, read_yaml, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, home, provenance
 from rvlr_lib.tables import Shown, flat, to_markdown
 
-LEAST = dict.fromkeys(("arms", "at_once", "cell_timeout_seconds", "dataset", "seeds"), 1)  # of a number or a length
-LEAST |= dict.fromkeys(("k", "max_points", "perturbed_pictures", "projections", "rerank_top_k", "steps"), 1)
-LEAST |= dict.fromkeys(("fusion_epochs", "fusion_layers", "fusion_seeds", "jobs", "seed", "thumbnails"), 0)
 OPENING = ("dataset", "image_root", "preset", "model", "pretrained")  # parameters of notebooks that open_study takes
 HEADLESS = "RVLR_HEADLESS"  # set in the environment of the kernels that `rvlr reproduce` starts
 
@@ -107,12 +104,17 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     {'epochs': 3, 'rates': [1, 0.001]}
     """
     from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, NotEmptyStr, PositiveInt
 
     arms = read_yaml(PACKAGE / "presets" / "arms.yaml")  # without torch, which their settings would load
     arm: Any = Literal[("", *arms)]
     choices = {"arm": arm, "baseline": arm, "arms": list[arm], "figure_width": Literal["both", "page", "column"]}
-    choices |= {"projections": list[Literal["umap", "pca"]]}
-    choices |= dict.fromkeys(("shares", "strengths"), list[float])
+    choices |= {"dataset": NotEmptyStr, "projections": list[Literal["umap", "pca"]]}
+    choices |= dict.fromkeys(("text_detail", "image_visibility"), ClosedUnitInterval)
+    choices |= dict.fromkeys(("shares", "strengths"), list[ClosedUnitInterval])
+    choices |= dict.fromkeys(("seeds", "k", "max_points", "perturbed_pictures", "rerank_top_k", "steps"), PositiveInt)
+    at_least_0 = ("seed", "fusion_epochs", "fusion_layers", "fusion_seeds", "jobs", "thumbnails")
+    choices |= dict.fromkeys(at_least_0, NonNegativeInt)
     if unknown := sorted(given.keys() - kinds.keys()):
         raise ValueError(f"unknown parameter '{unknown[0]}'; valid: {', '.join(sorted(kinds)) or 'none'}")
     if missing := [name for name, value in given.items() if value is None]:
@@ -121,19 +123,13 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     for name, kind in kinds.items():
         parser.add_argument(f"--{name}", type=choices.get(name, kind))
     try:
-        found = vars(parser.parse_object(dict(given), defaults=False))
+        found: dict[str, Any] = plain(vars(parser.parse_object(dict(given), defaults=False)))
     except ArgumentError as error:
         told = str(error).replace("Parser key", "parameter").replace("\n ", "").replace("a typing.Literal", "one of ")
         raise ValueError(re.sub(r"a <class '(\w+)'>", r"\1", told)) from None
-    for name in found.keys() & LEAST.keys():
-        if (len(found[name]) if isinstance(found[name], str | list) else found[name]) < LEAST[name]:
-            raise ValueError(f"parameter '{name}' is {found[name]!r}, expected at least {LEAST[name]}")
-    for name in found.keys() & {"text_detail", "image_visibility", "shares", "strengths"}:
-        several = found[name] if isinstance(found[name], list) else [found[name]]
-        if not all(0 <= each <= 1 for each in several):
-            raise ValueError(f"parameter '{name}' is {found[name]}, expected 0 to 1")
-    if found.get("seed", 0) >= 2**32:
-        raise ValueError(f"parameter 'seed' is {found['seed']}, expected less than 2^32")
+    for name in ("arms", "projections"):
+        if found.get(name) == []:
+            raise ValueError(f"parameter '{name}' is [], expected at least one")
     return found
 
 

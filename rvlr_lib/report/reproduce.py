@@ -30,6 +30,7 @@ from unittest.mock import patch
 from urllib.parse import quote
 
 import psutil
+from jsonargparse.typing import PositiveInt
 
 from rvlr_lib.disk import own_folder, read_json, read_yaml, sha256, write_json, write_text
 from rvlr_lib.provenance import PACKAGE, data_name, home, provenance, resolved, versions
@@ -93,7 +94,7 @@ def load_profile(
             raise ValueError(f"its keys must be {', '.join(PROFILE_KEYS)} and perhaps at_once and study")
         wanted = [(str(entry["notebook"]), dict(entry.get("parameters") or {})) for entry in settings["runs"]]
         settings["parameters"] = dict(settings["parameters"] or {})
-        numbers = {"expected_seconds": float, "cell_timeout_seconds": int, "at_once": int}
+        numbers = {"expected_seconds": float, "cell_timeout_seconds": PositiveInt, "at_once": PositiveInt}
         settings |= fit_parameters(numbers, {"at_once": 1} | {key: settings[key] for key in numbers & settings.keys()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no profile: {error}") from None

@@ -170,12 +170,12 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, co
 
 
 UNFIT = [({"sede": 1}, "unknown parameter 'sede'; valid: arms, dataset, device, preset, rate, seed")]
-UNFIT += [({"output_dir": "x"}, "unknown parameter 'output_dir'"), ({"seed": "one"}, '"seed": Expected .*int.*one')]
+UNFIT += [({"output_dir": "x"}, "unknown parameter 'output_dir'"), ({"seed": "one"}, '"seed": .*one')]
 UNFIT += [({"device": "cuda:99"}, "device 'cuda:99' is not there: .*valid: auto, cpu"), ({"arms": "[]"}, "'arms' is")]
 UNFIT += [({"dataset": name}, f"{name} is not there") for name in ("no/such.csv", "nope")]
-UNFIT += [({"dataset": "bad.csv"}, "bad.csv has columns a"), ({"dataset": ""}, "'dataset' is '', expected at least 1")]
+UNFIT += [({"dataset": "bad.csv"}, "bad.csv has columns a"), ({"dataset": ""}, '"dataset": Not of type NotEmpty')]
 UNFIT += [({"preset": name}, f"unknown preset '{name}'") for name in ("nope.yaml", "nope")]
-UNFIT += [({"preset": "bad.yaml"}, "bad.yaml: seed is -1"), ({"seed": -1}, "'seed' is")]
+UNFIT += [({"preset": "bad.yaml"}, "bad.yaml: seed is -1"), ({"seed": -1}, '"seed": .* -1')]
 
 
 @pytest.mark.parametrize(("parameters", "reason"), UNFIT)
@@ -195,7 +195,7 @@ MINE = [{"notebook": book, "parameters": {"dataset": name}} for book, name in BO
 ODD += [("'b' of c/b.csv is taken", MINE, {})]
 ODD += [("'report.html' of ", [GOOD], {"parameters": {"dataset": "report.html.x"}})]
 ODD += [("unknown notebook '09_gone'; valid: 01_good, 02_bad", [{"notebook": "09_gone"}], {})]
-ODD += [("is no profile: .*'at_once' is 0, expected at least 1", [GOOD], {"at_once": 0})]
+ODD += [("is no profile: .*at_once.* 0 does not", [GOOD], {"at_once": 0})]
 ODD += [("is no profile: 'notebook'", [{}], {}), ("unknown notebook '.1.'", [{"notebook": [1]}], {})]
 ODD += [("is no profile: 'int'", [GOOD], {"parameters": 5}), ("profile: 'int'", [GOOD | {"parameters": 5}], {})]
 ODD += [(f"no profile: .*{key}", [GOOD], {key: "x"}) for key in ("a", "expected_seconds", "cell_timeout_seconds")]
