@@ -308,9 +308,8 @@ def notebook_html(notebook: Any, title: str, captions: Sequence[str] = ()) -> st
 
     folded = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"parameters", "setup"}}})
     notebook.metadata.pop("widgets", None)  # their script would have to be fetched
-    exporter = HTMLExporter(config=folded, embed_images=True, require_js_url="", jquery_url="")
-    if not any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown"):  # no formula
-        exporter.mathjax_url = ""
+    scripts = dict.fromkeys(("require_js_url", "jquery_url", "mathjax_url"), "")  # none is fetched
+    exporter = HTMLExporter(config=folded, embed_images=True, **scripts)
     page = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})[0]
     for caption in captions if page.count(NO_ALT) == len(captions) else ():
         page = page.replace(NO_ALT, f'alt="{escape(caption)}"', 1)
