@@ -80,7 +80,6 @@ def collect_points(
     width = min(NEIGHBOURS, len(rows) - 1)
     trust = ", ".join(f"{name} {each['joint']:.2f}" for name, each in layout.trustworthiness.items())
     return {
-        "name": gallery.name,
         "width": width,
         "unimodal": UNIMODAL,
         "captions": [[gallery.captions[c] for c in gallery.captions_of(int(row))] for row in rows],
