@@ -40,16 +40,15 @@ from rvlr_lib.metrics import evaluate_retrieval
 from rvlr_lib.models import FusionEncoder, HeadStudent, Towers, TowerStudent, build_towers
 from rvlr_lib.provenance import provenance
 from rvlr_lib.similarity import unit_rows
-from rvlr_lib.study.study import Study, open_study
+from rvlr_lib.study.study import Study
 from rvlr_lib.tables import insert_between, to_markdown
 from rvlr_lib.training.batches import FeatureBatches, Inputs
 from rvlr_lib.training.features import FeatureSet
 from rvlr_lib.training.loop import Execution, Training, choose_device
 from rvlr_lib.training.objectives import Objective
 
-PARTS = "heads losses evaluation whole_towers vit reranking quick vit_compiled resume study replication".split()
+PARTS = "heads losses evaluation whole_towers vit reranking quick vit_compiled resume study".split()
 CONTRASTIVE, PUBLISHED = LossWeights(1.0, *[0.0] * 6), LossWeights()
-SINGLE_MODAL = ("i2i/NDCG@10/above_floor", "t2t_no_siblings/NDCG@10/above_floor")
 LONG = {"epochs": 10_000, "log_every": 10**9}  # a training that is timed: after its first step nothing is logged
 Rows = Iterator[dict[str, Any]]
 
@@ -287,23 +286,6 @@ class Bench:
                 sums.append(sha256(root / "out" / "weights.safetensors"))
             yield {"equal_weights": sums[0] == sums[1]}
 
-    def replication(self) -> Rows:
-        """Whole towers fine-tuned on emoji: three arms over seeds, until the time is over."""
-        arms = ("matching_longer", "rvlr_published_warm", "structure")
-        sizes: dict[str, Any] = {"data.text_detail": 0.5, "data.image_visibility": 0.65, **self.model}
-        if self.tiny:
-            sizes |= {"data.train_size": 192, "data.val_size": 64, "data.gallery_size": 60}
-            sizes |= {f"{stage}.epochs": 1 for stage in ("stage1", "stage2")}
-            sizes |= {f"{stage}.batch_size": 64 for stage in ("stage1", "stage2")}
-        for seed in range(1 if self.tiny else 4):
-            rows: dict[str, Any] = {}
-            with tempfile.TemporaryDirectory() as root:
-                study = open_study("emoji", preset="gpu", device=str(self.device), root=Path(root), seed=seed, **sizes)
-                for name in arms:
-                    metrics = study.result(name).metrics
-                    rows[name] = {key: metrics[key] for key in ("r_mean", *SINGLE_MODAL)}
-                    yield {str(seed): rows}
-
     # ---- running ----------------------------------------------------------------------------------------------------
 
     def save(self, rows: dict[str, Any]) -> None:
@@ -373,7 +355,7 @@ def write_table(found: dict[str, Any]) -> None:
     import pandas as pd
 
     rows = []
-    for part in PARTS[:-1]:  # the last is no measurement of speed
+    for part in PARTS:
         for name, value in found.get(part, {}).items():
             for what, number in value.items() if isinstance(value, dict) else [("", value)]:
                 shown = f"{number:,.4g}" if isinstance(number, float) else json.dumps(number)
