@@ -64,6 +64,7 @@ def own_folder(
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder")
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     handle, record, others = os.open(folder, os.O_RDONLY), folder / file, [file]
     try:
@@ -88,6 +89,8 @@ def own_folder(
     except BaseException:
         if others == [] and list(folder.iterdir()) == [record]:  # the mended command has other settings
             record.unlink()
+            if new:
+                folder.rmdir()
         raise
     finally:
         os.close(handle)  # which also unlocks
