@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
-from rvlr_lib.config import ARMS, PRESETS, ArmSettings, Settings, arm
-from rvlr_lib.disk import read_json, read_yaml, write_json, write_text
+from rvlr_lib.config import ARMS, ArmSettings, Settings, arm
+from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import commit, provenance
 from rvlr_lib.study.cache import Stage
 from rvlr_lib.study.comparisons import curve_stage
@@ -269,11 +268,6 @@ def run_tuning(plan: Plan, folder: Path, runner: Runner) -> None:
         tried[key[0]].append({**trial, "scores": scores[key]})
     tuned = {"chosen": search.chosen, "visibilities": visibilities, "lengths": lengths, "provenance": provenance()}
     write_json(folder / "tuning.json", {**tuned, "trials": tried})
-    if folder == reference_folder():  # what every other run takes
-        arms = read_yaml(PRESETS / "tuned.yaml")["arms"]  # those of other plans stay
-        arms |= {name: found["recall"] for name, found in search.chosen["arms"].items()}
-        head = "# Learning rates and strengths that tuning chose; written by `rvlr study --tune`.\n"
-        write_text(PRESETS / "tuned.yaml", head + yaml.safe_dump({"arms": arms}, sort_keys=False))
 
 
 def validation_cell(arms: Sequence[tuple[str, Settings]], device: str, root: str | None) -> list[dict[str, float]]:
