@@ -48,7 +48,7 @@ def test_wrong_usage_exits_with_2(argv, capsys):
 BAD = {"reproduce --profile huge": "unknown profile 'huge'; valid: ", "audit": "give --image-features"}
 BAD |= {"report none --claims": "say what to report", "report": "say what to report"}
 BAD |= {"audit --dataset scenes --captions x": "give --image-features", "train -s a @x": "-s a '@x' is no YAML"}
-BAD |= {"study --seeds 0..4": "expected something like 0-4", "study --seeds 5-3": "seeds '5-3' are none"}
+BAD |= {"study --seeds 0..4": "expected something like 0-4", "study --seeds 5-3": "seeds '5-3': expected"}
 BAD |= {"study --tune --seal": "one of tune, seal and regime_map", "study --seal --seeds 1": "seeds go with regime_map"}
 BAD |= {"audit --image-features a --text-features b --captions c --model d": "features are given: leave --model"}
 BAD |= {"reproduce -p dataset my.csv": "write the same files (for a data set of your own: --profile own)"}
