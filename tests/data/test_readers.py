@@ -191,6 +191,7 @@ BAD_CONTENT = [
     ("x.csv", b"filepath,title\na.jpg,caf\xe9\n", r"not UTF-8 \(byte 24 is 0xe9\) on line 2"),
     ("x.csv", b"filepath,title\na.jpg,\0\n", "NUL bytes on line 2"),
     ("x.csv", "image,caption\na.jpg,一只狗\n".encode("utf-16-le"), "not UTF-8 but UTF-16 without .*save it as UTF-8"),
+    ("x.csv", "image,caption\na.jpg,एक लड़का\n".encode("utf-16-le"), "UTF-16 without"),
     *(("x.csv", f"image,caption,{k}\na,b,x\n", f"line 2, {k}: split 'x' is") for k in ("is_train", "partition")),
     ("x.jsonl", '{"image": "a", "caption": "b", "train": true}', "line 1, train: split True is .*rename the column"),
     *(

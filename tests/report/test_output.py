@@ -49,13 +49,8 @@ KINDS = {"n": int, "rate": float, "on": bool, "dials": list, "arms": list, "seed
 KINDS |= {"shares": list, "text_detail": float, "projections": list}
 KINDS |= dict.fromkeys(("name", "baseline", "figure_width"), str)
 FIT = [("n", "3", 3), ("rate", 2, 2.0), ("rate", "1e-3", 0.001), ("on", "true", True), ("name", "3", "3")]
-FIT += [
-    ("shares", "[0, 1]", [0.0, 1.0]),
-    ("text_detail", "0.5", 0.5),
-    ("dials", "[0.6, 1]", [0.6, 1]),
-    ("baseline", "", ""),
-    ("arms", "['rvlr']", ["rvlr"]),
-]
+FIT += [("shares", "[0, 1]", [0.0, 1.0]), ("text_detail", "0.5", 0.5), ("dials", "[0.6, 1]", [0.6, 1])]
+FIT += [("baseline", "", ""), ("arms", "['rvlr']", ["rvlr"])]
 UNFIT = [("n", "a", "int.*a"), ("n", 2.5, "int"), ("n", True, "int"), ("n", None, "'n' needs a value")]
 UNFIT += [("rate", "half", "float"), ("on", 1, "bool"), ("name", 3, "str"), ("arms", "rvlr", "list.*rvlr")]
 UNFIT += [("arms", ["foo"], "'rvlr'.*foo"), ("baseline", "foo", "'rvlr'"), ("figure_width", "wide", "'column'")]

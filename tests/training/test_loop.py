@@ -2,6 +2,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from functools import partialmethod
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -154,35 +155,27 @@ def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(monkeypatc
     refuses("cpu has no memory for 0.0 GB of cached features: set fewer model.views", make_batches)
 
 
-CALLS = []
-
-
-class Again:
-    """A CUDA graph where there is no GPU: computes what was recorded once more, into the same tensors."""
-
-    def replay(self):
-        compute, found = CALLS[-1]
-        for old, new in zip(tree_leaves(found), tree_leaves(compute()), strict=True):
-            old.detach().copy_(new)
-
-
 def test_a_recorded_training_is_the_plain_one(monkeypatch):
-    device, gradients = loop.choose_device(), Training._gradients
+    device, gradients, calls, states = loop.choose_device(), Training._gradients, [], []
 
     def noted(self, inputs):
-        CALLS.append((lambda: gradients(self, inputs), gradients(self, inputs)))
-        return CALLS[-1][1]
+        calls.append((lambda: gradients(self, inputs), gradients(self, inputs)))
+        return calls[-1][1]
 
-    if device.type == "cpu":
+    def again():
+        for old, new in zip(*map(tree_leaves, (calls[-1][1], calls[-1][0]())), strict=True):
+            old.detach().copy_(new)
+
+    if device.type == "cpu":  # what was recorded is computed once more, into the same tensors
         monkeypatch.setattr(Training, "_gradients", noted)
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", Again)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Mock(replay=again))
         for name in ("synchronize", "Stream", "stream", "graph"):
             monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
-    found = []
     for prepare in (Training._record, lambda self, inputs: None):
         monkeypatch.setattr(Training, "_prepare", prepare)
-        found.append(train(make_objective(**ALL | {"matching": 0, "fusion_layers": 0}), device=device, epochs=3).state)
-    assert_equal(*found)
+        terms = ALL | {"matching": 0, "fusion_layers": 0}
+        states.append(train(make_objective(**terms), device=device, epochs=3).state)
+    assert_equal(*states)
 
 
 @pytest.mark.slow
