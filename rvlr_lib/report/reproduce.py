@@ -163,7 +163,7 @@ def reproduce(
     threads = os.environ.get("OMP_NUM_THREADS") or str(cores // at_once)
     kernels = patch.dict(os.environ, KERNELS | {"OMP_NUM_THREADS": threads})
     with own_folder(out, identity, overwrite=overwrite, owned=_owned, file="run.json") as earlier, kernels:
-        ensure_numba_cache(out.parent)
+        ensure_numba_cache(home())
         done = {f"{entry['notebook']} ({entry['dataset']})": entry for entry in earlier.get("runs", [])}
         entries = [done.get(str(run), {}) | vars(run) for run in runs]
         command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]])
