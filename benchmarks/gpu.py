@@ -47,7 +47,7 @@ from rvlr_lib.training.features import FeatureSet
 from rvlr_lib.training.loop import Execution, Training, choose_device
 from rvlr_lib.training.objectives import Objective
 
-PARTS = "heads losses evaluation whole_towers vit reranking quick vit_compiled resume study".split()
+PARTS = "heads losses evaluation whole_towers vit reranking quick resume study vit_compiled".split()
 CONTRASTIVE, PUBLISHED = LossWeights(1.0, *[0.0] * 6), LossWeights()
 LONG = {"epochs": 10_000, "log_every": 10**9}  # a training that is timed: after its first step nothing is logged
 Rows = Iterator[dict[str, Any]]
