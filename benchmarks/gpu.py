@@ -235,7 +235,7 @@ class Bench:
     def quick(self) -> Rows:
         """All notebooks of the quick profile, cold, as ``rvlr reproduce`` runs them."""
         size = "smoke" if self.tiny else "quick"
-        with tempfile.TemporaryDirectory() as place:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:  # kernels end after what started them
             preset = Path(place) / "preset.yaml"
             settings = read_yaml(ROOT / "rvlr_lib" / "presets" / f"{size}.yaml")
             settings["model"] |= {name: path for name, path in self.weights.items() if path}

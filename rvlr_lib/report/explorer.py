@@ -35,7 +35,7 @@ def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
     """
     record, found, missing = read_run(run), {}, {}
     beside = Path(run).resolve().parent
-    root = beside if (beside / "cache").is_dir() else home()
+    root = beside if (beside / "cache" / "result").is_dir() else home()
     for dataset in dict.fromkeys(entry["dataset"] for entry in record["runs"]):
         try:
             found[dataset] = explorer_points(record, dataset, root)

@@ -127,6 +127,8 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     except ArgumentError as error:
         told = str(error).replace("Parser key", "parameter").replace("\n ", "").replace("a typing.Literal", "one of ")
         raise ValueError(re.sub(r"a <class '(\w+)'>", r"\1", told)) from None
+    if found.get("seed", 0) >= 2**32:
+        raise ValueError(f"parameter 'seed' is {found['seed']}, expected less than 2^32")
     for name in ("arms", "projections"):
         if found.get(name) == []:
             raise ValueError(f"parameter '{name}' is [], expected at least one")

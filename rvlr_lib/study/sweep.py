@@ -202,12 +202,14 @@ def parse_seeds(text: str) -> list[int]:
     [0, 1, 2, 7]
     """
     seeds: list[int] = []
-    for part in text.split(",") if text else ():
+    for part in filter(None, text.split(",")):
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         own = range(int(found[1]), int(found[2] or found[1]) + 1) if found else ()
         if not own:
             raise ValueError(f"seeds {text!r}: expected something like 0-4 or 0,3,7")
         seeds += own
+    if text and not seeds:
+        raise ValueError(f"seeds {text!r} are none: expected something like 0-4 or 0,3,7")
     return seeds
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from rvlr_lib.training.processes import all_reduce_sum, held_by_all, is_main, pr
 
 # a parameter of a tower's body, and not of its projection into the common space
 TOWER_BODY = re.compile(r"student\.(visual|text)\.(?!(proj|text_projection|head)\b)")
+side_stream = cache(torch.cuda.Stream)  # one a device, as its libraries keep memory for each
 Gradients = tuple[Tensor, Tensor, dict[str, Tensor]]  # the whole loss, the norm of its gradients, its terms
 
 
@@ -214,7 +216,7 @@ class Training:
         The numbers are the same; those of a step, gradients too, are overwritten by the next.
         """
         given, graph = tree_map_only(Tensor, torch.clone, inputs), torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(self.device)
+        stream = side_stream(self.device)
         torch.cuda.synchronize(self.device)
         with torch.cuda.stream(stream):
             self._gradients(given)  # loads what must not be loaded while recording

@@ -64,6 +64,8 @@ class Objective(nn.Module):
             raise ValueError("distillation terms have a weight, but there are no teacher features")
         if self.fused_target and student.fusion is None:
             raise ValueError("structure_target 'fusion' needs the fusion encoder: set model.fusion_layers >= 1")
+        if self.tokens:  # a step's seed would be compiled in
+            self.draw_negatives = torch.compiler.disable(_hard_negatives)
         if teachers is not None:
             self._keep("teacher", teachers)
             self._keep("structure_teacher", structure_teachers or ())  # else the same: moved once to the device
@@ -145,7 +147,7 @@ class Objective(nn.Module):
         processes share: the mean over the processes is the loss. The fused first tokens are of all rows.
         """
         fusion = self.student.fusion
-        negative_image, negative_text = _hard_negatives(similarity, self.student.temperature.detach(), ids)
+        negative_image, negative_text = self.draw_negatives(similarity, self.student.temperature.detach(), ids)
         part = own_rows(len(ids))
         own = torch.arange(len(ids), device=ids.device)[part]
         image_rows = torch.cat([own, negative_image[part], own])
@@ -201,7 +203,6 @@ class Objective(nn.Module):
         return terms
 
 
-@torch.compiler.disable  # a step's seed would be compiled in
 def _hard_negatives(similarity: Tensor, temperature: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     draws = torch.Generator(ids.device).manual_seed(derived_seed(torch.initial_seed(), "negatives"))
     return losses.sample_hard_negatives(similarity, temperature, ids, generator=draws)

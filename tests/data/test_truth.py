@@ -63,14 +63,10 @@ def caption_outcomes(objects, background, detail):
 
 def slow_likelihood(views, detail):
     """[C][I] from every outcome of every scene."""
-    told = [
-        (tuple(tuple(m) for m in objects.tolist() if max(m) >= 0), background)
-        for objects, background in zip(views.text.objects, views.text.background, strict=True)
-    ]
-    outcomes = [
-        caption_outcomes([tuple(o) for o in objects.tolist() if o[0] >= 0], background, detail)
-        for objects, background in zip(views.scene.objects, views.scene.background, strict=True)
-    ]
+    texts, scenes = (zip(view.objects.tolist(), view.background, strict=True) for view in (views.text, views.scene))
+    told = [(tuple(tuple(m) for m in objects if max(m) >= 0), background) for objects, background in texts]
+    real = [([tuple(o) for o in objects if o[0] >= 0], background) for objects, background in scenes]
+    outcomes = [caption_outcomes(*scene, detail) for scene in real]
     return [[chances[caption] for chances in outcomes] for caption in told]
 
 

@@ -58,12 +58,8 @@ def slow_evaluation(z, w, owner, R, *, protocol="corrected", mixed_t2it="direct"
         else:
             del i2i[i], t2t[q[i]]
             to_images, to_texts = i2i, t2t
-        lists = {
-            "i2i": i2i,
-            "t2t": t2t,
-            "i2it": to_images + [(mixed[0][i, c], R[c, i]) for c in captions],
-            "t2it": to_texts + [(mixed[1][cell], R[cell]) for cell in cells],
-        }
+        lists = {"i2i": i2i, "t2t": t2t, "t2it": to_texts + [(mixed[1][cell], R[cell]) for cell in cells]}
+        lists["i2it"] = to_images + [(mixed[0][i, c], R[c, i]) for c in captions]
         if not official:
             lists["t2t_no_siblings"] = [(w[q[i]] @ w[c], own_texts[c]) for c in captions if owner[c] != i]
         for name, candidates in lists.items():

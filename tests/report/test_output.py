@@ -56,6 +56,7 @@ UNFIT += [("rate", "half", "float"), ("on", 1, "bool"), ("name", 3, "str"), ("ar
 UNFIT += [("arms", ["foo"], "'rvlr'.*foo"), ("baseline", "foo", "'rvlr'"), ("figure_width", "wide", "'column'")]
 UNFIT += [("sede", 1, "unknown parameter 'sede'; valid: arms, baseline"), ("seeds", 0, "v>0"), ("arms", [], "least")]
 UNFIT += [("shares", [5], "v<=1"), ("text_detail", -1, "v>=0"), ("projections", ["tsne"], "'pca'"), ("k", 0, "v>0")]
+UNFIT += [("seed", 2**32, "less than 2.32")]
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), FIT)

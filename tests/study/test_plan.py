@@ -7,11 +7,8 @@ from rvlr_lib.study.plan import Claim, check_seal, load_plan, write_seal
 from rvlr_lib.study.sweep import _Search
 
 TRIAL = {"learning_rate": 1e-3, "strengths": {}}
-CHOSEN = {
-    "arms": {"matching_longer": {"recall": TRIAL, "structure": TRIAL, "r_mean": 50.0, "off": False}},
-    "dials": {"image": {"data.image_visibility": 0.5}},
-    "epochs": 3,
-}
+CHOSEN = {"dials": {"image": {"data.image_visibility": 0.5}}, "epochs": 3}
+CHOSEN["arms"] = {"matching_longer": {"recall": TRIAL, "structure": TRIAL, "r_mean": 50.0, "off": False}}
 
 
 @pytest.fixture

@@ -133,6 +133,7 @@ def test_what_has_encoded_can_be_trained(towers, scenes, stored, monkeypatch, tm
     heads, whole = HeadStudent(torch.eye(96), torch.eye(96)), TowerStudent(towers)
     for student, data in ((heads, stored), (whole, scenes)):
         encode(student, data)
+    encode_tokens(whole, scenes, CPU)
     store(tmp_path, towers, scenes)
     for module in (heads, whole, towers.visual, towers.text):
         assert not any(parameter.is_inference() for parameter in module.parameters())

@@ -169,7 +169,8 @@ def test_a_recorded_training_is_the_plain_one(monkeypatch):
     if device.type == "cpu":  # what was recorded is computed once more, into the same tensors
         monkeypatch.setattr(Training, "_gradients", noted)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Mock(replay=again))
-        for name in ("synchronize", "Stream", "stream", "graph"):
+        monkeypatch.setattr(loop, "side_stream", nullcontext)
+        for name in ("synchronize", "stream", "graph"):
             monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
     for prepare in (Training._record, lambda self, inputs: None):
         monkeypatch.setattr(Training, "_prepare", prepare)
@@ -188,7 +189,18 @@ def test_a_compiled_training_is_the_plain_one(capsys, monkeypatch):
     assert "toy: compiled in" in capsys.readouterr().out
 
 
+def test_only_steps_of_fixed_shapes_on_a_gpu_are_recorded(monkeypatch, inputs):
+    training, found = Training(make_objective(), make_batches(), "toy", Execution()), []
+    monkeypatch.setattr(training, "_record", lambda inputs: found.append(training.device.type))
+    bare = inputs._replace(images=inputs.images._replace(tokens=None))
+    for device, given in (("cpu", bare), ("cuda", inputs), ("cuda", bare)):
+        training.device = torch.device(device)
+        training._prepare(given)
+    assert found == ["cuda"]
+
+
 def test_steps_are_compiled_once(capsys, monkeypatch):
+    torch._dynamo.reset()
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
     with torch._dynamo.config.patch(error_on_recompile=True):
         train(make_objective(matching=1, structure=1), batch_size=32, epochs=4, execution=Execution(compile=True))
