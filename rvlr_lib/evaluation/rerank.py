@@ -51,9 +51,7 @@ def matching_scores(
 
     def score(chunk_size: int) -> Tensor:
         parts = [(rows, slice(int(ends[rows[-1]]))) for rows in captions_of.split(chunk_size)]  # hardly any padding
-        read = (
-            (text_tokens[at].to(device).to(tokens.dtype), text_mask[at].to(device)) for at in parts
-        )  # one at a time
+        read = ((text_tokens[at].to(device).to(tokens.dtype), text_mask[at].to(device)) for at in parts)
         found = [fusion.match_texts(tokens, *part) for part in read]
         return torch.cat(found)[:, 1].float().cpu()
 

@@ -147,8 +147,7 @@ class Training:
             if not self.prepared:
                 self.prepared = True
                 self._prepare(inputs)
-            seed = derived_seed(self.batches.seed, "forward", self.step)  # so a resume needs its place alone
-            torch.manual_seed(seed)
+            torch.manual_seed(derived_seed(self.batches.seed, "forward", self.step))  # a resume needs its place alone
             total, norm, terms = (self.replay or self._gradients)(inputs)
         except torch.OutOfMemoryError as error:
             size, reason = self.optim.batch_size, str(error).splitlines()[0]

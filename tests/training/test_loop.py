@@ -174,8 +174,7 @@ def test_a_recorded_training_is_the_plain_one(monkeypatch):
             monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
     for prepare in (Training._record, lambda self, inputs: None):
         monkeypatch.setattr(Training, "_prepare", prepare)
-        terms = ALL | {"matching": 0, "fusion_layers": 0}
-        states.append(train(make_objective(**terms), device=device, epochs=3).state)
+        states.append(train(make_objective(**ALL | {"matching": 0, "fusion_layers": 0}), device=device, epochs=3).state)
     assert_equal(*states)
 
 
