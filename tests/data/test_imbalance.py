@@ -58,8 +58,6 @@ def test_words_are_dropped_by_chance_and_one_stays():
         assert set(less.split()) <= set(more.split())
         words = iter(caption.split())
         assert all(word in words for word in more.split())  # in order
-    assert drop_words(["word", "a b"], 0.0)[0] == "word"
-    assert drop_words(captions[:2], 1.0) == captions[:2]
 
 
 def test_words_of_real_captions_drop_and_relevance_stays():

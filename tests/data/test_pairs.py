@@ -56,13 +56,6 @@ def test_subset_re_indexes_everything():
     assert part.caption_image.tolist() == [0] * 5 + [1] * 5
 
 
-def test_galleries_partition_the_pictures():
-    parts = make_dataset().gallery_sets()
-    assert [p.image_ids for p in parts] == [["picture0", "picture2", "picture4"], ["picture1", "picture3"]]
-    alone = make_dataset(galleries=None)
-    assert alone.gallery_sets() == [alone]
-
-
 def test_fingerprint_tells_data_apart():
     dataset = make_dataset()
     same = dataset.fingerprint()
