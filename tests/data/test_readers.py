@@ -39,17 +39,10 @@ def expect(path, parts, **options):
     return dataset
 
 
-TABLES = {"a.csv": {}, "semicolons.csv": {"sep": ";"}, "open_clip.csv": {"sep": "\t"}}
-TABLES |= {"windows.csv": {"lineterminator": "\r\n", "encoding": "utf-8-sig"}, "mac.csv": {"lineterminator": "\r"}}
-TABLES |= {name: {"sep": "\t", "columns": ("image", "caption")} for name in ("a.tsv", "flickr.token")}
-
-
-@pytest.mark.parametrize("name", ["coco.json", "list.json", *TABLES])
-def test_files_without_splits_are_split_by_hash(tmp_path, drawn, name):
+@pytest.mark.parametrize("shape", [coco, list_rows])
+def test_files_without_splits_are_split_by_hash(tmp_path, drawn, shape):
     root, told = drawn
-    path = write(tmp_path, name, coco(told) if name == "coco.json" else list_rows(told))
-    if name in TABLES:
-        table(path, told, **TABLES[name])
+    path = write(tmp_path, "x.json", shape(told))
     assert expect(path, hashed(told), image_root=root).pixels([0, 2], 16).shape == (2, 3, 16, 16)
 
 
@@ -137,8 +130,6 @@ def test_options_columns_categories_and_limit(tmp_path, drawn):
     columns = {"image_column": "Bild", "caption_column": "Satz"}
     expect(path, hashed(told), image_root=root, **columns)
     expect(write(tmp_path, "x.yaml", {"all": "x.csv", "image_root": root, **columns}), hashed(told))
-    with pytest.raises(ValueError, match="option 'columns' is unknown to .*; it has: limit, max_bad_pictures"):
-        load_dataset(str(path), split="train", columns=3)
     wrong = {"keep_flagged": "no", "max_bad_pictures": -1, "caption_column": ["Satz"], "split_seed": "x", "limit": "3"}
     for option, value in wrong.items():
         with pytest.raises(ValueError, match=f"{option}( is |=){re.escape(repr(value))}"):
@@ -151,14 +142,11 @@ SAID = {"image_id": 1, "caption": "a", "split": "val"}
 BAD_CONTENT = [
     ("x.json", {"pictures": []}, "dict with keys 'pictures', which is no known format.*COCO captions"),
     ("x.json", [], "empty list.*formats understood"),
-    ("x.json", "hello", "is no valid JSON"),
     ("x.json", [{"caption": "a"}], "columns caption; none of them is the picture's"),
     ("x.json", [LONE, {"caption": "a"}], "row 1: the picture's path is None"),
     ("x.json", [["a.jpg", "a"]], "row 0 is .*expected keys and values.*list JSON"),
     ("x.json", [LONE | {"image": 5}], "row 0: the picture's path is 5"),
     ("x.json", [LONE | {"caption": [5]}], "row 0: a caption is 5"),
-    ("x.json", [LONE | {"caption": "  "}], "row 0: the caption '  ' of 'a' has no word"),
-    ("x.json", [LONE | {"caption": []}], "picture 'a' has no caption"),
     ("x.json", [LONE | {"image": "../a"}], "row 0: picture '../a' climbs out"),
     ("x.json", [LONE | {"image": "caf\udce9.png"}], "is not UTF-8: rename"),
     ("x.json", [LONE | {"image": k, "image_id": 1} for k in "ab"], "image_id 1 names 'a' and 'b'"),
@@ -191,7 +179,6 @@ BAD_CONTENT = [
     ("x.csv", b"filepath,title\na.jpg,caf\xe9\n", r"not UTF-8 \(byte 24 is 0xe9\) on line 2"),
     ("x.csv", b"filepath,title\na.jpg,\0\n", "NUL bytes on line 2"),
     ("x.csv", "image,caption\na.jpg,一只狗\n".encode("utf-16-le"), "not UTF-8 but UTF-16 without .*save it as UTF-8"),
-    ("x.csv", "image,caption\na.jpg,एक लड़का\n".encode("utf-16-le"), "UTF-16 without"),
     *(("x.csv", f"image,caption,{k}\na,b,x\n", f"line 2, {k}: split 'x' is") for k in ("is_train", "partition")),
     ("x.jsonl", '{"image": "a", "caption": "b", "train": true}', "line 1, train: split True is .*rename the column"),
     *(
@@ -232,8 +219,7 @@ def test_bad_pictures_are_errors_or_skipped_under_a_cap(tmp_path, capsys, refuse
     damaged.write_bytes(damaged.read_bytes()[:-300])  # the header is whole
     path = str(write(tmp_path, "x.json", list_rows(made)))
     refuses(r"2 pictures of train cannot be used, none is allowed.*is missing", load_dataset, path, split="train")
-    with pytest.raises(ValueError, match=r"3 pictures of train cannot be used, max_bad_pictures=2 allows 2"):
-        load_dataset(path, split="train", max_bad_pictures=2)
+    refuses("3 pictures .*, max_bad_pictures=2 allows 2", load_dataset, path, split="train", max_bad_pictures=2)
     left = {"train": [row for k, row in enumerate(part) if k not in (0, 3, 5)]}
     dataset = expect(path, left, max_bad_pictures=3)
     assert f"3 of {len(part)} pictures of train left out" in capsys.readouterr().out
@@ -253,6 +239,8 @@ READ = {
     "bars/captions.txt": "image|caption\n" + "".join(f"{line[:-2]}| a dog {line[-1]}\n" for line in ENDED),
     "metadata.jsonl": "\n".join(json.dumps({"file_name": line[:-2], "text": f"a dog {line[-1]}"}) for line in ENDED),
     "x.json": "\n".join(json.dumps({"image": line[:-2], "caption": f"a dog {line[-1]}"}) for line in ENDED),
+    "cr.csv": "image,caption\r" + "".join(f"{line[:-2]},a dog {line[-1]}\r" for line in ENDED),
+    "crlf.csv": "filepath,title\r\n" + "".join(f"{line[:-2]},a dog {line[-1]}\r\n" for line in ENDED),
     "cr.jsonl": "\r".join(json.dumps({"image": line[:-2], "caption": f"a dog {line[-1]}"}) for line in ENDED),
     "comma.csv": rows("a dog 0", "", "", header="image,caption,note") + f"t05.png,a dog 1,{'x' * 140_000},\n",
     "coco.json": json.dumps(coco([(n, ["a dog 0"]) for n in NAMES])).replace('0"}', '0", "caption_2": "a dog 1"}'),
@@ -263,7 +251,7 @@ READ = {
     "link.csv": "image,caption,url.jpg\n" + "".join(f'{line[:-2]},"a\n""dog"" {line[-1]}",0\n' for line in ENDED),
 }
 OPENED = "image\tcaption\n" + "".join(f'"{line[:-2]}"\t"a dog {line[-1]}\n' for line in ENDED)
-READ |= dict.fromkeys(("opened.tsv", "opened.csv", "opened.txt"), OPENED)  # beside tabs a quote alone means nothing
+READ |= dict.fromkeys(("x.tsv", "x.token", "tabs.csv", "x.txt"), OPENED)  # beside tabs a quote alone means nothing
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
