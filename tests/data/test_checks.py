@@ -12,9 +12,7 @@ from tests.data.user_tools import coco, looked, write
 from tests.tiny import draw_collection
 
 
-@pytest.fixture
-def collection(tmp_path):
-    """Rows of a list JSON with splits, and a function that writes and checks them."""
+def test_everything_that_is_wrong_is_counted_and_named(tmp_path):
     rows = []
     for number, (name, captions) in enumerate(draw_collection(tmp_path, 60)):
         split = ("train", "val", "test")[(number >= 40) + (number >= 50)]
@@ -24,11 +22,6 @@ def collection(tmp_path):
         report = looked(write(tmp_path, "x.json", rows), **options)
         return report, {finding.what.split(" (")[0]: finding for finding in report.findings}
 
-    return rows, checked
-
-
-def test_everything_that_is_wrong_is_counted_and_named(tmp_path, collection):
-    rows, checked = collection
     report, found = checked(full=True)
     assert str(report).endswith("ready")
     assert "captions per picture: pictures  1: 12, 2: 12, 3: 12, 4: 12, 5: 12" in str(report)

@@ -5,9 +5,7 @@ import shutil
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from rvlr_lib.data import dataset_stamp, load_dataset
-
-SPLITS = ("train", "val", "test")
+from rvlr_lib.data import SPLITS, dataset_stamp, load_dataset
 
 
 def draw(path, colour, **texts):

@@ -3,9 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rvlr_lib.data import emoji, load_dataset
+from rvlr_lib.data import SPLITS, emoji, load_dataset
 
-SPLITS = ("train", "val", "test")
 MODIFIERS = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
 
 

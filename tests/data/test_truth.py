@@ -70,14 +70,10 @@ def slow_likelihood(views, detail):
     return [[chances[caption] for chances in outcomes] for caption in told]
 
 
-def number_of_objects(dataset):
-    return (dataset.scene.scene.objects[:, :, 0] >= 0).sum(1)
-
-
 @pytest.mark.parametrize("detail", [0.0, 0.15, 0.6, 1.0])
 def test_likelihood_against_enumeration(detail):
     dataset = load_dataset("scenes", split="val", size=60, text_detail=detail, seed=5)
-    number = number_of_objects(dataset)
+    number = (dataset.scene.scene.objects[:, :, 0] >= 0).sum(1)
     few = np.concatenate([np.flatnonzero(number == n)[:keep] for n, keep in ((1, 6), (2, 6), (3, 3), (4, 1))])
     views = dataset.subset(few).scene
     expected = slow_likelihood(views, detail)
@@ -149,7 +145,7 @@ def test_expected_recall_against_all_orders_of_ties():
 def test_ceiling_against_brute_force(detail):
     """Enumerated chances, fractions for the posteriors' ties, all orders of ties."""
     whole = load_dataset("scenes", split="val", size=40, text_detail=detail, seed=2)
-    dataset = whole.subset(np.flatnonzero(number_of_objects(whole) <= 2)[:4])
+    dataset = whole.subset(np.flatnonzero((whole.scene.scene.objects[:, :, 0] >= 0).sum(1) <= 2)[:4])
     captions = np.array([c for i in range(4) for c in dataset.captions_of(i)[: 1 + i % 2]])
     owner = dataset.caption_image[captions]
     scene = dataset.scene.subset(np.arange(4), captions, owner)

