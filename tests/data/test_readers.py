@@ -21,11 +21,6 @@ def drawn(tmp_path_factory):
     return str(folder), draw_collection(folder, 60)
 
 
-def cut(told):
-    """The collection in three: what each split must hold."""
-    return {"train": told[:40], "val": told[40:50], "test": told[50:]}
-
-
 def hashed(told):
     return {split: [row for row in told if hashed_split(row[0]) == split] for split in SPLITS}
 
@@ -48,20 +43,20 @@ def test_files_without_splits_are_split_by_hash(tmp_path, drawn, shape):
 
 def test_karpathy_json_keeps_its_splits_and_an_index_its_files(tmp_path, drawn, capsys):
     root, told = drawn
-    images = []
-    for split, part in cut(told).items():
+    images, parts = [], {"train": told[:40], "val": told[40:50], "test": told[50:]}
+    for split, part in parts.items():
         for (folder, file), texts in ((name.split("/"), texts) for name, texts in part):
             sentences = [{"raw": text, "tokens": text.split()} for text in texts]
             images.append({"filepath": folder, "filename": file, "split": split, "sentences": sentences})
         lists = [{"image": name, "caption": texts} for name, texts in part]
         write(tmp_path, f"{split}.json", lists if split == "val" else list_rows(part))
     images[0]["split"] = "restval"
-    dataset = expect(write(tmp_path, "dataset_toy.json", {"images": images}), cut(told), image_root=root)
+    dataset = expect(write(tmp_path, "dataset_toy.json", {"images": images}), parts, image_root=root)
     assert (dataset.name, dataset.info["format"]) == ("dataset_toy", "Karpathy JSON")
     assert capsys.readouterr().out.count("Karpathy JSON; own splits") == 1
     index = {split: f"{split}.json" for split in SPLITS} | {"image_root": root}
-    expect(write(tmp_path, "i.json", index), cut(told))
-    expect(write(tmp_path, "i.yaml", index), cut(told))
+    expect(write(tmp_path, "i.json", index), parts)
+    expect(write(tmp_path, "i.yaml", index), parts)
     assert "index of list JSON; own splits; pictures/captions: train 40/" in capsys.readouterr().out
 
 
@@ -116,7 +111,7 @@ def test_held_out_files_overlap_and_folders(tmp_path, drawn, refuses):
     expect(write(tmp_path, "f.yaml", folders), {"train": [row for row in told if row[0][0] == "a"]})
 
 
-def test_options_columns_categories_and_limit(tmp_path, drawn):
+def test_options_columns_categories_and_limit(tmp_path, drawn, refuses):
     root, told = drawn
     content = [{"image": name, "caption": texts, "category": name[0]} for name, texts in told]
     dataset = load_dataset(str(write(tmp_path, "c.json", content)), split="train", image_root=root, limit=9)
@@ -132,8 +127,8 @@ def test_options_columns_categories_and_limit(tmp_path, drawn):
     expect(write(tmp_path, "x.yaml", {"all": "x.csv", "image_root": root, **columns}), hashed(told))
     wrong = {"keep_flagged": "no", "max_bad_pictures": -1, "caption_column": ["Satz"], "split_seed": "x", "limit": "3"}
     for option, value in wrong.items():
-        with pytest.raises(ValueError, match=f"{option}( is |=){re.escape(repr(value))}"):
-            load_dataset(str(path), split="train", image_root=root, **(columns | {option: value}))
+        told, given = f"{option}( is |=){re.escape(repr(value))}", columns | {option: value}
+        refuses(told, load_dataset, str(path), split="train", image_root=root, **given)
 
 
 LONE = {"image": "a", "caption": "a"}
@@ -142,15 +137,11 @@ SAID = {"image_id": 1, "caption": "a", "split": "val"}
 BAD_CONTENT = [
     ("x.json", {"pictures": []}, "dict with keys 'pictures', which is no known format.*COCO captions"),
     ("x.json", [], "empty list.*formats understood"),
-    ("x.json", [{"caption": "a"}], "columns caption; none of them is the picture's"),
     ("x.json", [LONE, {"caption": "a"}], "row 1: the picture's path is None"),
     ("x.json", [["a.jpg", "a"]], "row 0 is .*expected keys and values.*list JSON"),
-    ("x.json", [LONE | {"image": 5}], "row 0: the picture's path is 5"),
     ("x.json", [LONE | {"caption": [5]}], "row 0: a caption is 5"),
-    ("x.json", [LONE | {"image": "../a"}], "row 0: picture '../a' climbs out"),
     ("x.json", [LONE | {"image": "caf\udce9.png"}], "is not UTF-8: rename"),
     ("x.json", [LONE | {"image": k, "image_id": 1} for k in "ab"], "image_id 1 names 'a' and 'b'"),
-    ("x.json", [LONE | {"split": "dev2"}], "split 'dev2' is unknown"),
     ("x.json", [LONE | {"split": split} for split in ("train", "val")], "choose one"),
     ("x.json", [LONE | {"split": "val"}, LONE | {"image": "b"}], "'b' has no split"),
     ("x.json", {"images": [{"id": 1, "file_name": k} for k in "ab"], "annotations": []}, "duplicate id 1, for 'a' and"),

@@ -34,13 +34,10 @@ def test_truth_against_counting(kind, detail, visibility, refuses):
     images = slow_counts(views.scene if kind == "latent" else views.image)
     texts = [images[i] for i in dataset.caption_image] if kind == "latent" else slow_counts(views.text)
     cosines = cosine_similarity(DictVectorizer().fit_transform(images + texts))
-    for matrix, expected in (
-        (result.caption_to_image, cosines[8:, :8]),
-        (result.image_to_image, cosines[:8, :8]),
-        (result.text_to_text, cosines[8:, 8:]),
-    ):
+    expected = {"caption_to_image": cosines[8:, :8], "image_to_image": cosines[:8, :8], "text_to_text": cosines[8:, 8:]}
+    for name, matrix in vars(result).items():
         assert matrix.dtype == np.float32
-        np.testing.assert_allclose(matrix, expected, atol=1e-6)
+        np.testing.assert_allclose(matrix, expected[name], atol=1e-6)
     refuses("'seen' is unknown; choose 'latent'", views.truth, "seen")
 
 
