@@ -21,13 +21,10 @@ def test_queries_are_the_nearest_items_without_themselves(scenes, space, truth, 
     assert (query.truth is None) == (source == targets)
 
 
-def test_what_belongs_together_is_right_and_has_a_rank(scenes, space, truth):
+def test_what_belongs_together_is_right(scenes, space, truth):
     caption = int(scenes.captions_of(3)[1])
     query = browser.make_query(scenes, {"rvlr": space}, "t2i", caption, relevance=truth)
     assert [hit.name for hit in query.results["rvlr"] if hit.hit] == [scenes.image_ids[3]]
-    assert query.ranks == {"rvlr": 1}
-    worst = browser.make_query(scenes, {"rvlr": (-space[0], space[1])}, "t2i", caption, relevance=truth)
-    assert worst.ranks["rvlr"] > 20
 
 
 @pytest.mark.parametrize("direction", ["i2i", "t2t"])

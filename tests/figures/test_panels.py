@@ -36,9 +36,8 @@ def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth, text
     assert len(table) == 3 * 2 * 5
 
 
-def test_a_long_panel_gets_smaller_pictures_and_then_an_error(scenes, space, truth, refuses):
+def test_a_panel_that_no_page_holds_is_an_error(scenes, space, truth, refuses):
     query = browser.make_query(scenes, {str(i): space for i in range(3)}, "t2i", 0, relevance=truth)
-    assert panels.plot_retrieval_panel([query] * 3).get_figheight() <= 9.25
     refuses("show fewer rows", panels.plot_retrieval_panel, [query] * 9)
 
 
