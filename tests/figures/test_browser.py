@@ -54,17 +54,14 @@ def test_bad_queries_say_what_is_valid(scenes, space, truth, encoders, refuses):
         return browser.make_query(scenes, methods, direction, row, relevance=truth)
 
     methods = {"rvlr": space}
-    for call, message in (
-        (lambda: query(methods, "x2y"), "unknown direction"),
-        (lambda: query(methods, "i2t", 99), "rows are 0 to 39"),
-        (lambda: query({"rvlr": (space[0][:3], space[1])}, "i2t"), r"features of \[3, 200\]"),
-        (lambda: query({"teachers": space}, "i2t"), "common space"),
-        (lambda: browser.example_rows(scenes, space, "i2i"), "not for 'i2i'"),
-        (lambda: browser.typed_query(scenes, methods, encoders, " "), "empty"),
-        (lambda: browser.typed_query(scenes, methods, encoders, "x", targets="q"), "valid are i, t, it"),
-        (lambda: browser.typed_query(scenes, {"x": space}, encoders, "x"), "none of x"),
-    ):
-        refuses(message, call)
+    refuses("unknown direction", query, methods, "x2y")
+    refuses("rows are 0 to 39", query, methods, "i2t", 99)
+    refuses(r"features of \[3, 200\]", query, {"rvlr": (space[0][:3], space[1])}, "i2t")
+    refuses("common space", query, {"teachers": space}, "i2t")
+    refuses("not for 'i2i'", browser.example_rows, scenes, space, "i2i")
+    refuses("empty", browser.typed_query, scenes, methods, encoders, " ")
+    refuses("valid are i, t, it", browser.typed_query, scenes, methods, encoders, "x", targets="q")
+    refuses("none of x", browser.typed_query, scenes, {"x": space}, encoders, "x")
 
 
 def test_examples_are_a_hit_a_near_miss_and_a_failure(scenes, space, truth):

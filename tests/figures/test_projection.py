@@ -46,15 +46,13 @@ def test_the_first_caption_of_each_picture_is_drawn(spaces):
 
 def test_bad_spaces_are_refused(spaces, refuses):
     image, text = spaces["start"]
-    for bad, options, message in (
-        ({"a": (image, text)}, {"method": "tsne"}, "valid are umap, pca"),
-        ({"a": (image, text), "b": (image[1:], text)}, {}, "the same pictures"),
-        ({"a": (image[:4], text[:4])}, {}, "5 or more"),
-        ({"a": (image, text)}, {"caption_image": [0] * 40}, "captions of 1 pictures"),
-        ({"a": (image * np.nan, text)}, {"method": "pca"}, "not finite"),
-        ({}, {}, "5 or more"),
-    ):
-        refuses(message, projection.project_spaces, bad, **options)
+    project, pair = projection.project_spaces, spaces["start"]
+    refuses("valid are umap, pca", project, {"a": pair}, method="tsne")
+    refuses("the same pictures", project, {"a": pair, "b": (image[1:], text)})
+    refuses("5 or more", project, {"a": (image[:4], text[:4])})
+    refuses("captions of 1 pictures", project, {"a": pair}, caption_image=[0] * 40)
+    refuses("not finite", project, {"a": (image * np.nan, text)}, method="pca")
+    refuses("5 or more", project, {})
 
 
 def test_a_map_is_computed_once(spaces, tmp_path, monkeypatch):
