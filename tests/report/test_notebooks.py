@@ -96,15 +96,12 @@ def test_smoke_runs_every_notebook(tmp_path):
     assert {run["notebook"] for run in runs} == {path.stem for path in NOTEBOOKS}
     for run in runs:
         folder, name = out / run["dataset"], run["notebook"]
-        assert (folder / f"{name}.ipynb").stat().st_size > 0
         assert 'src="http' not in (folder / f"{name}.html").read_text()
         result = read_json(out / "results" / f"{run['dataset']}_{name}.json")
         assert all(result[part] for part in ("sentences", "settings", "metrics"))
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in result["metrics"].values())
     figures = {path.stem for path in (out / "figures").glob("*.png")}
     assert figures
-    for suffix in ("pdf", "csv"):
-        assert figures == {path.stem for path in (out / "figures").glob(f"*.{suffix}")}
     report = (out / "report.md").read_text()
     assert all(f"figures/{name}.png" in report for name in figures)
     assert not list(out.rglob(".*"))

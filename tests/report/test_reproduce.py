@@ -202,8 +202,6 @@ ODD += [(f"no profile: .*{key}", [GOOD], {key: "x"}) for key in ("a", "expected_
 def test_a_wrong_profile_is_refused(checkout, reason, runs, more, refuses):
     checkout.profile("odd", *runs, **more)
     refuses(reason, load_profile, "odd", root=checkout.folder)
-    (checkout.folder / "notebooks" / "profiles" / "odd.yaml").write_text("- a: [")
-    refuses(r"odd\.yaml is no profile", load_profile, "odd", root=checkout.folder)
 
 
 def test_settings_win_in_order_and_reach_who_knows_them(checkout, refuses):
@@ -214,8 +212,6 @@ def test_settings_win_in_order_and_reach_who_knows_them(checkout, refuses):
     assert (other.dataset, other.parameters) == ("all", {"size": 7})
     assert good.parameters == {"seed": 2, "rate": 0.2}
     assert load_profile("mixed", {"seed": 3}, root=checkout.folder)[2][1].parameters["seed"] == 3
-    kinds, defaults = notebook_parameters(checkout.folder / "notebooks" / "01_good.ipynb")
-    assert (kinds["rate"], kinds["arms"], defaults["arms"]) == (float, list, ["rvlr"])
     for parameters in ("x = 1", ""):
         book = checkout.notebook("04", parameters=parameters)
         refuses("04.ipynb: it needs a cell tagged 'parameters'", notebook_parameters, book)
