@@ -69,23 +69,20 @@ def interrupted(broken_off, tmp_path):
     return Path(shutil.copytree(broken_off, tmp_path / "checkpoints"))
 
 
-def test_a_resumed_training_is_the_uninterrupted_one(run, whole, interrupted, tmp_path):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_resumed_training_is_the_uninterrupted_one(run, whole, interrupted, tmp_path, capsys, damaged):
     assert [path.name for path in checkpoints_in(interrupted)] == ["step-000006", "step-000012"]
     assert read_checkpoint(interrupted / "step-000012")["epoch"] == 2  # of four steps, not yet validated
+    if damaged:  # goes on from inside an epoch
+        flip(interrupted / "step-000012" / "state.safetensors")
     resumed, (once, log) = run(interrupted, log=tmp_path / "log.jsonl"), whole
     assert_equal(resumed.state, once.state)
     assert (resumed.best_epoch, resumed.best_score, resumed.history) == (1, 3.0, once.history)
     assert (tmp_path / "log.jsonl").read_text() == log
     assert not list(interrupted.glob(".*"))
-
-
-def test_a_damaged_newest_checkpoint_is_passed_over_with_one_line(run, whole, interrupted, capsys):
-    flip(interrupted / "step-000012" / "state.safetensors")
-    assert_equal(run(interrupted).state, whole[0].state)  # from inside an epoch
-    told = capsys.readouterr().out.splitlines()
-    assert len(told) == 2
-    assert "step-000012/state.safetensors is damaged" in told[0]
-    assert told[0].endswith(": going on from step-000006")
+    *passed, last = capsys.readouterr().out.splitlines()
+    assert f"going on from step {6 if damaged else 12} of 20" in last
+    assert [": going on from step-000006" in line for line in passed] == [True] * damaged
 
 
 def test_resume_no_starts_anew(interrupted, capsys):
@@ -96,7 +93,7 @@ def test_resume_no_starts_anew(interrupted, capsys):
 
 def tensors(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {"weights": {"a": torch.randn(500, generator=generator)}, "step": seed, "list": [1, (torch.ones(2), None)]}
+    return {"weights": {"a": torch.randn(500, generator=generator)}, "step": seed}
 
 
 @pytest.fixture
@@ -111,14 +108,6 @@ def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
-
-
-def test_a_state_comes_back_as_it_was(two, tmp_path):
-    name, state = last_checkpoint(two)
-    assert (name, state["step"], state["list"][0], state["list"][1][1]) == ("step-000120", 120, 1, None)
-    assert torch.equal(state["weights"]["a"], tensors(120)["weights"]["a"])
-    assert torch.equal(state["list"][1][0], torch.ones(2))
-    assert last_checkpoint(tmp_path / "nothing") is None
 
 
 @pytest.mark.parametrize("harm", [flip, lambda p: p.write_bytes(p.read_bytes()[:-3]), lambda p: p.unlink()])
@@ -166,15 +155,12 @@ def test_a_full_disk_is_loud_and_the_older_ones_stay(two):
     assert last_checkpoint(two)[1]["step"] == 120
 
 
-@pytest.mark.parametrize("name", ["student.log_temperature", "other"])
-def test_what_is_not_finite_reaches_no_checkpoint_even_if_no_loss_shows_it(run, tmp_path, name):
+def test_what_is_not_finite_reaches_no_checkpoint_even_if_no_loss_shows_it(run, tmp_path):
     def poison(training):
-        if training.step == 10 and name == "other":
+        if training.step == 10:
             training.objective.register_parameter("other", torch.nn.Parameter(torch.tensor(float("nan"))))
-        elif training.step == 10:
-            training.objective.student.log_temperature.data.fill_(float("nan"))
 
-    with pytest.raises(FloatingPointError, match=f"toy, step 10: not finite: .*{name} = nan"):
+    with pytest.raises(FloatingPointError, match="toy, step 10: not finite: other = nan"):
         run(tmp_path / "c", before_step=poison, log_every=100)
     assert last_checkpoint(tmp_path / "c")[1]["step"] == 6
 

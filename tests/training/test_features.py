@@ -11,8 +11,7 @@ from rvlr_lib.models import HeadStudent, TowerStudent, build_towers, encode_text
 from rvlr_lib.training import features
 from rvlr_lib.training.features import encode, encode_frozen, encode_tokens, read_features
 from tests.tiny import tiny_towers
-
-CPU = torch.device("cpu")
+from tests.training.conftest import CPU
 
 
 def store(folder, towers, dataset, *, views=3, seed=5, optim=None, **options):
