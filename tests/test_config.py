@@ -18,6 +18,7 @@ def test_later_presets_win_and_overrides_win_over_all(tmp_path):
     assert (settings.stage1.epochs, settings.stage1.learning_rate, settings.stage1.batch_size) == (7, 1e-4, 32)
     assert (settings.stage2.epochs, settings.stage2.flip) == (3, False)
     assert load_settings("scenes", str(mine)).stage1.batch_size == Settings().stage1.batch_size
+    assert load_settings(overrides={"seed": 3, "data.seed": 0}).world_seed == 0  # else the seed's
 
 
 FAULTS = [({"stage1.epochz": 3}, "stage1.epochz.*valid are epochs, batch_size"), ({"nope": 3}, "valid are data, model")]
@@ -59,14 +60,6 @@ def test_an_arm_carries_its_own_terms_and_no_other():
     assert terms("rvlr_published")["structure"] == Settings().method.weights.structure
     assert terms("intra_only").keys() == {"image_intra", "text_intra"}
     assert terms("matching", **{"model.fusion_layers": 1})["matching"] == 2.0  # which needs the fusion encoder
-
-
-def test_teacher_terms_come_with_the_structure_term_alone():
     on, off = {"method.teacher_terms": True}, {"arms.structure.strengths": {"structure": 0.0}}
     assert {"image_teacher_structure", "text_teacher_structure"} <= terms("structure", **on).keys()
     assert terms("structure", **on, **off) == terms("matching_longer", **on) == {"contrastive": 1.0}
-
-
-def test_the_world_follows_the_seed():
-    assert load_settings(overrides={"seed": 3}).world_seed == 3
-    assert load_settings(overrides={"seed": 3, "data.seed": 0}).world_seed == 0

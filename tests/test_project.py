@@ -24,8 +24,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
 
 
-def imported(source: str) -> set[str]:
-    """Modules of the library that a source imports anywhere, dotted below ``rvlr_lib``."""
+def imported(source: str, below: str = "rvlr_lib.") -> set[str]:
+    """Modules that a source imports anywhere, as dotted below the library or another package."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -33,7 +33,7 @@ def imported(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports hide the order"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.removeprefix("rvlr_lib.") for name in names if name.startswith("rvlr_lib.")}
+    return {name.removeprefix(below) for name in names if name.startswith(below)}
 
 
 def order_faults(path: str, source: str) -> list[str]:
@@ -82,11 +82,9 @@ def test_the_house_is_small():
 
 def test_every_import_is_declared():
     declared = {requirement(name)[0] for name in NEEDED}
-    modules, sources = set(), [*LIBRARY, ROOT / "docs" / "build.py"]
-    for node in (node for path in sources for node in ast.walk(ast.parse(path.read_text()))):
-        modules |= {alias.name.split(".")[0] for alias in node.names} if isinstance(node, ast.Import) else set()
-        modules |= {str(node.module).split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
-    modules -= {*sys.stdlib_module_names, "rvlr_lib", "IPython"}  # which comes with ipykernel
+    names = (name for path in [*LIBRARY, ROOT / "docs" / "build.py"] for name in imported(path.read_text(), below=""))
+    known = {*sys.stdlib_module_names, "rvlr_lib", "IPython"}  # which comes with ipykernel
+    modules = {name.split(".")[0] for name in names} - known
     packages = packages_distributions()
     owners = {name: {requirement(own)[0] for own in packages.get(name, [name])} for name in modules}
     assert [name for name, own in owners.items() if not own & declared] == []
@@ -95,7 +93,6 @@ def test_every_import_is_declared():
 @pytest.mark.parametrize(
     ("modules", "heavy"),
     [
-        ("rvlr_lib.cli", "torch numpy open_clip umap matplotlib pandas papermill nbconvert IPython"),
         (f"{RUNNER}; [r._key(run, r.CHECKOUT) for run in r.load_profile('quick')[2]]", "torch numpy matplotlib pandas"),
         ("rvlr_lib.training.loop, rvlr_lib.data", "umap matplotlib pandas seaborn papermill"),
         ("rvlr_lib.report.output, rvlr_lib.study.study", "umap sklearn matplotlib pandas seaborn papermill"),
