@@ -27,8 +27,10 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses):
         assert all(scores.keys() == {"text", "image"} for trial in trials for scores in trial["scores"].values())
     refuses("no seal.json", run)
     run(seal=True)
+    refuses("holds a sealed study, whose tuning stays", run, tune=True)
     run(seeds="0")
     refuses("seed 2 of scenes is not planned: 0 to 1 are", run, seeds="0-2")
+    refuses("holds confirmation seeds already: a seal comes before them", run, seal=True)
     assert read_study(profile, folder)[1]["scenes"].keys() == {0}
     assert "no verdict" in write_claims(profile, folder).read_text()
     run()
@@ -85,11 +87,6 @@ def test_a_cluster_gives_what_processes_give_though_a_worker_is_killed():
                 next(iter(cluster.workers.values())).process.process.kill()
             found[number] = value
     assert found == {n: 2 * n for n in range(8)}
-
-
-def test_the_tuning_of_a_sealed_study_stays(write_plan, tmp_path, refuses):
-    write_json(tmp_path / "seal.json", {})
-    refuses("holds a sealed study, whose tuning stays", run_study, write_plan(), tune=True, results=str(tmp_path))
 
 
 def test_no_scheduler_is_one_line(refuses):
