@@ -12,7 +12,7 @@ from rvlr_lib import models
 from rvlr_lib.data import load_dataset
 from rvlr_lib.metrics import knn_overlap
 from rvlr_lib.models import build_towers, pretrained, teacher_features
-from rvlr_lib.similarity import principal_directions, unit_rows
+from rvlr_lib.similarity import principal_directions
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +37,6 @@ def test_the_image_tower_is_pretrained_and_heads_start_with_its_neighbours(emoji
     assert knn_overlap(features, rows, k=10) >= 93
 
 
-def test_the_text_tower_finds_paraphrases_rather_than_shuffled_words(towers):
-    captions = [
-        ("the dog is chasing the cat", "the cat is being pursued by the dog", "chasing cat the is dog the"),
-        ("a man is sleeping on a bench", "a guy takes a nap on a bench", "bench a sleeping a on man is"),
-        ("a child plays with a red ball", "a kid is playing with a red ball", "red a ball with child plays a"),
-        ("there is no bird on the tree", "the tree has no birds", "no tree on there the is bird"),
-    ]
-    assert not towers.visual.training  # else a batch would decide what a picture gives
-    for three in captions:
-        with torch.inference_mode():
-            ids = towers.tokenizer(three)
-            rows = unit_rows(models.encode_text_tokens(towers.text.eval(), ids, tokens=False, projected=False)[0])
-        assert rows[0] @ rows[1] > rows[0] @ rows[2]
-
-
 def test_no_network_is_asked(monkeypatch, towers):
     def refuse(*_args, **_options):
         raise OSError("a test without network")
@@ -61,6 +46,7 @@ def test_no_network_is_asked(monkeypatch, towers):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     again = build_towers("effnet_minilm", seed=5)
+    assert not again.visual.training  # else a batch would decide what a picture gives
     torch.testing.assert_close(again.visual.trunk.conv_stem.weight, towers.visual.trunk.conv_stem.weight)
     assert not torch.equal(again.visual.head.proj.weight, towers.visual.head.proj.weight)
     assert (again.image_size, again.embed_dim, again.mean[0], again.std[0]) == (96, 256, 0.498, 0.502)
