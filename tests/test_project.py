@@ -1,7 +1,9 @@
 """The house rules that a machine can hold: import order, file sizes, environments, no pickles, one test command."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -102,6 +104,22 @@ def test_heavy_packages_are_imported_when_used(modules, heavy):
     code = f"import sys, {modules}; print(*sorted(set(sys.modules) & set({heavy.split()!r})))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
+
+
+def test_losses_and_metrics_copied_alone_pass_their_doctests_without_heavy_packages(tmp_path):
+    package = tmp_path / "rvlr_lib"
+    for room in ("losses", "metrics"):
+        shutil.copytree(ROOT / "rvlr_lib" / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "rvlr_lib" / "similarity.py", package)
+    (package / "__init__.py").touch()
+    heavy = "open_clip umap matplotlib pandas sklearn scipy numba torchvision seaborn rapidfuzz".split()
+    absent = f"import sys\nsys.modules |= dict.fromkeys({heavy})  # importing them fails\n"
+    (tmp_path / "conftest.py").write_text(absent + f"import rvlr_lib\nassert rvlr_lib.__path__ == [{str(package)!r}]\n")
+    command = [sys.executable, "-m", "pytest", "--doctest-modules", "-q", "-p", "no:cacheprovider", "rvlr_lib"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
 
 
 def test_no_pickles():

@@ -46,7 +46,6 @@ def test_cyclic_terms_equal_the_loops_and_vanish_where_they_should(draw, loss):
     assert loss(5 * images, texts).item() == pytest.approx(loss(images, texts).item())
     turned, _ = torch.linalg.qr(draw(4, 4).detach())
     assert (loss(images, images @ turned).item() < 1e-12) == (loss is losses.in_modal_cyclic_loss)
-    assert loss(images, texts).item() > 0.1
     assert losses.in_modal_cyclic_loss(images, draw(6, 9)) > 0
 
 

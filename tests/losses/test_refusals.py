@@ -24,7 +24,6 @@ def match(*shapes):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: contrast(teacher=torch.ones(5, 3)), r"\(4, 3\).*\(5, 3\)"),
         (lambda: contrast(teacher=torch.ones(4, 2)), r"\(4, 3\).*\(4, 2\)"),
         (lambda: contrast(torch.ones(4), torch.ones(4)), "matrices"),
         (lambda: contrast(torch.ones(4, 0), torch.ones(4, 0)), "matrices"),
