@@ -11,12 +11,10 @@ CHOSEN = {"dials": {"image": {"data.image_visibility": 0.5}}, "epochs": 3}
 CHOSEN["arms"] = {"matching_longer": {"recall": TRIAL, "structure": TRIAL, "r_mean": 50.0, "off": False}}
 
 
-@pytest.mark.parametrize(("name", "primary"), [("study", 4), ("followup", 3)])
-def test_the_plans_of_the_checkout_are_valid(name, primary):
+@pytest.mark.parametrize("name", ["study", "followup"])
+def test_tuning_and_the_map_have_worlds_of_their_own(name):
     plan = load_plan(name)
-    assert plan.seeds >= 10
-    assert sum(claim.primary for claim in plan.claims.values()) == primary
-    assert not {*plan.tuning.seeds, *plan.regime_map.seeds} & set(range(plan.seeds))  # worlds of their own
+    assert not {*plan.tuning.seeds, *plan.regime_map.seeds} & set(range(plan.seeds))
 
 
 def test_settings_follow_what_was_chosen(plan):
