@@ -1,10 +1,12 @@
+import open_clip
 import pytest
 import yaml
 
 from rvlr_lib.study.plan import load_plan
 from rvlr_lib.study.study import Study, open_study
-from tests.tiny import tiny_towers
+from tests.tiny import CONFIG
 
+open_clip.add_model_config(CONFIG)  # makes the name tiny_48 known
 SIZES = {"data.train_size": 48, "data.val_size": 24, "data.galleries": 1, "data.gallery_size": 24}
 SIZES |= {"model.views": 2, "model.name": "tiny_48", "model.width": 32}
 SIZES |= {"stage1.epochs": 2, "stage1.batch_size": 16, "stage1.log_every": 1}
@@ -33,7 +35,6 @@ claims:
 @pytest.fixture
 def make_study(tmp_path):
     """Studies of a tiny random model on few scenes, all in one cache."""
-    tiny_towers()  # makes the name known
 
     def make(**options) -> Study:
         overrides = {**SIZES, **{key: options.pop(key) for key in list(options) if "." in key}}

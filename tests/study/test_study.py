@@ -8,7 +8,7 @@ from rvlr_lib.study.cache import named_files, read_split
 from rvlr_lib.study.study import FILES, open_study
 from rvlr_lib.training import features
 from tests.study.conftest import SIZES
-from tests.tiny import draw_collection, tiny_towers
+from tests.tiny import draw_collection
 
 
 def test_a_result_comes_from_the_cache_the_second_time(make_study, refuses):
@@ -107,7 +107,6 @@ def test_edited_files_are_read_again_in_one_process(tmp_path):
 
 
 def test_own_pictures_train_and_are_evaluated(tmp_path):
-    tiny_towers()
     rows = [f"{name},{text}" for name, captions in draw_collection(tmp_path, 120) for text in captions]
     (tmp_path / "mine.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
     small = SIZES | {"data.train_size": 0, "data.val_size": 0, "data.gallery_size": 0}
@@ -123,7 +122,6 @@ def test_whole_towers_train_with_the_same_code(make_study):
 
 
 def test_the_command_trains_an_arm_and_keeps_a_folder_of_other_settings(tmp_path, capsys, monkeypatch):
-    tiny_towers()
     chosen = [word for key, value in SIZES.items() for word in ("-s", key, str(value))]
     command = ["train", "--arm", "matching", "--device", "cpu", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
     assert cli.main([*command, *chosen]) == 0

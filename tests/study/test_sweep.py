@@ -6,11 +6,9 @@ from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.study.claims import map_frame, read_study, write_claims
 from rvlr_lib.study.runner import Runner, connect
 from rvlr_lib.study.sweep import draw_trials, read_seeds, run_study, tuned_arms
-from tests.tiny import tiny_towers
 
 
 def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses):
-    tiny_towers()
     stream = lambda self, function, items, label: ((n, function(*own, "cpu", self.root)) for n, own in enumerate(items))  # noqa: E731
     monkeypatch.setattr(Runner, "stream", stream)  # in this process: workers would not know the tiny model
     profile, folder = write_plan(), tmp_path / "results"
