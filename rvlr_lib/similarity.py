@@ -58,12 +58,16 @@ def full_precision(values: Tensor) -> Tensor:
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """Rows ``[..., D]`` scaled to length 1, also those of 1e-30 or 1e30; a zero row stays zero, its gradient finite."""
+    """Rows ``[..., D]`` scaled to length 1, also those of 1e-30 or 1e30; a zero row stays zero, its gradient finite.
+
+    Rows of usual size are those of ``torch.nn.functional.normalize`` to the bit, as near-ties of official numbers are.
+    """
     if not features.shape[-1]:
         return features
-    # with a largest entry of 1 no square leaves the range, and a length is 1 or more, or 0
+    # divided by a power of two, which rounds nothing, no square leaves the range, and a length is 1 or more, or 0
     largest = features.detach().abs().amax(dim=-1, keepdim=True)  # vector_norm is some 20 times as slow on a CPU
-    scaled = features / largest.masked_fill(largest == 0, 1)
+    power = largest / (2 * torch.frexp(full_precision(largest)).mantissa)
+    scaled = features / power.masked_fill(largest == 0, 1).to(features)
     return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min(0.5)
 
 

@@ -72,8 +72,9 @@ def rouge_l_relevance(
         raise ValueError(f"unknown variant {variant!r}; valid: {', '.join(VARIANTS)}")
     if isinstance(captions, str) or not len(captions) or not all(isinstance(text, str) for text in captions):
         raise ValueError(f"captions are {str(captions)[:60]}: give a list of texts")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size {chunk_size} is too small; give at least 1, or None")
+    for name, given in {"chunk_size": chunk_size, "num_images": num_images}.items():
+        if given is not None and not (isinstance(given, int | np.integer) and given >= 1):
+            raise ValueError(f"{name} {given!r} must be whole, 1 or more, or None")
     result, order, present, starts = _by_image(len(captions), caption_image, num_images)
     words: dict[str, str] = {}  # one character per word, which RapidFuzz compares fastest
     sentences = ["".join(words.setdefault(word, chr(len(words))) for word in text.split()) for text in captions]

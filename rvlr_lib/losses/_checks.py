@@ -30,12 +30,12 @@ def readable(value: Any) -> bool:
     return not isinstance(value, Tensor) or (value.device.type == "cpu" and not torch.compiler.is_compiling())
 
 
-def number(name: str, value: Any, *, nonzero: bool = False) -> Any:
-    """A real number as a float, a 0-d tensor as it is; ValueError for anything else, and for zero where not wanted."""
+def number(name: str, value: Any, like: Tensor, *, nonzero: bool = True) -> Any:
+    """A real number as a float, a 0-d tensor as one ``like`` another; ValueError for anything else, and for zero."""
     if isinstance(value, Tensor) and (value.ndim or value.is_complex()):
         raise ValueError(f"{name} must be a real number or a 0-d tensor, got {value.dtype} {tuple(value.shape)}")
     try:
-        value = value if isinstance(value, Tensor) else float(value)
+        value = value.to(like) if isinstance(value, Tensor) else float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number or a 0-d tensor, got {value!r}") from None
     if nonzero and readable(value) and value == 0:

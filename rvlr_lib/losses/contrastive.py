@@ -27,7 +27,7 @@ def representation_distillation_loss(
         bidirectional: the mean of both directions, ``(CE(S) + CE(S^T)) / 2``.
     """
     (student, teacher), dtype = feature_rows(student_features=student_features, teacher_features=teacher_features)
-    logits = student @ teacher.T / number("temperature", temperature, nonzero=True)
+    logits = student @ teacher.T / number("temperature", temperature, student)
     if image_ids is None:
         target = torch.arange(len(logits), device=logits.device)
     else:

@@ -25,7 +25,8 @@ def sample_hard_negatives(
     same = same_image(image_ids, len(similarity), similarity.device)
     if readable(same) and same.all(dim=1).any():
         raise ValueError("a row has no negative: all its candidates show the same image")
-    logits = full_precision(similarity) / number("temperature", temperature, nonzero=True)
+    logits = full_precision(similarity)
+    logits = logits / number("temperature", temperature, logits)
     if readable(logits) and not logits.isfinite().all():
         raise ValueError("similarity / temperature must be finite to draw negatives from")
     chances = (F.softmax(rows, dim=1).add_(1e-5).masked_fill_(same, 0) for rows in (logits.T, logits))

@@ -42,7 +42,7 @@ def structure_distillation_loss(
         student_features, image_teacher_features, text_teacher_features: ``[B, ·]`` of any widths, unit-normalised
             inside, not detached.
         fusion_weight: share of the *text* teacher, any real number or 0-d tensor, also outside 0 to 1; gradient flows.
-        temperature: any real number but zero, or 0-d tensor; gradient flows and only ever raises it. RKD ignores it.
+        temperature: any real number but zero, or 0-d tensor; gradient flows and only ever raises it. RKD ignores any.
         distance: one of ``losses.distances.DISTANCES``. ``cumulative_l1`` is the official "kl", ``wasserstein``
             the official "wd", whose teacher terms are 0. ``rkd_angle`` takes ``B^3`` memory.
         cost_features: ``[B, D_cost]``, needed by ``wasserstein`` alone: the student's text features, detached or not.
@@ -59,7 +59,7 @@ def structure_distillation_loss(
         raise ValueError("wasserstein needs cost_features")
     given = (student_features, *more_features), image_teacher_features, text_teacher_features, fusion_weight
     spaces, teachers, target, dtype = _relations(centred_relations if centred else relations_of, *given)
-    temperature = number("temperature", temperature, nonzero=True)
+    temperature = number("temperature", temperature, target, nonzero="rkd" not in distance)
     if distance == "wasserstein":
         (_, cost), _ = feature_rows(same_width=False, student_features=student_features, cost_features=cost_features)
         cost = (1 - cosine_matrix(cost)).clamp_min(0).fill_diagonal_(0)
@@ -86,7 +86,7 @@ def mean_relation_loss(
     spaces, _, target, dtype = _relations(cosine_relations, *given)
     pull = off_diagonal(target).mean()
     away = torch.stack([off_diagonal(relations - pull).abs().mean() for relations in spaces]).mean()
-    return (away / abs(number("temperature", temperature, nonzero=True))).to(dtype)
+    return (away / abs(number("temperature", temperature, target))).to(dtype)
 
 
 def _relations(
@@ -96,7 +96,6 @@ def _relations(
     features = {"student_features": spaces[0], "image_teacher_features": image, "text_teacher_features": text}
     features |= {f"more_features[{place}]": space for place, space in enumerate(spaces[1:])}
     rows, dtype = feature_rows(same_width=False, minimum=3 if relations_of is angle_relations else 2, **features)
-    weight = number("fusion_weight", fusion_weight)
     student, i, t, *more = [relations_of(x) for x in rows]
-    target = torch.lerp(i, t, weight.to(i) if isinstance(weight, Tensor) else weight)
+    target = torch.lerp(i, t, number("fusion_weight", fusion_weight, i, nonzero=False))
     return [student, *more], [i, t], target, dtype

@@ -158,8 +158,10 @@ def _matrices(given: Mapping[str, Any], images: int, captions: int, device: torc
 def _mean_relevance(R: Tensor, owner: Tensor, captioned: Tensor) -> Tensor:
     """``[I, I]``: relevance of image ``j`` averaged over the captions of image ``i``, both ways."""
     images = len(captioned)
-    counts = torch.bincount(owner, minlength=images).clamp_min(1)
-    mean = R.new_zeros(images, images).index_add_(0, owner, R) / counts[:, None]
+    mean = R.new_zeros(images, images, dtype=torch.float64)  # equal means stay equal
+    for part in torch.arange(len(R), device=R.device).split(1000):
+        mean.index_add_(0, owner[part], R[part].double())
+    mean /= torch.bincount(owner, minlength=images).clamp_min(1)[:, None]
     mean = torch.where(captioned[:, None], mean, mean.T)  # no captions: only the other way is known
     return (mean + mean.T) / 2
 

@@ -162,6 +162,11 @@ def test_rkd_distance_is_exact_where_rows_are_equal_and_near(draw):
         assert relations_of(near).numpy() == pytest.approx((exact * 40 * 39 / exact.sum()).numpy(), abs=5e-3)
 
 
+@pytest.mark.parametrize("distance", ["rkd_distance", "rkd_angle"])
+def test_rkd_ignores_the_temperature(views, distance):
+    assert value(views, distance, temperature=0.0) == value(views, distance, temperature=0.2)
+
+
 @ALL
 def test_dtypes(views, distance, centred):
     student, image, text, cost = views
@@ -172,6 +177,9 @@ def test_dtypes(views, distance, centred):
         found = loss(given, distance, centred, fusion_weight=torch.tensor(0.3)).student
         assert found.dtype == dtype
         assert found.item() == pytest.approx(exact, rel=0.05 if dtype == torch.float16 else 1e-4)
+    half = torch.tensor(0.07, dtype=torch.float16)  # is not computed with in its own precision
+    known = value(views, distance, centred, temperature=float(half))
+    assert value(views, distance, centred, temperature=half) == pytest.approx(known, rel=1e-9)
     assert loss((student * torch.nan, image, text, cost), distance, centred).student.isnan()
 
 

@@ -60,6 +60,14 @@ def test_an_image_without_captions_is_a_miss_and_no_query():
     assert single["i2i/NDCG@10"] == close(told["i2i/NDCG@10"])
 
 
+def test_means_of_single_precision_relevance_that_are_equal_stay_equal():
+    a, b, c, d = np.array([0.6031001, 0.62986267, 0.24022491, 0.9544044], np.float32)
+    relevance = np.array([[1, a, b], [1, b, c], [1, c, d], [1, d, a], [0.25, 1, 0.2], [0.25, 0.2, 1]], np.float32)
+    rng, owner = np.random.default_rng(0), [0, 0, 0, 0, 1, 2]  # to picture 0 both others are as relevant
+    single = evaluate_retrieval(rng.normal(size=(3, 4)), rng.normal(size=(6, 4)), owner, relevance, per_query=True)
+    assert np.isnan(single["i2i/NDCG@10/above_floor"]).tolist() == [True, False, False]
+
+
 @BOTH
 def test_chunks_order_and_scale_change_nothing(protocol):
     _, z, w, owner, relevance = world()

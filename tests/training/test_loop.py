@@ -151,7 +151,10 @@ def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(monkeypatc
     objective = make_objective(fusion_layers=0)
     monkeypatch.setattr(objective, "forward", full)
     refuses("toy, step 0: .*batch of 8: set a smaller batch_size.*2 GiB", train, objective)
-    monkeypatch.setattr(torch.Tensor, "to", full)
+    to = torch.Tensor.to
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda x, where: (full if isinstance(where, torch.device) else to)(x, where)
+    )
     refuses("cpu has no memory for 0.0 GB of cached features: set fewer model.views", make_batches)
 
 
