@@ -48,6 +48,9 @@ ARROWS = [
     ("text head", "text representation"),
     ("text teacher", "text representation"),
     ("image head", "structure"),
+    ("text head", "structure"),
+    ("image teacher", "mixture"),
+    ("text teacher", "mixture"),
     ("mixture", "structure"),
     ("mixture", "teacher terms"),
 ]
@@ -70,7 +73,7 @@ def draw(path: Path) -> None:
             across = u > x + width
             tail = (x + width + 0.05, y + height / 2) if across else (x + width / 2, y + height if v > y else y)
             head = (u - 0.08, v + high / 2) if across else (u + wide / 2, v - 0.06 if v > y else v + high + 0.06)
-            arrow = FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=8, color="#444444", lw=0.8)
+            arrow = FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=8, color="#444444", lw=0.8, zorder=0)
             axes.add_patch(arrow)
         axes.text(12.3, 6.35, "relations: cosines of\nall pairs of a batch / τ₂", ha="center", va="center", fontsize=8)
         figure.savefig(path, dpi=200, bbox_inches="tight")

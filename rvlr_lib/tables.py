@@ -21,14 +21,17 @@ HEADLINE += ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "i2it/NDCG@10", "t2it/NDC
 KEYS = ("dataset", "dial", "seed", "metric")  # with the arm they name one value
 FIRST, LAST = ("floor", "teachers", "start"), ("ceiling",)  # rows above and below the trained arms
 LABELS = {"rvlr": "RVLR", "rvlr_published": "RVLR published", "rvlr_published_warm": "RVLR published, warm"}
-LABELS |= {"rkd": "RKD", "cyclip": "CyCLIP", "teacher_lite2": "Lite2 teacher", "pca": "PCA", "nnn": "NNN"}
+LABELS |= {"rkd": "RKD", "cyclip": "CyCLIP", "pca": "PCA", "nnn": "NNN", "mean_relation": "constant target"}
+LABELS |= {f"teacher_{name.lower()}": f"{name} teacher" for name in ("Lite2", "weak", "random", "oracle")}
 LABELS |= {"ceiling": "Bayes ceiling", "image": "poor pictures", "none": "nothing taken", "text": "poor captions"}
 PARTS = {"r_mean": "r_mean", "image": "pictures:", "text": "captions:", "image_query": "picture queries:"}
 PARTS |= {"text_query": "caption queries:", "t2t_no_siblings": "t2t without siblings"}
 PARTS |= {"overlap_teacher": "neighbours shared with teacher", "overlap_truth": "neighbours shared with truth"}
 PARTS |= {"relations_teacher": "relations like teacher's"}
 THREE = re.compile("temperature|loss|p_value")  # decimals; FREE: three significant digits
-TWO = re.compile("Δ|share of|index|gap|relations|alignment|uniformity|norm|cka|cosine|relevance")
+TWO = re.compile(
+    "Δ|share of|shown|probe|(image|text) to |index|gap|relations|alignment|uniformity|norm|cka|cosine|relevance"
+)
 FREE = re.compile(r"weight|learning_rate|\blr\b|ratio|alpha")
 unbroken = partial(re.compile(r"(?<=\d) to (?=[+−]?\d)").sub, "&nbsp;to&nbsp;")  # an interval in HTML
 LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$", "–": "--", "Δ": r"$\Delta$"}

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from rvlr_lib.config import ARMS
 from rvlr_lib.figures.style import LINE, MOST, Look, inches, is_narrow, looks, new_figure, page_width, style, wrap
 from rvlr_lib.metrics.statistics import paired_effect
 from rvlr_lib.tables import arm_label, arm_order, differences, metric_label, shown
@@ -129,7 +130,7 @@ def log_frame(logs: Mapping[str, Sequence[Mapping[str, Any]]], first: str = "mat
     """Training logs by arm as a frame (arm, stage, step, term, value); stage 2 begins where ``first`` ends."""
     end = max((record["step"] for record in logs.get(first, ())), default=0)
     rows = [
-        (arm, 1 if arm == first else 2, record["step"] + (0 if arm == first else end), term, float(value))
+        (arm, ARMS[arm].stage, record["step"] + (end if ARMS[arm].stage == 2 else 0), term, float(value))
         for arm, records in logs.items()
         for record in records
         for term, value in record.items()

@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rvlr_lib.report.output import read_results, read_run, rerun_command
 from rvlr_lib.tables import to_markdown, unbroken, write_table
 
 CHECKOUT = Path(__file__).parents[2]
+STUDIES = {"study": "Heads on frozen towers", "followup": "Heads, tuned where the map gained", "towers": "Whole towers"}
 
 
 def write_report(folder: Path | str, *, root: Path = CHECKOUT) -> Path:
@@ -48,11 +49,14 @@ def write_report(folder: Path | str, *, root: Path = CHECKOUT) -> Path:
 
 
 def claims_part(root: Path = CHECKOUT) -> str:
-    """The primary claims and what did not hold, from the stored study's page; empty where none is stored."""
-    page = root / "data" / "reference" / "study" / "claims.md"
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    primary = text.partition("\n## Companions")[0].removeprefix("# Claims")
-    return re.sub("^##", "###", primary.strip(), flags=re.MULTILINE)
+    """The primary claims and what did not hold, from the pages of the stored studies; empty where none is stored."""
+    found = []
+    for name, title in STUDIES.items():
+        page = root / "data" / "reference" / name / "claims.md"
+        if page.is_file():
+            primary = page.read_text(encoding="utf-8").partition("\n## Companions")[0].removeprefix("# Claims")
+            found += [f"### {title}", re.sub("^##", "####", primary.strip(), flags=re.MULTILINE)]
+    return "\n\n".join(found)
 
 
 def data_card(run: Mapping[str, Any], root: Path = CHECKOUT) -> str:
@@ -144,11 +148,7 @@ def templates() -> Any:
 
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     made = Environment(loader=PackageLoader("rvlr_lib.report"), autoescape=select_autoescape(["html.j2"]), **options)
-    made.filters |= {"path": quote, "text": escape_markdown}
+    special = partial(re.compile(r"([\\`*_\[\]|#])").sub, r"\\\1")  # Markdown shows the text as it is
+    made.filters |= {"path": quote, "text": lambda x: special(html.escape(str(x), quote=False).replace("\n", " "))}
     made.filters["table"] = lambda rows: html.escape(to_markdown(DataFrame(rows)), quote=False)
     return made
-
-
-def escape_markdown(text: Any) -> str:
-    """Text as Markdown shows it as it is."""
-    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(str(text), quote=False).replace("\n", " "))

@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Template
 
+from rvlr_lib.config import ARMS
 from rvlr_lib.disk import read_json, write_text
 from rvlr_lib.metrics.statistics import Effect, Verdict, paired_effect, power, verdicts
-from rvlr_lib.study.plan import Claim, Plan, check_seal, load_plan, reference_folder
+from rvlr_lib.study.plan import BY_STRUCTURE, Claim, Plan, check_seal, load_plan, reference_folder
 from rvlr_lib.study.sweep import read_seeds
-from rvlr_lib.tables import insert_between, metric_label, to_markdown
+from rvlr_lib.tables import arm_label, insert_between, metric_label, to_markdown
 
 Cells = Mapping[str, Mapping[str, Any]]
 Results = Mapping[str, Mapping[int, Cells]]  # part of the plan -> seed -> cell -> record
@@ -52,6 +54,17 @@ def weakest(claim: Claim, results: Results) -> Effect:
     return min(known, key=lambda effect: effect.mean / max(effect.sd, 1e-9))
 
 
+def control_of(plan: Plan, name: str, results: Results) -> list[tuple[str, Effect]]:
+    """The arm that a claim's control is, as readers see it, and what it gains; empty where the claim has none."""
+    control = plan.claims.get(plan.claims[name].control)
+    return [(arm_label(arm_of(control.parts[0][0][2])), weakest(control, results))] if control else []
+
+
+def arm_of(cell: str) -> str:
+    """The arm of a cell such as ``rvlr/structure|text``."""
+    return cell.partition("|")[0].removesuffix(BY_STRUCTURE)
+
+
 def judge(plan: Plan, results: Results) -> dict[str, Verdict]:
     """Verdicts on the primary claims, together; empty while a planned seed of one of them is missing."""
     primary = {name: claim for name, claim in plan.claims.items() if claim.primary}
@@ -76,25 +89,26 @@ def sentence(plan: Plan, name: str, results: Results, found: Judged, chosen: Map
     own = found[name]
     told, sure = signed(own.effect.mean), f"{interval(own.low, own.high)}, {own.effect.seeds} seeds, δ {own.delta:g}"
     text = f"{claim.text}: **{own.verdict}**, {told} points ({sure})"
-    if claim.control:
-        control = weakest(plan.claims[claim.control], results)
+    for _, control in control_of(plan, name, results):
         more = "more than" if control.mean > own.effect.mean else "against"
         gain = f"{signed(control.mean)} ({interval(control.low, control.high)})"
         text += f"; {plan.claims[claim.control].text}: {gain}, {more} the claim's own {told}"
-    arms = {cell.split("|")[0].split("/")[0] for part in claim.parts for _, _, cell in part}
+    arms = {arm_of(cell) for part in claim.parts for _, _, cell in part}
     off = sorted(arm for arm in arms if chosen.get("arms", {}).get(arm, {}).get("off"))
     return text + (f"; in tuning no strength of {', '.join(off)} beat none, and its best one ran" if off else "") + "."
 
 
 def headline(plan: Plan, results: Results, found: Judged) -> str:
     """All primary claims in one sentence: how many hold, and each verdict with its effect and its control's."""
-    held, told = [own.verdict for own in found.values() if own.verdict.startswith("better")], []
+    held, told, equalled = [own.verdict for own in found.values() if own.verdict.startswith("better")], [], 0
     for name, own in found.items():
-        control = plan.claims[name].control
-        known = f"; its control {signed(weakest(plan.claims[control], results).mean)}" if control else ""
-        told.append(f"{name} {own.verdict} ({signed(own.effect.mean)} points{known})")
+        known = control_of(plan, name, results)
+        equalled += any(own.verdict in held and control.mean >= own.effect.mean for _, control in known)
+        gains = "".join(f"; {label} {signed(control.mean)}" for label, control in known)
+        told.append(f"{name}: {own.verdict} ({signed(own.effect.mean)} points{gains})")
     small = f", {below} of them by less than δ" if (below := sum("δ" in verdict for verdict in held)) else ""
-    return f"**{len(held)} of {len(found)} sealed claims hold{small}**: {', '.join(told)}."
+    small += f", and in {equalled} of them the control gains as much or more" if equalled else ""
+    return f"**{len(held)} of {len(found)} sealed claims hold{small}.** {'; '.join(told)}."
 
 
 def lead(plan: Plan, results: Results, name: str) -> str:
@@ -119,9 +133,8 @@ def claims_frame(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
     for name, own in found.items():
         claim = plan.claims[name]
         rows.append((claim.text, own.delta, None, own.effect.mean, own.low, own.high, own.verdict))
-        if claim.control:
-            known = weakest(plan.claims[claim.control], results)
-            rows.append((claim.text, own.delta, "control", known.mean, known.low, known.high, None))
+        for label, known in control_of(plan, name, results):
+            rows.append((claim.text, own.delta, label, known.mean, known.low, known.high, None))
     return pd.DataFrame(rows, columns=["claim", "delta", "part", "mean", "low", "high", "verdict"])
 
 
@@ -141,24 +154,33 @@ def claims_table(plan: Plan, found: Judged) -> pd.DataFrame:
 
 
 def companions_table(plan: Plan, results: Results) -> pd.DataFrame:
-    """Differences that are not primary claims: effect and plain 95 % interval, no verdict."""
+    """Differences that are not primary claims: effect and plain 95 % interval, no verdict.
+
+    ``tuned by`` is what chose the strengths of its arms, empty where none is tuned.
+    """
     rows: list[tuple[Any, ...]] = []
     for name, own in companions(plan, results).items():
         found, claim = (signed(own.mean), interval(own.low, own.high), own.seeds), plan.claims[name]
-        rows.append((name, *found, claim.text, metric_label(claim.metric)))
-    return pd.DataFrame(rows, columns=["difference", "points", "95 % interval", "seeds", "in words", "metric"])
+        trained = [ARMS[arm_of(cell)].stage for _, _, cell in claim.parts[0] if arm_of(cell) in ARMS]
+        by = "structure" if BY_STRUCTURE in claim.effect else "recall" if 2 in trained else ""
+        rows.append((name, *found, by, claim.text, metric_label(claim.metric)))
+    columns = ["difference", "points", "95 % interval", "seeds", "tuned by", "in words", "metric"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def tuning_table(tuned: Mapping[str, Any]) -> pd.DataFrame:
-    """What tuning chose for every arm, by recall and by structure."""
+    """What tuning chose for every arm, by recall and by structure, and the recall of both on validation."""
     columns = ["arm", "chosen by", "learning rate", "strengths", "trials", "validation r_mean", "zero did as well"]
     rows: list[tuple[Any, ...]] = []
     for name, found in tuned["chosen"]["arms"].items():
-        common = len(tuned["trials"][name]), f"{found['r_mean']:.1f}", "yes" if found["off"] else "no"
+        trials = tuned["trials"][name]
         for criterion in ("recall", "structure"):
-            strengths = (f"{group} {value:g}" for group, value in found[criterion]["strengths"].items())
-            told = f"{found[criterion]['learning_rate']:g}", ", ".join(strengths) or "–"
-            rows.append((name, criterion, *told, *common))
+            chosen = found[criterion]
+            scores = next(trial["scores"] for trial in trials if chosen.items() <= trial.items())
+            recall = np.mean([each["r_mean"] for dials in scores.values() for each in dials.values()])
+            strengths = ", ".join(f"{group} {value:g}" for group, value in chosen["strengths"].items()) or "–"
+            told = f"{chosen['learning_rate']:g}", strengths, len(trials), f"{recall:.1f}"
+            rows.append((name, criterion, *told, "yes" if found["off"] else "no"))
     return pd.DataFrame(rows, columns=columns)
 
 

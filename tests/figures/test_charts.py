@@ -71,8 +71,9 @@ def test_curves_of_corpora_damage_and_stages(tidy, drawn):
 def test_stage_two_begins_where_stage_one_ends(drawn, texts):
     record = [{"step": s, "epoch": 1, "loss/contrastive": 1.0 / s, "name": "x"} for s in range(1, 81)]
     record.append({"step": 80, "validation/score": 50.0})
-    log = charts.log_frame({"matching": record, "rvlr": record})
-    assert log[log.arm == "rvlr"]["step"].agg(["min", "max"]).tolist() == [81, 160]
+    log = charts.log_frame(dict.fromkeys(("matching", "intra_only", "rvlr"), record))
+    ends = log.groupby("arm")["step"].agg(["min", "max"])
+    assert ends.T.to_dict("list") == {"matching": [1, 80], "intra_only": [1, 80], "rvlr": [81, 160]}
     figure = drawn(partial(charts.plot_training, log))
     assert titles(figure) == ["contrastive", "validation score"]
     assert 80 in [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]

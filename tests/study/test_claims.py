@@ -46,7 +46,10 @@ def test_no_effect_is_shown_before_the_planned_seeds_are_whole(plan):
 def test_a_claim_is_drawn_with_its_control(whole):
     found = results(5.0, 6.0)
     frame = claims.claims_frame(whole, found, claims.judge(whole, found))
-    assert frame["part"].isna().tolist() == [True, False]
+    assert frame["part"].tolist()[1:] == ["constant target"]
+    told = claims.headline(whole, found, claims.judge(whole, found))
+    assert "1 of 1 sealed claims hold, and in 1 of them the control gains as much or more" in told
+    assert "points; constant target +6" in told
     assert frame["mean"].round().tolist() == [5.0, 6.0]
 
 
@@ -58,6 +61,15 @@ def test_companions_that_differ_in_their_dial_are_one_sentence(plan, refuses):
     assert "; poor captions +" in text
     assert "12 seeds" in text
     refuses("no companion begins with 'recall'", claims.lead, plan, results(1.0, 2.0), "recall")
+
+
+def test_each_row_of_the_tuning_table_has_the_recall_of_its_own_trial():
+    trials = [
+        {"learning_rate": rate, "strengths": {}, "scores": {"1": {"text": {"r_mean": 40 * rate}}}} for rate in (1, 2)
+    ]
+    own = {"recall": {"learning_rate": 2, "strengths": {}}, "structure": {"learning_rate": 1, "strengths": {}}}
+    table = claims.tuning_table({"chosen": {"arms": {"rvlr": own | {"off": False}}}, "trials": {"rvlr": trials}})
+    assert table["validation r_mean"].tolist() == ["80.0", "40.0"]
 
 
 @pytest.mark.parametrize("profile", ["study", "followup", "towers"])
