@@ -117,7 +117,9 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
 
     files = [options.pop(name) for name in ("image_features", "text_features", "captions")]
     if all(files) == bool(dataset) or (any(files) and not all(files)):
-        raise ValueError("give --image-features, --text-features and --captions, or --dataset (and --model)")
+        raise ValueError(
+            "give --image-features, --text-features and --captions, or --dataset and a --model with weights"
+        )
     if all(files) and (model or options["pretrained"] or options["image_root"]):
         raise ValueError("features are given: leave --model, --pretrained and --image-root out, or give --dataset")
     folder, place = out or home() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
@@ -129,14 +131,17 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
         told = audits.audit(*found, device=place)
         for table in audits.audit_tables(told).values():
             print(to_markdown(table), end="\n\n")
+        source = told["imbalance"]["index_from"]
+        print(f"The index is from {source}; peers are measured on 40 % of the pictures: compare them among themselves.")
         print(audits.write_audit(told, folder))
 
 
 def explore(folder: File, out: File) -> None:
     """Write the explorer of a run: one HTML page to walk in."""
+    from rvlr_lib.provenance import home
     from rvlr_lib.report.explorer import write_explorer
 
-    page = write_explorer(folder or Path(), out)
+    page = write_explorer(folder or home() / "quick", out)
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
 
 
@@ -222,6 +227,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         # else names of files are misread
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
+    if strange := [each for each in given if each.encode("utf-8", "replace").decode() != each]:
+        parser().error(f"{strange[0]!a} is not UTF-8: rename the file")
     chosen = parser().parse_args([re.sub(r"^--\w+", lambda word: word[0].replace("_", "-"), each) for each in given])
     command = next(function for function in COMMANDS if function.__name__ == chosen.command)
     several, rank = os.environ.get("WORLD_SIZE", "1") != "1", os.environ.get("RANK", "0")

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from rvlr_lib.data.dataset import PixelSource, in_threads
+from rvlr_lib.data.files import Stamp, stamp
 from rvlr_lib.disk import sha256
 
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pnm".split())
@@ -79,7 +80,7 @@ def decode(path: Path) -> Image.Image:
 def open_picture(path: Path) -> Image.Image:
     """A picture whose header is read; ValueError names the file and its fault: missing, empty, too large."""
     if not path.is_file():
-        near = _names(path.parent).get(unicodedata.normalize("NFC", path.name).casefold())
+        near = _names(path.parent, stamp(path.parent)).get(unicodedata.normalize("NFC", path.name).casefold())
         there = f", but {near!a} is there{' as a folder' * os.path.isdir(path)}" if near else ""
         raise ValueError(f"picture {str(path)!r} is missing{there}: see image_root, or leave its captions out")
     if not path.stat().st_size:
@@ -99,7 +100,7 @@ def open_picture(path: Path) -> Image.Image:
 
 
 @lru_cache(maxsize=8)  # many pictures may be missing from a folder
-def _names(folder: Path) -> dict[str, str]:
+def _names(folder: Path, _stamp: Stamp) -> dict[str, str]:
     return {unicodedata.normalize("NFC", path.name).casefold(): path.name for path in folder.glob("*")}
 
 

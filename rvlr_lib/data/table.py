@@ -28,9 +28,10 @@ CAPTION_WORDS = set("caption captions sentence sentences description".split())  
 OTHER_WORDS = set("id ids number num count index length len lang language score source".split())  # of no caption then
 BAD = "rejected|precanned|spam|flagged|bad|invalid|deleted|blocked|unusable|offensive|nsfw"
 ALSO = "ignored?|skip(ped)?|excluded?|duplicated?|corrupt(ed)?|(low|bad|poor)_quality|toxic|hidden|b(lack|lock)listed"
-ALSO += "|rejects?|discard(ed)?|removed?|banned|unsafe|(?P<good>(?<=[^s]_)valid|approved|keep|kept|included?|usable)"
+ALSO += "|rejects?|discard(ed)?|removed?|banned|unsafe|drop(ped)?|deleted?|blurry|broken"
+ALSO += "|(?P<good>(?<=[^s]_)valid|approved|accepted|keep|kept|included?|usable)"
 FLAG = re.compile(rf"(?P<sure>(image_|is_)*({BAD}))|((image|img|caption|text|is|to|be)_)*({BAD}|{ALSO})(_flag)?")
-YES, NO = set("1 true t yes y on x ✓ ✔".split()), set("0 false f no n off unlikely".split())  # values of flags
+YES, NO = set("1 true t yes y on x ✓ ✔ nsfw unsure".split()), set("0 false f no n off unlikely".split())  # of flags
 SPLIT_NAMES = {"train": "train", "training": "train", "restval": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys("val valid validation dev development".split(), "val")
 SPLIT_WORD = re.compile("train(ing)?|trn|restval|eval(uation)?|vld|val(id(ation)?)?|dev(elopment)?|te?st(ing)?", re.I)
@@ -44,8 +45,11 @@ MISSING_TEXT = r"[\W_]*(nan|none|null|n\W?a|nat|nil|undefined)[\W_]*|\\n|#n/a #?
 GAP = re.compile(MISSING_TEXT + r"|#(name\?|(ref|value|div/0|num|spill|calc|error)!)|[-–—]+|\[\]|\{\}|\(\)")
 BIT = re.compile(r"[-+]?0*([01])([.,]0*)?(e[-+]?0+)?")
 LISTED = re.compile(r"\A[bru]?['\"](?=.*,).*['\"]\s*,?\Z", re.I | re.S)  # texts without the brackets of a list
-BRACKETS = r"[uf]?[\[({]\s*(([bru]?['\"]|[\[({\])}]).*|(None|null|nan|true|false)\s*([,:].*)?)[\])}]"
-SPOILT = r"[\[{]\s*[“”„‘’«].*[\]}]|[\[{]\s*[bru]?['\"][^\]}]*"  # quoted as prose; cut
+BRACKETS = r"[uf]?[\[({]\s*((([\w.]+\()?[bru]?\\?['\"]|[\[({\])}]).*|(None|null|nan|true|false)([\s,:].*)?)[\])}]"
+SPOILT = (
+    r"[\[{]\s*[“”„‘’«].*[\]}]|[\[{]\s*[bru]?['\"][^\]}]*|['\"]\s*[\[{].*[\]}]\s*['\"]"  # quoted as prose; cut; twice
+)
+UNQUOTED = re.compile(r"\s*[\[{]\s*[^'\"\[{].*,.*[\]}]\s*", re.S)  # a list cast to text; a caption may look so, not all
 STRUCTURE = re.compile(rf"\s*({BRACKETS}|{SPOILT}|[\w.]+\((\s*[\[({{'\"].*)?\)|b'.*'|b\".*\")\s*", re.I | re.S)
 WAYS_OUT = {  # why a text is no caption; to be filled with the text and its picture
     "empty captions": "the caption {!r} of {!r} has no word: write one or leave it out",
@@ -148,7 +152,7 @@ def _literal(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             return read(text)
-        if re.search(r"(['\"])\s+[bru]?['\"](?!\s*[,\])])", text):
+        if re.search(r"(['\"])\s*[bru]?['\"](?!\s*[,\])])", text):
             return None
     return None
 
@@ -187,6 +191,13 @@ def fill(
     picture = _find(file, "image", names, columns, options)[0]
     captions = _find(file, "caption", names, columns, options, {picture, *flags})
     taken = {picture, *captions}
+    for k in flags:  # reasons stand beside empty cells
+        if said[k] - YES - NO and (said[k] & (YES | NO) or all(map(_said, columns[k]))):
+            told = f"the column {names[k]} says {', '.join(sorted(said[k])[:4])}"
+            raise ValueError(f"{file}: {told}: is a caption to be left out? Write yes or no, or rename the column")
+    filled = [text for k in captions for text in columns[k] if _folded(text)]
+    if len(filled) > 1 and all(isinstance(text, str) and UNQUOTED.fullmatch(text) for text in filled):
+        raise ValueError(f"{file}: every caption is in brackets, as {filled[0]!r}: write lists as JSON, with quotes")
     first = {_folded(name): k for k, name in reversed([*enumerate(names)]) if k not in taken}
     others = {what: first[name] for what in ("category", "image_id") for name in COLUMNS[what].split() if name in first}
     taken |= {*others.values(), *flags}
@@ -195,7 +206,8 @@ def fill(
     splits = [k for k, fit in like.items() if fit and (fit[1] or said[k] & {*SPLIT_NAMES} or k in asked)]
     if any(said[k] <= {*SPLIT_NAMES} for k in splits):  # that column says it; others may be scores
         splits = [k for k in splits if k not in asked]
-    splits = splits or [k for k in like if len(said[k]) < 10 and all(map(LIKE_SPLIT.fullmatch, said[k]))]
+    few = {k: len(said[k] & {*SPLIT_NAMES}) > 1 for k in like if len(said[k]) < 10}
+    splits = splits or [k for k, sure in few.items() if sure or all(map(LIKE_SPLIT.fullmatch, said[k]))]
     if len(splits) > 1:
         raise ValueError(f"{file}: the columns {', '.join(names[k] for k in splits)} may all hold the split: keep one")
     others |= dict(zip(["split"], splits, strict=False))

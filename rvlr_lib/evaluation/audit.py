@@ -143,7 +143,7 @@ def audit_tables(found: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     peers = pd.DataFrame(found["peers"]).pivot_table("value", ["arm", "parameters"], "metric", sort=False)
     return {
         "retrieval": retrieval[~retrieval.index.str.endswith("above_floor")],
-        "structure": pd.DataFrame({"found": figures}).rename_axis("figure"),
+        "structure": pd.DataFrame({"found": figures}).rename_axis("metric"),
         "peers": peers.rename_axis(columns=None).reset_index("parameters"),
     }
 
@@ -187,7 +187,7 @@ def read_array(path: Path) -> Tensor:
         arrays = {str(name): as_tensor("it", value) for name, value in named.items()}
     except Exception as error:  # loaders raise what they like: cut files, pickles, bad headers, no memory
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, UnpicklingError):  # torch's own words advise to load it all the same
+        if isinstance(error, UnpicklingError) or "pickle" in reason:  # their words advise to load it all the same
             reason = "it holds objects that could run code"
         raise ValueError(f"{path} is no array of numbers ({reason}): save rows [N, D] with numpy.save") from None
     if len(arrays) != 1:
@@ -196,9 +196,10 @@ def read_array(path: Path) -> Tensor:
     if not rows.is_floating_point():
         raise ValueError(f"{path} holds {rows.dtype} {list(rows.shape)}, expected floating-point rows [N, D]")
     rows = finite_rows(str(path), rows.detach())
-    if not rows.float().isfinite().all():
-        raise ValueError(f"{path} holds values up to {rows.abs().amax():.0e}, beyond float32: scale them, cosines stay")
-    rows = rows.float()
+    largest, rows = rows.abs().amax(dim=1), rows.float()
+    if not rows.isfinite().all() or (largest[~rows.any(dim=1)] > 0).any():
+        told = f"values from {largest[largest > 0].min():.0e} to {largest.max():.0e}"
+        raise ValueError(f"{path} holds {told} (largest of a row), beyond float32: scale them, cosines stay")
     if empty := int((~rows.any(dim=1)).sum()):
         print(f"{path}: {empty} of {len(rows)} rows are all zero, so equally far from everything")
     return rows.contiguous()

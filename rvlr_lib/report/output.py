@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rvlr_lib.disk import elsewhere, plain, read_json, read_yaml, write_json
-from rvlr_lib.provenance import PACKAGE, data_name, home, provenance
+from rvlr_lib.provenance import PACKAGE, data_name, home, provenance, resolved
 from rvlr_lib.tables import Shown, flat, to_markdown
 
 OPENING = ("dataset", "image_root", "preset", "model", "pretrained")  # parameters of notebooks that open_study takes
@@ -41,9 +41,12 @@ class RunOutput:
     def __post_init__(self) -> None:
         self.started = time.monotonic()
         self.folder = Path(self.folder) if self.folder else home() / "lab"
-        self.dataset = data_name(self.dataset)
+        self.source, self.dataset = str(resolved(self.dataset)), data_name(self.dataset)
+        self.path = self.folder / "results" / f"{self.dataset}_{self.notebook}.json"
         if (self.folder / "run.json").is_file() and HEADLESS not in os.environ:
             raise ValueError(f"{self.folder} is a run of `rvlr reproduce`: choose another output_dir")
+        if self.path.is_file() and (other := read_json(self.path).get("source", self.source)) != self.source:
+            raise ValueError(f"{self.path} holds results of {other}, not of {self.source}: choose another output_dir")
 
     def figure(self, draw: Callable[[], Any], name: str, data: Any, caption: str) -> Any:
         """Draw a figure in each width, save it as PNG and PDF with its table ``data`` as CSV; the picture to show."""
@@ -77,11 +80,10 @@ class RunOutput:
     def save(self) -> Path:
         """Write ``results/<dataset>_<notebook>.json``; without it the notebook has not finished."""
         kept = {name: value for name, value in asdict(self).items() if name not in ("folder", "figure_width")}
-        path = Path(self.folder) / "results" / f"{self.dataset}_{self.notebook}.json"
         seconds = time.monotonic() - self.started
-        write_json(path, kept | {"provenance": provenance() | {"seconds": seconds}})
-        print(f"{self.notebook} on {self.dataset}: {seconds:.0f} s, numbers in {path.name}")
-        return path
+        write_json(self.path, kept | {"source": self.source, "provenance": provenance() | {"seconds": seconds}})
+        print(f"{self.notebook} on {self.dataset}: {seconds:.0f} s, numbers in {self.path.name}")
+        return self.path
 
 
 def check_parameters(namespace: dict[str, Any]) -> None:
@@ -126,6 +128,7 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
         found: dict[str, Any] = plain(vars(parser.parse_object(dict(given), defaults=False)))
     except ArgumentError as error:
         told = str(error).replace("Parser key", "parameter").replace("\n ", "").replace("a typing.Literal", "one of ")
+        told += "; a list is written as [a, b]" if "list" in told.lower() else ""
         raise ValueError(re.sub(r"a <class '(\w+)'>", r"\1", told)) from None
     if found.get("seed", 0) >= 2**32:
         raise ValueError(f"parameter 'seed' is {found['seed']}, expected less than 2^32")

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -52,7 +53,7 @@ def test_everything_that_is_wrong_is_counted_and_named(tmp_path):
         "captions of whose words the model knows less than half: choose another one with --model": "fine ...",
     }
     assert {what: found[what].examples for what in notes} == {what: (example,) for what, example in notes.items()}
-    assert not checked(full=True, max_bad_pictures=3)[1]["missing pictures"].spoils
+    assert not checked(full=True, max_bad_pictures=np.int64(3))[1]["missing pictures"].spoils
     assert checked()[1]["unreadable pictures"].count == 1  # a header cannot show that a file is cut short
     rows[40:], few = rows[40:44] + rows[50:54], tmp_path / rows[40]["image"]
     assert not [what for what in checked()[1] if "fewer" in what]

@@ -96,6 +96,14 @@ def test_a_seed_draws_words_and_covers_anew():
     assert one.captions == same.captions != other.captions
     assert one.fingerprint() == same.fingerprint()
     assert [one.image(row) for row in range(40)] != [other.image(row) for row in range(40)]
+    dials = {"seed": 1}, {"image_visibility": 0.6}, {"image_fault": "noise"}  # of pictures alone, each is other data
+    assert len({emoji(5, **{"image_visibility": 0.5} | dial).fingerprint() for dial in ({}, *dials)}) == 4
+
+
+def test_whole_captions_move_with_mixed_pairs():
+    mixed = load_dataset("emoji", split="train", limit=60, imbalance=ImbalanceSpec(text_detail=0.5, mismatch_rate=0.5))
+    told = zip(mixed.captions, mixed.whole_captions, strict=True)
+    assert all(set(words.split()) <= set(whole.split()) for words, whole in told)
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5, 1.0])

@@ -111,6 +111,9 @@ def test_faulty_files_are_named_without_pillows_warning(tmp_path, recwarn):
     found = faults(decode, tmp_path, [*messages, "../x.jpg"])
     assert all(message in found[name] and str(tmp_path / name) in found[name] for name, message in messages.items())
     assert "climbs out" in found["../x.jpg"]
+    (tmp_path / "zero.jpg").rename(tmp_path / "Absent.jpg")  # messages are of what is there now
+    assert "but 'Absent.jpg' is there" in faults(decode, tmp_path, ["absent.jpg"])["absent.jpg"]
+    (tmp_path / "Absent.jpg").rename(tmp_path / "zero.jpg")
     assert faults(check_header, tmp_path, list(messages)).keys() == messages.keys() - {"float32.tif", "int32.tif"}
     assert not recwarn.list
 

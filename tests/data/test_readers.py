@@ -192,6 +192,13 @@ BAD_CONTENT = [
     ("x.yaml", {"train": [], "folders": {"trian": "x"}}, "folders has the unknown key 'trian'"),
     ("x.json", [LONE | {"image": ".x/a"}], "is hidden"),
     ("x.json", [LONE | {"category": kind} for kind in "bc"], "'a' is of 'b' and 'c'; choose one"),
+    *(
+        ("x.csv", f"image,caption,{name}\na,b,{x}\nc,d,{y}\n", f"column {name} says .*: is a caption to be left out?")
+        for name, x, y in (("nsfw", 0, 0.0003), ("spam", "ham", "spam"), ("is_rejected", "ok", "bad"))
+    ),
+    ("x.csv", 'image,caption\na,"""[""""b"""", """"c""""]"""\n', "is a structure"),
+    ("x.csv", "image,caption,use\na,b,train\nc,d,test\ne,f,demo\n", "line 4, use: split 'demo' is unknown"),
+    ("x.csv", 'image,caption\na,"[b, c]"\nd,"{e, f}"\n', "every caption is in brackets, as .*write lists as JSON"),
     ("x.parquet", "PAR1", "is a .parquet file, which is no known format"),
 ]
 

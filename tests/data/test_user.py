@@ -21,7 +21,8 @@ CELLS = {  # what is read of a cell or why not -> cells as JSON or a spreadsheet
     STRUCTURE: (
         """['one' 'two']|["one", ["two"]]|["one", 2]|{"en": "one"}|{'one', 'two'}|[{'raw': 'one'}]|['one'\n 'two']"""
         "|array(['one', 'two'])|[1, 2, 3]|(1.0, 2.0)|{1: 'a'}|[True]|b'a dog'|frozenset({'a dog'})|dict_values(['a'])"
-        "|tensor([1,2])|np.array(['a'])|['a dog', 'a cat'|[“a dog”, “a cat”]"
+        "|tensor([1,2])|np.array(['a'])|['a dog', 'a cat'|[“a dog”, “a cat”]|[np.str_('a dog')]|[None 'a dog']"
+        r"""|[\"a dog\", \"a cat\"]|["a ""dog"", "b"]"""
     ).split("|"),
     ("a dog",): ("[a dog]", "(a dog)", "a [dog]", "{a dog}"),
     ("set of three",): ("Set (of three)", "(set) of (three)"),
@@ -40,7 +41,7 @@ CELLS = {  # what is read of a cell or why not -> cells as JSON or a spreadsheet
 FLAGS = {  # captions left -> a column, its value beside "one" and beside "two"
     "two": "caption_rejected 1 0|ignore true false|skip yes no|exclude on off|is_duplicate 1.0 0.00|corrupt x -"
     "|toxic t f|low_quality Y N|is_hidden -1 00|blacklisted TRUE|isRejected spam |approved no yes|keep 0 1.0"
-    "|image_valid False True|NSFW NSFW UNLIKELY",
+    "|image_valid False True|NSFW NSFW UNLIKELY|drop yes no|accepted no yes",
     "one two": "is_rejected off {}|is_rejected [] 0.00|bad - 0e0|toxic 0.7 0.1|ignore a b|keep  1|approved \\N nan",
 }
 NUMBERED = """image,caption,caption_2,caption_3; image,caption,caption,caption; image,caption,caption.1,caption.2;

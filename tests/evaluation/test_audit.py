@@ -144,6 +144,8 @@ BROKEN = {  # file -> what is saved in it, and what is said; damaged files are t
     "module.pt": (torch.nn.Linear(2, 2), NO_ARRAY),  # a pickle
     "sparse.pt": (torch.eye(3).to_sparse(), f"{NO_ARRAY} (it must hold real numbers, none left out"),
     "meta.pt": (torch.eye(3).to("meta"), f"{NO_ROWS}(3, 3) of"),
+    "tiny.npy": (ONES.astype(np.float64) * 1e-46, "values from 1e-46 to 1e-46 (largest of a row), beyond float32"),
+    "text.npy": ("a text", "it holds objects that could run code"),
     "two.npz": ({"a": ONES, "b": ONES}, "holds 2 arrays (a, b)"),
     "missing.npy": (None, NO_ARRAY),
     "rows.csv": (None, "give one of .npy, .npz"),
@@ -158,6 +160,8 @@ def test_every_broken_file_is_one_line_that_names_it(tmp_path, name):
         np.save(tmp_path / name, content)
     elif isinstance(content, dict):
         np.savez(tmp_path / name, **content)
+    elif isinstance(content, str):
+        (tmp_path / name).write_text(content)
     elif content is not None:
         torch.save(content, tmp_path / name)
     with pytest.raises(ValueError, match=re.escape(said)) as caught:

@@ -30,7 +30,7 @@ def test_a_notebook_leaves_figures_tables_sentences_and_one_result(tmp_path):
     told = {"notebook": "02_training", "dataset": "mine", "settings": {"seed": 1}, "sentences": ["RVLR is above."]}
     told |= {"tables": {"main": [{"arm": "rvlr", "r_mean": 1.0}, {"arm": "floor", "r_mean": None}]}}
     told |= {"figures": dict.fromkeys(("mine_both", "mine_page", "mine_column"), "A curve.")}
-    assert found == told | {"metrics": {"rvlr | r_mean": 1.0}}
+    assert found == told | {"source": "some/mine.json", "metrics": {"rvlr | r_mean": 1.0}}
     written = {path.relative_to(tmp_path / "figures").as_posix() for path in (tmp_path / "figures").rglob("*.*")}
     names = ("mine_both", "column/mine_both", "mine_page", "mine_column")
     assert written == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf", "csv")}
@@ -43,6 +43,12 @@ def test_interactive_output_leaves_a_finished_run_alone(tmp_path, monkeypatch, r
     refuses("quick is a run of `rvlr reproduce`", RunOutput, "02", "scenes", tmp_path / "quick")
     monkeypatch.setenv("RVLR_HEADLESS", "1")
     RunOutput("02", "scenes", tmp_path / "quick")
+
+
+def test_a_file_of_the_same_name_replaces_no_results(tmp_path, refuses):
+    RunOutput("02", str(tmp_path / "one" / "mine.csv"), tmp_path).save()
+    RunOutput("02", str(tmp_path / "one" / "mine.csv"), tmp_path).save()
+    refuses("mine_02.json holds results of", RunOutput, "02", str(tmp_path / "two" / "mine.csv"), tmp_path)
 
 
 KINDS = {"n": int, "rate": float, "on": bool, "dials": list, "arms": list, "seeds": int, "seed": int, "k": int}
