@@ -18,6 +18,7 @@ from rvlr_lib.losses.distances import DISTANCES
 from rvlr_lib.losses.weights import LossWeights
 
 PRESETS = Path(__file__).parent / "presets"
+SHIPPED = sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "arms")  # presets by name
 TEMPERATURES = ("temperature", "relation_temperature")
 LEAST: dict[str, float] = {"data.seed": -1, "batch_size": 2, "fusion_weight": -(2.0**32)}
 LEAST |= dict.fromkeys("epochs width views log_every".split(), 1) | dict.fromkeys(TEMPERATURES, 1e-6)  # others: 0
@@ -218,11 +219,6 @@ def arm_training(settings: Settings, name: str) -> TrainSettings:
     return dataclasses.replace(settings.stage2, learning_rate=chosen.learning_rate or settings.stage2.learning_rate)
 
 
-def available_presets() -> list[str]:
-    """Names of the YAML presets that ship with the library."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "arms")
-
-
 def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Settings of shipped presets (``scenes``, ``quick``, ``corrected``, …) or YAML files, later ones win.
 
@@ -237,7 +233,7 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
     for preset in presets:
         path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
         if not path.is_file():
-            raise ValueError(f"unknown preset {preset!r}: valid are {', '.join(available_presets())}, or a YAML file")
+            raise ValueError(f"unknown preset {preset!r}: valid are {', '.join(SHIPPED)}, or a YAML file")
         values = read_yaml(path)
         own = values.pop("for", None) or {}
         if not isinstance(own, dict) or not all(isinstance(part, dict | None) for part in own.values()):

@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
-from rvlr_lib.config import Settings, arm_training, arm_weights, available_presets, load_settings
+from rvlr_lib.config import SHIPPED, Settings, arm_training, arm_weights, load_settings
 
 
-@pytest.mark.parametrize("preset", available_presets())
+@pytest.mark.parametrize("preset", SHIPPED)
 def test_every_shipped_preset_is_valid(preset):
     assert isinstance(load_settings(preset), Settings)
 

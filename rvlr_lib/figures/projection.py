@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from scipy.linalg import block_diag, orthogonal_procrustes
 
-from rvlr_lib.disk import plain, read_json, write_json
+from rvlr_lib.disk import plain, read_json, sha256, write_json
 from rvlr_lib.figures import ensure_numba_cache
 from rvlr_lib.figures.charts import legend_below
 from rvlr_lib.figures.style import MODALITY, Look, is_narrow, looks, new_figure, page_width, style
@@ -99,9 +99,9 @@ def project_spaces(
 
 
 def cached_projection(root: Path | str, spaces: Spaces, **options: Any) -> Projection:
-    """:func:`project_spaces`, kept below ``root/cache/projection`` for its features, options and version of UMAP."""
-    version = importlib.metadata.version("umap-learn")
-    digest = hashlib.sha256(repr((version, JOINT_EPOCHS, OWN_EPOCHS, OWN_RATE, plain(options))).encode())
+    """:func:`project_spaces`, kept below ``root/cache/projection`` by features, options, code and UMAP."""
+    decisive = importlib.metadata.version("umap-learn"), sha256(Path(__file__)), plain(options)
+    digest = hashlib.sha256(repr(decisive).encode())
     for name, pair in spaces.items():
         digest.update(name.encode() + b"".join(np.ascontiguousarray(features).tobytes() for features in pair))
     path = Path(root) / "cache" / "projection" / f"{digest.hexdigest()[:32]}.json"

@@ -46,12 +46,6 @@ class Student(nn.Module):
         """Contrastive temperature, 0-d."""
         return self.log_temperature.exp()
 
-    def match(self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Matching logits ``[B, 2]`` and fused first token ``[B, W]`` of pairs."""
-        if self.fusion is None:
-            raise ValueError("this student has no fusion encoder: build it with fusion_layers >= 1")
-        return self.fusion(image_tokens, text_tokens, text_mask)
-
 
 class TowerStudent(Student):
     """Whole towers of open_clip, trained end to end; batch normalisation keeps its statistics.

@@ -23,7 +23,7 @@ from rvlr_lib.data import LOADERS, ImbalanceSpec, dataset_stamp, load_dataset
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.disk import plain, sha256, whole_file, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, versions
-from rvlr_lib.training.processes import broadcast_json, is_main, same_everywhere
+from rvlr_lib.training.processes import broadcast_json, held_by_all, is_main
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 VALUES_ONLY = {"rvlr_lib.config", "rvlr_lib.provenance", "rvlr_lib.disk"}
@@ -75,7 +75,7 @@ class Cache:
         for. Under torchrun all processes call it and compute; the main one decides whether the stage is there already,
         and what it wrote is kept.
         """
-        if not same_everywhere(int(stage.key, 16) >> 8):
+        if len(set(held_by_all(stage.key))) > 1:
             fault = f"stage {stage.name} is not the same in all processes (its key here is {stage.key})"
             raise ValueError(f"{fault}: they need the same settings, data and version of the library")
         path = self.path(stage)

@@ -15,8 +15,8 @@ from rvlr_lib.config import ARMS, Settings
 from rvlr_lib.data import NAMES, PREPARED
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.disk import load_tensors, own_folder, read_json, whole_file, write_json
-from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers
-from rvlr_lib.provenance import data_name, home, provenance
+from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers, save_student
+from rvlr_lib.provenance import data_name, home, provenance, resolved
 from rvlr_lib.similarity import principal_directions, unit_rows
 from rvlr_lib.study import results
 from rvlr_lib.study.cache import Cache, Stage, data_parts, named_files, read_split
@@ -30,7 +30,7 @@ from rvlr_lib.training.processes import is_main, process_group
 from rvlr_lib.training.stages import Features, Split
 
 MODALITIES = ("image", "text")
-FILES = "weights.safetensors val.safetensors test.safetensors log.jsonl fit.json parts.json result.json".split()
+FILES = "weights.safetensors val.safetensors test.safetensors log.jsonl fit.json parts.json result.json student".split()
 TOWER_SETTINGS = ("pretrained", "image_weights", "text_weights", "text_layers", "context_length", "image_size")
 EVALUATION_SWITCHES = ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores")
 TAUGHT = ("image_representation", "text_representation", "structure", "mean_relation")  # by teachers
@@ -342,22 +342,27 @@ def train(
 ) -> None:
     """Train and evaluate an arm after what it goes on from; an interrupted training goes on.
 
-    ``own``: ``timeout``, options of :class:`rvlr_lib.training.loop.Execution`, others of ``open_study``. Weights, log
-    and result go to ``out``, by default a folder below ``root`` named by data set, arm and seed; ``overwrite`` replaces
-    what it holds of other settings. Under torchrun each process takes the GPU of its local rank.
+    ``own``: ``timeout``, options of :class:`rvlr_lib.training.loop.Execution`, others of ``open_study``. Weights, log,
+    result and ``student``, a folder of :func:`rvlr_lib.models.save_student`, go to ``out``, by default a folder below
+    ``root`` named by data set, arm and seed; ``overwrite`` replaces what it holds of other settings. Under torchrun
+    each process takes the GPU of its local rank.
     """
     running = {name: own.pop(name) for name in ("compile", "gradient_checkpointing", "save_every", "resume")}
+    config.arm(arm)  # before any work
     place, sizes = Path(root) if root else home(), preset or (None if dataset in NAMES else "own")
     with process_group(choose_device(device), own.pop("timeout")):
         execution = Execution(checkpoints=place / "checkpoints", **running)
         study = open_study(dataset, preset=sizes, device=device, root=place, execution=execution, **own)
         target = Path(out or place / "train" / f"{data_name(dataset)}-{arm}-seed{study.settings.seed}")
-        identity = {"key": study.result_stage(arm).key, "settings": asdict(study.settings)}
+        settings = asdict(replace(study.settings, data=replace(study.settings.data, name=resolved(dataset))))
+        data: Any = data_parts(study.settings, "both").get("fingerprint")  # of files
+        identity = {"key": study.result_stage(arm).key, "data": data, "settings": settings}
         with own_folder(target, identity, overwrite=overwrite, owned=lambda _: FILES) if is_main() else nullcontext():
-            result, folder = study.result(arm), study.student_folder(arm)
+            result, folder, student = study.result(arm), study.student_folder(arm), study.student(arm)
             if is_main():
                 for path in folder.iterdir():
                     with whole_file(target / path.name) as temporary:
                         shutil.copyfile(path, temporary)
                 write_json(target / "result.json", result)
+                save_student(student, study.towers, target / "student")
                 print(f"r_mean {result.metrics['r_mean']:.1f}; weights, log and result in {target}")

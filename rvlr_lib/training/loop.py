@@ -31,7 +31,7 @@ from rvlr_lib.training.batches import Batches, Inputs, derived_seed
 from rvlr_lib.training.checkpoint import last_checkpoint, write_checkpoint
 from rvlr_lib.training.features import mixed_precision
 from rvlr_lib.training.objectives import Objective
-from rvlr_lib.training.processes import all_reduce_sum, held_by_all, is_main, processes, same_everywhere, spread
+from rvlr_lib.training.processes import all_reduce_sum, held_by_all, is_main, processes, spread
 
 # a parameter of a tower's body, and not of its projection into the common space
 TOWER_BODY = re.compile(r"student\.(visual|text)\.(?!(proj|text_projection|head)\b)")
@@ -270,7 +270,7 @@ class Training:
             found = last_checkpoint(folder)
         elif folder is not None and is_main():
             shutil.rmtree(folder, ignore_errors=True)
-        if not same_everywhere(found[1]["step"] if found else 0):
+        if len(set(held_by_all(found[1]["step"] if found else 0))) > 1:
             raise ValueError(f"processes find different checkpoints in {folder}: all nodes must share this folder")
         if found is not None:
             self.load_state_dict(found[1], f"{found[0]} in {folder}")

@@ -140,8 +140,3 @@ def held_by_all(value: Any) -> list[Any]:
 def broadcast_json(value: Any) -> Any:
     """What the main process holds, in every process."""
     return held_by_all(value)[0]
-
-
-def same_everywhere(value: int) -> bool:
-    """Whether all processes hold the same number."""
-    return len(set(held_by_all(value))) == 1

@@ -66,6 +66,9 @@ def test_a_map_is_computed_once(spaces, tmp_path, monkeypatch):
     assert again.trustworthiness == first.trustworthiness
     with pytest.raises(TypeError):  # other options are another map
         cached(seed=1)
+    monkeypatch.setattr(projection, "sha256", lambda _: "of an edited file")
+    with pytest.raises(TypeError):
+        cached()
 
 
 def test_limits_are_those_of_the_projection_and_colour_is_the_modality(maps, drawn):

@@ -48,7 +48,7 @@ def test_heads_are_read_as_they_were(tmp_path, layers, refuses):
     torch.testing.assert_close(again.encode_text(rows).features, student.encode_text(rows).features)
     if layers:
         pairs = torch.randn(3, 9, 40), rows.tokens, rows.mask
-        torch.testing.assert_close(again.match(*pairs), student.match(*pairs))
+        torch.testing.assert_close(again.fusion(*pairs), student.fusion(*pairs))
     refuses("holds no student", load_student, tmp_path)
     refuses("holds other things than a student", save_student, student, tiny_towers(), tmp_path / "heads" / "..")
     save_student(student, tiny_towers(), tmp_path / "heads")

@@ -94,7 +94,7 @@ def test_whole_towers_train_and_batch_normalisation_stays(towers):
     image = student.encode_image(torch.rand(2, 3, 96, 96), tokens=True)
     text = student.encode_text(towers.tokenizer(["a cat", "two red dogs"]), tokens=True)
     assert image.tokens.shape == (2, 9, 1280)
-    logits, first = student.match(image.tokens, text.tokens, text.mask)
+    logits, first = student.fusion(image.tokens, text.tokens, text.mask)
     ((image.features * text.features).sum() + logits.sum() + first.sum()).backward()
     assert torch.equal(before, student.visual.trunk.bn1.running_mean)
     ends = ("visual.trunk.conv_stem", "visual.head.proj", "text.proj", "fusion.image_in")

@@ -48,9 +48,9 @@ def test_padding_does_not_reach_the_matching_head(towers, token_ids):
     student = TowerStudent(towers, fusion_layers=2).eval()
     image = student.encode_image(torch.rand(3, 3, 48, 48), tokens=True)
     batch, alone = (student.encode_text(ids, tokens=True) for ids in (token_ids, token_ids[:1]))
-    logits, first = student.match(image.tokens, batch.tokens, batch.mask)
+    logits, first = student.fusion(image.tokens, batch.tokens, batch.mask)
     assert (image.tokens.shape, logits.shape, first.shape) == ((3, 36, 96), (3, 2), (3, 96))
-    single, _ = student.match(image.tokens[:1], alone.tokens, alone.mask)
+    single, _ = student.fusion(image.tokens[:1], alone.tokens, alone.mask)
     torch.testing.assert_close(single[0], logits[0], rtol=1e-4, atol=1e-5)
     assert student.encode_image(torch.rand(1, 3, 48, 48)).tokens is None
 
@@ -69,7 +69,7 @@ def test_heads_take_cached_rows_of_differing_widths():
     student = HeadStudent(*starts, token_widths=(40, 24), fusion_layers=1)
     image, text = student.encode_image(images, tokens=True), student.encode_text(texts, tokens=True)
     torch.testing.assert_close(text.features, unit_rows(unit_rows(texts.features) @ starts[1]))  # exactly, in training
-    logits, first = student.match(image.tokens, text.tokens, text.mask)
+    logits, first = student.fusion(image.tokens, text.tokens, text.mask)
     assert (logits.shape, first.shape, student.embed_dim) == ((6, 2), (6, 128), 16)
     assert not torch.equal(*(student.encode_text(texts, dropout=0.1).features for _ in range(2)))
 
@@ -111,7 +111,6 @@ def test_weights_come_from_a_file_and_weights_that_are_missing_or_others_are_ref
         (lambda: build_towers("swin_b384_bert", text_weights="x"), r"lacks config\.json and model\.safetensors"),
         (lambda: build_towers("effnet_minilm", text_layers=7), "has 6 layers"),
         (lambda: build_towers("tinny"), "unknown model 'tinny'"),
-        (lambda: TowerStudent(tiny_towers()).match(*torch.zeros(3, 2, 4, 8)), "fusion_layers"),
         (lambda: HeadStudent(torch.eye(8), torch.eye(8, 9)), "different widths"),
         (lambda: HeadStudent(*[torch.eye(8)] * 2, fusion_layers=1), "token_widths"),
         (lambda: HeadStudent(*[torch.eye(8)] * 2).encode_text(CachedRows(torch.eye(8)), tokens=True), "are cached"),
@@ -150,7 +149,7 @@ def test_the_papers_pair_trains_for_a_step_on_drawn_pictures(tmp_path):
     text = student.encode_text(towers.tokenizer(["a red star", "the blue circle"]), tokens=True)
     assert image.tokens.shape == (2, 144, 1024)
     before = student.visual.trunk.patch_embed.proj.weight.detach().clone()
-    logits, _ = student.match(image.tokens, text.tokens, text.mask)
+    logits, _ = student.fusion(image.tokens, text.tokens, text.mask)
     ((image.features @ text.features.T).diagonal().sum() + logits[:, 1].sum()).backward()
     torch.optim.SGD(student.parameters(), 0.1).step()
     assert not torch.equal(before, student.visual.trunk.patch_embed.proj.weight)

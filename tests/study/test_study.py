@@ -3,7 +3,8 @@ import torch
 
 from rvlr_lib import cli
 from rvlr_lib.config import ARMS, load_settings
-from rvlr_lib.disk import read_json, sha256
+from rvlr_lib.disk import load_tensors, read_json, sha256
+from rvlr_lib.models import load_student
 from rvlr_lib.study.cache import named_files, read_split
 from rvlr_lib.study.study import FILES, open_study
 from rvlr_lib.training import features
@@ -127,6 +128,8 @@ def test_the_command_trains_an_arm_and_keeps_a_folder_of_other_settings(tmp_path
     assert cli.main([*command, *chosen]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, "made_by.json"}  # all that is ours
     assert read_json(tmp_path / "out" / "result.json")["metrics"]["r_mean"] > 0
+    weights, left = load_tensors(tmp_path / "out" / "weights.safetensors"), load_student(tmp_path / "out" / "student")
+    assert all(tensor.equal(weights[name]) for name, tensor in left.state_dict().items())
     assert cli.main([*command, *chosen, "--seed", "1"]) == 2
     assert "seed was 0, is 1" in capsys.readouterr().err
     assert cli.main([*command, *chosen, "--out", str(tmp_path / "out" / "log.jsonl")]) == 2
