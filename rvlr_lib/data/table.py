@@ -245,7 +245,8 @@ def _find(
         raise ValueError(f"{file}: the columns {told} may all {fault} say which with {option}")
     if not fits or families[0] not in known:
         whose = "picture" if what == "image" else what
-        fault = f"none of them is the {whose}'s, which is one of {', '.join(known)}; or name it with {option}"
+        usual = f"none of them is the {whose}'s, which is one of {', '.join(known)}; or name it with {option}"
+        fault = f"none that is left is {chosen!r}, as {option} says" if chosen else usual
         if what == "image" and names and re.search(rf"{PICTURE}(#\d+)?$", names[0], re.I):
             fault += f"; {names[0]!r} looks like a picture, so a header is missing"
         raise ValueError(f"{file} has columns {repr(', '.join(names))[1:-1] or 'none'}; {fault}")

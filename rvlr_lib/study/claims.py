@@ -108,7 +108,7 @@ def headline(plan: Plan, results: Results, found: Judged) -> str:
         told.append(f"{name}: {own.verdict} ({signed(own.effect.mean)} points{gains})")
     small = f", {below} of them by less than δ" if (below := sum("δ" in verdict for verdict in held)) else ""
     small += f", and in {equalled} of them the control gains as much or more" if equalled else ""
-    return f"**{len(held)} of {len(found)} sealed claims hold{small}.** {'; '.join(told)}."
+    return f"**{len(held)} of {len(found)} sealed claims hold{small}**: {'; '.join(told)}."
 
 
 def lead(plan: Plan, results: Results, name: str) -> str:
