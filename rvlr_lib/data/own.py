@@ -105,7 +105,8 @@ def _index(path: Path) -> dict[str, Any]:
 def _checked(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Keys of an index or options, without those of None; ValueError for a value that is not of its type."""
     given = {key: value for key, value in options.items() if value is not None}
-    given |= {k: int(x) for k, x in given.items() if isinstance(x, int | np.integer) and not isinstance(x, bool)}
+    whole = {key: x for key, x in given.items() if isinstance(x, int | np.integer) and not isinstance(x, bool)}
+    given |= {key: int(x) for key, x in whole.items()}
     for key, value in given.items():
         texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
         sound = type(value) in INDEX[key] and all(isinstance(text, str) and shown(text) == text for text in texts)

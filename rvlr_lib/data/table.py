@@ -6,10 +6,12 @@ import io
 import json
 import os
 import re
+import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ CAPTION_WORDS = set("caption captions sentence sentences description".split())  
 OTHER_WORDS = set("id ids number num count index length len lang language score source".split())  # of no caption then
 BAD = "rejected|precanned|spam|flagged|bad|invalid|deleted|blocked|unusable|offensive|nsfw"
 ALSO = "ignored?|skip(ped)?|excluded?|duplicated?|corrupt(ed)?|(low|bad|poor)_quality|toxic|hidden|b(lack|lock)listed"
-ALSO += "|rejects?|discard(ed)?|removed?|banned|unsafe|drop(ped)?|deleted?|blurry|broken"
+ALSO += "|rejects?|discard(ed)?|removed?|banned|unsafe|drop(ped)?|delete|blurry|broken"
 ALSO += "|(?P<good>(?<=[^s]_)valid|approved|accepted|keep|kept|included?|usable)"
 FLAG = re.compile(rf"(?P<sure>(image_|is_)*({BAD}))|((image|img|caption|text|is|to|be)_)*({BAD}|{ALSO})(_flag)?")
 YES, NO = set("1 true t yes y on x ✓ ✔ nsfw unsure".split()), set("0 false f no n off unlikely".split())  # of flags
@@ -45,11 +47,11 @@ MISSING_TEXT = r"[\W_]*(nan|none|null|n\W?a|nat|nil|undefined)[\W_]*|\\n|#n/a #?
 GAP = re.compile(MISSING_TEXT + r"|#(name\?|(ref|value|div/0|num|spill|calc|error)!)|[-–—]+|\[\]|\{\}|\(\)")
 BIT = re.compile(r"[-+]?0*([01])([.,]0*)?(e[-+]?0+)?")
 LISTED = re.compile(r"\A[bru]?['\"](?=.*,).*['\"]\s*,?\Z", re.I | re.S)  # texts without the brackets of a list
-BRACKETS = r"[uf]?[\[({]\s*((([\w.]+\()?[bru]?\\?['\"]|[\[({\])}]).*|(None|null|nan|true|false)([\s,:].*)?)[\])}]"
-SPOILT = (
-    r"[\[{]\s*[“”„‘’«].*[\]}]|[\[{]\s*[bru]?['\"][^\]}]*|['\"]\s*[\[{].*[\]}]\s*['\"]"  # quoted as prose; cut; twice
-)
-UNQUOTED = re.compile(r"\s*[\[{]\s*[^'\"\[{].*,.*[\]}]\s*", re.S)  # a list cast to text; a caption may look so, not all
+GAPS = r"(None|null|nan|true|false)(\s*[,:].*|\s+(['\"]|(None|null|nan|true|false)\b).*)?"  # in a list, not in prose
+BRACKETS = rf"[uf]?[\[({{]\s*((([\w.]+\()?[bru]?\\?['\"]|[\[({{\])}}]).*|{GAPS})[\])}}]"
+SPOILT = r"[\[{]\s*[“”„‘’«].*[\]}]|[\[{]\s*[bru]?['\"][^\]}]*"  # quoted as prose; cut
+SPOILT += r"|['\"]\s*[\[{].*['\"].*[\]}]\s*['\"]"  # quoted twice
+UNQUOTED = re.compile(r"\s*[\[{]\s*[^'\"\[{].*,.*[\]}]\s*", re.S)  # one caption may look so, not all
 STRUCTURE = re.compile(rf"\s*({BRACKETS}|{SPOILT}|[\w.]+\((\s*[\[({{'\"].*)?\)|b'.*'|b\".*\")\s*", re.I | re.S)
 WAYS_OUT = {  # why a text is no caption; to be filled with the text and its picture
     "empty captions": "the caption {!r} of {!r} has no word: write one or leave it out",
@@ -149,11 +151,12 @@ def captions_in(cell: Any) -> list[tuple[str, str]]:
 
 def _literal(text: str) -> Any:
     """A list written into a cell, as JSON or Python has it; numpy's has no commas, and Python would join its texts."""
-    for read in (json.loads, ast.literal_eval):
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-            return read(text)
-        if re.search(r"(['\"])\s*[bru]?['\"](?!\s*[,\])])", text):
-            return None
+    with suppress(ValueError, RecursionError):
+        return json.loads(text)
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError, tokenize.TokenError):
+        words = tokenize.generate_tokens(io.StringIO(text).readline)
+        kinds = [word.type for word in words if word.type != tokenize.NL]
+        return None if (tokenize.STRING, tokenize.STRING) in pairwise(kinds) else ast.literal_eval(text)
     return None
 
 
@@ -191,10 +194,11 @@ def fill(
     picture = _find(file, "image", names, columns, options)[0]
     captions = _find(file, "caption", names, columns, options, {picture, *flags})
     taken = {picture, *captions}
-    for k in flags:  # reasons stand beside empty cells
-        if said[k] - YES - NO and (said[k] & (YES | NO) or all(map(_said, columns[k]))):
+    for k in () if options.get("keep_flagged") else flags:  # reasons stand beside empty cells, numbers are counts
+        if any(not x.isdecimal() for x in said[k] - YES - NO) and (said[k] & (YES | NO) or all(map(_said, columns[k]))):
             told = f"the column {names[k]} says {', '.join(sorted(said[k])[:4])}"
-            raise ValueError(f"{file}: {told}: is a caption to be left out? Write yes or no, or rename the column")
+            way = "write yes or no, rename the column, or give keep_flagged"
+            raise ValueError(f"{file}: {told}: is a caption to be left out? {way}")
     filled = [text for k in captions for text in columns[k] if _folded(text)]
     if len(filled) > 1 and all(isinstance(text, str) and UNQUOTED.fullmatch(text) for text in filled):
         raise ValueError(f"{file}: every caption is in brackets, as {filled[0]!r}: write lists as JSON, with quotes")
@@ -206,7 +210,7 @@ def fill(
     splits = [k for k, fit in like.items() if fit and (fit[1] or said[k] & {*SPLIT_NAMES} or k in asked)]
     if any(said[k] <= {*SPLIT_NAMES} for k in splits):  # that column says it; others may be scores
         splits = [k for k in splits if k not in asked]
-    few = {k: len(said[k] & {*SPLIT_NAMES}) > 1 for k in like if len(said[k]) < 10}
+    few = {k: len({*map(SPLIT_NAMES.get, said[k])} - {None}) > 1 for k in like if len(said[k]) < 10}
     splits = splits or [k for k, sure in few.items() if sure or all(map(LIKE_SPLIT.fullmatch, said[k]))]
     if len(splits) > 1:
         raise ValueError(f"{file}: the columns {', '.join(names[k] for k in splits)} may all hold the split: keep one")
@@ -246,7 +250,7 @@ def _find(
     if not fits or families[0] not in known:
         whose = "picture" if what == "image" else what
         usual = f"none of them is the {whose}'s, which is one of {', '.join(known)}; or name it with {option}"
-        fault = f"none that is left is {chosen!r}, as {option} says" if chosen else usual
+        fault = f"{option} names {chosen!r}, which is none of them or holds something else" if chosen else usual
         if what == "image" and names and re.search(rf"{PICTURE}(#\d+)?$", names[0], re.I):
             fault += f"; {names[0]!r} looks like a picture, so a header is missing"
         raise ValueError(f"{file} has columns {repr(', '.join(names))[1:-1] or 'none'}; {fault}")

@@ -187,8 +187,8 @@ def read_array(path: Path) -> Tensor:
         arrays = {str(name): as_tensor("it", value) for name, value in named.items()}
     except Exception as error:  # loaders raise what they like: cut files, pickles, bad headers, no memory
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, UnpicklingError) or "pickle" in reason:  # their words advise to load it all the same
-            reason = "it holds objects that could run code"
+        if isinstance(error, UnpicklingError) or "allow_pickle" in reason:  # words that advise to load it all the same
+            reason = "it is of another format, or holds objects that could run code"
         raise ValueError(f"{path} is no array of numbers ({reason}): save rows [N, D] with numpy.save") from None
     if len(arrays) != 1:
         raise ValueError(f"{path} holds {len(arrays)} arrays ({', '.join(arrays)}): save the one to audit")

@@ -126,9 +126,9 @@ def plot_mix_ratio(frame: pd.DataFrame) -> Figure:
     return plot_curves(pd.concat([own, ideal]), "captions", columns=2, **labels)
 
 
-def log_frame(logs: Mapping[str, Sequence[Mapping[str, Any]]], first: str = "matching") -> pd.DataFrame:
-    """Training logs by arm as a frame (arm, stage, step, term, value); stage 2 begins where ``first`` ends."""
-    end = max((record["step"] for record in logs.get(first, ())), default=0)
+def log_frame(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """Training logs by arm as a frame (arm, stage, step, term, value); stage 2 begins where ``matching`` ends."""
+    end = max((record["step"] for record in logs.get("matching", ())), default=0)
     rows = [
         (arm, ARMS[arm].stage, record["step"] + (end if ARMS[arm].stage == 2 else 0), term, float(value))
         for arm, records in logs.items()

@@ -31,16 +31,16 @@ def readable(value: Any) -> bool:
 
 
 def number(name: str, value: Any, like: Tensor, *, nonzero: bool = True) -> Any:
-    """A real number as a float, a 0-d tensor as one ``like`` another; ValueError for anything else, and for zero."""
+    """A real number as a float, a 0-d tensor in the dtype of ``like``; ValueError for anything else, and for zero."""
     if isinstance(value, Tensor) and (value.ndim or value.is_complex()):
         raise ValueError(f"{name} must be a real number or a 0-d tensor, got {value.dtype} {tuple(value.shape)}")
     try:
-        value = value.to(like) if isinstance(value, Tensor) else float(value)
+        value = value if isinstance(value, Tensor) else float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number or a 0-d tensor, got {value!r}") from None
     if nonzero and readable(value) and value == 0:
         raise ValueError(f"{name} must not be zero")
-    return value
+    return value.to(like.dtype) if isinstance(value, Tensor) else value
 
 
 def same_image(image_ids: Any, rows: int, device: torch.device) -> Tensor:

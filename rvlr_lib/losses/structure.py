@@ -97,5 +97,6 @@ def _relations(
     features |= {f"more_features[{place}]": space for place, space in enumerate(spaces[1:])}
     rows, dtype = feature_rows(same_width=False, minimum=3 if relations_of is angle_relations else 2, **features)
     student, i, t, *more = [relations_of(x) for x in rows]
-    target = torch.lerp(i, t, number("fusion_weight", fusion_weight, i, nonzero=False))
+    weight = number("fusion_weight", fusion_weight, i, nonzero=False)
+    target = torch.lerp(i, t, weight.to(i) if isinstance(weight, Tensor) else weight)
     return [student, *more], [i, t], target, dtype

@@ -52,10 +52,9 @@ def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
 def explorer_points(record: Mapping[str, Any], dataset: str, root: Path) -> dict[str, Any]:
     """The points of one data set of a run; a ValueError names the command that makes a stage which is not cached."""
     given: dict[str, Any] = {"dataset": dataset}
-    for entry in [entry for entry in record["runs"] if entry["dataset"] == dataset]:
-        given |= entry["parameters"] | record.get("settings", {}).get(
-            f"{entry['notebook']} ({dataset})", {}
-        )  # whole paths
+    for entry in (entry for entry in record["runs"] if entry["dataset"] == dataset):
+        places = record.get("settings", {}).get(f"{entry['notebook']} ({dataset})", {})  # whole paths
+        given |= entry["parameters"] | {key: places[key] for key in ("dataset", "image_root") if key in places}
     chosen = {name: given[name] for name in (*OPENING, "seed") if given.get(name)}
     missing = f"the trained stages of {dataset} are missing, {rerun_command(record)} makes them"
     study = open_study(chosen.pop("dataset"), device="cpu", root=root, missing=missing, **chosen)

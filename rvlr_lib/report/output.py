@@ -45,8 +45,10 @@ class RunOutput:
         self.path = self.folder / "results" / f"{self.dataset}_{self.notebook}.json"
         if (self.folder / "run.json").is_file() and HEADLESS not in os.environ:
             raise ValueError(f"{self.folder} is a run of `rvlr reproduce`: choose another output_dir")
-        if self.path.is_file() and (other := read_json(self.path).get("source", self.source)) != self.source:
-            raise ValueError(f"{self.path} holds results of {other}, not of {self.source}: choose another output_dir")
+        other = read_json(self.path).get("source", "") if self.path.is_file() else ""
+        if other != self.source and os.path.exists(other):
+            told = f"{self.path} holds results of {other}, not of {self.source}"
+            raise ValueError(f"{told}: choose another output_dir, or remove it")
 
     def figure(self, draw: Callable[[], Any], name: str, data: Any, caption: str) -> Any:
         """Draw a figure in each width, save it as PNG and PDF with its table ``data`` as CSV; the picture to show."""
@@ -128,7 +130,7 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
         found: dict[str, Any] = plain(vars(parser.parse_object(dict(given), defaults=False)))
     except ArgumentError as error:
         told = str(error).replace("Parser key", "parameter").replace("\n ", "").replace("a typing.Literal", "one of ")
-        told += "; a list is written as [a, b]" if "list" in told.lower() else ""
+        told += "; a list is written as [a, b]" if "class 'list'" in told else ""
         raise ValueError(re.sub(r"a <class '(\w+)'>", r"\1", told)) from None
     if found.get("seed", 0) >= 2**32:
         raise ValueError(f"parameter 'seed' is {found['seed']}, expected less than 2^32")

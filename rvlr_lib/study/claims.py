@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jinja2 import Template
 
@@ -12,7 +11,7 @@ from rvlr_lib.config import ARMS
 from rvlr_lib.disk import read_json, write_text
 from rvlr_lib.metrics.statistics import Effect, Verdict, paired_effect, power, verdicts
 from rvlr_lib.study.plan import BY_STRUCTURE, Claim, Plan, check_seal, load_plan, reference_folder
-from rvlr_lib.study.sweep import read_seeds
+from rvlr_lib.study.sweep import mean_score, read_seeds
 from rvlr_lib.tables import arm_label, insert_between, metric_label, to_markdown
 
 Cells = Mapping[str, Mapping[str, Any]]
@@ -156,13 +155,14 @@ def claims_table(plan: Plan, found: Judged) -> pd.DataFrame:
 def companions_table(plan: Plan, results: Results) -> pd.DataFrame:
     """Differences that are not primary claims: effect and plain 95 % interval, no verdict.
 
-    ``tuned by`` is what chose the strengths of its arms, empty where none is tuned.
+    ``tuned by`` says which validation scores chose the learning rates and strengths of its arms.
     """
     rows: list[tuple[Any, ...]] = []
     for name, own in companions(plan, results).items():
         found, claim = (signed(own.mean), interval(own.low, own.high), own.seeds), plan.claims[name]
-        trained = [ARMS[arm_of(cell)].stage for _, _, cell in claim.parts[0] if arm_of(cell) in ARMS]
-        by = "structure" if BY_STRUCTURE in claim.effect else "recall" if 2 in trained else ""
+        cells = [cell for part in claim.parts for _, _, cell in part if arm_of(cell) in ARMS]
+        tuned = {"structure" if BY_STRUCTURE in cell else "recall" for cell in cells if ARMS[arm_of(cell)].stage == 2}
+        by = " & ".join(sorted(tuned))
         rows.append((name, *found, by, claim.text, metric_label(claim.metric)))
     columns = ["difference", "points", "95 % interval", "seeds", "tuned by", "in words", "metric"]
     return pd.DataFrame(rows, columns=columns)
@@ -177,10 +177,10 @@ def tuning_table(tuned: Mapping[str, Any]) -> pd.DataFrame:
         for criterion in ("recall", "structure"):
             chosen = found[criterion]
             scores = next(trial["scores"] for trial in trials if chosen.items() <= trial.items())
-            recall = np.mean([each["r_mean"] for dials in scores.values() for each in dials.values()])
             strengths = ", ".join(f"{group} {value:g}" for group, value in chosen["strengths"].items()) or "–"
-            told = f"{chosen['learning_rate']:g}", strengths, len(trials), f"{recall:.1f}"
-            rows.append((name, criterion, *told, "yes" if found["off"] else "no"))
+            told = f"{chosen['learning_rate']:g}", strengths, len(trials), f"{mean_score(scores, 'r_mean'):.1f}"
+            zero = ("yes" if found["off"] else "no") if chosen["strengths"] else "–"
+            rows.append((name, criterion, *told, zero))
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -16,7 +16,7 @@ from rvlr_lib.data import NAMES, PREPARED
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.disk import load_tensors, own_folder, read_json, whole_file, write_json
 from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers, save_student
-from rvlr_lib.provenance import data_name, home, provenance, resolved
+from rvlr_lib.provenance import data_name, home, provenance
 from rvlr_lib.similarity import principal_directions, unit_rows
 from rvlr_lib.study import results
 from rvlr_lib.study.cache import Cache, Stage, data_parts, named_files, read_split
@@ -354,8 +354,11 @@ def train(
         execution = Execution(checkpoints=place / "checkpoints", **running)
         study = open_study(dataset, preset=sizes, device=device, root=place, execution=execution, **own)
         target = Path(out or place / "train" / f"{data_name(dataset)}-{arm}-seed{study.settings.seed}")
-        settings = asdict(replace(study.settings, data=replace(study.settings.data, name=resolved(dataset))))
-        data: Any = data_parts(study.settings, "both").get("fingerprint")  # of files
+        held = replace(study.settings.data, name=data_name(dataset), image_root=None)  # wherever the files lie
+        data, settings = (
+            data_parts(study.settings, "both").get("fingerprint"),
+            asdict(replace(study.settings, data=held)),
+        )
         identity = {"key": study.result_stage(arm).key, "data": data, "settings": settings}
         with own_folder(target, identity, overwrite=overwrite, owned=lambda _: FILES) if is_main() else nullcontext():
             result, folder, student = study.result(arm), study.student_folder(arm), study.student(arm)

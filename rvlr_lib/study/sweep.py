@@ -333,7 +333,7 @@ class _Search:
             for seeds in (space.seeds[:1], space.seeds):
                 for epochs in (length, 2 * length):
                     scores = self.scores(middle, seeds, f"length {epochs}", **{"stage2.epochs": epochs})
-                    found[str(epochs)] = {name: _mean(own, "r_mean") for (name, _), own in scores.items()}
+                    found[str(epochs)] = {name: mean_score(own, "r_mean") for (name, _), own in scores.items()}
                 gains = [found[str(2 * length)][name] - found[str(length)][name] for name in names]
                 if np.mean(gains) >= space.plateau:
                     break
@@ -345,13 +345,13 @@ class _Search:
 
 def _best(scores: Mapping[Key, Scores], name: str, count: int) -> list[Key]:
     own = [key for key in scores if key[0] == name]
-    return sorted(sorted(own, key=lambda key: -_mean(scores[key], "r_mean"))[:count])
+    return sorted(sorted(own, key=lambda key: -mean_score(scores[key], "r_mean"))[:count])
 
 
 def _choose(plan: Plan, trials: Mapping[Key, Trial], confirmed: Mapping[Key, Scores]) -> dict[str, Any]:
     """The chosen trial of each arm by recall and by structure, and whether no strength at all did as well."""
-    recall = {key: _mean(scores, "r_mean") for key, scores in confirmed.items()}
-    structure = {key: _mean(scores, "structure") for key, scores in confirmed.items()}
+    recall = {key: mean_score(scores, "r_mean") for key, scores in confirmed.items()}
+    structure = {key: mean_score(scores, "structure") for key, scores in confirmed.items()}
     zero = max(value for (name, _), value in recall.items() if name == "matching_longer")
     found = {}
     for name in dict.fromkeys(name for name, _ in confirmed):
@@ -367,6 +367,6 @@ def _choose(plan: Plan, trials: Mapping[Key, Trial], confirmed: Mapping[Key, Sco
     return found
 
 
-def _mean(scores: Scores, metric: str) -> float:
+def mean_score(scores: Scores, metric: str) -> float:
     """Mean over seeds and dials."""
     return float(np.mean([found[metric] for dials in scores.values() for found in dials.values()]))

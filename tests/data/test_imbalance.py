@@ -50,6 +50,7 @@ def test_the_ceiling_falls_with_either_modality():
 def test_words_are_dropped_by_chance_and_one_stays():
     captions = [f"a{i} b{i} c{i} d{i}" for i in range(4000)]
     half, fewer = drop_words(captions, 0.5, seed=1), drop_words(captions, 0.2, seed=1)
+    assert drop_words(captions, 1.0) == captions
     share = sum(len(c.split()) for c in half) / 16_000
     assert share == pytest.approx(0.5 + 0.5**4 / 4, abs=0.01)  # of a caption that would lose all, one word stays
     for caption, more, less in zip(captions, half, fewer, strict=True):

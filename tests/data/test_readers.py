@@ -203,6 +203,11 @@ BAD_CONTENT = [
 ]
 
 
+def test_flags_that_are_no_yes_and_no_are_kept_where_flagged_captions_are(tmp_path):
+    path = write(tmp_path, "x.csv", "image,caption,nsfw\na,b,0.2\nc,d,0.3\n")
+    assert read_collection(path, keep_flagged=True).used.clean.tolist() == ["b", "d"]
+
+
 @pytest.mark.parametrize(("name", "content", "message"), BAD_CONTENT)
 def test_bad_content_is_named(tmp_path, name, content, message):
     for number in range(3):

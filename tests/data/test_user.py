@@ -17,6 +17,9 @@ CELLS = {  # what is read of a cell or why not -> cells as JSON or a spreadsheet
         *(str([ONE, TWO]), str((ONE, TWO)), f"['{ONE}', u'{TWO}']", f' ["{ONE}","{TWO}"]'),
         *(f"'{ONE}', '{TWO}'", f'"{ONE}", "{TWO}"', f"u'{ONE}',u'{TWO}',"),
     ),
+    ("tis the season", "a dog"): ("""["'Tis the season", 'a dog']""", """['"Tis the" season', "a 'dog'"]"""),
+    ("none of the dogs",): ("(None of the dogs)", "[None of] the dogs"),
+    ("a man in red",): ('"[A man] in red"',),
     (ONE, TWO, ONE): (json.dumps([ONE, TWO, ONE]),),
     STRUCTURE: (
         """['one' 'two']|["one", ["two"]]|["one", 2]|{"en": "one"}|{'one', 'two'}|[{'raw': 'one'}]|['one'\n 'two']"""

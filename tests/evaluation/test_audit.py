@@ -145,7 +145,7 @@ BROKEN = {  # file -> what is saved in it, and what is said; damaged files are t
     "sparse.pt": (torch.eye(3).to_sparse(), f"{NO_ARRAY} (it must hold real numbers, none left out"),
     "meta.pt": (torch.eye(3).to("meta"), f"{NO_ROWS}(3, 3) of"),
     "tiny.npy": (ONES.astype(np.float64) * 1e-46, "values from 1e-46 to 1e-46 (largest of a row), beyond float32"),
-    "text.npy": ("a text", "it holds objects that could run code"),
+    "text.npy": ("a text", "it is of another format, or holds objects that could run code"),
     "two.npz": ({"a": ONES, "b": ONES}, "holds 2 arrays (a, b)"),
     "missing.npy": (None, NO_ARRAY),
     "rows.csv": (None, "give one of .npy, .npz"),

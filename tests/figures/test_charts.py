@@ -74,6 +74,7 @@ def test_stage_two_begins_where_stage_one_ends(drawn, texts):
     log = charts.log_frame(dict.fromkeys(("matching", "intra_only", "rvlr"), record))
     ends = log.groupby("arm")["step"].agg(["min", "max"])
     assert ends.T.to_dict("list") == {"matching": [1, 80], "intra_only": [1, 80], "rvlr": [81, 160]}
+    assert charts.log_frame({"rvlr": record})["step"].max() == 80
     figure = drawn(partial(charts.plot_training, log))
     assert titles(figure) == ["contrastive", "validation score"]
     assert 80 in [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]

@@ -71,6 +71,13 @@ def test_a_map_is_computed_once(spaces, tmp_path, monkeypatch):
         cached()
 
 
+def test_numba_takes_the_cache_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    projection.ensure_numba_cache(tmp_path)
+    assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "cache" / "numba")
+
+
 def test_limits_are_those_of_the_projection_and_colour_is_the_modality(maps, drawn):
     for found in maps:
         figure = drawn(partial(projection.plot_embedding, found))

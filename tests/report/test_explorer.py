@@ -80,6 +80,18 @@ def test_page_is_complete_and_says_what_is_missing(points):
     assert json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1]) == {name: points}
 
 
+def test_data_are_found_by_their_whole_path_and_models_by_their_name(monkeypatch, tmp_path, refuses):
+    opened = []
+    monkeypatch.setattr(explorer, "open_study", lambda *args, **options: opened.append((args, options)) or 1 / 0)
+    run = {"notebook": "02", "dataset": "mine", "parameters": {"dataset": "mine.csv", "model": "local-dir:m"}}
+    settings = {"02 (mine)": {"dataset": "/data/mine.csv", "model": "/data/m"}}
+    with pytest.raises(ZeroDivisionError):
+        explorer.explorer_points(
+            {"runs": [run], "settings": settings, "command": "rvlr", "profile": "own"}, "mine", tmp_path
+        )
+    assert (opened[0][0], opened[0][1]["model"]) == (("/data/mine.csv",), "local-dir:m")
+
+
 @pytest.fixture(scope="module")
 def script(points, tmp_path_factory):
     """Function (JavaScript expression) -> its value on the page."""

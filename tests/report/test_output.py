@@ -4,7 +4,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from rvlr_lib.disk import read_json, write_json
+from rvlr_lib.disk import read_json, write_json, write_text
 from rvlr_lib.figures.style import is_narrow, new_figure
 from rvlr_lib.report.output import RunOutput, check_parameters, fit_parameters, read_results
 
@@ -46,9 +46,13 @@ def test_interactive_output_leaves_a_finished_run_alone(tmp_path, monkeypatch, r
 
 
 def test_a_file_of_the_same_name_replaces_no_results(tmp_path, refuses):
-    RunOutput("02", str(tmp_path / "one" / "mine.csv"), tmp_path).save()
-    RunOutput("02", str(tmp_path / "one" / "mine.csv"), tmp_path).save()
-    refuses("mine_02.json holds results of", RunOutput, "02", str(tmp_path / "two" / "mine.csv"), tmp_path)
+    one, two = (tmp_path / name / "mine.csv" for name in ("one", "two"))
+    write_text(one, "")
+    for path in (one, one):
+        RunOutput("02", str(path), tmp_path).save()
+    refuses("mine_02.json holds results of", RunOutput, "02", str(two), tmp_path)
+    one.rename(tmp_path / "moved.csv")
+    RunOutput("02", str(two), tmp_path)
 
 
 KINDS = {"n": int, "rate": float, "on": bool, "dials": list, "arms": list, "seeds": int, "seed": int, "k": int}

@@ -22,6 +22,7 @@ def test_unit_rows_and_their_gradient_equal_torch_s_and_a_zero_row_stays():
 def test_cosine_matrix_equals_torch_pair_by_pair_and_off_diagonal_the_loop():
     expected = torch.nn.functional.cosine_similarity(ROWS[:, None], ROWS[None, :4], dim=-1)
     torch.testing.assert_close(cosine_matrix(ROWS, ROWS[:4]), expected)
+    assert cosine_matrix(ROWS.bfloat16()).dtype == torch.bfloat16
     matrix = torch.arange(25).view(5, 5).T  # not contiguous
     assert off_diagonal(matrix).tolist() == [[matrix[i, j].item() for j in range(5) if j != i] for i in range(5)]
     assert off_diagonal(torch.ones(1, 1)).shape == (1, 0)

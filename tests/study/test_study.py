@@ -18,6 +18,7 @@ def test_a_result_comes_from_the_cache_the_second_time(make_study, refuses):
     assert first.metrics["r_mean"] > 0
     assert "image/overlap_start" in first["structure"]
     again = make_study(missing="nothing may be computed")
+    assert read_json(again.student_folder("structure") / "parts.json")["rows"] == again.settings.data.rows
     assert again.result("structure").metrics == first.metrics
     refuses("nothing may be computed", again.result, "intra")
 
