@@ -343,9 +343,9 @@ def train(
     """Train and evaluate an arm after what it goes on from; an interrupted training goes on.
 
     ``own``: ``timeout``, options of :class:`rvlr_lib.training.loop.Execution`, others of ``open_study``. Weights, log,
-    result and ``student``, a folder of :func:`rvlr_lib.models.save_student`, go to ``out``, by default a folder below
-    ``root`` named by data set, arm and seed; ``overwrite`` replaces what it holds of other settings. Under torchrun
-    each process takes the GPU of its local rank.
+    result and, of whole towers, ``student``, an open_clip model, go to ``out``, by default a folder below ``root``
+    named by data set, arm and seed; ``overwrite`` replaces what it holds of other settings. Under torchrun each process
+    takes the GPU of its local rank.
     """
     running = {name: own.pop(name) for name in ("compile", "gradient_checkpointing", "save_every", "resume")}
     config.arm(arm)  # before any work
@@ -367,5 +367,6 @@ def train(
                     with whole_file(target / path.name) as temporary:
                         shutil.copyfile(path, temporary)
                 write_json(target / "result.json", result)
-                save_student(student, study.towers, target / "student")
+                if isinstance(student, TowerStudent):  # heads need their towers, which take seconds to load
+                    save_student(student, study.towers, target / "student")
                 print(f"r_mean {result.metrics['r_mean']:.1f}; weights, log and result in {target}")
