@@ -117,9 +117,7 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
 
     files = [options.pop(name) for name in ("image_features", "text_features", "captions")]
     if all(files) == bool(dataset) or (any(files) and not all(files)):
-        raise ValueError(
-            "give --image-features, --text-features and --captions, or --dataset and a --model with weights"
-        )
+        raise ValueError("give --image-features, --text-features and --captions, or --dataset and --model with weights")
     if all(files) and (model or options["pretrained"] or options["image_root"]):
         raise ValueError("features are given: leave --model, --pretrained and --image-root out, or give --dataset")
     folder, place = out or home() / "audit" / data_name(dataset or str(files[2])), choose_device(device)

@@ -29,9 +29,7 @@ PARTS |= {"text_query": "caption queries:", "t2t_no_siblings": "t2t without sibl
 PARTS |= {"overlap_teacher": "neighbours shared with teacher", "overlap_truth": "neighbours shared with truth"}
 PARTS |= {"relations_teacher": "relations like teacher's"}
 THREE = re.compile("temperature|loss|p_value")  # decimals; FREE: three significant digits
-TWO = re.compile(
-    "Δ|share of|shown|probe|(image|text) to |index|gap|relations|alignment|uniformity|norm|cka|cosine|relevance"
-)
+TWO = re.compile("Δ|share of|shown|probe| to |index|gap|relations|alignment|uniformity|norm|cka|cosine|relevance")
 FREE = re.compile(r"weight|learning_rate|\blr\b|ratio|alpha")
 unbroken = partial(re.compile(r"(?<=\d) to (?=[+−]?\d)").sub, "&nbsp;to&nbsp;")  # an interval in HTML
 LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$", "–": "--", "Δ": r"$\Delta$"}

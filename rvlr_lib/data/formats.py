@@ -38,9 +38,8 @@ def parse(path: Path) -> Any:
     except Exception as error:  # the parser of YAML also raises what its types raise: bad dates, keys that are lists
         if "Extra data" in str(error) and text.lstrip().startswith("{"):
             return text
-        raise ValueError(
-            f"{path} is no valid {'YAML' if kind[1] == 'y' else 'JSON'}: {' '.join(str(error).split())}"
-        ) from None
+        fault = " ".join(str(error).split())
+        raise ValueError(f"{path} is no valid {'YAML' if kind[1] == 'y' else 'JSON'}: {fault}") from None
 
 
 def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:

@@ -102,7 +102,7 @@ def headline(plan: Plan, results: Results, found: Judged) -> str:
     held, told, equalled = [own.verdict for own in found.values() if own.verdict.startswith("better")], [], 0
     for name, own in found.items():
         known = control_of(plan, name, results)
-        equalled += any(own.verdict in held and control.mean >= own.effect.mean for _, control in known)
+        equalled += any(own.verdict.startswith("better") and gain.mean >= own.effect.mean for _, gain in known)
         gains = "".join(f"; {label} {signed(control.mean)}" for label, control in known)
         told.append(f"{name}: {own.verdict} ({signed(own.effect.mean)} points{gains})")
     small = f", {below} of them by less than δ" if (below := sum("δ" in verdict for verdict in held)) else ""

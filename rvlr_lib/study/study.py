@@ -355,11 +355,9 @@ def train(
         study = open_study(dataset, preset=sizes, device=device, root=place, execution=execution, **own)
         target = Path(out or place / "train" / f"{data_name(dataset)}-{arm}-seed{study.settings.seed}")
         held = replace(study.settings.data, name=data_name(dataset), image_root=None)  # wherever the files lie
-        data, settings = (
-            data_parts(study.settings, "both").get("fingerprint"),
-            asdict(replace(study.settings, data=held)),
-        )
-        identity = {"key": study.result_stage(arm).key, "data": data, "settings": settings}
+        settings = asdict(replace(study.settings, data=held))
+        identity: dict[str, Any] = {"key": study.result_stage(arm).key, "settings": settings}
+        identity["data"] = data_parts(study.settings, "both").get("fingerprint")
         with own_folder(target, identity, overwrite=overwrite, owned=lambda _: FILES) if is_main() else nullcontext():
             result, folder, student = study.result(arm), study.student_folder(arm), study.student(arm)
             if is_main():
