@@ -64,9 +64,7 @@ def test_companions_that_differ_in_their_dial_are_one_sentence(plan, refuses):
 
 
 def test_each_row_of_the_tuning_table_has_the_recall_of_its_own_trial():
-    trials = [
-        {"learning_rate": rate, "strengths": {}, "scores": {"1": {"text": {"r_mean": 40 * rate}}}} for rate in (1, 2)
-    ]
+    trials = [{"learning_rate": n, "strengths": {}, "scores": {"1": {"text": {"r_mean": 40 * n}}}} for n in (1, 2)]
     own = {"recall": {"learning_rate": 2, "strengths": {}}, "structure": {"learning_rate": 1, "strengths": {}}}
     table = claims.tuning_table({"chosen": {"arms": {"rvlr": own | {"off": False}}}, "trials": {"rvlr": trials}})
     assert table["validation r_mean"].tolist() == ["80.0", "40.0"]

@@ -139,5 +139,6 @@ def test_the_command_trains_an_arm_and_keeps_a_folder_of_other_settings(tmp_path
     assert cli.main([*command, *chosen, "--out", str(tmp_path / "out" / "log.jsonl")]) == 2
     assert "log.jsonl is a file: choose a folder" in capsys.readouterr().err
     monkeypatch.setattr("rvlr_lib.study.study.open_study", lambda name, preset, **_: exit(f"sizes {preset}"))
+    assert cli.main(["train", "--arm", "floor"]) == 2  # which is no arm, before anything is opened
     with pytest.raises(SystemExit, match="sizes None"):
         cli.main(["train", "--dataset", "flickr30k"])
