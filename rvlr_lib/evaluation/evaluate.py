@@ -1,7 +1,7 @@
 """From features to a report: retrieval under every relevance, floors, ceilings, structure."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from rvlr_lib.data.facts import Relevance
 from rvlr_lib.data.relevance import category_relevance
 from rvlr_lib.models import teacher_features
 from rvlr_lib.similarity import unit_rows
+from rvlr_lib.training.processes import say_once
 
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
 Device = torch.device | str
@@ -244,13 +245,10 @@ def halve_until_it_fits(compute: Callable[..., Result], rows: int) -> Result:
                 raise
         else:
             if rows < first:
-                _say(f"{first} rows at once did not fit in memory, {rows} did; the numbers are the same")
+                say_once(f"{first} rows at once did not fit in memory, {rows} did; the numbers are the same")
             return found
         rows //= 2  # outside the handler, whose traceback keeps tensors alive
         torch.cuda.empty_cache()
-
-
-_say = cache(print)  # a line is printed once
 
 
 def _starting(prefixes: tuple[str, ...], report: Mapping[str, float]) -> dict[str, float]:

@@ -162,7 +162,9 @@ def reproduce(
     at_once = min(settings["at_once"], cores)
     threads = os.environ.get("OMP_NUM_THREADS") or str(cores // at_once)
     kernels = patch.dict(os.environ, KERNELS | {"OMP_NUM_THREADS": threads})
-    with own_folder(out, identity, overwrite=overwrite, owned=_owned, file="run.json") as earlier, kernels:
+    options: dict[str, Any] = {"file": "run.json", "overwrite": overwrite}
+    options["owned"] = lambda earlier: OWN_NAMES | {entry["dataset"] for entry in earlier.get("runs", [])}
+    with own_folder(out, identity, **options) as earlier, kernels:
         ensure_numba_cache(home())
         done = {f"{entry['notebook']} ({entry['dataset']})": entry for entry in earlier.get("runs", [])}
         entries = [done.get(str(run), {}) | vars(run) for run in runs]
@@ -269,12 +271,12 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, ru
     for logger in ("papermill", "asyncio"):  # what they would say of a failure is said in one line
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     source, target = root / "notebooks" / f"{run.notebook}.ipynb", out / run.dataset / f"{run.notebook}.ipynb"
-    partial, page = target.with_name(f".partial-{source.name}"), target.with_suffix(".html")
+    unfinished, page = target.with_name(f".partial-{source.name}"), target.with_suffix(".html")
     target.parent.mkdir(parents=True, exist_ok=True)
     result = out / "results" / f"{run.dataset}_{run.notebook}.json"
     page.unlink(missing_ok=True)
     stream, reason = _Stages(str(run)), ""
-    names, parameters = map(_no_template, (source, partial)), run.parameters | {"output_dir": str(out)}
+    names, parameters = map(_no_template, (source, unfinished)), run.parameters | {"output_dir": str(out)}
     options = {"kernel_name": "python3", "execution_timeout": timeout, "extra_arguments": ["--log-level=50"]}
     options |= {"on_cell_execute": stream.count, "stdout_file": stream, "stderr_file": stream, "progress_bar": False}
     try:
@@ -285,7 +287,7 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, ru
         write_text(page, text.replace('href="../FIDELITY.md', f'href="{up}/FIDELITY.md'))
     except papermill.PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             raise KeyboardInterrupt from None
         reason = f"{error.ename}: {str(error.evalue).strip()}"
     except CellTimeoutError:
@@ -293,9 +295,9 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, ru
     except DeadKernelError:
         reason = "DeadKernelError: the kernel died, often for want of memory"
     except BaseException:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
-    os.replace(partial, target)
+    os.replace(unfinished, target)
     if reason:
         raise NotebookError(f"{run}, cell [{stream.number}]: {reason} (kept with its output: {target})")
     return target
@@ -382,11 +384,6 @@ def _key(run: Run, root: Path) -> str:
         files += sorted(path for path in (place, *place.rglob("*")) if path.is_file())
     decisive = [str(run), run.parameters | places, versions(), _own_data(run), [*map(sha256, files)]]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-
-def _owned(earlier: Mapping[str, Any]) -> set[str]:
-    """What a run folder holds of ours, by its record."""
-    return OWN_NAMES | {entry["dataset"] for entry in earlier.get("runs", [])}
 
 
 def _outputs(run: Run, out: Path) -> list[str]:

@@ -264,9 +264,7 @@ def run_tuning(plan: Plan, folder: Path, runner: Runner) -> None:
     for key, more in search.scores({key: trials[key] for key in best}, space.seeds[1:]).items():
         scores[key] |= more
     search.chosen["arms"] = _choose(plan, trials, {key: scores[key] for key in best})
-    tried: dict[str, list[Trial]] = {name: [] for name in names}
-    for key, trial in trials.items():
-        tried[key[0]].append({**trial, "scores": scores[key]})
+    tried = {name: [trials[key] | {"scores": scores[key]} for key in trials if key[0] == name] for name in names}
     tuned = {"chosen": search.chosen, "visibilities": visibilities, "lengths": lengths, "provenance": provenance()}
     write_json(folder / "tuning.json", {**tuned, "trials": tried})
 

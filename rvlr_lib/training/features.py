@@ -5,7 +5,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset, augment
 from rvlr_lib.disk import flush
 from rvlr_lib.models import CachedRows, HeadStudent, Student, Towers, TowerStudent
-from rvlr_lib.training.processes import is_main, shared_work
+from rvlr_lib.training.processes import is_main, say_once, shared_work
 
 Rows = dict[str, Tensor]  # named arrays, a row for each picture or caption
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
@@ -41,23 +41,22 @@ class FeatureSet:
 def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
     """The context of a ``precision``; ``auto`` is bfloat16 on CUDA, float32 elsewhere.
 
-    bfloat16 is 2 to 3 times as fast on newer GPUs and CPUs, and 4 to 11 times as slow on CPUs without AVX-512: where it
-    does not pay float32 is taken, and a line says so once.
+    bfloat16 is 2 to 3 times as fast on newer GPUs and AMD's CPUs, slower by a third to a half on Intel's without AMX,
+    and 4 to 11 times as slow on CPUs without AVX-512: where it does not pay float32 is taken, and a line says so once.
     """
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    if wanted and not fast_bfloat16(device) and is_main():
-        _say(f"bfloat16 is slow on this {device.type}: float32 is used, and figures move within their tolerance")
+    if wanted and not fast_bfloat16(device):
+        say_once(f"bfloat16 is slow on this {device.type}: float32 is used, and figures move within their tolerance")
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted and fast_bfloat16(device))
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is no slower than float32: on GPUs from Ampere on and CPUs with AVX-512."""
+    """Whether bfloat16 pays: on GPUs from Ampere on, on CPUs with AVX-512, of Intel's on those with AMX as well."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-
-
-_say = cache(print)  # a line is printed once
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
+    slow = "Intel" in str(known.get("cpu_name")) and not known["amx_bf16"]
+    return device.type != "cpu" or (torch.backends.cpu.get_cpu_capability().startswith("AVX512") and not slow)
 
 
 @torch.no_grad()

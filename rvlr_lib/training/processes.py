@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,6 +26,13 @@ def processes() -> tuple[int, int]:
 def is_main() -> bool:
     """Whether this process is the one that writes and prints."""
     return processes()[0] == 0
+
+
+@cache
+def say_once(line: str) -> None:
+    """Print a line once, in the main process alone."""
+    if is_main():
+        print(line)
 
 
 @contextmanager

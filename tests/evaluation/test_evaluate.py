@@ -84,7 +84,7 @@ def test_rows_are_halved_until_they_fit_outside_the_handler(monkeypatch):
         assert sys.exc_info() == (None, None, None)  # no handler is open that would keep tensors
         return "found"
 
-    monkeypatch.setattr(evaluation, "_say", said.append)
+    monkeypatch.setattr(evaluation, "say_once", said.append)
     assert evaluation.halve_until_it_fits(compute, 40) == "found"
     assert said == ["40 rows at once did not fit in memory, 5 did; the numbers are the same"]
     assert tried == [40, 20, 10, 5]

@@ -74,14 +74,16 @@ def test_damaged_features_and_a_full_disk_are_named(towers, scenes, tmp_path, mo
 
 
 def test_bfloat16_is_left_out_where_the_cpu_has_no_fast_one_and_a_line_says_so_once(monkeypatch, capsys):
-    for cpu, asked in (("AVX2", "bfloat16"), ("AVX512", "auto"), ("AVX512", "bfloat16"), ("AVX512_BF16", "bfloat16")):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda cpu=cpu: cpu)
-        features._say.cache_clear()
+    intel = {"cpu_name": "Intel Xeon", "amx_bf16": False}
+    fast = [("AVX512", {}), ("AVX512_BF16", intel | {"cpu_name": "AMD EPYC"}), ("AVX512", intel | {"amx_bf16": True})]
+    for cpu, asked in [(fast[0], "auto"), *((cpu, "bfloat16") for cpu in (*fast, ("AVX512", intel), ("AVX2", {})))]:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda cpu=cpu: cpu[0])
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda cpu=cpu: cpu[1])
+        features.say_once.cache_clear()
         for _ in range(2):
             with features.mixed_precision(CPU, asked):
-                half = (torch.eye(2) @ torch.eye(2)).dtype == torch.bfloat16
-            assert half == (cpu != "AVX2" and asked == "bfloat16")
-        assert capsys.readouterr().out.count("bfloat16 is slow on this cpu: float32 is used") == (cpu == "AVX2")
+                assert ((torch.eye(2) @ torch.eye(2)).dtype == torch.bfloat16) == (cpu in fast and asked == "bfloat16")
+        assert capsys.readouterr().out.count("bfloat16 is slow on this cpu: float32 is used") == (cpu not in fast)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     assert not features.fast_bfloat16(torch.device("cuda"))  # such as a T4
 
@@ -90,8 +92,8 @@ def test_bfloat16_keeps_the_neighbours_of_pretrained_towers(tmp_path, monkeypatc
     monkeypatch.setattr(features, "fast_bfloat16", lambda _device: True)
     towers, emoji, spaces = build_towers(), load_dataset("emoji", split="test"), []
     for precision in ("float32", "bfloat16"):
-        places = store(tmp_path / precision, towers, emoji, views=1, tokens=False, precision=precision)
-        found = read_features(*places, "test")
+        options = {"views": 1, "tokens": False, "precision": precision}
+        found = read_features(*store(tmp_path / precision, towers, emoji, **options), "test")
         spaces.append((found.images[0], found.texts))
     for plain, half in zip(*spaces, strict=True):
         assert 93 <= knn_overlap(plain, half, k=10) < 100
@@ -109,9 +111,8 @@ def test_distinct_captions_are_encoded_and_cut_ones_counted_once(scenes, tmp_pat
     told = capsys.readouterr().out
     assert told.count("captions are longer than 8 tokens and are cut") == 1
     assert "train: 10 of 10 captions are of words that the text tower mostly does not know" in told
-    assert len(encoded) == len(set(captions))
     assert torch.equal(found.texts[:5], found.texts[5:])
-    assert found.text_mask.shape == (10, 8)
+    assert (len(encoded), found.text_mask.shape) == (len(set(captions)), (10, 8))
 
 
 def test_common_features_and_tokens_of_towers_and_heads(towers, scenes, stored, refuses):
@@ -127,9 +128,7 @@ def test_common_features_and_tokens_of_towers_and_heads(towers, scenes, stored, 
 def test_what_has_encoded_can_be_trained(towers, scenes, stored, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self._apply(torch.clone))  # as where it moves to a GPU
     heads, whole = HeadStudent(torch.eye(96), torch.eye(96)), TowerStudent(towers)
-    for student, data in ((heads, stored), (whole, scenes)):
-        encode(student, data)
-    encode_tokens(whole, scenes, CPU)
+    encode(heads, stored), encode(whole, scenes), encode_tokens(whole, scenes, CPU)
     store(tmp_path, towers, scenes)
     for module in (heads, whole, towers.visual, towers.text):
         assert not any(parameter.is_inference() for parameter in module.parameters())
