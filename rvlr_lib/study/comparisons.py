@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rvlr_lib.config import ARMS
 from rvlr_lib.data import clean_caption
 from rvlr_lib.data.dataset import ArraySource, ImageTextDataset
 from rvlr_lib.data.dial import FAULTS
@@ -83,10 +82,10 @@ def gather(
 
 def curve_stage(study: Study, compute: Callable[..., Any], arms: str | Sequence[str], options: dict[str, Any]) -> Stage:
     """The stage of what :func:`gather` reads of one study."""
-    needs = [study._student_stage(name) for name in ([arms] if isinstance(arms, str) else arms) if name in ARMS]
-    parts = {"made by": compute.__name__, "arms": arms, "options": options, "seed": study.settings.seed}
+    own = [study.result_stage(name) for name in ([arms] if isinstance(arms, str) else arms)]
+    parts = {"made by": compute.__name__, "of": [stage.key for stage in own], "options": options}
     make = partial(compute, study, arms, **options)
-    return Stage("curves", parts, write_frame, partial(dict[str, Any], make=make), tuple(needs))
+    return Stage("curves", parts, write_frame, partial(dict[str, Any], make=make), sum((each.needs for each in own), ()))
 
 
 def write_frame(folder: Path, *, make: Callable[[], pd.DataFrame]) -> None:
