@@ -383,7 +383,10 @@ def main() -> None:
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown parts {', '.join(sorted(unknown))}: valid are {', '.join(PARTS)}")
     options.out = Path(options.out or ("runs/gpu-tiny.json" if options.tiny else "benchmarks/results/gpu.json"))
-    found = read_json(options.out) if options.table else Bench(options).run()
+    try:
+        found = read_json(options.out) if options.table else Bench(options).run()
+    except ValueError as error:  # no such device
+        parser.error(str(error))
     if not found["tiny"]:
         write_table(found)
 

@@ -126,7 +126,7 @@ def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tens
         "retrieval": retrieval_metrics(pair, dataset, device=device),
         "floor": noise_floor(dataset, images.shape[1], 0, device),
         "structure": geometry,
-        "peers": training_free(pair, dataset).to_dict("records"),
+        "peers": training_free(pair, dataset, device=device).to_dict("records"),
     }
 
 

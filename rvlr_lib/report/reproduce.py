@@ -43,7 +43,7 @@ DISK_BYTES = 10**9  # free before a run begins
 STORED = ("study_results", "followup_results")  # parameters that name folders of a study's results
 PATHS = (*OPENING, *STORED)  # that may name files
 STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
-KERNELS = {HEADLESS: "1", "TQDM_MININTERVAL": "10", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
+KERNELS = {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
 NO_ALT = 'alt="No description has been provided for this image"'  # of nbconvert
 say = partial(print, flush=True)
 

@@ -12,7 +12,7 @@ from rvlr_lib.disk import read_json, write_text
 from rvlr_lib.metrics.statistics import Effect, Verdict, paired_effect, power, verdicts
 from rvlr_lib.study.plan import BY_STRUCTURE, Claim, Plan, check_seal, load_plan, reference_folder
 from rvlr_lib.study.sweep import mean_score, read_seeds
-from rvlr_lib.tables import arm_label, insert_between, metric_label, to_markdown
+from rvlr_lib.tables import arm_label, insert_between, metric_label, shown, to_markdown
 
 Cells = Mapping[str, Mapping[str, Any]]
 Results = Mapping[str, Mapping[int, Cells]]  # part of the plan -> seed -> cell -> record
@@ -75,12 +75,16 @@ def judge(plan: Plan, results: Results) -> dict[str, Verdict]:
 
 
 def companions(plan: Plan, results: Results) -> dict[str, Effect]:
-    """Effects that are not primary, with plain 95 % intervals: leads, no claims."""
-    known = {name: claim for name, claim in plan.claims.items() if not claim.primary}
-    return {name: weakest(own, results) for name, own in known.items() if min(map(len, effects(own, results))) >= 2}
+    """Effects that are not primary and whose planned seeds are whole, with plain 95 % intervals: leads, no claims."""
+    found = {}
+    for name, claim in [(name, claim) for name, claim in plan.claims.items() if not claim.primary]:
+        planned = max(2, *(plan.sets[own].seeds for part in claim.parts for _, own, _ in part))
+        if min(map(len, effects(claim, results))) >= planned:
+            found[name] = weakest(claim, results)
+    return found
 
 
-def sentence(plan: Plan, name: str, results: Results, found: Judged, chosen: Mapping[str, Any]) -> str:
+def sentence(plan: Plan, name: str, results: Results, found: Judged, tuned: Mapping[str, Any]) -> str:
     """One primary claim in a sentence: verdict, effect, interval, seeds, and what its control gains."""
     claim = plan.claims[name]
     if name not in found:
@@ -92,22 +96,42 @@ def sentence(plan: Plan, name: str, results: Results, found: Judged, chosen: Map
         more = "more than" if control.mean > own.effect.mean else "against"
         gain = f"{signed(control.mean)} ({interval(control.low, control.high)})"
         text += f"; {plan.claims[claim.control].text}: {gain}, {more} the claim's own {told}"
-    arms = {arm_of(cell) for part in claim.parts for _, _, cell in part}
-    off = sorted(arm for arm in arms if chosen.get("arms", {}).get(arm, {}).get("off"))
-    return text + (f"; in tuning no strength of {', '.join(off)} beat none, and its best one ran" if off else "") + "."
+    cells = {cell for part in claim.parts for _, _, cell in part if arm_of(cell) in tuned["chosen"].get("arms", {})}
+    off = sorted({arm_label(arm_of(cell)) for cell in cells if zero_did_as_well(tuned, arm_of(cell), tuned_by(cell))})
+    return text + (f"; in tuning no strength of {', '.join(off)} beat none, and the best one ran" if off else "") + "."
+
+
+def tuned_by(cell: str) -> str:
+    """Which validation scores chose the learning rate and strengths of a cell."""
+    return "structure" if BY_STRUCTURE in cell else "recall"
+
+
+def zero_did_as_well(tuned: Mapping[str, Any], name: str, criterion: str) -> bool:
+    """Whether matching longer, which has no strength, was as good in tuning as an arm by the score that chose both."""
+    metric = "structure" if criterion == "structure" else "r_mean"
+    zero, own = (_validation(tuned, each, criterion, metric) for each in ("matching_longer", name))
+    return bool(ARMS[name].groups) and zero >= own
+
+
+def _validation(tuned: Mapping[str, Any], name: str, criterion: str, metric: str) -> float:
+    """The score of an arm's chosen trial, mean over the seeds and dials that it was tried on."""
+    chosen = tuned["chosen"]["arms"][name][criterion]
+    return mean_score(next(own["scores"] for own in tuned["trials"][name] if chosen.items() <= own.items()), metric)
 
 
 def headline(plan: Plan, results: Results, found: Judged) -> str:
-    """All primary claims in one sentence: how many hold, and each verdict with its effect and its control's."""
+    """All primary claims in one sentence: how many hold, and each verdict with its effect, interval and control."""
     held, told, equalled = [own.verdict for own in found.values() if own.verdict.startswith("better")], [], 0
     for name, own in found.items():
         known = control_of(plan, name, results)
         equalled += any(own.verdict.startswith("better") and gain.mean >= own.effect.mean for _, gain in known)
         gains = "".join(f"; {label} {signed(control.mean)}" for label, control in known)
-        told.append(f"{name}: {own.verdict} ({signed(own.effect.mean)} points{gains})")
+        effect = f"{signed(own.effect.mean)}, {interval(own.low, own.high)}"
+        told.append(f"{name}: {own.verdict} ({effect}{gains})")
     small = f", {below} of them by less than δ" if (below := sum("δ" in verdict for verdict in held)) else ""
     small += f", and in {equalled} of them the control gains as much or more" if equalled else ""
-    return f"**{len(held)} of {len(found)} sealed claims hold{small}**: {'; '.join(told)}."
+    seeds = min(own.effect.seeds for own in found.values())
+    return f"**{len(held)} of {len(found)} sealed claims hold{small}** ({seeds} seeds, points): {'; '.join(told)}."
 
 
 def lead(plan: Plan, results: Results, name: str) -> str:
@@ -161,8 +185,7 @@ def companions_table(plan: Plan, results: Results) -> pd.DataFrame:
     for name, own in companions(plan, results).items():
         found, claim = (signed(own.mean), interval(own.low, own.high), own.seeds), plan.claims[name]
         cells = [cell for part in claim.parts for _, _, cell in part if arm_of(cell) in ARMS]
-        tuned = {"structure" if BY_STRUCTURE in cell else "recall" for cell in cells if ARMS[arm_of(cell)].stage == 2}
-        by = " & ".join(sorted(tuned))
+        by = " & ".join(sorted({tuned_by(cell) for cell in cells if ARMS[arm_of(cell)].stage == 2}))
         rows.append((name, *found, by, claim.text, metric_label(claim.metric)))
     columns = ["difference", "points", "95 % interval", "seeds", "tuned by", "in words", "metric"]
     return pd.DataFrame(rows, columns=columns)
@@ -173,14 +196,12 @@ def tuning_table(tuned: Mapping[str, Any]) -> pd.DataFrame:
     columns = ["arm", "chosen by", "learning rate", "strengths", "trials", "validation r_mean", "zero did as well"]
     rows: list[tuple[Any, ...]] = []
     for name, found in tuned["chosen"]["arms"].items():
-        trials = tuned["trials"][name]
         for criterion in ("recall", "structure"):
-            chosen = found[criterion]
-            scores = next(trial["scores"] for trial in trials if chosen.items() <= trial.items())
+            chosen, count = found[criterion], len(tuned["trials"][name])
             strengths = ", ".join(f"{group} {value:g}" for group, value in chosen["strengths"].items()) or "–"
-            told = f"{chosen['learning_rate']:g}", strengths, len(trials), f"{mean_score(scores, 'r_mean'):.1f}"
-            zero = ("yes" if found["off"] else "no") if chosen["strengths"] else "–"
-            rows.append((name, criterion, *told, zero))
+            recall = f"{_validation(tuned, name, criterion, 'r_mean'):.1f}"
+            zero = ("yes" if zero_did_as_well(tuned, name, criterion) else "no") if chosen["strengths"] else "–"
+            rows.append((name, criterion, f"{chosen['learning_rate']:g}", strengths, count, recall, zero))
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -236,8 +257,9 @@ def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Ma
         hours=sum(cell.get("cpu_seconds", 0.0) for cell in cells) / 3600,
         commits=", ".join(dict.fromkeys(str(cell["commit"]) for cell in cells)),
         counts=", ".join(f"{name} {len(seeds)}" for name, seeds in results.items()),
-        sentences=[sentence(plan, name, results, found, chosen) for name in primary],
+        sentences=[sentence(plan, name, results, found, tuned) for name in primary],
         verdicts=to_markdown(claims_table(plan, found)) if found else "",
+        spread=power(1.5, plan.seeds, 1.0, claims=len(primary)),
         refuted=[f"{plan.claims[name].text}: {verdict}." for name, verdict in refuted.items()],
         companions=to_markdown(companions_table(plan, results)) if found else "",
         tuning=to_markdown(tuning_table(tuned)),
@@ -268,13 +290,13 @@ def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str
     told = headline(plan, results, found) if found else "No verdict yet: seeds are missing."
     insert_between(page, "verdict" if profile == "study" else Path(profile).stem, told)
     if profile == "study" and found:
-        lines = [f"- {sentence(plan, name, results, found, tuned['chosen'])}" for name in found]
+        lines = [f"- {sentence(plan, name, results, found, tuned)}" for name in found]
         insert_between(page, "claims", "\n".join(lines))
 
 
 def signed(value: float, places: int = 2) -> str:
     """A difference with its sign."""
-    return f"{value:+.{places}f}".replace("-", "−") if value == value else "–"
+    return shown(value, "loss" if places == 3 else "", signed=True)
 
 
 def interval(low: float, high: float) -> str:

@@ -84,8 +84,8 @@ def curve_stage(study: Study, compute: Callable[..., Any], arms: str | Sequence[
     """The stage of what :func:`gather` reads of one study."""
     own = [study.result_stage(name) for name in ([arms] if isinstance(arms, str) else arms)]
     parts = {"made by": compute.__name__, "of": [stage.key for stage in own], "options": options}
-    make = partial(compute, study, arms, **options)
-    return Stage("curves", parts, write_frame, partial(dict[str, Any], make=make), sum((each.needs for each in own), ()))
+    make, needs = partial(compute, study, arms, **options), tuple(need for stage in own for need in stage.needs)
+    return Stage("curves", parts, write_frame, partial(dict[str, Any], make=make), needs)
 
 
 def write_frame(folder: Path, *, make: Callable[[], pd.DataFrame]) -> None:
@@ -99,7 +99,7 @@ def interpolated(study: Study, path: Sequence[str], *, steps: int = 10) -> pd.Da
     student, split, frames = study.student(path[0]), study._split("test"), []
     for alpha in [step / steps for step in range(steps + 1)]:
         student.load_state_dict(baselines.interpolate_weights(start, end, alpha))
-        found = validation_scores(split.encode(student, study.device), split.dataset)
+        found = validation_scores(split.encode(student, study.device), split.dataset, study.device)
         frames.append(baselines.tidy(found, split.dataset, path=" → ".join(path), alpha=alpha))
     return pd.concat(frames, ignore_index=True)
 
@@ -110,7 +110,7 @@ def without_training(study: Study, arm: str) -> pd.DataFrame:
     known = {part: study._split(part) for part in ("train", "val", "test")}
     pairs = {part: (split.encode(student, study.device), split.dataset) for part, split in known.items()}
     splits = pairs["train"], pairs["val"]
-    return baselines.training_free(*pairs["test"], splits=splits, seed=study.settings.seed)
+    return baselines.training_free(*pairs["test"], splits=splits, seed=study.settings.seed, device=study.device)
 
 
 def mixed(study: Study, arms: Sequence[str], *, shares: Sequence[float] = baselines.STEPS) -> pd.DataFrame:

@@ -157,7 +157,7 @@ def load_plan(profile: str = "study") -> Plan:
 
 def write_seal(plan: Plan, folder: Path, date: str) -> dict[str, Any]:
     """Seal a study in ``folder/seal.json``, until it has a confirmation seed: then, and before tuning, a ValueError."""
-    parts = _sealed_parts(plan, folder)
+    parts = _sealed_parts(plan, folder) | {"settings": settings_sum(plan, folder)}
     if list(folder.glob("*/seed-*.json")):
         raise ValueError(f"{folder} holds confirmation seeds already: a seal comes before them")
     seal = {"date": date, "commit": commit(), "parts": parts}
@@ -178,8 +178,16 @@ def check_seal(plan: Plan, folder: Path) -> str:
     if parts["chosen"] != seal["parts"]["chosen"]:
         raise ValueError(f"{folder / 'tuning.json'} differs from what {path} sealed: no verdict")
     if changed := [key for key in parts["plan"] if parts["plan"][key] != seal["parts"]["plan"].get(key)]:
-        raise ValueError(f"the study's plan differs from what {path} sealed, in {', '.join(changed)}: no verdict")
+        raise ValueError(f"the profile's plan differs from what {path} sealed, in {', '.join(changed)}: no verdict")
     return str(seal["sha256"])
+
+
+def settings_sum(plan: Plan, folder: Path) -> str:
+    """SHA-256 of all settings that presets, dials and what was chosen give, and of the arms: of every cell to come."""
+    cells = [(name, dial) for name, part in plan.sets.items() for dial in part.dials]
+    found = [dataclasses.asdict(plan.settings(name, dial, 0, read_chosen(folder))) for name, dial in cells]
+    text = json.dumps(plain([found, {name: dataclasses.asdict(arm) for name, arm in ARMS.items()}]), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_chosen(folder: Path) -> dict[str, Any]:

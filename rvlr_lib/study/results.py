@@ -47,9 +47,9 @@ def make_result(
     _write(folder, dataset, info, found | ({"training": training} if training else {}))
 
 
-def validation_scores(features: Features, dataset: ImageTextDataset) -> dict[str, float]:
+def validation_scores(features: Features, dataset: ImageTextDataset, device: torch.device) -> dict[str, float]:
     """``r_mean`` and ``structure``: the mean above-floor NDCG@10 within the modalities (headline relevance)."""
-    report = headline_metrics(features, dataset, ks_ndcg=(10,))
+    report = headline_metrics(features, dataset, ks_ndcg=(10,), device=device)
     return {"r_mean": report["r_mean"], "structure": sum(report[key] for key in STRUCTURE) / len(STRUCTURE)}
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from joblib import cpu_count
 
 Items = Sequence[tuple[Any, ...]]
 
@@ -20,12 +19,11 @@ Items = Sequence[tuple[Any, ...]]
 class Runner:
     """How to compute cells, each a call ``function(*item, device, root)`` of a module's function."""
 
-    jobs: int = 1  # processes on this machine
+    jobs: int = 1  # processes on this machine, of one thread each
     scheduler: str = ""  # address of a Dask scheduler, such as tcp://host:8786; its workers are used instead
     device: str = "auto"
     root: str | None = None  # of runs and cache
     say: Callable[[str], None] = print  # told about progress
-    threads: int = 0  # of each process; 0: its share of the CPU's
 
     def run(self, function: Callable[..., Any], items: Items, label: str) -> list[Any]:
         """The results in the order of the items."""
@@ -35,7 +33,8 @@ class Runner:
         """The results as they finish, each with the number of its item."""
         started = time.monotonic()
         with self._executor() as executor:
-            futures = {executor.submit(function, *item, self.device, self.root): n for n, item in enumerate(items)}
+            calls = [(*item, self.device, self.root) for item in items]
+            futures = {executor.submit(_one_thread, function, *call): n for n, call in enumerate(calls)}
             try:
                 for done, future in enumerate(as_completed(futures), start=1):
                     yield futures[future], future.result()
@@ -52,9 +51,7 @@ class Runner:
             with connect(self.scheduler) as client, client.get_executor(pure=False, retries=3) as executor:
                 yield executor
         else:
-            threads = self.threads or max(1, cpu_count() // self.jobs)
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(self.jobs, spawn, initializer=_quiet, initargs=(threads,)) as executor:
+            with ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn"), _quiet) as executor:
                 yield executor
 
 
@@ -70,7 +67,12 @@ def connect(scheduler: str) -> Any:
         raise ValueError(f"no Dask scheduler answers at {scheduler!r}: {error}") from error
 
 
-def _quiet(threads: int) -> None:
-    """A worker's share of the CPU; its progress bars would write over one another."""
-    torch.set_num_threads(threads)
+def _one_thread(function: Callable[..., Any], *item: Any) -> Any:
+    """A call in a worker, so that no number depends on how many there are."""
+    torch.set_num_threads(1)
+    return function(*item)
+
+
+def _quiet() -> None:
+    """Progress bars of several processes would write over one another."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -135,7 +135,8 @@ class Study:
 
     def validation(self, name: str) -> dict[str, float]:
         """Scores of an arm on validation: ``r_mean`` and ``structure``, mean above-floor NDCG@10 within a modality."""
-        return results.validation_scores(stages.stored_features(self.student_folder(name), "val"), self.dataset("val"))
+        features = stages.stored_features(self.student_folder(name), "val")
+        return results.validation_scores(features, self.dataset("val"), self.device)
 
     def first_gradients(self, name: str) -> dict[str, float]:
         """Norm of each weighted term's gradient at the first batch of an arm's stage."""

@@ -15,7 +15,16 @@ from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import commit, provenance
 from rvlr_lib.study.cache import Stage
 from rvlr_lib.study.comparisons import curve_stage
-from rvlr_lib.study.plan import BY_STRUCTURE, Plan, check_seal, load_plan, read_chosen, reference_folder, write_seal
+from rvlr_lib.study.plan import (
+    BY_STRUCTURE,
+    Plan,
+    check_seal,
+    load_plan,
+    read_chosen,
+    reference_folder,
+    settings_sum,
+    write_seal,
+)
 from rvlr_lib.study.runner import Runner
 from rvlr_lib.study.study import Study
 from rvlr_lib.training.batches import derived_seed
@@ -24,6 +33,7 @@ Trial = dict[str, Any]  # learning_rate, strengths
 Key = tuple[str, int]  # an arm and the number of its trial
 Scores = dict[str, dict[str, dict[str, float]]]  # seed -> dial -> r_mean and structure, on validation
 PULL = {"mean_relation": "structure"}  # groups that share their draws, so that their trials are pairs
+CELL_SECONDS = 15  # of a CPU core: heads at the sizes of the study, as its cells took on average
 KEPT = ("r_mean", "i2t/R@1", "t2i/R@1", "i2t/R@10", "t2i/R@10")
 
 
@@ -56,6 +66,9 @@ def run_study(profile: str = "study", *, seeds: str = "", sets: str = "", result
 def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds: Sequence[int]) -> None:
     """Compute the sealed seeds that ``folder`` lacks, ``<data set>/seed-<n>.json`` each, written as they finish."""
     sealed, chosen = check_seal(plan, folder), read_chosen(folder)
+    now = settings_sum(plan, folder)
+    if read_json(folder / "seal.json")["parts"].get("settings", now) != now:  # older seals have none
+        raise ValueError(f"presets or arms give other settings than {folder / 'seal.json'} sealed: use its commit")
     if unknown := [name for name in sets if name not in plan.sets]:
         raise ValueError(f"unknown data set {unknown[0]!r}: the plan has {', '.join(plan.sets)}")
     files, todo = {}, []
@@ -70,7 +83,8 @@ def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds
                 arms = [arm for arm in part.arms if f"{arm}|{dial}" not in there]
                 cells = {f"{arm}|{dial}": plan.settings(name, dial, seed, chosen, arm) for arm in arms}
                 todo += [(name, seed, cells)] if cells else []
-    runner.say(f"{sum(len(cells) for *_, cells in todo)} cells to compute")
+    count = sum(len(cells) for *_, cells in todo)
+    runner.say(f"{count} cells to compute, about {count * CELL_SECONDS / 3600:.1f} CPU hours (whole towers: 7 ×)")
     for number, cells in runner.stream(compute_cells, [(cells,) for *_, cells in todo], "cells"):
         name, seed, _ = todo[number]
         record = {"seed": seed, "dataset": name, "sealed": sealed, "provenance": provenance(), "cells": {}}
@@ -153,7 +167,7 @@ def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0, say: Callable[[str
     on_gpu, label = any(device != "cpu" for *_, device, _ in todo), "stage seeds and dial settings"
     jobs = 1 if on_gpu else min(jobs or min(torch.get_num_threads(), 4), len(todo))
     if jobs > 1:
-        Runner(jobs, threads=1, say=say).run(_warm_cell, todo, label)
+        Runner(jobs, say=say).run(_warm_cell, todo, label)
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if on_gpu else 1)
@@ -250,9 +264,11 @@ def draw_trials(plan: Plan, name: str, *, middle: bool = False) -> list[Trial]:
 def run_tuning(plan: Plan, folder: Path, runner: Runner) -> None:
     """Tune everything and write ``folder/tuning.json``; what is in the cache already is not trained again.
 
-    ``chosen`` in it holds dials, epochs and arms: by recall and by structure, and whether zero strength did as well.
+    ``chosen`` in it holds dials, epochs and arms: by recall and by structure.
     """
     space, names, search = plan.tuning, tuned_arms(plan), _Search(plan, runner)
+    runs = len(names) * len(space.dials) * (space.trials + space.confirmed * (len(space.seeds) - 1))
+    runner.say(f"{runs} trainings and the choice of a length: {runs * CELL_SECONDS / 3600:.1f} CPU hours and more")
     strength, visibilities = search.strength()
     search.chosen["dials"] = {"image": {"data.image_visibility": strength}}
     runner.say(f"dial image: visibility {strength:g}; recall kept: {visibilities or 'not measured'}")
@@ -347,10 +363,9 @@ def _best(scores: Mapping[Key, Scores], name: str, count: int) -> list[Key]:
 
 
 def _choose(plan: Plan, trials: Mapping[Key, Trial], confirmed: Mapping[Key, Scores]) -> dict[str, Any]:
-    """The chosen trial of each arm by recall and by structure, and whether no strength at all did as well."""
+    """The chosen trial of each arm, by recall and by structure."""
     recall = {key: mean_score(scores, "r_mean") for key, scores in confirmed.items()}
     structure = {key: mean_score(scores, "structure") for key, scores in confirmed.items()}
-    zero = max(value for (name, _), value in recall.items() if name == "matching_longer")
     found = {}
     for name in dict.fromkeys(name for name, _ in confirmed):
         own = [key for key in confirmed if key[0] == name]
@@ -360,7 +375,6 @@ def _choose(plan: Plan, trials: Mapping[Key, Trial], confirmed: Mapping[Key, Sco
             "recall": trials[top],
             "structure": trials[max(near, key=structure.__getitem__)],
             "r_mean": recall[top],
-            "off": bool(arm(name).groups) and zero >= recall[top],
         }
     return found
 

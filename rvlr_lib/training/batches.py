@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset, augment
-from rvlr_lib.models import CachedRows, Towers, real_tokens, trims_padding
+from rvlr_lib.models import CachedRows, Towers, needed_tokens
 from rvlr_lib.training.features import FeatureSet
 from rvlr_lib.training.processes import own_rows, prefetch
 
@@ -165,8 +165,7 @@ class PixelBatches(Batches):
         super().__init__(data.caption_image, optim, rows, seed, device, "cpu")  # where pictures are read
         self.dataset, self.image_size = data, towers.image_size
         self.token_ids = towers.tokenizer(data.captions)
-        real = real_tokens(towers.text, self.token_ids).sum(dim=1)
-        self.lengths = real if trims_padding(towers.text) else torch.full_like(real, self.token_ids.shape[1])
+        self.lengths = needed_tokens(towers.text, self.token_ids)
 
     def _read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
         steps, purposes = range(self.position, self.steps_per_epoch), ("first views", "second views")[: 1 + two_views]

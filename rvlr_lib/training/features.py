@@ -1,6 +1,7 @@
 """Features of frozen towers, computed once for a data set, and common-space features of students."""
 
 import hashlib
+import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -199,8 +200,10 @@ def _encode_texts(
     row_of = torch.tensor([distinct[caption] for caption in captions])
     captions_of = torch.argsort(row_of, stable=True).split(torch.bincount(row_of).tolist())
     token_ids = towers.tokenizer(list(distinct))
-    by_length = torch.argsort(models.real_tokens(towers.text, token_ids).sum(dim=1), stable=True)
-    for rows, found in shared_work(by_length.split(CAPTIONS)[::-1], token_ids.__getitem__, work):
+    lengths = models.needed_tokens(towers.text, token_ids)
+    by_length = torch.argsort(lengths, stable=True).split(CAPTIONS)[::-1]
+    # cut here: a GPU would have to be waited for
+    for rows, found in shared_work(by_length, lambda rows: token_ids[rows, : int(lengths[rows].amax())], work):
         places = [captions_of[row] for row in rows.tolist()]
         repeats = torch.tensor([len(part) for part in places])
         yield torch.cat(places), {name: value.repeat_interleave(repeats, dim=0) for name, value in found.items()}
@@ -234,7 +237,8 @@ def _store(folder: Path, parts: Iterable[tuple[Tensor, Rows]], total: int, label
         return torch.from_numpy(np.lib.format.open_memmap(folder / f"{name}.npy", "w+", like.numpy().dtype, shape))
 
     if is_main():
-        _fill(tqdm(parts, desc=label, unit="batch", disable=total < LONG, leave=False), total, create)
+        hidden = total < LONG or "RVLR_HEADLESS" in os.environ
+        _fill(tqdm(parts, desc=label, unit="batch", disable=hidden, leave=False), total, create)
     else:
         deque(parts, maxlen=0)  # does its share
     for path in folder.iterdir():

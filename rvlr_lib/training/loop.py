@@ -105,8 +105,8 @@ def fit(
         training.log += line
         log.write(line)
 
-    interval = 0.5 if sys.stderr.isatty() else 15.0  # notebooks and logs keep every refresh
-    shown = {"desc": label, "unit": "step", "mininterval": interval, "disable": not is_main()}
+    hidden = not is_main() or "RVLR_HEADLESS" in os.environ  # notebooks and logs keep every refresh
+    shown = {"desc": label, "unit": "step", "mininterval": 0.5 if sys.stderr.isatty() else 15.0, "disable": hidden}
     with log, tqdm(total=training.steps, initial=training.step, **shown) as bar:
         while training.epoch < batches.optim.epochs:
             for inputs in batches.take(two_views=objective.two_views, tokens=objective.tokens):

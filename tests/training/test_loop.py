@@ -93,12 +93,12 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["towers", *DISTANCES])
+@pytest.mark.parametrize("kind", ["towers", "effnet_minilm", *DISTANCES])
 def test_a_step_waits_for_the_device_only_where_it_logs(towers, monkeypatch, kind):
     for module in (_checks, matching):  # as on a GPU
         monkeypatch.setattr(module, "readable", lambda value: False)
     monkeypatch.setattr(models.towers, "trims_padding", lambda text: False)
-    towers = towers if kind == "towers" else None
+    towers = {"towers": lambda: towers, "effnet_minilm": models.build_towers}.get(kind, lambda: None)()
     batches = make_batches(towers, log_every=6)
     switches = {} if towers else {"distance": kind, "cost_gradient": True}
     training = Training(make_objective(switches, towers=towers, **ALL).train(), batches, "toy", Execution())
