@@ -90,7 +90,8 @@ def check(
     bad = _pictures(report, found, full)
     for split in SPLITS:
         if (count := len(set(used.picture[used.split == split]) - bad.keys())) < FEWEST:
-            report.add(f"split {split} has fewer than {FEWEST} pictures", [f"{count} pictures"], spoils=True)
+            way = "say more of them, or give an index with a file for train and one for held_out, which is halved"
+            report.add(f"split {split} has fewer than {FEWEST} pictures", [f"{count} pictures"], spoils=True, way=way)
     _captions(report, found)
     if tokens and len(used):
         counted = tokens(used.clean.tolist())

@@ -17,6 +17,7 @@ from rvlr_lib.data.table import LIKE_SPLIT, SPLIT_NAMES, SPLIT_WORD, Collection,
 from rvlr_lib.disk import UniqueKeys, unique
 
 UNREAD = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".raw", ".dng", ".cr2", ".nef")  # pictures that Pillow cannot open
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 FORMATS = """formats understood:
   list JSON (ALBEF, X-VLM): [{"image": "a.jpg", "caption": "one" or ["one", "two"], "image_id": 0}, ...]
   JSON lines:         {"image": "a.jpg", "caption": "one"} on every line
@@ -170,6 +171,9 @@ def _folder(found: Collection, folder: Path, assigned: bool) -> list[Row]:
     for name in (name for name in seen.files if name.lower().endswith(".txt")):
         if (stem := os.path.splitext(name)[0]) not in stems or texts.setdefault(stem, name) != name:
             found.lose("texts without a picture", f"{folder / name}: beside it is no picture, or one with another text")
+    tables = [name for name in seen.files if "/" not in name and name.lower().endswith(TABLES)]
+    if pictures and tables and not texts:
+        raise ValueError(f"{folder}: no text lies beside a picture; give {tables[0]} itself, with image_root {folder}")
     found.kinds["folder of pictures and texts"] = None
     found.walks.append((inside.as_posix(), seen))
     found.stamps += [stamp(place) for place in (*seen.folders, *(f"{folder}/{name}" for name in texts.values()))]

@@ -126,7 +126,8 @@ def _frame(found: Collection, key: str, rows: list[Row]) -> Any:
 
     def check(row: Row, picture: str) -> None:
         split = split_in(row.split)
-        if row.image_id is not None and (other := owners.setdefault(str(row.image_id), picture)) != picture:
+        owner = f"{row.where.partition(',')[0]} {row.image_id}"  # ids may begin anew in every file
+        if row.image_id is not None and (other := owners.setdefault(owner, picture)) != picture:
             message = f"image_id {row.image_id!r} names {other!r} and {picture!r}; give every picture its own id"
             raise Unusable("image ids of two pictures", message)
         if (first := splits.setdefault(picture, split)) != split:

@@ -27,7 +27,10 @@ COLUMNS = {  # what a column or key holds -> its usual names
     "category": "category",
 }
 CAPTION_WORDS = set("caption captions sentence sentences description".split())  # within the name of a column
-OTHER_WORDS = set("id ids number num count index length len lang language score source".split())  # of no caption then
+OTHER_WORDS = set("id ids number num n no nr idx count index length len lang language score source rating".split())
+OTHER_WORDS |= set(
+    "has is url date time timestamp hash type author model version status order".split()
+)  # of no caption
 BAD = "rejected|precanned|spam|flagged|bad|invalid|deleted|blocked|unusable|offensive|nsfw"
 ALSO = "ignored?|skip(ped)?|excluded?|duplicated?|corrupt(ed)?|(low|bad|poor)_quality|toxic|hidden|b(lack|lock)listed"
 ALSO += "|rejects?|discard(ed)?|removed?|banned|unsafe|drop(ped)?|delete|blurry|broken"
@@ -51,8 +54,10 @@ GAPS = r"(None|null|nan|true|false)(\s*[,:].*|\s+(['\"]|(None|null|nan|true|fals
 BRACKETS = rf"[uf]?[\[({{]\s*((([\w.]+\()?[bru]?\\?['\"]|[\[({{\])}}]).*|{GAPS})[\])}}]"
 SPOILT = r"[\[{]\s*[“”„‘’«].*[\]}]|[\[{]\s*[bru]?['\"][^\]}]*"  # quoted as prose; cut
 SPOILT += r"|['\"]\s*[\[{].*['\"].*[\]}]\s*['\"]"  # quoted twice
+COUNT = re.compile(rf"[-+]?\d[\d.,]*%?|{'|'.join(map(re.escape, YES | NO))}")
 UNQUOTED = re.compile(r"\s*[\[{]\s*[^'\"\[{].*,.*[\]}]\s*", re.S)  # one caption may look so, not all
-STRUCTURE = re.compile(rf"\s*({BRACKETS}|{SPOILT}|[\w.]+\((\s*[\[({{'\"].*)?\)|b'.*'|b\".*\")\s*", re.I | re.S)
+PROSE = r"(?!\s*[\[({]\s*(?P<mark>['\"])[^'\"]*(?P=mark)\s+[^\W_])"  # a word in quotes, then another one, is no list
+STRUCTURE = re.compile(rf"{PROSE}\s*({BRACKETS}|{SPOILT}|[\w.]+\((\s*[\[({{'\"].*)?\)|b'.*'|b\".*\")\s*", re.I | re.S)
 WAYS_OUT = {  # why a text is no caption; to be filled with the text and its picture
     "empty captions": "the caption {!r} of {!r} has no word: write one or leave it out",
     "placeholders of missing captions": "the caption {!r} of {!r} is a missing value: write one or leave it out",
@@ -61,7 +66,7 @@ WAYS_OUT = {  # why a text is no caption; to be filled with the text and its pic
 }
 EMPTY, MISSING, NO_TEXT, NO_LIST = WAYS_OUT
 PICTURE = rf"\.(?:{'|'.join(suffix[1:] for suffix in SUFFIXES)})"
-TOKEN = re.compile(rf"[^\t,]*{PICTURE}(#\d+)?\t.", re.I)  # a line of a file without a header
+TOKEN = re.compile(rf"[^\t]*{PICTURE}(#\d+)?\t.", re.I)  # a line of a file without a header
 NUMBERED = re.compile(rf"({PICTURE})#\d+$", re.I)  # a.jpg#0, a caption's number
 csv.field_size_limit(2**31 - 1)  # else 131,072 characters of a field, and the fault would seem to be the quotes
 QUOTED = re.compile(r'\A"((?:[^"]|"")*)"\Z')
@@ -202,16 +207,20 @@ def fill(
     filled = [text for k in captions for text in columns[k] if _folded(text)]
     if len(filled) > 1 and all(isinstance(text, str) and UNQUOTED.fullmatch(text) for text in filled):
         raise ValueError(f"{file}: every caption is in brackets, as {filled[0]!r}: write lists as JSON, with quotes")
+    plain = options.get("caption_column") or {_family(names[k]) for k in captions} & {"caption", "sentence"}
+    if not plain and (texts := {*map(_said, filled)} - {""}) and all(map(COUNT.fullmatch, texts)):
+        raise ValueError(f"{file}: every caption of {names[captions[0]]} is a number, yes or no: give caption_column")
     first = {_folded(name): k for k, name in reversed([*enumerate(names)]) if k not in taken}
     others = {what: first[name] for what in ("category", "image_id") for name in COLUMNS[what].split() if name in first}
     taken |= {*others.values(), *flags}
     like = {k: re.fullmatch(SPLIT_COLUMN, _spelt(name)) for k, name in enumerate(names) if k not in taken and said[k]}
     asked = {k for k, fit in like.items() if fit and fit["one"] and said[k] <= YES | NO}  # is it of this split?
     splits = [k for k, fit in like.items() if fit and (fit[1] or said[k] & {*SPLIT_NAMES} or k in asked)]
-    if any(said[k] <= {*SPLIT_NAMES} for k in splits):  # that column says it; others may be scores
-        splits = [k for k in splits if k not in asked]
+    if any(said[k] <= {*SPLIT_NAMES} for k in splits):  # that column says it; others may be scores or folds
+        splits = [k for k in splits if said[k] & {*SPLIT_NAMES}]
     few = {k: len({*map(SPLIT_NAMES.get, said[k])} - {None}) > 1 for k in like if len(said[k]) < 10}
-    splits = splits or [k for k, sure in few.items() if sure or all(map(LIKE_SPLIT.fullmatch, said[k]))]
+    sure = [k for k, two in few.items() if two or not said[k] <= {*SPLIT_NAMES}]  # valid throughout may be anything
+    splits = splits or [k for k in sure if few[k] or all(map(LIKE_SPLIT.fullmatch, said[k]))]
     if len(splits) > 1:
         raise ValueError(f"{file}: the columns {', '.join(names[k] for k in splits)} may all hold the split: keep one")
     others |= dict(zip(["split"], splits, strict=False))
@@ -238,9 +247,10 @@ def _find(
 ) -> list[int]:
     """Column of the picture, or columns of captions whose names differ by a number, empty ones left out."""
     option, chosen = f"{what}_column", options.get(f"{what}_column")
-    known, guess = [_folded(chosen)] if chosen else COLUMNS[what].split(), what == "caption" and not chosen
+    spelt = _joined if what == "image" else _folded
+    known, guess = [spelt(chosen)] if chosen else COLUMNS[what].split(), what == "caption" and not chosen
     own = guess and options.get("caption_key")  # of a format: it and its numbered ones alone
-    fits = {k: _family(name) if guess else _folded(name) for k, name in enumerate(names) if k not in skip}
+    fits = {k: _family(name) if guess else spelt(name) for k, name in enumerate(names) if k not in skip}
     fits = {k: told for k, told in fits.items() if (told == own if own else told in known or (guess and told))}
     fits = {k: family for k, family in fits.items() if any(map(_folded, columns[k]))} or fits
     families, told = list(dict.fromkeys(fits.values())), ", ".join(names[k] for k in fits)
@@ -262,6 +272,11 @@ def _spelt(name: str) -> str:
     return "_".join(re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold()))
 
 
+def _joined(name: Any) -> str:
+    """``file_name`` of File Name, file-name, fileName."""
+    return _folded(re.sub(r"(?<=\w)([\s-]+|(?<=[a-z])(?=[A-Z]))(?=\w)", "_", str(name)))
+
+
 def _family(name: str) -> str:
     """``caption`` of caption_2, caption.1, Captions; ``long_caption`` of longCaption; nothing of caption_id."""
     family, told = _spelt(name).removesuffix("s"), {*_spelt(name).split("_")}
@@ -281,19 +296,20 @@ def read_table(found: Collection, file: Path) -> list[Row] | None:
     if headed:
         fields = {mark: next(csv.reader([top], delimiter=mark), []) for mark in ",\t;|"}
         headers = {mark: [name.strip().strip('"') for name in names] for mark, names in fields.items()}
-    known = {_folded(chosen)} if chosen else set(COLUMNS["image"].split())
-    fits = [mark for mark, names in headers.items() if known & set(map(_folded, names))]
+    known = {_joined(chosen)} if chosen else set(COLUMNS["image"].split())
+    fits = [mark for mark, names in headers.items() if known & set(map(_joined, names))]
     if not fits and file.suffix.lower() == ".txt":
         return None
     names = headers[mark := (fits or [","])[0]]
     found.kinds[(file.suffix[1:].upper() or "table") if headed else "token file"] = None
-    picture = next((k for k, name in enumerate(names) if _folded(name) in known), 0)
+    picture = next((k for k, name in enumerate(names) if _joined(name) in known), 0)
     rows = _split_lines(found, file, lines, mark)[headed:]
     found.lines.update({"rows": -headed, "header": headed})
     shapes = {re.sub(r"\d+", "0", row[picture].strip()) for _, _, row in rows if len(row) == len(names)} - {""}
     cells = dict[str, list[str]]()
     for first, last, row in rows:
         row = row if any(map(str.strip, row[len(names) :])) else row[: len(names)]  # a separator at the end is nothing
+        row = row if any(names[len(row) :]) else row + [""] * (len(names) - len(row))
         inner = [line for cell in row for line in cell.splitlines()[1:]]  # of quoted fields
         if len(row) != len(names):
             few, way = len(row) < len(names), f"a caption that holds {mark!r} needs quotes"
@@ -307,7 +323,7 @@ def read_table(found: Collection, file: Path) -> list[Row] | None:
             found.lose(f"rows with too {'few' if few else 'many'} fields", f"{file}, line {first}: {counts}: {way}")
         elif line := next((line for line in inner if _is_row(found, line, mark, picture, shapes)), ""):
             held = f"{file}, lines {first} to {last}: a quoted field holds {line.strip()[:60]!r}"
-            way = "which looks like a row of its own: close or double the quotation marks"
+            way = "which looks like a row of its own: close or double the quotation marks, or take its line breaks out"
             found.lose("quotes that swallow lines", f"{held}, {way}")
         else:
             cells[f"line {first}"] = row
@@ -336,9 +352,9 @@ def _split_lines(found: Collection, file: Path, lines: list[str], mark: str) -> 
 
 
 def _is_row(found: Collection, line: str, mark: str, picture: int, shapes: set[str]) -> bool:
-    """Whether a line of a quoted field seems to be a row: it names a picture or a file, or holds a rare separator."""
+    """Whether a line of a quoted field seems to be a row: where a row names its picture it names one, or a file."""
     cells, folders = line.split(mark), ("", *found.options.get("folders", {}).values())
     name = cells[picture].strip() if len(cells) > max(picture, 1) else ""
     like = re.sub(r"\d+", "0", name) in shapes  # names of pictures mostly differ by their numbers
     named = like or (name and any(os.path.isfile(found.root / place / name) for place in folders))
-    return bool(named or (mark != "," and len(cells) > 1) or re.search(rf"\S{PICTURE}\b", line, re.I))
+    return bool(named or re.search(rf"\S{PICTURE}$", name, re.I))

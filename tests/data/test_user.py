@@ -27,6 +27,7 @@ CELLS = {  # what is read of a cell or why not -> cells as JSON or a spreadsheet
         "|tensor([1,2])|np.array(['a'])|['a dog', 'a cat'|[“a dog”, “a cat”]|[np.str_('a dog')]|[None 'a dog']"
         r"""|[\"a dog\", \"a cat\"]|["a ""dog"", "b"]"""
     ).split("|"),
+    ("guernica by picasso",): ('("Guernica" by Picasso)', "['Guernica' by Picasso]"),
     ("a dog",): ("[a dog]", "(a dog)", "a [dog]", "{a dog}"),
     ("set of three",): ("Set (of three)", "(set) of (three)"),
     ("1 nancy none",): ("[1] Nancy (none)", "(1, nancy none)"),
@@ -98,6 +99,39 @@ def test_columns_that_may_all_be_captions_are_refused_by_name(place, header, ref
     assert captions(path, caption_column=names[2])["t00.png"] == ["two cats"]
     path = write(place, "x.csv", rows("one dog", "12", "5", header="image,caption,width,caption_id"))
     assert "not read: width, caption_id" in str(looked(path))
+
+
+ORDINARY = {  # header -> what follows a picture, as shops, libraries and spreadsheets write it
+    "image,caption,body": 'a dog,"<p>\n<img src=""cdn/0.jpg"">\n</p>"',
+    "image;caption;body": 'a dog;"Ort: Köln;\nDatum: 2020; Autor: A"',
+    "image,caption,split,is_test,fold": "a dog,val,0,3",
+    **dict.fromkeys(("image,caption,status", "image,caption,author"), "a dog,valid"),
+    **dict.fromkeys(("File Name,Caption", "image-path,text", "imageName,caption"), "a dog"),
+    "image;caption;;": "a dog",
+    "image,caption,n_captions,has_caption,caption_url": "a dog,2,1,x",
+}
+
+
+@pytest.mark.parametrize("header", ORDINARY)
+def test_ordinary_tables_are_read(place, header):
+    rows_of = [f"{name}{';' if ';' in header else ','}{ORDINARY[header]}" for name in NAMES]
+    assert dict(captions(write(place, "x.csv", "\n".join([header, *rows_of])))) == {name: ["a dog"] for name in NAMES}
+
+
+def test_numbers_are_no_guessed_captions_ids_begin_anew_in_a_file_and_tables_in_a_folder_are_named(place, refuses):
+    path = write(place, "x.csv", rows("a dog", "12", header="image,post_text,comments"))
+    refuses(
+        "every caption of comments is a number, yes or no: give caption_column", load_dataset, str(path), split="val"
+    )
+    assert captions(path, caption_column="post_text")["t00.png"] == ["a dog"]
+    for number, names in enumerate((NAMES[:20], NAMES[20:])):
+        items = [{"image": name, "caption": "a dog", "image_id": k} for k, name in enumerate(names)]
+        write(place, f"p{number}.json", items)
+    assert len(captions(write(place, "i.json", {"all": ["p0.json", "p1.json"]}))) == 40
+    refuses("no text lies beside a picture; give .* itself", load_dataset, str(place), split="val")
+    os.rename(place / NAMES[0], place / "Paris, France.png")
+    token = write(place, "x.txt", "\n".join(f"{name}#0\ta dog" for name in ("Paris, France.png", *NAMES[1:])))
+    assert captions(token)["Paris, France.png"] == ["a dog"]
 
 
 @pytest.mark.parametrize("mark", [",", ";", "|"])
