@@ -112,7 +112,7 @@ def plot_trade_off(frame: pd.DataFrame, x: str, y: str, *, paths: pd.DataFrame) 
         axes.fill_between([left, *front[x]], [high, *front[y]], low, step="pre", **shade)
         axes.set(xlim=(left, right), ylim=(low, high), xlabel=metric_label(x), ylabel=metric_label(y))
     series = {arm_label(arm): look[arm] for arm in look}
-    legend_below(figure, "small: seeds, each without its own level; large: means", series)
+    legend_below(figure, "small: seeds, less each seed's mean over the arms; large: means", series)
     return figure
 
 

@@ -186,7 +186,8 @@ def settings_sum(plan: Plan, folder: Path) -> str:
     """SHA-256 of all settings that presets, dials and what was chosen give, and of the arms: of every cell to come."""
     cells = [(name, dial) for name, part in plan.sets.items() for dial in part.dials]
     found = [dataclasses.asdict(plan.settings(name, dial, 0, read_chosen(folder))) for name, dial in cells]
-    text = json.dumps(plain([found, {name: dataclasses.asdict(arm) for name, arm in ARMS.items()}]), sort_keys=True)
+    arms = {name: dataclasses.asdict(dataclasses.replace(arm, description="", look=())) for name, arm in ARMS.items()}
+    text = json.dumps(plain([found, arms]), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

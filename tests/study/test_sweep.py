@@ -1,7 +1,10 @@
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
+from rvlr_lib import config
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.study.claims import map_frame, read_study, write_claims
 from rvlr_lib.study.runner import Runner, connect
@@ -31,6 +34,9 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses):
     refuses("holds confirmation seeds already: a seal comes before them", run, seal=True)
     assert read_study(profile, folder)[1]["scenes"].keys() == {0}
     assert "no verdict" in write_claims(profile, folder).read_text()
+    with monkeypatch.context() as edited:
+        edited.setitem(config.ARMS, "matching", replace(config.ARMS["matching"], shuffled=True))
+        refuses("presets or arms give other settings than", run)
     run()
     write_json(folder / "scenes" / "seed-2.json", read_json(folder / "scenes" / "seed-1.json"))  # not planned
     cells = read_seeds(folder, "scenes", read_json(folder / "seal.json")["sha256"], 2)
@@ -65,12 +71,12 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path, changed, faul
 
 def double(number, wait, device, root):
     time.sleep(wait)
-    return 2 * number
+    return 2 * number, torch.get_num_threads()
 
 
 def test_a_runner_keeps_the_order_of_its_items():
     items = [(1, 1.0), (2, 0.0), (3, 0.0)]
-    assert Runner(jobs=2, say=lambda text: None).run(double, items, "cells") == [2, 4, 6]
+    assert Runner(jobs=2, say=lambda text: None).run(double, items, "cells") == [(2, 1), (4, 1), (6, 1)]
 
 
 @pytest.mark.slow
@@ -84,7 +90,7 @@ def test_a_cluster_gives_what_processes_give_though_a_worker_is_killed():
             if not found:
                 next(iter(cluster.workers.values())).process.process.kill()
             found[number] = value
-    assert found == {n: 2 * n for n in range(8)}
+    assert found == {n: (2 * n, 1) for n in range(8)}
 
 
 def test_no_scheduler_is_one_line(refuses):
