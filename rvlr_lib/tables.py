@@ -45,7 +45,7 @@ def metric_label(metric: str) -> str:
     return " ".join(PARTS.get(part, part.replace("_", " ")) for part in re.split("[/ ]", metric.removeprefix("loss/")))
 
 
-def shown(value: Any, metric: str = "", *, signed: bool = False) -> str:
+def shown(value: Any, metric: str = "", *, signed: bool = False, decimals: int | None = None) -> str:
     """A number as every label, table and sentence shows it: one decimal, signed ones two, or what its metric asks for.
 
     Noise beyond nine decimals never decides how a half is rounded; halves go away from zero; a missing value is a dash.
@@ -56,7 +56,8 @@ def shown(value: Any, metric: str = "", *, signed: bool = False) -> str:
     if value is None or value != value:  # NaN
         return "–"
     exact = Decimal(repr(round(float(value), 9)))
-    places = Decimal("0.001" if THREE.search(metric) else "0.01" if signed or TWO.search(metric) else "0.1")
+    usual = 3 if THREE.search(metric) else 2 if signed or TWO.search(metric) else 1
+    places = Decimal(1).scaleb(-(usual if decimals is None else decimals))
     text = str(exact.quantize(places, ROUND_HALF_UP)) if exact.is_finite() else str(exact)
     text = f"{float(value):.3g}" if FREE.search(metric) else text
     if text.startswith("-"):

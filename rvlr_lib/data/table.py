@@ -26,11 +26,10 @@ COLUMNS = {  # what a column or key holds -> its usual names
     "image_id": "img_id image_id",
     "category": "category",
 }
-CAPTION_WORDS = set("caption captions sentence sentences description".split())  # within the name of a column
+# Within the name of a column the first say that it holds captions, unless one of the others stands beside them.
+CAPTION_WORDS = set("caption captions sentence sentences description".split())
 OTHER_WORDS = set("id ids number num n no nr idx count index length len lang language score source rating".split())
-OTHER_WORDS |= set(
-    "has is url date time timestamp hash type author model version status order".split()
-)  # of no caption
+OTHER_WORDS |= set("has is url date time timestamp hash type author model version status order".split())
 BAD = "rejected|precanned|spam|flagged|bad|invalid|deleted|blocked|unusable|offensive|nsfw"
 ALSO = "ignored?|skip(ped)?|excluded?|duplicated?|corrupt(ed)?|(low|bad|poor)_quality|toxic|hidden|b(lack|lock)listed"
 ALSO += "|rejects?|discard(ed)?|removed?|banned|unsafe|drop(ped)?|delete|blurry|broken"

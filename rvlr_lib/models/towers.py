@@ -230,7 +230,11 @@ def encode_text_tokens(
     drop = embedding.register_forward_hook(lambda _m, _i, out: batch_dropout(out, dropout)) if dropout else None
     with drop or nullcontext():
         if hugging_face:
-            seen = real[:, None, None].expand(-1, 1, length, -1)  # of two dimensions a GPU would have to be waited for
+            seen = real.long()
+            if (
+                text.transformer.config._attn_implementation == "sdpa"
+            ):  # which of two dimensions would read whether all are real
+                seen = real[:, None, None].expand(-1, 1, length, -1)
             output = text.transformer(input_ids=token_ids, attention_mask=seen)
             pooled = text.pooler(output, real.long())
             return text.proj(pooled) if projected else pooled, output.last_hidden_state if tokens else None, real

@@ -296,7 +296,7 @@ def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str
 
 def signed(value: float, places: int = 2) -> str:
     """A difference with its sign."""
-    return shown(value, "loss" if places == 3 else "", signed=True)
+    return shown(value, signed=True, decimals=places)
 
 
 def interval(low: float, high: float) -> str:

@@ -157,7 +157,7 @@ def load_plan(profile: str = "study") -> Plan:
 
 def write_seal(plan: Plan, folder: Path, date: str) -> dict[str, Any]:
     """Seal a study in ``folder/seal.json``, until it has a confirmation seed: then, and before tuning, a ValueError."""
-    parts = _sealed_parts(plan, folder) | {"settings": settings_sum(plan, folder)}
+    parts = _sealed_parts(plan, folder) | {"settings": _settings_sum(plan, folder)}
     if list(folder.glob("*/seed-*.json")):
         raise ValueError(f"{folder} holds confirmation seeds already: a seal comes before them")
     seal = {"date": date, "commit": commit(), "parts": parts}
@@ -166,8 +166,11 @@ def write_seal(plan: Plan, folder: Path, date: str) -> dict[str, Any]:
     return seal
 
 
-def check_seal(plan: Plan, folder: Path) -> str:
-    """The sum of the seal; ValueError where there is none, and where what it covers was changed since: names what."""
+def check_seal(plan: Plan, folder: Path, *, adding: bool = False) -> str:
+    """The sum of the seal; ValueError where there is none, and where what it covers was changed since: names what.
+
+    Where cells are to be added, presets and arms must be those of the seal as well; seals before 2026-11-28 hold none.
+    """
     path = folder / "seal.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no seal.json: `rvlr study --seal` fixes the claims before the first seed")
@@ -179,10 +182,12 @@ def check_seal(plan: Plan, folder: Path) -> str:
         raise ValueError(f"{folder / 'tuning.json'} differs from what {path} sealed: no verdict")
     if changed := [key for key in parts["plan"] if parts["plan"][key] != seal["parts"]["plan"].get(key)]:
         raise ValueError(f"the profile's plan differs from what {path} sealed, in {', '.join(changed)}: no verdict")
+    if adding and seal["parts"].get("settings", now := _settings_sum(plan, folder)) != now:
+        raise ValueError(f"presets or arms give other settings than {path} sealed: use its commit")
     return str(seal["sha256"])
 
 
-def settings_sum(plan: Plan, folder: Path) -> str:
+def _settings_sum(plan: Plan, folder: Path) -> str:
     """SHA-256 of all settings that presets, dials and what was chosen give, and of the arms: of every cell to come."""
     cells = [(name, dial) for name, part in plan.sets.items() for dial in part.dials]
     found = [dataclasses.asdict(plan.settings(name, dial, 0, read_chosen(folder))) for name, dial in cells]

@@ -15,16 +15,7 @@ from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import commit, provenance
 from rvlr_lib.study.cache import Stage
 from rvlr_lib.study.comparisons import curve_stage
-from rvlr_lib.study.plan import (
-    BY_STRUCTURE,
-    Plan,
-    check_seal,
-    load_plan,
-    read_chosen,
-    reference_folder,
-    settings_sum,
-    write_seal,
-)
+from rvlr_lib.study.plan import BY_STRUCTURE, Plan, check_seal, load_plan, read_chosen, reference_folder, write_seal
 from rvlr_lib.study.runner import Runner
 from rvlr_lib.study.study import Study
 from rvlr_lib.training.batches import derived_seed
@@ -65,10 +56,7 @@ def run_study(profile: str = "study", *, seeds: str = "", sets: str = "", result
 
 def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds: Sequence[int]) -> None:
     """Compute the sealed seeds that ``folder`` lacks, ``<data set>/seed-<n>.json`` each, written as they finish."""
-    sealed, chosen = check_seal(plan, folder), read_chosen(folder)
-    now = settings_sum(plan, folder)
-    if read_json(folder / "seal.json")["parts"].get("settings", now) != now:  # older seals have none
-        raise ValueError(f"presets or arms give other settings than {folder / 'seal.json'} sealed: use its commit")
+    sealed, chosen = check_seal(plan, folder, adding=True), read_chosen(folder)
     if unknown := [name for name in sets if name not in plan.sets]:
         raise ValueError(f"unknown data set {unknown[0]!r}: the plan has {', '.join(plan.sets)}")
     files, todo = {}, []

@@ -120,13 +120,10 @@ def test_ordinary_tables_are_read(place, header):
 
 def test_numbers_are_no_guessed_captions_ids_begin_anew_in_a_file_and_tables_in_a_folder_are_named(place, refuses):
     path = write(place, "x.csv", rows("a dog", "12", header="image,post_text,comments"))
-    refuses(
-        "every caption of comments is a number, yes or no: give caption_column", load_dataset, str(path), split="val"
-    )
+    refuses("every caption of comments is a number, yes or no", load_dataset, str(path), split="val")
     assert captions(path, caption_column="post_text")["t00.png"] == ["a dog"]
     for number, names in enumerate((NAMES[:20], NAMES[20:])):
-        items = [{"image": name, "caption": "a dog", "image_id": k} for k, name in enumerate(names)]
-        write(place, f"p{number}.json", items)
+        write(place, f"p{number}.json", [{"image": x, "caption": "a", "image_id": k} for k, x in enumerate(names)])
     assert len(captions(write(place, "i.json", {"all": ["p0.json", "p1.json"]}))) == 40
     refuses("no text lies beside a picture; give .* itself", load_dataset, str(place), split="val")
     os.rename(place / NAMES[0], place / "Paris, France.png")

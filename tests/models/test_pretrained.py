@@ -1,5 +1,6 @@
 """The default towers are pretrained, checked by sum and offline."""
 
+import copy
 import shutil
 import socket
 import sys
@@ -96,6 +97,10 @@ def test_the_text_tower_finds_paraphrases_rather_than_shuffled_words(towers):
     told = ["the dog is chasing the cat", "the cat is being pursued by the dog", "chasing cat the is dog the"]
     told += ["a man is sleeping on a bench", "a guy takes a nap on a bench", "bench a sleeping a on man is"]
     features = models.encode_text_tokens(towers.text, towers.tokenizer(told), tokens=False, projected=False)[0]
+    eager = copy.deepcopy(towers.text)  # as encoders that know no other way
+    eager.transformer.set_attn_implementation("eager")
+    same = models.encode_text_tokens(eager, towers.tokenizer(told), tokens=False, projected=False)[0]
+    torch.testing.assert_close(same, features, atol=1e-5, rtol=1e-4)
     rows = unit_rows(features).view(2, 3, -1)
     assert ((rows[:, 0] * rows[:, 1]).sum(dim=1) > (rows[:, 0] * rows[:, 2]).sum(dim=1)).all()
 

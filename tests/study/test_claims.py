@@ -62,8 +62,8 @@ def test_companions_that_differ_in_their_dial_are_one_sentence(plan, refuses):
     assert "12 seeds" in text
     refuses("no companion begins with 'recall'", claims.lead, plan, results(1.0, 2.0), "recall")
     assert claims.lead(plan, results(1.0, 2.0, seeds=1), "bend") == "bend: no effect yet, the seeds are not there."
-    later = replace(plan, sets={"scenes": replace(plan.sets["scenes"], seeds=13)})  # of which twelve are there
-    assert claims.companions(later, results(1.0, 2.0)) == {}
+    later = {"scenes": replace(plan.sets["scenes"], seeds=13)}  # of which twelve are there
+    assert claims.companions(replace(plan, sets=later), results(1.0, 2.0)) == {}
 
 
 def test_each_row_of_the_tuning_table_has_the_recall_of_its_own_trial_and_zero_by_the_score_that_chose():
