@@ -55,8 +55,7 @@ def test_stored_features_are_those_of_the_towers_one_by_one(towers, scenes, stor
 def test_settings_change_the_augmented_views_alone(towers, scenes, stored, change, tmp_path):
     found = read_features(*store(tmp_path, towers, scenes, **change), "train")
     assert torch.equal(found.images[0], stored.images[0])
-    assert len({view.sum().item() for view in stored.images}) == 3
-    assert len(found.images) == change.get("views", 3)
+    assert (len({view.sum().item() for view in stored.images}), len(found.images)) == (3, change.get("views", 3))
     assert torch.equal(found.images[1], stored.images[1]) == ("views" in change)
     assert (found.text_mask is None) == ("tokens" in change)
 
@@ -102,16 +101,17 @@ def test_distinct_captions_are_encoded_and_cut_ones_counted_once(scenes, tmp_pat
     towers, encoded = tiny_towers(1, context_length=8), []
     counted = lambda text, ids, **rest: encoded.extend(ids) or encode_text_tokens(text, ids, **rest)  # noqa: E731
     monkeypatch.setattr(models, "encode_text_tokens", counted)
-    count = models.count_tokens
-    monkeypatch.setattr(models, "count_tokens", lambda *given: [(number, True) for number, _ in count(*given)])
-    captions = [*scenes.captions[:5], *scenes.captions[:5]]
-    doubled = dataclasses.replace(scenes.subset([0, 1]), captions=captions, scene=None)
+    strange = lambda *given, count=models.count_tokens: [(number, True) for number, _ in count(*given)]  # noqa: E731
+    monkeypatch.setattr(models, "count_tokens", strange)
+    doubled = dataclasses.replace(scenes.subset([0, 1]), captions=2 * scenes.captions[:5], scene=None)
     found = read_features(*store(tmp_path, towers, doubled), "train")
     told = capsys.readouterr().out
     assert told.count("captions are longer than 8 tokens and are cut") == 1
     assert "train: 10 of 10 captions are of words that the text tower mostly does not know" in told
     assert torch.equal(found.texts[:5], found.texts[5:])
-    assert (len(encoded), found.text_mask.shape) == (len(set(captions)), (10, 8))
+    assert (len(encoded), found.text_mask.shape) == (len(set(doubled.captions)), (10, 8))
+    encoded.clear(), store(tmp_path / "whole", tiny_towers(1), doubled)
+    assert len(encoded[0]) < tiny_towers(1).tokenizer.context_length  # no padding goes to the device
 
 
 def test_common_features_and_tokens_of_towers_and_heads(towers, scenes, stored, refuses):
