@@ -24,9 +24,7 @@ SLOW = {"notebook_overhead", "rouge_l", "metric_suite", "losses"}  # they start 
 WRONG = speed_row("a", "b", 5.0, 3, equal=(0.1, 1e-5))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in run.NAMES]
-)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if x in SLOW else x for x in run.NAMES])
 def test_every_benchmark_runs_and_its_sides_agree(name):
     rows = load(name).rows(TINY)
     assert rows
@@ -46,7 +44,7 @@ def test_every_script_is_run():
 
 @pytest.mark.slow
 def test_the_script_for_a_gpu_rehearses_on_the_cpu(tmp_path):
-    parts = "heads,losses,evaluation,whole_towers,vit,reranking,resume"
+    parts = "heads,losses,evaluation,whole_towers,vit,reranking,resume,study"
     words = "-m benchmarks.gpu --tiny --parts".split()
     subprocess.run([sys.executable, *words, parts, "--out", tmp_path / "gpu.json"], cwd=ROOT, check=True)
     found = json.loads((tmp_path / "gpu.json").read_text())

@@ -1,4 +1,4 @@
-"""One process of a group, or a single one. Usage: ranks.py FUNCTION ARGUMENT..."""
+"""What each process of a group does. Usage: ranks.py COUNT FUNCTION ARGUMENT... forks so many and waits for all."""
 
 import json
 import os
@@ -101,11 +101,12 @@ def train(folder, stop=""):
     folder, step = Path(folder), Training.train_step
 
     def train_step(self, inputs):
-        if stop and os.environ["RANK"] == "1" and self.step == 3:
+        if os.environ["RANK"] == "1" and self.step == 3:
             os.kill(os.getpid(), signal.Signals[stop])
         return step(self, inputs)
 
-    Training.train_step = train_step
+    if stop:
+        Training.train_step = train_step
     execution = Execution(checkpoints=folder / "checkpoints", save_every=2)
     objective = make_objective(matching=1, image_intra=1, text_intra=1)
     fitted = conftest.train(objective, log=folder / "log", execution=execution, rows="captions", batch_size=12)
@@ -134,5 +135,17 @@ def kills(folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with process_group(CPU, 10):
-        globals()[sys.argv[1]](*sys.argv[2:])
+    count, function, *arguments = sys.argv[1:]
+    os.environ["WORLD_SIZE"], children = count, []
+    for rank in range(int(count)):
+        os.environ["RANK"] = str(rank)
+        children.append(os.fork())  # what all of them import is imported once
+        if not children[-1]:
+            with process_group(CPU, 10):
+                globals()[function](*arguments)
+            sys.exit()
+    for number, child in enumerate(children, 1):
+        if os.waitpid(child, 0)[1]:
+            for other in children[number:]:
+                os.kill(other, signal.SIGKILL)
+            sys.exit(f"process {number} of {count} failed")

@@ -11,33 +11,23 @@ import torch
 from safetensors.torch import load_file
 
 from rvlr_lib.training.processes import gather_rows, own_rows, process_group
+from tests.training import ranks
 from tests.training.conftest import assert_equal
 
 gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
 
 
-def start_ranks(count, *arguments):
-    """The started processes of one group."""
+def run_ranks(count, *arguments, fault=""):
+    """What the processes of one group print; their errors where they end without the fault, or with one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(count)}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **meeting}
-    command, pipes = [sys.executable, "-m", "tests.training.ranks", *map(str, arguments)], {"stderr": subprocess.PIPE}
-    ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    return [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, **pipes) for env in ranks]
-
-
-def run_ranks(count, *arguments):
-    """Output of rank 0; fails with what a failing rank wrote."""
-    ranks = start_ranks(count, *arguments)
-    try:
-        outputs = [rank.communicate(timeout=300) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    for rank, (_, errors) in zip(ranks, outputs, strict=True):
-        assert rank.returncode == 0, errors
-    return outputs[0][0]
+    command = [sys.executable, "-m", "tests.training.ranks", str(count), *map(str, arguments)]
+    done = subprocess.run(command, env=shared, capture_output=True, text=True, timeout=300)
+    assert bool(done.returncode) == bool(fault), done.stderr
+    assert fault in done.stderr
+    return done.stdout
 
 
 def test_a_single_process_keeps_its_rows_and_uneven_shares_are_refused(monkeypatch, refuses):
@@ -69,9 +59,9 @@ def test_two_processes_write_the_bits_of_one(tmp_path):
 def test_every_parameter_gets_the_gradient_of_a_single_process(tmp_path):
     found = {}
     for count in (1, 2, 3):
-        run_ranks(count, "gradients", tmp_path / f"{count}.safetensors")
-        log = json.loads((tmp_path / f"{count}.json").read_text())
-        found[count] = load_file(tmp_path / f"{count}.safetensors"), log
+        file = tmp_path / f"{count}.safetensors"
+        run_ranks(count, "gradients", file) if count > 1 else ranks.gradients(file)
+        found[count] = load_file(file), json.loads(file.with_suffix(".json").read_text())
     single, single_log = found[1]
     assert {"loss/matching", "loss/structure", "loss/image_representation"} <= set(single_log["heads, fusion"])
     for count in (2, 3):
@@ -89,18 +79,12 @@ def test_every_parameter_gets_the_gradient_of_a_single_process(tmp_path):
 @pytest.mark.slow
 @gloo
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])
-def test_a_dead_or_silent_process_ends_the_job_and_one_alone_goes_on(tmp_path, signal):
-    first, second = start_ranks(2, "train", tmp_path / "broken off", signal)
-    try:
-        _, errors = first.communicate(timeout=120)
-    finally:
-        second.kill()
-        first.kill()
-    second.communicate()
-    assert first.returncode == 1, errors
+def test_a_dead_or_silent_process_ends_the_job_and_one_alone_goes_on(tmp_path, capsys, signal):
+    run_ranks(2, "train", tmp_path / "broken off", signal, fault="process 1 of 2 failed")
     assert [path.name for path in (tmp_path / "broken off" / "checkpoints").glob("step-*")] == ["step-000002"]
-    assert "toy: going on from step 2 of 8" in run_ranks(1, "train", tmp_path / "broken off")
-    run_ranks(1, "train", tmp_path / "alone")
+    ranks.train(tmp_path / "broken off")
+    assert "toy: going on from step 2 of 8" in capsys.readouterr().out
+    ranks.train(tmp_path / "alone")
     states = [load_file(tmp_path / name / "state.safetensors") for name in ("broken off", "alone")]
     torch.testing.assert_close(*states, atol=1e-4, rtol=1e-3)
 
