@@ -1,8 +1,8 @@
 """From features to a report: retrieval under every relevance, floors, ceilings, structure."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +15,10 @@ from rvlr_lib.data.facts import Relevance
 from rvlr_lib.data.relevance import category_relevance
 from rvlr_lib.models import teacher_features
 from rvlr_lib.similarity import unit_rows
-from rvlr_lib.training.processes import say_once
+from rvlr_lib.training.features import Features, halve_until_it_fits
 
-Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
 Device = torch.device | str
 Spaces = Mapping[str, Features]
-Result = TypeVar("Result")
 
 NEIGHBOURS = 10
 FOLDS = {"coco": ("1k", 1000)}  # COCO 1K: its 5,000 pictures are reported as one gallery and as five of that size
@@ -232,23 +230,6 @@ def working_bytes(device: Device) -> int:
         return 100_000_000
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(0.4 * (torch.cuda.mem_get_info(device)[0] + cached))
-
-
-def halve_until_it_fits(compute: Callable[..., Result], rows: int) -> Result:
-    """``compute(chunk_size=rows)``, with half the rows each time the device runs out of memory; the same numbers."""
-    first = rows = max(1, rows)
-    while True:
-        try:
-            found = compute(chunk_size=rows)
-        except torch.OutOfMemoryError:
-            if rows == 1:
-                raise
-        else:
-            if rows < first:
-                say_once(f"{first} rows at once did not fit in memory, {rows} did; the numbers are the same")
-            return found
-        rows //= 2  # outside the handler, whose traceback keeps tensors alive
-        torch.cuda.empty_cache()
 
 
 def _starting(prefixes: tuple[str, ...], report: Mapping[str, float]) -> dict[str, float]:

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from rvlr_lib.evaluation.evaluate import Device, Features, halve_until_it_fits, working_bytes
+from rvlr_lib.evaluation.evaluate import Device, working_bytes
 from rvlr_lib.models import FusionEncoder
+from rvlr_lib.training.features import Features, halve_until_it_fits
 
 CAPTIONS_AT_ONCE = 32  # of one picture, of about one length, on a CPU; on a CUDA device what fits into its memory
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.models.pretrained import PIXELS, load_lite, load_text, load_timm_trunk, package_folder
-from rvlr_lib.models.towers import DEFAULT, Towers, build_towers, encode_text_tokens
+from rvlr_lib.models.towers import DEFAULT, Towers, build_towers, encode_text_tokens, needed_tokens
 from rvlr_lib.similarity import unit_rows
 
 BOTH = ("towers", "arrays", "open_clip", "local-dir", "weak", "random", "oracle")
@@ -118,7 +118,12 @@ def _pictures(spec: str, device: torch.device | str) -> tuple[Callable[[Tensor],
 def _text_tower(spec: str, device: torch.device | str) -> Callable[[Sequence[str]], Tensor]:
     towers = _towers(spec)
     text, wanted = towers.text.to(device).eval(), {"tokens": False, "projected": spec != "towers"}
-    return lambda captions: encode_text_tokens(text, towers.tokenizer(captions).to(device), **wanted)[0]
+
+    def encode(captions: Sequence[str]) -> Tensor:
+        ids = towers.tokenizer(captions)
+        return encode_text_tokens(text, ids[:, : needed_tokens(text, ids).amax()].to(device), **wanted)[0]
+
+    return encode
 
 
 def _sentences(where: str, device: torch.device | str) -> Callable[[Sequence[str]], Tensor]:

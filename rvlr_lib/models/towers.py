@@ -174,15 +174,14 @@ def real_tokens(text: nn.Module, token_ids: Tensor) -> Tensor:
     return token_ids != (getattr(getattr(text, "config", None), "pad_token_id", None) or 0)
 
 
-def trims_padding(text: nn.Module) -> bool:
-    """Whether a text tower gives the same without padding: causal ones, and Hugging Face's, which mask it."""
-    return hasattr(text, "pooler") or text.attn_mask is not None
-
-
 def needed_tokens(text: nn.Module, token_ids: Tensor) -> Tensor:
-    """How many of the token ids ``[B, L]`` of each row a text tower has to see, ``[B]``: all, or the real ones."""
+    """How many of the token ids ``[B, L]`` of each row a text tower has to see, ``[B]``.
+
+    Causal towers, and Hugging Face's, which mask padding, give the same without it; others need all.
+    """
     real = real_tokens(text, token_ids).sum(dim=1)
-    return real if trims_padding(text) else torch.full_like(real, token_ids.shape[1])
+    cuts_padding = hasattr(text, "pooler") or text.attn_mask is not None
+    return real if cuts_padding else torch.full_like(real, token_ids.shape[1])
 
 
 def encode_image_tokens(
@@ -216,24 +215,18 @@ def encode_text_tokens(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Features ``[B, D]`` (not normalised) of int64 ``[B, L]``; tokens ``[B, L', W]`` where wanted; mask ``[B, L']``.
 
-    The mask is True at real tokens. In evaluation on the CPU ids are trimmed to the longest caption where that changes
-    nothing. ``dropout`` is the chance to zero an entry of a token embedding: two draws make two views of one caption.
-    Not ``projected``, features are what a Hugging Face tower pools. ValueError for a tower without tokens.
+    The mask is True at real tokens; :func:`needed_tokens` tells how much padding to cut before. ``dropout`` is the
+    chance to zero an entry of a token embedding: two draws make two views of one caption. Not ``projected``, features
+    are what a Hugging Face tower pools. ValueError for a tower without tokens.
     """
     hugging_face = hasattr(text, "pooler")
     real, length = real_tokens(text, token_ids), token_ids.shape[1]
-    # in training batches come trimmed; on a GPU the length would have to be waited for
-    if trims_padding(text) and not text.training and token_ids.device.type == "cpu":
-        length = int(real.sum(dim=1).max())
-        token_ids, real = token_ids[:, :length], real[:, :length]
     embedding = text.transformer.get_input_embeddings() if hugging_face else text.token_embedding
     drop = embedding.register_forward_hook(lambda _m, _i, out: batch_dropout(out, dropout)) if dropout else None
     with drop or nullcontext():
         if hugging_face:
             seen = real.long()
-            if (
-                text.transformer.config._attn_implementation == "sdpa"
-            ):  # which of two dimensions would read whether all are real
+            if text.transformer.config._attn_implementation == "sdpa":  # of 2 dimensions it asks whether all are real
                 seen = real[:, None, None].expand(-1, 1, length, -1)
             output = text.transformer(input_ids=token_ids, attention_mask=seen)
             pooled = text.pooler(output, real.long())

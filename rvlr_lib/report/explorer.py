@@ -86,10 +86,7 @@ def collect_points(
         "captions": [[gallery.captions[c] for c in gallery.captions_of(int(row))] for row in rows],
         "pictures": [_data_uri(gallery.image(int(row))) for row in rows],
         "xy": {label: np.round(np.concatenate(pair), 3).flatten().tolist() for label, pair in layout.coords.items()},
-        "near": {
-            name: nearest(images[rows], captions[texts], width, shared=name != UNIMODAL)
-            for name, (images, captions) in spaces.items()
-        },
+        "near": {key: nearest(x[rows], y[texts], width, shared=key != UNIMODAL) for key, (x, y) in spaces.items()},
         "truth": true_neighbours(gallery.scene.truth("latent"), rows, texts, width) if gallery.scene else [],
         "groups": picture_groups(gallery.subset(rows)),
         "notes": [

@@ -28,11 +28,8 @@ from rvlr_lib.training.processes import broadcast_json, held_by_all, is_main
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 VALUES_ONLY = {"rvlr_lib.config", "rvlr_lib.provenance", "rvlr_lib.disk"}
 DIALLED = {"all": SPLITS, "train": ("train", "val"), "test": ("test",)}
-OF_THE_OTHER = {  # what decides one modality alone
-    "image": ("text_detail", "mismatch_rate"),
-    "text": ("image_visibility", "image_fault"),
-    "both": (),
-}
+# what decides one modality alone
+OF_THE_OTHER = {"image": ("text_detail", "mismatch_rate"), "text": ("image_visibility", "image_fault"), "both": ()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -359,11 +359,8 @@ def _choose(plan: Plan, trials: Mapping[Key, Trial], confirmed: Mapping[Key, Sco
         own = [key for key in confirmed if key[0] == name]
         top = max(own, key=recall.__getitem__)
         near = [key for key in own if recall[key] >= recall[top] - plan.tuning.slack]
-        found[name] = {
-            "recall": trials[top],
-            "structure": trials[max(near, key=structure.__getitem__)],
-            "r_mean": recall[top],
-        }
+        shaped = trials[max(near, key=structure.__getitem__)]
+        found[name] = {"recall": trials[top], "structure": shaped, "r_mean": recall[top]}
     return found
 
 

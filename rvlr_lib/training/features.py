@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from rvlr_lib.models import CachedRows, HeadStudent, Student, Towers, TowerStude
 from rvlr_lib.training.processes import is_main, say_once, shared_work
 
 Rows = dict[str, Tensor]  # named arrays, a row for each picture or caption
+Result = TypeVar("Result")
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
 PICTURES, CAPTIONS, ROWS = 128, 64, 8192  # of a batch; the last: cached rows that heads take at once
 PIXELS_AT_ONCE = 16 * 384**2  # a Swin-B at 384 px takes 110 MB of activations for each picture
@@ -87,25 +89,26 @@ def encode_frozen(
     tower = (towers.visual if pictures else towers.text).to(device).eval()
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (towers.mean, towers.std))
 
-    def run(pixels: Tensor, tokens: bool) -> tuple[Tensor, Tensor | None]:
+    def image(pixels: Tensor, tokens: bool) -> Rows:
         normal = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
         with mixed_precision(device, precision):
-            return models.encode_image_tokens(tower, normal, tokens=tokens, projected=False)
+            return _as_rows(*models.encode_image_tokens(tower, normal, tokens=tokens, projected=False))
+
+    def text(ids: Tensor) -> Rows:
+        with mixed_precision(device, precision):
+            return _as_rows(*models.encode_text_tokens(tower, ids, tokens=tokens, projected=False))
 
     def encode_pictures(rows: Tensor, pixels: Tensor, views: int) -> Rows:
         pixels = pixels.to(device)
-        plain, grid = run(pixels.float() / 255, tokens)
-        found = [plain]
+        found = _in_parts(partial(image, tokens=tokens), pixels.float() / 255)
+        seen = [found["features"]]
         for view in range(1, views):
             name = f"{seed} {view} {int(rows[0])}".encode()  # of a view of the batch that begins with this picture
             digest = hashlib.sha256(len(name).to_bytes(8, "little") + name).digest()
             draws = torch.Generator().manual_seed(int.from_bytes(digest[:6]))
-            found.append(run(augment(pixels, draws, scale=optim.crop_scale, flip=optim.flip), False)[0])
-        return _as_rows(torch.stack(found, dim=1), grid)
-
-    def encode_ids(_rows: Tensor, ids: Tensor) -> Rows:
-        with mixed_precision(device, precision):
-            return _as_rows(*models.encode_text_tokens(tower, ids.to(device), tokens=tokens, projected=False))
+            augmented = augment(pixels, draws, scale=optim.crop_scale, flip=optim.flip)
+            seen.append(_in_parts(partial(image, tokens=False), augmented)["features"])
+        return found | {"features": torch.stack(seen, dim=1)}
 
     for split, dataset in splits.items():
         name, captions = f"{dataset.name}/{split}", dataset.captions
@@ -120,7 +123,7 @@ def encode_frozen(
         for number, told in (cut, f"longer than {context} tokens and are cut; {way}"), (sum(strange), unknown):
             if number and is_main():
                 print(f"{name}: {number:,} of {len(captions):,} captions are {told}")
-        _store(folder / split, _encode_texts(towers, captions, encode_ids), len(captions), f"{name} captions")
+        _store(folder / split, _encode_texts(towers, captions, text, device), len(captions), f"{name} captions")
 
 
 def read_features(image_folder: Path, text_folder: Path, split: str) -> FeatureSet:
@@ -143,11 +146,9 @@ def encode(student: Student, data: ImageTextDataset | FeatureSet, device: torch.
         kinds = f"{type(student).__name__} cannot encode {type(data).__name__}"
         raise ValueError(f"{kinds}: whole towers take a data set, heads its cached features")
     student.to(device).eval()
-    image_features, text_features = (
-        torch.cat([encode_part(CachedRows(part.to(device))).features.cpu() for part in rows.split(ROWS)])
-        for encode_part, rows in ((student.encode_image, data.images[0]), (student.encode_text, data.texts))
-    )
-    return image_features, text_features
+    heads = (student.encode_image, data.images[0]), (student.encode_text, data.texts)
+    images, texts = ([head(CachedRows(x.to(device))).features.cpu() for x in rows.split(ROWS)] for head, rows in heads)
+    return torch.cat(images), torch.cat(texts)
 
 
 @torch.no_grad()
@@ -167,21 +168,49 @@ def _run_towers(
     """What the student makes of all pictures and captions."""
     student.to(device).eval()
 
-    def image(_rows: Tensor, pixels: Tensor) -> Rows:
-        pixels = (pixels.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
+    def image(pixels: Tensor) -> Rows:
+        pixels = (pixels.float() / 255).contiguous(memory_format=torch.channels_last)
         return _as_rows(*student.encode_image(pixels, tokens=tokens))
 
-    def text(_rows: Tensor, ids: Tensor) -> Rows:
-        return _as_rows(*student.encode_text(ids.to(device), tokens=tokens))
+    def text(ids: Tensor) -> Rows:
+        return _as_rows(*student.encode_text(ids, tokens=tokens))
 
-    images = _fill(_encode_pictures(data, student.image_size, image), len(data))
-    return images, _fill(_encode_texts(student, data.captions, text), len(data.captions))
+    work = lambda _rows, pixels: _in_parts(image, pixels.to(device))  # noqa: E731
+    images = _fill(_encode_pictures(data, student.image_size, work), len(data))
+    return images, _fill(_encode_texts(student, data.captions, text, device), len(data.captions))
 
 
 def _as_rows(features: Tensor, tokens: Tensor | None, mask: Tensor | None = None) -> Rows:
     if tokens is None:
         return {"features": features.float()}
     return {"features": features.float(), "tokens": tokens.half()} | ({} if mask is None else {"mask": mask})
+
+
+def _in_parts(run: Callable[[Tensor], Rows], inputs: Tensor) -> Rows:
+    """What a tower makes of its inputs, in as many parts as the memory of their device asks for."""
+
+    def compute(chunk_size: int) -> Rows:
+        parts = [run(part) for part in inputs.split(chunk_size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    return halve_until_it_fits(compute, len(inputs))
+
+
+def halve_until_it_fits(compute: Callable[..., Result], rows: int) -> Result:
+    """``compute(chunk_size=rows)``, with half the rows each time the device runs out of memory; the same numbers."""
+    first = rows = max(1, rows)
+    while True:
+        try:
+            found = compute(chunk_size=rows)
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+        else:
+            if rows < first:
+                say_once(f"{first} rows at once did not fit in memory, {rows} did; the numbers are the same")
+            return found
+        rows //= 2  # outside the handler, whose traceback keeps tensors alive
+        torch.cuda.empty_cache()
 
 
 def _encode_pictures(
@@ -193,17 +222,17 @@ def _encode_pictures(
 
 
 def _encode_texts(
-    towers: Towers | TowerStudent, captions: Sequence[str], work: Callable[[Tensor, Tensor], Rows]
+    towers: Towers | TowerStudent, captions: Sequence[str], run: Callable[[Tensor], Rows], device: torch.device | str
 ) -> Iterator[tuple[Tensor, Rows]]:
-    """Rows of captions and what the work makes of their token ids; each distinct caption once, the longest first."""
+    """Rows of captions and what a tower makes of their token ids; each distinct caption once, the longest first."""
     distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
     row_of = torch.tensor([distinct[caption] for caption in captions])
     captions_of = torch.argsort(row_of, stable=True).split(torch.bincount(row_of).tolist())
     token_ids = towers.tokenizer(list(distinct))
     lengths = models.needed_tokens(towers.text, token_ids)
     by_length = torch.argsort(lengths, stable=True).split(CAPTIONS)[::-1]
-    # cut here: a GPU would have to be waited for
-    for rows, found in shared_work(by_length, lambda rows: token_ids[rows, : int(lengths[rows].amax())], work):
+    read = lambda rows: token_ids[rows, : int(lengths[rows].amax())]  # noqa: E731  # a GPU would have to be waited for
+    for rows, found in shared_work(by_length, read, lambda _rows, ids: _in_parts(run, ids.to(device))):
         places = [captions_of[row] for row in rows.tolist()]
         repeats = torch.tensor([len(part) for part in places])
         yield torch.cat(places), {name: value.repeat_interleave(repeats, dim=0) for name, value in found.items()}

@@ -83,9 +83,8 @@ def test_equal_files_never_fall_into_two_splits(tmp_path):
     parts = hashed(told)
     first, second = sorted((parts["train"][0][0], parts["test"][0][0]))
     shutil.copy(tmp_path / "p" / first, tmp_path / "p" / second)
-    splits = (
-        read_collection(write(tmp_path, "a.json", coco(told)), tmp_path / "p").used.set_index("picture").split.to_dict()
-    )
+    used = read_collection(write(tmp_path, "a.json", coco(told)), tmp_path / "p").used
+    splits = used.set_index("picture").split.to_dict()
     assert splits == {name: hashed_split(first if name == second else name) for name, _ in told}
     index = write(tmp_path, "i.yaml", {"train": "t.csv", "held_out": "a.json", "image_root": "p"})
     write(tmp_path, "t.csv", rows("a", names=["x.jpg"]))

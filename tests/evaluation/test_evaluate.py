@@ -1,7 +1,6 @@
 """Evaluation of features: folds beside the whole, relevance computed once, structure, chunks that fit."""
 
 import dataclasses
-import sys
 
 import numpy as np
 import pytest
@@ -72,24 +71,6 @@ def test_structure_is_a_mean_over_galleries_of_first_captions(scenes):
     assert found["text/overlap_start"] == pytest.approx(np.mean(slow))
     assert found["image/overlap_teacher"] == found["text/trust_teacher"] == 100
     assert {"image/relations_truth", "text/overlap_shown", "modality_gap", "alignment"} <= found.keys()
-
-
-def test_rows_are_halved_until_they_fit_outside_the_handler(monkeypatch):
-    tried, said = [], []
-
-    def compute(chunk_size):
-        tried.append(chunk_size)
-        if chunk_size > 9:
-            raise torch.OutOfMemoryError
-        assert sys.exc_info() == (None, None, None)  # no handler is open that would keep tensors
-        return "found"
-
-    monkeypatch.setattr(evaluation, "say_once", said.append)
-    assert evaluation.halve_until_it_fits(compute, 40) == "found"
-    assert said == ["40 rows at once did not fit in memory, 5 did; the numbers are the same"]
-    assert tried == [40, 20, 10, 5]
-    with pytest.raises(torch.OutOfMemoryError):
-        evaluation.halve_until_it_fits(lambda chunk_size: compute(10), 4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -85,10 +85,9 @@ def test_data_are_found_by_their_whole_path_and_models_by_their_name(monkeypatch
     monkeypatch.setattr(explorer, "open_study", lambda *args, **options: opened.append((args, options)) or 1 / 0)
     run = {"notebook": "02", "dataset": "mine", "parameters": {"dataset": "mine.csv", "model": "local-dir:m"}}
     settings = {"02 (mine)": {"dataset": "/data/mine.csv", "model": "/data/m"}}
+    record = {"runs": [run], "settings": settings, "command": "rvlr", "profile": "own"}
     with pytest.raises(ZeroDivisionError):
-        explorer.explorer_points(
-            {"runs": [run], "settings": settings, "command": "rvlr", "profile": "own"}, "mine", tmp_path
-        )
+        explorer.explorer_points(record, "mine", tmp_path)
     assert (opened[0][0], opened[0][1]["model"]) == (("/data/mine.csv",), "local-dir:m")
 
 

@@ -97,7 +97,6 @@ class Reads(TorchDispatchMode):
 def test_a_step_waits_for_the_device_only_where_it_logs(towers, monkeypatch, kind):
     for module in (_checks, matching):  # as on a GPU
         monkeypatch.setattr(module, "readable", lambda value: False)
-    monkeypatch.setattr(models.towers, "trims_padding", lambda text: False)
     towers = {"towers": lambda: towers, "effnet_minilm": models.build_towers}.get(kind, lambda: None)()
     batches = make_batches(towers, log_every=6)
     switches = {} if towers else {"distance": kind, "cost_gradient": True}
@@ -152,9 +151,8 @@ def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(monkeypatc
     monkeypatch.setattr(objective, "forward", full)
     refuses("toy, step 0: .*batch of 8: set a smaller batch_size.*2 GiB", train, objective)
     to = torch.Tensor.to
-    monkeypatch.setattr(
-        torch.Tensor, "to", lambda x, where: (full if isinstance(where, torch.device) else to)(x, where)
-    )
+    move = lambda x, where: (full if isinstance(where, torch.device) else to)(x, where)  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "to", move)
     refuses("cpu has no memory for 0.0 GB of cached features: set fewer model.views", make_batches)
 
 
