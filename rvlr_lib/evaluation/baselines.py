@@ -56,8 +56,7 @@ def spectral_cut(features: Features, reference: Features, *, leading: int, trail
     width ``min(D, D') − leading − trailing``: pictures on the left directions that stay, captions on the right ones.
     """
     if len(reference[0]) != len(reference[1]):
-        shapes = [list(rows.shape) for rows in reference]
-        raise ValueError(f"reference pictures {shapes[0]} and captions {shapes[1]} are not paired")
+        raise ValueError(f"reference: {len(reference[0])} pictures and {len(reference[1])} captions are not paired")
     x, y = (rows.double() - rows.double().mean(dim=0) for rows in reference)
     left, _, right = torch.linalg.svd(x.T @ y, full_matrices=False)
     kept = slice(leading, left.shape[1] - trailing)
@@ -91,8 +90,7 @@ def interpolate_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tenso
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}, expected 0 (all of start) to 1 (all of trained)")
     first, last = ({k: f"{v.dtype} {list(v.shape)}" for k, v in state.items()} for state in (start, trained))
-    if differing := sorted(k for k in first.keys() | last.keys() if first.get(k) != last.get(k)):
-        k = differing[0]
+    for k in sorted(k for k in first.keys() | last.keys() if first.get(k) != last.get(k)):
         raise ValueError(f"{k!r} is {first.get(k, 'not there')} in start and {last.get(k, 'not there')} in trained")
     pairs = {name: (start[name].detach().to(after.device), after.detach()) for name, after in trained.items()}
     return {k: torch.lerp(a, b, alpha) if b.is_floating_point() else b.clone() for k, (a, b) in pairs.items()}

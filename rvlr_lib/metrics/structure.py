@@ -159,8 +159,7 @@ def _two_spaces(features_a, features_b) -> tuple[Tensor, Tensor]:
     """Unit rows of the same items in two spaces."""
     first, second = (unit_rows(full_precision(finite_rows("features", x))) for x in (features_a, features_b))
     if len(first) != len(second):
-        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
-        raise ValueError(f"spaces of shape {shapes} do not hold the same items")
+        raise ValueError(f"spaces of shape {tuple(first.shape)} and {tuple(second.shape)} do not hold the same items")
     return first, second
 
 

@@ -1,6 +1,6 @@
 """What notebooks ask of studies: figures of several in one frame, cached curves around arms, queries of one's own."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,11 +16,12 @@ from rvlr_lib.data.dataset import ArraySource, ImageTextDataset
 from rvlr_lib.data.dial import FAULTS
 from rvlr_lib.disk import load_tensors, read_json, write_json
 from rvlr_lib.evaluation import baselines
+from rvlr_lib.evaluation.evaluate import headline_metrics
 from rvlr_lib.models import CachedRows
 from rvlr_lib.study.cache import Stage
 from rvlr_lib.study.results import STRUCTURE, validation_scores
 from rvlr_lib.study.study import Study
-from rvlr_lib.training.features import encode, encode_frozen
+from rvlr_lib.training.features import Features, encode, encode_frozen
 from rvlr_lib.training.loop import cross_modal_recall
 
 Studies = Mapping[str, Sequence[Study]]  # dial setting -> the studies of its seeds
@@ -84,33 +85,48 @@ def curve_stage(study: Study, compute: Callable[..., Any], arms: str | Sequence[
     """The stage of what :func:`gather` reads of one study."""
     own = [study.result_stage(name) for name in ([arms] if isinstance(arms, str) else arms)]
     parts = {"made by": compute.__name__, "of": [stage.key for stage in own], "options": options}
-    make, needs = partial(compute, study, arms, **options), tuple(need for stage in own for need in stage.needs)
-    return Stage("curves", parts, write_frame, partial(dict[str, Any], make=make), needs)
 
+    def write(folder: Path) -> None:
+        write_json(folder / "frame.json", compute(study, arms, **options).to_dict(orient="records"))
 
-def write_frame(folder: Path, *, make: Callable[[], pd.DataFrame]) -> None:
-    """The maker of the stage ``curves``."""
-    write_json(folder / "frame.json", make().to_dict(orient="records"))
+    return Stage("curves", parts, write, dict, tuple(need for stage in own for need in stage.needs))
 
 
 def interpolated(study: Study, path: Sequence[str], *, steps: int = 10) -> pd.DataFrame:
     """``r_mean`` and ``structure`` of the models between two arms, in so many steps: columns path, alpha."""
-    start, end = (load_tensors(study.student_folder(name) / "weights.safetensors") for name in path)
-    student, split, frames = study.student(path[0]), study._split("test"), []
-    for alpha in [step / steps for step in range(steps + 1)]:
-        student.load_state_dict(baselines.interpolate_weights(start, end, alpha))
-        found = validation_scores(split.encode(student, study.device), split.dataset, study.device)
-        frames.append(baselines.tidy(found, split.dataset, path=" → ".join(path), alpha=alpha))
+    frames, test = [], study.dataset("test")
+    for alpha, features in _between(study, path, "test", np.arange(steps + 1) / steps):
+        found = validation_scores(features, test, study.device)
+        frames.append(baselines.tidy(found, test, path=" → ".join(path), alpha=alpha))
     return pd.concat(frames, ignore_index=True)
 
 
+def _between(study: Study, path: Sequence[str], part: str, alphas: Iterable[float]) -> Iterator[tuple[float, Features]]:
+    """Features of a split by the models between two arms."""
+    start, end = (load_tensors(study.student_folder(name) / "weights.safetensors") for name in path)
+    student = study.student(path[0])
+    for alpha in alphas:
+        student.load_state_dict(baselines.interpolate_weights(start, end, alpha))
+        yield alpha, study._split(part).encode(student, study.device)
+
+
 def without_training(study: Study, arm: str) -> pd.DataFrame:
-    """The features of an arm as given and under each training-free peer, parameters chosen on validation."""
-    student = study.student(arm)
+    """The features of an arm as given and under each training-free peer, parameters chosen on validation.
+
+    The last peer are weights between the end of stage 1 and the arm, by recall.
+    """
+    student, device = study.student(arm), study.device
     known = {part: study._split(part) for part in ("train", "val", "test")}
-    pairs = {part: (split.encode(student, study.device), split.dataset) for part, split in known.items()}
-    splits = pairs["train"], pairs["val"]
-    return baselines.training_free(*pairs["test"], splits=splits, seed=study.settings.seed, device=study.device)
+    pairs = {part: (split.encode(student, device), split.dataset) for part, split in known.items()}
+    splits, test = (pairs["train"], pairs["val"]), pairs["test"][1]
+    frame = baselines.training_free(*pairs["test"], splits=splits, seed=study.settings.seed, device=device)
+    models, recall = partial(_between, study, ("matching", arm)), dict[float, float]()
+    for alpha, features in models("val", baselines.STEPS):
+        recall[alpha] = headline_metrics(features, pairs["val"][1], ks_ndcg=(), device=device)["r_mean"]
+    ((best, features),) = models("test", [max(recall, key=recall.__getitem__)])
+    told = {"arm": "weights_interpolated", "parameters": f"alpha {best:g}"}
+    found = baselines.tidy(headline_metrics(features, test, device=device), test, **told)
+    return pd.concat([frame, found], ignore_index=True)
 
 
 def mixed(study: Study, arms: Sequence[str], *, shares: Sequence[float] = baselines.STEPS) -> pd.DataFrame:

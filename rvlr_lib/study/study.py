@@ -23,7 +23,7 @@ from rvlr_lib.study.cache import Cache, Stage, data_parts, named_files, read_spl
 from rvlr_lib.study.plan import REFERENCES
 from rvlr_lib.training import features, stages
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
-from rvlr_lib.training.features import FeatureSet, encode_frozen, encode_tokens, read_features
+from rvlr_lib.training.features import FeatureSet, encode_frozen, encode_tokens, read_features, say_what_is_lost
 from rvlr_lib.training.loop import Execution, choose_device
 from rvlr_lib.training.objectives import gradient_shares
 from rvlr_lib.training.processes import is_main, process_group
@@ -76,7 +76,10 @@ class Study:
         """The pretrained towers that the settings name."""
         model = self.settings.model
         options = {name: getattr(model, name) for name in TOWER_SETTINGS}
-        return build_towers(model.name, seed=derived_seed(self.settings.seed, "towers"), **options)
+        towers = build_towers(model.name, seed=derived_seed(self.settings.seed, "towers"), **options)
+        for split in () if model.freeze_towers else SPLITS:  # else said where their features are made
+            say_what_is_lost(towers, self.dataset(split))
+        return towers
 
     def features(self, split: str) -> FeatureSet:
         """Cached features of a split by the frozen towers, memory-mapped."""

@@ -85,7 +85,7 @@ def encode_frozen(
     captions it hardly knows are printed. Several processes share the work. ValueError with the sizes where the disk has
     no room. ``precision``: see :func:`mixed_precision`.
     """
-    pictures, context = modality == "image", int(towers.tokenizer.context_length)
+    pictures = modality == "image"
     tower = (towers.visual if pictures else towers.text).to(device).eval()
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (towers.mean, towers.std))
 
@@ -117,13 +117,19 @@ def encode_frozen(
             parts = _encode_pictures(dataset, towers.image_size, work)
             _store(folder / split, parts, len(dataset), f"{name} pictures")
             continue
-        lengths, strange = zip(*models.count_tokens(towers.tokenizer, captions), strict=True)
-        cut, way = sum(length > context for length in lengths), "a greater context_length keeps them whole"
-        unknown = "of words that the text tower mostly does not know: another one may (model, text_weights)"
-        for number, told in (cut, f"longer than {context} tokens and are cut; {way}"), (sum(strange), unknown):
-            if number and is_main():
-                print(f"{name}: {number:,} of {len(captions):,} captions are {told}")
+        say_what_is_lost(towers, dataset)
         _store(folder / split, _encode_texts(towers, captions, text, device), len(captions), f"{name} captions")
+
+
+def say_what_is_lost(towers: Towers, dataset: ImageTextDataset) -> None:
+    """Say how many captions are cut at the text tower's context, and how many it hardly knows."""
+    captions, context = dataset.captions, int(towers.tokenizer.context_length)
+    lengths, strange = zip(*models.count_tokens(towers.tokenizer, captions), strict=True)
+    cut, way = sum(length > context for length in lengths), "a greater context_length keeps them whole"
+    unknown = "of words that the text tower mostly does not know: another one may (model, text_weights)"
+    for number, told in (cut, f"longer than {context} tokens and are cut; {way}"), (sum(strange), unknown):
+        if number and is_main():
+            print(f"{dataset.name}/{dataset.split}: {number:,} of {len(captions):,} captions are {told}")
 
 
 def read_features(image_folder: Path, text_folder: Path, split: str) -> FeatureSet:

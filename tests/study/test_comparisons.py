@@ -95,5 +95,11 @@ def test_a_query_of_ones_own_is_encoded_as_the_test_split_is(studies, refuses):
 
 
 def test_training_free_peers_have_their_rows(studies):
-    found = comparisons.without_training(studies["none"][0], "matching")
-    assert list(dict.fromkeys(found["arm"])) == ["as given", "centred", "pca", "spectral_cut", "nnn"]
+    found = comparisons.without_training(studies["none"][0], "matching_longer")
+    peers = ["centred", "pca", "spectral_cut", "nnn", "weights_interpolated"]
+    assert list(dict.fromkeys(found["arm"])) == ["as given", *peers]
+    recall = found[found["metric"] == "r_mean"].set_index("arm")["value"]
+    chosen = found[found["arm"] == "weights_interpolated"]["parameters"].iloc[0].removeprefix("alpha ")
+    curve = comparisons.interpolated(studies["none"][0], ["matching", "matching_longer"])
+    told = curve[(curve["metric"] == "r_mean") & (curve["alpha"] == float(chosen))]["value"]
+    assert recall["weights_interpolated"] == pytest.approx(*told, abs=1e-4)

@@ -117,13 +117,15 @@ def test_own_pictures_train_and_are_evaluated(tmp_path):
     assert result.metrics["r_mean"] > 0
 
 
-def test_whole_towers_train_with_the_same_code(tmp_path):
+def test_whole_towers_train_with_the_same_code(tmp_path, capsys):
     chosen = SIZES | {"model.freeze_towers": False, "stage1.epochs": 1, "data.train_size": 16}
+    chosen |= {"model.context_length": 8}
     words = [word for key, value in chosen.items() for word in ("-s", key, str(value))]
     out, place = tmp_path / "out", ["--out", str(tmp_path / "out"), "--root", str(tmp_path)]
     assert cli.main(["train", "--arm", "matching", "--device", "cpu", *place, *words]) == 0
     assert read_json(out / "result.json")["metrics"]["r_mean"] > 0
     assert read_json(out / "fit.json")["steps"] == 1
+    assert capsys.readouterr().out.count("longer than 8 tokens and are cut") == 3  # a line each split
     weights, left = load_tensors(out / "weights.safetensors"), load_student(out / "student").state_dict()
     assert all(tensor.equal(weights[name]) for name, tensor in left.items())
 
