@@ -110,6 +110,19 @@ def _between(study: Study, path: Sequence[str], part: str, alphas: Iterable[floa
         yield alpha, study._split(part).encode(student, study.device)
 
 
+def above_path(frame: pd.DataFrame, paths: pd.DataFrame, arm: str, x: str, y: str) -> pd.Series:
+    """How far an arm lies above interpolated weights in ``y`` at its own ``x``, by dial and seed.
+
+    ``paths``: one path of :func:`interpolated`. Beyond what it reaches in ``x`` its nearer end is compared.
+    """
+    at, tidy = ["dial", "seed"], {"columns": "metric", "values": "value", "sort": False}
+    own = frame[frame["arm"] == arm].pivot_table(index=at, **tidy).reindex(columns=[x, y])
+    wide = paths.pivot_table(index=[*at, "alpha"], **tidy).reindex(columns=[x, y]).sort_values(x)
+    lines = dict(iter(wide.groupby(at)))
+    gaps = [row[y] - np.interp(row[x], lines[key][x], lines[key][y]) for key, row in own.iterrows()]
+    return pd.Series(gaps, own.index)
+
+
 def without_training(study: Study, arm: str) -> pd.DataFrame:
     """The features of an arm as given and under each training-free peer, parameters chosen on validation.
 

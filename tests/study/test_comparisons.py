@@ -61,6 +61,16 @@ def test_between_two_arms_the_ends_are_the_arms(studies):
             assert (ends["r_mean"], ends["structure"]) == pytest.approx(told, abs=1e-4)
 
 
+def test_an_arm_above_interpolated_weights_is_told_at_its_own_recall():
+    line = pd.DataFrame({"alpha": [0.0, 0.5, 1.0], "r_mean": [40, 60, 50], "structure": [9, 5, 8]})
+    paths = line.melt("alpha", var_name="metric").assign(dial="none", seed=0)
+    for recall, height in ((45.0, 8.5), (55.0, 6.5), (30.0, 9.0), (70.0, 5.0)):
+        rows = [("none", 0, "rvlr", "r_mean", recall), ("none", 0, "rvlr", "structure", 10.0)]
+        frame = pd.DataFrame(rows, columns=["dial", "seed", "arm", "metric", "value"])
+        gaps = comparisons.above_path(frame, paths, "rvlr", "r_mean", "structure")
+        assert gaps.to_dict() == {("none", 0): 10 - height}
+
+
 def test_what_was_computed_is_read_and_other_options_are_computed(studies, monkeypatch):
     few, written = {"none": studies["none"]}, []
     monkeypatch.setattr(comparisons, "write_json", lambda *given: (written.append(given[0]), write_json(*given)))
