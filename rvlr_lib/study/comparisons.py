@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from rvlr_lib.config import ARMS
 from rvlr_lib.data import clean_caption
 from rvlr_lib.data.dataset import ArraySource, ImageTextDataset
 from rvlr_lib.data.dial import FAULTS
@@ -111,28 +113,35 @@ def _between(study: Study, path: Sequence[str], part: str, alphas: Iterable[floa
 
 
 def above_path(frame: pd.DataFrame, paths: pd.DataFrame, arm: str, x: str, y: str) -> pd.Series:
-    """How far an arm lies above interpolated weights in ``y`` at its own ``x``, by dial and seed.
+    """How far an arm lies above interpolated weights in ``y`` where these have its ``x``, by dial and seed.
 
-    ``paths``: one path of :func:`interpolated`. Beyond what it reaches in ``x`` its nearer end is compared.
+    ``paths``: one path of :func:`interpolated`, straight between its models; the highest point counts, NaN where none
+    has that ``x``.
     """
     at, tidy = ["dial", "seed"], {"columns": "metric", "values": "value", "sort": False}
     own = frame[frame["arm"] == arm].pivot_table(index=at, **tidy).reindex(columns=[x, y])
-    wide = paths.pivot_table(index=[*at, "alpha"], **tidy).reindex(columns=[x, y]).sort_values(x)
-    lines = dict(iter(wide.groupby(at)))
-    gaps = [row[y] - np.interp(row[x], lines[key][x], lines[key][y]) for key, row in own.iterrows()]
-    return pd.Series(gaps, own.index)
+    wide = paths.pivot_table(index=[*at, "alpha"], **tidy).reindex(columns=[x, y]).sort_index(level="alpha")
+    lines = {key: line.to_numpy() for key, line in wide.groupby(at)}
+    gaps = []
+    for key, (here, height) in own.iterrows():
+        pairs = [np.array(sorted(map(tuple, pair))).T for pair in pairwise(lines[key])]
+        reached = [np.interp(here, *pair) for pair in pairs if pair[0, 0] <= here <= pair[0, 1]]
+        gaps.append(height - max(reached, default=np.nan))
+    return pd.Series(gaps, own.index, dtype=float)
 
 
 def without_training(study: Study, arm: str) -> pd.DataFrame:
     """The features of an arm as given and under each training-free peer, parameters chosen on validation.
 
-    The last peer are weights between the end of stage 1 and the arm, by recall.
+    For an arm of stage 2 the last peer are weights between the end of stage 1 and it, chosen by ``r_mean``.
     """
     student, device = study.student(arm), study.device
     known = {part: study._split(part) for part in ("train", "val", "test")}
     pairs = {part: (split.encode(student, device), split.dataset) for part, split in known.items()}
     splits, test = (pairs["train"], pairs["val"]), pairs["test"][1]
     frame = baselines.training_free(*pairs["test"], splits=splits, seed=study.settings.seed, device=device)
+    if ARMS[arm].stage == 1:
+        return frame
     models, recall = partial(_between, study, ("matching", arm)), dict[float, float]()
     for alpha, features in models("val", baselines.STEPS):
         recall[alpha] = headline_metrics(features, pairs["val"][1], ks_ndcg=(), device=device)["r_mean"]

@@ -76,10 +76,7 @@ class Study:
         """The pretrained towers that the settings name."""
         model = self.settings.model
         options = {name: getattr(model, name) for name in TOWER_SETTINGS}
-        towers = build_towers(model.name, seed=derived_seed(self.settings.seed, "towers"), **options)
-        for split in () if model.freeze_towers else SPLITS:  # else said where their features are made
-            say_what_is_lost(towers, self.dataset(split))
-        return towers
+        return build_towers(model.name, seed=derived_seed(self.settings.seed, "towers"), **options)
 
     def features(self, split: str) -> FeatureSet:
         """Cached features of a split by the frozen towers, memory-mapped."""
@@ -286,6 +283,8 @@ class Study:
         train, rows = self.dataset("train"), self.settings.data.rows
         if self.settings.model.freeze_towers:
             return FeatureBatches(self.features("train"), train.caption_image, optim, rows, seed, self.device)
+        for split in SPLITS:
+            say_what_is_lost(self.towers, self.dataset(split))
         return PixelBatches(train, self.towers, optim, rows, seed, self.device)
 
     def _split(self, split: str) -> Split:

@@ -122,14 +122,14 @@ def encode_frozen(
 
 
 def say_what_is_lost(towers: Towers, dataset: ImageTextDataset) -> None:
-    """Say how many captions are cut at the text tower's context, and how many it hardly knows."""
+    """Say once how many captions are cut at the text tower's context, and how many it hardly knows."""
     captions, context = dataset.captions, int(towers.tokenizer.context_length)
     lengths, strange = zip(*models.count_tokens(towers.tokenizer, captions), strict=True)
     cut, way = sum(length > context for length in lengths), "a greater context_length keeps them whole"
     unknown = "of words that the text tower mostly does not know: another one may (model, text_weights)"
     for number, told in (cut, f"longer than {context} tokens and are cut; {way}"), (sum(strange), unknown):
-        if number and is_main():
-            print(f"{dataset.name}/{dataset.split}: {number:,} of {len(captions):,} captions are {told}")
+        if number:
+            say_once(f"{dataset.name}/{dataset.split}: {number:,} of {len(captions):,} captions are {told}")
 
 
 def read_features(image_folder: Path, text_folder: Path, split: str) -> FeatureSet:

@@ -31,6 +31,7 @@ def test_same_seed_same_towers_and_the_global_stream_is_left_alone(towers):
 def test_trimmed_captions_give_the_features_of_padded_ones(towers, token_ids):
     needed = needed_tokens(towers.text, token_ids)
     assert needed.tolist() == (token_ids != 0).sum(1).tolist()
+    assert set(needed_tokens(SimpleNamespace(attn_mask=None), token_ids).tolist()) == {32}  # not causal: padding counts
     features, tokens, mask = encode_text_tokens(towers.text.eval(), token_ids[:, : max(needed)], tokens=True)
     torch.testing.assert_close(features, towers.text(token_ids), rtol=1e-5, atol=1e-6)
     assert tokens.shape[:2] == mask.shape

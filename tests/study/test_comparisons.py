@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -62,13 +63,15 @@ def test_between_two_arms_the_ends_are_the_arms(studies):
 
 
 def test_an_arm_above_interpolated_weights_is_told_at_its_own_recall():
-    line = pd.DataFrame({"alpha": [0.0, 0.5, 1.0], "r_mean": [40, 60, 50], "structure": [9, 5, 8]})
-    paths = line.melt("alpha", var_name="metric").assign(dial="none", seed=0)
-    for recall, height in ((45.0, 8.5), (55.0, 6.5), (30.0, 9.0), (70.0, 5.0)):
-        rows = [("none", 0, "rvlr", "r_mean", recall), ("none", 0, "rvlr", "structure", 10.0)]
-        frame = pd.DataFrame(rows, columns=["dial", "seed", "arm", "metric", "value"])
-        gaps = comparisons.above_path(frame, paths, "rvlr", "r_mean", "structure")
-        assert gaps.to_dict() == {("none", 0): 10 - height}
+    bent = pd.DataFrame({"alpha": [1.0, 0.0, 0.4, 0.6], "r_mean": [50, 40, 60, 60], "structure": [9, 12, 8, 4]})
+    flat = bent.assign(structure=1.0)
+    lines = [line.melt("alpha", var_name="metric").assign(dial="none", seed=n) for n, line in enumerate((bent, flat))]
+    for recall, height in ((45.0, 11.0), (55.0, 9.0), (60.0, 8.0), (70.0, np.nan)):  # at 55 it is reached twice
+        arm = pd.DataFrame({"metric": ["r_mean", "structure"], "value": [recall, 10.0]}).assign(dial="none", arm="rvlr")
+        frame = pd.concat([arm.assign(seed=seed) for seed in (1, 0)])
+        gaps = comparisons.above_path(frame, pd.concat(lines), "rvlr", "r_mean", "structure")
+        assert gaps["none", 0] == pytest.approx(10 - height, nan_ok=True)
+        assert gaps["none", 1] == pytest.approx(9.0 if recall <= 60 else np.nan, nan_ok=True)
 
 
 def test_what_was_computed_is_read_and_other_options_are_computed(studies, monkeypatch):
@@ -104,12 +107,17 @@ def test_a_query_of_ones_own_is_encoded_as_the_test_split_is(studies, refuses):
         refuses(told, encode, bad)
 
 
-def test_training_free_peers_have_their_rows(studies):
+def test_training_free_peers_have_their_rows(studies, monkeypatch):
+    peers, best = ["as given", "centred", "pca", "spectral_cut", "nnn"], {"val": 0.3, "test": 0.8}
+    assert list(dict.fromkeys(comparisons.without_training(studies["none"][0], "matching")["arm"])) == peers
+
+    def between(study, path, part, alphas):
+        assert path == ("matching", "matching_longer")
+        return [(alpha, (part, alpha)) for alpha in alphas]
+
+    monkeypatch.setattr(comparisons, "_between", between)
+    score = lambda features, *_, **__: {"r_mean": -abs(features[1] - best[features[0]])}  # noqa: E731
+    monkeypatch.setattr(comparisons, "headline_metrics", score)
     found = comparisons.without_training(studies["none"][0], "matching_longer")
-    peers = ["centred", "pca", "spectral_cut", "nnn", "weights_interpolated"]
-    assert list(dict.fromkeys(found["arm"])) == ["as given", *peers]
-    recall = found[found["metric"] == "r_mean"].set_index("arm")["value"]
-    chosen = found[found["arm"] == "weights_interpolated"]["parameters"].iloc[0].removeprefix("alpha ")
-    curve = comparisons.interpolated(studies["none"][0], ["matching", "matching_longer"])
-    told = curve[(curve["metric"] == "r_mean") & (curve["alpha"] == float(chosen))]["value"]
-    assert recall["weights_interpolated"] == pytest.approx(*told, abs=1e-4)
+    assert list(dict.fromkeys(found["arm"])) == [*peers, "weights_interpolated"]
+    assert tuple(found.iloc[-1][["parameters", "value"]]) == ("alpha 0.3", -0.5)

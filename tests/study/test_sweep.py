@@ -8,7 +8,7 @@ from rvlr_lib import config
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.study.claims import map_frame, read_study, write_claims
 from rvlr_lib.study.runner import Runner, connect
-from rvlr_lib.study.sweep import draw_trials, read_seeds, run_study, tuned_arms
+from rvlr_lib.study.sweep import _choose, draw_trials, read_seeds, run_study, tuned_arms
 
 
 def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses):
@@ -72,6 +72,14 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path, changed, faul
 def double(number, wait, device, root):
     time.sleep(wait)
     return 2 * number, torch.get_num_threads()
+
+
+def test_structure_chooses_among_trials_within_the_slack_of_the_best_recall(plan):
+    score = lambda recall, structure: {"0": {"none": {"r_mean": recall, "structure": structure}}}  # noqa: E731
+    trials, slack = {("rvlr", n): {"learning_rate": n} for n in range(3)}, plan.tuning.slack
+    scores = [score(50.0, 1.0), score(50.0 - slack, 5.0), score(49.9 - slack, 9.0)]
+    found = _choose(plan, trials, dict(zip(trials, scores, strict=True)))
+    assert [found["rvlr"][way]["learning_rate"] for way in ("recall", "structure")] == [0, 1]
 
 
 def test_a_runner_keeps_the_order_of_its_items_each_in_one_thread(monkeypatch):

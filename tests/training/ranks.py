@@ -144,8 +144,12 @@ if __name__ == "__main__":
             with process_group(CPU, 10):
                 globals()[function](*arguments)
             sys.exit()
-    for number, child in enumerate(children, 1):
-        if os.waitpid(child, 0)[1]:
-            for other in children[number:]:
-                os.kill(other, signal.SIGKILL)
-            sys.exit(f"process {number} of {count} failed")
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit("too slow"))
+    signal.alarm(240)
+    try:
+        while children:
+            if os.waitpid(children.pop(0), 0)[1]:
+                sys.exit(f"process {int(count) - len(children)} of {count} failed")
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)

@@ -103,6 +103,7 @@ def test_distinct_captions_are_encoded_and_cut_ones_counted_once(scenes, tmp_pat
     monkeypatch.setattr(models, "encode_text_tokens", counted)
     strange = lambda *given, count=models.count_tokens: [(number, True) for number, _ in count(*given)]  # noqa: E731
     monkeypatch.setattr(models, "count_tokens", strange)
+    features.say_once.cache_clear()
     doubled = dataclasses.replace(scenes.subset([0, 1]), captions=2 * scenes.captions[:5], scene=None)
     found = read_features(*store(tmp_path, towers, doubled), "train")
     told = capsys.readouterr().out
@@ -115,11 +116,13 @@ def test_distinct_captions_are_encoded_and_cut_ones_counted_once(scenes, tmp_pat
 
 
 def test_what_does_not_fit_in_memory_is_encoded_in_parts(towers, scenes, stored, monkeypatch, tmp_path):
-    student = TowerStudent(towers)
+    student, halved, captions = TowerStudent(towers), [], len(set(scenes.captions))
     whole = encode(student, scenes)
-    monkeypatch.setattr(features, "halve_until_it_fits", lambda compute, _rows: compute(chunk_size=3))
+    cut = lambda compute, rows: halved.append(rows) or compute(chunk_size=3)  # noqa: E731
+    monkeypatch.setattr(features, "halve_until_it_fits", cut)
     torch.testing.assert_close(vars(read_features(*store(tmp_path, towers, scenes), "train")), vars(stored))
     torch.testing.assert_close(encode(student, scenes), whole)
+    assert sum(halved) == 3 * 14 + captions + 14 + captions  # three views of the pictures, and what the student sees
 
 
 def test_rows_are_halved_until_they_fit_outside_the_handler(monkeypatch):
@@ -136,6 +139,7 @@ def test_rows_are_halved_until_they_fit_outside_the_handler(monkeypatch):
     assert features.halve_until_it_fits(compute, 40) == "found"
     assert said == ["40 rows at once did not fit in memory, 5 did; the numbers are the same"]
     assert tried == [40, 20, 10, 5]
+    assert features.halve_until_it_fits(lambda chunk_size: chunk_size, 0) == 1
     with pytest.raises(torch.OutOfMemoryError):
         features.halve_until_it_fits(lambda chunk_size: compute(10), 4)
 
