@@ -237,7 +237,7 @@ def _encode_texts(
     token_ids = towers.tokenizer(list(distinct))
     lengths = models.needed_tokens(towers.text, token_ids)
     by_length = torch.argsort(lengths, stable=True).split(CAPTIONS)[::-1]
-    read = lambda rows: token_ids[rows, : int(lengths[rows].amax())]  # noqa: E731  # a GPU would have to be waited for
+    read = lambda rows: token_ids[rows, : int(lengths[rows].amax())]  # noqa: E731  # on the host: no GPU is waited for
     for rows, found in shared_work(by_length, read, lambda _rows, ids: _in_parts(run, ids.to(device))):
         places = [captions_of[row] for row in rows.tolist()]
         repeats = torch.tensor([len(part) for part in places])
