@@ -16,9 +16,8 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
             raise ValueError(f"{name} is no array of numbers: {error}") from None
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{name} must hold numbers, got {type(value).__name__} of {array.dtype}")
-        wide = array.dtype.itemsize > 8 or (array.dtype.kind == "u" and array.dtype.itemsize > 1)
-        kind = np.dtype(f"{'f' if array.dtype.kind == 'f' else 'i'}8") if wide else array.dtype.newbyteorder("=")
-        value = torch.from_numpy(np.ascontiguousarray(array, dtype=kind).reshape(array.shape))
+        plain = f"{array.dtype.kind}{min(array.dtype.itemsize, 8)}"  # of this machine's byte order, no long double
+        value = torch.from_numpy(np.asarray(array, plain, order="C"))
     if value.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch hardly computes with these
         value = value.to(torch.int64)
     narrow = value.is_floating_point() and value.dtype.itemsize < 2  # of 8 bits and fewer
@@ -32,7 +31,7 @@ def finite_rows(name: str, value: Any) -> Tensor:
     """Finite floating-point rows ``[N, D]``; ValueError with the name for anything else."""
     rows = as_tensor(name, value)
     rows = rows if rows.is_floating_point() else rows.float()
-    if rows.ndim != 2 or not rows.numel() or rows.is_meta or rows.layout is not torch.strided:
+    if rows.ndim != 2 or not rows.numel() or rows.is_meta:
         raise ValueError(f"{name} must be rows [N, D] with at least one, got {tuple(rows.shape)} of {rows.type()}")
     if not rows.isfinite().all():
         faulty = (~rows.isfinite()).any(dim=1).nonzero().flatten()
@@ -62,8 +61,6 @@ def unit_rows(features: Tensor) -> Tensor:
 
     Rows of usual size are those of ``torch.nn.functional.normalize`` to the bit, as near-ties of official numbers are.
     """
-    if not features.shape[-1]:
-        return features
     # divided by a power of two, which rounds nothing, no square leaves the range, and a length is 1 or more, or 0
     largest = features.detach().abs().amax(dim=-1, keepdim=True)  # vector_norm is some 20 times as slow on a CPU
     power = largest / (2 * torch.frexp(full_precision(largest)).mantissa)

@@ -1,7 +1,7 @@
 """The whole retrieval evaluation: across modalities, within one, and in mixed lists."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -77,9 +77,8 @@ def evaluate_retrieval(
     images, captions, device = len(z), len(w), z.device
     usual = max(1, 1_500_000 // (images + captions))
     (chunk,) = whole_numbers("chunk_size", usual if chunk_size is None else chunk_size)
-    given = {"relevance": relevance, "scores_i2t": scores_i2t, "scores_t2i": scores_t2i}
-    given |= {"image_relevance": image_relevance, "text_relevance": text_relevance}
-    R, i2t, t2i, between_images, between_captions = _matrices(given, images, captions, device).values()
+    given = relevance, scores_i2t, scores_t2i, image_relevance, text_relevance
+    R, i2t, t2i, between_images, between_captions = _matrices(given, images, captions, device)
     every_image, every_caption = torch.arange(images, device=device), torch.arange(captions, device=device)
     first = torch.full((images,), captions, device=device).scatter_reduce_(0, owner, every_caption, "amin")
     captioned, q = first < captions, first % captions
@@ -87,7 +86,7 @@ def evaluate_retrieval(
     if transposed and not captioned.all():
         raise ValueError("the official protocol and a transposed t2it need a caption for every image")
     if official:
-        between_images = between_captions = None
+        between_images, between_captions = R[q], None
     elif between_images is None:
         between_images = _mean_relevance(R, owner, captioned)
 
@@ -102,7 +101,7 @@ def evaluate_retrieval(
             continue
 
         # Scores, relevance and, in the corrected protocol, what leaves the list
-        i2i = z[rows] @ z.T, R[asked] if between_images is None else between_images[rows], self_image
+        i2i = z[rows] @ z.T, between_images[rows], self_image
         t2t = w[asked] @ w.T, to_captions if between_captions is None else between_captions[asked], self_text
         cell = (q, rows[:, None]) if transposed else (asked,)
         dots = z[rows] @ w[q].T if transposed else w[asked] @ z.T
@@ -144,14 +143,13 @@ def _joined(within: Graded, across: tuple[Tensor, Tensor]) -> Graded:
     return torch.cat([scores, others], 1), torch.cat([grades, other_grades], 1), torch.cat([itself, kept], 1)
 
 
-def _matrices(given: Mapping[str, Any], images: int, captions: int, device: torch.device) -> dict[str, Any]:
+def _matrices(given: Iterable[Any], images: int, captions: int, device: torch.device) -> list[Any]:
     """The matrices of :data:`SIDES`, checked; None stays None but for ``relevance``, which is needed."""
-    found: dict[str, Any] = {}
-    size = {"i": images, "c": captions}
-    for name, value in given.items():
+    found, size = [], {"i": images, "c": captions}
+    for (name, sides), value in zip(SIDES.items(), given, strict=True):
         check = ranking.check_scores if name.startswith("scores") else ranking.check_relevance
-        shape = tuple(size[side] for side in SIDES[name])
-        found[name] = None if value is None and name != "relevance" else check(name, value, shape, device)
+        needed = value is not None or name == "relevance"
+        found.append(check(name, value, tuple(size[side] for side in sides), device) if needed else None)
     return found
 
 
@@ -183,15 +181,14 @@ def evaluate_folds(
     if options.get("per_query"):
         raise ValueError("per_query goes with evaluate_retrieval on the images of one fold")
     owner = row_numbers("caption_image", caption_image, len(texts), len(images), images.device)
-    given = {name: options.pop(name, None) for name in SIDES} | {"relevance": relevance}
+    given = [relevance, *(options.pop(name, None) for name in list(SIDES)[1:])]
     whole = _matrices(given, len(images), len(texts), images.device)
     reports = []
     for fold in torch.arange(len(images), device=images.device).split(size):
         rows = {"i": fold, "c": ((owner >= fold[0]) & (owner <= fold[-1])).nonzero()[:, 0]}
         cut: dict[str, Any] = {}
-        for name, matrix in whole.items():
-            queries, candidates = (rows[side] for side in SIDES[name])
-            cut[name] = None if matrix is None else matrix[queries[:, None], candidates]
+        for (name, sides), matrix in zip(SIDES.items(), whole, strict=True):
+            cut[name] = None if matrix is None else matrix[rows[sides[0]][:, None], rows[sides[1]]]
         own = owner[rows["c"]] - fold[0]
-        reports.append(evaluate_retrieval(images[fold], texts[rows["c"]], own, cut.pop("relevance"), **cut, **options))
+        reports.append(evaluate_retrieval(images[fold], texts[rows["c"]], own, **cut, **options))
     return {key: float(np.mean([report[key] for report in reports])) for key in reports[0]}

@@ -79,13 +79,18 @@ def ndcg_and_floor(
     if official:
         theirs = np.argsort(scores[tied].cpu().numpy(), axis=1)[:, ::-1][:, :deepest].copy()
         gains[tied] = relevance[tied].gather(1, torch.from_numpy(theirs).to(scores.device)).double()
-    depths = [min(k, deepest) for k in ks]
-    expected = _expected_dcg(scores[tied], relevance[tied], summed, depths) if len(tied) and not official else []
+    else:  # each candidate gets the mean discount of the ranks ahead + 1 to until, which its group of equals takes up
+        ascending, order = scores[tied].sort(dim=1)
+        ahead = scores.shape[1] - torch.searchsorted(ascending, ascending, right=True)
+        until = scores.shape[1] - torch.searchsorted(ascending, ascending)
+        tied_gains = relevance[tied].gather(1, order)
     result = {}
-    for number, (k, depth) in enumerate(zip(ks, depths, strict=True)):
+    for k in ks:
+        depth = min(k, deepest)
         dcg = gains[:, :depth] @ discounts[:depth]
-        if expected:
-            dcg[tied] = expected[number]
+        if not official:
+            shared = (summed[until.clamp_max(depth)] - summed[ahead.clamp_max(depth)]) / (until - ahead)
+            dcg[tied] = (tied_gains * shared).sum(dim=1)
         ideal = ideal_gains[:, :depth] @ discounts[:depth]
         floor = mean * summed[candidates.clamp_max(depth)] / ideal
         value = torch.where(ideal > 0, dcg / ideal, 0)
@@ -96,16 +101,6 @@ def ndcg_and_floor(
 def above_floor(value: np.ndarray, floor: np.ndarray) -> np.ndarray:
     """``100 (value − floor) / (100 − floor)``, NaN where the floor is undefined or leaves no room."""
     return 100 * (value - floor) / np.where(floor < 100 - 1e-9, 100 - floor, np.nan)
-
-
-def _expected_dcg(scores: Tensor, relevance: Tensor, summed: Tensor, depths: list[int]) -> list[Tensor]:
-    """DCG of rows with ties: each candidate gets the mean discount of the ranks that its group of equals takes up."""
-    ascending, order = scores.sort(dim=1)
-    ahead = scores.shape[1] - torch.searchsorted(ascending, ascending, right=True)
-    until = scores.shape[1] - torch.searchsorted(ascending, ascending)
-    gains = relevance.gather(1, order)
-    both = [(summed[until.clamp_max(k)] - summed[ahead.clamp_max(k)]) / (until - ahead) for k in depths]
-    return [(gains * discount).sum(dim=1) for discount in both]
 
 
 def average(values: Mapping[Any, np.ndarray]) -> dict[Any, float]:
