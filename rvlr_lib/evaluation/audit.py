@@ -115,11 +115,11 @@ def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tens
         shapes = f"image features {tuple(images.shape)} and text features {tuple(texts.shape)}"
         raise ValueError(f"{shapes} share no space: give the features after the projection into the common space")
     pair = unit_rows(images), unit_rows(texts)
-    told = pair[1][first_captions(dataset)]
-    across = {"overlap": knn_overlap(pair[0], told, k=NEIGHBOURS), "relations": relational_similarity(pair[0], told)}
-    across["cka"] = linear_cka(pair[0], told)
+    across = pair[0], pair[1][first_captions(dataset)]
     geometry = structure(pair, {}, dataset, device=device)
-    geometry |= {f"image against text/{name}": value for name, value in across.items()}
+    geometry["image against text/overlap"] = knn_overlap(*across, k=NEIGHBOURS)
+    geometry["image against text/relations"] = relational_similarity(*across)
+    geometry["image against text/cka"] = linear_cka(*across)
     return {
         "data": {"name": dataset.name, "split": dataset.split, "pictures": len(images), "captions": len(texts)},
         "imbalance": asdict(imbalance_report(dataset, images, texts)),

@@ -144,9 +144,8 @@ def training_free(
     frames = []
     for arm, (_, candidates) in peers.items():
         goal = ["r_mean"] if arm == "nnn" else ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10"]
-        scores = [0.0]
-        if len(candidates) > 1:
-            scores = [sum(measure(arm, validation, each)[key] for key in goal) for each in candidates]
+        tried = candidates if len(candidates) > 1 else []
+        scores = [sum(measure(arm, validation, each)[key] for key in goal) for each in tried] or [0.0]
         if np.isnan(scores).any():
             raise ValueError(f"{arm}: a validation score is undefined: {scores}")
         chosen = candidates[int(np.argmax(scores))]

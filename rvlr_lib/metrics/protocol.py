@@ -12,7 +12,6 @@ from rvlr_lib.metrics import ranking
 from rvlr_lib.metrics.ranking import ndcg_and_floor, paired_rows, recall_at_k, whole_numbers
 from rvlr_lib.similarity import as_tensor, row_numbers
 
-Graded = tuple[Tensor, Tensor, Tensor]  # scores, relevance and what may leave the list, [q, G] each
 # Rows and columns of the matrices: images or captions
 SIDES = {"relevance": "ci", "scores_i2t": "ic", "scores_t2i": "ci", "image_relevance": "ii", "text_relevance": "cc"}
 
@@ -105,10 +104,13 @@ def evaluate_retrieval(
         t2t = w[asked] @ w.T, to_captions if between_captions is None else between_captions[asked], self_text
         cell = (q, rows[:, None]) if transposed else (asked,)
         dots = z[rows] @ w[q].T if transposed else w[asked] @ z.T
-        to_texts = i2t[rows] if matching and i2t is not None else cosines, to_captions
-        to_images = t2i[cell] if matching and t2i is not None else dots, R[cell]
-        lists = {"i2i": i2i, "t2t": t2t} | ({} if official else {"t2t_no_siblings": (*t2t[:2], own)})
-        lists |= {"i2it": _joined(i2i, to_texts), "t2it": _joined(t2t, to_images)}
+        to_texts = i2t[rows] if matching and i2t is not None else cosines, to_captions, torch.zeros_like(own)
+        to_images = t2i[cell] if matching and t2i is not None else dots, R[cell], torch.zeros_like(self_image)
+        lists: dict[str, tuple[Tensor, ...]] = {"i2i": i2i, "t2t": t2t}
+        if not official:
+            lists["t2t_no_siblings"] = (*t2t[:2], own)
+        for name, within, across in (("i2it", i2i, to_texts), ("t2it", t2t, to_images)):
+            lists[name] = tuple(torch.cat(both, dim=1) for both in zip(within, across, strict=True))
         for name, (scores, grades, exclude) in lists.items():
             if official and name in ("i2i", "t2t"):
                 scores, grades = scores.masked_fill(exclude, 0), grades.masked_fill(exclude, 0)
@@ -134,13 +136,6 @@ def evaluate_retrieval(
 def _parts(rows: Tensor, chunk: int) -> tuple[Tensor, ...]:
     """Rows in parts of ``chunk``, yet of 32 or more: products of few round otherwise, which would break ties anew."""
     return rows.tensor_split(min(-(-len(rows) // chunk), max(1, len(rows) // 32)))
-
-
-def _joined(within: Graded, across: tuple[Tensor, Tensor]) -> Graded:
-    """A mixed list: the candidates within the query's modality, then those of the other."""
-    (scores, grades, itself), (others, other_grades) = within, across
-    kept = torch.zeros_like(others, dtype=torch.bool)
-    return torch.cat([scores, others], 1), torch.cat([grades, other_grades], 1), torch.cat([itself, kept], 1)
 
 
 def _matrices(given: Iterable[Any], images: int, captions: int, device: torch.device) -> list[Any]:
