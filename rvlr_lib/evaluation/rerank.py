@@ -46,9 +46,8 @@ def matching_scores(
     pairs = torch.cat([keys[0].flatten(), keys[1].flatten()]).unique()  # sorted by picture
     logits = torch.empty(len(pairs))
     ends = (text_mask * torch.arange(1, text_mask.shape[1] + 1, device=text_mask.device)).amax(dim=1).cpu()
-    at_once = CAPTIONS_AT_ONCE
-    if device.type == "cuda":
-        at_once = working_bytes(device) // (64 * fusion.width * int(ends.max()))
+    of_memory = working_bytes(device) // (64 * fusion.width * int(ends.max()))
+    at_once = of_memory if device.type == "cuda" else CAPTIONS_AT_ONCE
 
     def score(chunk_size: int) -> Tensor:
         parts = [(rows, slice(int(ends[rows[-1]]))) for rows in captions_of.split(chunk_size)]  # hardly any padding
