@@ -87,8 +87,8 @@ def relational_similarity(features_a, features_b) -> float:
         generator = torch.Generator().manual_seed(0)
         first = torch.randint(count, (MAX_PAIRS,), generator=generator)
         pairs = torch.stack([first, (first + torch.randint(1, count, (MAX_PAIRS,), generator=generator)) % count])
-        parts = [pairs.to(x.device).split(PAIR_CHUNK, dim=1) for x in spaces]
-        relations = [torch.cat([(x[i] * x[j]).sum(dim=1) for i, j in p]) for x, p in zip(spaces, parts, strict=True)]
+        parts = pairs.split(PAIR_CHUNK, dim=1)
+        relations = [torch.cat([(x[i] * x[j]).sum(dim=1) for i, j in parts]) for x in spaces]
     return float(torch.corrcoef(torch.stack([_ranks(values.cpu()) for values in relations]))[0, 1])
 
 
@@ -143,7 +143,7 @@ def uniformity(features, t: float = 2.0) -> float:
     x = unit_rows(finite_rows("features", features).double())
     if len(x) < 2:
         raise ValueError(f"expected [N, D] with N >= 2, got {tuple(x.shape)}")
-    total = sum(torch.exp(2 * t * (x[rows] @ x.T - 1)).sum() for rows in torch.arange(len(x)).split(CHUNK))
+    total = sum(torch.exp(2 * t * (part @ x.T - 1)).sum() for part in x.split(CHUNK))
     own = torch.exp(2 * t * (x.square().sum(dim=1) - 1)).sum()
     return float(torch.log((total - own) / (len(x) * (len(x) - 1))))
 
