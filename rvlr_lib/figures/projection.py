@@ -2,7 +2,9 @@
 
 import hashlib
 import importlib.metadata
+import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +20,6 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from scipy.linalg import block_diag, orthogonal_procrustes
 
 from rvlr_lib.disk import plain, read_json, sha256, write_json
-from rvlr_lib.figures import ensure_numba_cache
 from rvlr_lib.figures.charts import legend_below
 from rvlr_lib.figures.style import MODALITY, Look, is_narrow, looks, new_figure, page_width, style
 from rvlr_lib.tables import arm_label, shown
@@ -106,7 +107,8 @@ def cached_projection(root: Path | str, spaces: Spaces, **options: Any) -> Proje
         digest.update(name.encode() + b"".join(np.ascontiguousarray(features).tobytes() for features in pair))
     path = Path(root) / "cache" / "projection" / f"{digest.hexdigest()[:32]}.json"
     if not path.exists():
-        ensure_numba_cache(root)
+        # what numba compiles for UMAP: home may be read-only
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(root).absolute() / "cache" / "numba"))
         write_json(path, asdict(project_spaces(spaces, **options)))
     told = read_json(path)
     told["coords"] = {name: tuple(np.array(xy, np.float32) for xy in pair) for name, pair in told["coords"].items()}
@@ -199,9 +201,8 @@ def _groups(projection: Projection, labels: Any) -> tuple[dict[str, Any], list[l
     """The colour of each label, and the label of each drawn picture and caption; the modality where there are none."""
     if labels is None:
         return dict(MODALITY), [[name] * len(projection.image_rows) for name in MODALITY]
-    names = np.asarray(labels).astype(str)[projection.image_rows]
-    found, counts = np.unique(names, return_counts=True)
-    kept = [str(name) for name in found[np.argsort(-counts, kind="stable")]]
+    names = np.asarray(labels).astype(str)[projection.image_rows].tolist()
+    kept = [name for name, _ in Counter(sorted(names)).most_common()]
     kept = kept if len(kept) <= LABELS + 1 else kept[:LABELS]  # "other" is never a single label
     colors = {name: look.color for name, look in looks(sorted(kept)).items()}
     group = [name if name in colors else "other" for name in names]

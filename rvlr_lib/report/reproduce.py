@@ -148,8 +148,6 @@ def reproduce(
     """
     from joblib import cpu_count
 
-    from rvlr_lib.figures import ensure_numba_cache
-
     path, settings, runs = load_profile(profile, parameters, root=root)
     reference_file = root / "data" / "reference" / f"{path.stem}.json"
     if check and not reference_file.is_file():
@@ -165,7 +163,6 @@ def reproduce(
     options: dict[str, Any] = {"file": "run.json", "overwrite": overwrite}
     options["owned"] = lambda earlier: OWN_NAMES | {entry["dataset"] for entry in earlier.get("runs", [])}
     with own_folder(out, identity, **options) as earlier, kernels:
-        ensure_numba_cache(home())
         done = {f"{entry['notebook']} ({entry['dataset']})": entry for entry in earlier.get("runs", [])}
         entries = [done.get(str(run), {}) | vars(run) for run in runs]
         command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]])

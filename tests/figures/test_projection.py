@@ -71,10 +71,10 @@ def test_a_map_is_computed_once(spaces, tmp_path, monkeypatch):
         cached()
 
 
-def test_numba_takes_the_cache_over(tmp_path, monkeypatch):
+def test_numba_takes_the_cache_over(spaces, tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")
     monkeypatch.delenv("NUMBA_CACHE_DIR")
-    projection.ensure_numba_cache(tmp_path)
+    projection.cached_projection(tmp_path, spaces, method="pca")
     assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "cache" / "numba")
 
 

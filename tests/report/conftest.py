@@ -23,7 +23,7 @@ output.keep("rvlr", {"r_mean": 30.0 + seed, "loss": rate})
 output.table(pd.DataFrame({"model": ["rvlr"], "r_mean": [30.0 + seed]}), "main")
 output.say(f"Seed {seed} is “good”.")
 output.save()
-print(sys.executable, os.environ["RVLR_HEADLESS"], os.environ.get("NUMBA_CACHE_DIR"))
+print(sys.executable, os.environ["RVLR_HEADLESS"])
 print("stage matching: 3 steps")"""
 
 
