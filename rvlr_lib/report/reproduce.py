@@ -163,25 +163,25 @@ def reproduce(
     options: dict[str, Any] = {"file": "run.json", "overwrite": overwrite}
     options["owned"] = lambda earlier: OWN_NAMES | {entry["dataset"] for entry in earlier.get("runs", [])}
     with own_folder(out, identity, **options) as earlier, kernels:
-        done = {f"{entry['notebook']} ({entry['dataset']})": entry for entry in earlier.get("runs", [])}
-        entries = [done.get(str(run), {}) | vars(run) for run in runs]
+        done = {(entry["notebook"], entry["dataset"]): entry for entry in earlier.get("runs", [])}
+        start, expected = monotonic(), timedelta(seconds=settings["expected_seconds"])
+        say(f"{path.stem}: {settings['description']}")
+        say(f"{len(runs)} notebooks, about {expected} on 2 CPU cores, into {out}")
+        entries, todo, writing = [], [], Lock()
+        for number, run in enumerate(runs, 1):
+            label, key = f"[{number}/{len(runs)}] {run}", _key(run, root)
+            entry = done.get((run.notebook, run.dataset), {})
+            if entry.get("key") == key and all((out / name).is_file() for name in entry["outputs"]):
+                say(f"{label}: nothing changed since it ran, kept")
+            else:
+                entry = dict(vars(run))  # a failure leaves nothing of before
+                (out / "results" / f"{run.dataset}_{run.notebook}.json").unlink(missing_ok=True)
+                todo.append((run, entry, label, key))
+            entries.append(entry)
         command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]])
         in_order = sorted(entries, key=lambda entry: entry["notebook"])
         record = identity | {"description": settings["description"], "runs": in_order, "command": command}
         record |= {"finished": False, "provenance": provenance()}
-        start, expected = monotonic(), timedelta(seconds=settings["expected_seconds"])
-        say(f"{path.stem}: {settings['description']}")
-        say(f"{len(runs)} notebooks, about {expected} on 2 CPU cores, into {out}")
-        todo, writing = [], Lock()
-        for number, (run, entry) in enumerate(zip(runs, entries, strict=True), 1):
-            label, key = f"[{number}/{len(runs)}] {run}", _key(run, root)
-            if entry.get("key") == key and all((out / name).is_file() for name in entry["outputs"]):
-                say(f"{label}: nothing changed since it ran, kept")
-            else:
-                for stale in ("key", "outputs", "seconds"):  # a failure leaves nothing of before
-                    entry.pop(stale, None)
-                (out / "results" / f"{run.dataset}_{run.notebook}.json").unlink(missing_ok=True)
-                todo.append((run, entry, label, key))
         write_json(out / "run.json", record)
 
         def work(run: Run, entry: dict[str, Any], label: str, key: str) -> None:
@@ -270,7 +270,6 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, ru
     source, target = root / "notebooks" / f"{run.notebook}.ipynb", out / run.dataset / f"{run.notebook}.ipynb"
     unfinished, page = target.with_name(f".partial-{source.name}"), target.with_suffix(".html")
     target.parent.mkdir(parents=True, exist_ok=True)
-    result = out / "results" / f"{run.dataset}_{run.notebook}.json"
     page.unlink(missing_ok=True)
     stream, reason = _Stages(str(run)), ""
     names, parameters = map(_no_template, (source, unfinished)), run.parameters | {"output_dir": str(out)}
@@ -278,6 +277,7 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, ru
     options |= {"on_cell_execute": stream.count, "stdout_file": stream, "stderr_file": stream, "progress_bar": False}
     try:
         executed = papermill.execute_notebook(*names, parameters, **options)
+        result = out / "results" / f"{run.dataset}_{run.notebook}.json"
         captions = list(read_json(result)["figures"].values()) if result.is_file() else []
         text = notebook_links(notebook_html(executed, run.notebook, captions), run.dataset, runs)
         up = os.path.relpath(root, target.parent) if out.is_relative_to(root) else ".."
