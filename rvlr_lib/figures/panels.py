@@ -1,7 +1,6 @@
 """Figures with pictures and captions in them, laid out in inches: examples, retrieved lists, one item on the dial."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -22,8 +21,7 @@ FRAMES = {True: (look.BLUE, "-", 2.2), False: (look.VERMILLION, (0, (3, 2)), 0.9
 MARKS = {True: "✓", False: "✗", None: ""}
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """One retrieved item: a picture or a caption; ``hit`` is None where nobody can say."""
 
     item: Any
@@ -32,18 +30,17 @@ class Hit:
     relevance: float | None = None
 
 
-@dataclass(frozen=True)
-class Query:
+class Query(NamedTuple):
     """A query, the item that belongs to it, the best items of each method and the true item's rank there."""
 
     item: Any
     results: Mapping[str, Sequence[Hit]]
     name: str = ""
     truth: Any = None
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    ranks: Mapping[str, int] = {}
     title: str = ""
     kind: str = "query"
-    shares: Mapping[str, float] = field(default_factory=dict)  # picture, caption -> what it holds, 0 to 1
+    shares: Mapping[str, float] = {}  # picture, caption -> what it holds, 0 to 1
 
 
 class Cell(NamedTuple):
