@@ -46,14 +46,11 @@ def build(run: Path | None, out: Path) -> list[Path]:
     for name in PAGES:
         body = markdown_html((ROOT / name).read_text(encoding="utf-8"))
         copy_linked(body, name, out)
-        write_text(
-            out / place(name),
-            page_of(title(name), page_links(body, books, "../" * name.count("/")), place(name), sidebar),
-        )
+        write_page(out, place(name), title(name), page_links(body, books, "../" * name.count("/")), sidebar)
     if run:
         body = markdown_html((run / "report.md").read_text(encoding="utf-8"))
         body = re.sub(r'href="([^":]+/\w+\.html)"', r'href="notebooks/\1"', body)
-        write_text(out / "report.html", page_of(f"Report of {run.name}", body, "report.html", sidebar))
+        write_page(out, "report.html", f"Report of {run.name}", body, sidebar)
     write_api(out / "api")
     return sorted(out.rglob("*.html"))
 
@@ -67,12 +64,12 @@ def place(name: str) -> str:
     return "index.html" if name == "README.md" else name.replace(".md", ".html")
 
 
-def page_of(heading: str, body: str, own: str, sidebar: list[tuple[str, list[tuple[str, str]]]]) -> str:
-    """A page of the site at the address ``own``, which the sidebar marks."""
+def write_page(out: Path, own: str, heading: str, body: str, sidebar: list[tuple[str, list[tuple[str, str]]]]) -> None:
+    """Write the page of the site at the address ``own``, which the sidebar marks."""
     up = "../" * own.count("/")
     links = [(part, [(up + address, label) for address, label in each]) for part, each in sidebar]
     mark = f'href="{up}{own}"'
-    return page_html(heading, body, links).replace(mark, f'{mark} aria-current="page"', 1)
+    write_text(out / own, page_html(heading, body, links).replace(mark, f'{mark} aria-current="page"', 1))
 
 
 def with_way_back(page: str, up: str, after: str = "<body[^>]*>") -> str:
