@@ -89,13 +89,13 @@ def load_profile(
     if not path.is_file():
         raise ValueError(f"unknown profile '{profile}'; valid: {', '.join(sorted(profiles)) or 'those of a checkout'}")
     try:
-        settings = read_yaml(path)
+        settings = {"at_once": 1} | read_yaml(path)
         if set(PROFILE_KEYS) != settings.keys() - {"at_once", "study"}:  # the last is read by `rvlr study`
             raise ValueError(f"its keys must be {', '.join(PROFILE_KEYS)} and perhaps at_once and study")
         wanted = [(str(entry["notebook"]), dict(entry.get("parameters") or {})) for entry in settings["runs"]]
         settings["parameters"] = dict(settings["parameters"] or {})
         numbers = {"expected_seconds": float, "cell_timeout_seconds": PositiveInt, "at_once": PositiveInt}
-        settings |= fit_parameters(numbers, {"at_once": 1} | {key: settings[key] for key in numbers & settings.keys()})
+        settings |= fit_parameters(numbers, {key: settings[key] for key in numbers})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no profile: {error}") from None
     if unknown := [name for name, _ in wanted if name not in books]:
