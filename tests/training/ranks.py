@@ -1,4 +1,4 @@
-"""What each process of a group does. Usage: ranks.py COUNT FUNCTION ARGUMENT... forks so many and waits for all."""
+"""What each process of a group does. Usage: ranks.py COUNT FUNCTION ARGUMENT..."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch.multiprocessing import start_processes
+from torch.utils._pytree import tree_map_only
 
 from rvlr_lib.data import load_dataset
 from rvlr_lib.losses import LossWeights, image_text_contrastive_loss
@@ -19,7 +21,7 @@ from rvlr_lib.training import features
 from rvlr_lib.training.checkpoint import checkpoints_in, last_checkpoint
 from rvlr_lib.training.features import encode
 from rvlr_lib.training.loop import Execution, Training
-from rvlr_lib.training.processes import gather_rows, is_main, process_group, processes
+from rvlr_lib.training.processes import _GatherRows, gather_rows, is_main, process_group, processes
 from tests.tiny import tiny_towers
 from tests.training import conftest
 from tests.training.conftest import CPU, OFFICIAL, make_batches, make_objective
@@ -41,19 +43,12 @@ def encode_set(folder):
     torch.save(encode(TowerStudent(towers), dataset), Path(folder) / f"{processes()[0]}.pt")
 
 
-class LocalSlice(torch.autograd.Function):
+class LocalSlice(_GatherRows):
     """The official gather, whose gradient is the own slice without the other processes' share."""
 
     @staticmethod
-    def forward(ctx, rows):
-        ctx.count = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows)
-        return torch.cat(parts)
-
-    @staticmethod
     def backward(ctx, gradient):
-        return gradient.split(ctx.count)[dist.get_rank()]
+        return gradient.split(ctx.rows)[dist.get_rank()]
 
 
 def encoder_gradient(gather):
@@ -64,12 +59,6 @@ def encoder_gradient(gather):
     found = [gather(torch.nn.functional.normalize(x.chunk(count)[rank] @ weight)) for x in rows]
     image_text_contrastive_loss(*found, 0.2).backward()
     return gather_rows(weight.grad[None]).mean(dim=0)
-
-
-def double(part):
-    if isinstance(part, tuple):
-        return type(part)(*map(double, part))
-    return part.double() if isinstance(part, torch.Tensor) and part.is_floating_point() else part
 
 
 def gradients(file):
@@ -86,7 +75,8 @@ def gradients(file):
         training = Training(objective.double().train(), batches, name, execution)
         torch.manual_seed(0)
         for inputs in batches.take(two_views=objective.two_views, tokens=objective.tokens):
-            records[name] = training.train_step(double(inputs))
+            double = tree_map_only(torch.Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
+            records[name] = training.train_step(double)
         assert training.step == 2
         found |= {f"{name}/{key}": p.grad for key, p in objective.named_parameters() if p.grad is not None}
     found["gather"] = encoder_gradient(gather_rows)
@@ -133,23 +123,17 @@ def kills(folder):
     print(json.dumps(steps))
 
 
-if __name__ == "__main__":
+def start(rank, count, function, arguments):
+    """The work of one process, as if torchrun had started it."""
     torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": count}
+    with process_group(CPU, 10):
+        globals()[function](*arguments)
+
+
+if __name__ == "__main__":
     count, function, *arguments = sys.argv[1:]
-    os.environ["WORLD_SIZE"], children = count, []
-    for rank in range(int(count)):
-        os.environ["RANK"] = str(rank)
-        children.append(os.fork())  # what all of them import is imported once
-        if not children[-1]:
-            with process_group(CPU, 10):
-                globals()[function](*arguments)
-            sys.exit()
-    signal.signal(signal.SIGALRM, lambda *_: sys.exit("too slow"))
-    signal.alarm(240)
-    try:
-        while children:
-            if os.waitpid(children.pop(0), 0)[1]:
-                sys.exit(f"process {int(count) - len(children)} of {count} failed")
-    finally:
-        for child in children:
-            os.kill(child, signal.SIGKILL)
+    # forked, so that what all of them import is imported once; where one fails the others are killed
+    context = start_processes(start, (count, function, arguments), int(count), join=False, start_method="fork")
+    while not context.join(grace_period=1):
+        pass
