@@ -22,17 +22,12 @@ def space(scenes):
     return scenes.scene.image.counts().astype(float), scenes.scene.text.counts().astype(float)
 
 
-@pytest.fixture(scope="session")
-def tidy():
+def tidy(seeds=5, arms=ARMS, metrics=("r_mean", "i2i/NDCG@10"), dials=("image", "text")):
     """A frame of results: arm i has value 10 i + seed + 100 at the second dial setting."""
-
-    def make(seeds=5, arms=ARMS, metrics=("r_mean", "i2i/NDCG@10"), dials=("image", "text")):
-        index = pd.MultiIndex.from_product([["scenes"], dials, arms, range(seeds), metrics])
-        frame = index.to_frame(index=False, name=["dataset", "dial", "arm", "seed", "metric"])
-        value = 10.0 * frame["arm"].map(arms.index) + frame["seed"] + 100 * frame["dial"].map(dials.index)
-        return frame.assign(value=value)
-
-    return make
+    index = pd.MultiIndex.from_product([["scenes"], dials, arms, range(seeds), metrics])
+    frame = index.to_frame(index=False, name=["dataset", "dial", "arm", "seed", "metric"])
+    value = 10.0 * frame["arm"].map(arms.index) + frame["seed"] + 100 * frame["dial"].map(dials.index)
+    return frame.assign(value=value)
 
 
 def find_faults(figure, smallest=8):
@@ -61,21 +56,23 @@ def find_faults(figure, smallest=8):
     return found
 
 
-@pytest.fixture
-def drawn():
-    """Function draw -> its figure on a page; both widths are without faults."""
-
-    def both(draw):
-        with one_column():
-            assert find_faults(draw()) == []
-        figure = draw()
-        assert find_faults(figure) == []
-        return figure
-
-    return both
+def drawn(draw, *arguments, **options):
+    """The figure of a function on a page; both widths are without faults."""
+    with one_column():
+        assert find_faults(draw(*arguments, **options)) == []
+    figure = draw(*arguments, **options)
+    assert find_faults(figure) == []
+    return figure
 
 
-@pytest.fixture
-def texts():
-    """Function figure -> all its words."""
-    return lambda figure: " ".join(artist.get_text() for artist in figure.findobj(Text)).replace("\n", " ")
+def texts(figure):
+    """All words of a figure."""
+    return " ".join(artist.get_text() for artist in figure.findobj(Text)).replace("\n", " ")
+
+
+def labels(ticks):
+    return [tick.get_text() for tick in ticks]
+
+
+def legend(figure):
+    return labels(figure.legends[0].get_texts())

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rvlr_lib.figures import browser
+from tests.figures.conftest import texts
 
 
 @pytest.mark.parametrize("direction", browser.DIRECTIONS)
@@ -83,7 +84,7 @@ def test_typed_words_and_words_unlike_anything(scenes, space, encoders):
     assert "in no caption here: zeppelin; unlike any caption" in strange.title
 
 
-def test_widget_reaches_every_query_and_clears_words(scenes, space, truth, encoders, texts):
+def test_widget_reaches_every_query_and_clears_words(scenes, space, truth, encoders):
     widget = browser.query_browser(scenes, {"rvlr": space}, encoders, relevance=truth)
     which, query, words, picture, find = widget.children[:5]
     assert (query.max, find.value) == (199, "i")

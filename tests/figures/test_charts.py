@@ -1,4 +1,3 @@
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -7,18 +6,11 @@ import pytest
 
 from rvlr_lib.figures import charts, verdicts
 from rvlr_lib.metrics.statistics import paired_effect
-
-
-def labels(ticks):
-    return [tick.get_text() for tick in ticks]
+from tests.figures.conftest import drawn, labels, legend, texts, tidy
 
 
 def titles(figure):
     return [axes.get_title() for axes in figure.axes]
-
-
-def legend(figure):
-    return labels(figure.legends[0].get_texts())
 
 
 def test_intervals_only_from_five_seeds():
@@ -28,8 +20,8 @@ def test_intervals_only_from_five_seeds():
     assert rows.loc["b"].tolist() == pytest.approx([3.4, known.low, known.high, 5])
 
 
-def test_arms_show_every_seed_and_the_mean_beside_lines_of_references(tidy, drawn):
-    axes = drawn(partial(charts.plot_arms, tidy())).axes[0]
+def test_arms_show_every_seed_and_the_mean_beside_lines_of_references():
+    axes = drawn(charts.plot_arms, tidy()).axes[0]
     dots = [line for line in axes.lines if line.get_marker() == "."]
     assert [line.get_xdata().tolist() for line in dots][:2] == [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]]
     assert labels(axes.texts) == ["2.0", "12.0", "22.0", "32.0"]  # rounded as in tables
@@ -40,27 +32,27 @@ def test_arms_show_every_seed_and_the_mean_beside_lines_of_references(tidy, draw
     assert legend(figure) == ["floor", "teachers", "Bayes ceiling"]
 
 
-def test_differences_are_paired_and_name_their_baseline(tidy, drawn, texts):
+def test_differences_are_paired_and_name_their_baseline():
     frame = tidy(dials=("image",), metrics=("r_mean",))
-    figure = drawn(partial(charts.plot_arms, frame, baseline="matching_longer", marks={"r_mean": 3.0}))
+    figure = drawn(charts.plot_arms, frame, baseline="matching_longer", marks={"r_mean": 3.0})
     assert labels(figure.axes[0].texts) == ["−10.00", "+10.00", "+20.00"]
     assert "difference to matching longer" in texts(figure)
     verticals = [line.get_xdata()[0] for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1]
     assert {0, -3.0, 3.0} <= set(verticals)
 
 
-def test_curves_stand_at_their_places(tidy, drawn, refuses):
-    axes = drawn(partial(charts.plot_curves, tidy(), "dial", zero=True)).axes[0]
+def test_curves_stand_at_their_places(refuses):
+    axes = drawn(charts.plot_curves, tidy(), "dial", zero=True).axes[0]
     means = [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() not in ("None", ":")]
     assert means[0] == [2, 102]
     assert labels(axes.get_xticklabels()) == ["poor\npictures", "poor\ncaptions"]
     refuses("nothing to draw", charts.plot_curves, tidy().iloc[:0], "dial")
 
 
-def test_curves_of_corpora_damage_and_stages(tidy, drawn):
+def test_curves_of_corpora_damage_and_stages():
     base = tidy(dials=("text",), metrics=("image_query/captions_in_top", "image_query/captions_in_top_ideal"))
     mixed = pd.concat([base.assign(captions=share) for share in (0.0, 50.0, 100.0)])
-    figure = drawn(partial(charts.plot_mix_ratio, mixed))
+    figure = drawn(charts.plot_mix_ratio, mixed)
     assert (titles(figure), legend(figure).count("ideal")) == (["picture queries: captions in top"], 1)
     damaged = pd.concat([tidy(dials=("text",)).assign(perturbation="words_dropped", strength=s) for s in (0.0, 1.0)])
     assert titles(charts.plot_curves(damaged, "strength", panel="perturbation")) == ["words dropped"]
@@ -68,46 +60,46 @@ def test_curves_of_corpora_damage_and_stages(tidy, drawn):
     assert labels(figure.axes[0].get_xticklabels()) == ["start", "matching", "RVLR"]
 
 
-def test_stage_two_begins_where_stage_one_ends(drawn, texts):
+def test_stage_two_begins_where_stage_one_ends():
     record = [{"step": s, "epoch": 1, "loss/contrastive": 1.0 / s, "name": "x"} for s in range(1, 81)]
     record.append({"step": 80, "validation/score": 50.0})
     log = charts.log_frame(dict.fromkeys(("matching", "intra_only", "rvlr"), record))
     ends = log.groupby("arm")["step"].agg(["min", "max"])
     assert ends.T.to_dict("list") == {"matching": [1, 80], "intra_only": [1, 80], "rvlr": [81, 160]}
     assert charts.log_frame({"rvlr": record})["step"].max() == 80
-    figure = drawn(partial(charts.plot_training, log))
+    figure = drawn(charts.plot_training, log)
     assert titles(figure) == ["contrastive", "validation score"]
     assert 80 in [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]
     assert "stage 2" not in texts(charts.plot_training(log[log.arm == "matching"], ["loss/contrastive"]))
 
 
-def test_gradient_shares_add_up_to_a_hundred(drawn):
+def test_gradient_shares_add_up_to_a_hundred():
     frame = pd.DataFrame({"arm": ["matching", "matching", "rvlr", "rvlr"], "value": [3.0, 1.0, 3.0, 1.0]})
-    axes = drawn(partial(charts.plot_gradient_shares, frame.assign(term=["contrastive", "structure"] * 2))).axes[0]
+    axes = drawn(charts.plot_gradient_shares, frame.assign(term=["contrastive", "structure"] * 2)).axes[0]
     assert [round(bar.get_width()) for bar in axes.patches] == [75, 75, 25, 25]
     assert labels(axes.texts) == ["75.0", "75.0", "25.0", "25.0"]
     rows = [(arm, f"{term}_image_teacher_structure", 1.0) for arm in "xyz" for term in "abcdefg"]  # a long legend
-    drawn(partial(charts.plot_gradient_shares, pd.DataFrame(rows, columns=["arm", "term", "value"])))
+    drawn(charts.plot_gradient_shares, pd.DataFrame(rows, columns=["arm", "term", "value"]))
 
 
-def test_titles_and_ticks_keep_to_their_panel(tidy, drawn):
+def test_titles_and_ticks_keep_to_their_panel():
     record = [{"step": s, "loss/image_teacher_structure": s, "loss/text_teacher_structure": s} for s in (1, 2)]
-    drawn(partial(charts.plot_training, charts.log_frame({"matching": record, "rvlr": record})))
+    drawn(charts.plot_training, charts.log_frame({"matching": record, "rvlr": record}))
     metrics = ("r_mean", "i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "t2it/NDCG@10")
     frame = tidy(arms=("matching", "row 24: representation bidirectional"), metrics=metrics, dials=("none",), seeds=2)
     frame["value"] *= 0.004
-    for axes in drawn(partial(charts.plot_arms, frame, baseline="matching")).axes:
+    for axes in drawn(charts.plot_arms, frame, baseline="matching").axes:
         assert sum(low <= tick <= high for tick in axes.get_xticks() for low, high in [axes.get_xlim()]) <= 3
 
 
-def test_claims_are_sentences_with_verdicts_and_hollow_parts(drawn, texts):
+def test_claims_are_sentences_with_verdicts_and_hollow_parts():
     claims = [
         ("Tuned RVLR recalls more than tuned matching longer on scenes", None, -0.4, -1.1, 0.3, 1.0, "inconclusive"),
         ("It keeps more structure than its controls", None, 1.2, 0.4, 2.0, 0.5, "better"),
         ("It keeps more structure than its controls", "minus intra", 1.4, 0.4, 2.2, 0.5, None),
     ]
     columns = ["claim", "part", "mean", "low", "high", "delta", "verdict"]
-    figure = drawn(partial(verdicts.plot_claims, pd.DataFrame(claims, columns=columns), level="90\u00a0%"))
+    figure = drawn(verdicts.plot_claims, pd.DataFrame(claims, columns=columns), level="90\u00a0%")
     words = texts(figure)
     assert all(text in words for text in ("matching longer on scenes", "+1.20 better", "intervals: 90\u00a0%"))
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
@@ -115,22 +107,22 @@ def test_claims_are_sentences_with_verdicts_and_hollow_parts(drawn, texts):
     assert dots[0].get_color() != dots[1].get_color()
 
 
-def test_regime_map_hatches_what_holds_zero_or_has_too_few_seeds(drawn):
+def test_regime_map_hatches_what_holds_zero_or_has_too_few_seeds():
     cases = product((("weak", 0.0), ("oracle", 9.0), ("bad", -9.0)), (0.0, 0.3), range(6))
     rows = [("none", teacher, ratio, seed, shift + (-1) ** seed) for (teacher, shift), ratio, seed in cases]
     frame = pd.DataFrame(rows, columns=["dial", "teacher", "ratio", "seed", "value"])
-    figure = drawn(partial(verdicts.plot_regime_map, frame))
+    figure = drawn(verdicts.plot_regime_map, frame)
     assert [patch.get_xy() for patch in figure.axes[0].patches if patch.get_hatch()] == [(0, 0), (1, 0)]
     few = verdicts.plot_regime_map(frame[frame.seed < 4])
     assert len([patch for patch in few.axes[0].patches if patch.get_hatch()]) == 6
 
 
-def test_trade_off_is_free_of_a_seeds_own_level(tidy, drawn, texts):
+def test_trade_off_is_free_of_a_seeds_own_level():
     frame = tidy(metrics=("r_mean", "single"), seeds=3)
     frame.loc[frame.metric == "single", "value"] = 50 - frame[frame.metric == "single"]["value"] / 2
     path = pd.DataFrame({"metric": ["r_mean", "single"] * 2, "alpha": [0, 0, 1, 1], "value": [0, 0, 20, 20]})
     path = path.assign(dial="image", path="matching → rvlr")
-    figure = drawn(partial(verdicts.plot_trade_off, frame, "r_mean", "single", paths=path))
+    figure = drawn(verdicts.plot_trade_off, frame, "r_mean", "single", paths=path)
     axes = figure.axes[0]
     means = [line for line in axes.lines if line.get_markersize() == 6]
     assert [line.get_xdata()[0] for line in means] == pytest.approx([1, 11, 21, 31])
@@ -138,7 +130,7 @@ def test_trade_off_is_free_of_a_seeds_own_level(tidy, drawn, texts):
     seeds = next(line for line in axes.lines if line.get_markersize() == 2.5 and line.get_marker() == "o")
     assert seeds.get_xdata() == pytest.approx([1, 1, 1])
     assert "weights interpolated" in texts(figure)
-    drawn(partial(verdicts.plot_trade_off, frame, "r_mean", "single", paths=path[path["metric"] == "r_mean"]))
+    drawn(verdicts.plot_trade_off, frame, "r_mean", "single", paths=path[path["metric"] == "r_mean"])
 
 
 def test_pareto_front_is_what_nothing_beats():

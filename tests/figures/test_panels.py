@@ -1,18 +1,17 @@
-from functools import partial
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from rvlr_lib.data import ImbalanceSpec, load_dataset, shown_share
 from rvlr_lib.figures import browser, panels, style
+from tests.figures.conftest import drawn, texts
 
 PICTURE = Image.new("RGB", (40, 30), "red")
 
 
-def test_examples_stand_in_rows_with_their_captions(texts, drawn):
+def test_examples_stand_in_rows_with_their_captions():
     groups = {f"text {d}": [(PICTURE, f"a caption number {i} of a red picture") for i in range(5)] for d in (1, 2)}
-    figure = drawn(partial(panels.plot_examples, groups))
+    figure = drawn(panels.plot_examples, groups)
     left, right, bottom, top = figure.axes[0].images[0].get_extent()
     assert (right - left) / (bottom - top) == pytest.approx(40 / 30)
     with style.one_column():
@@ -21,10 +20,10 @@ def test_examples_stand_in_rows_with_their_captions(texts, drawn):
     assert found == [(10, True), (6, False)]
 
 
-def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth, texts, drawn):
+def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth):
     spaces = {"matching_longer": space, "rvlr": space}
     queries = [browser.make_query(scenes, spaces, way, 0, relevance=truth) for way in ("t2i", "i2t", "t2it")]
-    figure = drawn(partial(panels.plot_retrieval_panel, queries))
+    figure = drawn(panels.plot_retrieval_panel, queries)
     sizes, words = [image.get_extent() for image in figure.axes[0].images], texts(figure)
     assert len({round(right - left, 6) for left, right, _, _ in sizes}) == 1
     assert words.count("belongs to it") == 3
@@ -41,15 +40,15 @@ def test_a_panel_that_no_page_holds_is_an_error(scenes, space, truth, refuses):
     refuses("show fewer rows", panels.plot_retrieval_panel, [query] * 9)
 
 
-def test_captions_of_any_length_stay_in_their_place(drawn):
+def test_captions_of_any_length_stay_in_their_place():
     words = "a large turquoise heart and a tiny azure cross over a sandy ground with a little violet circle " * 2
     for text in (words, "caption " * 60 + "Donaudampfschifffahrtsgesellschaft" * 3):
         methods = dict.fromkeys(("matching", "matching_longer", "rvlr"), [panels.Hit(text, hit=False)] * 5)
         query = panels.Query(PICTURE, methods, truth=text, title="a failure")
-        assert drawn(partial(panels.plot_retrieval_panel, [query] * 3)).get_figheight() <= style.MOST
+        assert drawn(panels.plot_retrieval_panel, [query] * 3).get_figheight() <= style.MOST
 
 
-def test_one_item_along_the_dial(scenes, texts, drawn):
+def test_one_item_along_the_dial(scenes):
     columns, row = [], None
     dials = (ImbalanceSpec(image_visibility=0.3), ImbalanceSpec(), ImbalanceSpec(text_detail=0.2))
     for title, dial in zip(("poor pictures", "nothing taken", "poor captions"), dials, strict=True):
@@ -61,13 +60,13 @@ def test_one_item_along_the_dial(scenes, texts, drawn):
         assert [hit.hit for hit in columns[-1].results["teacher"]] == [True] * 5
     assert columns[0].shares["picture"] < columns[1].shares["picture"] == 1 == columns[0].shares["caption"]
     assert columns[2].shares["caption"] < 1
-    figure = drawn(partial(panels.plot_dial_item, columns))
+    figure = drawn(panels.plot_dial_item, columns)
     assert len(figure.axes[0].images) == 3 * (1 + 3 * 5)
     assert (texts(figure).count("5/5"), "caption 100.0 %" in texts(figure)) == (3, True)
     assert len([frame for frame in figure.axes[0].patches if not frame.get_fill()]) >= 15
 
 
-def test_neighbours_that_moved(scenes, space, texts):
+def test_neighbours_that_moved(scenes, space):
     other = np.random.default_rng(0).normal(size=space[0].shape)
     query = browser.neighbour_query(scenes, {"start": space[0], "rvlr": other, "same": 2 * space[0]}, 4)
     assert [hit.hit for hit in query.results["start"]] == [None] * 5

@@ -6,6 +6,7 @@ import pytest
 from matplotlib.offsetbox import AnnotationBbox
 
 from rvlr_lib.figures import projection
+from tests.figures.conftest import drawn, legend, texts
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +20,6 @@ def spaces():
 @pytest.fixture(scope="module")
 def maps(spaces):
     return [projection.project_spaces(spaces, method=method) for method in ("umap", "pca")]
-
-
-def legend(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_maps_are_comparable_faithful_and_repeatable(spaces, maps):
@@ -78,9 +75,9 @@ def test_numba_takes_the_cache_over(spaces, tmp_path, monkeypatch):
     assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "cache" / "numba")
 
 
-def test_limits_are_those_of_the_projection_and_colour_is_the_modality(maps, drawn):
+def test_limits_are_those_of_the_projection_and_colour_is_the_modality(maps):
     for found in maps:
-        figure = drawn(partial(projection.plot_embedding, found))
+        figure = drawn(projection.plot_embedding, found)
         most = max(np.abs(xy).max() for pair in found.coords.values() for xy in pair)
         assert [axes.get_xlim()[1] for axes in figure.axes] == pytest.approx([1.08 * most] * 2)
     assert legend(figure) == ["picture", "caption"]
@@ -107,11 +104,11 @@ def test_as_many_thumbnails_as_asked_for_hide_no_point(maps, count):
         assert all(axes.bbox.padded(-half).contains(*middle) for middle in middles)
 
 
-def test_similarity_blocks_are_the_cosines(spaces, drawn, texts, refuses):
+def test_similarity_blocks_are_the_cosines(spaces, refuses):
     image, text = spaces["start"]
     order = np.argsort(image[:, 0])
     both = {"start": (image, text), "rvlr": (text, image)}
-    figure = drawn(partial(projection.plot_similarity_blocks, both, order=order))
+    figure = drawn(projection.plot_similarity_blocks, both, order=order)
     unit = [x[order] / np.linalg.norm(x[order], axis=1, keepdims=True) for x in (image, text)]
     np.testing.assert_allclose(figure.axes[0].images[0].get_array()[:40, 40:], unit[0] @ unit[1].T, atol=1e-5)
     assert "picture and its caption" in texts(figure)
