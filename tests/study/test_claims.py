@@ -66,19 +66,12 @@ def test_companions_that_differ_in_their_dial_are_one_sentence(plan, refuses):
     assert claims.companions(replace(plan, sets=later), results(1.0, 2.0)) == {}
 
 
-def test_each_row_of_the_tuning_table_has_the_recall_of_its_own_trial_and_zero_by_the_score_that_chose():
-    def arm(*scores):
-        tried = [{"1": {"text": {"r_mean": recall, "structure": structure}}} for recall, structure in scores]
-        first, second = ({"learning_rate": n, "strengths": {"anchor": n}} for n in (0, 1))
-        trials = [own | {"scores": scores} for own, scores in zip((first, second), tried, strict=True)]
-        return {"recall": first, "structure": second}, trials
-
-    arms = {"matching_longer": arm((80, 30), (70, 50)), "rvlr": arm((80, 50), (70, 60))}
-    arms["anchor"] = arm((81, 60), (70, 50))
-    chosen, trials = ({name: own[place] for name, own in arms.items()} for place in (0, 1))
-    table = claims.tuning_table({"chosen": {"arms": chosen}, "trials": trials}).set_index(["arm", "chosen by"])
-    assert table["validation r_mean"].tolist() == ["80.0", "70.0", "80.0", "70.0", "81.0", "70.0"]
-    assert table.loc[["rvlr", "anchor"], "zero did as well"].tolist() == ["yes", "no", "no", "yes"]
+def test_where_an_arm_ties_with_matching_longer_zero_did_as_well():
+    trial = {"strengths": {"structure": 1.0}, "scores": {"100": {"text": {"r_mean": 80.0}}}}
+    tuned = {"chosen": {"arms": {}}, "trials": {}}
+    for name in ("matching_longer", "rvlr"):
+        tuned["chosen"]["arms"][name], tuned["trials"][name] = {"recall": {"strengths": trial["strengths"]}}, [trial]
+    assert claims.zero_did_as_well(tuned, "rvlr", "recall")
 
 
 @pytest.mark.parametrize("profile", ["study", "followup", "towers"])

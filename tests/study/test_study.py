@@ -117,28 +117,24 @@ def test_own_pictures_train_and_are_evaluated(tmp_path):
     assert result.metrics["r_mean"] > 0
 
 
-def test_whole_towers_train_with_the_same_code(tmp_path, capsys):
+def test_the_command_trains_whole_towers_or_heads_and_keeps_a_folder_of_other_settings(tmp_path, capsys, monkeypatch):
     chosen = SIZES | {"model.freeze_towers": False, "stage1.epochs": 1, "data.train_size": 16}
     chosen |= {"model.context_length": 8}
     words = [word for key, value in chosen.items() for word in ("-s", key, str(value))]
-    out, place = tmp_path / "out", ["--out", str(tmp_path / "out"), "--root", str(tmp_path)]
-    assert cli.main(["train", "--arm", "matching", "--device", "cpu", *place, *words]) == 0
+    out, heads = tmp_path / "out", tmp_path / "heads"
+    command = ["train", "--arm", "matching", "--device", "cpu", "--root", str(tmp_path), *words, "--out"]
+    assert cli.main([*command, str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {*FILES, "made_by.json"}
     assert read_json(out / "result.json")["metrics"]["r_mean"] > 0
     assert read_json(out / "fit.json")["steps"] == 1
     assert capsys.readouterr().out.count("longer than 8 tokens and are cut") == 3  # a line each split
     weights, left = load_tensors(out / "weights.safetensors"), load_student(out / "student").state_dict()
     assert all(tensor.equal(weights[name]) for name, tensor in left.items())
-
-
-def test_the_command_trains_an_arm_and_keeps_a_folder_of_other_settings(tmp_path, capsys, monkeypatch):
-    chosen = [word for key, value in SIZES.items() for word in ("-s", key, str(value))]
-    command = ["train", "--arm", "matching", "--device", "cpu", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
-    assert cli.main([*command, *chosen]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, "made_by.json"} - {"student"}
-    assert read_json(tmp_path / "out" / "result.json")["metrics"]["r_mean"] > 0
-    assert cli.main([*command, *chosen, "--seed", "1"]) == 2
+    assert cli.main([*command, str(heads), "-s", "model.freeze_towers", "true"]) == 0
+    assert {path.name for path in heads.iterdir()} == {*FILES, "made_by.json"} - {"student"}
+    assert cli.main([*command, str(out), "--seed", "1"]) == 2
     assert "seed was 0, is 1" in capsys.readouterr().err
-    assert cli.main([*command, *chosen, "--out", str(tmp_path / "out" / "log.jsonl")]) == 2
+    assert cli.main([*command, str(out / "log.jsonl")]) == 2
     assert "log.jsonl is a file: choose a folder" in capsys.readouterr().err
     monkeypatch.setattr("rvlr_lib.study.study.open_study", lambda name, preset, **_: exit(f"sizes {preset}"))
     assert cli.main(["train", "--arm", "floor"]) == 2  # which is no arm, before anything is opened
