@@ -38,26 +38,16 @@ def imported(source: str, below: str = "rvlr_lib.") -> set[str]:
     return {name.removeprefix(below) for name in names if name.startswith(below)}
 
 
-def order_faults(path: str, source: str) -> list[str]:
-    own = Path(path).parts[0].removesuffix(".py")
-    if own == "__init__":
-        return [f"{path} imports {name}" for name in imported(source)]
-    assert own in ROOMS, f"{path}: give '{own}' a place in ROOMS"
-    rooms = {name.split(".")[0] for name in imported(source)}
-    allowed = {"similarity", own} if own in ("losses", "metrics") else set(ROOMS[: ROOMS.index(own) + 1])
-    return [f"{path} imports {room}" for room in sorted(rooms - allowed)]
-
-
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT / "rvlr_lib")))
 def test_import_order(path):
-    assert not order_faults(str(path.relative_to(ROOT / "rvlr_lib")), path.read_text())
-
-
-def test_import_order_sees_faults():
-    assert order_faults("losses/x.py", "def f():\n    from rvlr_lib import training")
-    assert order_faults("metrics/x.py", "import rvlr_lib.losses.weights")
-    assert order_faults("data/x.py", "from rvlr_lib.config import Settings")
-    assert not order_faults("study/x.py", "from rvlr_lib.study.cache import Cache\nimport torch")
+    rooms = {name.split(".")[0] for name in imported(path.read_text())}
+    own = path.relative_to(ROOT / "rvlr_lib").parts[0].removesuffix(".py")
+    if own == "__init__":
+        assert not rooms
+    elif own in ("losses", "metrics"):
+        assert rooms <= {"similarity", own}
+    else:
+        assert rooms <= set(ROOMS[: ROOMS.index(own) + 1])
 
 
 def test_there_are_no_import_circles():
@@ -126,7 +116,6 @@ def test_no_pickles():
     pattern = re.compile(r"weights_only\s*=\s*False|allow_pickle\s*=\s*True|\bc?[Pp]ickle\.loads?\b|read_pickle")
     files = [*LIBRARY, *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "benchmarks").glob("*.py")]
     assert not [path.name for path in files if pattern.search(path.read_text())]
-    assert all(map(pattern.search, ("torch.load(f, weights_only=False)", "pickle.load(f)")))
 
 
 def requirement(text: str) -> tuple[str, str]:
@@ -135,17 +124,12 @@ def requirement(text: str) -> tuple[str, str]:
     return CONDA_NAMES.get(name, name), specifier.replace(" ", "")
 
 
-def test_environment_agrees_with_pyproject():
+def test_environment_and_constraints_agree_with_pyproject():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
-    pip = next(entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
-    names = [entry for entry in conda["dependencies"] if isinstance(entry, str) and entry != "pip"] + pip
-    theirs = dict(requirement(name) for name in names if name != "-e .")
+    *names, last = conda["dependencies"]
+    theirs = dict(requirement(name) for name in (*names, *last["pip"]) if name not in ("pip", "-e ."))
     assert theirs == dict(map(requirement, NEEDED)) | {"python": PROJECT["requires-python"].replace(" ", "")}
-    assert conda["channels"] == ["conda-forge", "nodefaults"]
-    assert pip[-1] == "-e ."
-
-
-def test_constraints_are_names_and_versions():
+    assert (conda["channels"], last["pip"][-1]) == (["conda-forge", "nodefaults"], "-e .")
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert not [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
     assert {requirement(name)[0] for name in NEEDED} <= {requirement(line)[0] for line in lines}
@@ -153,13 +137,9 @@ def test_constraints_are_names_and_versions():
 
 def test_ci_runs_the_commands_of_the_readme():
     targets = set(re.findall(r"^([a-z]+):.* ## ", (ROOT / "Makefile").read_text(), re.M))
-    assert targets >= {"setup", "reproduce", "test", "lab", "format", "check", "clean", "help"}
-    readme = "\n".join(re.findall(r"```(?:bash|sh|console|text)?\n(.*?)```", (ROOT / "README.md").read_text(), re.S))
-    told = re.findall(r"^\s*(?:\$ )?(make [a-z]+)", readme, re.M)
-    run = re.findall(r"^\s*(make [a-z]+)", (ROOT / ".ci" / "run").read_text(), re.M)
-    assert {"make test", "make reproduce"} <= set(told) & set(run)
-    assert {command.removeprefix("make ") for command in told + run} <= targets
-    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
-    steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
-    assert ".ci/run" in steps
+    readme = "\n".join(re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S))
+    told, run = (
+        set(re.findall(r"^\s*make ([a-z]+)", text, re.M)) for text in (readme, (ROOT / ".ci" / "run").read_text())
+    )
+    assert {"test", "reproduce"} <= told & run
+    assert told | run <= targets

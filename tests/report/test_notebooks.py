@@ -34,8 +34,7 @@ def test_parameters(path):
     assert defaults["output_dir"] == ""
     assert set(defaults.get("arms", [])) <= set(ARMS)
     assert {name for name in kinds if name.endswith("_results")} <= set(PATHS)  # an edited file is read again
-    lines = [line for line in cells(path)[0]["source"] if not line.startswith("arms:")]
-    assert all("  # " in line for line in lines), "a parameter says what it is"
+    assert all("  # " in line for line in cells(path)[0]["source"] if not line.startswith("arms:")), "what is it?"
 
 
 @notebooks
@@ -44,24 +43,19 @@ def test_form(path):
     assert content["metadata"]["kernelspec"]["name"] == "python3"
     assert "widgets" not in content["metadata"]
     assert not [cell for cell in cells(path) if cell["outputs"] or cell["execution_count"]]
-    sources = ["".join(cell["source"]) for cell in cells(path)]
+    sources = ["".join(line for line in cell["source"] if not line.startswith("%")) for cell in cells(path)]
     assert "check_parameters(globals())" in sources[1]
     assert f'RunOutput("{path.stem}", dataset, output_dir, figure_width)' in sources[1]
     assert sources[-1] == "path = output.save()"
-    for cell in cells(path, "markdown"):
-        text = re.sub(r"@\d+|`[^`]*`|\]\([^)]*\)", "", "".join(cell["source"]))
-        assert not MEASURED.search(text), text
-
-
-@notebooks
-def test_only_imports_calls_and_shows_figures_with_captions(path):
-    sources = ("".join(line for line in cell["source"] if not line.startswith("%")) for cell in cells(path))
     nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
     assert not [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
     assert sum(isinstance(node, ast.Lambda) for node in nodes) <= 1
     figures = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "output.figure"]
     assert figures
-    assert all(len(call.args) == 4 for call in figures)
+    assert all(len(call.args) == 4 for call in figures)  # the last is a caption
+    for cell in cells(path, "markdown"):
+        text = re.sub(r"@\d+|`[^`]*`|\]\([^)]*\)", "", "".join(cell["source"]))
+        assert not MEASURED.search(text), text
 
 
 def test_what_notebooks_name_is_there_and_none_is_lost():

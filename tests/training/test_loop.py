@@ -15,7 +15,7 @@ from rvlr_lib.losses import DISTANCES, LossWeights, _checks, matching
 from rvlr_lib.training import loop
 from rvlr_lib.training.features import encode
 from rvlr_lib.training.loop import Execution, Training, cross_modal_recall
-from tests.training.conftest import OWNER, assert_equal, make_batches, make_cached, make_objective, train
+from tests.training.conftest import OWNER, assert_equal, make_batches, make_cached, make_objective, make_pairs, train
 
 ALL = dict.fromkeys(LossWeights.__dataclass_fields__, 1.0) | {"matching": 2, "anchor": 0.1}
 
@@ -28,6 +28,13 @@ def test_heads_overfit_32_pairs():
     objective = make_objective(fusion_layers=0)
     train(objective, epochs=40, learning_rate=5e-3, batch_size=32)
     assert cross_modal_recall(*encode(objective.student, make_cached()), OWNER)["r_mean"] > 95
+
+
+def test_whole_towers_overfit_32_pairs(towers):
+    objective = make_objective(towers=towers, fusion_layers=0)
+    options = {"epochs": 60, "batch_size": 32, "learning_rate": 2e-3, "crop_scale": (0.99, 1.0), "flip": False}
+    train(objective, towers=towers, **options)
+    assert cross_modal_recall(*encode(objective.student, make_pairs()), OWNER)["r_mean"] > 90
 
 
 def test_the_log_tells_learning_rate_and_temperatures(tmp_path):
