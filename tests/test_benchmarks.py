@@ -13,12 +13,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from benchmarks import gpu, run
+from benchmarks._harness import Options, Row, load, machine, speed_row, table
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks/ is no part of the installed library
-
-from benchmarks import gpu, run  # noqa: E402
-from benchmarks._harness import Options, Row, load, machine, speed_row, table  # noqa: E402
-
 TINY = Options("tiny")
 SLOW = {"notebook_overhead", "rouge_l", "metric_suite", "losses"}  # they start processes
 WRONG = speed_row("a", "b", 5.0, 3, equal=(0.1, 1e-5))

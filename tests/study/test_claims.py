@@ -12,12 +12,6 @@ CHOSEN = {"arms": {}, "epochs": 3, "dials": {"image": {"data.image_visibility": 
 TUNED, SEAL = {"chosen": CHOSEN, "trials": {}}, {"date": "d", "sha256": "s"}
 
 
-@pytest.fixture
-def whole(plan):
-    """The plan, as many seeds planned as :func:`results` has."""
-    return replace(plan, seeds=12)
-
-
 def results(gain, control, seeds=12, sd=0.5):
     draws = np.random.default_rng(0).normal(0, sd, (seeds, 2))
     cell = lambda value: {"metrics": {"latent": {"r_mean": value}}, "structure": {}, "commit": "c", "cpu_seconds": 1.0}  # noqa: E731
@@ -43,8 +37,8 @@ def test_no_effect_is_shown_before_the_planned_seeds_are_whole(plan):
     assert "+5" not in page
 
 
-def test_a_claim_is_drawn_with_its_control(whole):
-    found = results(5.0, 6.0)
+def test_a_claim_is_drawn_with_its_control(plan):
+    whole, found = replace(plan, seeds=12), results(5.0, 6.0)
     frame = claims.claims_frame(whole, found, claims.judge(whole, found))
     assert frame["part"].tolist()[1:] == ["constant target"]
     told = claims.headline(whole, found, claims.judge(whole, found))

@@ -13,44 +13,37 @@ from rvlr_lib.training.loop import Execution
 from tests.training.conftest import assert_equal, make_objective, train
 
 SCORES = [1.0, 3.0, 2.0, 0.0, 2.5]  # of the epochs; the best is before the interruption
+STEP, CLOSE = loop.Training.train_step, loop.Training.close_epoch
 
 
 class PowerCut(Exception):
     """What ends a training in these tests."""
 
 
-@pytest.fixture(scope="module")
-def run():
-    """Function: second views, dropout and hard negatives, so that every generator is drawn from; 20 steps.
+def run(folder=None, *, before_step=lambda training: None, **options):
+    """Train 20 steps, each after ``before_step``: second views, dropout, hard negatives draw from every generator."""
 
-    ``before_step`` is called with the training before each step.
-    """
-    step, close = loop.Training.train_step, loop.Training.close_epoch
+    def train_step(self, inputs):
+        before_step(self)
+        return STEP(self, inputs)
 
-    def go(folder=None, *, before_step=lambda training: None, **options):
-        def train_step(self, inputs):
-            before_step(self)
-            return step(self, inputs)
-
-        objective = make_objective(matching=1, image_intra=1, text_intra=1, anchor=0.1, structure=1)
-        options |= {"epochs": 5, "execution": Execution(checkpoints=folder, save_every=6)}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop.Training, "train_step", train_step)
-            patch.setattr(loop.Training, "close_epoch", lambda self, _: close(self, {"score": SCORES[self.epoch]}))
-            return train(objective, **options)
-
-    return go
+    objective = make_objective(matching=1, image_intra=1, text_intra=1, anchor=0.1, structure=1)
+    options |= {"epochs": 5, "execution": Execution(checkpoints=folder, save_every=6)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Training, "train_step", train_step)
+        patch.setattr(loop.Training, "close_epoch", lambda self, _: CLOSE(self, {"score": SCORES[self.epoch]}))
+        return train(objective, **options)
 
 
 @pytest.fixture(scope="module")
-def whole(run, tmp_path_factory):
+def whole(tmp_path_factory):
     """An uninterrupted training of 20 steps, and its log."""
     log = tmp_path_factory.mktemp("whole") / "log.jsonl"
     return run(log=log), log.read_text()
 
 
 @pytest.fixture(scope="module")
-def broken_off(run, tmp_path_factory):
+def broken_off(tmp_path_factory):
     """Checkpoints of a training that was broken off after 13 steps; copy them before use."""
 
     def power_cut(training):
@@ -70,7 +63,7 @@ def interrupted(broken_off, tmp_path):
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_resumed_training_is_the_uninterrupted_one(run, whole, interrupted, tmp_path, capsys, damaged):
+def test_a_resumed_training_is_the_uninterrupted_one(whole, interrupted, tmp_path, capsys, damaged):
     assert [path.name for path in checkpoints_in(interrupted)] == ["step-000006", "step-000012"]
     assert read_checkpoint(interrupted / "step-000012")["epoch"] == 2  # of four steps, not yet validated
     if damaged:  # goes on from inside an epoch
@@ -155,7 +148,7 @@ def test_a_full_disk_is_loud_and_the_older_ones_stay(two):
     assert last_checkpoint(two)[1]["step"] == 120
 
 
-def test_what_is_not_finite_reaches_no_checkpoint_even_if_no_loss_shows_it(run, tmp_path):
+def test_what_is_not_finite_reaches_no_checkpoint_even_if_no_loss_shows_it(tmp_path):
     def poison(training):
         if training.step == 10:
             training.objective.register_parameter("other", torch.nn.Parameter(torch.tensor(float("nan"))))
@@ -165,7 +158,7 @@ def test_what_is_not_finite_reaches_no_checkpoint_even_if_no_loss_shows_it(run, 
     assert last_checkpoint(tmp_path / "c")[1]["step"] == 6
 
 
-def test_a_checkpoint_of_another_training_is_refused(run, interrupted, refuses):
+def test_a_checkpoint_of_another_training_is_refused(interrupted, refuses):
     state = read_checkpoint(interrupted / "step-000012")
     write_checkpoint(interrupted, 12, state | {"fitted": state["fitted"] | {"steps": 40}})
     refuses("of a training of 40 steps, this one has 20: --resume no", run, interrupted)
