@@ -229,23 +229,24 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
     >>> load_settings("scenes", overrides={"stage1.epochs": 3}).stage1.epochs
     3
     """
-    settings, name = Settings(), (overrides or {}).get("data.name")
+    values, overrides = dataclasses.asdict(Settings()), overrides or {}
     for preset in presets:
         path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
         if not path.is_file():
             raise ValueError(f"unknown preset {preset!r}: valid are {', '.join(SHIPPED)}, or a YAML file")
-        values = read_yaml(path)
-        own = values.pop("for", None) or {}
+        found = read_yaml(path)
+        own = found.pop("for", None) or {}
         if not isinstance(own, dict) or not all(isinstance(part, dict | None) for part in own.values()):
             raise ValueError(f"{path.name}: for is {own!r}, expected data sets with settings: {{scenes: {{seed: 1}}}}")
-        settings = _updated(settings, values, path.name)
-        settings = _updated(settings, own.get(name or settings.data.name, own.get("other")), f"{path.name}, for")
-    values = dataclasses.asdict(settings) if overrides else {}
-    for key, value in (overrides or {}).items():  # a whole part keeps what was set in it before
+        values = _deep(values, found, path.name)
+        name = str(overrides.get("data.name") or values["data"]["name"])
+        values = _deep(values, own.get(name, own.get("other")) or {}, f"{path.name}, for")
+        _checked(values, path.name)
+    for key, value in overrides.items():  # a whole part keeps what was set in it before
         if value is not None:
             nested = reduce(lambda found, part: {part: found}, reversed(key.split(".")), value)
             values = _deep(values, nested, "overrides")
-    return _updated(settings, values, "overrides")
+    return _checked(values, "overrides")
 
 
 def switches(fusion: bool = True) -> dict[str, Mapping[str, Any]]:
@@ -292,10 +293,8 @@ def _parser(kind: Any) -> tuple[Any, dict[str, Any]]:
     return parser, {}
 
 
-def _updated(settings: Settings, values: Mapping[str, Any] | None, where: str) -> Settings:
-    if not values:
-        return settings
-    found = parsed(Settings, _deep(dataclasses.asdict(settings), values, where), where)
+def _checked(values: Mapping[str, Any], where: str) -> Settings:
+    found: Settings = parsed(Settings, values, where)
     for place in ("", "data.", "model.", "method.", "stage1.", "stage2."):
         part = getattr(found, place[:-1], found)
         for item in dataclasses.fields(part):
