@@ -116,8 +116,7 @@ def to_markdown(table: "pd.DataFrame") -> str:
 def to_latex(table: "pd.DataFrame") -> str:
     """A LaTeX table for booktabs."""
     text, kinds = _as_text(table)
-    latex = text.to_latex(index=False, escape=True, column_format=kinds)
-    return re.sub("|".join(LATEX), lambda sign: LATEX[sign[0]], latex)
+    return text.to_latex(index=False, escape=True, column_format=kinds).translate(str.maketrans(LATEX))
 
 
 class Shown(str):
