@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -75,7 +74,6 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
 }
 FLAGS = {"set": ["-s"], "parameter": ["-p"]}
 MANY = {"folder": "?", "presets": "+"}  # positional arguments that may be left out, or repeated
-say = partial(print, flush=True)
 
 
 def reproduce(parameter: Pairs, device: str, **options: Any) -> int:
@@ -96,7 +94,7 @@ def study(**options: Any) -> None:
     """Tune, seal or compute the study of a profile, over processes or a cluster."""
     from rvlr_lib.study.sweep import run_study
 
-    run_study(say=say, **options)
+    run_study(**options)
 
 
 def train(set: Pairs, **options: Any) -> None:
@@ -154,10 +152,7 @@ def report(folder: File, claims: bool, profile: str, results: str, insert: File)
         return print(f"{page} and {page.with_suffix('.html').name}, tables in {page.parent / 'tables'}")
     from rvlr_lib.study.claims import write_claims
 
-    made = write_claims(profile, results, insert)
-    if made is None:
-        raise ValueError(f"no page of claims: profile {profile!r} has no sealed study in {results or 'data/reference'}")
-    print(made)
+    print(write_claims(profile, results, insert))
 
 
 def table(run: File, select: str, format: str) -> None:

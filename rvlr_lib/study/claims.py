@@ -10,7 +10,7 @@ from jinja2 import Template
 from rvlr_lib.config import ARMS
 from rvlr_lib.disk import read_json, write_text
 from rvlr_lib.metrics.statistics import Effect, Verdict, paired_effect, power, verdicts
-from rvlr_lib.study.plan import BY_STRUCTURE, Claim, Plan, check_seal, load_plan, reference_folder
+from rvlr_lib.study.plan import Claim, Plan, arm_of, check_seal, load_plan, reference_folder, tuned_by
 from rvlr_lib.study.sweep import mean_score, read_seeds
 from rvlr_lib.tables import arm_label, insert_between, metric_label, shown, to_markdown
 
@@ -59,11 +59,6 @@ def control_of(plan: Plan, name: str, results: Results) -> list[tuple[str, Effec
     return [(arm_label(arm_of(control.parts[0][0][2])), weakest(control, results))] if control else []
 
 
-def arm_of(cell: str) -> str:
-    """The arm of a cell such as ``rvlr/structure|text``."""
-    return cell.partition("|")[0].removesuffix(BY_STRUCTURE)
-
-
 def judge(plan: Plan, results: Results) -> dict[str, Verdict]:
     """Verdicts on the primary claims, together; empty while a planned seed of one of them is missing."""
     primary = {name: claim for name, claim in plan.claims.items() if claim.primary}
@@ -77,9 +72,9 @@ def judge(plan: Plan, results: Results) -> dict[str, Verdict]:
 def companions(plan: Plan, results: Results) -> dict[str, Effect]:
     """Effects that are not primary and whose planned seeds are whole, with plain 95 % intervals: leads, no claims."""
     found = {}
-    for name, claim in [(name, claim) for name, claim in plan.claims.items() if not claim.primary]:
+    for name, claim in plan.claims.items():
         planned = max(2, *(plan.sets[own].seeds for part in claim.parts for _, own, _ in part))
-        if min(map(len, effects(claim, results))) >= planned:
+        if not claim.primary and min(map(len, effects(claim, results))) >= planned:
             found[name] = weakest(claim, results)
     return found
 
@@ -99,11 +94,6 @@ def sentence(plan: Plan, name: str, results: Results, found: Judged, tuned: Mapp
     cells = {cell for part in claim.parts for _, _, cell in part if arm_of(cell) in tuned["chosen"].get("arms", {})}
     off = sorted({arm_label(arm_of(cell)) for cell in cells if zero_did_as_well(tuned, arm_of(cell), tuned_by(cell))})
     return text + (f"; in tuning no strength of {', '.join(off)} beat none, and the best one ran" if off else "") + "."
-
-
-def tuned_by(cell: str) -> str:
-    """Which validation scores chose the learning rate and strengths of a cell."""
-    return "structure" if BY_STRUCTURE in cell else "recall"
 
 
 def zero_did_as_well(tuned: Mapping[str, Any], name: str, criterion: str) -> bool:
@@ -231,13 +221,9 @@ def map_frame(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["dial", "teacher", "ratio", "seed", "metric", "value"])
 
 
-def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, Results, dict[str, Any]] | None:
-    """A sealed study: its plan, results of the planned seeds, tuning; None, and a line that says so, without one."""
-    place = Path(folder) if folder else reference_folder(profile)
-    if not (place / "seal.json").is_file():
-        print("There is no sealed study here yet: `rvlr study --tune`, `--seal`, then `rvlr study` make one.")
-        return None
-    plan = load_plan(profile)
+def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, Results, dict[str, Any]]:
+    """A sealed study: its plan, results of the planned seeds, tuning; errors as of ``check_seal``."""
+    place, plan = Path(folder) if folder else reference_folder(profile), load_plan(profile)
     sealed = check_seal(plan, place)
     results = {name: read_seeds(place, name, sealed, part.seeds) for name, part in plan.sets.items()}
     return plan, {name: found for name, found in results.items() if found}, read_json(place / "tuning.json")
@@ -249,7 +235,8 @@ def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Ma
     primary = [name for name, claim in plan.claims.items() if claim.primary]
     refuted = {name: own.verdict for name, own in found.items() if not own.verdict.startswith("better")}
     cells = [cell for seeds in results.values() for own in seeds.values() for cell in own.values()]
-    page = Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True).render(
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return Template(template, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).render(
         plan=plan,
         seal=seal,
         chosen=chosen,
@@ -264,17 +251,14 @@ def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Ma
         companions=to_markdown(companions_table(plan, results)) if found else "",
         tuning=to_markdown(tuning_table(tuned)),
     )
-    return page + "\n"
 
 
-def write_claims(profile: str = "study", folder: str | Path = "", page: Path | None = None) -> Path | None:
+def write_claims(profile: str = "study", folder: str | Path = "", page: Path | None = None) -> Path:
     """Write ``claims.md`` of a sealed study beside its results, and its verdicts into another ``page``.
 
-    None where there is no sealed study; errors as of :func:`read_study` and :func:`insert_verdicts`.
+    Errors as of :func:`read_study` and :func:`insert_verdicts`.
     """
     place, study = Path(folder) if folder else reference_folder(profile), read_study(profile, folder)
-    if study is None:
-        return None
     write_text(place / "claims.md", claims_page(*study, read_json(place / "seal.json")))
     if page:
         insert_verdicts(page, *study, profile)

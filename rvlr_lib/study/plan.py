@@ -78,10 +78,10 @@ class RegimeMap:
 class Part:
     """What is computed on one data set; where a profile says nothing, all arms, dial points and seeds of its plan."""
 
-    dataset: str
-    seeds: int  # from 0
-    arms: Sequence[str]
-    dials: Sequence[str]
+    dataset: str = ""  # that of its name
+    seeds: int = 0  # from 0
+    arms: Sequence[str] = ()
+    dials: Sequence[str] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def cells(self) -> list[str]:
@@ -110,15 +110,23 @@ class Plan:
 
         ``chosen`` is what tuning chose so far: by recall, or by structure for an arm whose name ends in it.
         """
-        criterion = "structure" if arm.endswith(BY_STRUCTURE) else "recall"
-        part = self.sets.get(name)
-        dataset, own = (part.dataset, part.overrides) if part else (name, {})
+        part = self.sets.get(name, Part(name))
         dials = {**self.dials[dial], **chosen.get("dials", {}).get(dial, {})}
         length = {"stage2.epochs": chosen["epochs"]} if "epochs" in chosen else {}
-        values = {"data.name": dataset, **own, **dials, **length, "seed": seed, **overrides}
-        settings = load_settings(dataset, self.preset, "corrected", overrides=values)
-        arms = {name: ArmSettings(**found[criterion]) for name, found in chosen.get("arms", {}).items()}
+        values = {"data.name": part.dataset, **part.overrides, **dials, **length, "seed": seed, **overrides}
+        settings = load_settings(part.dataset, self.preset, "corrected", overrides=values)
+        arms = {name: ArmSettings(**found[tuned_by(arm)]) for name, found in chosen.get("arms", {}).items()}
         return dataclasses.replace(settings, arms=arms)
+
+
+def arm_of(cell: str) -> str:
+    """The arm of a cell such as ``rvlr/structure|text``."""
+    return cell.partition("|")[0].removesuffix(BY_STRUCTURE)
+
+
+def tuned_by(cell: str) -> str:
+    """Which validation scores chose the learning rate and strengths of a cell, or of an arm."""
+    return "structure" if BY_STRUCTURE in cell else "recall"
 
 
 def load_plan(profile: str = "study") -> Plan:
@@ -127,15 +135,12 @@ def load_plan(profile: str = "study") -> Plan:
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else named
     if not path.is_file():
         raise ValueError(f"{path} is not there; a study is the 'study' part of a profile")
-    values = read_yaml(path).get("study") or {}
-    named_parts = [values, *map(values.get, ("sets", "dials"))] if isinstance(values, dict) else [values]
-    if not all(isinstance(part or {}, dict) for part in named_parts):
-        raise ValueError(f"{path}: 'study', its 'sets' and its 'dials' must hold settings by name")
-    common = {"seeds": values.get("seeds"), "arms": values.get("arms"), "dials": list(values.get("dials") or {})}
-    sets = {name: own or {} for name, own in (values.get("sets") or {}).items()}
-    sets = {name: {"dataset": name, **common, **own} if isinstance(own, dict) else own for name, own in sets.items()}
-    plan: Plan = parsed(Plan, values | {"sets": sets}, str(path))
-    named_arms = [name.removesuffix(BY_STRUCTURE) for part in plan.sets.values() for name in part.arms]
+    plan: Plan = parsed(Plan, read_yaml(path).get("study") or {}, str(path))
+    usual, sets = {"seeds": plan.seeds, "arms": plan.arms, "dials": list(plan.dials)}, {}
+    for name, part in plan.sets.items():
+        sets[name] = Part(**{"dataset": name, **usual, **{key: value for key, value in vars(part).items() if value}})
+    plan = dataclasses.replace(plan, sets=sets)
+    named_arms = [arm_of(name) for part in plan.sets.values() for name in part.arms]
     dials = [dial for part in plan.sets.values() for dial in part.dials]
     cells = {f"{name}:{cell}" for name, part in plan.sets.items() for cell in part.cells()}
     _only(named_arms, (*ARMS, *REFERENCES), f"{path}: unknown arm")
@@ -173,7 +178,8 @@ def check_seal(plan: Plan, folder: Path, *, adding: bool = False) -> str:
     """
     path = folder / "seal.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no seal.json: `rvlr study --seal` fixes the claims before the first seed")
+        way_out = "`rvlr study --tune` and `--seal` make it, before the first seed"
+        raise ValueError(f"{folder} holds no sealed study, as there is no seal.json: {way_out}")
     seal = read_json(path)
     if seal.get("sha256") != _digest(seal):
         raise ValueError(f"{path} was edited: its sum does not fit its text, so there is no verdict")

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 Items = Sequence[tuple[Any, ...]]
+say = partial(print, flush=True)
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,6 @@ class Runner:
     scheduler: str = ""  # address of a Dask scheduler, such as tcp://host:8786; its workers are used instead
     device: str = "auto"
     root: str | None = None  # of runs and cache
-    say: Callable[[str], None] = print  # told about progress
 
     def run(self, function: Callable[..., Any], items: Items, label: str) -> list[Any]:
         """The results in the order of the items."""
@@ -40,7 +41,7 @@ class Runner:
                     yield futures[future], future.result()
                     elapsed = time.monotonic() - started
                     left = elapsed / done * (len(items) - done)
-                    self.say(f"{label} {done}/{len(items)}: {elapsed / 60:.1f} min, about {left / 60:.0f} min left")
+                    say(f"{label} {done}/{len(items)}: {elapsed / 60:.1f} min, about {left / 60:.0f} min left")
             finally:  # one failed, or nobody wants the others
                 for future in futures:
                     future.cancel()

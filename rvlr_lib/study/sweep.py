@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.provenance import commit, provenance
 from rvlr_lib.study.cache import Stage
 from rvlr_lib.study.comparisons import curve_stage
-from rvlr_lib.study.plan import BY_STRUCTURE, Plan, check_seal, load_plan, read_chosen, reference_folder, write_seal
-from rvlr_lib.study.runner import Runner
+from rvlr_lib.study.plan import Plan, arm_of, check_seal, load_plan, read_chosen, reference_folder, write_seal
+from rvlr_lib.study.runner import Runner, say
 from rvlr_lib.study.study import Study
 from rvlr_lib.training.batches import derived_seed
 
@@ -45,7 +45,7 @@ def run_study(profile: str = "study", *, seeds: str = "", sets: str = "", result
     if tune:
         run_tuning(plan, folder, runner)
     elif seal:
-        runner.say(f"sealed: {write_seal(plan, folder, time.strftime('%Y-%m-%d'))['sha256']}")
+        say(f"sealed: {write_seal(plan, folder, time.strftime('%Y-%m-%d'))['sha256']}")
     elif regime_map:
         if not plan.regime_map.seeds:
             raise ValueError(f"the plan of {profile} has no regime_map")
@@ -59,37 +59,35 @@ def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds
     sealed, chosen = check_seal(plan, folder, adding=True), read_chosen(folder)
     if unknown := [name for name in sets if name not in plan.sets]:
         raise ValueError(f"unknown data set {unknown[0]!r}: the plan has {', '.join(plan.sets)}")
-    files, todo = {}, []
+    todo = []
     for name in sets:
         part = plan.sets[name]
         if beyond := [seed for seed in seeds if seed >= part.seeds]:
             raise ValueError(f"seed {beyond[0]} of {name} is not planned: 0 to {part.seeds - 1} are")
         for seed in seeds or range(part.seeds):
-            files[name, seed] = folder / name / f"seed-{seed}.json"
-            there = _read(files[name, seed], sealed)["cells"] if files[name, seed].is_file() else {}
+            path = folder / name / f"seed-{seed}.json"
+            record: dict[str, Any] = {"seed": seed, "dataset": name, "sealed": sealed, "provenance": provenance()}
+            record = _read(path, sealed) if path.is_file() else record | {"cells": {}}
             for dial in part.dials:
-                arms = [arm for arm in part.arms if f"{arm}|{dial}" not in there]
+                arms = [arm for arm in part.arms if f"{arm}|{dial}" not in record["cells"]]
                 cells = {f"{arm}|{dial}": plan.settings(name, dial, seed, chosen, arm) for arm in arms}
-                todo += [(name, seed, cells)] if cells else []
+                todo += [(path, record, part, cells)] if cells else []
     count = sum(len(cells) for *_, cells in todo)
-    runner.say(f"{count} cells to compute, about {count * CELL_SECONDS / 3600:.1f} CPU hours (whole towers: 7 ×)")
+    say(f"{count} cells to compute, about {count * CELL_SECONDS / 3600:.1f} CPU hours (whole towers: 7 ×)")
     for number, cells in runner.stream(compute_cells, [(cells,) for *_, cells in todo], "cells"):
-        name, seed, _ = todo[number]
-        record = {"seed": seed, "dataset": name, "sealed": sealed, "provenance": provenance(), "cells": {}}
-        if files[name, seed].is_file():
-            record = _read(files[name, seed], sealed)
+        path, record, part, _ = todo[number]
         cells = record["cells"] | cells
-        record["cells"] = {cell: cells[cell] for cell in plan.sets[name].cells() if cell in cells}
-        write_json(files[name, seed], record)
+        record["cells"] = {cell: cells[cell] for cell in part.cells() if cell in cells}
+        write_json(path, record)
 
 
 def compute_cells(cells: Mapping[str, Settings], device: str, root: str | None) -> dict[str, Any]:
     """Small records of cells such as ``rvlr|text``, one after another; runs in a process of its own."""
     found = {}
     for cell, settings in cells.items():
-        begun, name = time.process_time(), cell.partition("|")[0].removesuffix(BY_STRUCTURE)
-        record = Study(settings, device=device, root=root).result(name)
-        metrics, fit = {}, record.get("training")
+        begun = time.process_time()
+        record = Study(settings, device=device, root=root).result(arm_of(cell))
+        metrics = {}
         for number, (relevance, report) in enumerate(record["metrics_by_relevance"].items()):
             recalls = KEPT if number == 0 else ()  # they are the same under every relevance
             kept = {key: value for key, value in report.items() if "/NDCG@10" in key or key in recalls}
@@ -97,7 +95,6 @@ def compute_cells(cells: Mapping[str, Settings], device: str, root: str | None) 
         found[cell] = {
             "metrics": metrics,
             "structure": _rounded(record["structure"], 4),
-            "validation_r_mean": fit and round(fit["history"][fit["best_epoch"]]["r_mean"], 4),
             "device": record["provenance"]["device"],
             "commit": commit(),
             "cpu_seconds": round(time.process_time() - begun, 1),
@@ -141,12 +138,12 @@ def map_cell(
     return found | {"learning_rate": rate}
 
 
-def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0, say: Callable[[str], None] = print) -> None:
+def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0) -> None:
     """Fill the cache with results, one thread for each process, so that numbers do not depend on their number.
 
     ``wanted``: a study, its arms and references such as ``start``, and any number of curves each: a function for
     :func:`rvlr_lib.study.comparisons.gather`, its arms and its options. ``jobs``: processes; 0: as many as PyTorch has
-    threads, at most four; on a GPU one. ``say`` is told about each finished study.
+    threads, at most four; on a GPU one.
     """
     todo = []
     for study, names, *curves in wanted:
@@ -155,7 +152,7 @@ def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0, say: Callable[[str
     on_gpu, label = any(device != "cpu" for *_, device, _ in todo), "stage seeds and dial settings"
     jobs = 1 if on_gpu else min(jobs or min(torch.get_num_threads(), 4), len(todo))
     if jobs > 1:
-        Runner(jobs, say=say).run(_warm_cell, todo, label)
+        Runner(jobs).run(_warm_cell, todo, label)
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if on_gpu else 1)
@@ -204,14 +201,12 @@ def parse_seeds(text: str) -> list[int]:
     [0, 1, 2, 7]
     """
     seeds: list[int] = []
-    for part in filter(None, text.split(",")):
+    for part in text.split(",") if text else ():
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         own = range(int(found[1]), int(found[2] or found[1]) + 1) if found else ()
         if not own:
             raise ValueError(f"seeds {text!r}: expected something like 0-4 or 0,3,7")
         seeds += own
-    if text and not seeds:
-        raise ValueError(f"seeds {text!r} are none: expected something like 0-4 or 0,3,7")
     return seeds
 
 
@@ -223,7 +218,7 @@ def _rounded(values: Mapping[str, float | None], digits: int) -> dict[str, float
 def tuned_arms(plan: Plan) -> list[str]:
     """The arms that are tuned on their own, in the plan's order."""
     every = [*(name for part in plan.sets.values() for name in part.arms), *plan.regime_map.teachers.values()]
-    names = dict.fromkeys(name.removesuffix(BY_STRUCTURE) for name in every)
+    names = dict.fromkeys(map(arm_of, every))
     return [name for name in names if name in ARMS and arm(name).stage == 2 and not arm(name).takes]
 
 
@@ -256,15 +251,16 @@ def run_tuning(plan: Plan, folder: Path, runner: Runner) -> None:
     """
     space, names, search = plan.tuning, tuned_arms(plan), _Search(plan, runner)
     runs = len(names) * len(space.dials) * (space.trials + space.confirmed * (len(space.seeds) - 1))
-    runner.say(f"{runs} trainings and the choice of a length: {runs * CELL_SECONDS / 3600:.1f} CPU hours and more")
+    say(f"{runs} trainings and the choice of a length: {runs * CELL_SECONDS / 3600:.1f} CPU hours and more")
     strength, visibilities = search.strength()
     search.chosen["dials"] = {"image": {"data.image_visibility": strength}}
-    runner.say(f"dial image: visibility {strength:g}; recall kept: {visibilities or 'not measured'}")
+    say(f"dial image: visibility {strength:g}; recall kept: {visibilities or 'not measured'}")
     search.chosen["epochs"], lengths = search.length(names)
-    runner.say(f"stage 2: {search.chosen['epochs']} epochs")
+    say(f"stage 2: {search.chosen['epochs']} epochs")
     trials = {(name, number): trial for name in names for number, trial in enumerate(draw_trials(plan, name))}
     scores = search.scores(trials, space.seeds[:1])
-    best = [key for name in names for key in _best(scores, name, space.confirmed)]
+    ranked = sorted(trials, key=lambda key: -mean_score(scores[key], "r_mean"))
+    best = [key for name in names for key in sorted([own for own in ranked if own[0] == name][: space.confirmed])]
     for key, more in search.scores({key: trials[key] for key in best}, space.seeds[1:]).items():
         scores[key] |= more
     search.chosen["arms"] = _choose(plan, trials, {key: scores[key] for key in best})
@@ -343,11 +339,6 @@ class _Search:
                 if max(gains) < space.plateau:
                     return length, found
         return space.lengths[-1], found
-
-
-def _best(scores: Mapping[Key, Scores], name: str, count: int) -> list[Key]:
-    own = [key for key in scores if key[0] == name]
-    return sorted(sorted(own, key=lambda key: -mean_score(scores[key], "r_mean"))[:count])
 
 
 def _choose(plan: Plan, trials: Mapping[Key, Trial], confirmed: Mapping[Key, Scores]) -> dict[str, Any]:

@@ -17,14 +17,15 @@ def studies(make_study):
     return {"none": [make_study()], "text": [make_study(**{"data.text_detail": 0.5})]}
 
 
-def test_warm_fills_the_cache_in_one_thread_and_the_frame_holds_every_study(studies, monkeypatch):
-    said, threads, set_threads, before = [], [], torch.set_num_threads, torch.get_num_threads()
+def test_warm_fills_the_cache_in_one_thread_and_the_frame_holds_every_study(studies, monkeypatch, capsys):
+    threads, set_threads, before = [], torch.set_num_threads, torch.get_num_threads()
     monkeypatch.setattr(torch, "set_num_threads", lambda count: (threads.append(count), set_threads(count)))
     curve = (comparisons.mixed, ["matching"], {"shares": [0.5]})
     wanted = [(own[0], ["start", "matching"], curve) for own in studies.values()]
-    for _ in range(2):  # the second time nothing is left to do
-        sweep.warm(wanted, jobs=1, say=said.append)
-        assert said == [f"stage seeds and dial settings {number}/2" for number in (1, 2)]
+    for numbers in ((1, 2), ()):  # the second time nothing is left to do
+        sweep.warm(wanted, jobs=1)
+        said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stage seeds")]
+        assert said == [f"stage seeds and dial settings {number}/2" for number in numbers]
     assert threads[:2] == [1, before]
     assert all(study.cache.has(study.result_stage(name)) for study, names, _ in wanted for name in names)
     assert all(study.cache.has(comparisons.curve_stage(study, *curve)) for study, *_ in wanted)

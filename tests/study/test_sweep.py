@@ -84,7 +84,7 @@ def test_structure_chooses_among_trials_within_the_slack_of_the_best_recall(plan
 
 def test_a_runner_keeps_the_order_of_its_items_each_in_one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # of what it starts
-    assert Runner(2, say=str).run(double, [(n, n == 1) for n in (1, 2, 3)], "cells") == [(2, 1), (4, 1), (6, 1)]
+    assert Runner(2).run(double, [(n, n == 1) for n in (1, 2, 3)], "cells") == [(2, 1), (4, 1), (6, 1)]
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_a_cluster_gives_what_processes_give_though_a_worker_is_killed():
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp")
     with cluster:
-        runner = Runner(scheduler=cluster.scheduler_address, say=lambda text: None)
+        runner = Runner(scheduler=cluster.scheduler_address)
         found = {}
         for number, value in runner.stream(double, [(n, 0.5) for n in range(8)], "cells"):
             if not found:
