@@ -22,17 +22,14 @@ TEMPLATE = Path(__file__).parent / "templates" / "claims.md.j2"
 
 def metric_of(cell: Mapping[str, Any], metric: str) -> float:
     """A metric of a cell under the headline relevance, or a structure figure; of several joined by ``&``, the mean."""
-    if " & " in metric:
-        values = [metric_of(cell, part) for part in metric.split(" & ")]
-        return sum(values) / len(values)
     found = _figures(cell)
-    value = found.get(metric)
-    if value is None:
+    values: list[Any] = [found.get(part) for part in metric.split(" & ")]
+    if None in values:
         raise ValueError(f"a cell has no metric {metric!r}; it has: {', '.join(list(found)[:40])}")
-    return float(value)
+    return float(sum(values) / len(values))
 
 
-def _figures(cell: Mapping[str, Any]) -> dict[str, float | None]:
+def _figures(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {**cell["structure"], **next(iter(cell["metrics"].values()))}
 
 

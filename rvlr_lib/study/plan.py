@@ -216,9 +216,8 @@ def reference_folder(profile: str = "study") -> Path:
 
 def _sealed_parts(plan: Plan, folder: Path) -> dict[str, Any]:
     """What the seal covers: claims, tuning space, chosen values, dial strengths, lengths, seeds, sets."""
-    chosen, covered = read_chosen(folder), dataclasses.asdict(plan)
-    covered.pop("regime_map")
-    return plain({"plan": covered, "chosen": {key: chosen[key] for key in ("arms", "dials", "epochs")}})
+    covered = {key: value for key, value in dataclasses.asdict(plan).items() if key != "regime_map"}
+    return plain({"plan": covered, "chosen": read_chosen(folder)})
 
 
 def _digest(seal: Mapping[str, Any]) -> str:

@@ -247,8 +247,7 @@ class Study:
             own = {"width": settings.model.width if name == "floor" else 0}
             seed = derived_seed(settings.seed, "floor")
             return Stage("result", parts | own, results.make_reference, lambda: {**common(), **own, "seed": seed})
-        parts["model"], parts["rerank_top_k"] = asdict(settings.model), settings.rerank_top_k
-        parts |= self._model_files()
+        parts |= {"model": asdict(settings.model), "rerank_top_k": settings.rerank_top_k, **self._model_files()}
         parts["mixed"] = [method.mixed_t2it, method.mixed_scores]
         trained = self._student_stage(name) if name in ARMS else None
 

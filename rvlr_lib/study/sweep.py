@@ -107,13 +107,12 @@ def run_map(plan: Plan, folder: Path, runner: Runner, seeds: Sequence[int]) -> N
     chosen, dials = read_chosen(folder), plan.regime_map.dials
     files = {seed: folder / "map" / f"seed-{seed}.json" for seed in seeds}
     todo = [(dial, seed) for seed in seeds if not files[seed].is_file() for dial in dials]
-    found: dict[int, dict[str, Any]] = {seed: {} for seed in seeds}
+    found: dict[int, dict[str, Any]] = {seed: dict.fromkeys(dials) for seed in seeds}
     for number, cells in runner.stream(map_cell, [(plan, chosen, *item) for item in todo], "map"):
         dial, seed = todo[number]
         found[seed][dial] = cells
-        if len(found[seed]) == len(dials):
-            cells = {dial: found[seed][dial] for dial in dials}
-            write_json(files[seed], {"seed": seed, "provenance": provenance(), "cells": cells})
+        if all(found[seed].values()):
+            write_json(files[seed], {"seed": seed, "provenance": provenance(), "cells": found[seed]})
 
 
 def map_cell(
