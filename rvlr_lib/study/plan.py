@@ -78,10 +78,10 @@ class RegimeMap:
 class Part:
     """What is computed on one data set; where a profile says nothing, all arms, dial points and seeds of its plan."""
 
-    dataset: str = ""  # that of its name
-    seeds: int = 0  # from 0
-    arms: Sequence[str] = ()
-    dials: Sequence[str] = ()
+    dataset: str
+    seeds: int  # from 0
+    arms: Sequence[str]
+    dials: Sequence[str]
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def cells(self) -> list[str]:
@@ -110,7 +110,7 @@ class Plan:
 
         ``chosen`` is what tuning chose so far: by recall, or by structure for an arm whose name ends in it.
         """
-        part = self.sets.get(name, Part(name))
+        part = self.sets.get(name, Part(name, 0, (), ()))
         dials = {**self.dials[dial], **chosen.get("dials", {}).get(dial, {})}
         length = {"stage2.epochs": chosen["epochs"]} if "epochs" in chosen else {}
         values = {"data.name": part.dataset, **part.overrides, **dials, **length, "seed": seed, **overrides}
@@ -135,11 +135,14 @@ def load_plan(profile: str = "study") -> Plan:
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else named
     if not path.is_file():
         raise ValueError(f"{path} is not there; a study is the 'study' part of a profile")
-    plan: Plan = parsed(Plan, read_yaml(path).get("study") or {}, str(path))
-    usual, sets = {"seeds": plan.seeds, "arms": plan.arms, "dials": list(plan.dials)}, {}
-    for name, part in plan.sets.items():
-        sets[name] = Part(**{"dataset": name, **usual, **{key: value for key, value in vars(part).items() if value}})
-    plan = dataclasses.replace(plan, sets=sets)
+    values = read_yaml(path).get("study") or {}
+    named_parts = [values, *map(values.get, ("sets", "dials"))] if isinstance(values, dict) else [values]
+    if not all(isinstance(part or {}, dict) for part in named_parts):
+        raise ValueError(f"{path}: 'study', its 'sets' and its 'dials' must hold settings by name")
+    common = {"seeds": values.get("seeds"), "arms": values.get("arms"), "dials": list(values.get("dials") or {})}
+    sets = {name: own or {} for name, own in (values.get("sets") or {}).items()}
+    sets = {name: {"dataset": name, **common, **own} if isinstance(own, dict) else own for name, own in sets.items()}
+    plan: Plan = parsed(Plan, values | {"sets": sets}, str(path))
     named_arms = [arm_of(name) for part in plan.sets.values() for name in part.arms]
     dials = [dial for part in plan.sets.values() for dial in part.dials]
     cells = {f"{name}:{cell}" for name, part in plan.sets.items() for cell in part.cells()}
