@@ -49,9 +49,9 @@ def read_part(found: Collection, file: Path, *, assigned: bool) -> list[Row]:
         return _folder(found, file, assigned)
     found.stamps.append(stamp(file))
     kind = file.suffix.lower()
-    shape = f"a {kind or 'nameless'} file" + ", with neither a header nor lines a.jpg#0<TAB>caption" * (kind == ".txt")
-    if kind in (".csv", ".tsv", ".txt", ".tab", ".psv", ".token", "") and (rows := read_table(found, file)) is not None:
-        return rows
+    shape = f"a {kind} file"
+    if kind in (".csv", ".tsv", ".txt", ".tab", ".psv", ".token", ""):
+        return read_table(found, file)
     if kind in (".json", ".jsonl", ".ndjson", ".yaml", ".yml"):
         content = parse(file)
         if isinstance(content, str) and kind.startswith((".json", ".ndjson")):

@@ -14,14 +14,13 @@ from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, evenly
 from rvlr_lib.data.files import HIDDEN, printable, shown, stamp
 from rvlr_lib.data.formats import FORMATS, parse, read_part
 from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, faults
-from rvlr_lib.data.relevance import clean_caption
-from rvlr_lib.data.table import EMPTY, LIKE_SPLIT, WAYS_OUT, Collection, Row, Unusable, captions_in, split_in
+from rvlr_lib.data.table import LIKE_SPLIT, WAYS_OUT, Collection, Row, Unusable, captions_in, split_in
 from rvlr_lib.provenance import home
 
 FEWEST = 4  # pictures in a split; the notebooks show the first four queries
 PUBLISHED = Path(__file__).parent / "published"
 PREPARED = ("flickr30k", "coco", "vizwiz")
-COLUMNS = "picture clean category flags fate row".split()
+COLUMNS = "picture clean category flags fate row split".split()
 KEYS = (*SPLITS, "all", "held_out")
 INDEX: dict[str, tuple[type, ...]] = {  # keys of an index and their types
     **dict.fromkeys(KEYS, (str, list)),
@@ -67,16 +66,15 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
         raise ValueError(f"image_root {root} is no folder; give the folder of the pictures")
     found = Collection(Path(path), root, index | _checked(file, options), own_splits=bool(index) and "all" not in index)
     found.stamps += [before] if index else []
-    frames = []
+    captions = list[tuple[Any, ...]]()
     for key in KEYS:
-        names, rows = index.get(key, []) if index else [file.name] * (key == "all"), list[Row]()
+        names, rows = (index or {"all": file.name}).get(key, []), list[Row]()
         for name in [names] if isinstance(names, str) else names:
-            place = base / name if index else file
-            if not os.path.exists(place):
+            if not os.path.exists(place := base / name):
                 raise ValueError(f"{file}: {key} names {name!r}, and {shown(place)} is not there")
             rows += read_part(found, place, assigned=key not in ("all", "held_out"))
-        frames.append(_frame(found, key, rows))
-    found.frame = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+        captions += _captions(found, key, rows)
+    found.frame = pd.DataFrame(captions, columns=COLUMNS, dtype=object).astype({"row": int})
     found.kinds = {f"index of {', '.join(found.kinds)}": None} if index else found.kinds
     names = {split: set(found.used.picture[found.used.split == split]) for split in SPLITS}
     for one, two in combinations(SPLITS, 2):
@@ -104,9 +102,7 @@ def _index(path: Path) -> dict[str, Any]:
 
 def _checked(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Keys of an index or options, without those of None; ValueError for a value that is not of its type."""
-    given = {key: value for key, value in options.items() if value is not None}
-    whole = {key: x for key, x in given.items() if isinstance(x, int | np.integer) and not isinstance(x, bool)}
-    given |= {key: int(x) for key, x in whole.items()}
+    given = {key: int(x) if isinstance(x, np.integer) else x for key, x in options.items() if x is not None}
     for key, value in given.items():
         texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
         sound = type(value) in INDEX[key] and all(isinstance(text, str) and shown(text) == text for text in texts)
@@ -116,11 +112,9 @@ def _checked(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _frame(found: Collection, key: str, rows: list[Row]) -> Any:
-    """Captions of one key of the index, each with a split or a reason why it is no use."""
-    import pandas as pd
-
-    captions, order, described = list[tuple[Any, ...]](), dict[str, int](), set[str]()
+def _captions(found: Collection, key: str, rows: list[Row]) -> list[tuple[Any, ...]]:
+    """Captions of one key of the index as rows of the frame, each with a split or a reason why it is no use."""
+    captions, order, described, good = list[tuple[Any, ...]](), dict[str, int](), set[str](), set[str]()
     splits, kinds, owners = dict[str, Any](), dict[str, Any](), dict[str, str]()  # of a picture; picture of an image_id
     folder = found.options.get("folders", {}).get(key, "")
 
@@ -155,18 +149,14 @@ def _frame(found: Collection, key: str, rows: list[Row]) -> Any:
         if not texts:
             found.lost[reason or "without a caption"] += 1
         for text, fault in texts:
-            clean = "" if fault else clean_caption(text)
-            fault = fault or ("" if clean else EMPTY)
             if fault and not reason:
                 found.refused[fault].append(f"{row.where}: {WAYS_OUT[fault].format(text[:80], picture)}")
             if not (fault or reason):
                 described.add(picture)
             flagged = f"left out as {row.flags}" if row.flags and not found.options.get("keep_flagged") else ""
             fate = reason or fault or flagged or "used"
-            captions.append((picture, clean, row.category, row.flags, fate, found.rows_read))
-    captions.sort(key=lambda caption: order.get(caption[0], -1))
-    frame = pd.DataFrame(captions, columns=COLUMNS, dtype=object).astype({"row": int})
-    good = set(frame.picture[frame.fate == "used"])
+            captions.append((picture, "" if fault else text, row.category, row.flags, fate, found.rows_read))
+            good |= {picture} if fate == "used" else set()
     own_splits = any(splits.get(picture) for picture in good)
     for picture in order:
         if picture not in described:
@@ -185,8 +175,8 @@ def _frame(found: Collection, key: str, rows: list[Row]) -> Any:
         splits = {name: choose(first.get(name, name), seed) for name in order}
     found.named |= dict.fromkeys(order)
     found.own_splits |= own_splits
-    frame["split"] = frame.picture.map(splits)
-    return frame
+    captions.sort(key=lambda caption: order.get(caption[0], -1))
+    return [(*caption, splits.get(caption[0])) for caption in captions]
 
 
 def _half(image_id: str, seed: int) -> str:
@@ -249,13 +239,13 @@ def load_files(
         keep_flagged: use captions that carry a quality flag (``is_rejected``, ``is_precanned``) too. ValueError:
             whatever :func:`read_collection` refuses, a split of fewer than 4 pictures, too many bad pictures.
     """
-    columns = {"image_column": image_column, "caption_column": caption_column}
-    found = described(path, image_root, **columns, split_seed=split_seed, keep_flagged=keep_flagged)
+    options = {"image_column": image_column, "caption_column": caption_column, "max_bad_pictures": max_bad_pictures}
+    found = described(path, image_root, **options, split_seed=split_seed, keep_flagged=keep_flagged)
     for kind, messages in found.refused.items():
         command = f"rvlr data check {shlex.quote(str(found.path))}"
         more = f" ({len(messages)} {kind} in all: `{command}` lists them)" if len(messages) > 1 else ""
         raise ValueError(messages[0] + more)
-    allowed = (found.options | _checked(found.path, {"max_bad_pictures": max_bad_pictures})).get("max_bad_pictures", 0)
+    allowed = found.options.get("max_bad_pictures", 0)
     part = found.used[found.used.split == split]
     names = evenly(list(part.picture.unique()), limit)
     bad = faults(decode if allowed else check_header, found.root, names)

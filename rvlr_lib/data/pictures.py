@@ -33,18 +33,17 @@ def safe_path(root: Path, name: str) -> Path:
 
 def check_name(name: str) -> None:
     """Refuse a picture's name whose spelling alone leads out of the root, as :func:`safe_path`; touches no file."""
-    spelt, fault = name.replace("\\", "/"), ""
-    if "://" in spelt:
-        fault = "is an address: pictures are read from disk, give its path below image_root"
-    elif spelt.startswith("/") or re.match(r"[A-Za-z]:", spelt):
-        fault = "has an absolute path: write it relative to image_root"
-    elif "\0" in spelt or max(len(part.encode("utf-8", "replace")) for part in spelt.split("/")) > 255:
-        fault = "has a name that no file can have (NUL, or over 255 bytes): give its path below image_root"
-    elif ".." in spelt.split("/"):
-        fault = "climbs out with '..': write it relative to image_root"
-    elif not spelt.strip() or PurePosixPath(spelt) == PurePosixPath("."):
-        fault = "has an empty name: give its path below image_root"
-    if fault:
+    spelt, way = name.replace("\\", "/"), "give its path below image_root"
+    parts = spelt.split("/")
+    long = max(len(part.encode("utf-8", "replace")) for part in parts) > 255
+    wrong = {
+        f"is an address: pictures are read from disk, {way}": "://" in spelt,
+        "has an absolute path: write it relative to image_root": re.match("/|[A-Za-z]:", spelt),
+        f"has a name that no file can have (NUL, or over 255 bytes): {way}": "\0" in spelt or long,
+        "climbs out with '..': write it relative to image_root": ".." in parts,
+        f"has an empty name: {way}": PurePosixPath(spelt.strip()) == PurePosixPath(),
+    }
+    if fault := next((fault for fault, holds in wrong.items() if holds), ""):
         raise ValueError(f"picture {name!r} {fault}")
 
 

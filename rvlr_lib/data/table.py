@@ -8,16 +8,17 @@ import os
 import re
 import tokenize
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rvlr_lib.data.dataset import SPLITS
 from rvlr_lib.data.files import Stamp, Walk, read_text
 from rvlr_lib.data.pictures import SUFFIXES
+from rvlr_lib.data.relevance import clean_caption
 
 COLUMNS = {  # what a column or key holds -> its usual names
     "image": "filepath file_path image file_name filename image_name image_path image_file imagepath path img img_path "
@@ -38,6 +39,7 @@ FLAG = re.compile(rf"(?P<sure>(image_|is_)*({BAD}))|((image|img|caption|text|is|
 YES, NO = set("1 true t yes y on x ✓ ✔ nsfw unsure".split()), set("0 false f no n off unlikely".split())  # of flags
 SPLIT_NAMES = {"train": "train", "training": "train", "restval": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys("val valid validation dev development".split(), "val")
+KNOWN = SPLIT_NAMES.keys()
 SPLIT_WORD = re.compile("train(ing)?|trn|restval|eval(uation)?|vld|val(id(ation)?)?|dev(elopment)?|te?st(ing)?", re.I)
 WORDS = rf"{SPLIT_WORD.pattern}|[^\w/\\]|[\d_]|set|split|data|images?|imgs?|pictures?|photos?|my"
 LIKE_SPLIT = re.compile(rf"(?=.*({SPLIT_WORD.pattern}))({WORDS})*", re.I)
@@ -66,7 +68,7 @@ WAYS_OUT = {  # why a text is no caption; to be filled with the text and its pic
 EMPTY, MISSING, NO_TEXT, NO_LIST = WAYS_OUT
 PICTURE = rf"\.(?:{'|'.join(suffix[1:] for suffix in SUFFIXES)})"
 TOKEN = re.compile(rf"[^\t]*{PICTURE}(#\d+)?\t.", re.I)  # a line of a file without a header
-NUMBERED = re.compile(rf"({PICTURE})#\d+$", re.I)  # a.jpg#0, a caption's number
+NAMED = re.compile(rf"(\S{PICTURE})(#\d+)?$", re.I)  # a.jpg, or a.jpg#0 with a caption's number
 csv.field_size_limit(2**31 - 1)  # else 131,072 characters of a field, and the fault would seem to be the quotes
 QUOTED = re.compile(r'\A"((?:[^"]|"")*)"\Z')
 
@@ -135,7 +137,7 @@ class Collection:
 
 
 def captions_in(cell: Any) -> list[tuple[str, str]]:
-    """The captions of a cell or key, each with a reason why it is none, or an empty one.
+    """The captions of a cell or key: each cleaned with an empty reason, or as it stands with why it is none.
 
     >>> captions_in("['a dog', 'a cat']"), captions_in("nan")
     ([('a dog', ''), ('a cat', '')], [('nan', 'placeholders of missing captions')])
@@ -149,8 +151,10 @@ def captions_in(cell: Any) -> list[tuple[str, str]]:
         return captions_in([str(item) for item in items])
     if isinstance(cell, list) and not any(isinstance(item, list) for item in cell):
         return [pair for item in cell for pair in captions_in(item)]
-    missing = cell is None or bool(_folded(cell) and not _said(cell))
-    return [(str(cell), MISSING if missing else "" if isinstance(cell, str) else NO_TEXT)]
+    missing = cell is None or (_folded(cell) and not _said(cell))
+    fault = MISSING if missing else "" if isinstance(cell, str) else NO_TEXT
+    clean = "" if fault else clean_caption(cell)
+    return [(clean or str(cell), "" if clean else fault or EMPTY)]
 
 
 def _literal(text: str) -> Any:
@@ -180,7 +184,7 @@ def _said(cell: Any) -> str:
 def split_in(cell: Any) -> str | None:
     """The split that a cell or key says, None where it says none; :class:`Unusable` where the name is unknown."""
     name = _said(cell)
-    if name not in {*SPLIT_NAMES, ""}:
+    if name not in {*KNOWN, ""}:
         way = f"valid: {', '.join(SPLIT_NAMES)}; or rename the column"
         raise Unusable("unknown splits", f"split {cell!r} is unknown; {way}")
     return SPLIT_NAMES.get(name)
@@ -192,8 +196,8 @@ def fill(
     """Rows, by place, of columns that are recognised by name or named by ``options``."""
     columns: list[Sequence[Any]] = list(zip(*cells.values(), strict=True)) or [()] * len(names)
     said = [{*map(_said, column)} - {""} for column in columns]
-    chosen = {_folded(options.get(f"{what}_column")) for what in ("image", "caption")}
-    fits = {k: FLAG.fullmatch(_spelt(name)) for k, name in enumerate(names) if _folded(name) not in chosen}
+    chosen = {_joined(options.get(f"{what}_column")) for what in ("image", "caption")}
+    fits = {k: FLAG.fullmatch(_spelt(name)) for k, name in enumerate(names) if _joined(name) not in chosen}
     flags = {k: bool(fit["good"]) for k, fit in fits.items() if fit and (fit["sure"] or said[k] <= YES | NO)}
     picture = _find(file, "image", names, columns, options)[0]
     captions = _find(file, "caption", names, columns, options, {picture, *flags})
@@ -212,14 +216,7 @@ def fill(
     first = {_folded(name): k for k, name in reversed([*enumerate(names)]) if k not in taken}
     others = {what: first[name] for what in ("category", "image_id") for name in COLUMNS[what].split() if name in first}
     taken |= {*others.values(), *flags}
-    like = {k: re.fullmatch(SPLIT_COLUMN, _spelt(name)) for k, name in enumerate(names) if k not in taken and said[k]}
-    asked = {k for k, fit in like.items() if fit and fit["one"] and said[k] <= YES | NO}  # is it of this split?
-    splits = [k for k, fit in like.items() if fit and (fit[1] or said[k] & {*SPLIT_NAMES} or k in asked)]
-    if any(said[k] <= {*SPLIT_NAMES} for k in splits):  # that column says it; others may be scores or folds
-        splits = [k for k in splits if said[k] & {*SPLIT_NAMES}]
-    few = {k: len({*map(SPLIT_NAMES.get, said[k])} - {None}) > 1 for k in like if len(said[k]) < 10}
-    sure = [k for k, two in few.items() if two or not said[k] <= {*SPLIT_NAMES}]  # valid throughout may be anything
-    splits = splits or [k for k in sure if few[k] or all(map(LIKE_SPLIT.fullmatch, said[k]))]
+    splits = _split_columns(names, said, [k for k in range(len(names)) if k not in taken and said[k]])
     if len(splits) > 1:
         raise ValueError(f"{file}: the columns {', '.join(names[k] for k in splits)} may all hold the split: keep one")
     others |= dict(zip(["split"], splits, strict=False))
@@ -228,14 +225,14 @@ def fill(
 
     def row(place: str, values: Sequence[Any]) -> Row:
         name, told = values[picture], values[captions[0]]
-        name = NUMBERED.sub(r"\1", name.strip()) if isinstance(name, str) else name
+        name = NAMED.sub(r"\1", name.strip()) if isinstance(name, str) else name
         if len(captions) > 1:  # a picture with fewer captions leaves cells empty
             filled = [values[k] for k in captions if _folded(values[k])]
             told = [text for cell in filled for text in (cell if isinstance(cell, list) else [cell])]
         marks = {k: mark for k in flags if (mark := _said(values[k]))}  # an empty one sets nothing
         marked = ",".join("not " * flags[k] + names[k] for k, mark in marks.items() if (mark in NO) is flags[k])
         about = {what: values[k] for what, k in others.items() if _said(values[k])}
-        where = "".join(f", {names[k]}" for k in splits if _said(values[k]) not in {*SPLIT_NAMES, ""})
+        where = "".join(f", {names[k]}" for k in splits if _said(values[k]) not in {*KNOWN, ""})
         return Row(f"{file}, {place}{where}", name, told, flags=marked, **about)
 
     return [row(place, values) for place, values in cells.items()]
@@ -246,10 +243,9 @@ def _find(
 ) -> list[int]:
     """Column of the picture, or columns of captions whose names differ by a number, empty ones left out."""
     option, chosen = f"{what}_column", options.get(f"{what}_column")
-    spelt = _joined if what == "image" else _folded
-    known, guess = [spelt(chosen)] if chosen else COLUMNS[what].split(), what == "caption" and not chosen
+    known, guess = [_joined(chosen)] if chosen else COLUMNS[what].split(), what == "caption" and not chosen
     own = guess and options.get("caption_key")  # of a format: it and its numbered ones alone
-    fits = {k: _family(name) if guess else spelt(name) for k, name in enumerate(names) if k not in skip}
+    fits = {k: _family(name) if guess else _joined(name) for k, name in enumerate(names) if k not in skip}
     fits = {k: told for k, told in fits.items() if (told == own if own else told in known or (guess and told))}
     fits = {k: family for k, family in fits.items() if any(map(_folded, columns[k]))} or fits
     families, told = list(dict.fromkeys(fits.values())), ", ".join(names[k] for k in fits)
@@ -260,20 +256,31 @@ def _find(
         whose = "picture" if what == "image" else what
         usual = f"none of them is the {whose}'s, which is one of {', '.join(known)}; or name it with {option}"
         fault = f"{option} names {chosen!r}, which is none of them or holds something else" if chosen else usual
-        if what == "image" and names and re.search(rf"{PICTURE}(#\d+)?$", names[0], re.I):
-            fault += f"; {names[0]!r} looks like a picture, so a header is missing"
+        if what == "image" and names and NAMED.search(names[0]):
+            fault += f"; {names[0]!r} looks like a picture: a header is missing, or the tab of a.jpg#0<TAB>caption"
         raise ValueError(f"{file} has columns {repr(', '.join(names))[1:-1] or 'none'}; {fault}")
     return list(fits)
 
 
-def _spelt(name: str) -> str:
-    """``is_rejected`` of isRejected, is-rejected, Is Rejected 2."""
-    return "_".join(re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold()))
+def _split_columns(names: Sequence[str], said: Sequence[set[str]], free: Sequence[int]) -> list[int]:
+    """Columns that may hold the split: by their names, else by their cells; ``valid`` throughout may be anything."""
+    like = {k: fit for k in free if (fit := re.fullmatch(SPLIT_COLUMN, _spelt(names[k])))}
+    named = [k for k, fit in like.items() if fit[1] or said[k] & KNOWN or (fit["one"] and said[k] <= YES | NO)]
+    clean = any(said[k] <= KNOWN for k in named)  # that column says it; others may be scores or folds
+    few = [k for k in free if len(said[k]) < 10]
+    two = {k for k in few if len({SPLIT_NAMES[split] for split in said[k] & KNOWN}) > 1}
+    seem = {k for k in few if not said[k] <= KNOWN and all(map(LIKE_SPLIT.fullmatch, said[k]))}
+    return [k for k in named if said[k] & KNOWN or not clean] or sorted(two | seem)
 
 
 def _joined(name: Any) -> str:
     """``file_name`` of File Name, file-name, fileName."""
     return _folded(re.sub(r"(?<=\w)([\s-]+|(?<=[a-z])(?=[A-Z]))(?=\w)", "_", str(name)))
+
+
+def _spelt(name: str) -> str:
+    """``is_rejected`` of isRejected, is-rejected, Is Rejected 2."""
+    return "_".join(re.findall(r"[^\W\d_]+", _joined(name)))
 
 
 def _family(name: str) -> str:
@@ -283,8 +290,8 @@ def _family(name: str) -> str:
     return family if of_captions or family in COLUMNS["caption"].split() else ""
 
 
-def read_table(found: Collection, file: Path) -> list[Row] | None:
-    """Rows of a table whose header names a picture and a caption; None where a text file holds nothing of the kind.
+def read_table(found: Collection, file: Path) -> list[Row]:
+    """Rows of a table whose header names a picture and a caption.
 
     The separator (comma, tab, semicolon, bar) is the one under which the header names a picture. Quotes mean something
     except beside tabs. A file without a header is read where its lines are ``a.jpg#0<TAB>caption``.
@@ -296,17 +303,12 @@ def read_table(found: Collection, file: Path) -> list[Row] | None:
         fields = {mark: next(csv.reader([top], delimiter=mark), []) for mark in ",\t;|"}
         headers = {mark: [name.strip().strip('"') for name in names] for mark, names in fields.items()}
     known = {_joined(chosen)} if chosen else set(COLUMNS["image"].split())
-    fits = [mark for mark, names in headers.items() if known & set(map(_joined, names))]
-    if not fits and file.suffix.lower() == ".txt":
-        return None
-    names = headers[mark := (fits or [","])[0]]
+    mark = max(headers, key=lambda mark: not known.isdisjoint(map(_joined, headers[mark])))  # the first of several
+    names = headers[mark]
     found.kinds[(file.suffix[1:].upper() or "table") if headed else "token file"] = None
     picture = next((k for k, name in enumerate(names) if _joined(name) in known), 0)
-    rows = _split_lines(found, file, lines, mark)[headed:]
-    found.lines.update({"rows": -headed, "header": headed})
-    shapes = {re.sub(r"\d+", "0", row[picture].strip()) for _, _, row in rows if len(row) == len(names)} - {""}
     cells = dict[str, list[str]]()
-    for first, last, row in rows:
+    for first, last, row in islice(_split_lines(found, file, lines, mark), headed, None):
         row = row if any(map(str.strip, row[len(names) :])) else row[: len(names)]  # a separator at the end is nothing
         row = row if any(names[len(row) :]) else row + [""] * (len(names) - len(row))
         inner = [line for cell in row for line in cell.splitlines()[1:]]  # of quoted fields
@@ -320,40 +322,36 @@ def read_table(found: Collection, file: Path) -> list[Row] | None:
                 way = "a quotation mark begins its field: take the blank before it away"
             counts = f"{len(row)} field{'s' * (len(row) > 1)}, the header has {len(names)}"
             found.lose(f"rows with too {'few' if few else 'many'} fields", f"{file}, line {first}: {counts}: {way}")
-        elif line := next((line for line in inner if _is_row(found, line, mark, picture, shapes)), ""):
+        elif line := next((line for line in inner if _is_row(found, line, mark, picture)), ""):
             held = f"{file}, lines {first} to {last}: a quoted field holds {line.strip()[:60]!r}"
             way = "which looks like a row of its own: close or double the quotation marks, or take its line breaks out"
             found.lose("quotes that swallow lines", f"{held}, {way}")
         else:
             cells[f"line {first}"] = row
+    found.lines.update({"rows": -headed, "header": headed})
     return fill(found, file, names, cells, found.options)
 
 
-def _split_lines(found: Collection, file: Path, lines: list[str], mark: str) -> list[tuple[int, int, list[str]]]:
+def _split_lines(found: Collection, file: Path, lines: list[str], mark: str) -> Iterator[tuple[int, int, list[str]]]:
     """First and last line and cells of every row; every line is counted."""
-    quoted = mark != "\t"  # no quoting beside tabs: a caption may begin with a quotation mark
+    quoted, last = mark != "\t", 0  # no quoting beside tabs: a caption may begin with a quotation mark
     how: dict[str, Any] = {"strict": True} if quoted else {"quoting": csv.QUOTE_NONE}
-    reader, rows, last = csv.reader(lines, delimiter=mark, **how), list[tuple[int, int, list[str]]](), 0
+    reader = csv.reader(lines, delimiter=mark, **how)
     try:
         for row in reader:
             first, last = last + 1, reader.line_num
             found.lines["further lines of quoted fields"] += last - first
-            if not any(map(str.strip, row)):
-                found.lines["blank"] += 1
-                continue
-            found.lines["rows"] += 1
-            row = row if quoted else [QUOTED.sub(lambda cell: cell[1].replace('""', '"'), cell) for cell in row]
-            rows.append((first, last, row))
+            found.lines["rows" if (filled := any(map(str.strip, row))) else "blank"] += 1
+            if filled:
+                row = row if quoted else [QUOTED.sub(lambda cell: cell[1].replace('""', '"'), cell) for cell in row]
+                yield first, last, row
     except csv.Error as error:
         hint = "a quotation mark in a caption is doubled, and closed at its end"
         raise ValueError(f"{file}, line {last + 1}: {error}; check the quotes: {hint}") from None
-    return rows
 
 
-def _is_row(found: Collection, line: str, mark: str, picture: int, shapes: set[str]) -> bool:
-    """Whether a line of a quoted field seems to be a row: where a row names its picture it names one, or a file."""
+def _is_row(found: Collection, line: str, mark: str, picture: int) -> bool:
+    """Whether a line of a quoted field seems to be a row: it names a picture, or a file, where a row names its own."""
     cells, folders = line.split(mark), ("", *found.options.get("folders", {}).values())
-    name = cells[picture].strip() if len(cells) > max(picture, 1) else ""
-    like = re.sub(r"\d+", "0", name) in shapes  # names of pictures mostly differ by their numbers
-    named = like or (name and any(os.path.isfile(found.root / place / name) for place in folders))
-    return bool(named or re.search(rf"\S{PICTURE}$", name, re.I))
+    name = NAMED.sub(r"\1", cells[picture].strip()) if len(cells) > max(picture, 1) else ""
+    return bool(NAMED.search(name)) or any(os.path.isfile(found.root / place / name) for place in folders)
