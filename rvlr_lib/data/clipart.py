@@ -55,7 +55,7 @@ def clipart_stamps(image_root: str | Path | None = None) -> tuple[Stamp, ...]:
     if not root.is_dir():
         raise ValueError(f"clipart: {root} is not there; apt install openclipart-png, or give its folder as image_root")
     found = walk(root, root)
-    return tuple(stamp(place) for place in (str(root), *found.folders[1:], *(f"{root}/{name}" for name in found.files)))
+    return tuple(stamp(place) for place in (*found.folders, *(f"{root}/{name}" for name in found.files)))
 
 
 @lru_cache(maxsize=2)

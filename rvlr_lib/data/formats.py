@@ -4,8 +4,8 @@ import io
 import json
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def _items(found: Collection, file: Path, kind: str, items: dict[str, Any], **ow
     return fill(found, file, list(map(str, keys)), cells, own | found.options) if items else []
 
 
-def _told(found: Collection, file: Path, kind: str, told: Sequence[Any], name: str, text: str) -> list[Row]:
+def _told(found: Collection, file: Path, kind: str, told: Iterable[Any], name: str, text: str) -> list[Row]:
     """Rows of pictures with their captions, by place; what a picture says otherwise than a caption is ``image_...``."""
     items = dict[str, Any]()
     for place, image, captions in told:
@@ -107,10 +107,10 @@ def _karpathy(found: Collection, file: Path, images: Sequence[Any]) -> list[Row]
     pictures = []
     for number, image in enumerate(images):
         _need(file, where := f"images[{number}]", image, name, "sentences")
-        about, sentences = {**image}, image["sentences"]
-        if not isinstance(sentences, list):
+        about = {**image}
+        if not isinstance(sentences := about.pop("sentences"), list):
             raise ValueError(f"{file}, {where}: sentences is {str(sentences)[:60]!r}, expected a list; {FORMATS}")
-        captions = {f"{where}, sentences[{k}]": sentence for k, sentence in enumerate(about.pop("sentences"))}
+        captions = {f"{where}, sentences[{k}]": sentence for k, sentence in enumerate(sentences)}
         for place, sentence in captions.items():
             _need(file, place, sentence, raw)
         if name != "filepath" and (folder := about.pop("filepath", None)) and isinstance(image[name], str):
@@ -120,20 +120,20 @@ def _karpathy(found: Collection, file: Path, images: Sequence[Any]) -> list[Row]
 
 
 def _coco(found: Collection, file: Path, images: Sequence[Any], annotations: Sequence[Any]) -> list[Row]:
-    known, told, other = dict[str, tuple[str, dict[str, Any]]](), defaultdict[str, dict[str, Any]](dict), 0
+    known, other = dict[str, tuple[str, dict[str, Any], dict[str, Any]]](), 0  # id -> place, picture, captions
     name, text = found.options.get("image_column") or "file_name", found.options.get("caption_column") or "caption"
     for number, image in enumerate(images):
         _need(file, where := f"images[{number}]", image, "id", name)
-        _, first = known.setdefault(str(image["id"]), (where, image))
+        _, first, _ = known.setdefault(str(image["id"]), (where, image, {}))
         if first is not image:
             names = f"{first[name]!r} and {image[name]!r}"
             raise ValueError(f"{file}, {where}: duplicate id {image['id']!r}, for {names}; ids must differ")
     for number, caption in enumerate(annotations):
         _need(file, where := f"annotations[{number}]", caption, "image_id", text)
         if (key := str(caption["image_id"])) in known:
-            place, image = known[key]
+            place, image, captions = known[key]
             other += type(image["id"]) is not type(caption["image_id"])
-            told[key][f"{place}, {where}"] = caption
+            captions[f"{place}, {where}"] = caption
         else:
             way = "write both as numbers or both as the same text, add the image, or drop the caption"
             fault = f"image_id {caption['image_id']!r} is no id of the images, compared as texts: {way}"
@@ -141,8 +141,7 @@ def _coco(found: Collection, file: Path, images: Sequence[Any], annotations: Seq
     if other:
         kinds = "ids of images and image_id of annotations are of two types, text and number; matched as text"
         found.notes.append(f"{file}: {kinds} in {other:,} annotations")
-    pictures = [(place, image, told[key]) for key, (place, image) in known.items()]
-    return _told(found, file, "COCO captions JSON", pictures, name, text)
+    return _told(found, file, "COCO captions JSON", known.values(), name, text)
 
 
 def _need(file: Path, where: str, item: Any, *keys: str) -> None:

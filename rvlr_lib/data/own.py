@@ -118,20 +118,6 @@ def _captions(found: Collection, key: str, rows: list[Row]) -> list[tuple[Any, .
     splits, kinds, owners = dict[str, Any](), dict[str, Any](), dict[str, str]()  # of a picture; picture of an image_id
     folder = found.options.get("folders", {}).get(key, "")
 
-    def check(row: Row, picture: str) -> None:
-        split = split_in(row.split)
-        owner = f"{row.where.partition(',')[0]} {row.image_id}"  # ids may begin anew in every file
-        if row.image_id is not None and (other := owners.setdefault(owner, picture)) != picture:
-            message = f"image_id {row.image_id!r} names {other!r} and {picture!r}; give every picture its own id"
-            raise Unusable("image ids of two pictures", message)
-        if (first := splits.setdefault(picture, split)) != split:
-            raise Unusable("pictures in two splits", f"{picture!r} is in split {first!r} and {split!r}; choose one")
-        if (kind := row.category) is not None and str(first := kinds.setdefault(picture, kind)) != str(kind):
-            raise Unusable("pictures of two categories", f"{picture!r} is of {first!r} and {kind!r}; choose one")
-        if split and key not in ("all", split):
-            message = f"the row says {split}, the index {key}: name the file under all, and the rows decide"
-            raise Unusable("rows of another split", message)
-
     for row in rows:
         found.rows_read += 1
         picture, reason = "", ""
@@ -140,7 +126,18 @@ def _captions(found: Collection, key: str, rows: list[Row]) -> list[tuple[Any, .
                 raise Unusable("refused paths", f"the picture's path is {row.picture!r}, expected text")
             picture = _name(row.picture, folder)
             order.setdefault(picture, len(order))
-            check(row, picture)
+            split = split_in(row.split)
+            owner = f"{row.where.partition(',')[0]} {row.image_id}"  # ids may begin anew in every file
+            if row.image_id is not None and (other := owners.setdefault(owner, picture)) != picture:
+                message = f"image_id {row.image_id!r} names {other!r} and {picture!r}; give every picture its own id"
+                raise Unusable("image ids of two pictures", message)
+            if (first := splits.setdefault(picture, split)) != split:
+                raise Unusable("pictures in two splits", f"{picture!r} is in split {first!r} and {split!r}; choose one")
+            if (kind := row.category) is not None and str(first := kinds.setdefault(picture, kind)) != str(kind):
+                raise Unusable("pictures of two categories", f"{picture!r} is of {first!r} and {kind!r}; choose one")
+            if split and key not in ("all", split):
+                message = f"the row says {split}, the index {key}: name the file under all, and the rows decide"
+                raise Unusable("rows of another split", message)
         except Unusable as error:
             reason, message = error.args
             found.refused[reason].append(f"{row.where}: {message}")
@@ -171,7 +168,7 @@ def _captions(found: Collection, key: str, rows: list[Row]) -> list[tuple[Any, .
             told = f"the folders {', '.join(sorted(like))} look like splits, yet no column says them"
             found.notes.append(f"{found.path}: {told}: a hash does")
         first = {name: min(group) for group in equal_files(found.root, order) for name in group}
-        choose, seed = hashed_split if key == "all" else _half, int(found.options.get("split_seed", 0))
+        choose, seed = hashed_split if key == "all" else _half, found.options.get("split_seed", 0)
         splits = {name: choose(first.get(name, name), seed) for name in order}
     found.named |= dict.fromkeys(order)
     found.own_splits |= own_splits

@@ -88,12 +88,10 @@ def rouge_l_relevance(
         if variant == "coco":
             precision, recall = (np.maximum.reduceat(part, starts, axis=1) for part in (precision, recall))
             score = _f_score(precision, recall, 1.44)
-        elif variant == "rouge_score":
-            score = np.maximum.reduceat(_f_score(precision, recall, 1.0), starts, axis=1)
         else:
-            score = np.add.reduceat(_f_score(precision, recall, 1.0), starts, axis=1)
-            score /= np.diff(np.append(starts, len(captions)))
-        result[rows, present] = score
+            over = np.maximum if variant == "rouge_score" else np.add
+            score = over.reduceat(_f_score(precision, recall, 1.0), starts, axis=1)
+        result[rows, present] = score / np.diff(starts, append=len(captions)) if variant == "mean_f1" else score
     return result
 
 
