@@ -99,22 +99,16 @@ class ImageTextDataset:
     whole_captions: list[str] | None = None  # [C], before words were dropped; None: they are whole
 
     def __post_init__(self) -> None:
-        images, fault = len(self.image_ids), ""
-        counts = np.bincount(self.caption_image, minlength=images)
+        images, whose = len(self.image_ids), f"{self.name}/{self.split}"
         if len(set(self.image_ids)) != images:
             twice = Counter(self.image_ids).most_common(1)[0][0]
-            fault = f"duplicate image id {twice!r}; give every picture its own id"
-        elif len(self.source) != images:
-            fault = f"{images} image ids for {len(self.source)} pictures; give one id per picture"
-        elif len(self.caption_image) != len(self.captions):
-            fault = f"{len(self.captions)} captions, but caption_image has {len(self.caption_image)}"
-        elif len(counts) > images:
-            fault = f"caption_image names row {len(counts) - 1}, but there are {images} pictures"
-        elif not counts.all():
+            raise ValueError(f"{whose}: duplicate image id {twice!r}; give every picture its own id")
+        if len(self.source) != images:
+            raise ValueError(f"{whose}: {images} image ids for {len(self.source)} pictures; give one id per picture")
+        row_numbers(f"{whose}: caption_image", self.caption_image, len(self.captions), images)
+        if not (counts := np.bincount(self.caption_image, minlength=images)).all():
             bare = self.image_ids[int(counts.argmin())]
-            fault = f"picture {bare!r} has no caption; add one or leave the picture out"
-        if fault:
-            raise ValueError(f"{self.name}/{self.split}: {fault}")
+            raise ValueError(f"{whose}: picture {bare!r} has no caption; add one or leave the picture out")
 
     def __len__(self) -> int:
         return len(self.image_ids)
