@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shlex
+from collections import defaultdict
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path, PurePosixPath
@@ -114,7 +115,7 @@ def _checked(path: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 def _captions(found: Collection, key: str, rows: list[Row]) -> list[tuple[Any, ...]]:
     """Captions of one key of the index as rows of the frame, each with a split or a reason why it is no use."""
-    captions, order, described, good = list[tuple[Any, ...]](), dict[str, int](), set[str](), set[str]()
+    captions, order, fates = list[tuple[Any, ...]](), dict[str, int](), defaultdict[str, set[str]](set)
     splits, kinds, owners = dict[str, Any](), dict[str, Any](), dict[str, str]()  # of a picture; picture of an image_id
     folder = found.options.get("folders", {}).get(key, "")
 
@@ -141,24 +142,21 @@ def _captions(found: Collection, key: str, rows: list[Row]) -> list[tuple[Any, .
         except Unusable as error:
             reason, message = error.args
             found.refused[reason].append(f"{row.where}: {message}")
-            described.add(picture)  # its fault is enough
         texts = captions_in(row.captions)
         if not texts:
             found.lost[reason or "without a caption"] += 1
         for text, fault in texts:
             if fault and not reason:
                 found.refused[fault].append(f"{row.where}: {WAYS_OUT[fault].format(text[:80], picture)}")
-            if not (fault or reason):
-                described.add(picture)
             flagged = f"left out as {row.flags}" if row.flags and not found.options.get("keep_flagged") else ""
             fate = reason or fault or flagged or "used"
             captions.append((picture, "" if fault else text, row.category, row.flags, fate, found.rows_read))
-            good |= {picture} if fate == "used" else set()
-    own_splits = any(splits.get(picture) for picture in good)
+            fates[picture].add(fate)
+    own_splits = any("used" in fates[picture] and splits.get(picture) for picture in order)
     for picture in order:
-        if picture not in described:
+        if fates[picture] <= WAYS_OUT.keys():
             found.refused["pictures without a caption"].append(f"{found.path}: picture {picture!r} has no caption")
-        elif own_splits and picture in good and not splits.get(picture):
+        elif own_splits and "used" in fates[picture] and not splits.get(picture):
             message = f"{found.path}: {picture!r} has no split, others have; give one to every picture or to none"
             found.refused["pictures without a split"].append(message)
     if key in SPLITS:
