@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from rvlr_lib.disk import flush
 from rvlr_lib.models import CachedRows, HeadStudent, Student, Towers, TowerStudent
 from rvlr_lib.training.processes import is_main, say_once, shared_work
 
-Rows = dict[str, Tensor]  # named arrays, a row for each picture or caption
+Outputs = Sequence[Any]  # of a tower: features, tokens or None and, of captions, the mask of real tokens
+Rows = dict[str, Tensor]  # the same by name, a row for each picture or caption
 Result = TypeVar("Result")
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
 PICTURES, CAPTIONS, ROWS = 128, 64, 8192  # of a batch; the last: cached rows that heads take at once
@@ -88,19 +89,17 @@ def encode_frozen(
     pictures = modality == "image"
     tower = (towers.visual if pictures else towers.text).to(device).eval()
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (towers.mean, towers.std))
+    cast = mixed_precision(device, precision)
+    text = cast(partial(models.encode_text_tokens, tower, tokens=tokens, projected=False))
 
-    def image(pixels: Tensor, tokens: bool) -> Rows:
+    @cast
+    def image(pixels: Tensor, tokens: bool = tokens) -> Outputs:
         normal = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
-        with mixed_precision(device, precision):
-            return _as_rows(*models.encode_image_tokens(tower, normal, tokens=tokens, projected=False))
-
-    def text(ids: Tensor) -> Rows:
-        with mixed_precision(device, precision):
-            return _as_rows(*models.encode_text_tokens(tower, ids, tokens=tokens, projected=False))
+        return models.encode_image_tokens(tower, normal, tokens=tokens, projected=False)
 
     def encode_pictures(rows: Tensor, pixels: Tensor, views: int) -> Rows:
         pixels = pixels.to(device)
-        found = _in_parts(partial(image, tokens=tokens), pixels.float() / 255)
+        found = _in_parts(image, pixels.float() / 255)
         seen = [found["features"]]
         for view in range(1, views):
             name = f"{seed} {view} {int(rows[0])}".encode()  # of a view of the batch that begins with this picture
@@ -111,14 +110,13 @@ def encode_frozen(
         return found | {"features": torch.stack(seen, dim=1)}
 
     for split, dataset in splits.items():
-        name, captions = f"{dataset.name}/{split}", dataset.captions
         if pictures:
             work = partial(encode_pictures, views=views if split == "train" else 1)
-            parts = _encode_pictures(dataset, towers.image_size, work)
-            _store(folder / split, parts, len(dataset), f"{name} pictures")
-            continue
-        say_what_is_lost(towers, dataset)
-        _store(folder / split, _encode_texts(towers, captions, text, device), len(captions), f"{name} captions")
+            parts, count = _encode_pictures(dataset, towers.image_size, work), len(dataset)
+        else:
+            say_what_is_lost(towers, dataset)
+            parts, count = _encode_texts(towers, dataset.captions, text, device), len(dataset.captions)
+        _store(folder / split, parts, count, f"{dataset.name}/{split} {'pictures' if pictures else 'captions'}")
 
 
 def say_what_is_lost(towers: Towers, dataset: ImageTextDataset) -> None:
@@ -174,16 +172,12 @@ def _run_towers(
     """What the student makes of all pictures and captions."""
     student.to(device).eval()
 
-    def image(pixels: Tensor) -> Rows:
-        pixels = (pixels.float() / 255).contiguous(memory_format=torch.channels_last)
-        return _as_rows(*student.encode_image(pixels, tokens=tokens))
+    def work(_rows: Tensor, pixels: Tensor) -> Rows:
+        return _in_parts(lambda part: student.encode_image(part.float() / 255, tokens=tokens), pixels.to(device))
 
-    def text(ids: Tensor) -> Rows:
-        return _as_rows(*student.encode_text(ids, tokens=tokens))
-
-    work = lambda _rows, pixels: _in_parts(image, pixels.to(device))  # noqa: E731
-    images = _fill(_encode_pictures(data, student.image_size, work), len(data))
-    return images, _fill(_encode_texts(student, data.captions, text, device), len(data.captions))
+    images = _encode_pictures(data, student.image_size, work)
+    texts = _encode_texts(student, data.captions, partial(student.encode_text, tokens=tokens), device)
+    return _fill(images, len(data)), _fill(texts, len(data.captions))
 
 
 def _as_rows(features: Tensor, tokens: Tensor | None, mask: Tensor | None = None) -> Rows:
@@ -192,11 +186,11 @@ def _as_rows(features: Tensor, tokens: Tensor | None, mask: Tensor | None = None
     return {"features": features.float(), "tokens": tokens.half()} | ({} if mask is None else {"mask": mask})
 
 
-def _in_parts(run: Callable[[Tensor], Rows], inputs: Tensor) -> Rows:
+def _in_parts(run: Callable[[Tensor], Outputs], inputs: Tensor) -> Rows:
     """What a tower makes of its inputs, in as many parts as the memory of their device asks for."""
 
     def compute(chunk_size: int) -> Rows:
-        parts = [run(part) for part in inputs.split(chunk_size)]
+        parts = [_as_rows(*run(part)) for part in inputs.split(chunk_size)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     return halve_until_it_fits(compute, len(inputs))
@@ -228,7 +222,7 @@ def _encode_pictures(
 
 
 def _encode_texts(
-    towers: Towers | TowerStudent, captions: Sequence[str], run: Callable[[Tensor], Rows], device: torch.device | str
+    towers: Towers | TowerStudent, captions: Sequence[str], run: Callable[[Tensor], Outputs], device: torch.device | str
 ) -> Iterator[tuple[Tensor, Rows]]:
     """Rows of captions and what a tower makes of their token ids; each distinct caption once, the longest first."""
     distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -69,13 +70,9 @@ def prefetch(items: Sequence[Any], read: Callable[[Any], Any]) -> Iterator[Any]:
     [1, 4, 9]
     """
     with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for item in items:
-            ready, waiting = waiting, pool.submit(read, item)
-            if ready is not None:
-                yield ready.result()
-        if waiting is not None:
-            yield waiting.result()
+        under_way = (pool.submit(read, item) for item in items)
+        for found, _ in pairwise(chain(under_way, [None])):
+            yield found.result()
 
 
 def shared_work(
