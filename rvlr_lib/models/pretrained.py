@@ -42,17 +42,12 @@ def weight_file(name: str) -> Path:
     return path
 
 
-def local_files(folder: Path | str, *names: str) -> None:
-    """Check that a folder holds a Hugging Face model's files; ValueError with what it lacks."""
-    if missing := [name for name in names if not (Path(folder) / name).is_file()]:
-        raise ValueError(f"{folder} lacks {' and '.join(missing)}: save the model there with save_pretrained")
-
-
 def load_text(folder: Path | str) -> nn.Module:
-    """A Hugging Face encoder from a local folder; ValueError where its file lacks tensors, which would be random."""
+    """A Hugging Face encoder from a local folder; ValueError for files, or tensors of them, that are missing."""
     from transformers import AutoModel
 
-    local_files(folder, "config.json", "model.safetensors")
+    if absent := [name for name in ("config.json", "model.safetensors") if not (Path(folder) / name).is_file()]:
+        raise ValueError(f"{folder} lacks {' and '.join(absent)}: save the model there with save_pretrained")
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     model, found = AutoModel.from_pretrained(folder, **options)
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):  # which nobody uses

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rvlr_lib.models.pretrained import PIXELS, load_lite, load_text, load_timm_trunk, local_files, weight_file
+from rvlr_lib.models.pretrained import PIXELS, load_lite, load_text, load_timm_trunk, weight_file
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 DEFAULT = "effnet_minilm"
@@ -71,9 +71,7 @@ def build_towers(
     if (text_weights or text_layers) and not hugging_face:
         raise ValueError(f"text_weights and text_layers: the text tower of {model!r} is not of Hugging Face")
     folder = text_weights or _text_folder(model, text)
-    if folder:
-        local_files(folder, *(["config.json"] if whole else ["config.json", "model.safetensors"]))
-    elif hugging_face and not whole:
+    if hugging_face and not folder and not whole:
         raise ValueError(f"model {model!r} needs its text tower: text_weights, a folder of {hugging_face}")
     own = {"hf_model_name": folder, "hf_model_pretrained": not whole} if folder else {}
     options = {"text_cfg": text | own, "force_image_size": image_size or None, "pretrained": pretrained or None}
