@@ -40,7 +40,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "image_column": (Text, None, "CSV: column of the picture's path"),
     "image_features": (File, None, ".npy, .npz, .pt or .safetensors [pictures, D]"),
     "image_root": (Text, None, "folder of the pictures, where the index says none"),
-    "insert": (File, None, "put verdicts and claims between the markers of this Markdown file"),
+    "insert": (File, None, "put the verdicts between the markers of the profile in this Markdown file"),
     "jobs": (PositiveInt, 1, "processes over the cells, of one thread each"),
     "keep_flagged": (bool, False, "use captions too that are flagged is_rejected or is_precanned"),
     "max_bad_pictures": (NonNegativeInt, None, "missing or unreadable pictures allowed in a split"),

@@ -85,9 +85,9 @@ def sentence(plan: Plan, name: str, results: Results, found: Judged, tuned: Mapp
     told, sure = signed(own.effect.mean), f"{interval(own.low, own.high)}, {own.effect.seeds} seeds, δ {own.delta:g}"
     text = f"{claim.text}: **{own.verdict}**, {told} points ({sure})"
     for _, control in control_of(plan, name, results):
-        more = "more than" if control.mean > own.effect.mean else "against"
         gain = f"{signed(control.mean)} ({interval(control.low, control.high)})"
-        text += f"; {plan.claims[claim.control].text}: {gain}, {more} the claim's own {told}"
+        more = f", more than the claim's own {told}" if control.mean > own.effect.mean else ""
+        text += f"; {plan.claims[claim.control].text}: {gain}{more}"
     cells = {cell for part in claim.parts for _, _, cell in part if arm_of(cell) in tuned["chosen"].get("arms", {})}
     off = sorted({arm_label(arm_of(cell)) for cell in cells if zero_did_as_well(tuned, arm_of(cell), tuned_by(cell))})
     return text + (f"; in tuning no strength of {', '.join(off)} beat none, and the best one ran" if off else "") + "."
@@ -106,19 +106,24 @@ def _validation(tuned: Mapping[str, Any], name: str, criterion: str, metric: str
     return mean_score(next(own["scores"] for own in tuned["trials"][name] if chosen.items() <= own.items()), metric)
 
 
-def headline(plan: Plan, results: Results, found: Judged) -> str:
-    """All primary claims in one sentence: how many hold, and each verdict with its effect, interval and control."""
-    held, told, equalled = [own.verdict for own in found.values() if own.verdict.startswith("better")], [], 0
-    for name, own in found.items():
-        known = control_of(plan, name, results)
-        equalled += any(own.verdict.startswith("better") and gain.mean >= own.effect.mean for _, gain in known)
-        gains = "".join(f"; {label} {signed(control.mean)}" for label, control in known)
-        effect = f"{signed(own.effect.mean)}, {interval(own.low, own.high)}"
-        told.append(f"{name}: {own.verdict} ({effect}{gains})")
-    small = f", {below} of them by less than δ" if (below := sum("δ" in verdict for verdict in held)) else ""
+def tally(plan: Plan, results: Results, found: Judged) -> str:
+    """How many primary claims hold, by how much, and in how many of them the control takes the credit."""
+    held = [(own, control_of(plan, name, results)) for name, own in found.items() if own.verdict.startswith("better")]
+    below = sum("δ" in own.verdict for own, _ in held)
+    equalled = sum(any(gain.mean >= own.effect.mean for _, gain in controls) for own, controls in held)
+    small = f", {below} of them by less than δ" if below else ""
     small += f", and in {equalled} of them the control gains as much or more" if equalled else ""
     seeds = min(own.effect.seeds for own in found.values())
-    return f"**{len(held)} of {len(found)} sealed claims hold{small}** ({seeds} seeds, points): {'; '.join(told)}."
+    return f"**{len(held)} of {len(found)} sealed claims hold{small}** ({seeds} seeds, points)"
+
+
+def headline(plan: Plan, results: Results, found: Judged) -> str:
+    """All primary claims in one sentence: how many hold, and each verdict with its effect, interval and control."""
+    told = []
+    for name, own in found.items():
+        gains = "".join(f"; {label} {signed(gain.mean)}" for label, gain in control_of(plan, name, results))
+        told.append(f"{name}: {own.verdict} ({signed(own.effect.mean)}, {interval(own.low, own.high)}{gains})")
+    return f"{tally(plan, results, found)}: {'; '.join(told)}."
 
 
 def lead(plan: Plan, results: Results, name: str) -> str:
@@ -263,16 +268,15 @@ def write_claims(profile: str = "study", folder: str | Path = "", page: Path | N
 
 
 def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str, Any], profile: str = "study") -> None:
-    """Put one sentence between a page's ``verdict`` markers, one a claim at ``claims``; ValueError where they lack.
+    """Put how many claims hold, and a sentence on each, between a page's markers of the profile's name.
 
-    Another profile than ``study`` has its sentence between markers of its own name.
+    ValueError where the page lacks them.
     """
-    found = judge(plan, results)
-    told = headline(plan, results, found) if found else "No verdict yet: seeds are missing."
-    insert_between(page, "verdict" if profile == "study" else Path(profile).stem, told)
-    if profile == "study" and found:
+    found, told = judge(plan, results), "No verdict yet: seeds are missing."
+    if found:
         lines = [f"- {sentence(plan, name, results, found, tuned)}" for name in found]
-        insert_between(page, "claims", "\n".join(lines))
+        told = "\n".join([f"{tally(plan, results, found)}:", "", *lines])
+    insert_between(page, Path(profile).stem, told)
 
 
 def signed(value: float, places: int = 2) -> str:

@@ -73,8 +73,8 @@ def test_the_readme_and_the_page_of_claims_say_what_the_committed_study_says(pro
     """Among its claims are better, worse and equivalent ones, pairs of effects, and arms that tuning switched off."""
     folder, page, study = reference_folder(profile), tmp_path / "README.md", claims.read_study(profile)
     readme = (folder.parents[2] / "README.md").read_text(encoding="utf-8")
-    marked = f"(<!-- ({'verdict|claims' if profile == 'study' else profile}):begin -->).*?(<!-- \\2:end -->)"
-    page.write_text(re.sub(marked, r"\1\3", readme, flags=re.S), encoding="utf-8")
+    marked = f"(<!-- {profile}:begin -->).*?(<!-- {profile}:end -->)"
+    page.write_text(re.sub(marked, r"\1\2", readme, flags=re.S), encoding="utf-8")
     claims.insert_verdicts(page, *study, profile)
     assert page.read_text(encoding="utf-8") == readme
     written = (folder / "claims.md").read_text(encoding="utf-8")
