@@ -91,7 +91,7 @@ def test_bfloat16_keeps_the_neighbours_of_pretrained_towers(tmp_path, monkeypatc
     monkeypatch.setattr(features, "fast_bfloat16", lambda _device: True)
     towers, emoji, spaces = build_towers(), load_dataset("emoji", split="test"), []
     for precision in ("float32", "bfloat16"):
-        places = store(tmp_path / precision, towers, emoji, views=1, tokens=False, precision=precision)
+        places = store(tmp_path / precision, towers, emoji, views=1, tokens=True, precision=precision)
         spaces.append((read_features(*places, "test").images[0], read_features(*places, "test").texts))
     for plain, half in zip(*spaces, strict=True):
         assert 93 <= knn_overlap(plain, half, k=10) < 100
