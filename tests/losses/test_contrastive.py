@@ -1,21 +1,36 @@
-import math
-
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from rvlr_lib import losses
-from tests.losses.slow_losses import slow_contrast, slow_cyclic
 
 IDS = torch.tensor([0, 1, 0, 2, 1, 0, 3])
-ORDER = torch.tensor([3, 1, 6, 0, 5, 2, 4])
 CYCLIC = {losses.cross_modal_cyclic_loss: True, losses.in_modal_cyclic_loss: False}
 PLAIN = [losses.pair_alignment_loss, *CYCLIC]
 
 
-def contrast(student, teacher, ids=IDS, both=False):
-    return losses.representation_distillation_loss(student, teacher, 0.1, ids, both)
+def slow_contrast(rows, columns, temperature, ids):
+    """CE(S): mean over i of −(1 / number of the same image) Σ log softmax over those columns."""
+    total = 0
+    for i in range(len(rows)):
+        chances = torch.log_softmax(torch.stack([rows[i] @ column for column in columns]) / temperature, dim=0)
+        total = total - chances[ids == ids[i]].mean()
+    return total / len(rows)
+
+
+def slow_cyclic(images, texts, across):
+    z, w = F.normalize(images, dim=1), F.normalize(texts, dim=1)
+    count, total = len(z), 0
+    for i in range(count):
+        for j in range(count):
+            total = total + (z[i] @ w[j] - z[j] @ w[i] if across else z[i] @ z[j] - w[i] @ w[j]) ** 2
+    return total / count
+
+
+def contrast(student, teacher, ids=IDS):
+    return losses.representation_distillation_loss(student, teacher, 0.1, ids)
 
 
 @pytest.fixture
@@ -25,7 +40,7 @@ def pair(draw):
 
 
 @pytest.mark.parametrize("temperature", [0.07, 1.3, -0.5])
-@pytest.mark.parametrize("ids", [None, IDS])
+@pytest.mark.parametrize("ids", [None, IDS, torch.zeros(7)], ids=["each its own", "some", "one image"])
 def test_contrast_equals_the_loops(pair, ids, temperature):
     known = torch.arange(7) if ids is None else ids
     there, back = (slow_contrast(*rows, temperature, known).item() for rows in (pair, pair[::-1]))
@@ -39,14 +54,10 @@ def test_contrast_equals_the_loops(pair, ids, temperature):
 
 
 @pytest.mark.parametrize("loss", CYCLIC)
-def test_cyclic_terms_equal_the_loops_and_vanish_where_they_should(draw, loss):
-    images, texts = draw(6, 4), draw(6, 4)
+def test_cyclic_terms_equal_the_loops(draw, loss):
+    images, texts = draw(6, 4), draw(6, 4 if CYCLIC[loss] else 9)
     assert loss(images, texts).item() == pytest.approx(slow_cyclic(images, texts, CYCLIC[loss]).item())
     assert loss(images, 3 * images).item() == pytest.approx(0, abs=1e-12)
-    assert loss(5 * images, texts).item() == pytest.approx(loss(images, texts).item())
-    turned, _ = torch.linalg.qr(draw(4, 4).detach())
-    assert (loss(images, images @ turned).item() < 1e-12) == (loss is losses.in_modal_cyclic_loss)
-    assert losses.in_modal_cyclic_loss(images, draw(6, 9)) > 0
 
 
 def test_gradients(draw):
@@ -57,15 +68,9 @@ def test_gradients(draw):
         assert gradcheck(loss, (draw(5, 3), draw(5, 3)))
 
 
-def test_order_of_rows_and_kind_of_ids_do_not_count(pair):
-    a, b = pair
-    for loss in PLAIN:
-        assert loss(a[ORDER], b[ORDER]).item() == pytest.approx(loss(a, b).item())
-    for both in (True, False):
-        moved = contrast(a[ORDER], b[ORDER], IDS[ORDER], both)
-        assert moved.item() == pytest.approx(contrast(a, b, IDS, both).item())
+def test_kind_of_ids_does_not_count(pair):
     for ids in (IDS.tolist(), IDS.numpy(), IDS.double(), IDS.to(torch.uint8), [f"image {i}" for i in IDS]):
-        assert contrast(a, b, ids).item() == contrast(a, b).item()
+        assert contrast(*pair, ids).item() == contrast(*pair).item()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -78,12 +83,4 @@ def test_works_in_the_dtype_of_its_input(pair, dtype):
         assert loss(a.float(), b).item() == pytest.approx(exact, rel=1e-5)  # two dtypes
         assert loss(a.tolist(), b.numpy()).item() == pytest.approx(exact, rel=1e-5)
     assert losses.image_text_contrastive_loss(a, b, np.float32(0.1)).item() > 0
-
-
-def test_defined_values_of_poor_input():
-    rows = torch.nn.functional.normalize(torch.randn(4, 3, generator=torch.Generator().manual_seed(1)))
-    uniform = torch.log_softmax(rows @ rows.T / 0.1, dim=1).mean()
-    assert contrast(rows, rows, torch.zeros(4)).item() == pytest.approx(-uniform.item(), rel=1e-6)  # one image
-    zeros = torch.zeros(4, 3)
-    assert contrast(zeros, zeros, None).item() == pytest.approx(math.log(4))
-    assert contrast(rows * torch.nan, rows, None).isnan()
+    assert contrast(a * torch.nan, b).isnan()

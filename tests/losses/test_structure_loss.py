@@ -5,13 +5,17 @@ import torch
 from torch.autograd import gradcheck
 
 from rvlr_lib.losses import DISTANCES, mean_relation_loss, structure_distillation_loss
-from rvlr_lib.similarity import cosine_matrix
-from tests.losses.slow_losses import slow_mean_relation, slow_structure
+from tests.losses.slow_losses import slow_cosines, slow_structure
 
 COSINE = [name for name in DISTANCES if not name.startswith("rkd")]
 CASES = [(name, False) for name in DISTANCES] + [(name, True) for name in COSINE if name != "wasserstein"]
 ALL = pytest.mark.parametrize(("distance", "centred"), CASES)
 B = 9
+
+
+def slow_mean_relation(student, image, text, *, fusion_weight, temperature):
+    f, i, t = (slow_cosines(x) / temperature for x in (student, image, text))
+    return (f - (fusion_weight * t + (1 - fusion_weight) * i).mean()).abs().mean()
 
 
 def scalar(value):
@@ -71,64 +75,20 @@ def test_gradients(views):
 
 
 @ALL
-def test_zero_where_the_student_is_the_target_and_the_weight_is_the_share_of_the_text_teacher(views, distance, centred):
-    student, image, text, cost = views
-    zero = pytest.approx(0, abs=1e-12)
-    assert [term.item() for term in loss((student, student, student, cost), distance, centred)] == [zero] * 3
+def test_zero_at_the_target_lengths_of_rows_do_not_count_and_batch_order_for_the_running_sums_alone(
+    views, distance, centred
+):
+    _, image, text, cost = views
+    plain, zero = value(views, distance, centred), pytest.approx(0, abs=1e-12)
+    assert [term.item() for term in loss((image, image, image, cost), distance, centred)] == [zero] * 3
     assert value((text, image, text, cost), distance, centred, fusion_weight=1.0) == zero
-    assert value((image, image, text, cost), distance, centred, fusion_weight=0) == zero
-    if distance != "wasserstein":
-        terms = loss(views, distance, centred, fusion_weight=1.0)
-        assert terms.text_teacher.item() == zero
-        assert terms.image_teacher > 0.01
-
-
-@ALL
-def test_lengths_of_rows_do_not_count_and_batch_order_for_the_running_sums_alone(views, distance, centred):
-    plain = value(views, distance, centred)
+    assert "rkd" not in distance or value(views, distance, temperature=0.0) == plain
     for scale in (torch.linspace(0.1, 30, B, dtype=torch.float64)[:, None], 1e-200, 1e200):
         assert value([x * scale for x in views], distance, centred) == pytest.approx(plain)
     order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
     moved = [x[order] for x in views]
     assert (abs(value(moved, distance, centred) - plain) > 1e-3) == (distance == "cumulative_l1")
     assert mean_relation(moved).item() == pytest.approx(mean_relation(views).item())
-
-
-@pytest.mark.parametrize("distance", COSINE)
-def test_the_relation_temperature_is_only_ever_pushed_up(distance, draw):
-    for _ in range(20):
-        temperature = scalar(0.3)
-        views = draw(B, 6), draw(B, 8), draw(B, 5), draw(B, 4)
-        loss(views, distance, temperature=temperature).student.backward()
-        assert temperature.grad < 0  # a descent step raises it
-
-
-def test_the_two_teacher_terms_fence_the_fusion_weight_under_mae_and_pull_it_to_one_half_under_mse(views):
-    def slope(distance, share):
-        weight = scalar(share)
-        terms = loss(views, distance, fusion_weight=weight)
-        (terms.image_teacher + terms.text_teacher).backward()
-        return weight.grad.item()
-
-    zero = pytest.approx(0, abs=1e-12)
-    assert [slope("mae", share) for share in (0.05, 0.3, 0.5, 0.85)] == [zero] * 4
-    assert slope("mae", 1.2) == pytest.approx(-slope("mae", -0.2))
-    assert slope("mae", 1.2) > 0.1
-    assert slope("mse", 0.3) < 0 < slope("mse", 0.7)
-    assert slope("mse", 0.5) == zero
-
-
-def test_centring_leaves_the_teachers_knowledge_and_mean_relation_their_mean(views):
-    """A target without structure costs the centred loss nothing but the student's own spread, and the control all."""
-    student, image, text, cost = views
-    flat = torch.eye(B, dtype=torch.float64) + 0.5  # the same cosine for every pair
-    spread = cosine_matrix(student).detach()[~torch.eye(B, dtype=torch.bool)]
-    centred = value((student, flat, flat, cost), "mae", True, temperature=1.0)
-    assert centred == pytest.approx((spread - spread.mean()).abs().mean().item())
-    plain = value((student, flat, flat, cost), "mae", temperature=1.0)
-    assert mean_relation((student, flat, flat), temperature=1.0).item() == pytest.approx(plain)
-    shuffled = image[torch.randperm(B, generator=torch.Generator().manual_seed(0))]
-    assert mean_relation((student, shuffled, text), 0.0).item() == pytest.approx(mean_relation(views, 0.0).item())
 
 
 @ALL
@@ -160,11 +120,6 @@ def test_rkd_distance_is_exact_where_rows_are_equal_and_near(draw):
         exact = torch.nn.functional.normalize(near.double())
         exact = (exact[:, None] - exact[None]).norm(dim=-1)
         assert relations_of(near).numpy() == pytest.approx((exact * 40 * 39 / exact.sum()).numpy(), abs=5e-3)
-
-
-@pytest.mark.parametrize("distance", ["rkd_distance", "rkd_angle"])
-def test_rkd_ignores_the_temperature(views, distance):
-    assert value(views, distance, temperature=0.0) == value(views, distance, temperature=0.2)
 
 
 @ALL
