@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rvlr_lib.data import bayes_ceiling, load_dataset, rouge_l_relevance, shown_share, told_share
+from rvlr_lib.data import load_dataset, rouge_l_relevance, shown_share, told_share
 from rvlr_lib.data.dial import FAULTS, ImbalanceSpec, degrade, drop_words, mismatch_index
 from rvlr_lib.evaluation.evaluate import relevances
 
@@ -15,8 +15,8 @@ def emoji(limit, **dial):
     return load_dataset("emoji", split="val", limit=limit, imbalance=ImbalanceSpec(**dial))
 
 
-def test_the_dial_is_exact_over_ten_thousand_scenes():
-    dataset = scenes("train", 10_000, text_detail=0.5, image_visibility=0.5)
+def test_the_dial_is_exact_over_many_scenes():
+    dataset = scenes("train", 3_000, text_detail=0.5, image_visibility=0.5)
     assert told_share(dataset) == pytest.approx(0.5, abs=0.01)
     views = dataset.scene
     objects = [(facts.objects[:, :, 0] >= 0).sum() for facts in (views.image, views.scene)]
@@ -35,16 +35,6 @@ def test_what_is_hidden_is_not_to_be_seen():
         flat = (pixels == 104).all(axis=2)
         assert flat.sum() >= 256 * dataset.scene.covered[row] * 0.8  # neighbours reach over by one or two pixels
         assert (pixels.max(axis=2) - pixels.min(axis=2) > 40).any() == shown[row]
-
-
-def test_the_ceiling_falls_with_either_modality():
-    def ceiling(**dial):
-        sizes = {"galleries": 1, "gallery_size": 80}
-        return bayes_ceiling(load_dataset("scenes", split="test", imbalance=ImbalanceSpec(**dial), **sizes))["r_mean"]
-
-    assert ceiling() > ceiling(image_visibility=0.6) > ceiling(image_visibility=0.3)
-    assert ceiling() > ceiling(text_detail=0.6) > ceiling(text_detail=0.6, image_visibility=0.6)
-    assert ceiling(image_visibility=0.0) == pytest.approx(100 * np.mean([1, 5, 10]) / 80, abs=6)
 
 
 def test_words_are_dropped_by_chance_and_one_stays():

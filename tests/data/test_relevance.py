@@ -30,14 +30,6 @@ def slow_coco(candidate, references, beta=1.2):
     return (1 + beta**2) * precision * recall / (recall + beta**2 * precision) if precision else 0.0
 
 
-def test_ten_thousand_pairs_equal_the_rouge_score_package():
-    a, b = captions(100, 1), captions(100, 2)
-    expected = np.array([[package(text, target).fmeasure for target in b] for text in a])
-    ours = rouge_l_relevance(a + b, [*range(100, 200), *range(100)], variant="rouge_score")[:100, :100]
-    assert len(np.unique(expected)) > 50
-    assert np.array_equal(ours, expected.astype(np.float32))
-
-
 @pytest.mark.parametrize(
     ("variant", "slow"),
     [
@@ -52,7 +44,10 @@ def test_variants_equal_the_loops_for_any_number_of_captions_in_any_order(varian
     references = [[texts[c] for c in range(60) if owner[c] == i] for i in range(15)]
     found = rouge_l_relevance(texts, owner, variant=variant)
     assert found.dtype == np.float32
-    assert found == pytest.approx(np.array([[slow(text, own) for own in references] for text in texts]), abs=1e-7)
+    expected = np.array([[slow(text, own) for own in references] for text in texts])
+    assert found == pytest.approx(expected, abs=1e-7)
+    if variant == "rouge_score":  # to the bit
+        assert np.array_equal(found, expected.astype(np.float32))
     assert variant == "mean_f1" or (found[np.arange(60), owner] == 1).all()
     for numbers in (owner.astype(np.uint8), owner.astype(float)):
         assert np.array_equal(found, rouge_l_relevance(texts, numbers, variant=variant, chunk_size=7))
@@ -111,6 +106,3 @@ def test_embedding_relevance_is_the_best_cosine_with_an_images_captions():
     best = [[max([0.0, *cosines[owner == i]]) for i in range(15)] for cosines in cosine_similarity(features)]
     assert ours == pytest.approx(np.array(best), abs=1e-6)
     np.testing.assert_array_equal(ours[np.arange(40), owner], 1)
-    order = rng.permutation(40)
-    np.testing.assert_array_equal(embedding_relevance(features[order], owner[order], 15), ours[order])
-    np.testing.assert_allclose(embedding_relevance(7 * features, owner, 15), ours, atol=1e-6)

@@ -2,7 +2,6 @@ from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations, pairwise, permutations, product
-from math import comb
 
 import numpy as np
 import pytest
@@ -69,28 +68,14 @@ def slow_likelihood(views, detail):
 
 @pytest.mark.parametrize("detail", [0.0, 0.15, 0.6, 1.0])
 def test_likelihood_against_enumeration(detail):
-    dataset = load_dataset("scenes", split="val", size=60, text_detail=detail, seed=5)
-    number = (dataset.scene.scene.objects[:, :, 0] >= 0).sum(1)
-    few = np.concatenate([np.flatnonzero(number == n)[:keep] for n, keep in ((1, 6), (2, 6), (3, 3), (4, 1))])
-    views = dataset.subset(few).scene
+    dataset = load_dataset("scenes", split="val", size=263, text_detail=detail, seed=5)
+    objects = dataset.scene.scene.objects
+    number = (objects[:, :, 0] >= 0).sum(1)
+    assert np.array_equal(*objects[262, [0, 2]])  # two equal objects can be told in twice as many ways
+    few = [np.flatnonzero(number == n)[:keep] for n, keep in ((1, 6), (2, 6), (3, 3), (4, 1))]
+    views = dataset.subset(np.concatenate([*few, [262]])).scene
     expected = slow_likelihood(views, detail)
     np.testing.assert_allclose(truth.caption_likelihood(views), expected, rtol=1e-9, atol=1e-15)
-
-
-def test_likelihood_with_equal_objects():
-    """Two equal objects can be told in twice as many ways; the enumeration above seldom meets them."""
-    objects = [(2, 3, 1), (2, 3, 1), (2, 4, 0)]
-    scene = facts.Facts(np.full((1, 4, 3), -1, np.int8), np.array([6], np.int8))
-    scene.objects[0, :3] = objects
-    outcomes = caption_outcomes(objects, 6, 0.4)
-    text = facts.Facts(np.full((len(outcomes), 4, 3), -1, np.int8), np.array([b for _, b in outcomes], np.int8))
-    for c, (mentions, _) in enumerate(outcomes):
-        text.objects[c, : len(mentions)] = mentions
-    owner = np.zeros(len(outcomes), int)
-    views = facts.SceneViews(scene, scene, text, owner, owner > 0, 0.4, np.zeros(1, int), scene[owner])
-    likelihood = truth.caption_likelihood(views)[:, 0]
-    np.testing.assert_allclose(likelihood, list(outcomes.values()), rtol=1e-9)
-    assert abs(likelihood.sum() - 1) < 1e-9
 
 
 def test_likelihood_of_covered_pictures_is_the_mean_over_what_may_be_hidden():
@@ -134,8 +119,6 @@ def test_expected_recall_against_all_orders_of_ties():
     positives[:, 2] |= ~positives.any(1)
     fast = truth.expected_recall(scores, positives, range(1, 8))
     assert fast == pytest.approx({k: slow_recall(scores, positives, k) for k in range(1, 8)}, abs=1e-9)
-    all_alike = truth.expected_recall(np.zeros((1, 20)), np.arange(20)[None] < 5, [3])
-    assert abs(all_alike[3] - 100 * (1 - comb(15, 3) / comb(20, 3))) < 1e-9
 
 
 @pytest.mark.parametrize("detail", [0.0, 0.2, 0.6])
