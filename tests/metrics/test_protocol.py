@@ -39,6 +39,8 @@ def test_equals_the_slow_twin(switches, matching, known):
         options |= {"image_relevance": rng.random((images, images)), "text_relevance": rng.random((captions, captions))}
     per_query, means = slow_evaluation(*inputs, **options)
     assert evaluate_retrieval(*inputs, **options) == close(means)
+    alone = evaluate_retrieval(*map(torch.tensor, inputs), **options, ks_ndcg=())  # no graded lists; tensors
+    assert alone == close({key: value for key, value in means.items() if "NDCG" not in key})
     single = evaluate_retrieval(*inputs, **options, per_query=True)
     assert single.keys() == means.keys()
     for key, values in per_query.items():
@@ -83,14 +85,6 @@ def test_chunks_order_and_scale_change_nothing(protocol):
         assert evaluate_retrieval(factor * z, 0.2 * w, owner, relevance, protocol=protocol) == whole
     small = evaluate_retrieval(np.float32(z) * np.float32(1e-38), np.float32(w), owner, relevance, protocol=protocol)
     assert small["r_mean"] == pytest.approx(whole.expected["r_mean"])
-
-
-@BOTH
-def test_recall_alone_is_that_of_the_whole_and_tensors_are_taken_as_arrays(protocol):
-    _, *inputs = world()
-    whole = evaluate_retrieval(*inputs, protocol=protocol)
-    alone = evaluate_retrieval(*(torch.tensor(x) for x in inputs), protocol=protocol, ks_ndcg=())
-    assert alone == close({key: value for key, value in whole.items() if "NDCG" not in key})
 
 
 @BOTH

@@ -41,27 +41,21 @@ def slow_trustworthiness(high, low, k):
 
 
 @SMALL_CHUNKS
-@pytest.mark.parametrize("k", [1, 5, 29])
-def test_neighbours_equal_the_loops_and_sklearn(k, chunk, monkeypatch):
+@pytest.mark.parametrize("k", [1, 5, 19])
+@pytest.mark.parametrize("spaces", [(A, MIXED), (TIED, OTHER)], ids=["spread", "tied"])
+def test_neighbours_equal_the_loops_and_sklearn(spaces, k, chunk, monkeypatch):
     monkeypatch.setattr(structure, "CHUNK", chunk)
-    shared = slow_overlap(cosine_similarity(A), cosine_similarity(MIXED), k)
-    assert m.knn_overlap(A, MIXED, k, per_query=True) == pytest.approx(shared)
-    assert m.knn_overlap(A, MIXED, k) == pytest.approx(shared.mean())
-    # sklearn measures the low space by Euclidean distance, which on unit rows has the order of the cosine.
-    for measure, high, low in ((m.trustworthiness, A, MIXED), (m.continuity, MIXED, A)):
-        expected = 100 * manifold.trustworthiness(high, normalize(low), n_neighbors=k, metric="cosine")
-        assert measure(A, MIXED, k) == pytest.approx(expected)
-        assert measure(A, MIXED, k, per_query=True).mean() == pytest.approx(expected)
-    assert m.knn_overlap(A, MIXED, 59) == 100
-
-
-def test_tied_neighbours_share_the_places_that_are_left():
-    a, b = cosine_similarity(TIED), cosine_similarity(OTHER)
-    assert len(np.unique(a)) < 20
-    assert m.knn_overlap(TIED, OTHER, 5, per_query=True) == pytest.approx(slow_overlap(a, b, 5))
-    assert m.trustworthiness(TIED, OTHER, 5) == pytest.approx(slow_trustworthiness(a, b, 5))
-    assert m.continuity(TIED, OTHER, 5) == pytest.approx(slow_trustworthiness(b, a, 5))
-    assert m.knn_overlap(TIED, TIED, 5) == m.trustworthiness(TIED, TIED, 5) == pytest.approx(100)
+    a, b = map(cosine_similarity, spaces)
+    shared = slow_overlap(a, b, k)
+    assert m.knn_overlap(*spaces, k, per_query=True) == pytest.approx(shared)
+    assert m.knn_overlap(*spaces, k) == pytest.approx(shared.mean())
+    assert m.knn_overlap(*spaces, len(a) - 1) == pytest.approx(100)
+    for measure, high, low in ((m.trustworthiness, a, b), (m.continuity, b, a)):
+        assert measure(*spaces, k) == pytest.approx(slow_trustworthiness(high, low, k))
+        assert measure(*spaces, k, per_query=True).mean() == pytest.approx(measure(*spaces, k))
+    if spaces[0] is A:  # sklearn measures the low space by Euclidean distance, which on unit rows orders as the cosine
+        expected = 100 * manifold.trustworthiness(A, normalize(MIXED), n_neighbors=k, metric="cosine")
+        assert m.trustworthiness(A, MIXED, k) == pytest.approx(expected)
 
 
 def test_relational_similarity_equals_scipy_also_with_ties_and_on_a_sample_of_pairs(monkeypatch):
@@ -113,12 +107,7 @@ def test_gaps_alignment_and_uniformity_equal_the_loops(chunk, monkeypatch):
     assert [*found, m.uniformity(A)] == pytest.approx(slow_gaps(A, texts, rows))
 
 
-def test_the_relative_gap_is_closed_on_pairs_and_one_half_where_nothing_relates():
-    rows = rng.integers(0, 60, 100)
-    assert m.relative_modality_gap(A, A[rows], rows) == pytest.approx(0, abs=1e-12)
-    assert m.modality_gap(A, A[rows], rows) == pytest.approx(0, abs=1e-12)
-    a, b = rng.normal(size=(2, 3000, 16))
-    assert m.relative_modality_gap(a, b, np.arange(3000)) == pytest.approx(0.5, abs=0.005)
+def test_the_relative_gap_of_collapsed_spaces():
     for collapsed in (np.ones((5, 3)), np.full((5, 3), 1e-30)):
         assert m.relative_modality_gap(collapsed, collapsed, range(5)) == 0.5
     assert m.relative_modality_gap(np.ones((5, 3)), -np.ones((5, 3)), range(5)) == 1  # collapsed on opposite sides
