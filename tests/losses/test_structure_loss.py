@@ -91,6 +91,30 @@ def test_zero_at_the_target_lengths_of_rows_do_not_count_and_batch_order_for_the
     assert mean_relation(moved).item() == pytest.approx(mean_relation(views).item())
 
 
+@pytest.mark.parametrize("distance", COSINE)
+def test_the_relation_temperature_is_only_ever_pushed_up(distance, draw):
+    for _ in range(20):
+        temperature = scalar(0.3)
+        views = draw(B, 6), draw(B, 8), draw(B, 5), draw(B, 4)
+        loss(views, distance, temperature=temperature).student.backward()
+        assert temperature.grad < 0  # a descent step raises it
+
+
+def test_the_two_teacher_terms_fence_the_fusion_weight_under_mae_and_pull_it_to_one_half_under_mse(views):
+    def slope(distance, share):
+        weight = scalar(share)
+        terms = loss(views, distance, fusion_weight=weight)
+        (terms.image_teacher + terms.text_teacher).backward()
+        return weight.grad.item()
+
+    zero = pytest.approx(0, abs=1e-12)
+    assert [slope("mae", share) for share in (0.05, 0.3, 0.5, 0.85)] == [zero] * 4
+    assert slope("mae", 1.2) == pytest.approx(-slope("mae", -0.2))
+    assert slope("mae", 1.2) > 0.1
+    assert slope("mse", 0.3) < 0 < slope("mse", 0.7)
+    assert slope("mse", 0.5) == zero
+
+
 @ALL
 @pytest.mark.parametrize("poor", ["zero", "twins", "collapsed", "nearly collapsed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -77,3 +77,13 @@ def test_official_ties_follow_argsort_from_the_end():
     by_rank = np.empty_like(scores)
     np.put_along_axis(by_rank, order, -np.arange(40.0, dtype=np.float32)[None].repeat(50, 0), 1)
     assert value == pytest.approx(ndcg_at_k(by_rank, relevance, (10,), per_query=True)[10])
+
+
+def test_laws_hold_for_any_increasing_map_of_scores_scale_of_relevance_and_order_of_candidates():
+    scores, relevance = rng.normal(size=(10, 15)), rng.random((10, 15))
+    positives, order = rng.random((10, 15)) < 0.3, rng.permutation(15)
+    plain = ndcg_at_k(scores, relevance, (5,)), recall_at_k(scores, positives, (2,))
+    assert ndcg_at_k(np.exp(scores), 7 * relevance, (5,)) == pytest.approx(plain[0])
+    assert recall_at_k(np.exp(scores), positives, (2,)) == plain[1]
+    assert ndcg_at_k(scores[:, order], relevance[:, order], (5,)) == pytest.approx(plain[0])
+    assert recall_at_k(scores[:, order], positives[:, order], (2,)) == plain[1]

@@ -5,9 +5,11 @@ import pytest
 from scipy import stats
 
 from rvlr_lib.metrics import VERDICTS, paired_effect, power, verdicts
+from rvlr_lib.study.plan import load_plan
 
 rng = np.random.default_rng(0)
-SEEDS = 10
+PLAN = load_plan()
+SEEDS = PLAN.seeds
 
 
 def test_an_effect_equals_scipy():
@@ -70,3 +72,13 @@ def test_power_equals_the_simulation(sd, effect):
     assert list(told.values()) == pytest.approx([x.mean() for x in seen], abs=0.015)
     above = stats.nct.sf(stats.t.isf(0.025, SEEDS - 1), SEEDS - 1, effect * np.sqrt(SEEDS) / sd)  # exact
     assert told["better"] + told["better, below δ"] == pytest.approx(above, abs=1e-4)
+
+
+def test_a_study_of_nothing_finds_something_better_at_most_once_in_forty():
+    draws, false = np.random.default_rng(1), 0
+    counts = {name: len(claim.parts) for name, claim in PLAN.claims.items() if claim.primary}
+    for _ in range(2000):
+        values = {name: map(paired_effect, draws.normal(0, 1, (count, SEEDS))) for name, count in counts.items()}
+        weakest = {name: min(own, key=lambda effect: effect.mean / effect.sd) for name, own in values.items()}
+        false += any("better" in own.verdict for own in verdicts(weakest, dict.fromkeys(weakest, 1.0)).values())
+    assert false / 2000 <= 0.025
