@@ -90,12 +90,13 @@ def plot_curves(
 ) -> Figure:
     """Values along ``x``, a line per ``hue``, a panel per ``panel``; rows of panels where the dial varies besides.
 
-    Numbers in ``x`` stand to scale, words in their order. ``columns`` panels stand side by side on a page; ``zero``
-    draws the line y = 0.
+    Numbers in ``x`` stand to scale, words in their order and without a line, as arms are no sequence. ``columns``
+    panels stand side by side on a page; ``zero`` draws the line y = 0.
     """
     names, panels, places = levels(frame, hue), levels(frame, panel), levels(frame, x)
     dials = [None] if "dial" in (x, hue, panel) else levels(frame, "dial")
-    scaled, look = pd.api.types.is_numeric_dtype(frame[x]), looks(names)
+    scaled = pd.api.types.is_numeric_dtype(frame[x])
+    look = {name: own if scaled else own._replace(line="") for name, own in looks(names).items()}  # words: dots alone
     if not scaled:  # a little apart, so that none hides another
         apart = frame[hue].map(names.index) - (len(names) - 1) / 2
         frame = frame.assign(**{x: frame[x].map(places.index) + apart * min(0.08, 0.6 / len(names))})

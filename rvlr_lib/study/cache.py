@@ -23,7 +23,7 @@ from rvlr_lib.data import LOADERS, ImbalanceSpec, dataset_stamp, load_dataset
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.disk import plain, sha256, whole_file, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, versions
-from rvlr_lib.training.processes import broadcast_json, held_by_all, is_main
+from rvlr_lib.training.processes import held_by_all, is_main
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 VALUES_ONLY = {"rvlr_lib.config", "rvlr_lib.provenance", "rvlr_lib.disk"}
@@ -76,29 +76,29 @@ class Cache:
             fault = f"stage {stage.name} is not the same in all processes (its key here is {stage.key})"
             raise ValueError(f"{fault}: they need the same settings, data and version of the library")
         path = self.path(stage)
-        if broadcast_json(self.has(stage)):
+        if held_by_all(self.has(stage))[0]:  # the main process's answer
             return path
         if self.missing:
             raise ValueError(f"{path} is not there: {self.missing}")
         for needed in stage.needs:
             self.folder(needed)
         if not is_main():
-            if broadcast_json(None):
+            if held_by_all(None)[0]:
                 with tempfile.TemporaryDirectory() as scratch:
                     stage.maker(Path(scratch), **stage.arguments())
-            broadcast_json(None)  # until the main process has it whole
+            held_by_all(None)  # until the main process has it whole
             return path
         lock_file = self.root / "cache" / "locks" / f"{stage.name}-{stage.key}"
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         with lock_file.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if broadcast_json(not self.has(stage)):
+            if held_by_all(not self.has(stage))[0]:
                 for killed in path.parent.glob(f".{path.name}-*"):  # nobody else is at it: we hold the lock
                     shutil.rmtree(killed, ignore_errors=True)
                 with whole_file(path, folder=True) as temporary:
                     stage.maker(temporary, **stage.arguments())
                     write_json(temporary / "parts.json", stage.parts)
-            broadcast_json(True)
+            held_by_all(True)
         return path
 
 

@@ -135,13 +135,8 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def held_by_all(value: Any) -> list[Any]:
-    """What each process holds, in rank order, in every process."""
+    """What each process holds, in rank order (the main one first), in every process."""
     found = [value] * processes()[1]
     if len(found) > 1:
         distributed.all_gather_object(found, value)
     return found
-
-
-def broadcast_json(value: Any) -> Any:
-    """What the main process holds, in every process."""
-    return held_by_all(value)[0]
