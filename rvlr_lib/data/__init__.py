@@ -73,8 +73,7 @@ def load_dataset(
 
 def dataset_stamp(name_or_path: str, image_root: str | None = None) -> tuple[Any, ...]:
     """What changes whenever a file changes that a data set is read from; belongs into every cache in the process."""
-    if name_or_path in ("emoji", "scenes"):  # of code and packages, which do not change within a process
-        return ()
     if name_or_path == "clipart":
         return clipart_stamps(image_root)
-    return tuple(described(name_or_path, image_root or None).stamps)
+    # the others of LOADERS are made by code and packages, which do not change within a process
+    return () if name_or_path in LOADERS else tuple(described(name_or_path, image_root or None).stamps)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rvlr_lib import metrics
-from rvlr_lib.data import ImageTextDataset, bayes_ceiling, embedding_relevance, rouge_l_relevance
+from rvlr_lib.data import ImageTextDataset, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.facts import Relevance
 from rvlr_lib.data.relevance import category_relevance
 from rvlr_lib.models import teacher_features
@@ -81,21 +81,21 @@ def evaluate(
         pair = F.pad(images, (0, texts.shape[1])), F.pad(texts, (0, images.shape[1]))
     measured = partial(retrieval_metrics, pair, dataset, device=device, mixed_t2it=mixed_t2it)
     reports = measured()
-    found: dict[str, Any] = {"metrics_by_relevance": reports, "structure": {}}
+    found: dict[str, Any] = {"structure": {}}
     if matching is not None:
         ranked = measured(matching=matching, mixed_scores=mixed_scores)
-        for name, report in reports.items() if mixed_scores == "matching" else ():
-            report |= _starting(MIXED, ranked[name])
+        if mixed_scores == "matching":
+            reports = {name: report | _starting(MIXED, ranked[name]) for name, report in reports.items()}
         headline, fold = next(iter(ranked)), FOLDS.get(dataset.name, ("", 0))[0]
         parts = _starting(CROSS_MODAL, ranked.get(f"{headline}_{fold}", {}))
         found["reranked"] = _starting(CROSS_MODAL, ranked[headline]) | {f"{fold}/{k}": v for k, v in parts.items()}
     if not common_space:
-        reports |= {name: _starting(SINGLE_MODAL, report) for name, report in reports.items()}
+        reports = {name: _starting(SINGLE_MODAL, report) for name, report in reports.items()}
     if official:
         found["official"] = next(iter(measured(matching=matching, protocol="official").values()))
     if references is not None:
         found["structure"] = structure(features, references, dataset, common_space=common_space, device=device)
-    return {"metrics": next(iter(reports.values())), **found}
+    return {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, **found}
 
 
 def retrieval_metrics(
@@ -146,11 +146,6 @@ def random_features(dataset: ImageTextDataset, width: int, seed: int) -> Feature
     counts = len(dataset), len(dataset.captions)
     images, texts = (unit_rows(torch.randn(count, width, generator=generator)) for count in counts)
     return images, texts
-
-
-def ceiling(dataset: ImageTextDataset) -> dict[str, float]:
-    """The Bayes ceiling of cross-modal recall, mean over galleries; empty where the truth is not known."""
-    return {} if dataset.scene is None else mean_of(map(bayes_ceiling, dataset.gallery_sets()))
 
 
 def structure(
@@ -219,9 +214,9 @@ def galleries(
 
 
 def mean_of(rows: Iterable[Mapping[Any, float]]) -> dict[Any, float]:
-    """Mean of each key over rows of the same keys."""
+    """Mean of each key over rows of the same keys; empty where there are none."""
     rows = list(rows)
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    return {key: float(np.mean([row[key] for row in rows])) for row in rows[:1] for key in row}
 
 
 def working_bytes(device: Device) -> int:

@@ -30,7 +30,7 @@ def sample_hard_negatives(
     if readable(logits) and not logits.isfinite().all():
         raise ValueError("similarity / temperature must be finite to draw negatives from")
     chances = (F.softmax(rows, dim=1).add_(1e-5).masked_fill_(same, 0) for rows in (logits.T, logits))
-    # What multinomial draws, which would wait for the device.
+    # argmax of p / Exp(1) is a draw from p, as torch.multinomial makes it, which waits for the device
     images, texts = ((x / torch.empty_like(x).exponential_(generator=generator)).argmax(dim=1) for x in chances)
     return images, texts
 

@@ -63,9 +63,11 @@ def structure_distillation_loss(
     if distance == "wasserstein":
         (_, cost), _ = feature_rows(same_width=False, student_features=student_features, cost_features=cost_features)
         cost = (1 - cosine_matrix(cost)).clamp_min(0).fill_diagonal_(0)
-        compare, teachers = partial(compare, cost=cost.to(target)), []
+        compare = partial(compare, cost=cost.to(target))
     loss = torch.stack([compare(relations, target, temperature) for relations in spaces]).mean()
-    others = [compare(relations, target, temperature) for relations in teachers] or [torch.zeros_like(loss)] * 2
+    others = [
+        compare(x, target, temperature) if distance != "wasserstein" else torch.zeros_like(loss) for x in teachers
+    ]
     return StructureTerms(*(term.to(dtype) for term in (loss, *others)))
 
 

@@ -80,7 +80,7 @@ def evaluate_retrieval(
     R, i2t, t2i, between_images, between_captions = _matrices(given, images, captions, device)
     every_image, every_caption = torch.arange(images, device=device), torch.arange(captions, device=device)
     first = torch.full((images,), captions, device=device).scatter_reduce_(0, owner, every_caption, "amin")
-    captioned, q = first < captions, first % captions
+    captioned, q = first < captions, first % captions  # where an image has none, any caption: NaN below
     transposed, matching = official or mixed_t2it == "transposed", official or mixed_scores == "matching"
     if transposed and not captioned.all():
         raise ValueError("the official protocol and a transposed t2it need a caption for every image")
@@ -102,7 +102,7 @@ def evaluate_retrieval(
         # Scores, relevance and, in the corrected protocol, what leaves the list
         i2i = z[rows] @ z.T, between_images[rows], self_image
         t2t = w[asked] @ w.T, to_captions if between_captions is None else between_captions[asked], self_text
-        cell = (q, rows[:, None]) if transposed else (asked,)
+        cell = (q, rows[:, None]) if transposed else (asked,)  # transposed: of image j the entry (q(j), i)
         dots = z[rows] @ w[q].T if transposed else w[asked] @ z.T
         to_texts = i2t[rows] if matching and i2t is not None else cosines, to_captions, torch.zeros_like(own)
         to_images = t2i[cell] if matching and t2i is not None else dots, R[cell], torch.zeros_like(self_image)

@@ -1,8 +1,9 @@
 """The cache of finished stages and of splits: one place that makes a stage, one rule for its key.
 
-The key of a stage holds its settings, its data, the keys of the stages it needs, and the source of the function that
-makes it with all library modules that this imports, comments and docstrings removed. So an edited loss retrains, and an
-edited chart does not. Settings count by their values, so ``config.py`` itself is no part of a key.
+The key of a stage holds its settings, its data, the keys of the stages it needs, and the source of the module whose
+function makes it with all library modules that this imports, comments and docstrings removed. So an edited loss
+retrains, and an edited chart does not. Settings count by their values, and files are written the same way by any
+version, so the modules of :data:`VALUES_ONLY` are no part of a key.
 """
 
 import ast
@@ -39,7 +40,7 @@ class Stage:
     name: str  # first part of its folder, such as ``stage2``
     parts: Mapping[str, Any]  # settings and data that decide its outcome
     maker: Callable[..., None]  # function of a module that fills the folder it is given: maker(folder, **arguments())
-    arguments: Callable[[], Mapping[str, Any]]  # called only where the stage is not in the cache
+    arguments: Callable[[], Mapping[str, Any]]  # called where it is made
     needs: tuple["Stage", ...] = ()  # stages that are made before it
 
     @cached_property
@@ -83,7 +84,7 @@ class Cache:
         for needed in stage.needs:
             self.folder(needed)
         if not is_main():
-            if held_by_all(None)[0]:
+            if held_by_all(None)[0]:  # the main process, holding the lock: must it be made?
                 with tempfile.TemporaryDirectory() as scratch:
                     stage.maker(Path(scratch), **stage.arguments())
             held_by_all(None)  # until the main process has it whole
@@ -92,7 +93,7 @@ class Cache:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         with lock_file.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if held_by_all(not self.has(stage))[0]:
+            if held_by_all(not self.has(stage))[0]:  # the answer that the others wait for above
                 for killed in path.parent.glob(f".{path.name}-*"):  # nobody else is at it: we hold the lock
                     shutil.rmtree(killed, ignore_errors=True)
                 with whole_file(path, folder=True) as temporary:
@@ -155,8 +156,8 @@ def data_parts(settings: Settings, modality: str) -> dict[str, Any]:
     data = replace(settings.data, seed=settings.world_seed, **others)
     dialled = data.text_detail < 1 or data.image_visibility < 1 or data.mismatch_rate > 0
     parts: dict[str, Any] = asdict(data)
-    if data.name in LOADERS:  # known by their code and packages, all others by their files
-        parts["source"] = source_hash(f"rvlr_lib.data.{data.name}")
+    if data.name in LOADERS and not dataset_stamp(data.name, data.image_root):  # known by code, others by their files
+        parts["source"] = source_hash(LOADERS[data.name].__module__)
         parts["versions"] = {name: version for name, version in versions().items() if "emoji" in name}
         if data.name != "scenes" and not dialled:
             parts.pop("seed")

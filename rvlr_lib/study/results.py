@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rvlr_lib.data import bayes_ceiling
 from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.disk import write_json
-from rvlr_lib.evaluation.evaluate import Features, ceiling, evaluate, headline_metrics, noise_floor
+from rvlr_lib.evaluation.evaluate import Features, evaluate, headline_metrics, mean_of, noise_floor
 from rvlr_lib.evaluation.rerank import matching_scores
 from rvlr_lib.models.fusion import FusionEncoder
 
@@ -17,8 +18,9 @@ STRUCTURE = ("i2i/NDCG@10/above_floor", "t2t_no_siblings/NDCG@10/above_floor")
 
 
 def make_reference(folder: Path, *, dataset: ImageTextDataset, info: dict[str, Any], width: int, seed: int) -> None:
-    """The record of a row without a model: the Bayes ceiling, or random features where they have a width."""
-    reports = noise_floor(dataset, width, seed) if width else {"latent": ceiling(dataset)}
+    """The record of a row without a model: random features of a ``width``, or for 0 the Bayes ceiling, where known."""
+    known = [] if width or dataset.scene is None else dataset.gallery_sets()
+    reports = noise_floor(dataset, width, seed) if width else {"latent": mean_of(map(bayes_ceiling, known))}
     found = {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, "structure": {}}
     _write(folder, dataset, info, found)
 

@@ -144,8 +144,9 @@ class Study:
         for needed in stage.needs:
             self.cache.folder(needed)
         given = stage.arguments()
-        objective, batches = stages.start_objective(**given).to(self.device), given["batches"]
-        return gradient_shares(objective, next(batches.take(two_views=objective.two_views, tokens=objective.tokens)))
+        objective = stages.start_objective(**given["arm"], device=self.device).to(self.device)
+        batches = given["batches"].take(two_views=objective.two_views, tokens=objective.tokens)
+        return gradient_shares(objective, next(batches))
 
     def result(self, name: str) -> Result:
         """The evaluated result of an arm or of a reference row: ``floor``, ``ceiling``, ``teachers``, ``start``."""
@@ -187,7 +188,7 @@ class Study:
         data = data_parts(self.settings, "both" if spec == "oracle" else modality)
         own = {"modality": modality, "spec": spec}
         parts = {"data": data, "file": "".join(named_files(spec) if ":" in spec else ()), **own}
-        return Stage("teacher", parts, stages.make_teacher, lambda: {**self._given(), **own})
+        return Stage("teacher", parts, features.make_teacher, lambda: {**self._given(), **own})
 
     def _student_stage(self, name: str) -> Stage:
         settings, chosen = self.settings, config.arm(name)
@@ -215,16 +216,18 @@ class Study:
 
         def arguments() -> dict[str, Any]:
             return {
-                "student": self._fresh_student(),
-                "start": self.cache.path(start) if start else None,
+                "arm": {
+                    "student": self._fresh_student(),
+                    "start": self.cache.path(start) if start else None,
+                    "splits": {split: self._split(split) for split in SPLITS},
+                    "weights": weights,
+                    "method": method,
+                    "teachers": self.teacher_features("train", chosen.teacher) if taught else None,
+                    "shuffled": chosen.shuffled,
+                    "seed": seed,
+                },
                 "batches": self._batches(optim, seed),
-                "splits": {split: self._split(split) for split in SPLITS},
                 "selection": method.selection,
-                "weights": weights,
-                "method": method,
-                "teachers": self.teacher_features("train", chosen.teacher) if taught else None,
-                "shuffled": chosen.shuffled,
-                "seed": seed,
                 "label": name,
                 "execution": replace(self.execution, checkpoints=self._checkpoints(stage)),
             }

@@ -70,7 +70,7 @@ class Batches:
         self.epoch = self.position = 0
 
     def take(self, *, two_views: bool = False, tokens: bool = False) -> Iterator[Inputs]:
-        """What is left of the epoch under way, rows of this process only; at its end the next one is.
+        """What is left of the epoch under way, rows of this process only; after it ``epoch`` is the next one.
 
         ``two_views`` asks for second views, ``tokens`` for the cached tokens of the matching loss.
         """
@@ -127,7 +127,7 @@ class FeatureBatches(Batches):
         generators = self._generator("first views"), self._generator("second views")
         draws = [torch.rand(shape, generator=g, device=self.device, dtype=torch.float64) for g in generators]
         first = (1 + (draws[0] * (views - 1)).long()).clamp(max=views - 1)
-        others = 1 + (first + (draws[1] * (views - 2)).long()) % max(views - 1, 1)
+        others = 1 + (first + (draws[1] * (views - 2)).long()) % max(views - 1, 1)  # any augmented one but the first
         second = others if views > 2 else torch.zeros_like(first)
         if tokens:
             self.tokens = self._moved(*self.tokens)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from rvlr_lib import models
 from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset, augment
-from rvlr_lib.disk import flush
+from rvlr_lib.disk import flush, save_tensors
 from rvlr_lib.models import CachedRows, HeadStudent, Student, Towers, TowerStudent
 from rvlr_lib.training.processes import is_main, say_once, shared_work
 
@@ -117,6 +117,12 @@ def encode_frozen(
             say_what_is_lost(towers, dataset)
             parts, count = _encode_texts(towers, dataset.captions, text, device), len(dataset.captions)
         _store(folder / split, parts, count, f"{dataset.name}/{split} {'pictures' if pictures else 'captions'}")
+
+
+def make_teacher(folder: Path, *, splits: Mapping[str, ImageTextDataset], **options: Any) -> None:
+    """Frozen features of one modality by the teacher of a name: ``<split>.safetensors`` each."""
+    for name, dataset in splits.items():
+        save_tensors(folder / f"{name}.safetensors", {"features": models.teacher_features(dataset=dataset, **options)})
 
 
 def say_what_is_lost(towers: Towers, dataset: ImageTextDataset) -> None:

@@ -1,4 +1,4 @@
-"""One readable loop that trains an objective on batches, resumes from checkpoints and never waits for the device.
+"""One loop that trains an objective on batches, resumes from checkpoints and never waits for the device.
 
 Between two lines of the log the host only queues work: losses, norms and whether they are finite stay on the device.
 """
@@ -142,7 +142,7 @@ class Training:
 
     def train_step(self, inputs: Inputs) -> dict[str, float]:
         """One step of the optimiser; what to log of it, empty where it is not a step to log."""
-        scalars = {name: value for name, value in self.objective.named_parameters() if value.ndim == 0}
+        learnt = {name: value for name, value in self.objective.named_parameters() if value.ndim == 0}  # temperatures
         try:
             if not self.prepared:
                 self.prepared = True
@@ -154,10 +154,10 @@ class Training:
             fault = f"{self.label}, step {self.step}: {self.device} has no memory for a batch of {size}"
             raise ValueError(f"{fault}: set a smaller batch_size or gradient_checkpointing ({reason})") from None
         except ValueError:  # a loss may refuse what is not finite in words of its own
-            self._watch(scalars)
+            self._watch(learnt)
             self.check_finite()
             raise
-        self._watch({**terms, "gradient norm": norm, **scalars})
+        self._watch({**terms, "gradient norm": norm, **learnt})
         record: dict[str, float] = {}
         if self.step % self.optim.log_every == 0 or self.step == self.steps - 1:
             self.check_finite()

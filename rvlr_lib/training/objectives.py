@@ -30,7 +30,7 @@ PAIR_LOSSES = {
 
 
 class Objective(nn.Module):
-    """All loss terms of the method, its controls and peers; only those with a weight are computed.
+    """All loss terms of the method, its controls and peers; those with a weight are computed, ``contrastive`` always.
 
     Args:
         student: trained in place; ``anchor`` pulls to the weights it has now.
@@ -67,8 +67,8 @@ class Objective(nn.Module):
         if self.tokens:  # a step's seed would be compiled in
             self.draw_negatives = torch.compiler.disable(_hard_negatives)
         if teachers is not None:
-            self._keep("teacher", teachers)
-            self._keep("structure_teacher", structure_teachers or ())  # else the same: moved once to the device
+            self._freeze("teacher", teachers)
+            self._freeze("structure_teacher", structure_teachers or ())  # else the same: moved once to the device
         if self.represent:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
@@ -82,7 +82,7 @@ class Objective(nn.Module):
         if self.two_views:
             self.log_intra_temperature = nn.Parameter(torch.tensor(math.log(0.1)))
         if weights.anchor:
-            self._keep("start", [value.detach().clone() for value in self._trained()])
+            self._freeze("start", [value.detach().clone() for value in self._trained()])
 
     def forward(self, inputs: Inputs, precision: AbstractContextManager | None = None) -> dict[str, Tensor]:
         """Named terms of one batch; towers run under ``precision``, losses in full precision."""
@@ -110,7 +110,7 @@ class Objective(nn.Module):
             terms["image_intra"] = intra(z, gather_rows(second_images), temperature, ids)
             terms["text_intra"] = intra(w, gather_rows(second_texts), temperature, ids)
         if weights.anchor:
-            terms["anchor"] = losses.anchor_loss(self._trained(), self.kept("start"))
+            terms["anchor"] = losses.anchor_loss(self._trained(), self.frozen("start"))
         return terms
 
     def scalars(self) -> dict[str, float]:
@@ -122,12 +122,12 @@ class Objective(nn.Module):
             values["representation_temperature"] = self._representation_temperature()
         return {name: float(value.detach()) for name, value in values.items()}
 
-    def kept(self, name: str) -> list[Any]:
-        """The frozen tensors of a name: ``teacher``, ``structure_teacher`` or ``start``."""
+    def frozen(self, name: str) -> list[Any]:
+        """The tensors that :meth:`_freeze` keeps by a name: ``teacher``, ``structure_teacher`` or ``start``."""
         return [value for key, value in self._buffers.items() if key.startswith(f"{name}_")]
 
-    def _keep(self, name: str, values: Iterable[Tensor]) -> None:
-        """Freeze tensors that follow the module to its device and into no checkpoint."""
+    def _freeze(self, name: str, values: Iterable[Tensor]) -> None:
+        """Keep tensors as buffers, which follow the module to its device and go into no checkpoint."""
         for number, value in enumerate(values):
             self.register_buffer(f"{name}_{number}", value, persistent=False)
 
@@ -165,7 +165,7 @@ class Objective(nn.Module):
 
     def _representation(self, images: Tensor, texts: Tensor, ids: Tensor, captions: Tensor) -> dict[str, Tensor]:
         temperature, both = self._representation_temperature(), self.method.representation_bidirectional
-        image_teacher, text_teacher = self.kept("teacher")
+        image_teacher, text_teacher = self.frozen("teacher")
         loss = partial(losses.representation_distillation_loss, bidirectional=both)
         image_target, text_target = self.image_head(image_teacher[ids]), self.text_head(text_teacher[captions])
         return {
@@ -177,29 +177,31 @@ class Objective(nn.Module):
         self, images: Tensor, texts: Tensor, fused: Tensor | None, ids: Tensor, captions: Tensor
     ) -> dict[str, Tensor]:
         """Geometry of the target space against the relations of the teachers: mean over the spaces of each term."""
-        weights, method, weight, terms = self.weights, self.method, self.fusion_weight(), {}
-        spaces: list[tuple[Any, Tensor]] = [((images, texts), weight)]
+        weights, method, share = self.weights, self.method, self.fusion_weight()
+        targets: list[tuple[Any, Tensor]] = [((images, texts), share)]  # spaces, and the text share of their target
         if self.fused_target:
-            spaces = [((fused,), weight)]
+            targets = [((fused,), share)]
         elif method.structure_teacher == "own":
-            spaces = [((images,), torch.zeros_like(weight)), ((texts,), torch.ones_like(weight))]
-        image_teacher, text_teacher = self.kept("structure_teacher") or self.kept("teacher")
+            targets = [((images,), torch.zeros_like(share)), ((texts,), torch.ones_like(share))]
+        image_teacher, text_teacher = self.frozen("structure_teacher") or self.frozen("teacher")
         teachers = image_teacher[ids], text_teacher[captions]
 
-        def found(loss: Any, **options: Any) -> list[Any]:
-            common = {"temperature": self.relation_temperature, **options}
-            return [loss(x, *teachers, more_features=y, fusion_weight=share, **common) for (x, *y), share in spaces]
+        def for_each_target(loss: Any, **options: Any) -> list[Any]:
+            options["temperature"] = self.relation_temperature
+            pairs = [(space, {"more_features": more, "fusion_weight": share}) for (space, *more), share in targets]
+            return [loss(space, *teachers, **own, **options) for space, own in pairs]
 
+        terms = {}
         if weights.structure:
             options = {"distance": method.distance, "centred": method.centred}
             options["cost_features"] = texts if method.cost_gradient else texts.detach()
-            results = found(losses.structure_distillation_loss, **options)
+            results = for_each_target(losses.structure_distillation_loss, **options)
             terms["structure"] = torch.stack([result.student for result in results]).mean()
             if weights.image_teacher_structure or weights.text_teacher_structure:
                 terms["image_teacher_structure"] = results[0].image_teacher
                 terms["text_teacher_structure"] = results[0].text_teacher
         if weights.mean_relation:
-            terms["mean_relation"] = torch.stack(found(losses.mean_relation_loss)).mean()
+            terms["mean_relation"] = torch.stack(for_each_target(losses.mean_relation_loss)).mean()
         return terms
 
 
@@ -216,7 +218,7 @@ def warm_heads(objective: Objective, features: Features, *, ridge: float = 0.01)
     """
     if objective.represent:
         heads = objective.image_head, objective.text_head
-        for head, teacher, student in zip(heads, objective.kept("teacher"), features, strict=True):
+        for head, teacher, student in zip(heads, objective.frozen("teacher"), features, strict=True):
             weight, bias = ridge_map(teacher, student.to(teacher.device), ridge)
             head.load_state_dict({"weight": weight, "bias": bias})
 

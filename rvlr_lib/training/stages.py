@@ -10,7 +10,7 @@ from rvlr_lib.config import MethodSettings
 from rvlr_lib.data.dataset import ImageTextDataset
 from rvlr_lib.disk import load_tensors, save_tensors, write_json
 from rvlr_lib.losses import LossWeights
-from rvlr_lib.models import Student, teacher_features
+from rvlr_lib.models import Student
 from rvlr_lib.training.batches import Batches, derived_seed
 from rvlr_lib.training.features import Features, FeatureSet, encode
 from rvlr_lib.training.loop import Execution, cross_modal_recall, fit
@@ -28,19 +28,16 @@ class Split(NamedTuple):
         return encode(student, self.inputs, device)
 
 
-def make_teacher(folder: Path, *, splits: Mapping[str, ImageTextDataset], **options: Any) -> None:
-    """Frozen features of one modality by the teacher of a name: ``<split>.safetensors`` each."""
-    for name, dataset in splits.items():
-        save_tensors(folder / f"{name}.safetensors", {"features": teacher_features(dataset=dataset, **options)})
-
-
-def train_arm(folder: Path, *, batches: Batches, selection: str, label: str, execution: Execution, **arm: Any) -> None:
+def train_arm(
+    folder: Path, *, arm: Mapping[str, Any], batches: Batches, selection: str, label: str, execution: Execution
+) -> None:
     """Train one arm: weights, log, how it went, and features of validation and test.
 
     ``selection`` names the split whose ``r_mean`` chooses the epoch; without a cross-modal loss it is the last one.
     ``arm``: see :func:`start_objective`.
     """
-    objective, student, splits = start_objective(**arm, batches=batches), arm["student"], arm["splits"]
+    objective, splits = start_objective(**arm, device=batches.device), arm["splits"]
+    student, weights = objective.student, objective.weights
     chosen = splits[selection].dataset.gallery_sets()[0]
     owner = torch.as_tensor(chosen.caption_image, device=batches.device)
 
@@ -48,7 +45,7 @@ def train_arm(folder: Path, *, batches: Batches, selection: str, label: str, exe
         images, texts = (rows.to(batches.device) for rows in splits[selection].encode(student, batches.device))
         # the first gallery's rows come first in the split
         recalls = cross_modal_recall(images[: len(chosen)], texts[: len(chosen.captions)], owner)
-        across = arm["weights"].contrastive or arm["weights"].matching  # else recall is chance, and would choose by it
+        across = weights.contrastive or weights.matching  # else recall is chance, and would choose by it
         return {"score": recalls["r_mean"] if across else batches.epoch, **recalls}
 
     fitted = fit(objective, batches, validate=validate, log_path=folder / "log.jsonl", label=label, execution=execution)
@@ -70,8 +67,7 @@ def start_objective(
     teachers: Features | None,
     shuffled: bool,
     seed: int,
-    batches: Batches,
-    **_: Any,
+    device: torch.device,
 ) -> Objective:
     """The losses of an arm on a fresh ``student`` with the weights of the stage in ``start``, if any.
 
@@ -85,7 +81,7 @@ def start_objective(
         moved = shuffle_teachers(teachers, train.dataset.caption_image, derived_seed(seed, "shuffled"))
     objective = Objective(student, weights, method, teachers=teachers, structure_teachers=moved, seed=seed)
     if objective.represent and method.head_init == "ridge":
-        warm_heads(objective, train.encode(student, batches.device))
+        warm_heads(objective, train.encode(student, device))
         student.train()
     return objective
 

@@ -5,7 +5,9 @@ import shutil
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from rvlr_lib.config import load_settings
 from rvlr_lib.data import SPLITS, dataset_stamp, load_dataset
+from rvlr_lib.study.cache import data_parts
 
 
 def draw(path, colour, **texts):
@@ -36,9 +38,11 @@ def test_clipart_tells_what_its_makers_wrote(tmp_path, capsys):
     assert parts["val"].info["captions shared by more than 20 drawings"] == 1
     said = capsys.readouterr().out
     assert "1 links to others, 1 too large or damaged, 1 without a caption, 1 captions shared by more than 20" in said
-    before = dataset_stamp("clipart", str(tmp_path))
+    settings = load_settings("clipart", overrides={"data.image_root": str(tmp_path)})
+    stamps, parts = dataset_stamp("clipart", str(tmp_path)), data_parts(settings, "image")
     draw(tmp_path / "a.png", (9, 9, 10), Title="Moon")
-    assert dataset_stamp("clipart", str(tmp_path)) != before
+    assert dataset_stamp("clipart", str(tmp_path)) != stamps
+    assert data_parts(settings, "image") != parts  # an edited drawing is encoded again
     assert len(load_dataset("clipart", split="train", image_root=str(tmp_path), limit=5)) == 5
 
 

@@ -29,7 +29,10 @@ def test_an_interrupted_stage_leaves_nothing_behind(tmp_path):
 
 
 EDITS = ["training.stages losses/structure figures/charts", "study.results metrics/protocol training/loop"]
-EDITS += ["training.stages training/stages data/own"]  # a module, a file that it imports and one that it does not
+EDITS += [
+    "training.stages training/stages data/own",
+    "training.features models/teachers losses/structure",
+]  # a module, a file that it imports and one that it does not
 
 
 @pytest.mark.parametrize("edits", EDITS)

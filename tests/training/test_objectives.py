@@ -26,7 +26,7 @@ def test_an_arm_computes_its_terms_and_no_other(inputs, terms):
 def test_no_gradient_reaches_the_teachers_and_all_trained_parts_get_some(inputs, target, teacher):
     objective = make_objective({"structure_target": target, "structure_teacher": teacher}, **OFFICIAL)
     sum(objective(inputs).values()).backward()
-    assert not any(rows.requires_grad for rows in objective.kept("teacher"))
+    assert not any(rows.requires_grad for rows in objective.frozen("teacher"))
     for name, parameter in objective.named_parameters():
         unused = not parameter.requires_grad or (teacher == "own" and name.startswith("fusion_weight"))
         assert unused or parameter.grad is not None, name
@@ -65,7 +65,7 @@ def test_shuffled_teachers_speak_in_the_structure_term_only(inputs):
     assert torch.equal(moved[1], moved[0][owner])
     plain = make_objective(**OFFICIAL)
     others = shuffle_teachers((make_cached().images[0], make_cached().texts), owner, seed=0)
-    both = {"teachers": tuple(plain.kept("teacher")), "structure_teachers": others}
+    both = {"teachers": tuple(plain.frozen("teacher")), "structure_teachers": others}
     shuffled = Objective(plain.student, plain.weights, plain.method, **both, seed=0)
     values = []
     for objective in (plain.eval(), shuffled.eval()):
