@@ -141,8 +141,8 @@ class ImageTextDataset:
         rows = np.asarray(image_rows, dtype=np.int64)
         if not len(rows):
             raise ValueError(f"{self.name}/{self.split}: a subset needs at least one picture; image_rows is empty")
-        found, source = [self.captions_of(i) for i in rows], self.source
-        caption_rows, owner = np.concatenate(found), np.repeat(np.arange(len(rows)), [*map(len, found)])
+        captions, source = [self.captions_of(i) for i in rows], self.source
+        caption_rows, owner = np.concatenate(captions), np.repeat(np.arange(len(rows)), [*map(len, captions)])
         return replace(
             self,
             image_ids=[self.image_ids[i] for i in rows],

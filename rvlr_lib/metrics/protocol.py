@@ -76,8 +76,8 @@ def evaluate_retrieval(
     images, captions, device = len(z), len(w), z.device
     usual = max(1, 1_500_000 // (images + captions))
     (chunk,) = whole_numbers("chunk_size", usual if chunk_size is None else chunk_size)
-    given = relevance, scores_i2t, scores_t2i, image_relevance, text_relevance
-    R, i2t, t2i, between_images, between_captions = _matrices(given, images, captions, device)
+    matrices = relevance, scores_i2t, scores_t2i, image_relevance, text_relevance
+    R, i2t, t2i, between_images, between_captions = _matrices(matrices, images, captions, device)
     every_image, every_caption = torch.arange(images, device=device), torch.arange(captions, device=device)
     first = torch.full((images,), captions, device=device).scatter_reduce_(0, owner, every_caption, "amin")
     captioned, q = first < captions, first % captions  # where an image has none, any caption: NaN below
@@ -89,13 +89,13 @@ def evaluate_retrieval(
     elif between_images is None:
         between_images = _mean_relevance(R, owner, captioned)
 
-    found: dict[str, list[np.ndarray]] = defaultdict(list)
+    values: dict[str, list[np.ndarray]] = defaultdict(list)
     for rows in _parts(every_image, chunk):
-        own, asked = owner == rows[:, None], q[rows]
+        is_own, asked = owner == rows[:, None], q[rows]
         self_image, self_text = every_image == rows[:, None], every_caption == asked[:, None]
         cosines, to_captions = z[rows] @ w.T, R[:, rows].T.contiguous()
-        for k, hits in recall_at_k(cosines if i2t is None else i2t[rows], own, ks_recall, per_query=True).items():
-            found[f"i2t/R@{k}"].append(hits)
+        for k, hits in recall_at_k(cosines if i2t is None else i2t[rows], is_own, ks_recall, per_query=True).items():
+            values[f"i2t/R@{k}"].append(hits)
         if not np.size(ks_ndcg):
             continue
 
@@ -104,11 +104,11 @@ def evaluate_retrieval(
         t2t = w[asked] @ w.T, to_captions if between_captions is None else between_captions[asked], self_text
         cell = (q, rows[:, None]) if transposed else (asked,)  # transposed: of image j the entry (q(j), i)
         dots = z[rows] @ w[q].T if transposed else w[asked] @ z.T
-        to_texts = i2t[rows] if matching and i2t is not None else cosines, to_captions, torch.zeros_like(own)
+        to_texts = i2t[rows] if matching and i2t is not None else cosines, to_captions, torch.zeros_like(is_own)
         to_images = t2i[cell] if matching and t2i is not None else dots, R[cell], torch.zeros_like(self_image)
         lists: dict[str, tuple[Tensor, ...]] = {"i2i": i2i, "t2t": t2t}
         if not official:
-            lists["t2t_no_siblings"] = (*t2t[:2], own)
+            lists["t2t_no_siblings"] = (*t2t[:2], is_own)
         for name, within, across in (("i2it", i2i, to_texts), ("t2it", t2t, to_images)):
             lists[name] = tuple(torch.cat(both, dim=1) for both in zip(within, across, strict=True))
         for name, (scores, grades, exclude) in lists.items():
@@ -117,15 +117,15 @@ def evaluate_retrieval(
             listed = ndcg_and_floor(scores, grades, ks_ndcg, None if official else exclude, official=official)
             for k, (value, floor) in listed.items():
                 value[~captioned[rows].cpu().numpy()] = np.nan
-                found[f"{name}/NDCG@{k}"].append(value)
+                values[f"{name}/NDCG@{k}"].append(value)
                 if not official:
-                    found[f"{name}/NDCG@{k}/above_floor"].append(ranking.above_floor(value, floor))
+                    values[f"{name}/NDCG@{k}/above_floor"].append(ranking.above_floor(value, floor))
     for rows in _parts(every_caption, chunk):
         scores = w[rows] @ z.T if t2i is None else t2i[rows]
         for k, hits in recall_at_k(scores, owner[rows], ks_recall, per_query=True).items():
-            found[f"t2i/R@{k}"].append(hits)
+            values[f"t2i/R@{k}"].append(hits)
 
-    result = {key: np.concatenate(parts) for key, parts in found.items()}
+    result = {key: np.concatenate(parts) for key, parts in values.items()}
     for direction in ("i2t", "t2i"):
         result[f"{direction}/R@mean"] = np.mean([result[f"{direction}/R@{k}"] for k in ks_recall], axis=0)
     from_captions = np.bincount(owner.cpu().numpy(), result["t2i/R@mean"], images) * images / captions
@@ -138,14 +138,14 @@ def _parts(rows: Tensor, chunk: int) -> tuple[Tensor, ...]:
     return rows.tensor_split(min(-(-len(rows) // chunk), max(1, len(rows) // 32)))
 
 
-def _matrices(given: Iterable[Any], images: int, captions: int, device: torch.device) -> list[Any]:
+def _matrices(matrices: Iterable[Any], images: int, captions: int, device: torch.device) -> list[Any]:
     """The matrices of :data:`SIDES`, checked; None stays None but for ``relevance``, which is needed."""
-    found, size = [], {"i": images, "c": captions}
-    for (name, sides), value in zip(SIDES.items(), given, strict=True):
+    checked, size = [], {"i": images, "c": captions}
+    for (name, sides), value in zip(SIDES.items(), matrices, strict=True):
         check = ranking.check_scores if name.startswith("scores") else ranking.check_relevance
         needed = value is not None or name == "relevance"
-        found.append(check(name, value, tuple(size[side] for side in sides), device) if needed else None)
-    return found
+        checked.append(check(name, value, tuple(size[side] for side in sides), device) if needed else None)
+    return checked
 
 
 def _mean_relevance(R: Tensor, owner: Tensor, captioned: Tensor) -> Tensor:
@@ -176,14 +176,14 @@ def evaluate_folds(
     if options.get("per_query"):
         raise ValueError("per_query goes with evaluate_retrieval on the images of one fold")
     owner = row_numbers("caption_image", caption_image, len(texts), len(images), images.device)
-    given = [relevance, *(options.pop(name, None) for name in list(SIDES)[1:])]
-    whole = _matrices(given, len(images), len(texts), images.device)
+    matrices = [relevance, *(options.pop(name, None) for name in list(SIDES)[1:])]
+    whole = _matrices(matrices, len(images), len(texts), images.device)
     reports = []
     for fold in torch.arange(len(images), device=images.device).split(size):
         rows = {"i": fold, "c": ((owner >= fold[0]) & (owner <= fold[-1])).nonzero()[:, 0]}
         cut: dict[str, Any] = {}
         for (name, sides), matrix in zip(SIDES.items(), whole, strict=True):
             cut[name] = None if matrix is None else matrix[rows[sides[0]][:, None], rows[sides[1]]]
-        own = owner[rows["c"]] - fold[0]
-        reports.append(evaluate_retrieval(images[fold], texts[rows["c"]], own, **cut, **options))
+        fold_owner = owner[rows["c"]] - fold[0]
+        reports.append(evaluate_retrieval(images[fold], texts[rows["c"]], fold_owner, **cut, **options))
     return {key: float(np.mean([report[key] for report in reports])) for key in reports[0]}

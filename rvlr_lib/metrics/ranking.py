@@ -145,10 +145,10 @@ def paired_rows(image_features, text_features, caption_image, least=torch.float3
 
 def whole_numbers(name: str, value) -> tuple[int, ...]:
     """One or several counts as ints; ValueError for none, fractions and numbers below 1."""
-    found = as_tensor(name, value).reshape(-1)
-    if not len(found) or found.dtype == torch.bool or not ((found >= 1) & (found % 1 == 0)).all():
+    numbers = as_tensor(name, value).reshape(-1)
+    if not len(numbers) or numbers.dtype == torch.bool or not ((numbers >= 1) & (numbers % 1 == 0)).all():
         raise ValueError(f"{name} must be whole, 1 or more, got {value!r}")
-    return tuple(map(int, found))
+    return tuple(map(int, numbers))
 
 
 def _mask(name: str, value: Tensor, scores: Tensor) -> Tensor:

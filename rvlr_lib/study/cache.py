@@ -128,14 +128,14 @@ def source_hash(module: str) -> str:
 
 def named_files(*specs: str | None) -> list[str]:
     """SHA-256 of the files that settings name, by whatever name: FILE, ``local-dir:FOLDER``, ``timm:NAME:FILE``."""
-    found = []
+    sums = []
     for spec in map(str, filter(None, specs)):
         parts, folders = spec.split(":"), spec.startswith(("local-dir:", "sentence:"))  # else a name, such as timm
         ends = (":".join(parts[start:]) for start in range(len(parts)))
         place = Path(next((end for end in ends if os.path.isfile(end) or (folders and os.path.isdir(end))), os.devnull))
         files = sorted(path for path in (place, *place.rglob("*")) if path.is_file())
-        found += [_file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
-    return found
+        sums += [_file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    return sums
 
 
 @cache
@@ -179,7 +179,7 @@ def _read(data: DataSettings, split: str, stamp: tuple[Any, ...]) -> ImageTextDa
         options = {"seed": data.seed, **sizes}
     elif data.name not in LOADERS:
         options |= {"max_bad_pictures": data.max_bad_pictures, "keep_flagged": data.keep_flagged}
-    given = {name: value for name, value in options.items() if value or name == "seed"}
+    chosen = {name: value for name, value in options.items() if value or name == "seed"}
     faults = {name: getattr(data, name) for name in ("text_detail", "image_visibility", "image_fault", "mismatch_rate")}
     dial = ImbalanceSpec(**faults, splits=DIALLED[data.dial_splits], seed=data.seed)
-    return load_dataset(data.name, split=split, image_root=data.image_root, imbalance=dial, **given)
+    return load_dataset(data.name, split=split, image_root=data.image_root, imbalance=dial, **chosen)

@@ -109,7 +109,7 @@ def _between(study: Study, path: Sequence[str], part: str, alphas: Iterable[floa
     student = study.student(path[0])
     for alpha in alphas:
         student.load_state_dict(baselines.interpolate_weights(start, end, alpha))
-        yield alpha, study._split(part).encode(student, study.device)
+        yield alpha, study.split(part).encode(student, study.device)
 
 
 def above_path(frame: pd.DataFrame, paths: pd.DataFrame, arm: str, x: str, y: str) -> pd.Series:
@@ -136,7 +136,7 @@ def without_training(study: Study, arm: str) -> pd.DataFrame:
     For an arm of stage 2 the last peer are weights between the end of stage 1 and it, chosen by ``r_mean``.
     """
     student, device = study.student(arm), study.device
-    known = {part: study._split(part) for part in ("train", "val", "test")}
+    known = {part: study.split(part) for part in ("train", "val", "test")}
     pairs = {part: (split.encode(student, device), split.dataset) for part, split in known.items()}
     splits, test = (pairs["train"], pairs["val"]), pairs["test"][1]
     frame = baselines.training_free(*pairs["test"], splits=splits, seed=study.settings.seed, device=device)

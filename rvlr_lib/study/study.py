@@ -92,14 +92,14 @@ class Study:
 
         ``spec`` names both teachers, see :mod:`rvlr_lib.models.teachers`; default: those of the settings.
         """
-        found = []
+        spaces = []
         for modality, stage in zip(MODALITIES, self._teacher_stages(spec), strict=True):
             if stage is None:
                 features = self.features(split)
-                found.append(unit_rows(features.images[0] if modality == "image" else features.texts))
+                spaces.append(unit_rows(features.images[0] if modality == "image" else features.texts))
             else:
-                found.append(load_tensors(self.cache.folder(stage) / f"{split}.safetensors")["features"])
-        return found[0], found[1]
+                spaces.append(load_tensors(self.cache.folder(stage) / f"{split}.safetensors")["features"])
+        return spaces[0], spaces[1]
 
     def student_folder(self, name: str) -> Path:
         """The folder of a trained arm: weights, log, how it went, validation and test features."""
@@ -126,7 +126,7 @@ class Study:
 
     @cached_property
     def _start_features(self) -> Features:
-        return self._split("test").encode(self._fresh_student(), self.device)
+        return self.split("test").encode(self._fresh_student(), self.device)
 
     def training_log(self, name: str) -> list[dict[str, Any]]:
         """The log of an arm, a dict each logged step or epoch."""
@@ -143,9 +143,9 @@ class Study:
         stage = self._student_stage(name)
         for needed in stage.needs:
             self.cache.folder(needed)
-        given = stage.arguments()
-        objective = stages.start_objective(**given["arm"], device=self.device).to(self.device)
-        batches = given["batches"].take(two_views=objective.two_views, tokens=objective.tokens)
+        arguments = stage.arguments()
+        objective = stages.start_objective(**arguments["arm"], device=self.device).to(self.device)
+        batches = arguments["batches"].take(two_views=objective.two_views, tokens=objective.tokens)
         return gradient_shares(objective, next(batches))
 
     def result(self, name: str) -> Result:
@@ -172,23 +172,23 @@ class Study:
         """What the files hold that the model names, by their sums; empty where it names none."""
         model = self.settings.model
         text = model.text_weights and f"local-dir:{model.text_weights}"
-        found = named_files(model.name if ":" in model.name else "", model.pretrained, model.image_weights, text)
-        return {"files": found} if found else {}
+        sums = named_files(model.name if ":" in model.name else "", model.pretrained, model.image_weights, text)
+        return {"files": sums} if sums else {}
 
     def _teacher_stages(self, spec: str) -> list[Stage | None]:
         """Stages of the image and the text teacher; Lite2 is an image teacher."""
         model = self.settings.model
         specs = (spec or model.image_teacher, "towers" if spec == "lite2" else spec or model.text_teacher)
-        return [self._teacher_stage(modality, own) for modality, own in zip(MODALITIES, specs, strict=True)]
+        return [self._teacher_stage(modality, each) for modality, each in zip(MODALITIES, specs, strict=True)]
 
     def _teacher_stage(self, modality: str, spec: str) -> Stage | None:
         """None where a teacher's features are the cached ones of the student's own towers."""
         if spec == "towers" and self.settings.model.freeze_towers:
             return None
         data = data_parts(self.settings, "both" if spec == "oracle" else modality)
-        own = {"modality": modality, "spec": spec}
-        parts = {"data": data, "file": "".join(named_files(spec) if ":" in spec else ()), **own}
-        return Stage("teacher", parts, features.make_teacher, lambda: {**self._given(), **own})
+        teacher = {"modality": modality, "spec": spec}
+        parts = {"data": data, "file": "".join(named_files(spec) if ":" in spec else ()), **teacher}
+        return Stage("teacher", parts, features.make_teacher, lambda: {**self._given(), **teacher})
 
     def _student_stage(self, name: str) -> Stage:
         settings, chosen = self.settings, config.arm(name)
@@ -219,7 +219,7 @@ class Study:
                 "arm": {
                     "student": self._fresh_student(),
                     "start": self.cache.path(start) if start else None,
-                    "splits": {split: self._split(split) for split in SPLITS},
+                    "splits": {split: self.split(split) for split in SPLITS},
                     "weights": weights,
                     "method": method,
                     "teachers": self.teacher_features("train", chosen.teacher) if taught else None,
@@ -247,25 +247,25 @@ class Study:
             return {"dataset": self.dataset("test"), "info": {**provenance(), "device": device}}
 
         if name in ("floor", "ceiling"):
-            own = {"width": settings.model.width if name == "floor" else 0}
+            size = {"width": settings.model.width if name == "floor" else 0}
             seed = derived_seed(settings.seed, "floor")
-            return Stage("result", parts | own, results.make_reference, lambda: {**common(), **own, "seed": seed})
+            return Stage("result", parts | size, results.make_reference, lambda: {**common(), **size, "seed": seed})
         parts |= {"model": asdict(settings.model), "rerank_top_k": settings.rerank_top_k, **self._model_files()}
         parts["mixed"] = [method.mixed_t2it, method.mixed_scores]
         trained = self._student_stage(name) if name in ARMS else None
 
         def arguments() -> dict[str, Any]:
-            found = {**common(), "features": self.test_features(name), "device": self.device}
-            found |= {"mixed_t2it": method.mixed_t2it, "mixed_scores": method.mixed_scores}
-            found |= {"common_space": name != "teachers", "references": {"teacher": self.teacher_features("test")}}
+            inputs = {**common(), "features": self.test_features(name), "device": self.device}
+            inputs |= {"mixed_t2it": method.mixed_t2it, "mixed_scores": method.mixed_scores}
+            inputs |= {"common_space": name != "teachers", "references": {"teacher": self.teacher_features("test")}}
             if trained:
-                found["references"]["start"] = self.test_features("start")
-                found["training"] = read_json(self.cache.path(trained) / "fit.json")
+                inputs["references"]["start"] = self.test_features("start")
+                inputs["training"] = read_json(self.cache.path(trained) / "fit.json")
                 if settings.rerank_top_k and config.arm_weights(settings, name).matching:
                     student = self.student(name)
-                    tokens = encode_tokens(student, self._split("test").inputs, self.device)
-                    found["rerank"] = student.fusion, tokens, settings.rerank_top_k
-            return found
+                    tokens = encode_tokens(student, self.split("test").inputs, self.device)
+                    inputs["rerank"] = student.fusion, tokens, settings.rerank_top_k
+            return inputs
 
         return Stage("result", parts, results.make_result, arguments, (trained,) if trained else ())
 
@@ -289,9 +289,10 @@ class Study:
             say_what_is_lost(self.towers, self.dataset(split))
         return PixelBatches(train, self.towers, optim, rows, seed, self.device)
 
-    def _split(self, split: str) -> Split:
-        dataset = self.dataset(split)
-        return Split(dataset, self.features(split) if self.settings.model.freeze_towers else dataset)
+    def split(self, name: str) -> Split:
+        """A split with what a student encodes of it."""
+        dataset = self.dataset(name)
+        return Split(dataset, self.features(name) if self.settings.model.freeze_towers else dataset)
 
     def _given(self) -> dict[str, Any]:
         return {"splits": {split: self.dataset(split) for split in SPLITS}, "device": self.device}

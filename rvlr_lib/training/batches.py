@@ -181,5 +181,5 @@ class PixelBatches(Batches):
         images, first, second = (rows[step, self.part] for rows in epoch)
         longest = [self.lengths[rows[step]].max() for rows in epoch[1:]]  # of all processes' rows: sequences stack
         ids = [self.token_ids[rows, :length] for rows, length in zip((first, second), longest, strict=True)]
-        found = [self.dataset.pixels(images, self.image_size), images, first, *ids[: 1 + two_views]]
-        return [part.pin_memory() for part in found] if self.device.type == "cuda" else found
+        parts = [self.dataset.pixels(images, self.image_size), images, first, *ids[: 1 + two_views]]
+        return [part.pin_memory() for part in parts] if self.device.type == "cuda" else parts

@@ -99,15 +99,15 @@ def encode_frozen(
 
     def encode_pictures(rows: Tensor, pixels: Tensor, views: int) -> Rows:
         pixels = pixels.to(device)
-        found = _in_parts(image, pixels.float() / 255)
-        seen = [found["features"]]
+        plain = _in_parts(image, pixels.float() / 255)
+        seen = [plain["features"]]
         for view in range(1, views):
             name = f"{seed} {view} {int(rows[0])}".encode()  # of a view of the batch that begins with this picture
             digest = hashlib.sha256(len(name).to_bytes(8, "little") + name).digest()
             draws = torch.Generator().manual_seed(int.from_bytes(digest[:6]))
             augmented = augment(pixels, draws, scale=optim.crop_scale, flip=optim.flip)
             seen.append(_in_parts(partial(image, tokens=False), augmented)["features"])
-        return found | {"features": torch.stack(seen, dim=1)}
+        return plain | {"features": torch.stack(seen, dim=1)}
 
     for split, dataset in splits.items():
         if pictures:
@@ -131,9 +131,9 @@ def say_what_is_lost(towers: Towers, dataset: ImageTextDataset) -> None:
     lengths, strange = zip(*models.count_tokens(towers.tokenizer, captions), strict=True)
     cut, way = sum(length > context for length in lengths), "a greater context_length keeps them whole"
     unknown = "of words that the text tower mostly does not know: another one may (model, text_weights)"
-    for number, told in (cut, f"longer than {context} tokens and are cut; {way}"), (sum(strange), unknown):
+    for number, what in (cut, f"longer than {context} tokens and are cut; {way}"), (sum(strange), unknown):
         if number:
-            say_once(f"{dataset.name}/{dataset.split}: {number:,} of {len(captions):,} captions are {told}")
+            say_once(f"{dataset.name}/{dataset.split}: {number:,} of {len(captions):,} captions are {what}")
 
 
 def read_features(image_folder: Path, text_folder: Path, split: str) -> FeatureSet:
@@ -207,14 +207,14 @@ def halve_until_it_fits(compute: Callable[..., Result], rows: int) -> Result:
     first = rows = max(1, rows)
     while True:
         try:
-            found = compute(chunk_size=rows)
+            result = compute(chunk_size=rows)
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
         else:
             if rows < first:
                 say_once(f"{first} rows at once did not fit in memory, {rows} did; the numbers are the same")
-            return found
+            return result
         rows //= 2  # outside the handler, whose traceback keeps tensors alive
         torch.cuda.empty_cache()
 
@@ -238,10 +238,10 @@ def _encode_texts(
     lengths = models.needed_tokens(towers.text, token_ids)
     by_length = torch.argsort(lengths, stable=True).split(CAPTIONS)[::-1]
     read = lambda rows: token_ids[rows, : int(lengths[rows].amax())]  # noqa: E731  # on the host: no GPU is waited for
-    for rows, found in shared_work(by_length, read, lambda _rows, ids: _in_parts(run, ids.to(device))):
+    for rows, outputs in shared_work(by_length, read, lambda _rows, ids: _in_parts(run, ids.to(device))):
         places = [captions_of[row] for row in rows.tolist()]
         repeats = torch.tensor([len(part) for part in places])
-        yield torch.cat(places), {name: value.repeat_interleave(repeats, dim=0) for name, value in found.items()}
+        yield torch.cat(places), {name: value.repeat_interleave(repeats, dim=0) for name, value in outputs.items()}
 
 
 def _fill(
@@ -251,9 +251,9 @@ def _fill(
 ) -> Rows:
     """Put the rows of each part into arrays of zeros; the first part, which holds the longest captions, shapes them."""
     arrays: Rows = {}
-    for rows, found in parts:
-        arrays = arrays or {name: create(name, (total, *value.shape[1:]), value) for name, value in found.items()}
-        for name, value in found.items():
+    for rows, part in parts:
+        arrays = arrays or {name: create(name, (total, *value.shape[1:]), value) for name, value in part.items()}
+        for name, value in part.items():
             arrays[name][rows, : value.shape[1]] = value
     return arrays
 

@@ -214,22 +214,22 @@ class Training:
 
         The numbers are the same; those of a step, gradients too, are overwritten by the next.
         """
-        given, graph = tree_map_only(Tensor, torch.clone, inputs), torch.cuda.CUDAGraph()
+        static, graph = tree_map_only(Tensor, torch.clone, inputs), torch.cuda.CUDAGraph()
         stream = side_stream(self.device)
         torch.cuda.synchronize(self.device)
         with torch.cuda.stream(stream):
-            self._gradients(given)  # loads what must not be loaded while recording
+            self._gradients(static)  # loads what must not be loaded while recording
         torch.cuda.synchronize(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.cuda.graph(graph, stream=stream):
-            found = self._gradients(given)
+            outputs = self._gradients(static)
 
         def replay(inputs: Inputs) -> Gradients:
-            for mine, theirs in zip(tree_leaves(given), tree_leaves(inputs), strict=True):
+            for mine, theirs in zip(tree_leaves(static), tree_leaves(inputs), strict=True):
                 if mine is not None:
                     mine.copy_(theirs)
             graph.replay()
-            return found
+            return outputs
 
         self.replay = replay
 
@@ -244,14 +244,14 @@ class Training:
             sum(self.model(inputs, self.precision).values()).backward()
         except Exception as error:
             fault = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        told, fault = f"compiled in {time.monotonic() - began:.0f} s", max(held_by_all(fault))
+        message, fault = f"compiled in {time.monotonic() - began:.0f} s", max(held_by_all(fault))
         if fault:  # what one process cannot do none does: they must keep step
             self.model._compiled_call_impl = None
             torch._dynamo.reset()
-            told = f"cannot be compiled ({fault}): trains uncompiled"
+            message = f"cannot be compiled ({fault}): trains uncompiled"
         self.optimizer.zero_grad(set_to_none=True)
         if is_main():
-            print(f"{self.label}: {told}")
+            print(f"{self.label}: {message}")
 
     def save_if_due(self) -> None:
         """Write a checkpoint every ``save_every`` steps; only the main process writes."""
@@ -265,15 +265,15 @@ class Training:
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if one is asked for and there."""
-        folder, found = self.execution.checkpoints, None
+        folder, newest = self.execution.checkpoints, None
         if folder is not None and self.execution.resume == "last":
-            found = last_checkpoint(folder)
+            newest = last_checkpoint(folder)
         elif folder is not None and is_main():
             shutil.rmtree(folder, ignore_errors=True)
-        if len(set(held_by_all(found[1]["step"] if found else 0))) > 1:
+        if len(set(held_by_all(newest[1]["step"] if newest else 0))) > 1:
             raise ValueError(f"processes find different checkpoints in {folder}: all nodes must share this folder")
-        if found is not None:
-            self.load_state_dict(found[1], f"{found[0]} in {folder}")
+        if newest is not None:
+            self.load_state_dict(newest[1], f"{newest[0]} in {folder}")
             if is_main():
                 print(f"{self.label}: going on from step {self.step} of {self.steps}")
 
@@ -287,8 +287,8 @@ class Training:
         """Go on from what :meth:`state_dict` gave; ValueError names ``where`` if that is of another training."""
         self.fitted = Fitted(**state["fitted"])
         if self.fitted.steps != self.steps:
-            told = f"of a training of {self.fitted.steps} steps, this one has {self.steps}: --resume no starts anew"
-            raise ValueError(f"{where} is {told}")
+            what = f"of a training of {self.fitted.steps} steps, this one has {self.steps}: --resume no starts anew"
+            raise ValueError(f"{where} is {what}")
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
@@ -306,10 +306,10 @@ def build_optimizer(objective: nn.Module, optim: TrainSettings, steps: int) -> t
     groups: dict[tuple[float, float], list[Tensor]] = {(rate, optim.weight_decay): []}  # first: its rate is logged
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
-            own = optim.tower_lr_multiplier if TOWER_BODY.match(name) else 1.0
+            factor = optim.tower_lr_multiplier if TOWER_BODY.match(name) else 1.0
             decay = 0.0 if parameter.ndim <= 1 else optim.weight_decay
-            groups.setdefault((rate * own, decay), []).append(parameter)
-    listed = [{"params": group, "lr": own, "weight_decay": decay} for (own, decay), group in groups.items()]
+            groups.setdefault((rate * factor, decay), []).append(parameter)
+    listed = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
     optimizer = AdamW(listed, lr=rate, betas=optim.betas, fused=True)
     warmup = max(1, round(optim.warmup * steps))
     falling = max(1, steps - warmup)

@@ -149,9 +149,9 @@ class Objective(nn.Module):
         fusion = self.student.fusion
         negative_image, negative_text = self.draw_negatives(similarity, self.student.temperature.detach(), ids)
         part = own_rows(len(ids))
-        own = torch.arange(len(ids), device=ids.device)[part]
-        image_rows = torch.cat([own, negative_image[part], own])
-        text_rows = torch.cat([own, own, negative_text[part]])
+        rows = torch.arange(len(ids), device=ids.device)[part]
+        image_rows = torch.cat([rows, negative_image[part], rows])
+        text_rows = torch.cat([rows, rows, negative_text[part]])
         with precision:
             image_tokens, text_tokens = fusion.image_in(images.tokens), fusion.text_in(texts.tokens)
         image_tokens, text_tokens = gather_rows(image_tokens), gather_rows(text_tokens)
@@ -159,8 +159,8 @@ class Objective(nn.Module):
         with precision:  # index_select: its backward is one deterministic index_add, not atomics
             pairs = image_tokens.index_select(0, image_rows), text_tokens.index_select(0, text_rows)
             logits, first = fusion.fuse(*pairs, text_mask[text_rows])
-        logits, first = full_precision(logits), full_precision(first[: len(own)])
-        loss = losses.image_text_matching_loss(logits[: len(own)], logits[len(own) :])
+        logits, first = full_precision(logits), full_precision(first[: len(rows)])
+        loss = losses.image_text_matching_loss(logits[: len(rows)], logits[len(rows) :])
         return loss, gather_rows(first) if self.fused_target else first
 
     def _representation(self, images: Tensor, texts: Tensor, ids: Tensor, captions: Tensor) -> dict[str, Tensor]:
@@ -189,7 +189,7 @@ class Objective(nn.Module):
         def for_each_target(loss: Any, **options: Any) -> list[Any]:
             options["temperature"] = self.relation_temperature
             pairs = [(space, {"more_features": more, "fusion_weight": share}) for (space, *more), share in targets]
-            return [loss(space, *teachers, **own, **options) for space, own in pairs]
+            return [loss(space, *teachers, **of_target, **options) for space, of_target in pairs]
 
         terms = {}
         if weights.structure:
@@ -249,7 +249,7 @@ def gradient_shares(objective: Objective, inputs: Inputs) -> dict[str, float]:
         torch.manual_seed(0)
         terms = objective(inputs)
     for name, term in terms.items():
-        found = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True) if term.requires_grad else ()
-        squares = sum(float(gradient.double().square().sum()) for gradient in found if gradient is not None)
+        grads = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True) if term.requires_grad else ()
+        squares = sum(float(gradient.double().square().sum()) for gradient in grads if gradient is not None)
         norms[name] = abs(getattr(objective.weights, name)) * math.sqrt(squares)
     return norms
