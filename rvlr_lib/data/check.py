@@ -13,6 +13,7 @@ from rvlr_lib.data.own import FEWEST, read_collection
 from rvlr_lib.data.pictures import SUFFIXES, check_header, decode, equal_files, faults
 from rvlr_lib.data.table import Collection
 
+FEW = 50  # pictures to rank: below, random features have R@10 of 20 % and more
 WITHOUT_BLANKS = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"  # Thai to Chinese
 
 
@@ -92,6 +93,8 @@ def check(
         if (count := len(set(used.picture[used.split == split]) - bad.keys())) < FEWEST:
             way = "say more of them, or give an index with a file for train and one for held_out, which is halved"
             report.add(f"split {split} has fewer than {FEWEST} pictures", [f"{count} pictures"], spoils=True, way=way)
+        elif count < FEW and split != "train":
+            report.add(f"split {split} has few pictures, among which recall hardly tells models apart", count)
     _captions(report, found)
     if tokens and len(used):
         counted = tokens(used.clean.tolist())

@@ -21,6 +21,7 @@ from rvlr_lib.provenance import home
 FEWEST = 4  # pictures in a split; the notebooks show the first four queries
 PUBLISHED = Path(__file__).parent / "published"
 PREPARED = ("flickr30k", "coco", "vizwiz")
+WITHOUT = "pictures without a split"
 COLUMNS = "picture clean category flags fate row split".split()
 KEYS = (*SPLITS, "all", "held_out")
 INDEX: dict[str, tuple[type, ...]] = {  # keys of an index and their types
@@ -157,8 +158,9 @@ def _captions(found: Collection, key: str, rows: list[Row]) -> list[tuple[Any, .
         if fates[picture] <= WAYS_OUT.keys():
             found.refused["pictures without a caption"].append(f"{found.path}: picture {picture!r} has no caption")
         elif own_splits and "used" in fates[picture] and not splits.get(picture):
+            fates[picture].add(WITHOUT)
             message = f"{found.path}: {picture!r} has no split, others have; give one to every picture or to none"
-            found.refused["pictures without a split"].append(message)
+            found.refused[WITHOUT].append(message)
     if key in SPLITS:
         splits = dict.fromkeys(order, key)
     elif not own_splits:  # by a hash; equal files are never in two splits
@@ -171,7 +173,8 @@ def _captions(found: Collection, key: str, rows: list[Row]) -> list[tuple[Any, .
     found.named |= dict.fromkeys(order)
     found.own_splits |= own_splits
     captions.sort(key=lambda caption: order.get(caption[0], -1))
-    return [(*caption, splits.get(caption[0])) for caption in captions]
+    fate_of = lambda picture, fate: WITHOUT if fate == "used" and WITHOUT in fates[picture] else fate  # noqa: E731
+    return [(*about, fate_of(about[0], fate), row, splits.get(about[0])) for *about, fate, row in captions]
 
 
 def _half(image_id: str, seed: int) -> str:
@@ -245,6 +248,7 @@ def load_files(
     names = evenly(list(part.picture.unique()), limit)
     bad = faults(decode if allowed else check_header, found.root, names)
     first = f"the first: {next(iter(bad.values()), '')}"
+    first += f"; so is every other one: is {found.root} the right image_root?" if len(bad) == len(names) > 1 else ""
     if len(bad) > allowed:
         cap = f"max_bad_pictures={allowed} allows {allowed}" if allowed else "none is allowed (max_bad_pictures=0)"
         raise ValueError(f"{found.path}: {len(bad)} pictures of {split} cannot be used, {cap}; {first}")

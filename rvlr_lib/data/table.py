@@ -210,6 +210,9 @@ def fill(
     filled = [text for k in captions for text in columns[k] if _folded(text)]
     if len(filled) > 1 and all(isinstance(text, str) and UNQUOTED.fullmatch(text) for text in filled):
         raise ValueError(f"{file}: every caption is in brackets, as {filled[0]!r}: write lists as JSON, with quotes")
+    if glued := sum(isinstance(text, str) and bool(re.search(r"\|\s*\w|\w\s*\n\s*\w", text)) for text in filled):
+        fault = "captions hold | or a line break: several in one cell are read as one; write caption_1, caption_2"
+        found.notes.append(f"{file}: {glued:,} {fault}, or a list as JSON")
     plain = options.get("caption_column") or {_family(names[k]) for k in captions} & {"caption", "sentence"}
     if not plain and (texts := {*map(_said, filled)} - {""}) and all(map(COUNT.fullmatch, texts)):
         raise ValueError(f"{file}: every caption of {names[captions[0]]} is a number, yes or no: give caption_column")

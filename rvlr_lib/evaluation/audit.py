@@ -124,7 +124,7 @@ def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tens
         "data": {"name": dataset.name, "split": dataset.split, "pictures": len(images), "captions": len(texts)},
         "imbalance": asdict(imbalance_report(dataset, images, texts)),
         "retrieval": retrieval_metrics(pair, dataset, device=device),
-        "floor": noise_floor(dataset, images.shape[1], 0, device),
+        "floor": noise_floor(dataset, images.shape[1], 0, device, queries=5000),
         "structure": geometry,
         "peers": training_free(pair, dataset, device=device).to_dict("records"),
     }
@@ -168,6 +168,9 @@ def read_features(image_path: Path, text_path: Path, captions_path: Path) -> Enc
         rows = f"{len(images)} rows in {image_path} and {len(texts)} in {text_path}"
         told = f"{len(captions)} pictures and {sum(counts)} captions"
         raise ValueError(f"{captions_path} holds {told}, but there are {rows}")
+    if equal := len(images) - len(images.unique(dim=0)):
+        way_out = "ties count against the features: give one row a picture, with a list of all its captions"
+        print(f"{image_path}: {equal} of {len(images)} rows are equal to another; {way_out}")
     cleaned = [caption for each in captions for caption in each]
     blank = ArraySource(np.zeros((len(captions), 1, 1, 3), dtype=np.uint8))
     ids, owner = [str(row) for row in range(len(captions))], np.repeat(np.arange(len(captions)), counts)
@@ -181,6 +184,8 @@ def read_array(path: Path) -> Tensor:
     """
     if path.suffix.lower() not in LOADERS:
         raise ValueError(f"{path} is no feature file: give one of {', '.join(LOADERS)}")
+    if not path.is_file():
+        raise ValueError(f"{path} is not there")
     try:
         stored = LOADERS[path.suffix.lower()](path)
         named = stored if isinstance(stored, Mapping) else {"": stored}
@@ -238,5 +243,6 @@ def _checked(dataset: ImageTextDataset, image_features: Tensor, text_features: T
         fit = f"{len(dataset)} pictures and {len(dataset.captions)} captions"
         raise ValueError(f"features {tuple(images.shape)} and {tuple(texts.shape)} do not fit {fit}")
     if len(images) < LEAST:
-        raise ValueError(f"{len(images)} pictures are too few for a linear probe: give at least {LEAST}")
+        way_out = f"give at least {LEAST}, or with --dataset another --split"
+        raise ValueError(f"{len(images)} pictures are too few for a linear probe: {way_out}")
     return images.float(), texts.float()

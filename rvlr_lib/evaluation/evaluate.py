@@ -135,9 +135,14 @@ def headline_metrics(features: Features, dataset: ImageTextDataset, **options: A
     return mean_of(reports)
 
 
-def noise_floor(dataset: ImageTextDataset, width: int, seed: int, device: Device = "cpu"):
-    """What random embeddings reach: the floor of every figure, by relevance and metric."""
-    return retrieval_metrics(random_features(dataset, width, seed), dataset, device=device)
+def noise_floor(dataset: ImageTextDataset, width: int, seed: int, device: Device = "cpu", *, queries: int = 500):
+    """What random embeddings reach: the floor of every figure, by relevance and metric.
+
+    A mean over as many draws as make so many ``queries``, since a draw of few pictures is chance.
+    """
+    seeds = range(seed, seed + max(1, queries // len(dataset)))
+    found = [retrieval_metrics(random_features(dataset, width, each), dataset, device=device) for each in seeds]
+    return {name: mean_of(one[name] for one in found) for name in found[0]}
 
 
 def random_features(dataset: ImageTextDataset, width: int, seed: int) -> Features:

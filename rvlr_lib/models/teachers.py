@@ -168,7 +168,7 @@ def _stored_features(path: Path, modality: str, dataset: ImageTextDataset) -> Te
     try:
         with np.load(path, allow_pickle=False) as stored:
             ids, features = stored["ids"].astype(str).tolist(), stored["features"]
-    except (ValueError, OSError, KeyError, EOFError, AttributeError) as error:
+    except (ValueError, OSError, KeyError, EOFError, AttributeError, TypeError) as error:
         fix = "save it with np.savez(file, ids=..., features=...), ids as text and features as numbers [N, D]"
         raise ValueError(f"{path} cannot be used ({error}): {fix}") from None
     if features.ndim != 2 or len(ids) != len(features) or features.dtype.kind not in "fiu":

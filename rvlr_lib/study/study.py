@@ -373,4 +373,5 @@ def train(
                 write_json(target / "result.json", result)
                 if isinstance(student, TowerStudent):  # heads need their towers, which take seconds to load
                     save_student(student, study.towers, target / "student")
-                print(f"r_mean {result.metrics['r_mean']:.1f}; weights, log and result in {target}")
+                reached = f"r_mean {result.metrics['r_mean']:.1f} on {len(study.dataset('test')):,} test pictures"
+                print(f"{reached}; weights, log and result in {target}")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rvlr_lib import cli
-from rvlr_lib.data import dataset_stamp, load_dataset
+from rvlr_lib.data import SPLITS, dataset_stamp, load_dataset
 from tests.data.user_tools import coco, looked, write
 from tests.tiny import draw_collection
 
@@ -27,7 +27,10 @@ def test_everything_that_is_wrong_is_counted_and_named(tmp_path):
     assert str(report).endswith("ready")
     assert "captions per picture: pictures  1: 12, 2: 12, 3: 12, 4: 12, 5: 12" in str(report)
     told = [(what, finding.count, finding.spoils) for what, finding in found.items()]
-    assert told == [("pictures with one caption", 12, False)]
+    few = [
+        (f"split {split} has few pictures, among which recall hardly tells models apart", 10) for split in SPLITS[1:]
+    ]
+    assert told == [*((what, count, False) for what, count in few), ("pictures with one caption", 12, False)]
     files = [tmp_path / row["image"] for row in rows]
     files[0].unlink()
     files[3].write_bytes(b"")
@@ -55,9 +58,16 @@ def test_everything_that_is_wrong_is_counted_and_named(tmp_path):
     assert {what: found[what].examples for what in notes} == {what: (example,) for what, example in notes.items()}
     assert not checked(full=True, max_bad_pictures=np.int64(3))[1]["missing pictures"].spoils
     assert checked()[1]["unreadable pictures"].count == 1  # a header cannot show that a file is cut short
+    rows[30]["caption"], rows[31]["caption"], rows[32]["caption"] = "a dog | a cat", "two\nlines", "or|and\n"
+    assert any("3 captions hold | or a line break" in what for what in checked()[1])
+    for row in rows[20:23]:
+        row["split"] = None
+    lost = checked()[0].accounts
+    assert lost["rows"][1]["pictures without a split"] == 3
+    assert lost["captions"][1]["pictures without a split"] == sum(len(row["caption"]) for row in rows[20:23])
     rows[40:], few = rows[40:44] + rows[50:54], tmp_path / rows[40]["image"]
     assert not [what for what in checked()[1] if "fewer" in what]
-    few.unlink()
+    few.unlink()  # 3 of val are left
     assert checked(max_bad_pictures=3)[1]["split val has fewer than 4 pictures"].spoils
 
 

@@ -147,7 +147,7 @@ BROKEN = {  # file -> what is saved in it, and what is said; damaged files are t
     "tiny.npy": (ONES.astype(np.float64) * 1e-46, "values from 1e-46 to 1e-46 (largest of a row), beyond float32"),
     "text.npy": ("a text", "it is of another format, or holds objects that could run code"),
     "two.npz": ({"a": ONES, "b": ONES}, "holds 2 arrays (a, b)"),
-    "missing.npy": (None, NO_ARRAY),
+    "missing.npy": (None, "is not there"),
     "rows.csv": (None, "give one of .npy, .npz"),
 }
 
@@ -178,6 +178,9 @@ def test_bad_input_is_named(files, tmp_path, capsys, refuses):
     np.save(tmp_path / "few.npy", np.ones((7, 16), dtype=np.float32))
     assert command([tmp_path / "few.npy", *paths[1:]], tmp_path / "o") == 2
     assert f"60 pictures and {len(dataset.captions)} captions, but there are 7 rows" in capsys.readouterr().err
+    np.save(tmp_path / "repeated.npy", images[[0, 0, *range(2, 60)]].numpy())
+    audits.read_features(tmp_path / "repeated.npy", *paths[1:])
+    assert "1 of 60 rows are equal to another" in capsys.readouterr().out
     told = {'[["a"], 3]': "a caption is 3 of 'entry 1'", '[{"text": "b"}]': "a caption is {'text': 'b'} of 'entry 0'"}
     told |= {"[" * 100_000: "is no valid JSON", '{"a": 1}': "holds no list", '["?!"]': "'?!' of 'entry 0' has no word"}
     told |= {"[[]]": "has no word", '["a", "nan"]': "'nan' of 'entry 1' is a missing value"}
@@ -190,4 +193,10 @@ def test_bad_input_is_named(files, tmp_path, capsys, refuses):
     refuses("image features .* 1 rows are not finite, row 3 first", audits.audit, dataset, broken, texts)
     refuses("do not fit 60 pictures", audits.audit, dataset, images[:5], texts)
     few = dataset.subset(range(10))
-    refuses("10 pictures are too few", audits.audit, few, torch.ones(10, 4), torch.ones(len(few.captions), 4))
+    refuses(
+        "10 pictures are too few .*another --split",
+        audits.audit,
+        few,
+        torch.ones(10, 4),
+        torch.ones(len(few.captions), 4),
+    )

@@ -31,6 +31,13 @@ def test_coco_is_reported_whole_and_in_folds(emoji, monkeypatch):
     assert reranked["t2i/R@1"] == plain["rouge_l"]["t2i/R@1"] != reranked["20/t2i/R@1"]
 
 
+def test_the_floor_of_few_pictures_is_a_mean_of_draws(emoji):
+    single = [evaluation.noise_floor(emoji, 8, seed, queries=1)["rouge_l"]["r_mean"] for seed in (3, 4, 5)]
+    mean = evaluation.noise_floor(emoji, 8, 3, queries=3 * len(emoji))["rouge_l"]["r_mean"]
+    assert mean == pytest.approx(np.mean(single))
+    assert len({*single}) == 3
+
+
 def test_matching_scores_rank_again_and_enter_mixed_lists_where_asked(emoji):
     images, texts = features = evaluation.random_features(emoji, 8, 0)
     owner = torch.as_tensor(emoji.caption_image)
