@@ -44,6 +44,7 @@ def test_the_metrics_example_runs(capsys):
 def test_fidelity_has_33_rows_in_order_and_one_with_both_values_for_every_switch():
     assert list(dict.fromkeys(int(number) for number, _ in ROWS)) == list(range(1, 34))
     official, corrected = load_settings("official").method, load_settings("corrected").method
+    assert all(SWITCH.search(row) or row.startswith("none: ") for _, row in ROWS)
     told = {switch for _, row in ROWS for switch in SWITCH.findall(row)}
     names = {field.name for field in dataclasses.fields(MethodSettings)} - THE_SAME_IN_BOTH
     assert told == {(name, str(getattr(official, name)), str(getattr(corrected, name))) for name in names}

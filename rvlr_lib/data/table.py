@@ -68,7 +68,7 @@ WAYS_OUT = {  # why a text is no caption; to be filled with the text and its pic
 EMPTY, MISSING, NO_TEXT, NO_LIST = WAYS_OUT
 PICTURE = rf"\.(?:{'|'.join(suffix[1:] for suffix in SUFFIXES)})"
 TOKEN = re.compile(rf"[^\t]*{PICTURE}(#\d+)?\t.", re.I)  # a line of a file without a header
-NAMED = re.compile(rf"(\S{PICTURE})(#\d+)?$", re.I)  # a.jpg, or a.jpg#0 with a caption's number
+NAMED = re.compile(rf"(.{PICTURE})(#\d+)?$", re.I)  # a.jpg, or a.jpg#0 with a caption's number
 csv.field_size_limit(2**31 - 1)  # else 131,072 characters of a field, and the fault would seem to be the quotes
 QUOTED = re.compile(r'\A"((?:[^"]|"")*)"\Z')
 
@@ -249,6 +249,7 @@ def _find(
     known, guess = [_joined(chosen)] if chosen else COLUMNS[what].split(), what == "caption" and not chosen
     own = guess and options.get("caption_key")  # of a format: it and its numbered ones alone
     fits = {k: _family(name) if guess else _joined(name) for k, name in enumerate(names) if k not in skip}
+    fits = {k: told for k, told in fits.items() if names[k] == chosen} or fits  # the very name is worth most
     fits = {k: told for k, told in fits.items() if (told == own if own else told in known or (guess and told))}
     fits = {k: family for k, family in fits.items() if any(map(_folded, columns[k]))} or fits
     families, told = list(dict.fromkeys(fits.values())), ", ".join(names[k] for k in fits)

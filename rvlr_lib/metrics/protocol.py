@@ -85,7 +85,7 @@ def evaluate_retrieval(
     if transposed and not captioned.all():
         raise ValueError("the official protocol and a transposed t2it need a caption for every image")
     if official:
-        between_images, between_captions = R[q], None
+        between_images = between_captions = None
     elif between_images is None:
         between_images = _mean_relevance(R, owner, captioned)
 
@@ -100,7 +100,7 @@ def evaluate_retrieval(
             continue
 
         # Scores, relevance and, in the corrected protocol, what leaves the list
-        i2i = z[rows] @ z.T, between_images[rows], self_image
+        i2i = z[rows] @ z.T, R[asked] if between_images is None else between_images[rows], self_image
         t2t = w[asked] @ w.T, to_captions if between_captions is None else between_captions[asked], self_text
         cell = (q, rows[:, None]) if transposed else (asked,)  # transposed: of image j the entry (q(j), i)
         dots = z[rows] @ w[q].T if transposed else w[asked] @ z.T

@@ -143,7 +143,7 @@ def load_plan(profile: str = "study") -> Plan:
     sets = {name: own or {} for name, own in (values.get("sets") or {}).items()}
     sets = {name: {"dataset": name, **common, **own} if isinstance(own, dict) else own for name, own in sets.items()}
     plan: Plan = parsed(Plan, values | {"sets": sets}, str(path))
-    named_arms = [arm_of(name) for part in plan.sets.values() for name in part.arms]
+    named_arms = [name.removesuffix(BY_STRUCTURE) for part in plan.sets.values() for name in part.arms]
     dials = [dial for part in plan.sets.values() for dial in part.dials]
     cells = {f"{name}:{cell}" for name, part in plan.sets.items() for cell in part.cells()}
     _only(named_arms, (*ARMS, *REFERENCES), f"{path}: unknown arm")
@@ -219,8 +219,9 @@ def reference_folder(profile: str = "study") -> Path:
 
 def _sealed_parts(plan: Plan, folder: Path) -> dict[str, Any]:
     """What the seal covers: claims, tuning space, chosen values, dial strengths, lengths, seeds, sets."""
-    covered = {key: value for key, value in dataclasses.asdict(plan).items() if key != "regime_map"}
-    return plain({"plan": covered, "chosen": read_chosen(folder)})
+    chosen, covered = read_chosen(folder), dataclasses.asdict(plan)
+    covered.pop("regime_map")
+    return plain({"plan": covered, "chosen": {key: chosen[key] for key in ("arms", "dials", "epochs")}})
 
 
 def _digest(seal: Mapping[str, Any]) -> str:

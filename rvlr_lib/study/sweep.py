@@ -76,6 +76,7 @@ def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds
     say(f"{count} cells to compute, about {count * CELL_SECONDS / 3600:.1f} CPU hours (whole towers: 7 ×)")
     for number, cells in runner.stream(compute_cells, [(cells,) for *_, cells in todo], "cells"):
         path, record, part, _ = todo[number]
+        record = _read(path, sealed) if path.is_file() else record  # another process may have added cells
         cells = record["cells"] | cells
         record["cells"] = {cell: cells[cell] for cell in part.cells() if cell in cells}
         write_json(path, record)

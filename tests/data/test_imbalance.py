@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rvlr_lib.data import load_dataset, rouge_l_relevance, shown_share, told_share
+from rvlr_lib.data import bayes_ceiling, load_dataset, rouge_l_relevance, shown_share, told_share
 from rvlr_lib.data.dial import FAULTS, ImbalanceSpec, degrade, drop_words, mismatch_index
 from rvlr_lib.evaluation.evaluate import relevances
 
@@ -35,6 +35,15 @@ def test_what_is_hidden_is_not_to_be_seen():
         flat = (pixels == 104).all(axis=2)
         assert flat.sum() >= 256 * dataset.scene.covered[row] * 0.8  # neighbours reach over by one or two pixels
         assert (pixels.max(axis=2) - pixels.min(axis=2) > 40).any() == shown[row]
+
+
+def test_the_ceiling_of_covered_pictures():
+    def ceiling(visibility):
+        sizes = {"galleries": 1, "gallery_size": 80, "imbalance": ImbalanceSpec(image_visibility=visibility)}
+        return bayes_ceiling(load_dataset("scenes", split="test", **sizes))["r_mean"]
+
+    assert ceiling(0.3) == pytest.approx(79.39, abs=0.02)
+    assert ceiling(0.0) == pytest.approx(100 * np.mean([1, 5, 10]) / 80, abs=6)
 
 
 def test_words_are_dropped_by_chance_and_one_stays():

@@ -122,6 +122,8 @@ def test_numbers_are_no_guessed_captions_ids_begin_anew_in_a_file_and_tables_in_
     path = write(place, "x.csv", rows("a dog", "12", header="image,post_text,comments"))
     refuses("every caption of comments is a number, yes or no", load_dataset, str(path), split="val")
     assert captions(path, caption_column="post_text")["t00.png"] == ["a dog"]
+    alike = write(place, "alike.csv", rows("a cat", "a dog", header="image,post text,post_text"))
+    assert captions(alike, caption_column="post_text")["t00.png"] == ["a dog"]  # the very name is worth most
     for number, names in enumerate((NAMES[:20], NAMES[20:])):
         write(place, f"p{number}.json", [{"image": x, "caption": "a", "image_id": k} for k, x in enumerate(names)])
     assert len(captions(write(place, "i.json", {"all": ["p0.json", "p1.json"]}))) == 40

@@ -8,7 +8,7 @@ from rvlr_lib.study.sweep import _Search
 
 TRIAL = {"learning_rate": 1e-3, "strengths": {}}
 CHOSEN = {"dials": {"image": {"data.image_visibility": 0.5}}, "epochs": 3}
-CHOSEN["arms"] = {"matching_longer": {"recall": TRIAL, "structure": TRIAL, "r_mean": 50.0, "off": False}}
+CHOSEN["arms"] = {"matching_longer": {"recall": TRIAL, "structure": TRIAL | {"learning_rate": 2e-3}, "off": False}}
 
 
 @pytest.mark.parametrize("name", ["study", "followup"])
@@ -22,6 +22,8 @@ def test_settings_follow_what_was_chosen(plan):
     assert (settings.seed, settings.world_seed, settings.stage2.epochs) == (3, 3, 3)
     assert settings.data.image_visibility == 0.5
     assert settings.arms["matching_longer"].learning_rate == 1e-3
+    by_structure = plan.settings("scenes", "image", 3, CHOSEN, "rvlr/structure")
+    assert by_structure.arms["matching_longer"].learning_rate == 2e-3
 
 
 WRONG = [({"arms": ["rvlx"]}, "unknown arm 'rvlx'"), ({"nonsense": 1}, "'nonsense': valid are preset, sets")]

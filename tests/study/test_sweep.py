@@ -8,10 +8,10 @@ from rvlr_lib import config
 from rvlr_lib.disk import read_json, write_json
 from rvlr_lib.study.claims import map_frame, read_study, write_claims
 from rvlr_lib.study.runner import Runner, connect
-from rvlr_lib.study.sweep import _choose, draw_trials, read_seeds, run_study, tuned_arms
+from rvlr_lib.study.sweep import _choose, draw_trials, mean_score, read_seeds, run_study, tuned_arms
 
 
-def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses):
+def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses, capsys):
     stream = lambda self, function, items, label: ((n, function(*own, "cpu", self.root)) for n, own in enumerate(items))  # noqa: E731
     monkeypatch.setattr(Runner, "stream", stream)  # in this process: workers would not know the tiny model
     profile, folder = write_plan(), tmp_path / "results"
@@ -24,7 +24,9 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses):
     assert tuned["chosen"]["epochs"] in (1, 2)
     assert set(tuned["chosen"]["arms"]) == {"matching_longer", "rvlr", "mean_relation", "structure"}
     for trials in tuned["trials"].values():  # two trials on the first seed, the better one on both
-        assert sorted(len(trial["scores"]) for trial in trials) == [1, 2]
+        once, twice = sorted(trials, key=lambda trial: len(trial["scores"]))
+        assert (len(once["scores"]), len(twice["scores"])) == (1, 2)
+        assert mean_score({"100": twice["scores"]["100"]}, "r_mean") >= mean_score(once["scores"], "r_mean")
         assert all(scores.keys() == {"text", "image"} for trial in trials for scores in trial["scores"].values())
     refuses("no seal.json", run)
     run(seal=True)
@@ -38,6 +40,10 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses):
         edited.setitem(config.ARMS, "matching", replace(config.ARMS["matching"], shuffled=True))
         refuses("presets or arms give other settings than", run)
     run()
+    before = (folder / "scenes" / "seed-0.json").read_text()
+    run()
+    assert "0 cells to compute" in capsys.readouterr().out
+    assert (folder / "scenes" / "seed-0.json").read_text() == before
     write_json(folder / "scenes" / "seed-2.json", read_json(folder / "scenes" / "seed-1.json"))  # not planned
     cells = read_seeds(folder, "scenes", read_json(folder / "seal.json")["sha256"], 2)
     assert cells.keys() == {0, 1}

@@ -38,11 +38,11 @@ def test_whole_towers_overfit_32_pairs(towers):
 
 
 def test_the_log_tells_learning_rate_and_temperatures(tmp_path):
-    train(make_objective(fusion_layers=0, structure=1), log=tmp_path / "log", learning_rate=1e-3, warmup=0.5)
+    train(make_objective(fusion_layers=0, structure=1), log=tmp_path / "log", learning_rate=1e-3, warmup=0.25)
     steps = [line for line in lines(tmp_path / "log") if "total" in line]
     assert {"fusion_weight", "temperature", "relation_temperature"} <= steps[0].keys()
-    told = [0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3]
-    assert [line["learning_rate"] for line in steps] == pytest.approx(told)
+    told = [1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert [1000 * line["learning_rate"] for line in steps] == pytest.approx(told)
 
 
 def test_the_best_epoch_is_kept():
