@@ -59,7 +59,8 @@ def full_precision(values: Tensor) -> Tensor:
 def unit_rows(features: Tensor) -> Tensor:
     """Rows ``[..., D]`` scaled to length 1, also those of 1e-30 or 1e30; a zero row stays zero, its gradient finite.
 
-    Rows of usual size are those of ``torch.nn.functional.normalize`` to the bit, as near-ties of official numbers are.
+    Rows of usual size are those of ``torch.nn.functional.normalize`` to the bit: another one would order near-ties of
+    the official numbers differently.
     """
     # divided by a power of two, which rounds nothing, no square leaves the range, and a length is 1 or more, or 0
     largest = features.detach().abs().amax(dim=-1, keepdim=True)  # vector_norm is some 20 times as slow on a CPU

@@ -30,6 +30,7 @@ from rvlr_lib.training.processes import is_main, process_group
 from rvlr_lib.training.stages import Features, Split
 
 MODALITIES = ("image", "text")
+# what `rvlr train` leaves, and may remove with --overwrite
 FILES = "weights.safetensors val.safetensors test.safetensors log.jsonl fit.json parts.json result.json student".split()
 TOWER_SETTINGS = ("pretrained", "image_weights", "text_weights", "text_layers", "context_length", "image_size")
 EVALUATION_SWITCHES = ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores")
@@ -176,9 +177,9 @@ class Study:
         return {"files": sums} if sums else {}
 
     def _teacher_stages(self, spec: str) -> list[Stage | None]:
-        """Stages of the image and the text teacher; Lite2 is an image teacher."""
+        """Stages of the image and the text teacher; Lite2 is an image teacher, beside the usual one of captions."""
         model = self.settings.model
-        specs = (spec or model.image_teacher, "towers" if spec == "lite2" else spec or model.text_teacher)
+        specs = (spec or model.image_teacher, model.text_teacher if spec in ("", "lite2") else spec)
         return [self._teacher_stage(modality, each) for modality, each in zip(MODALITIES, specs, strict=True)]
 
     def _teacher_stage(self, modality: str, spec: str) -> Stage | None:
@@ -327,7 +328,7 @@ def open_study(
     """A study of a data set by name; options that are not told here are those of :class:`Study`.
 
     Args:
-        name: ``scenes``, ``emoji``, ``clipart``, or a file that :func:`rvlr_lib.data.load_dataset` reads.
+        name: one of ``rvlr_lib.data.NAMES``, or a file that :func:`rvlr_lib.data.load_dataset` reads.
         preset: sizes, such as ``smoke``, or a YAML file; None: ``quick``, or the official ones of a published set.
         method: preset of the method's switches: ``corrected`` or ``official``.
         seed: of everything, the scenes' world and the dial's draws among it.

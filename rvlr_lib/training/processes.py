@@ -1,4 +1,4 @@
-"""Several processes as one: work shared, rows gathered with their gradients, random states, common decisions.
+"""Several processes as one: work shared, rows gathered with their gradients, decisions taken in common.
 
 Process r of W holds rows ``r B/W`` to ``(r + 1) B/W - 1`` of a batch of B. In a single process everything here is a
 plain call; otherwise all processes must call it.
