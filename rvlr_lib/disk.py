@@ -118,7 +118,7 @@ def _changes(old: Any, new: Any, at: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
         return [line for key in keys for line in _changes(old.get(key), new.get(key), f"{at}{', ' if at else ''}{key}")]
-    return [] if old == new else [f"{at} was {str(old)[:80]}, is {str(new)[:80]}"]
+    return [] if old == new else [f"{at} was {old}, is {new}"]
 
 
 def flush(path: Path) -> None:

@@ -90,7 +90,8 @@ def interpolate_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tenso
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}, expected 0 (all of start) to 1 (all of trained)")
     first, last = ({k: f"{v.dtype} {list(v.shape)}" for k, v in state.items()} for state in (start, trained))
-    for k in sorted(k for k in first.keys() | last.keys() if first.get(k) != last.get(k)):
+    if differing := sorted(k for k in first.keys() | last.keys() if first.get(k) != last.get(k)):
+        k = differing[0]
         raise ValueError(f"{k!r} is {first.get(k, 'not there')} in start and {last.get(k, 'not there')} in trained")
     pairs = {name: (start[name].detach().to(after.device), after.detach()) for name, after in trained.items()}
     return {k: torch.lerp(a, b, alpha) if b.is_floating_point() else b.clone() for k, (a, b) in pairs.items()}

@@ -66,20 +66,19 @@ def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds
             raise ValueError(f"seed {beyond[0]} of {name} is not planned: 0 to {part.seeds - 1} are")
         for seed in seeds or range(part.seeds):
             path = folder / name / f"seed-{seed}.json"
-            record: dict[str, Any] = {"seed": seed, "dataset": name, "sealed": sealed, "provenance": provenance()}
-            record = _read(path, sealed) if path.is_file() else record | {"cells": {}}
+            record = {"seed": seed, "dataset": name, "sealed": sealed, "cells": {}}
+            there = _read(path, sealed)["cells"] if path.is_file() else {}
             for dial in part.dials:
-                arms = [arm for arm in part.arms if f"{arm}|{dial}" not in record["cells"]]
+                arms = [arm for arm in part.arms if f"{arm}|{dial}" not in there]
                 cells = {f"{arm}|{dial}": plan.settings(name, dial, seed, chosen, arm) for arm in arms}
                 todo += [(path, record, part, cells)] if cells else []
     count = sum(len(cells) for *_, cells in todo)
     say(f"{count} cells to compute, about {count * CELL_SECONDS / 3600:.1f} CPU hours (whole towers: 7 ×)")
     for number, cells in runner.stream(compute_cells, [(cells,) for *_, cells in todo], "cells"):
-        path, record, part, _ = todo[number]
-        record = _read(path, sealed) if path.is_file() else record  # another process may have added cells
+        path, record, part, _ = todo[number]  # its file is read again: another process may have added cells
+        record = _read(path, sealed) if path.is_file() else record | {"provenance": provenance()}
         cells = record["cells"] | cells
-        record["cells"] = {cell: cells[cell] for cell in part.cells() if cell in cells}
-        write_json(path, record)
+        write_json(path, record | {"cells": {cell: cells[cell] for cell in part.cells() if cell in cells}})
 
 
 def compute_cells(cells: Mapping[str, Settings], device: str, root: str | None) -> dict[str, Any]:

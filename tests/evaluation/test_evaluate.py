@@ -35,7 +35,6 @@ def test_the_floor_of_few_pictures_is_a_mean_of_draws(emoji):
     single = [evaluation.noise_floor(emoji, 8, seed, queries=1)["rouge_l"]["r_mean"] for seed in (3, 4, 5)]
     mean = evaluation.noise_floor(emoji, 8, 3, queries=3 * len(emoji))["rouge_l"]["r_mean"]
     assert mean == pytest.approx(np.mean(single))
-    assert len({*single}) == 3
 
 
 def test_matching_scores_rank_again_and_enter_mixed_lists_where_asked(emoji):

@@ -29,7 +29,7 @@ def test_every_arm_trains_and_is_evaluated(make_study):
         assert torch.isfinite(study.test_features(name)[0]).all(), name
     assert read_json(study.student_folder("intra_only") / "fit.json")["best_epoch"] == 5  # the last: recall is chance
     assert study._student_stage("centred").parts["method"]["centred"]
-    pair = make_study(**{"model.text_teacher": "weak"})._teacher_stages("lite2")  # Lite2 knows no captions
+    pair = make_study(**{"model.text_teacher": "weak"})._teacher_stages("lite2")
     assert [stage.parts["spec"] for stage in pair] == ["lite2", "weak"]
 
 

@@ -39,7 +39,12 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses, cap
     with monkeypatch.context() as edited:
         edited.setitem(config.ARMS, "matching", replace(config.ARMS["matching"], shuffled=True))
         refuses("presets or arms give other settings than", run)
-    run()
+    path = folder / "scenes" / "seed-1.json"
+    theirs = read_json(folder / "scenes" / "seed-0.json") | {"seed": 1, "cells": {}, "provenance": "theirs"}
+    with monkeypatch.context() as meanwhile:  # another process is at it
+        meanwhile.setattr(Runner, "stream", lambda *given: write_json(path, theirs) or stream(*given))
+        run()
+    assert read_json(path)["provenance"] == "theirs"
     before = (folder / "scenes" / "seed-0.json").read_text()
     run()
     assert "0 cells to compute" in capsys.readouterr().out
