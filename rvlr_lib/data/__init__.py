@@ -54,7 +54,7 @@ def load_dataset(
     if not (name in NAMES or Path(name).suffix or "/" in name or os.path.exists(name)):
         raise ValueError(f"data set {name!r} is unknown; choose one of: {', '.join(NAMES)}, or give a file or folder")
     if image_root and "image_root" not in parameters:
-        raise ValueError(f"image_root={image_root!r}: {name} carries its own pictures; leave it out")
+        raise ValueError(f"image_root={image_root!r}: {name} has its own pictures; leave it out")
     if unknown := [option for option in options if option not in valid]:
         raise ValueError(f"option {unknown[0]!r} is unknown to {name}; it has: {', '.join(valid)}")
     dial = (imbalance or ImbalanceSpec()).on(split)

@@ -210,7 +210,7 @@ def augment(
     rows, total = part or (slice(None), batch)
     draws = torch.rand(5, total, generator=generator, device=generator.device)[:, rows].to(pixels.device)
     area = low + (high - low) * draws[0]
-    aspect = (0.9 + 0.2 * draws[1]).clamp(area, 1 / area)  # so that no side leaves the picture
+    aspect = (0.9 + 0.2 * draws[1]).clamp(area, 1 / area)  # so that neither side exceeds the picture
     wide, tall = (area * aspect).sqrt() * width, (area / aspect).sqrt() * height
     left, top = draws[2] * (width - wide), draws[3] * (height - tall)
     boxes = torch.stack([torch.arange(batch, device=pixels.device), left, top, left + wide, top + tall], dim=1)

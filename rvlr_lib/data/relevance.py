@@ -96,7 +96,7 @@ def rouge_l_relevance(
 
 
 def _by_image(count: int, caption_image: Any, num_images: int | None) -> tuple[np.ndarray, ...]:
-    """Zeros, float32 [C, I]; caption rows sorted by image, images that have captions, and where each begins in them."""
+    """Zeros, float32 [C, I]; caption rows sorted by image; images with captions, and where each one's rows begin."""
     owner = row_numbers("caption_image", caption_image, count, 2**31 if num_images is None else num_images).numpy()
     images = int(owner.max()) + 1 if num_images is None else num_images
     order = np.argsort(owner, kind="stable")
