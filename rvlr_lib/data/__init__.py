@@ -56,7 +56,7 @@ def load_dataset(
     if image_root and "image_root" not in parameters:
         raise ValueError(f"image_root={image_root!r}: {name} has its own pictures; leave it out")
     if unknown := [option for option in options if option not in valid]:
-        raise ValueError(f"option {unknown[0]!r} is unknown to {name}; it has: {', '.join(valid)}")
+        raise ValueError(f"option {unknown[0]!r} is unknown to {name}; valid: {', '.join(valid)}")
     dial = (imbalance or ImbalanceSpec()).on(split)
     if name == "scenes" and imbalance:  # dropped as the scenes are drawn, so that the truth stays known
         drawn, visibility = {"text_detail": dial.text_detail}, dial.image_visibility

@@ -27,10 +27,8 @@ class Facts:
         """
         shape, colour, size = np.moveaxis(self.objects.astype(np.int64), -1, 0)
         pair = np.where((shape >= 0) & (colour >= 0), shape * COLOURS + colour, -1)
-        blocks = (
-            *((self.background[:, None], BACKGROUNDS, 1.0), (pair, SHAPES * COLOURS, 1.0)),
-            *((shape, SHAPES, 0.5), (colour, COLOURS, 0.5), (size, SIZES, 0.5)),
-        )
+        blocks = [(self.background[:, None], BACKGROUNDS, 1.0), (pair, SHAPES * COLOURS, 1.0)]
+        blocks += [(shape, SHAPES, 0.5), (colour, COLOURS, 0.5), (size, SIZES, 0.5)]
         columns = [weight * (values[..., None] == np.arange(kinds)).sum(1) for values, kinds, weight in blocks]
         return np.concatenate(columns, axis=1).astype(np.float32)
 

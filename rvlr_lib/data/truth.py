@@ -13,7 +13,7 @@ HIDDEN = -2  # in place of a hidden object's factors; -1 means no object
 
 
 def told_share(dataset: ImageTextDataset) -> float:
-    """Share of factors that the captions of scenes mention, 0..1, without objects mentioned by force."""
+    """Share of factors that the captions of scenes mention, 0..1; forced mentions do not count."""
     views = _views(dataset)
     return float((_factors(views.text) - views.forced).sum() / _factors(views.told_of).sum())
 
@@ -50,9 +50,9 @@ def caption_likelihood(views: SceneViews) -> np.ndarray:
     d, text, shown = views.text_detail, views.text, views.image
     present = shown.objects[:, :, 0] >= 0
     visible = present.sum(1)  # [I]
-    first = np.take_along_axis(shown.objects, np.argsort(~present, axis=1, kind="stable")[:, :, None], 1)
-    facts = (text.objects >= 0).sum((1, 2))  # [C]
-    mentioned = (text.objects >= 0).any(2).sum(1)  # [C]
+    ordered = np.take_along_axis(shown.objects, np.argsort(~present, axis=1, kind="stable")[:, :, None], 1)
+    facts = (text.objects >= 0).sum((1, 2))  # [C], number of object factors mentioned
+    mentioned = (text.objects >= 0).any(2).sum(1)  # [C], number of objects mentioned
     # the 4 - m empty mentions fit every object, in all (4 - m)! orders
     repeats = np.array([factorial(m) * factorial(OBJECTS - m) for m in range(OBJECTS + 1)])[mentioned]
     shape_only = (mentioned == 1) & (facts == 1) & (text.objects[:, 0, 0] >= 0)
@@ -60,7 +60,7 @@ def caption_likelihood(views: SceneViews) -> np.ndarray:
     likelihood = np.zeros((len(facts), len(visible)))
     for hidden in range(OBJECTS + 1):
         images = np.flatnonzero(chances[:, hidden])
-        objects, count = first[images], visible[images] + hidden
+        objects, count = ordered[images], visible[images] + hidden
         place = np.arange(OBJECTS)
         objects[(place >= visible[images, None]) & (place < count[:, None])] = HIDDEN
         fits = [[_fits(text.objects[:, a], objects[:, b]) for b in place] for a in place]

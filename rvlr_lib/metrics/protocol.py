@@ -38,7 +38,7 @@ def evaluate_retrieval(
     """Evaluate a common space of ``I`` images and ``C`` captions; returns percentages by key.
 
     Keys: ``i2t/R@1`` …, ``i2t/R@mean``, ``t2i/…``, ``r_mean``, ``i2i/NDCG@10`` …, ``t2t/…``, ``i2it/…``, ``t2it/…``.
-    Queries are the images, or for each image its first caption ``q(i)``; only in ``t2i`` every caption is a query.
+    Every list has one query per image, the image or its first caption ``q(i)``; only ``t2i`` uses every caption.
     An image without captions is a miss in ``i2t`` and undefined (NaN) in the graded lists. ValueError for mismatched
     shapes, non-finite features, NaN scores, negative or non-finite relevance, unknown image rows or switches.
 
@@ -80,7 +80,7 @@ def evaluate_retrieval(
     R, i2t, t2i, between_images, between_captions = _matrices(matrices, images, captions, device)
     every_image, every_caption = torch.arange(images, device=device), torch.arange(captions, device=device)
     first = torch.full((images,), captions, device=device).scatter_reduce_(0, owner, every_caption, "amin")
-    captioned, q = first < captions, first % captions  # q of an image without captions: any, NaN below
+    captioned, q = first < captions, first % captions  # without captions q is arbitrary, the values NaN
     transposed, matching = official or mixed_t2it == "transposed", official or mixed_scores == "matching"
     if transposed and not captioned.all():
         raise ValueError("the official protocol and a transposed t2it need a caption for every image")
@@ -134,7 +134,7 @@ def evaluate_retrieval(
 
 
 def _chunks(rows: Tensor, chunk: int) -> tuple[Tensor, ...]:
-    """Rows in chunks of ``chunk``, but of 32 or more: small matrix products round differently and would break ties."""
+    """Rows in chunks of about ``chunk``, at least 32: small matrix products round differently and would break ties."""
     return rows.tensor_split(min(-(-len(rows) // chunk), max(1, len(rows) // 32)))
 
 
@@ -166,7 +166,7 @@ def evaluate_folds(
 
     COCO 1K is this with 1,000: five folds of the 5,000 test images (the official code uses only the first 1,000,
     FIDELITY.md, row 19). ``options`` are those of :func:`evaluate_retrieval` except ``per_query``, with matrices of the
-    complete gallery; if its scores cover only a shortlist of ``top_k`` per query, fewer of them fall into each fold.
+    complete gallery; scores limited to a shortlist of ``top_k`` per query leave fewer than ``top_k`` in a fold.
     ValueError as there, and if ``fold_size`` does not divide the number of images.
     """
     images, texts = as_tensor("image_features", image_features), as_tensor("text_features", text_features)

@@ -83,7 +83,7 @@ def verdicts(effects: Mapping[str, Effect], deltas: Mapping[str, float]) -> dict
 
 
 def power(sd: float, seeds: int, delta: float, *, effect: float = 0.0, claims: int = 1) -> dict[str, float]:
-    """Chance of each verdict on a claim whose paired differences are normal with deviation ``sd`` and mean ``effect``.
+    """Chance of each verdict on a claim whose paired differences are normal with mean ``effect`` and deviation ``sd``.
 
     The claim is assumed to come first in Holm's order among ``claims``, at the strictest level, ``0.05 / claims``.
     Exact up to quadrature over the observed deviation (1e-4). ValueError for arguments out of range.

@@ -124,8 +124,8 @@ def relative_modality_gap(image_features, text_features, caption_image) -> float
     if len(images) < 2 or len(texts) < 2:
         raise ValueError(f"at least two images and two captions are needed, got {len(images)} and {len(texts)}")
     paired = ((1 - (images[rows] * texts).sum(dim=1).mean()) / 2).clamp_min(0)
-    sums = [(x, x.sum(dim=0).square().sum() - x.square().sum()) for x in (images, texts)]
-    among = [((1 - cosines / (len(x) * (len(x) - 1))) / 2).clamp_min(0) for x, cosines in sums]
+    cosine_sums = [(len(x), x.sum(dim=0).square().sum() - x.square().sum()) for x in (images, texts)]
+    among = [((1 - cosine_sum / (n * (n - 1))) / 2).clamp_min(0) for n, cosine_sum in cosine_sums]
     total = paired + (among[0] + among[1]) / 2
     return float(paired / total) if total > 1e-12 else 0.5
 

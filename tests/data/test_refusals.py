@@ -33,7 +33,7 @@ def scenes(split="val", **options):
         (lambda: scenes("test", galleries=0), "galleries=0"),
         (lambda: scenes("test", size=3), "size=3 is for train and val"),
         (lambda: scenes("train", image_root="photos"), "image_root='photos'"),
-        (lambda: scenes("train", detail=1), "'detail' is unknown to scenes; it has: text_detail, image_vis"),
+        (lambda: scenes("train", detail=1), "'detail' is unknown to scenes; valid: text_detail, image_vis"),
         (lambda: load_dataset("flickr", split="train"), "'flickr' is unknown; choose one of: clipart, emoji, scenes"),
         (lambda: load_dataset("emoji", split="dev"), "'dev' is unknown; emoji has train, val, test"),
         (lambda: load_dataset("emoji", split="val", limit=0), "limit=0"),
