@@ -1,7 +1,7 @@
-"""Clip art: the drawings of Debian's package ``openclipart-png``, with what their makers wrote.
+"""Clip art: the drawings of Debian's package ``openclipart-png``, with their authors' titles and descriptions.
 
-All drawings are in the public domain. Captions are the title and the sentences of the description that each PNG file
-carries, and the file's name without its maker's; the folder is the category. Nothing is balanced.
+All drawings are in the public domain. Captions are the title and the sentences of the description in each PNG file,
+and the file name without the author's name; the folder is the category. Nothing is balanced.
 """
 
 import os
@@ -20,21 +20,21 @@ from rvlr_lib.data.pictures import FileSource, equal_files, faults, open_picture
 from rvlr_lib.data.relevance import clean_caption
 
 ROOT = "/usr/share/openclipart/png"
-SHARED = 20  # pictures that share a caption before it is counted as one that tells little
+SHARED = 20  # drawings that may share a caption before it counts as uninformative
 MOST_CAPTIONS, MOST_WORDS = 5, 40
 
 
 def load_clipart(*, split: str, image_root: str | Path | None = None, limit: int | None = None) -> ImageTextDataset:
-    """Clip art with one to five captions a drawing, split 80/10/10 by a hash of the file's name; ``limit`` as of emoji.
+    """Clip art with one to five captions per drawing, split 80/10/10 by a hash of the file name.
 
-    A file that several names link to counts once; files that are equal byte for byte are in one split. What was left
-    out and how many captions more than 20 drawings share is printed and stands in ``info``. ValueError: the package is
-    not there (says how to install it), or ``limit`` is below 1.
+    Symbolic links are left out; byte-identical files are in one split. What was left out, and how many captions more
+    than 20 drawings share, is printed and stored in ``info``. ``limit``: at most so many drawings, evenly spaced.
+    ValueError if the package is missing (says how to install it) or ``limit`` is below 1.
     """
     stamps = clipart_stamps(image_root)
     root = Path(stamps[0][0])
-    drawings, first, counts = _catalogue(stamps)
-    names = evenly([name for name in drawings if hashed_split(first.get(name, name)) == split], limit)
+    drawings, representative, counts = _catalogue(stamps)
+    names = evenly([name for name in drawings if hashed_split(representative.get(name, name)) == split], limit)
     if not names:
         raise ValueError(f"{root}: none of {len(drawings)} drawings with a title is in {split}; is it openclipart-png?")
     return ImageTextDataset(
@@ -50,50 +50,50 @@ def load_clipart(*, split: str, image_root: str | Path | None = None, limit: int
 
 
 def clipart_stamps(image_root: str | Path | None = None) -> tuple[Stamp, ...]:
-    """Stamps of the folders and files of the package; ValueError where it is not there."""
+    """Stamps of the package's folders and files; ValueError if it is not installed."""
     root = printable(Path(image_root or ROOT))
     if not root.is_dir():
-        raise ValueError(f"clipart: {root} is not there; apt install openclipart-png, or give its folder as image_root")
-    found = walk(root, root)
-    return tuple(stamp(place) for place in (*found.folders, *(f"{root}/{name}" for name in found.files)))
+        raise ValueError(f"clipart: no folder {root}; apt install openclipart-png, or give its folder as image_root")
+    contents = walk(root, root)
+    return tuple(stamp(path) for path in (*contents.folders, *(f"{root}/{name}" for name in contents.files)))
 
 
 @lru_cache(maxsize=2)
 def _catalogue(stamps: tuple[Stamp, ...]) -> tuple[dict[str, list[str]], dict[str, str], dict[str, Any]]:
-    """Captions of every drawing that has any, the first of the names of equal files, and what was left out."""
+    """Captions by drawing, the first name of each group of equal files by name, and counts of what was left out."""
     root = Path(stamps[0][0])
     names = [name for name in walk(root, root).files if name.lower().endswith(".png")]
-    own = [name for name in names if not (root / name).is_symlink()]
-    told = dict[str, list[str]]()
+    originals = [name for name in names if not (root / name).is_symlink()]
+    captions = dict[str, list[str]]()
 
-    def look(path: Path) -> None:
+    def read_captions(path: Path) -> None:
         with open_picture(path) as picture:
             name = path.relative_to(root).as_posix()
             texts = {str(key): text for key, text in picture.info.items() if isinstance(text, str)}
-            told[name] = _captions(name, texts)
+            captions[name] = _captions(name, texts)
 
-    bad = faults(look, root, own)
-    drawings = {name: texts for name, texts in sorted(told.items()) if texts}
-    owners = Counter(text for texts in drawings.values() for text in texts)
+    faulty = faults(read_captions, root, originals)
+    drawings = {name: texts for name, texts in sorted(captions.items()) if texts}
+    uses = Counter(text for texts in drawings.values() for text in texts)
     info = {
         "files": len(names),
-        "links to others": len(names) - len(own),
-        "too large or damaged": len(bad),
-        "without a caption": len(told) - len(drawings),
-        f"captions shared by more than {SHARED} drawings": sum(count > SHARED for count in owners.values()),
+        "links to others": len(names) - len(originals),
+        "too large or damaged": len(faulty),
+        "without a caption": len(captions) - len(drawings),
+        f"captions shared by more than {SHARED} drawings": sum(count > SHARED for count in uses.values()),
     }
     print(f"clipart: {len(drawings):,} drawings; {', '.join(f'{count:,} {what}' for what, count in info.items())}")
     return drawings, {name: min(group) for group in equal_files(root, drawings) for name in group}, info
 
 
-def _captions(name: str, about: dict[str, str]) -> list[str]:
-    """Title, name of the file, and sentences of the description, each once."""
+def _captions(name: str, metadata: dict[str, str]) -> list[str]:
+    """Title, file name and sentences of the description, without repeats."""
     stem = re.sub(r"[_\W]*\d*$", "", os.path.splitext(os.path.basename(name))[0])
-    maker = "_".join(clean_caption(about.get("Author", "")).split())
-    tails = [place for place, mark in enumerate(stem) if mark == "_" and maker.startswith(stem[place + 1 :].lower())]
-    stem = stem[: tails[0]] if tails and tails[0] else stem
-    description = re.sub(r"\S*(?:://|www\.)\S*", " ", about.get("Description", ""))
+    author = "_".join(clean_caption(metadata.get("Author", "")).split())
+    ends = [i for i, mark in enumerate(stem) if mark == "_" and author.startswith(stem[i + 1 :].lower())]
+    stem = stem[: ends[0]] if ends and ends[0] else stem  # without the author's name, often cut off
+    description = re.sub(r"\S*(?:://|www\.)\S*", " ", metadata.get("Description", ""))
     sentences = re.split(r"(?<=[.!?;])\s+|\n+", description)
-    texts = [clean_caption(text) for text in (about.get("Title", ""), stem, *sentences)]
+    texts = [clean_caption(text) for text in (metadata.get("Title", ""), stem, *sentences)]
     texts = [" ".join(text.split()[:MOST_WORDS]) for text in texts if re.search(r"[^\W\d_]{2}", text)]
     return list(dict.fromkeys(texts))[:MOST_CAPTIONS]

@@ -1,4 +1,4 @@
-"""Pictures and their captions: one record for every data set, and its gentle augmentation."""
+"""Pictures and their captions: one record type for every data set, and gentle augmentation."""
 
 import hashlib
 import os
@@ -18,33 +18,33 @@ from rvlr_lib.data.facts import SceneViews
 from rvlr_lib.similarity import row_numbers
 
 SPLITS = ("train", "val", "test")
-THREADS = min(16, max(4, os.cpu_count() or 4))  # a GPU waits for photographs to be decoded
+THREADS = min(16, max(4, os.cpu_count() or 4))  # decoding photographs is what a GPU waits for
 MEMORY_BUDGET = 2**30
 
 Rows = Sequence[int] | np.ndarray | torch.Tensor
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
-def in_threads(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
-    """``map`` in threads, in order; Pillow decodes and resizes without holding the interpreter."""
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """``map`` in threads, in order; Pillow releases the interpreter lock while it decodes and resizes."""
     with ThreadPoolExecutor(THREADS) as pool:
         yield from pool.map(work, items)
 
 
 def evenly(items: list[Item], limit: int | None) -> list[Item]:
-    """At most ``limit`` of the items, evenly spaced; None for all. ValueError: ``limit`` is below 1."""
+    """At most ``limit`` of the items, evenly spaced; all for None. ValueError if ``limit`` is below 1."""
     if limit is not None and not (isinstance(limit, int | np.integer) and limit >= 1):
-        raise ValueError(f"limit={limit!r} is no number of pictures; give at least 1, or None for all")
+        raise ValueError(f"limit={limit!r} is not a number of pictures; give at least 1, or None for all")
     if limit is None or limit >= len(items):
         return items
     return [items[i] for i in np.linspace(0, len(items) - 1, limit).astype(int)]
 
 
 class PixelSource:
-    """Pictures by row, made when asked for; resized copies are kept where all of them fit into ``MEMORY_BUDGET``.
+    """Pictures by row, made on demand; resized copies are kept if all of them fit into ``MEMORY_BUDGET``.
 
-    ``image``: row -> picture as RGB; ``content``: row -> bytes that identify it in a fingerprint, default its pixels.
+    ``image``: row -> RGB picture; ``content``: row -> bytes that identify it in a fingerprint, by default its pixels.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class PixelSource:
         return self.count
 
     def pixels(self, rows: Rows, size: int) -> torch.Tensor:
-        """Resize (bicubic, anti-aliased, to a square) the pictures of ``rows`` -> uint8 [n, 3, size, size]."""
+        """Pictures of ``rows`` resized to squares (bicubic, anti-aliased), uint8 [n, 3, size, size]."""
         index = row_numbers("rows", rows, len(rows), self.count)
         if 3 * size * size * self.count > MEMORY_BUDGET:
             return self._resize(index.tolist(), size)
@@ -67,10 +67,10 @@ class PixelSource:
         return self._resized[size][index]
 
     def _resize(self, rows: Sequence[int], size: int) -> torch.Tensor:
-        def one(row: int) -> np.ndarray:
+        def resized(row: int) -> np.ndarray:
             return np.asarray(self.image(row).resize((size, size), Image.Resampling.BICUBIC))
 
-        result = np.fromiter(in_threads(one, rows), np.dtype((np.uint8, (size, size, 3))), len(rows))
+        result = np.fromiter(in_threads(resized, rows), np.dtype((np.uint8, (size, size, 3))), len(rows))
         return torch.from_numpy(result).permute(0, 3, 1, 2).contiguous()
 
 
@@ -84,7 +84,7 @@ class ArraySource(PixelSource):
 
 @dataclass(frozen=True, eq=False)
 class ImageTextDataset:
-    """I pictures and their C captions, at least one per picture. ValueError: the parts do not fit together."""
+    """I pictures and their C captions, at least one per picture; ValueError for inconsistent fields."""
 
     name: str
     split: str
@@ -92,23 +92,23 @@ class ImageTextDataset:
     captions: list[str]  # [C], cleaned
     caption_image: np.ndarray  # int64 [C], row of the picture each caption belongs to
     source: PixelSource
-    galleries: np.ndarray | None = None  # [I], number of each picture's gallery; None: one gallery
+    galleries: np.ndarray | None = None  # [I], gallery number of each picture; None: one gallery
     categories: list[str] | None = None  # [I]
-    scene: SceneViews | None = None  # factors and what each view shows of them, for the scenes
-    info: dict[str, Any] = field(default_factory=dict)  # settings that made this data set, for provenance
-    whole_captions: list[str] | None = None  # [C], before words were dropped; None: they are whole
+    scene: SceneViews | None = None  # scenes only: factors, and what each view shows of them
+    info: dict[str, Any] = field(default_factory=dict)  # settings behind this data set, for provenance
+    whole_captions: list[str] | None = None  # [C], before words were dropped; None: none were
 
     def __post_init__(self) -> None:
-        images, whose = len(self.image_ids), f"{self.name}/{self.split}"
+        images, label = len(self.image_ids), f"{self.name}/{self.split}"
         if len(set(self.image_ids)) != images:
-            twice = Counter(self.image_ids).most_common(1)[0][0]
-            raise ValueError(f"{whose}: duplicate image id {twice!r}; give every picture its own id")
+            duplicate = Counter(self.image_ids).most_common(1)[0][0]
+            raise ValueError(f"{label}: duplicate image id {duplicate!r}; give every picture an id of its own")
         if len(self.source) != images:
-            raise ValueError(f"{whose}: {images} image ids for {len(self.source)} pictures; give one id per picture")
-        row_numbers(f"{whose}: caption_image", self.caption_image, len(self.captions), images)
+            raise ValueError(f"{label}: {images} image ids for {len(self.source)} pictures; give one id per picture")
+        row_numbers(f"{label}: caption_image", self.caption_image, len(self.captions), images)
         if not (counts := np.bincount(self.caption_image, minlength=images)).all():
-            bare = self.image_ids[int(counts.argmin())]
-            raise ValueError(f"{whose}: picture {bare!r} has no caption; add one or leave the picture out")
+            image_id = self.image_ids[int(counts.argmin())]
+            raise ValueError(f"{label}: picture {image_id!r} has no caption; add one or leave the picture out")
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -120,7 +120,7 @@ class ImageTextDataset:
 
     @property
     def caption_ids(self) -> list[str]:
-        """Id of each caption, [C]: ``<image id>#<number of the caption within its picture>``."""
+        """Id of each caption, [C]: ``<image id>#<index among the picture's captions>``."""
         ids = {c: f"{self.image_ids[i]}#{k}" for i in range(len(self)) for k, c in enumerate(self.captions_of(i))}
         return [ids[c] for c in range(len(self.captions))]
 
@@ -129,20 +129,20 @@ class ImageTextDataset:
         return self._by_image[image_row]
 
     def image(self, image_row: int) -> Image.Image:
-        """Picture of one row as RGB, in its own size."""
+        """Picture of one row as RGB, in its original size."""
         return self.source.image(image_row)
 
     def pixels(self, rows: Rows, size: int) -> torch.Tensor:
-        """Pictures of ``rows`` resized to squares (bicubic, anti-aliased), uint8 [n, 3, size, size]."""
+        """Same as :meth:`PixelSource.pixels`: resized pictures, uint8 [n, 3, size, size]."""
         return self.source.pixels(rows, size)
 
     def subset(self, image_rows: Sequence[int] | np.ndarray) -> "ImageTextDataset":
-        """The pictures of ``image_rows``, in that order, with all that belongs to them."""
+        """The pictures of ``image_rows``, in that order, with their captions and all other fields."""
         rows = np.asarray(image_rows, dtype=np.int64)
         if not len(rows):
             raise ValueError(f"{self.name}/{self.split}: a subset needs at least one picture; image_rows is empty")
-        captions, source = [self.captions_of(i) for i in rows], self.source
-        caption_rows, owner = np.concatenate(captions), np.repeat(np.arange(len(rows)), [*map(len, captions)])
+        by_image, source = [self.captions_of(i) for i in rows], self.source
+        caption_rows, owner = np.concatenate(by_image), np.repeat(np.arange(len(rows)), [*map(len, by_image)])
         return replace(
             self,
             image_ids=[self.image_ids[i] for i in rows],
@@ -156,7 +156,7 @@ class ImageTextDataset:
         )
 
     def gallery_sets(self) -> "list[ImageTextDataset]":
-        """One data set per gallery, the same ones each time; itself where there is just one."""
+        """One data set per gallery, the same objects on every call; itself if there is one gallery."""
         return self._gallery_sets
 
     @cached_property
@@ -166,13 +166,13 @@ class ImageTextDataset:
         return [self.subset(np.flatnonzero(self.galleries == g)) for g in np.unique(self.galleries)]
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, captions, pictures and truth: equal exactly where the data are."""
+        """SHA-256 of ids, captions, pictures and truth: equal exactly if the data are equal."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
-        words = (self.image_ids, self.captions, self.categories or [], self.whole_captions or [])
-        parts = ["\0".join(part).encode() for part in words]
+        texts = (self.image_ids, self.captions, self.categories or [], self.whole_captions or [])
+        parts = ["\0".join(strings).encode() for strings in texts]
         parts += [self.caption_image.astype("<i8").tobytes()]
         parts += [b"" if self.galleries is None else self.galleries.astype("<i8").tobytes()]
         parts += [b"" if self.scene is None else self.scene.content()]
@@ -190,14 +190,14 @@ def augment(
     flip: bool = True,
     part: tuple[slice, int] | None = None,
 ) -> torch.Tensor:
-    """Gentle random crop (aspect ratio 0.9 to 1.1) and horizontal flip, drawn per sample; colours stay as they are.
+    """Gentle random crop (aspect ratio 0.9 to 1.1) and horizontal flip, drawn per sample; colours are unchanged.
 
     Args:
-        pixels: uint8 [B, 3, S, S]; anything else is a ValueError. The result is float32 in 0..1 on the same device.
-        generator: of every draw, on any device.
+        pixels: uint8 [B, 3, S, S], else ValueError. The result is float32 [B, 3, S, S] in 0..1 on the same device.
+        generator: source of all draws, on any device.
         scale: smallest and largest share of the picture's area that a crop keeps, 0 < low <= high <= 1.
         flip: flip every second picture, on average.
-        part: the pixels are these rows of a batch of that size, for all of which the draws are made.
+        part: (rows, batch size) if ``pixels`` are these rows of a larger batch; draws are made for the complete batch.
     """
     from torchvision.ops import roi_align
 
@@ -207,10 +207,10 @@ def augment(
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}; give uint8 [B, 3, S, S], see dataset.pixels")
     batch, _, height, width = pixels.shape
-    rows, whole = part or (slice(None), batch)
-    draws = torch.rand(5, whole, generator=generator, device=generator.device)[:, rows].to(pixels.device)
+    rows, total = part or (slice(None), batch)
+    draws = torch.rand(5, total, generator=generator, device=generator.device)[:, rows].to(pixels.device)
     area = low + (high - low) * draws[0]
-    aspect = (0.9 + 0.2 * draws[1]).clamp(area, 1 / area)  # so that no side leaves the picture
+    aspect = (0.9 + 0.2 * draws[1]).clamp(area, 1 / area)  # so that neither side exceeds the picture
     wide, tall = (area * aspect).sqrt() * width, (area / aspect).sqrt() * height
     left, top = draws[2] * (width - wide), draws[3] * (height - tall)
     boxes = torch.stack([torch.arange(batch, device=pixels.device), left, top, left + wide, top + tall], dim=1)

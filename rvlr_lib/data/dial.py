@@ -1,4 +1,4 @@
-"""The dial: take information away from one modality, by a stated amount, and keep the truth of what was taken."""
+"""The dial: remove a stated amount of information from one modality, and keep track of what was removed."""
 
 import zlib
 from collections.abc import Sequence
@@ -11,25 +11,25 @@ from PIL import Image, ImageFilter
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, PixelSource
 
 FAULTS = ("occlusion", "blur", "noise", "darkness", "low_resolution")  # after VizWiz: Chiu, Zhao and Gurari 2020
-GRID = 8  # tiles a side that occlusion covers; the scenes have their own 3 x 3
+GRID = 8  # tiles per side for occlusion; scenes have their own 3 x 3
 _GREY = 104
 
 
 @dataclass(frozen=True)
 class ImbalanceSpec:
-    """How much of each modality is left, and how many pairs are wrong; shares 0..1, anything else is a ValueError.
+    """How much of each modality remains, and how many pairs are wrong; ValueError for shares outside 0..1.
 
-    Visibility is, with ``occlusion``, the share of tiles that is left. Otherwise it is 1 - s of a fault's strength s:
-    ``blur`` a Gaussian of radius s/10 of the shorter side; ``noise`` a Gaussian of standard deviation 128 s of 255;
-    ``darkness`` every value times 1 - s; ``low_resolution`` both sides times 1 - s (one pixel or more), enlarged again.
+    With ``occlusion``, visibility is the share of tiles left uncovered; otherwise 1 - s for a fault of strength s:
+    ``blur``, a Gaussian of radius s/10 of the shorter side; ``noise``, Gaussian of standard deviation 128 s of 255;
+    ``darkness``, all values times 1 - s; ``low_resolution``, sides times 1 - s (at least one pixel), then enlarged.
     """
 
-    text_detail: float = 1.0  # chance of each factor (scenes) or word (other captions) to be told; one is always told
-    image_visibility: float = 1.0  # what is left of each picture
+    text_detail: float = 1.0  # chance that a factor (scenes) or word (other captions) is kept; one always is
+    image_visibility: float = 1.0  # what remains of each picture
     image_fault: str = "occlusion"  # one of FAULTS
-    mismatch_rate: float = 0.0  # share of the training captions that stand with the picture of another
-    splits: tuple[str, ...] = SPLITS  # where the dial acts; pairs are mixed in train alone, whatever it says
-    seed: int = 0  # of what is dropped, covered and mixed; on scenes the data set's own seed decides what is dropped
+    mismatch_rate: float = 0.0  # share of training captions moved to another picture
+    splits: tuple[str, ...] = SPLITS  # where the dial acts; pairs are mixed in train only, whatever this says
+    seed: int = 0  # of words, faults and mixing; scenes drop factors and cover tiles by their data set's seed
 
     def __post_init__(self) -> None:
         for name in ("text_detail", "image_visibility", "mismatch_rate"):
@@ -38,10 +38,10 @@ class ImbalanceSpec:
         if self.image_fault not in FAULTS:
             raise ValueError(f"image_fault={self.image_fault!r} is unknown; choose one of: {', '.join(FAULTS)}")
         if unknown := [split for split in self.splits if split not in SPLITS]:
-            raise ValueError(f"the dial knows the splits train, val and test, not {unknown[0]!r}")
+            raise ValueError(f"the splits of the dial are {', '.join(SPLITS)}, not {unknown[0]!r}")
 
     def on(self, split: str) -> "ImbalanceSpec":
-        """What is left of the dial on one split."""
+        """The dial as it acts on one split."""
         kept = self if split in self.splits else replace(self, text_detail=1.0, image_visibility=1.0)
         return kept if split == "train" else replace(kept, mismatch_rate=0.0)
 
@@ -49,53 +49,53 @@ class ImbalanceSpec:
 def impose(dataset: ImageTextDataset, spec: ImbalanceSpec) -> ImageTextDataset:
     """The data set under the dial: words dropped, pictures degraded, pairs mixed.
 
-    Graded relevance of real captions stays that of the whole captions, which are kept in ``dataset.whole_captions``.
-    ValueError: words or tiles of scenes, which ``load_dataset`` takes; too few captions to mix.
+    Graded relevance of real captions stays that of the complete captions, kept in ``dataset.whole_captions``.
+    ValueError for words or tiles of scenes, which only ``load_dataset`` can drop, and for too few captions to mix.
     """
-    here, split = spec.on(dataset.split), dataset.split
-    occluded = here.image_visibility < 1 and here.image_fault == "occlusion"
-    if dataset.scene is not None and (here.text_detail < 1 or occluded):
-        raise ValueError("scenes drop factors where they are drawn: load_dataset('scenes', split=..., imbalance=spec)")
+    dial, split = spec.on(dataset.split), dataset.split
+    occluded = dial.image_visibility < 1 and dial.image_fault == "occlusion"
+    if dataset.scene is not None and (dial.text_detail < 1 or occluded):
+        raise ValueError("scenes drop factors as they are drawn: load_dataset('scenes', split=..., imbalance=spec)")
     captions, whole, info = dataset.captions, dataset.whole_captions, dict(dataset.info)
     changes: dict[str, Any] = {}
-    if here.text_detail < 1:
-        whole, captions = whole or captions, drop_words(captions, here.text_detail, _salted(here.seed, split, "words"))
-        info |= {"text_detail": here.text_detail}
-    if here.image_visibility < 1:
-        source, seed = dataset.source, _salted(here.seed, split, "pictures")
-        visibility, fault = here.image_visibility, here.image_fault
-        changes["source"] = PixelSource(  # the same fault whenever a picture is asked for
+    if dial.text_detail < 1:
+        whole, captions = whole or captions, drop_words(captions, dial.text_detail, _salted(dial.seed, split, "words"))
+        info |= {"text_detail": dial.text_detail}
+    if dial.image_visibility < 1:
+        source, seed = dataset.source, _salted(dial.seed, split, "pictures")
+        visibility, fault = dial.image_visibility, dial.image_fault
+        changes["source"] = PixelSource(  # the same fault each time a picture is read
             len(source),
             lambda row: degrade(source.image(row), visibility, fault, np.random.default_rng([seed, row])),
             lambda row: source.content(row) + f"{visibility} {fault} {seed} {row}".encode(),
         )
         info |= {"image_visibility": visibility, "image_fault": fault}
-    if here.mismatch_rate:
-        moved = mismatch_index(dataset.caption_image, here.mismatch_rate, here.seed)
-        captions, whole = [captions[c] for c in moved], whole and [whole[c] for c in moved]
-        changes["scene"] = dataset.scene and dataset.scene.subset(np.arange(len(dataset)), moved, dataset.caption_image)
-        info |= {"mismatch_rate": here.mismatch_rate, "mismatch_seed": here.seed}
+    if dial.mismatch_rate:
+        index = mismatch_index(dataset.caption_image, dial.mismatch_rate, dial.seed)
+        captions, whole = [captions[c] for c in index], whole and [whole[c] for c in index]
+        changes["scene"] = dataset.scene and dataset.scene.subset(np.arange(len(dataset)), index, dataset.caption_image)
+        info |= {"mismatch_rate": dial.mismatch_rate, "mismatch_seed": dial.seed}
     return replace(dataset, captions=captions, whole_captions=whole, info=info, **changes)
 
 
 def _salted(seed: int, split: str, purpose: str) -> int:
-    """A seed of one purpose and split, so that no two draw the same."""
+    """A seed for one purpose and split, so that no two share their draws."""
     return zlib.crc32(f"{seed} {split} {purpose}".encode())
 
 
 def drop_words(captions: Sequence[str], detail: float, seed: int = 0) -> list[str]:
-    """Keep each word with the chance ``detail``; one always stays, and what is kept at 0.3 is kept at 0.6."""
-    kept = []
+    """Keep each word with probability ``detail``, at least one per caption; what is kept at 0.3 is kept at 0.6."""
+    shortened = []
     for number, caption in enumerate(captions):
         words = caption.split()
         draws = np.random.default_rng([seed, number]).random(len(words))
-        left = [word for word, draw in zip(words, draws, strict=True) if draw < detail]
-        kept.append(" ".join(left) if left or not words else words[int(draws.argmin())])
-    return kept
+        kept = [word for word, draw in zip(words, draws, strict=True) if draw < detail]
+        shortened.append(" ".join(kept) if kept or not words else words[int(draws.argmin())])
+    return shortened
 
 
 def degrade(image: Image.Image, visibility: float, fault: str, generator: np.random.Generator) -> Image.Image:
-    """One RGB picture with a fault, in the same size; see :class:`ImbalanceSpec` for the strengths."""
+    """RGB picture of the same size with a fault; see :class:`ImbalanceSpec` for the strengths."""
     strength, size = 1 - visibility, image.size
     if fault == "blur":
         return image.filter(ImageFilter.GaussianBlur(strength * min(size) / 10))
@@ -109,18 +109,18 @@ def degrade(image: Image.Image, visibility: float, fault: str, generator: np.ran
         pixels = pixels + 128 * strength * generator.standard_normal(pixels.shape, dtype=np.float32)
     else:
         covered = int(np.floor(GRID**2 * strength + generator.random()))
-        gone = (generator.permutation(GRID**2) < covered).reshape(GRID, GRID)
+        hidden = (generator.permutation(GRID**2) < covered).reshape(GRID, GRID)
         rows, columns = (np.arange(side) * GRID // side for side in pixels.shape[:2])
-        pixels = np.where(gone[rows][:, columns, None], _GREY, pixels)
+        pixels = np.where(hidden[rows][:, columns, None], _GREY, pixels)
     return Image.fromarray((pixels.clip(0, 255) + 0.5).astype(np.uint8))
 
 
 def mismatch_index(caption_image: np.ndarray, rate: float, seed: int = 0) -> np.ndarray:
-    """Which caption stands in the place of each after mixing: int64 [C], ``index[c] == c`` where nothing moved.
+    """Row of the caption that replaces each caption, int64 [C]; ``index[c] == c`` where nothing moved.
 
-    Exactly ``round(rate C)`` captions move, each to a picture that is not its own, and every picture keeps its number
-    of captions. Depends on nothing but its arguments: the picture row of each caption [C], the share to move, a seed.
-    ValueError: the rate lies outside 0 to 1, or so few captions move that one would have to keep its picture.
+    Exactly ``round(rate C)`` captions move, each to another picture, and every picture keeps its number of captions.
+    Depends only on the arguments: the picture row of each caption [C], the share to move and a seed.
+    ValueError if the rate is outside 0 to 1, or if so few captions move that one would have to keep its picture.
 
     >>> index = mismatch_index(np.arange(10), 0.2, seed=1)
     >>> int((index != np.arange(10)).sum()), sorted(index.tolist()) == list(range(10))

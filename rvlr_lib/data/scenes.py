@@ -1,7 +1,7 @@
-"""Scenes: pictures and captions that we draw ourselves from known factors, so that true similarity is known.
+"""Scenes: synthetic pictures and captions drawn from known factors, so that true similarity is known.
 
 A scene has 1 to 4 objects (8 shapes x 8 colours x 2 sizes) on distinct cells of a 3x3 grid over one of 8 grey textures.
-Position is a nuisance: no caption tells it and no truth counts it, so crops and flips are lawful.
+Position is a nuisance factor: no caption mentions it and no truth counts it, so crops and flips are harmless.
 """
 
 from functools import lru_cache
@@ -32,8 +32,8 @@ PIXELS, CAPTIONS = 48, 5
 
 _COLOURS = [ImageColor.getrgb(c) for c in "#de282c #f48010 #fad624 #289638 #20beba #2454d6 #7c34b0 #f886be".split()]
 _RADII = (4.0, 6.8)
-_COVER = 104.0  # flat grey, darker than every texture
-_SPRITE, _TEXTURE, _FINE = 15, 64, 16  # sprite and texture in pixels, and the factor they are drawn larger by
+_COVER = 104.0  # grey of covered tiles, darker than every texture
+_SPRITE, _TEXTURE, _FINE = 15, 64, 16  # sides of sprites and textures in pixels; supersampling factor of sprites
 
 
 def load_scenes(
@@ -46,18 +46,18 @@ def load_scenes(
     gallery_size: int = 500,
     seed: int = 0,
 ) -> ImageTextDataset:
-    """Draw one split: pictures of 48 x 48 pixels with five captions each, and what each view shows of its factors.
+    """Draw one split: pictures of 48 x 48 pixels with five captions each, and the factors that each view shows.
 
     Args:
-        split: ``train``, ``val`` or ``test``; independent streams.
-        text_detail: chance of each factor to be told by a caption, 0..1; where no object is drawn to be told, one is by
-            its shape. Nested: what is told at 0.3 is told at 0.6.
-        image_visibility: share of the nine tiles that is left, 0..1, on average over pictures. An object on a covered
-            tile is not drawn; the background is hidden where all tiles are. Nested as well. Which tiles are covered
-            changes with the number of pictures.
-        size: pictures of ``train`` (4,000) or ``val`` (500); fewer are the first of more.
-        galleries, gallery_size: of ``test``.
-        seed: of all draws; another seed is another world. ValueError for any argument out of its range.
+        split: ``train``, ``val`` or ``test``, drawn from independent random streams.
+        text_detail: chance that a caption mentions a factor, 0..1; if no object is drawn to be mentioned, one is named
+            by its shape. Nested: what is mentioned at 0.3 is also mentioned at 0.6.
+        image_visibility: average share of the nine tiles left uncovered, 0..1. An object on a covered tile is not
+            drawn; the background is hidden only if all tiles are covered. Also nested. Which tiles are covered depends
+            on the number of pictures.
+        size: number of pictures in ``train`` (default 4,000) or ``val`` (500); fewer are the first of more.
+        galleries, gallery_size: number and size of the galleries of ``test``.
+        seed: of all draws; another seed is another world. ValueError for any argument out of range.
     """
     if split == "test" and size is not None:
         raise ValueError(f"size={size} is for train and val; the size of test is galleries x gallery_size")
@@ -71,7 +71,7 @@ def load_scenes(
 
     streams = np.random.SeedSequence([seed, SPLITS.index(split)]).spawn(2)
     scene, shown, covered, pixels = _draw_pictures(images, image_visibility, streams[0])
-    text, forced, captions = _tell(scene, text_detail, streams[1])
+    text, forced, captions = _describe(scene, text_detail, streams[1])
     owner = np.repeat(np.arange(images), CAPTIONS)
     return ImageTextDataset(
         name="scenes",
@@ -89,8 +89,8 @@ def load_scenes(
 def _draw_pictures(
     images: int, visibility: float, stream: np.random.SeedSequence
 ) -> tuple[Facts, Facts, np.ndarray, np.ndarray]:
-    """All factors, those shown, number of covered tiles [I], and the pictures uint8 [I, 48, 48, 3]."""
-    # one generator per quantity, so that a smaller data set holds the first rows of a larger one
+    """All factors, those shown, the number of covered tiles [I], and the pictures, uint8 [I, 48, 48, 3]."""
+    # one generator per quantity, so that a smaller data set is the beginning of a larger one
     number, kinds, ground, cell, shift, phase, light, cover = map(np.random.default_rng, stream.spawn(8))
     present = np.arange(OBJECTS) < number.integers(1, OBJECTS + 1, size=(images, 1))
     objects = kinds.integers(0, (SHAPES, COLOURS, SIZES), size=(images, OBJECTS, 3), dtype=np.int8)
@@ -101,8 +101,8 @@ def _draw_pictures(
     phases = phase.integers(0, _TEXTURE - PIXELS, size=(images, 2))
     lights = light.integers(-12, 13, size=images).astype(np.float32)
     covered = np.floor(TILES * (1 - visibility) + cover.random(images)).astype(np.int64)
-    gone = cover.random((images, TILES)).argsort(1).argsort(1) < covered[:, None]  # [I, tile]
-    drawn = present & ~np.take_along_axis(gone, cells, 1)
+    hidden = cover.random((images, TILES)).argsort(1).argsort(1) < covered[:, None]  # [I, tile]
+    drawn = present & ~np.take_along_axis(hidden, cells, 1)
     shown = Facts(np.where(drawn[:, :, None], objects, -1), np.where(covered < TILES, background, -1).astype(np.int8))
 
     sprites, textures = _sprites(), _textures()
@@ -110,7 +110,7 @@ def _draw_pictures(
     for i in range(images):
         y, x = phases[i]
         canvas = np.repeat(textures[background[i], y : y + PIXELS, x : x + PIXELS, None] + lights[i], 3, axis=2)
-        for tile in np.flatnonzero(gone[i]):  # before the objects: a tile never cuts off its neighbours' edges
+        for tile in np.flatnonzero(hidden[i]):  # before the objects, so that no tile cuts off its neighbours' edges
             y, x = (16 * k for k in divmod(int(tile), 3))
             canvas[y : y + 16, x : x + 16] = _COVER
         for (shape, colour, size), (y, x) in zip(objects[i][drawn[i]], corners[i][drawn[i]], strict=True):
@@ -124,19 +124,19 @@ def _draw_pictures(
 
 @lru_cache(maxsize=1)
 def _sprites() -> np.ndarray:
-    """Every object with smooth edges and a darker rim: [shape, colour, size, 15, 15, (premultiplied RGB, alpha)]."""
+    """Every object, anti-aliased with a darker rim: [shape, colour, size, 15, 15, (premultiplied RGB, alpha)]."""
     sprites = np.empty((SHAPES, COLOURS, SIZES, _SPRITE, _SPRITE, 4), dtype=np.float32)
     fills = np.array(_COLOURS, dtype=np.float32)[:, None, None]
     for shape, contours in enumerate(_contours()):
         for size, radius in enumerate(_RADII):
-            whole, inner = (_mask(contours, radius, rim) for rim in (0.0, 0.12 * radius))
-            sprites[shape, :, size, ..., :3] = fills * (inner + 0.55 * (whole - inner))
-            sprites[shape, :, size, ..., 3:] = whole
+            outer, inner = (_mask(contours, radius, rim) for rim in (0.0, 0.12 * radius))
+            sprites[shape, :, size, ..., :3] = fills * (inner + 0.55 * (outer - inner))
+            sprites[shape, :, size, ..., 3:] = outer
     return sprites
 
 
 def _contours() -> list[list[np.ndarray]]:
-    """Outer (and the ring's inner) contours of radius 1, [points, (x, y)]; every shape is its own mirror image."""
+    """Contours of radius 1, [points, (x, y)], outer and for the ring also inner; every shape is mirror-symmetric."""
     turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     circle = np.stack([np.sin(turn), -np.cos(turn)], axis=-1)
     tips = np.arange(10) * np.pi / 5
@@ -158,7 +158,7 @@ def _contours() -> list[list[np.ndarray]]:
 
 
 def _mask(contours: list[np.ndarray], radius: float, rim: float) -> np.ndarray:
-    """Coverage of each pixel, 0..1 [15, 15, 1], by a shape without a rim of so many pixels."""
+    """Coverage of each pixel, 0..1 [15, 15, 1], by a shape without its rim of ``rim`` pixels."""
     fine = Image.new("L", (_SPRITE * _FINE,) * 2)
     draw = ImageDraw.Draw(fine)
     for fill, contour in zip((255, 0), contours, strict=False):
@@ -167,7 +167,7 @@ def _mask(contours: list[np.ndarray], radius: float, rim: float) -> np.ndarray:
         if rim:
             draw.line([*points, *points[:2]], fill=0, width=round(2 * rim * _FINE), joint="curve")
     mask = np.asarray(fine.resize((_SPRITE,) * 2, Image.Resampling.BOX), dtype=np.float32)[:, :, None] / 255
-    return (mask + mask[:, ::-1]) / 2  # the drawing is a mirror image only to a fraction of a pixel
+    return (mask + mask[:, ::-1]) / 2  # rasterising is symmetric only to a fraction of a pixel
 
 
 @lru_cache(maxsize=1)
@@ -177,7 +177,7 @@ def _textures() -> np.ndarray:
     y, x = np.mgrid[: _TEXTURE * 4, : _TEXTURE * 4] / 4
     wave = np.abs((x % 16) - 8) / 8  # a triangle wave: exact on every machine
     grains = np.kron(np.random.default_rng(7).random((_TEXTURE // 2, _TEXTURE // 2)) < 0.5, np.ones((8, 8)))
-    inked = (
+    patterns = (
         np.zeros_like(x),
         y % step < step / 2,
         x % step < step / 2,
@@ -187,16 +187,16 @@ def _textures() -> np.ndarray:
         (y + 6 * wave**2 * (3 - 2 * wave)) % 12 < 4,
         grains,
     )
-    fine = np.where(np.stack(inked), dark, bright).astype(np.float32)
+    fine = np.where(np.stack(patterns), dark, bright).astype(np.float32)
     return fine.reshape(BACKGROUNDS, _TEXTURE, 4, _TEXTURE, 4).mean((2, 4))
 
 
-def _tell(scene: Facts, detail: float, stream: np.random.SeedSequence) -> tuple[Facts, np.ndarray, list[str]]:
-    """Draw five captions per scene -> facts they tell [5I], captions forced to tell an object [5I], their words."""
-    told_of, told_ground, rank, spare, words, form = map(np.random.default_rng, stream.spawn(6))
+def _describe(scene: Facts, detail: float, stream: np.random.SeedSequence) -> tuple[Facts, np.ndarray, list[str]]:
+    """Draw five captions per scene: their facts [5I], whether an object was forced [5I], and their texts."""
+    mention, mention_ground, rank, spare, words, form = map(np.random.default_rng, stream.spawn(6))
     present, ground = np.repeat(scene.objects, CAPTIONS, axis=0), np.repeat(scene.background, CAPTIONS)
-    objects = np.where(told_of.random(present.shape) < detail, present, -1)
-    ground = np.where(told_ground.random(len(ground)) < detail, ground, -1).astype(np.int8)
+    objects = np.where(mention.random(present.shape) < detail, present, -1)
+    ground = np.where(mention_ground.random(len(ground)) < detail, ground, -1).astype(np.int8)
 
     forced = np.all(objects < 0, axis=(1, 2))
     chosen = (spare.random(len(ground)) * (present[:, :, 0] >= 0).sum(1)).astype(np.int64)
@@ -204,23 +204,23 @@ def _tell(scene: Facts, detail: float, stream: np.random.SeedSequence) -> tuple[
 
     mentioned = (objects >= 0).any(2)
     order = np.where(mentioned, rank.random(mentioned.shape), 2.0).argsort(1)[:, :, None]
-    objects, draws = (np.take_along_axis(part, order, 1) for part in (objects, words.random(objects.shape)))
+    objects, draws = (np.take_along_axis(x, order, 1) for x in (objects, words.random(objects.shape)))
     forms = form.random((len(ground), 6))
-    parts = zip(objects.tolist(), ground.tolist(), draws.tolist(), forms.tolist(), strict=True)
-    return Facts(objects, ground), forced, [_sentence(*part) for part in parts]
+    choices = zip(objects.tolist(), ground.tolist(), draws.tolist(), forms.tolist(), strict=True)
+    return Facts(objects, ground), forced, [_sentence(*choice) for choice in choices]
 
 
 def _sentence(objects: list[list[int]], ground: int, draws: list[list[float]], form: list[float]) -> str:
-    """Words of the told facts; ``draws`` and ``form``, all in 0..1, choose among synonyms and templates."""
-    named = []
+    """Sentence that mentions the facts; ``draws`` and ``form``, all in 0..1, choose synonyms and templates."""
+    phrases = []
     for (shape, colour, size), draw in zip(objects, draws, strict=True):
         if max(shape, colour, size) < 0:
             break
-        told = ((SIZE_WORDS, size, draw[2]), (COLOUR_WORDS, colour, draw[1]))
-        words = [_pick(table[value], u) for table, value, u in told if value >= 0]
+        adjectives = ((SIZE_WORDS, size, draw[2]), (COLOUR_WORDS, colour, draw[1]))
+        words = [_pick(table[value], u) for table, value, u in adjectives if value >= 0]
         words.append(_pick(SHAPE_WORDS[shape] if shape >= 0 else THING_WORDS, draw[0]))
-        named.append(_article(" ".join(words)))
-    things = f" {_pick(JOINT_WORDS, form[0])} ".join(named)
+        phrases.append(_article(" ".join(words)))
+    things = f" {_pick(JOINT_WORDS, form[0])} ".join(phrases)
     if ground < 0:
         return f"{_pick(OPENINGS, form[1])} {things}".strip()
     place = _article(f"{_pick(BACKGROUND_WORDS[ground], form[2])} {_pick(GROUND_WORDS, form[3])}")

@@ -1,4 +1,4 @@
-"""Retrieval and structure metrics on plain tensors and arrays, percent as Python floats; statistics over seeds."""
+"""Retrieval and structure metrics of tensors, arrays or lists; statistics over seeds."""
 
 # ruff: noqa: F401
 from rvlr_lib.metrics.protocol import evaluate_folds, evaluate_retrieval

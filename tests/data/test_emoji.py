@@ -19,27 +19,27 @@ def base_and_tones(image_id):
 
 
 def test_split_is_compositional(splits):
-    """From the ids alone: held-out pictures are new pairs of a base and a tone that training has seen apart."""
-    parts = {name: [base_and_tones(i) for i in d.image_ids] for name, d in splits.items()}
+    """From ids alone: held-out pictures are unseen pairs of a base and a tone that training sees separately."""
+    pairs = {name: [base_and_tones(i) for i in d.image_ids] for name, d in splits.items()}
     assert len({i for d in splits.values() for i in d.image_ids}) == 3944
-    train = set(parts["train"])
+    train = set(pairs["train"])
     bases, tones_seen = {b for b, _ in train}, {t for _, t in train}
     for name in ("val", "test"):
-        assert len({base for base, _ in parts[name]}) == 330
-        for base, tones in parts[name]:
+        assert len({base for base, _ in pairs[name]}) == 330
+        for base, tones in pairs[name]:
             assert len(set(tones)) == 1
             assert base in bases
             assert tones[:1] in tones_seen
             assert (base, tones) not in train
-    assert {b for b, _ in parts["val"]} == {b for b, _ in parts["test"]}
-    assert set(Counter(tones[0] for _, tones in parts["test"]).values()) == {66}
+    assert {b for b, _ in pairs["val"]} == {b for b, _ in pairs["test"]}
+    assert set(Counter(tones[0] for _, tones in pairs["test"]).values()) == {66}
 
 
-def test_limit_takes_an_even_choice(splits):
+def test_limit_is_evenly_spaced(splits):
     few = load_dataset("emoji", split="val", limit=50)
-    places = [splits["val"].image_ids.index(name) for name in few.image_ids]
+    positions = [splits["val"].image_ids.index(name) for name in few.image_ids]
     assert len(few) == 50
-    assert set(np.diff(places)) == {6, 7}
+    assert set(np.diff(positions)) == {6, 7}
 
 
 @pytest.mark.parametrize("kept", [None, 0, 3])

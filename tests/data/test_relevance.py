@@ -14,18 +14,18 @@ SPELLING = ["एक लड़का खेल रहा है", "குழந�
 
 
 def captions(count, seed=0):
-    """Captions of 1 to 13 real words, few enough of them for overlaps of every length."""
+    """Captions of 1 to 13 words from a vocabulary small enough for overlaps of every length."""
     rng, words = np.random.default_rng(seed), [word for word in WORDS if word.isascii()][:: len(WORDS) // 12]
     return [" ".join(rng.choice(words, rng.integers(1, 14))) for _ in range(count)]
 
 
-def package(candidate, reference):
+def rouge_score(candidate, reference):
     return SCORER.score(reference, candidate)["rougeL"]
 
 
 def slow_coco(candidate, references, beta=1.2):
     """The COCO scorer's formula: best precision and best recall, taken independently."""
-    scores = [package(candidate, reference) for reference in references]
+    scores = [rouge_score(candidate, reference) for reference in references]
     precision, recall = max(score.precision for score in scores), max(score.recall for score in scores)
     return (1 + beta**2) * precision * recall / (recall + beta**2 * precision) if precision else 0.0
 
@@ -34,35 +34,35 @@ def slow_coco(candidate, references, beta=1.2):
     ("variant", "slow"),
     [
         ("coco", slow_coco),
-        ("rouge_score", lambda text, references: max(package(text, r).fmeasure for r in references)),
-        ("mean_f1", lambda text, references: np.mean([package(text, r).fmeasure for r in references])),
+        ("rouge_score", lambda text, references: max(rouge_score(text, r).fmeasure for r in references)),
+        ("mean_f1", lambda text, references: np.mean([rouge_score(text, r).fmeasure for r in references])),
     ],
 )
-def test_variants_equal_the_loops_for_any_number_of_captions_in_any_order(variant, slow):
+def test_variants_equal_the_loops_for_any_number_and_order_of_captions(variant, slow):
     texts, rng = captions(60), np.random.default_rng(0)
     owner = rng.permutation(np.concatenate([np.arange(15), rng.integers(0, 15, 45)]))
     references = [[texts[c] for c in range(60) if owner[c] == i] for i in range(15)]
-    found = rouge_l_relevance(texts, owner, variant=variant)
-    assert found.dtype == np.float32
-    expected = np.array([[slow(text, own) for own in references] for text in texts])
-    assert found == pytest.approx(expected, abs=1e-7)
+    relevance = rouge_l_relevance(texts, owner, variant=variant)
+    assert relevance.dtype == np.float32
+    expected = np.array([[slow(text, group) for group in references] for text in texts])
+    assert relevance == pytest.approx(expected, abs=1e-7)
     if variant == "rouge_score":  # to the bit
-        assert np.array_equal(found, expected.astype(np.float32))
-    assert variant == "mean_f1" or (found[np.arange(60), owner] == 1).all()
+        assert np.array_equal(relevance, expected.astype(np.float32))
+    assert variant == "mean_f1" or (relevance[np.arange(60), owner] == 1).all()
     for numbers in (owner.astype(np.uint8), owner.astype(float)):
-        assert np.array_equal(found, rouge_l_relevance(texts, numbers, variant=variant, chunk_size=7))
+        assert np.array_equal(relevance, rouge_l_relevance(texts, numbers, variant=variant, chunk_size=7))
 
 
 def test_long_captions_and_images_or_captions_without_words():
     long = " ".join(str(n) for n in range(700))
-    found = rouge_l_relevance([long, f"{long} x", ""], [0, 1, 2], num_images=5, variant="rouge_score")
-    assert found[0, 1] == pytest.approx(2 * 700 / 1401)
-    assert found.shape == (3, 5)
-    assert not found[:, 2:].any()
-    assert not found[2].any()
+    relevance = rouge_l_relevance([long, f"{long} x", ""], [0, 1, 2], num_images=5, variant="rouge_score")
+    assert relevance[0, 1] == pytest.approx(2 * 700 / 1401)
+    assert relevance.shape == (3, 5)
+    assert not relevance[:, 2:].any()
+    assert not relevance[2].any()
 
 
-def test_more_words_than_one_plane_of_characters():
+def test_vocabulary_beyond_one_unicode_plane():
     texts = [" ".join(f"w{n}" for n in range(begin, begin + 1000)) for begin in range(0, 100_000, 1000)]
     assert np.array_equal(rouge_l_relevance(texts, np.arange(100)), np.eye(100, dtype=np.float32))
 
@@ -77,7 +77,7 @@ def test_more_words_than_one_plane_of_characters():
         ("Ångström 한국어 が Việt", "ångström 한국어 が việt"),
         ("क्\u200d\u200dष a\u200d\u200db c\u200d", "क्\u200d\u200dष a\u200d\u200db c"),
         ("Donau\u00addampf\u00adschiff", "donaudampfschiff"),
-        ("a red ❤️ 👨‍👩‍👧 and a dog", "a red and a dog"),  # joiners and selectors of emoji are no words
+        ("a red ❤️ 👨‍👩‍👧 and a dog", "a red and a dog"),  # emoji's joiners and selectors are not words
         *((word, word) for word in SPELLING),
     ],
 )
@@ -99,10 +99,10 @@ def test_clean_caption_keeps_letters_marks_and_digits_of_every_script():
             assert word == "x x", hex(code)
 
 
-def test_embedding_relevance_is_the_best_cosine_with_an_images_captions():
+def test_embedding_relevance_is_the_best_cosine_with_captions_of_the_image():
     rng = np.random.default_rng(0)
     features, owner = rng.normal(size=(40, 6)), rng.permutation(np.arange(40) % 13)
-    ours = embedding_relevance(features, owner, 15)
+    relevance = embedding_relevance(features, owner, 15)
     best = [[max([0.0, *cosines[owner == i]]) for i in range(15)] for cosines in cosine_similarity(features)]
-    assert ours == pytest.approx(np.array(best), abs=1e-6)
-    np.testing.assert_array_equal(ours[np.arange(40), owner], 1)
+    assert relevance == pytest.approx(np.array(best), abs=1e-6)
+    np.testing.assert_array_equal(relevance[np.arange(40), owner], 1)

@@ -18,7 +18,7 @@ def test_fewer_scenes_are_the_first_of_more_and_splits_have_their_sizes():
     assert load("test", galleries=1, gallery_size=20).fingerprint() == test.gallery_sets()[0].fingerprint()
 
 
-def test_a_picture_shows_the_colours_of_its_objects_and_no_others():
+def test_a_picture_shows_exactly_the_colours_of_its_objects():
     dataset = load(size=300)
     fills = np.array(scenes._COLOURS)
     assert min(np.linalg.norm(a - b) for k, a in enumerate(fills) for b in fills[:k]) > 60
@@ -28,7 +28,7 @@ def test_a_picture_shows_the_colours_of_its_objects_and_no_others():
 
 
 def read_caption(caption):
-    """The facts of a caption from its words alone, by a dictionary of its own making."""
+    """The facts of a caption, parsed from its words alone."""
     tables = {"shape": scenes.SHAPE_WORDS, "colour": scenes.COLOUR_WORDS, "size": scenes.SIZE_WORDS}
     tables["background"] = scenes.BACKGROUND_WORDS
     words = {w: (kind, k) for kind, table in tables.items() for k, ws in enumerate(table) for w in ws}
@@ -46,11 +46,11 @@ def read_caption(caption):
 
 
 def fits(mention, scene_object):
-    return all(told in (-1, true) for told, true in zip(mention, scene_object, strict=True))
+    return all(said in (-1, true) for said, true in zip(mention, scene_object, strict=True))
 
 
 @pytest.mark.parametrize("detail", [0.0, 0.3, 0.6, 1.0])
-def test_captions_say_true_facts_and_each_object_once(detail):
+def test_captions_mention_true_facts_and_each_object_once(detail):
     dataset = load(size=150, text_detail=detail)
     views = dataset.scene
     for c, i in enumerate(dataset.caption_image):
@@ -69,9 +69,9 @@ def test_captions_say_true_facts_and_each_object_once(detail):
 
 
 def test_details_are_nested_and_leave_the_pictures_alone():
-    less, more = load(size=200, text_detail=0.3), load(size=200, text_detail=0.6)
-    assert np.array_equal(less.source.array, more.source.array)
-    poor, rich = less.scene, more.scene
+    short, long = load(size=200, text_detail=0.3), load(size=200, text_detail=0.6)
+    assert np.array_equal(short.source.array, long.source.array)
+    poor, rich = short.scene, long.scene
     assert ((poor.text.background < 0) | (poor.text.background == rich.text.background)).all()
     assert (rich.forced <= poor.forced).all()
     for few, many in zip(poor.text.objects[~poor.forced], rich.text.objects[~poor.forced], strict=True):

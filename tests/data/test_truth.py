@@ -12,7 +12,7 @@ from rvlr_lib.data import bayes_ceiling, facts, load_dataset, truth
 
 
 def slow_counts(views):
-    found = []
+    by_view = []
     for objects, background in zip(views.objects.tolist(), views.background, strict=True):
         counts = Counter()
         for shape, colour, size in objects:
@@ -21,8 +21,8 @@ def slow_counts(views):
             counts["size", size] += 0.5 * (size >= 0)
             counts["pair", shape, colour] += shape >= 0 and colour >= 0
         counts["background", background] += background >= 0
-        found.append(counts)
-    return found
+        by_view.append(counts)
+    return by_view
 
 
 @pytest.mark.parametrize("kind", ["latent", "shown"])
@@ -41,29 +41,29 @@ def test_truth_against_counting(kind, detail, visibility, refuses):
 
 
 def caption_outcomes(objects, background, detail):
-    """Every (mentions in order, background) that the generator can tell of a scene, with its chance."""
+    """Every (mentions in order, background) that the generator can produce for a scene, with its chance."""
     chances = Counter()
     factors = [value for scene_object in objects for value in scene_object] + [background]
-    for told in product((False, True), repeat=len(factors)):
-        chance = np.prod([detail if t else 1 - detail for t in told])
-        shown = [value if t else -1 for t, value in zip(told, factors, strict=True)]
-        named = [tuple(shown[k : k + 3]) for k in range(0, len(factors) - 1, 3)]
+    for drawn in product((False, True), repeat=len(factors)):
+        chance = np.prod([detail if t else 1 - detail for t in drawn])
+        stated = [value if t else -1 for t, value in zip(drawn, factors, strict=True)]
+        named = [tuple(stated[k : k + 3]) for k in range(0, len(factors) - 1, 3)]
         named = [n for n in named if max(n) >= 0]
         choices = [named] if named else [[(o[0], -1, -1)] for o in objects]
         for choice in choices:
             orders = list(permutations(choice))
             for order in orders:
-                chances[order, shown[-1]] += chance / len(choices) / len(orders)
+                chances[order, stated[-1]] += chance / len(choices) / len(orders)
     return chances
 
 
 def slow_likelihood(views, detail):
-    """[C][I] from every outcome of every scene."""
+    """Likelihood [C][I] from every outcome of every scene."""
     texts, scenes = (zip(view.objects.tolist(), view.background, strict=True) for view in (views.text, views.scene))
-    told = [(tuple(tuple(m) for m in objects if max(m) >= 0), background) for objects, background in texts]
-    real = [([tuple(o) for o in objects if o[0] >= 0], background) for objects, background in scenes]
-    outcomes = [caption_outcomes(*scene, detail) for scene in real]
-    return [[chances[caption] for chances in outcomes] for caption in told]
+    captions = [(tuple(tuple(m) for m in objects if max(m) >= 0), background) for objects, background in texts]
+    present = [([tuple(o) for o in objects if o[0] >= 0], background) for objects, background in scenes]
+    outcomes = [caption_outcomes(*scene, detail) for scene in present]
+    return [[chances[caption] for chances in outcomes] for caption in captions]
 
 
 @pytest.mark.parametrize("detail", [0.0, 0.15, 0.6, 1.0])
@@ -71,15 +71,15 @@ def test_likelihood_against_enumeration(detail):
     dataset = load_dataset("scenes", split="val", size=263, text_detail=detail, seed=5)
     objects = dataset.scene.scene.objects
     number = (objects[:, :, 0] >= 0).sum(1)
-    assert np.array_equal(*objects[262, [0, 2]])  # two equal objects can be told in twice as many ways
+    assert np.array_equal(*objects[262, [0, 2]])  # two equal objects can be mentioned in twice as many ways
     few = [np.flatnonzero(number == n)[:keep] for n, keep in ((1, 12), (2, 6), (3, 3), (4, 1))]
     views = dataset.subset(np.concatenate([*few, [262]])).scene
     expected = slow_likelihood(views, detail)
     np.testing.assert_allclose(truth.caption_likelihood(views), expected, rtol=1e-9, atol=1e-15)
 
 
-def test_likelihood_of_covered_pictures_is_the_mean_over_what_may_be_hidden():
-    """Every number of objects, cell and kind that fits the picture, weighed by its chance, one by one."""
+def test_likelihood_of_covered_pictures_is_the_mean_over_possible_hidden_objects():
+    """Enumerate every number, position and kind of objects that fits the picture, weighted by its chance."""
     dataset = load_dataset("scenes", split="val", size=30, text_detail=0.4, image_visibility=0.6, seed=3)
     views = dataset.scene
     visible = (views.image.objects[:, :, 0] >= 0).sum(1)
@@ -93,22 +93,22 @@ def test_likelihood_of_covered_pictures_is_the_mean_over_what_may_be_hidden():
             scenes[1:, count] = kinds
         shown = facts.Facts(scenes, np.full(len(scenes), views.image.background[row], np.int8))
         likelihood = truth.caption_likelihood(replace(views, image=shown, covered=np.zeros(len(scenes), int)))
-        chances = []  # that n objects on cells of nine leave so many visible
+        chances = []  # that n objects on nine cells leave this many visible
         for n in range(count, min(count + 1, 4) + 1):
-            left = [sum(cell >= covered for cell in cells) for cells in combinations(range(9), n)]
-            chances.append(np.mean(np.array(left) == count))
-        parts = [likelihood[:, 0], likelihood[:, 1:].mean(1)][: len(chances)]
-        expected = np.average(parts, axis=0, weights=chances)
+            remaining = [sum(cell >= covered for cell in cells) for cells in combinations(range(9), n)]
+            chances.append(np.mean(np.array(remaining) == count))
+        terms = [likelihood[:, 0], likelihood[:, 1:].mean(1)][: len(chances)]
+        expected = np.average(terms, axis=0, weights=chances)
         np.testing.assert_allclose(truth.caption_likelihood(views)[:, row], expected, rtol=1e-9, atol=1e-15)
 
 
 def slow_recall(scores, positives, k):
-    """Expected recall over all orders of ties, in fractions."""
+    """Expected recall over all orders of ties, in exact fractions."""
     hits = []
-    for row, own in zip(scores, positives, strict=True):
-        every = permutations(range(len(row)))
-        orders = [order for order in every if all(row[a] >= row[b] for a, b in pairwise(order))]
-        hits.append(Fraction(sum(any(own[j] for j in p[:k]) for p in orders), len(orders)))
+    for row, positive in zip(scores, positives, strict=True):
+        candidates = permutations(range(len(row)))
+        orders = [order for order in candidates if all(row[a] >= row[b] for a, b in pairwise(order))]
+        hits.append(Fraction(sum(any(positive[j] for j in p[:k]) for p in orders), len(orders)))
     return 100 * float(sum(hits) / len(hits))
 
 
@@ -123,9 +123,9 @@ def test_expected_recall_against_all_orders_of_ties():
 
 @pytest.mark.parametrize("detail", [0.0, 0.2, 0.6])
 def test_ceiling_against_brute_force(detail):
-    """Enumerated chances, fractions for the posteriors' ties, all orders of ties."""
-    whole = load_dataset("scenes", split="val", size=40, text_detail=detail, seed=2)
-    dataset = whole.subset(np.flatnonzero((whole.scene.scene.objects[:, :, 0] >= 0).sum(1) <= 2)[:4])
+    """Enumerated chances, exact fractions for ties of posteriors, all orders of ties."""
+    dataset = load_dataset("scenes", split="val", size=40, text_detail=detail, seed=2)
+    dataset = dataset.subset(np.flatnonzero((dataset.scene.scene.objects[:, :, 0] >= 0).sum(1) <= 2)[:4])
     captions = np.array([c for i in range(4) for c in dataset.captions_of(i)[: 1 + i % 2]])
     owner = dataset.caption_image[captions]
     scene = dataset.scene.subset(np.arange(4), captions, owner)
@@ -133,16 +133,16 @@ def test_ceiling_against_brute_force(detail):
     dataset = replace(dataset, captions=words, caption_image=owner, scene=scene)
     likelihood = [[Fraction(chance) for chance in row] for row in slow_likelihood(scene, Fraction(detail))]
     posterior = np.array([[value / sum(row) for value in row] for row in likelihood], dtype=object)
-    own = owner[:, None] == np.arange(4)
+    pairs = owner[:, None] == np.arange(4)
     ceiling = bayes_ceiling(dataset, ks=(1, 2, 3))
-    for way, scores, positives in (("t2i", likelihood, own), ("i2t", posterior.T, own.T)):
+    for direction, scores, positives in (("t2i", likelihood, pairs), ("i2t", posterior.T, pairs.T)):
         expected = [slow_recall(scores, positives, k) for k in (1, 2, 3)]
-        assert [ceiling[f"{way}/R@{k}"] for k in (1, 2, 3)] == pytest.approx(expected, abs=1e-9)
-        assert ceiling[f"{way}/R@mean"] == pytest.approx(np.mean(expected))
+        assert [ceiling[f"{direction}/R@{k}"] for k in (1, 2, 3)] == pytest.approx(expected, abs=1e-9)
+        assert ceiling[f"{direction}/R@mean"] == pytest.approx(np.mean(expected))
     assert ceiling["r_mean"] == pytest.approx((ceiling["i2t/R@mean"] + ceiling["t2i/R@mean"]) / 2)
 
 
-def test_chances_equal_by_arithmetic_are_ties():
+def test_arithmetically_equal_chances_are_ties():
     chances = np.random.default_rng(0).random((10_000, 1)) * 0.3 ** np.arange(30)
     thirds, tenths = chances / (chances + chances + chances), chances / np.repeat(chances[None], 10, 0).sum(0)
     assert len(np.unique(thirds)) + len(np.unique(tenths)) > 2

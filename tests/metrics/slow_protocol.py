@@ -1,4 +1,4 @@
-"""The evaluation contract as obvious loops over Python floats: one query, one list, one sort at a time."""
+"""The evaluation as plain loops over Python floats: one query, one list, one sort at a time."""
 
 import math
 from collections import defaultdict
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def slow_recall(scores, is_positive, k):
-    """100 or 0: is any positive among the first k, positives behind negatives of the same score?"""
+    """100 or 0: is any positive among the first k, with positives behind negatives of the same score?"""
     order = sorted(range(len(scores)), key=lambda g: (-scores[g], is_positive[g]))
     return 100.0 if any(is_positive[g] for g in order[:k]) else 0.0
 
@@ -27,7 +27,7 @@ def slow_ndcg(scores, relevance, k):
 
 
 def slow_evaluation(z, w, owner, R, *, protocol="corrected", mixed_t2it="direct", mixed_scores="cosine", **known):
-    """Every per-query value, then every mean over the defined ones; arguments as those of the evaluation."""
+    """Every per-query value, and every mean over the defined ones; arguments as for ``evaluate_retrieval``."""
     z, w = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z, w))
     images, captions, owner = range(len(z)), range(len(w)), list(owner)
     q, official = [owner.index(i) for i in images], protocol == "official"
@@ -36,7 +36,7 @@ def slow_evaluation(z, w, owner, R, *, protocol="corrected", mixed_t2it="direct"
     mixed = (i2t, t2i) if official or mixed_scores == "matching" else (z @ w.T, w @ z.T)
     per_query = defaultdict(list)
     for k in (1, 5, 10):
-        per_query[f"i2t/R@{k}"] = [slow_recall(i2t[i], [of == i for of in owner], k) for i in images]
+        per_query[f"i2t/R@{k}"] = [slow_recall(i2t[i], [image == i for image in owner], k) for i in images]
         per_query[f"t2i/R@{k}"] = [slow_recall(t2i[c], [j == owner[c] for j in images], k) for c in captions]
 
     def mean(a, b):  # relevance of image b over the captions of image a
@@ -50,8 +50,8 @@ def slow_evaluation(z, w, owner, R, *, protocol="corrected", mixed_t2it="direct"
     for i in images:
         cells = [(q[j], i) if official or mixed_t2it == "transposed" else (q[i], j) for j in images]
         to_images = [(z[i] @ z[j], of_images(i, j)) for j in images]
-        own_texts = R[:, i] if official or text_relevance is None else text_relevance[q[i]]
-        to_texts = [(w[q[i]] @ w[c], own_texts[c]) for c in captions]
+        text_gains = R[:, i] if official or text_relevance is None else text_relevance[q[i]]
+        to_texts = [(w[q[i]] @ w[c], text_gains[c]) for c in captions]
         i2i, t2t = to_images.copy(), to_texts.copy()
         if official:
             i2i[i], t2t[q[i]] = (0.0, 0.0), (0.0, 0.0)
@@ -61,7 +61,7 @@ def slow_evaluation(z, w, owner, R, *, protocol="corrected", mixed_t2it="direct"
         lists = {"i2i": i2i, "t2t": t2t, "t2it": to_texts + [(mixed[1][cell], R[cell]) for cell in cells]}
         lists["i2it"] = to_images + [(mixed[0][i, c], R[c, i]) for c in captions]
         if not official:
-            lists["t2t_no_siblings"] = [(w[q[i]] @ w[c], own_texts[c]) for c in captions if owner[c] != i]
+            lists["t2t_no_siblings"] = [(w[q[i]] @ w[c], text_gains[c]) for c in captions if owner[c] != i]
         for name, candidates in lists.items():
             for k in (10, 20, 50):
                 value, floor = slow_ndcg(*zip(*candidates, strict=True), k)

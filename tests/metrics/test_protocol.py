@@ -10,7 +10,7 @@ BOTH = pytest.mark.parametrize("protocol", [OFFICIAL, CORRECTED])
 
 
 def world(seed=0, images=13, extra=20, width=4):
-    """One to several captions an image, in any order."""
+    """One or more captions per image, in any order."""
     rng = np.random.default_rng(seed)
     owner = rng.permutation(np.concatenate([np.arange(images), rng.integers(0, images, extra)]))
     z, w = rng.normal(size=(images, width)), rng.normal(size=(len(owner), width))
@@ -41,10 +41,10 @@ def test_equals_the_slow_twin(switches, matching, known):
     assert evaluate_retrieval(*inputs, **options) == close(means)
     alone = evaluate_retrieval(*map(torch.tensor, inputs), **options, ks_ndcg=())  # no graded lists; tensors
     assert alone == close({key: value for key, value in means.items() if "NDCG" not in key})
-    single = evaluate_retrieval(*inputs, **options, per_query=True)
-    assert single.keys() == means.keys()
+    by_query = evaluate_retrieval(*inputs, **options, per_query=True)
+    assert by_query.keys() == means.keys()
     for key, values in per_query.items():
-        assert single[key] == close(np.array(values)), key
+        assert by_query[key] == close(np.array(values)), key
 
 
 def test_an_image_without_captions_is_a_miss_and_no_query():
@@ -56,16 +56,16 @@ def test_an_image_without_captions_is_a_miss_and_no_query():
     assert all(np.isnan(single[key][-1]) and not np.isnan(single[key][0]) for key in single if "NDCG@10" in key)
     assert all(np.isfinite(value) for value in evaluate_retrieval(alone, w, owner, wider).values())
     mean = np.stack([relevance[owner == i].mean(axis=0) for i in range(images)])
-    known = np.full((images + 1, images + 1), 0.5)  # as a candidate of i2i it keeps the one direction that is known
+    known = np.full((images + 1, images + 1), 0.5)  # as a candidate in i2i it has only one known direction
     known[:-1, :-1] = (mean + mean.T) / 2
-    told = evaluate_retrieval(alone, w, owner, wider, image_relevance=known, per_query=True)
-    assert single["i2i/NDCG@10"] == close(told["i2i/NDCG@10"])
+    expected = evaluate_retrieval(alone, w, owner, wider, image_relevance=known, per_query=True)
+    assert single["i2i/NDCG@10"] == close(expected["i2i/NDCG@10"])
 
 
 def test_means_of_single_precision_relevance_that_are_equal_stay_equal():
     a, b, c, d = np.array([0.6031001, 0.62986267, 0.24022491, 0.9544044], np.float32)
     relevance = np.array([[1, a, b], [1, b, c], [1, c, d], [1, d, a], [0.25, 1, 0.2], [0.25, 0.2, 1]], np.float32)
-    rng, owner = np.random.default_rng(0), [0, 0, 0, 0, 1, 2]  # to picture 0 both others are as relevant
+    rng, owner = np.random.default_rng(0), [0, 0, 0, 0, 1, 2]  # both others are equally relevant to picture 0
     single = evaluate_retrieval(rng.normal(size=(3, 4)), rng.normal(size=(6, 4)), owner, relevance, per_query=True)
     assert np.isnan(single["i2i/NDCG@10/above_floor"]).tolist() == [True, False, False]
 
@@ -73,18 +73,18 @@ def test_means_of_single_precision_relevance_that_are_equal_stay_equal():
 @BOTH
 def test_chunks_order_and_scale_change_nothing(protocol):
     _, z, w, owner, relevance = world()
-    whole = close(evaluate_retrieval(z, w, owner, relevance, protocol=protocol))
+    expected = close(evaluate_retrieval(z, w, owner, relevance, protocol=protocol))
     for chunk_size in (1, 4, 1000):
-        assert evaluate_retrieval(z, w, owner, relevance, protocol=protocol, chunk_size=chunk_size) == whole
+        assert evaluate_retrieval(z, w, owner, relevance, protocol=protocol, chunk_size=chunk_size) == expected
     order = np.argsort(owner, kind="stable")  # keeps each image's first caption
-    assert evaluate_retrieval(z, w[order], owner[order], relevance[order], protocol=protocol) == whole
+    assert evaluate_retrieval(z, w[order], owner[order], relevance[order], protocol=protocol) == expected
     order = np.random.default_rng(5).permutation(len(z))
     moved = z[order], w, np.argsort(order)[owner], relevance[:, order]
-    assert evaluate_retrieval(*moved, protocol=protocol) == whole
+    assert evaluate_retrieval(*moved, protocol=protocol) == expected
     for factor in (np.geomspace(1e-30, 1e30, len(z))[:, None], 1e-200, 1e200):
-        assert evaluate_retrieval(factor * z, 0.2 * w, owner, relevance, protocol=protocol) == whole
+        assert evaluate_retrieval(factor * z, 0.2 * w, owner, relevance, protocol=protocol) == expected
     small = evaluate_retrieval(np.float32(z) * np.float32(1e-38), np.float32(w), owner, relevance, protocol=protocol)
-    assert small["r_mean"] == pytest.approx(whole.expected["r_mean"])
+    assert small["r_mean"] == pytest.approx(expected.expected["r_mean"])
 
 
 @BOTH
@@ -96,10 +96,10 @@ def test_folds_are_the_mean_of_galleries_cut_out_by_hand(protocol):
     reports = []
     for begin in (0, 10, 20):
         rows = {"i": list(range(begin, begin + 10)), "t": [c for c in range(len(w)) if begin <= owner[c] < begin + 10]}
-        cut = {name: matrix[np.ix_(*(rows[side] for side in sides[name]))] for name, matrix in known.items()}
-        cells = relevance[np.ix_(rows["t"], rows["i"])]
-        part = z[rows["i"]], w[rows["t"]], owner[rows["t"]] - begin, cells
-        reports.append(evaluate_retrieval(*part, protocol=protocol, **cut))
-    found = evaluate_folds(z, w, owner, relevance, fold_size=10, protocol=protocol, **known)
-    assert found == pytest.approx({key: np.mean([report[key] for report in reports]) for key in reports[0]})
+        fold = {name: matrix[np.ix_(*(rows[side] for side in sides[name]))] for name, matrix in known.items()}
+        fold_relevance = relevance[np.ix_(rows["t"], rows["i"])]
+        inputs = z[rows["i"]], w[rows["t"]], owner[rows["t"]] - begin, fold_relevance
+        reports.append(evaluate_retrieval(*inputs, protocol=protocol, **fold))
+    means = evaluate_folds(z, w, owner, relevance, fold_size=10, protocol=protocol, **known)
+    assert means == pytest.approx({key: np.mean([report[key] for report in reports]) for key in reports[0]})
     assert evaluate_folds(z, w, owner, relevance, fold_size=30) == evaluate_retrieval(z, w, owner, relevance)

@@ -1,4 +1,4 @@
-"""What bad input gets; a check that functions share is tried on one of them."""
+"""Messages for bad input; a check shared by several functions is tested on one of them."""
 
 import numpy as np
 import pytest
@@ -63,15 +63,15 @@ OTHERS = [
     (lambda: m.linear_cka(A, B[:9]), r"\(60, 6\) and \(9, 9\)"),
     (lambda: m.modality_gap(A, A, [0]), r"caption_image has shape \(1,\)"),
     (lambda: m.alignment(A, B, np.arange(60)), r"\(60, 6\) and text_features \(60, 9\)"),
-    (lambda: m.relative_modality_gap(A[:1], A[:2], [0, 0]), "two images"),
-    (lambda: m.relative_modality_gap(A[:2], A[:1], [0]), "two images and captions"),
+    (lambda: m.relative_modality_gap(A[:1], A[:2], [0, 0]), "two images and two captions are needed, got 1 and 2"),
+    (lambda: m.relative_modality_gap(A[:2], A[:1], [0]), "got 2 and 1"),
     (lambda: m.uniformity(A[:1]), "N >= 2"),
     (lambda: m.paired_effect([1.0]), "2 or more seeds"),
     (lambda: m.paired_effect([1.0, NAN]), "finite"),
     (lambda: m.verdicts({}, {}), "one to 4 claims"),
     (lambda: m.verdicts(dict.fromkeys("abcde", ONE["a"]), {}), "got 5"),
-    (lambda: m.verdicts(ONE | {"b": ONE["a"]}, {"a": 1.0}), "not so: b"),
-    (lambda: m.verdicts(ONE, {"a": -1.0}), "not negative"),
+    (lambda: m.verdicts(ONE | {"b": ONE["a"]}, {"a": 1.0}), "without one: b"),
+    (lambda: m.verdicts(ONE, {"a": -1.0}), "0 or more"),
     (lambda: m.verdicts(ONE, {"a": NAN}), "finite"),
     (lambda: m.power(0.0, 12, 1.0), "sd 0.0"),
     (lambda: m.power(1.5, 1, 1.0), "seeds 1"),

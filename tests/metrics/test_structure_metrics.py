@@ -13,20 +13,20 @@ from rvlr_lib.metrics import structure
 rng = np.random.default_rng(0)
 A, B = rng.normal(size=(60, 6)), rng.normal(size=(60, 9))
 MIXED = A @ rng.normal(size=(6, 9)) + B
-# Cosines of signs are exact multiples of 1/8: a handful of values, so that most neighbours are tied.
+# Cosines of sign vectors are exact multiples of 1/8, so that most neighbours are tied.
 TIED, OTHER = np.sign(rng.normal(size=(2, 40, 16)))
 SMALL_CHUNKS = pytest.mark.parametrize("chunk", [7, 256])
 
 
 def places(similarity, i):
-    """The ranks that every other item may take among the neighbours of ``i``, several where it is tied."""
+    """The ranks that each other item may take among the neighbours of ``i``, several if it is tied."""
     others = np.delete(similarity[i], i)
     first, last = (rankdata(-others, method) for method in ("min", "max"))
     return [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
 
 
 def slow_overlap(a, b, k):
-    """Each item's share in the first k of both, by the share of its places."""
+    """Percent shared, where an item's share in the first k is the share of its possible places."""
     shares = [[(p <= k).mean() for p in places(x, i)] for i in range(len(a)) for x in (a, b)]
     return np.array([100 * np.minimum(*pair).sum() / k for pair in zip(shares[::2], shares[1::2], strict=True)])
 
@@ -50,10 +50,10 @@ def test_neighbours_equal_the_loops_and_sklearn(spaces, k, chunk, monkeypatch):
     assert m.knn_overlap(*spaces, k, per_query=True) == pytest.approx(shared)
     assert m.knn_overlap(*spaces, k) == pytest.approx(shared.mean())
     assert m.knn_overlap(*spaces, len(a) - 1) == pytest.approx(100)
-    for measure, high, low in ((m.trustworthiness, a, b), (m.continuity, b, a)):
-        assert measure(*spaces, k) == pytest.approx(slow_trustworthiness(high, low, k))
-        assert measure(*spaces, k, per_query=True).mean() == pytest.approx(measure(*spaces, k))
-    if spaces[0] is A:  # sklearn measures the low space by Euclidean distance, which on unit rows orders as the cosine
+    for metric, high, low in ((m.trustworthiness, a, b), (m.continuity, b, a)):
+        assert metric(*spaces, k) == pytest.approx(slow_trustworthiness(high, low, k))
+        assert metric(*spaces, k, per_query=True).mean() == pytest.approx(metric(*spaces, k))
+    if spaces[0] is A:  # sklearn ranks the low space by Euclidean distance, on unit rows the order of the cosine
         expected = 100 * manifold.trustworthiness(A, normalize(MIXED), n_neighbors=k, metric="cosine")
         assert m.trustworthiness(A, MIXED, k) == pytest.approx(expected)
 
@@ -74,24 +74,24 @@ def test_relational_similarity_equals_scipy_also_with_ties_and_on_a_sample_of_pa
 
 
 def test_linear_cka_equals_the_gram_form():
-    centre, far = np.eye(60) - 1 / 60, [(x + 3000).astype(np.float32) for x in (A, MIXED)]  # as in float64
+    centre, far = np.eye(60) - 1 / 60, [(x + 3000).astype(np.float32) for x in (A, MIXED)]  # centred in float64
     a, b = (centre @ x @ x.T @ centre for x in map(np.float64, far))
     assert m.linear_cka(*far) == pytest.approx((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
 
 
-def test_rotations_and_scales_keep_every_structure():
+def test_rotation_and_scale_change_nothing():
     turned = A @ ortho_group.rvs(6, random_state=0)
     for scale in (3, 1e-30, 1e30, 1e-200, 1e200, np.geomspace(1e-30, 1e30, 60)[:, None]):
         b = scale * turned
-        found = [measure(A, b) for measure in (m.knn_overlap, m.trustworthiness, m.continuity, m.relational_similarity)]
-        assert found == pytest.approx([100, 100, 100, 1])
+        values = [metric(A, b) for metric in (m.knn_overlap, m.trustworthiness, m.continuity, m.relational_similarity)]
+        assert values == pytest.approx([100, 100, 100, 1])
         assert m.uniformity(b) == pytest.approx(m.uniformity(A))
         if np.ndim(scale) == 0:
             assert m.linear_cka(A, b) == pytest.approx(1)
 
 
 def slow_gaps(images, texts, rows):
-    """Modality gap, relative gap, alignment and uniformity of the images, from the distances of all pairs."""
+    """Modality gap, relative gap, alignment and the images' uniformity, from distances of all pairs."""
     z, w = normalize(images), normalize(texts)
     gap = np.linalg.norm(z[rows].mean(axis=0) - w.mean(axis=0))
     squares = ((z[rows] - w) ** 2).sum(axis=1)
@@ -103,8 +103,8 @@ def slow_gaps(images, texts, rows):
 def test_gaps_alignment_and_uniformity_equal_the_loops(chunk, monkeypatch):
     monkeypatch.setattr(structure, "CHUNK", chunk)
     rows, texts = rng.integers(0, 60, 100), rng.normal(size=(100, 6)) + 1
-    found = [measure(A, texts, rows) for measure in (m.modality_gap, m.relative_modality_gap, m.alignment)]
-    assert [*found, m.uniformity(A)] == pytest.approx(slow_gaps(A, texts, rows))
+    values = [metric(A, texts, rows) for metric in (m.modality_gap, m.relative_modality_gap, m.alignment)]
+    assert [*values, m.uniformity(A)] == pytest.approx(slow_gaps(A, texts, rows))
 
 
 def test_the_relative_gap_of_collapsed_spaces():
