@@ -93,14 +93,14 @@ class Study:
 
         ``spec`` names both teachers, see :mod:`rvlr_lib.models.teachers`; by default those of the settings.
         """
-        spaces = []
-        for modality, stage in zip(MODALITIES, self._teacher_stages(spec), strict=True):
-            if stage is None:
-                features = self.features(split)
-                spaces.append(unit_rows(features.images[0] if modality == "image" else features.texts))
-            else:
-                spaces.append(load_tensors(self.cache.folder(stage) / f"{split}.safetensors")["features"])
-        return spaces[0], spaces[1]
+
+        def stored(stage: Stage) -> Tensor:
+            return load_tensors(self.cache.folder(stage) / f"{split}.safetensors")["features"]
+
+        images, texts = self._teacher_stages(spec)
+        image_rows = stored(images) if images else unit_rows(self.features(split).images[0])
+        text_rows = stored(texts) if texts else unit_rows(self.features(split).texts)
+        return image_rows, text_rows
 
     def student_folder(self, name: str) -> Path:
         """The folder of a trained arm: weights, log, how it went, and validation and test features."""
