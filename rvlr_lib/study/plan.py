@@ -39,7 +39,7 @@ class Claim:
         term, parts = r"(?:([\d.]+)\*)?(\w+):([a-z_0-9]+(?:/structure)?\|\w+)", []
         for effect in filter(None, (self.effect, self.also)):
             if not re.fullmatch(rf"{term}(?: [+-] {term})*", effect):
-                raise ValueError(f"effect {effect!r} is no sum such as 'scenes:rvlr|text - 0.5*scenes:intra|none'")
+                raise ValueError(f"effect {effect!r} is not a sum such as 'scenes:rvlr|text - 0.5*scenes:intra|none'")
             terms = re.findall(rf"([+-]?) ?{term}", effect)
             parts.append([(float(f"{sign}{factor or 1}"), dataset, cell) for sign, factor, dataset, cell in terms])
         return parts
@@ -108,7 +108,7 @@ class Plan:
     ) -> Settings:
         """The settings of an arm in a part of the plan, or on a data set, at a dial point and seed.
 
-        ``chosen`` is what tuning has chosen so far: by structure for an ``arm`` with this suffix, else by recall.
+        ``chosen`` is what tuning has chosen so far; an ``arm`` that ends in ``/structure`` takes what structure chose.
         """
         part = self.sets.get(name, Part(name, 0, (), ()))
         dials = {**self.dials[dial], **chosen.get("dials", {}).get(dial, {})}
@@ -160,7 +160,7 @@ def load_plan(profile: str = "study") -> Plan:
         _refuse_unknown([claim.control] if claim.control else [], plan.claims, f"{where}: unknown control")
         _refuse_unknown([claim.metric] if claim.primary else [], plan.delta, f"{where}: no delta for")
     if plan.seeds < 2 or sum(claim.primary for claim in plan.claims.values()) > MAX_CLAIMS:
-        raise ValueError(f"{path}: a study plans two seeds or more and at most {MAX_CLAIMS} primary claims")
+        raise ValueError(f"{path}: a study needs two seeds or more and at most {MAX_CLAIMS} primary claims")
     for name, part in plan.sets.items():
         for dial in part.dials:
             plan.settings(name, dial, 0, {})  # every setting is checked before anything runs

@@ -40,7 +40,7 @@ def run_study(profile: str = "study", *, seeds: str = "", sets: str = "", result
         raise ValueError("give one of tune, seal and regime_map; of these, seeds go with regime_map, sets with none")
     runner = Runner(**options)
     if tune and (folder / "seal.json").is_file():
-        raise ValueError(f"{folder} holds a sealed study, whose tuning stays: give another folder with --results")
+        raise ValueError(f"{folder} holds a sealed study, whose tuning is final: give another folder with --results")
     if tune:
         run_tuning(plan, folder, runner)
     elif seal:
@@ -186,7 +186,7 @@ def read_seeds(folder: Path, dataset: str, sealed: str, planned: int) -> dict[in
 def _read_seed(path: Path, sealed: str) -> dict[str, Any]:
     record = read_json(path)
     if not isinstance(record, dict) or not {"seed", "sealed", "cells"} <= record.keys():
-        raise ValueError(f"{path} is no result of `rvlr study`: remove it and run again")
+        raise ValueError(f"{path} is not a result of `rvlr study`: remove it and run again")
     if record["sealed"] != sealed:
         raise ValueError(f"{path} was computed under another seal: give another folder, or remove it")
     return record

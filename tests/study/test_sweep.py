@@ -30,7 +30,7 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses, cap
         assert all(scores.keys() == {"text", "image"} for trial in trials for scores in trial["scores"].values())
     refuses("no seal.json", run)
     run(seal=True)
-    refuses("holds a sealed study, whose tuning stays", run, tune=True)
+    refuses("holds a sealed study, whose tuning is final", run, tune=True)
     run(seeds="0")
     refuses("seed 2 of scenes is not planned: 0 to 1 are", run, seeds="0-2")
     refuses("holds confirmation seeds already: a seal comes before them", run, seal=True)
@@ -67,7 +67,7 @@ def test_all_arms_get_as_many_trials_and_the_same_learning_rates(plan):
     assert [drawn["mean_relation"] for drawn in constant] == [drawn["structure"] for drawn in structure]
 
 
-UNLIKE = [({"sealed": "b"}, "under another seal"), ({"seed": None}, "is no result")]
+UNLIKE = [({"sealed": "b"}, "under another seal"), ({"seed": None}, "is not a result")]
 UNLIKE += [({"cells": {"a": {"device": name}}}, f"results of cpu and {name[:5]}") for name in ("cuda", "cpu without")]
 
 
