@@ -1,9 +1,9 @@
-"""The cache of finished stages and of splits: one place that makes a stage, one rule for its key.
+"""The cache of finished stages and of splits: one place where stages are made, one rule for their keys.
 
-The key of a stage holds its settings, its data, the keys of the stages it needs, and the source of the module whose
-function makes it with all library modules that this imports, comments and docstrings removed. So an edited loss
-retrains, and an edited chart does not. Settings count by their values, and files are written the same way by any
-version, so the modules of :data:`VALUES_ONLY` are no part of a key.
+The key of a stage is a hash of its settings, its data, the keys of the stages it needs, and the source of its maker's
+module and of all library modules imported from there, without comments and docstrings. An edited loss therefore
+retrains; an edited chart does not. Modules in :data:`UNHASHED` stay out of keys: settings enter by value, and every
+version writes files the same way.
 """
 
 import ast
@@ -26,26 +26,26 @@ from rvlr_lib.disk import plain, sha256, whole_file, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, versions
 from rvlr_lib.training.processes import held_by_all, is_main
 
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-VALUES_ONLY = {"rvlr_lib.config", "rvlr_lib.provenance", "rvlr_lib.disk"}
-DIALLED = {"all": SPLITS, "train": ("train", "val"), "test": ("test",)}
-# what decides one modality alone
-OF_THE_OTHER = {"image": ("text_detail", "mismatch_rate"), "text": ("image_visibility", "image_fault"), "both": ()}
+WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+UNHASHED = {"rvlr_lib.config", "rvlr_lib.provenance", "rvlr_lib.disk"}
+DIAL_SPLITS = {"all": SPLITS, "train": ("train", "val"), "test": ("test",)}
+# dial settings that a modality does not depend on
+OTHER_DIALS = {"image": ("text_detail", "mismatch_rate"), "text": ("image_visibility", "image_fault"), "both": ()}
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One step of a study and all that decides its outcome."""
+    """One step of a study and everything that decides its outcome."""
 
-    name: str  # first part of its folder, such as ``stage2``
+    name: str  # kind of step, such as ``stage2``; its folder is ``name/key``
     parts: Mapping[str, Any]  # settings and data that decide its outcome
-    maker: Callable[..., None]  # function of a module that fills the folder it is given: maker(folder, **arguments())
-    arguments: Callable[[], Mapping[str, Any]]  # called where it is made
-    needs: tuple["Stage", ...] = ()  # stages that are made before it
+    maker: Callable[..., None]  # fills the folder, called as maker(folder, **arguments())
+    arguments: Callable[[], Mapping[str, Any]]  # called only if the stage is made
+    needs: tuple["Stage", ...] = ()  # stages that must be made first
 
     @cached_property
     def key(self) -> str:
-        """Sixteen hexadecimal digits, the name of its folder."""
+        """Sixteen hexadecimal digits that identify the stage."""
         needs = [stage.key for stage in self.needs]
         text = json.dumps([plain(self.parts), needs, source_hash(self.maker.__module__)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -53,13 +53,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Cache:
-    """Finished stages below ``root/cache``."""
+    """Finished stages under ``root/cache``."""
 
     root: Path  # of all runs; several machines must share it
-    missing: str = ""  # where given, nothing is computed, and this ends the error of a stage that is not there
+    missing: str = ""  # if set, nothing is computed: a missing stage is an error that ends with this text
 
     def path(self, stage: Stage) -> Path:
-        """Where a stage lies; it is whole where it holds ``parts.json``."""
+        """The folder of a stage; it is complete once it holds ``parts.json``."""
         return self.root / "cache" / stage.name / stage.key
 
     def has(self, stage: Stage) -> bool:
@@ -67,35 +67,35 @@ class Cache:
         return (self.path(stage) / "parts.json").is_file()
 
     def folder(self, stage: Stage) -> Path:
-        """The folder of a finished stage, made if it is not there, after those it needs.
+        """The folder of a finished stage; a missing stage is made, after the stages it needs.
 
-        A stage is made in a temporary folder and renamed when whole. Another process that makes the same one is waited
-        for. Under torchrun all processes call it and compute; the main one decides whether the stage is there already,
-        and what it wrote is kept.
+        A stage is made in a temporary folder that is renamed once complete. If another process is already making it,
+        this one waits. Under torchrun all processes call this and compute; the main process decides whether the stage
+        exists, and its files are the ones kept.
         """
         if len(set(held_by_all(stage.key))) > 1:
-            fault = f"stage {stage.name} is not the same in all processes (its key here is {stage.key})"
+            fault = f"stage {stage.name} differs between processes (its key here is {stage.key})"
             raise ValueError(f"{fault}: they need the same settings, data and version of the library")
         path = self.path(stage)
-        if held_by_all(self.has(stage))[0]:  # the main process's answer
+        if held_by_all(self.has(stage))[0]:  # the main process decides
             return path
         if self.missing:
-            raise ValueError(f"{path} is not there: {self.missing}")
+            raise ValueError(f"{path} is missing: {self.missing}")
         for needed in stage.needs:
             self.folder(needed)
         if not is_main():
-            if held_by_all(None)[0]:  # the main process, holding the lock: must it be made?
+            if held_by_all(None)[0]:  # asks the main process, which holds the lock: must it be made?
                 with tempfile.TemporaryDirectory() as scratch:
                     stage.maker(Path(scratch), **stage.arguments())
-            held_by_all(None)  # until the main process has it whole
+            held_by_all(None)  # waits until the main process has finished it
             return path
         lock_file = self.root / "cache" / "locks" / f"{stage.name}-{stage.key}"
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         with lock_file.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if held_by_all(not self.has(stage))[0]:  # the answer that the others wait for above
-                for killed in path.parent.glob(f".{path.name}-*"):  # nobody else is at it: we hold the lock
-                    shutil.rmtree(killed, ignore_errors=True)
+            if held_by_all(not self.has(stage))[0]:  # answers the question above
+                for leftover in path.parent.glob(f".{path.name}-*"):  # of killed processes: only we hold the lock
+                    shutil.rmtree(leftover, ignore_errors=True)
                 with whole_file(path, folder=True) as temporary:
                     stage.maker(temporary, **stage.arguments())
                     write_json(temporary / "parts.json", stage.parts)
@@ -105,14 +105,14 @@ class Cache:
 
 @cache
 def source_hash(module: str) -> str:
-    """SHA-256 of a library module and all library modules it imports, without comments and docstrings."""
-    seen: dict[str, str] = {}
+    """SHA-256 of a library module and of all it imports from the library, without comments and docstrings."""
+    syntax: dict[str, str] = {}  # module -> its syntax tree as text
     queue = [module]
     while queue:
         name = queue.pop()
         path = PACKAGE.parent / Path(*name.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if name in seen or name in VALUES_ONLY or not path.is_file():
+        if name in syntax or name in UNHASHED or not path.is_file():
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
@@ -120,19 +120,20 @@ def source_hash(module: str) -> str:
                 queue += [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
                 queue += [alias.name for alias in node.names if alias.name.startswith("rvlr_lib")]
-            elif isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
+            elif isinstance(node, WITH_DOCSTRING) and ast.get_docstring(node) is not None:
                 node.body[0] = ast.Pass()
-        seen[name] = ast.dump(tree)
-    return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+        syntax[name] = ast.dump(tree)
+    return hashlib.sha256(json.dumps(syntax, sort_keys=True).encode()).hexdigest()
 
 
 def named_files(*specs: str | None) -> list[str]:
-    """SHA-256 of the files that settings name, by whatever name: FILE, ``local-dir:FOLDER``, ``timm:NAME:FILE``."""
+    """SHA-256 of the files that settings name as ``FILE``, ``local-dir:FOLDER`` or ``timm:NAME:FILE``."""
     sums = []
     for spec in map(str, filter(None, specs)):
-        parts, folders = spec.split(":"), spec.startswith(("local-dir:", "sentence:"))  # else a name, such as timm
-        ends = (":".join(parts[start:]) for start in range(len(parts)))
-        place = Path(next((end for end in ends if os.path.isfile(end) or (folders and os.path.isdir(end))), os.devnull))
+        exists = os.path.exists if spec.startswith(("local-dir:", "sentence:")) else os.path.isfile
+        words = spec.split(":")
+        paths = (":".join(words[start:]) for start in range(len(words)))  # a path may hold colons itself
+        place = Path(next(filter(exists, paths), os.devnull))
         files = sorted(path for path in (place, *place.rglob("*")) if path.is_file())
         sums += [_file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
     return sums
@@ -144,33 +145,33 @@ def _file_hash(path: Path, *_stamp: int) -> str:
 
 
 def read_split(settings: Settings, split: str) -> ImageTextDataset:
-    """The ``train``, ``val`` or ``test`` split, read once while its files stay as they are."""
+    """The ``train``, ``val`` or ``test`` split, kept in memory while its files are unchanged."""
     data = replace(settings.data, seed=settings.world_seed)
     stamp = () if data.name in LOADERS and not data.image_root else dataset_stamp(data.name, data.image_root)
     return _read(data, split, stamp)
 
 
 def data_parts(settings: Settings, modality: str) -> dict[str, Any]:
-    """What decides the data of ``image``, ``text`` or ``both``: one modality does not depend on the other's dial."""
-    others = {name: getattr(DataSettings(), name) for name in ("rows", *OF_THE_OTHER[modality])}
-    data = replace(settings.data, seed=settings.world_seed, **others)
+    """What decides the data of ``image``, ``text`` or ``both``; one modality does not depend on the other's dial."""
+    defaults = {name: getattr(DataSettings(), name) for name in ("rows", *OTHER_DIALS[modality])}
+    data = replace(settings.data, seed=settings.world_seed, **defaults)
     dialled = data.text_detail < 1 or data.image_visibility < 1 or data.mismatch_rate > 0
     parts: dict[str, Any] = asdict(data)
-    if data.name in LOADERS and not dataset_stamp(data.name, data.image_root):  # known by code, others by their files
+    if data.name in LOADERS and not dataset_stamp(data.name, data.image_root):  # made by code, not read from files
         parts["source"] = source_hash(LOADERS[data.name].__module__)
         parts["versions"] = {name: version for name, version in versions().items() if "emoji" in name}
         if data.name != "scenes" and not dialled:
             parts.pop("seed")
-    else:  # the same files elsewhere are the same data
+    else:  # the same files in another place are the same data
         parts |= {"name": data_name(data.name), "image_root": None}
-        whole = replace(settings.data, text_detail=1.0, image_visibility=1.0, mismatch_rate=0.0)
-        parts["fingerprint"] = [read_split(replace(settings, data=whole), split).fingerprint() for split in SPLITS]
+        intact = replace(settings.data, text_detail=1.0, image_visibility=1.0, mismatch_rate=0.0)
+        parts["fingerprint"] = [read_split(replace(settings, data=intact), split).fingerprint() for split in SPLITS]
     if dialled:
         parts["dial"] = source_hash("rvlr_lib.data.dial")
     return parts
 
 
-@lru_cache(maxsize=9)  # three dial points of three splits; nobody writes to them
+@lru_cache(maxsize=9)  # three dial points of three splits; nothing writes to them
 def _read(data: DataSettings, split: str, stamp: tuple[Any, ...]) -> ImageTextDataset:
     size = {"train": data.train_size, "val": data.val_size, "test": data.gallery_size}.get(split)
     options: dict[str, Any] = {"limit": size}
@@ -179,7 +180,7 @@ def _read(data: DataSettings, split: str, stamp: tuple[Any, ...]) -> ImageTextDa
         options = {"seed": data.seed, **sizes}
     elif data.name not in LOADERS:
         options |= {"max_bad_pictures": data.max_bad_pictures, "keep_flagged": data.keep_flagged}
-    chosen = {name: value for name, value in options.items() if value or name == "seed"}
+    options = {name: value for name, value in options.items() if value or name == "seed"}
     faults = {name: getattr(data, name) for name in ("text_detail", "image_visibility", "image_fault", "mismatch_rate")}
-    dial = ImbalanceSpec(**faults, splits=DIALLED[data.dial_splits], seed=data.seed)
-    return load_dataset(data.name, split=split, image_root=data.image_root, imbalance=dial, **chosen)
+    dial = ImbalanceSpec(**faults, splits=DIAL_SPLITS[data.dial_splits], seed=data.seed)
+    return load_dataset(data.name, split=split, image_root=data.image_root, imbalance=dial, **options)

@@ -1,6 +1,7 @@
-"""What the sealed seeds say: verdicts, each with its control in the same sentence, from small result files."""
+"""Verdicts of a study from its sealed seeds, each with its control in the same sentence."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,59 +22,59 @@ TEMPLATE = Path(__file__).parent / "templates" / "claims.md.j2"
 
 
 def metric_of(cell: Mapping[str, Any], metric: str) -> float:
-    """A metric of a cell under the headline relevance, or a structure figure; of several joined by ``&``, the mean."""
-    found = _figures(cell)
-    values: list[Any] = [found.get(part) for part in metric.split(" & ")]
+    """A structure metric of a cell or one under the headline relevance; the mean of several joined by ``&``."""
+    metrics = _metrics(cell)
+    values: list[Any] = [metrics.get(name) for name in metric.split(" & ")]
     if None in values:
-        raise ValueError(f"a cell has no metric {metric!r}; it has: {', '.join(list(found)[:40])}")
+        raise ValueError(f"a cell has no metric {metric!r}; it has: {', '.join(list(metrics)[:40])}")
     return float(sum(values) / len(values))
 
 
-def _figures(cell: Mapping[str, Any]) -> dict[str, Any]:
+def _metrics(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {**cell["structure"], **next(iter(cell["metrics"].values()))}
 
 
 def effects(claim: Claim, results: Results) -> list[list[float]]:
-    """Each of the claim's weighted sums, one a seed, of all seeds that have its cells."""
-    found = []
-    for part in claim.parts:
-        seeds = set.intersection(*(set(results.get(name, {})) for _, name, _ in part))
-        whole = [seed for seed in sorted(seeds) if all(cell in results[name][seed] for _, name, cell in part)]
-        terms = [[f * metric_of(results[name][seed][cell], claim.metric) for f, name, cell in part] for seed in whole]
-        found.append([sum(own) for own in terms])
-    return found
+    """For each effect of a claim, its weighted sum in every seed that has all of its cells."""
+    sums = []
+    for terms in claim.parts:
+        seeds = set.intersection(*(set(results.get(dataset, {})) for _, dataset, _ in terms))
+        complete = [seed for seed in sorted(seeds) if all(cell in results[name][seed] for _, name, cell in terms)]
+        values = [[f * metric_of(results[name][n][cell], claim.metric) for f, name, cell in terms] for n in complete]
+        sums.append([sum(weighted) for weighted in values])
+    return sums
 
 
 def weakest(claim: Claim, results: Results) -> Effect:
-    """The effect of a claim; of two that must both hold, the one that holds less."""
-    known = map(paired_effect, effects(claim, results))
-    return min(known, key=lambda effect: effect.mean / max(effect.sd, 1e-9))
+    """The effect of a claim; of two that must both hold, the less favourable one."""
+    candidates = map(paired_effect, effects(claim, results))
+    return min(candidates, key=lambda effect: effect.mean / max(effect.sd, 1e-9))
 
 
 def control_of(plan: Plan, name: str, results: Results) -> list[tuple[str, Effect]]:
-    """The arm that a claim's control is, as readers see it, and what it gains; empty where the claim has none."""
+    """Label and effect of the arm that is a claim's control; empty if the claim has none."""
     control = plan.claims.get(plan.claims[name].control)
     return [(arm_label(arm_of(control.parts[0][0][2])), weakest(control, results))] if control else []
 
 
 def judge(plan: Plan, results: Results) -> dict[str, Verdict]:
-    """Verdicts on the primary claims, together; empty while a planned seed of one of them is missing."""
+    """Joint verdicts on the primary claims; empty while one of them lacks a planned seed."""
     primary = {name: claim for name, claim in plan.claims.items() if claim.primary}
     counts = [len(values) for claim in primary.values() for values in effects(claim, results)]
     if not counts or min(counts) < plan.seeds:
         return {}
-    known = {name: weakest(claim, results) for name, claim in primary.items()}
-    return verdicts(known, {name: plan.delta[claim.metric] for name, claim in primary.items()})
+    observed = {name: weakest(claim, results) for name, claim in primary.items()}
+    return verdicts(observed, {name: plan.delta[claim.metric] for name, claim in primary.items()})
 
 
 def companions(plan: Plan, results: Results) -> dict[str, Effect]:
-    """Effects that are not primary and whose planned seeds are whole, with plain 95 % intervals: leads, no claims."""
-    found = {}
+    """Effects that are not primary and have all their planned seeds, with plain 95 % intervals: leads, not claims."""
+    complete = {}
     for name, claim in plan.claims.items():
-        planned = max(2, *(plan.sets[own].seeds for part in claim.parts for _, own, _ in part))
+        planned = max(2, *(plan.sets[dataset].seeds for terms in claim.parts for _, dataset, _ in terms))
         if not claim.primary and min(map(len, effects(claim, results))) >= planned:
-            found[name] = weakest(claim, results)
-    return found
+            complete[name] = weakest(claim, results)
+    return complete
 
 
 def sentence(plan: Plan, name: str, results: Results, found: Judged, tuned: Mapping[str, Any]) -> str:
@@ -81,115 +82,114 @@ def sentence(plan: Plan, name: str, results: Results, found: Judged, tuned: Mapp
     claim = plan.claims[name]
     if name not in found:
         return f"{claim.text}: no verdict, the planned seeds are not whole."
-    own = found[name]
-    told, sure = signed(own.effect.mean), f"{interval(own.low, own.high)}, {own.effect.seeds} seeds, δ {own.delta:g}"
-    text = f"{claim.text}: **{own.verdict}**, {told} points ({sure})"
+    verdict, effect, points = found[name], found[name].effect, signed(found[name].effect.mean)
+    certainty = f"{interval(verdict.low, verdict.high)}, {effect.seeds} seeds, δ {verdict.delta:g}"
+    text = f"{claim.text}: **{verdict.verdict}**, {points} points ({certainty})"
     for _, control in control_of(plan, name, results):
-        gain = f"{signed(control.mean)} ({interval(control.low, control.high)})"
-        more = f", more than the claim's own {told}" if control.mean > own.effect.mean else ""
-        text += f"; {plan.claims[claim.control].text}: {gain}{more}"
-    cells = {cell for part in claim.parts for _, _, cell in part if arm_of(cell) in tuned["chosen"].get("arms", {})}
+        more = f", more than the claim's own {points}" if control.mean > effect.mean else ""
+        text += f"; {plan.claims[claim.control].text}: {_estimate(control)}{more}"
+    cells = {cell for terms in claim.parts for _, _, cell in terms if arm_of(cell) in tuned["chosen"].get("arms", {})}
     off = sorted({arm_label(arm_of(cell)) for cell in cells if zero_did_as_well(tuned, arm_of(cell), tuned_by(cell))})
     return text + (f"; in tuning no strength of {', '.join(off)} beat none, and the best one ran" if off else "") + "."
 
 
 def zero_did_as_well(tuned: Mapping[str, Any], name: str, criterion: str) -> bool:
-    """Whether matching longer, which has no strength, was as good in tuning as an arm by the score that chose both."""
+    """Whether matching longer, which has no strength, scored as well as an arm by the criterion that chose both."""
     metric = "structure" if criterion == "structure" else "r_mean"
-    zero, own = (_validation(tuned, each, criterion, metric) for each in ("matching_longer", name))
-    return bool(ARMS[name].groups) and zero >= own
+    zero, best = (_validation(tuned, arm, criterion, metric) for arm in ("matching_longer", name))
+    return bool(ARMS[name].groups) and zero >= best
 
 
 def _validation(tuned: Mapping[str, Any], name: str, criterion: str, metric: str) -> float:
     """The score of an arm's chosen trial, mean over the seeds and dials that it was tried on."""
     chosen = tuned["chosen"]["arms"][name][criterion]
-    return mean_score(next(own["scores"] for own in tuned["trials"][name] if chosen.items() <= own.items()), metric)
+    matches = (trial for trial in tuned["trials"][name] if chosen.items() <= trial.items())
+    return mean_score(next(matches)["scores"], metric)
 
 
 def tally(plan: Plan, results: Results, found: Judged) -> str:
-    """How many primary claims hold, by how much, and in how many of them the control takes the credit."""
-    held = [(own, control_of(plan, name, results)) for name, own in found.items() if own.verdict.startswith("better")]
-    below = sum("δ" in own.verdict for own, _ in held)
-    equalled = sum(any(gain.mean >= own.effect.mean for _, gain in controls) for own, controls in held)
-    small = f", {below} of them by less than δ" if below else ""
-    small += f", and in {equalled} of them the control gains as much or more" if equalled else ""
-    seeds = min(own.effect.seeds for own in found.values())
-    return f"**{len(held)} of {len(found)} sealed claims hold{small}** ({seeds} seeds, points)"
+    """How many primary claims hold, by how much, and in how many of them the control gains as much or more."""
+    held = {name: verdict for name, verdict in found.items() if verdict.verdict.startswith("better")}
+    below = sum("δ" in verdict.verdict for verdict in held.values())
+    controls = [(name, control) for name in held for _, control in control_of(plan, name, results)]
+    equalled = sum(control.mean >= held[name].effect.mean for name, control in controls)
+    qualified = f", {below} of them by less than δ" if below else ""
+    qualified += f", and in {equalled} of them the control gains as much or more" if equalled else ""
+    seeds = min(verdict.effect.seeds for verdict in found.values())
+    return f"**{len(held)} of {len(found)} sealed claims hold{qualified}** ({seeds} seeds, points)"
 
 
 def headline(plan: Plan, results: Results, found: Judged) -> str:
     """All primary claims in one sentence: how many hold, and each verdict with its effect, interval and control."""
-    told = []
-    for name, own in found.items():
+    clauses = []
+    for name, verdict in found.items():
+        points = f"{signed(verdict.effect.mean)}, {interval(verdict.low, verdict.high)}"
         gains = "".join(f"; {label} {signed(gain.mean)}" for label, gain in control_of(plan, name, results))
-        told.append(f"{name}: {own.verdict} ({signed(own.effect.mean)}, {interval(own.low, own.high)}{gains})")
-    return f"{tally(plan, results, found)}: {'; '.join(told)}."
+        clauses.append(f"{name}: {verdict.verdict} ({points}{gains})")
+    return f"{tally(plan, results, found)}: {'; '.join(clauses)}."
 
 
 def lead(plan: Plan, results: Results, name: str) -> str:
-    """Companions that differ in their dial point (``bending, …``), in one sentence: effects, plain intervals, seeds."""
-    known = {own: claim for own, claim in plan.claims.items() if own.startswith(name) and not claim.primary}
-    if not known:
+    """One sentence on the companions whose names start alike (``bending, …``): effects, plain intervals, seeds."""
+    group = {key: claim for key, claim in plan.claims.items() if key.startswith(name) and not claim.primary}
+    if not group:
         raise ValueError(f"no companion begins with {name!r}; there are: {', '.join(plan.claims)}")
-    found = {own: effect for own, effect in companions(plan, results).items() if own in known}
-    if not found:
+    complete = {key: effect for key, effect in companions(plan, results).items() if key in group}
+    if not complete:
         return f"{name}: no effect yet, the seeds are not there."
-    parts = [
-        f"{own.removeprefix(name).strip(', ') or 'overall'} {signed(effect.mean)} ({interval(effect.low, effect.high)})"
-        for own, effect in found.items()
-    ]
-    text, seeds = next(iter(known.values())).text, min(effect.seeds for effect in found.values())
-    return f"{text[:1].upper()}{text[1:]}: {'; '.join(parts)} points; {seeds} seeds, 95 % intervals, no verdict."
+    dials = {key: key.removeprefix(name).strip(", ") or "overall" for key in complete}
+    clauses = "; ".join(f"{dials[key]} {_estimate(effect)}" for key, effect in complete.items())
+    text, seeds = next(iter(group.values())).text, min(effect.seeds for effect in complete.values())
+    return f"{text[:1].upper()}{text[1:]}: {clauses} points; {seeds} seeds, 95 % intervals, no verdict."
 
 
 def claims_frame(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
     """What :func:`rvlr_lib.figures.verdicts.plot_claims` draws: each primary claim, and what its control gains."""
     rows: list[tuple[Any, ...]] = []
-    for name, own in found.items():
-        claim = plan.claims[name]
-        rows.append((claim.text, own.delta, None, own.effect.mean, own.low, own.high, own.verdict))
-        for label, known in control_of(plan, name, results):
-            rows.append((claim.text, own.delta, label, known.mean, known.low, known.high, None))
+    for name, verdict in found.items():
+        claim = plan.claims[name].text, verdict.delta
+        rows.append((*claim, None, verdict.effect.mean, verdict.low, verdict.high, verdict.verdict))
+        for label, control in control_of(plan, name, results):
+            rows.append((*claim, label, control.mean, control.low, control.high, None))
     return pd.DataFrame(rows, columns=["claim", "delta", "part", "mean", "low", "high", "verdict"])
 
 
 def claims_table(plan: Plan, found: Judged) -> pd.DataFrame:
     """Primary claims: verdict, effect, both intervals, and the power of the verdicts at the observed spread."""
-    columns = ["claim", "verdict", "points", "Holm interval", "90 % interval", "δ", "SD", "seeds"]
-    columns += ["a true zero is called equivalent", "a true δ is called better", "metric"]
+    columns = ["claim", "verdict", "effect (points)", "Holm interval", "90 % interval", "δ", "SD", "seeds"]
+    columns += ["power at 0 (equivalent)", "power at δ (better)", "metric"]
     rows: list[tuple[Any, ...]] = []
-    for name, own in found.items():
-        sd, seeds = max(own.effect.sd, 1e-6), own.effect.seeds
-        zero, real = (power(sd, seeds, own.delta, effect=true, claims=len(found)) for true in (0.0, own.delta))
-        called = zero["equivalent"], real["better"] + real["better, below δ"]
-        told = name, own.verdict, signed(own.effect.mean), interval(own.low, own.high), interval(*own.within)
-        spread, metric = (f"{own.delta:g}", f"{own.effect.sd:.2f}", seeds), metric_label(plan.claims[name].metric)
-        rows.append((*told, *spread, *(f"{100 * share:.0f} %" for share in called), metric))
+    for name, verdict in found.items():
+        effect, delta = verdict.effect, verdict.delta
+        points = signed(effect.mean), interval(verdict.low, verdict.high), interval(*verdict.within), f"{delta:g}"
+        chances = partial(power, max(effect.sd, 1e-6), effect.seeds, delta, claims=len(found))
+        at_zero, at_delta = chances(effect=0.0), chances(effect=delta)
+        shares = at_zero["equivalent"], at_delta["better"] + at_delta["better, below δ"]
+        spread = f"{effect.sd:.2f}", effect.seeds, *(f"{100 * share:.0f} %" for share in shares)
+        rows.append((name, verdict.verdict, *points, *spread, metric_label(plan.claims[name].metric)))
     return pd.DataFrame(rows, columns=columns)
 
 
 def companions_table(plan: Plan, results: Results) -> pd.DataFrame:
-    """Differences that are not primary claims: effect and plain 95 % interval, no verdict.
-
-    ``tuned by`` says which validation scores chose the learning rates and strengths of its arms.
-    """
+    """Companions: effect, plain 95 % interval, and the validation scores that chose their arms' trials; no verdict."""
     rows: list[tuple[Any, ...]] = []
-    for name, own in companions(plan, results).items():
-        found, claim = (signed(own.mean), interval(own.low, own.high), own.seeds), plan.claims[name]
-        cells = [cell for part in claim.parts for _, _, cell in part if arm_of(cell) in ARMS]
-        by = " & ".join(sorted({tuned_by(cell) for cell in cells if ARMS[arm_of(cell)].stage == 2}))
-        rows.append((name, *found, by, claim.text, metric_label(claim.metric)))
-    columns = ["difference", "points", "95 % interval", "seeds", "tuned by", "in words", "metric"]
+    for name, effect in companions(plan, results).items():
+        claim = plan.claims[name]
+        cells = [cell for terms in claim.parts for _, _, cell in terms if arm_of(cell) in ARMS]
+        criteria = {tuned_by(cell) for cell in cells if ARMS[arm_of(cell)].stage == 2}
+        points = signed(effect.mean), interval(effect.low, effect.high), effect.seeds
+        rows.append((name, *points, " & ".join(sorted(criteria)), claim.text, metric_label(claim.metric)))
+    columns = ["difference", "effect (points)", "95 % interval", "seeds", "tuned by", "in words", "metric"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def tuning_table(tuned: Mapping[str, Any]) -> pd.DataFrame:
-    """What tuning chose for every arm, by recall and by structure, and the recall of both on validation."""
+    """What tuning chose for every arm, by recall and by structure, and the validation recall of both choices."""
     columns = ["arm", "chosen by", "learning rate", "strengths", "trials", "validation r_mean", "zero did as well"]
     rows: list[tuple[Any, ...]] = []
-    for name, found in tuned["chosen"]["arms"].items():
+    for name, choices in tuned["chosen"]["arms"].items():
         for criterion in ("recall", "structure"):
-            chosen, count = found[criterion], len(tuned["trials"][name])
+            chosen, count = choices[criterion], len(tuned["trials"][name])
             strengths = ", ".join(f"{group} {value:g}" for group, value in chosen["strengths"].items()) or "–"
             recall = f"{_validation(tuned, name, criterion, 'r_mean'):.1f}"
             zero = ("yes" if zero_did_as_well(tuned, name, criterion) else "no") if chosen["strengths"] else "–"
@@ -198,9 +198,9 @@ def tuning_table(tuned: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def results_frame(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
-    """Figures of all cells, tidy: ``dataset, dial, arm, seed, metric, value``; undefined ones are left out."""
+    """Metrics of all cells, tidy: ``dataset, dial, arm, seed, metric, value``; undefined ones are left out."""
     rows = [
-        (dataset, *reversed(name.split("|")), seed, metric, _figures(cell).get(metric))
+        (dataset, *reversed(name.split("|")), seed, metric, _metrics(cell).get(metric))
         for dataset, seeds in results.items()
         for seed, cells in seeds.items()
         for name, cell in cells.items()
@@ -211,7 +211,7 @@ def results_frame(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
 
 
 def map_frame(folder: Path) -> pd.DataFrame:
-    """The map, tidy: ``dial, teacher, ratio, seed, metric, value``; values are differences to ``matching_longer``."""
+    """The map, tidy: ``dial, teacher, ratio, seed, metric, value``; values are differences from ``matching_longer``."""
     rows = []
     for record in map(read_json, sorted((folder / "map").glob("seed-*.json"))):
         for dial, cells in record["cells"].items():
@@ -224,42 +224,39 @@ def map_frame(folder: Path) -> pd.DataFrame:
 
 
 def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, Results, dict[str, Any]]:
-    """A sealed study: its plan, results of the planned seeds, tuning; errors as of ``check_seal``."""
+    """A sealed study: its plan, results of the planned seeds, and tuning; errors as in :func:`check_seal`."""
     place, plan = Path(folder) if folder else reference_folder(profile), load_plan(profile)
     sealed = check_seal(plan, place)
     results = {name: read_seeds(place, name, sealed, part.seeds) for name, part in plan.sets.items()}
-    return plan, {name: found for name, found in results.items() if found}, read_json(place / "tuning.json")
+    return plan, {name: seeds for name, seeds in results.items() if seeds}, read_json(place / "tuning.json")
 
 
 def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Mapping[str, Any]) -> str:
-    """The Markdown page of claims: sentences, table, what did not hold, companions, tuning, how it was done."""
-    found, chosen = judge(plan, results), tuned["chosen"]
+    """The claims as a Markdown page: sentences, verdicts, what did not hold, companions, measurement, tuning."""
+    judged = judge(plan, results)
     primary = [name for name, claim in plan.claims.items() if claim.primary]
-    refuted = {name: own.verdict for name, own in found.items() if not own.verdict.startswith("better")}
-    cells = [cell for seeds in results.values() for own in seeds.values() for cell in own.values()]
+    refuted = {name: verdict.verdict for name, verdict in judged.items() if not verdict.verdict.startswith("better")}
+    records = [record for seeds in results.values() for cells in seeds.values() for record in cells.values()]
     template = TEMPLATE.read_text(encoding="utf-8")
     return Template(template, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).render(
         plan=plan,
         seal=seal,
-        chosen=chosen,
+        chosen=tuned["chosen"],
         trials=len(next(iter(tuned["trials"].values()), [])),
-        hours=sum(cell.get("cpu_seconds", 0.0) for cell in cells) / 3600,
-        commits=", ".join(dict.fromkeys(str(cell["commit"]) for cell in cells)),
+        hours=sum(record.get("cpu_seconds", 0.0) for record in records) / 3600,
+        commits=", ".join(dict.fromkeys(str(record["commit"]) for record in records)),
         counts=", ".join(f"{name} {len(seeds)}" for name, seeds in results.items()),
-        sentences=[sentence(plan, name, results, found, tuned) for name in primary],
-        verdicts=to_markdown(claims_table(plan, found)) if found else "",
-        spread=power(1.5, plan.seeds, 1.0, claims=len(primary)),
+        sentences=[sentence(plan, name, results, judged, tuned) for name in primary],
+        verdicts=to_markdown(claims_table(plan, judged)) if judged else "",
+        power=power(1.5, plan.seeds, 1.0, claims=len(primary)),
         refuted=[f"{plan.claims[name].text}: {verdict}." for name, verdict in refuted.items()],
-        companions=to_markdown(companions_table(plan, results)) if found else "",
+        companions=to_markdown(companions_table(plan, results)) if judged else "",
         tuning=to_markdown(tuning_table(tuned)),
     )
 
 
 def write_claims(profile: str = "study", folder: str | Path = "", page: Path | None = None) -> Path:
-    """Write ``claims.md`` of a sealed study beside its results, and its verdicts into another ``page``.
-
-    Errors as of :func:`read_study` and :func:`insert_verdicts`.
-    """
+    """Write ``claims.md`` next to a study's results and its verdicts into ``page``; errors as in :func:`read_study`."""
     place, study = Path(folder) if folder else reference_folder(profile), read_study(profile, folder)
     write_text(place / "claims.md", claims_page(*study, read_json(place / "seal.json")))
     if page:
@@ -268,15 +265,16 @@ def write_claims(profile: str = "study", folder: str | Path = "", page: Path | N
 
 
 def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str, Any], profile: str = "study") -> None:
-    """Put how many claims hold, and a sentence on each, between a page's markers of the profile's name.
+    """Write the tally and a sentence on each claim between the profile's markers in a page; ValueError without them."""
+    judged, text = judge(plan, results), "No verdict yet: seeds are missing."
+    if judged:
+        lines = [f"- {sentence(plan, name, results, judged, tuned)}" for name in judged]
+        text = "\n".join([f"{tally(plan, results, judged)}:", "", *lines])
+    insert_between(page, Path(profile).stem, text)
 
-    ValueError where the page lacks them.
-    """
-    found, told = judge(plan, results), "No verdict yet: seeds are missing."
-    if found:
-        lines = [f"- {sentence(plan, name, results, found, tuned)}" for name in found]
-        told = "\n".join([f"{tally(plan, results, found)}:", "", *lines])
-    insert_between(page, Path(profile).stem, told)
+
+def _estimate(effect: Effect) -> str:
+    return f"{signed(effect.mean)} ({interval(effect.low, effect.high)})"
 
 
 def signed(value: float, places: int = 2) -> str:
@@ -285,7 +283,7 @@ def signed(value: float, places: int = 2) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """An interval of differences; a third decimal where two would hide on which side of 0 a bound lies.
+    """An interval of differences, with a third decimal where two would hide on which side of 0 a bound lies.
 
     >>> interval(-1.0, 2.5), interval(-0.15, -0.003)
     ('−1.00 to +2.50', '−0.150 to −0.003')

@@ -1,4 +1,4 @@
-"""What notebooks ask of studies: figures of several in one frame, cached curves around arms, queries of one's own."""
+"""What notebooks ask of studies: metrics of several in one frame, cached curves around arms, free queries."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -31,80 +31,77 @@ OF_CEILING = "recall (% of the ceiling)"
 
 
 def study_frame(studies: Studies, arms: Iterable[str]) -> pd.DataFrame:
-    """Retrieval and structure figures: ``dataset, dial, arm, seed, metric, value``.
+    """Retrieval and structure metrics: ``dataset, dial, arm, seed, metric, value``.
 
     ``structure`` is the mean of ``i2i`` and ``t2t_no_siblings`` NDCG@10 above the floor.
     """
     rows = []
-    for dial, study, name in [(dial, study, name) for dial, own in studies.items() for study in own for name in arms]:
+    for dial, study, name in [(dial, study, name) for dial, runs in studies.items() for study in runs for name in arms]:
         record = study.result(name)
         values = {**record["structure"], **record["metrics"]}
         if all(key in values for key in STRUCTURE):
-            parts = [values[key] for key in STRUCTURE]  # None where it is not defined
+            parts = [values[key] for key in STRUCTURE]  # None if not defined
             values["structure"] = None if None in parts else sum(parts) / len(parts)
-        at = {"dataset": record["dataset"], "dial": dial, "arm": name, "seed": study.settings.seed}
-        rows += [{**at, "metric": metric, "value": value} for metric, value in values.items()]
+        cell = {"dataset": record["dataset"], "dial": dial, "arm": name, "seed": study.settings.seed}
+        rows += [{**cell, "metric": metric, "value": value} for metric, value in values.items()]
     return pd.DataFrame(rows, columns=["dataset", "dial", "arm", "seed", "metric", "value"])
 
 
 def defined_structure(frame: pd.DataFrame) -> str:
-    """The metric ``structure`` of a frame, or neighbours kept where relevance differs between no candidates."""
-    known = frame.loc[frame["metric"] == "structure", "value"].notna().any()
-    return "structure" if known else "image/overlap_teacher"
+    """The metric ``structure``, or neighbours shared with the teacher where all candidates are equally relevant."""
+    defined = frame.loc[frame["metric"] == "structure", "value"].notna().any()
+    return "structure" if defined else "image/overlap_teacher"
 
 
 def share_of_ceiling(frame: pd.DataFrame, known: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """``r_mean`` in percent of the Bayes ceiling of the same dial setting and seed: the metric's name, and the frame.
+    """The frame with ``r_mean`` in percent of the Bayes ceiling at the same dial setting and seed, after its new name.
 
-    ``known`` holds the arm ``ceiling``; where it does not (no known truth), the metric stays ``r_mean``.
+    ``known`` holds the arm ``ceiling``; if it does not (no known truth), name and frame stay as they are.
     """
     rows = known[(known["arm"] == "ceiling") & (known["metric"] == "r_mean")]
     if rows.empty:
         return "r_mean", frame
     ceilings = rows.set_index(["dial", "seed"])["value"].rename("ceiling")
     joined = frame.join(ceilings, on=["dial", "seed"])
-    at = joined["metric"] == "r_mean"
-    joined.loc[at, "value"] *= 100 / joined.loc[at, "ceiling"]
-    joined.loc[at, "metric"] = OF_CEILING
+    recall = joined["metric"] == "r_mean"
+    joined.loc[recall, "value"] *= 100 / joined.loc[recall, "ceiling"]
+    joined.loc[recall, "metric"] = OF_CEILING
     return OF_CEILING, joined.drop(columns="ceiling")
 
 
 def gather(
     compute: Callable[..., pd.DataFrame], studies: Studies, arms: str | Sequence[str], **options: Any
 ) -> pd.DataFrame:
-    """``compute(study, arms, **options)`` of every study in one frame with its dial; each is kept in the cache.
-
-    ``compute`` is a function of this module.
-    """
+    """Frames of ``compute(study, arms, **options)``, a function of this module, joined with dial and seed; cached."""
     frames = []
-    for dial, study in [(dial, study) for dial, own in studies.items() for study in own]:
+    for dial, study in [(dial, study) for dial, runs in studies.items() for study in runs]:
         folder = study.cache.folder(curve_stage(study, compute, arms, options))
         frames.append(pd.DataFrame(read_json(folder / "frame.json")).assign(dial=dial, seed=study.settings.seed))
     return pd.concat(frames, ignore_index=True)
 
 
 def curve_stage(study: Study, compute: Callable[..., Any], arms: str | Sequence[str], options: dict[str, Any]) -> Stage:
-    """The stage of what :func:`gather` reads of one study."""
-    own = [study.result_stage(name) for name in ([arms] if isinstance(arms, str) else arms)]
-    parts = {"made by": compute.__name__, "of": [stage.key for stage in own], "options": options}
+    """The stage of one study's frame in :func:`gather`."""
+    sources = [study.result_stage(name) for name in ([arms] if isinstance(arms, str) else arms)]
+    parts = {"made by": compute.__name__, "of": [stage.key for stage in sources], "options": options}
 
     def write(folder: Path) -> None:
         write_json(folder / "frame.json", compute(study, arms, **options).to_dict(orient="records"))
 
-    return Stage("curves", parts, write, dict, tuple(need for stage in own for need in stage.needs))
+    return Stage("curves", parts, write, dict, tuple(need for stage in sources for need in stage.needs))
 
 
 def interpolated(study: Study, path: Sequence[str], *, steps: int = 10) -> pd.DataFrame:
-    """``r_mean`` and ``structure`` of the models between two arms, in so many steps: columns path, alpha."""
+    """``r_mean`` and ``structure`` along the weights interpolated between two arms; columns ``path``, ``alpha``."""
     frames, test = [], study.dataset("test")
     for alpha, features in _between(study, path, "test", np.arange(steps + 1) / steps):
-        found = validation_scores(features, test, study.device)
-        frames.append(baselines.tidy(found, test, path=" → ".join(path), alpha=alpha))
+        scores = validation_scores(features, test, study.device)
+        frames.append(baselines.tidy(scores, test, path=" → ".join(path), alpha=alpha))
     return pd.concat(frames, ignore_index=True)
 
 
 def _between(study: Study, path: Sequence[str], part: str, alphas: Iterable[float]) -> Iterator[tuple[float, Features]]:
-    """Features of a split by the models between two arms."""
+    """Features of a split under weights interpolated between two arms."""
     start, end = (load_tensors(study.student_folder(name) / "weights.safetensors") for name in path)
     student = study.student(path[0])
     for alpha in alphas:
@@ -113,46 +110,45 @@ def _between(study: Study, path: Sequence[str], part: str, alphas: Iterable[floa
 
 
 def above_path(frame: pd.DataFrame, paths: pd.DataFrame, arm: str, x: str, y: str) -> pd.Series:
-    """How far an arm lies above interpolated weights in ``y`` where these have its ``x``, by dial and seed.
+    """How far an arm lies above interpolated weights in ``y`` where they have the same ``x``, by dial and seed.
 
-    ``paths``: one path of :func:`interpolated`, straight between its models; the highest point counts, NaN where none
-    has that ``x``.
+    ``paths``: one path of :func:`interpolated`, taken as straight between its models. Its highest point at that ``x``
+    counts; NaN if it has none.
     """
     at, tidy = ["dial", "seed"], {"columns": "metric", "values": "value", "sort": False}
-    own = frame[frame["arm"] == arm].pivot_table(index=at, **tidy).reindex(columns=[x, y])
+    arm_points = frame[frame["arm"] == arm].pivot_table(index=at, **tidy).reindex(columns=[x, y])
     wide = paths.pivot_table(index=[*at, "alpha"], **tidy).reindex(columns=[x, y]).sort_index(level="alpha")
     lines = {key: line.to_numpy() for key, line in wide.groupby(at)}
     gaps = []
-    for key, (here, height) in own.iterrows():
-        pairs = [np.array(sorted(map(tuple, pair))).T for pair in pairwise(lines[key])]
-        reached = [np.interp(here, *pair) for pair in pairs if pair[0, 0] <= here <= pair[0, 1]]
-        gaps.append(height - max(reached, default=np.nan))
-    return pd.Series(gaps, own.index, dtype=float)
+    for key, (arm_x, arm_y) in arm_points.iterrows():
+        segments = [np.array(sorted(map(tuple, ends))).T for ends in pairwise(lines[key])]  # [x, y] × [left, right]
+        heights = [np.interp(arm_x, *segment) for segment in segments if segment[0, 0] <= arm_x <= segment[0, 1]]
+        gaps.append(arm_y - max(heights, default=np.nan))
+    return pd.Series(gaps, arm_points.index, dtype=float)
 
 
 def without_training(study: Study, arm: str) -> pd.DataFrame:
-    """The features of an arm as given and under each training-free peer, parameters chosen on validation.
+    """An arm's features as given and under each training-free peer, with parameters chosen on validation.
 
-    For an arm of stage 2 the last peer are weights between the end of stage 1 and it, chosen by ``r_mean``.
+    For an arm of stage 2 the last peer interpolates weights between the end of stage 1 and the arm, by ``r_mean``.
     """
     student, device = study.student(arm), study.device
-    known = {part: study.split(part) for part in ("train", "val", "test")}
-    pairs = {part: (split.encode(student, device), split.dataset) for part, split in known.items()}
-    splits, test = (pairs["train"], pairs["val"]), pairs["test"][1]
-    frame = baselines.training_free(*pairs["test"], splits=splits, seed=study.settings.seed, device=device)
+    splits = {name: study.split(name) for name in ("train", "val", "test")}
+    train, val, test = ((split.encode(student, device), split.dataset) for split in splits.values())
+    frame = baselines.training_free(*test, splits=(train, val), seed=study.settings.seed, device=device)
     if ARMS[arm].stage == 1:
         return frame
-    models, recall = partial(_between, study, ("matching", arm)), dict[float, float]()
-    for alpha, features in models("val", baselines.STEPS):
-        recall[alpha] = headline_metrics(features, pairs["val"][1], ks_ndcg=(), device=device)["r_mean"]
-    ((best, features),) = models("test", [max(recall, key=recall.__getitem__)])
-    told = {"arm": "weights_interpolated", "parameters": f"alpha {best:g}"}
-    found = baselines.tidy(headline_metrics(features, test, device=device), test, **told)
-    return pd.concat([frame, found], ignore_index=True)
+    interpolate, recall = partial(_between, study, ("matching", arm)), dict[float, float]()
+    for alpha, features in interpolate("val", baselines.STEPS):
+        recall[alpha] = headline_metrics(features, val[1], ks_ndcg=(), device=device)["r_mean"]
+    ((best, features),) = interpolate("test", [max(recall, key=recall.__getitem__)])
+    row = {"arm": "weights_interpolated", "parameters": f"alpha {best:g}"}
+    metrics = headline_metrics(features, test[1], device=device)
+    return pd.concat([frame, baselines.tidy(metrics, test[1], **row)], ignore_index=True)
 
 
 def mixed(study: Study, arms: Sequence[str], *, shares: Sequence[float] = baselines.STEPS) -> pd.DataFrame:
-    """Corpora of pictures and captions, see :func:`rvlr_lib.evaluation.baselines.mix_ratio_curve`."""
+    """Mixed corpora of pictures and captions, see :func:`rvlr_lib.evaluation.baselines.mix_ratio_curve`."""
     return _each_arm(study, arms, baselines.mix_ratio_curve, shares=shares)
 
 
@@ -164,26 +160,26 @@ def documents(study: Study, arms: Sequence[str]) -> pd.DataFrame:
 def perturbed(
     study: Study, arms: Sequence[str], *, kinds: Sequence[str], strengths: Sequence[float], most: int = 300
 ) -> pd.DataFrame:
-    """Recall of changed queries among the first ``most`` test pictures, see ``baselines.perturb``.
+    """Recall of perturbed queries among the first ``most`` test pictures, see ``baselines.perturb``.
 
     Columns ``dataset, arm, perturbation, strength, metric, value``.
     """
     gallery = study.dataset("test").gallery_sets()[0]
-    few = gallery.subset(list(range(min(most, len(gallery)))))
-    students, owner = {name: study.student(name) for name in arms}, torch.as_tensor(few.caption_image)
-    clean = [new_features(study, students, few, side) for side in (0, 1)]
+    clean = gallery.subset(list(range(min(most, len(gallery)))))
+    students, owner = {name: study.student(name) for name in arms}, torch.as_tensor(clean.caption_image)
+    features = [new_features(study, students, clean, side) for side in (0, 1)]
     frames = []
     for kind in kinds:
-        side, metrics = (0, "i2t/") if kind in FAULTS else (1, "t2i/")
+        side, direction = (0, "i2t/") if kind in FAULTS else (1, "t2i/")
         for strength in strengths:
-            sides = list(clean)
+            sides = list(features)
             if strength:
-                changed = baselines.perturb(few, kind, strength, study.settings.seed)
-                sides[side] = new_features(study, students, changed, side)
+                perturbed_set = baselines.perturb(clean, kind, strength, study.settings.seed)
+                sides[side] = new_features(study, students, perturbed_set, side)
             for name in arms:
-                found = cross_modal_recall(sides[0][name], sides[1][name], owner)
-                known = {key: value for key, value in found.items() if key.startswith(metrics)}
-                frames.append(baselines.tidy(known, few, arm=name, perturbation=kind, strength=strength))
+                recalls = cross_modal_recall(sides[0][name], sides[1][name], owner)
+                recalls = {key: value for key, value in recalls.items() if key.startswith(direction)}
+                frames.append(baselines.tidy(recalls, clean, arm=name, perturbation=kind, strength=strength))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -195,12 +191,12 @@ def _each_arm(study: Study, arms: Sequence[str], curve: Callable[..., Any], **op
 def query_encoder(study: Study, name: str) -> Callable[[Any], np.ndarray]:
     """A function from words or a picture to a unit row ``[D]`` in the space of an arm or of the ``start``.
 
-    It takes words (cleaned as captions are) or a picture (PIL, resized as the data set's are); ``ValueError`` for
-    anything else, and for words without a letter or digit. The towers are loaded when it is first called, and kept.
+    Words are cleaned like captions, pictures (PIL) resized like those of the data set; ``ValueError`` for anything
+    else, and for words without a letter or digit. The towers are loaded on the first call and kept.
     """
     student = cache(lambda: study.student(name))
 
-    def encode_one(item: Any) -> np.ndarray:
+    def encode_query(item: Any) -> np.ndarray:
         words, picture = "none", np.zeros((1, 1, 1, 3), np.uint8)
         if isinstance(item, str):
             words = clean_caption(item)
@@ -210,15 +206,15 @@ def query_encoder(study: Study, name: str) -> Callable[[Any], np.ndarray]:
             picture = np.asarray(item.convert("RGB"))[None]
         else:
             raise ValueError(f"a query is words or a picture (PIL), not {type(item).__name__}")
-        one = ImageTextDataset("query", "test", ["query"], [words], np.zeros(1, np.int64), ArraySource(picture))
-        return new_features(study, {name: student()}, one, int(isinstance(item, str)))[name][0].numpy()
+        pair = ImageTextDataset("query", "test", ["query"], [words], np.zeros(1, np.int64), ArraySource(picture))
+        return new_features(study, {name: student()}, pair, int(isinstance(item, str)))[name][0].numpy()
 
-    return encode_one
+    return encode_query
 
 
 @torch.no_grad()
 def new_features(study: Study, students: Mapping[str, Any], dataset: ImageTextDataset, side: int) -> dict[str, Tensor]:
-    """Features of new pictures (0) or captions (1) in each space; frozen towers see them once, as those of a study."""
+    """Features of new pictures (side 0) or captions (1) under each student; frozen towers encode them once."""
     model = study.settings.model
     if not model.freeze_towers:
         return {name: encode(student, dataset, study.device)[side] for name, student in students.items()}
@@ -227,6 +223,6 @@ def new_features(study: Study, students: Mapping[str, Any], dataset: ImageTextDa
     with TemporaryDirectory() as scratch:
         encode_frozen(Path(scratch), **options)
         rows = torch.from_numpy(np.load(Path(scratch) / "few" / "features.npy"))
-    seen = CachedRows((rows if side else rows[:, 0]).to(study.device))
+    inputs = CachedRows((rows if side else rows[:, 0]).to(study.device))
     heads = {name: (student.encode_image, student.encode_text)[side] for name, student in students.items()}
-    return {name: head(seen).features.float().cpu() for name, head in heads.items()}
+    return {name: head(inputs).features.float().cpu() for name, head in heads.items()}

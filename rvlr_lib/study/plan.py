@@ -1,4 +1,4 @@
-"""The plan of a study, and its seal: what is computed, what is asked, fixed before the first confirmation seed."""
+"""The plan of a study and its seal: what is computed and claimed, fixed before the first confirmation seed."""
 
 import dataclasses
 import hashlib
@@ -15,19 +15,19 @@ from rvlr_lib.metrics.statistics import MAX_CLAIMS
 from rvlr_lib.provenance import PACKAGE, commit
 
 REFERENCES = ("floor", "ceiling", "teachers", "start")  # rows of a table that no arm trains
-BY_STRUCTURE = "/structure"  # an arm's name with this ending: the trial that validation structure chose
+BY_STRUCTURE = "/structure"  # suffix of an arm's name: with the trial that validation structure chose
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A question put beforehand: a weighted sum of cells whose mean over seeds is judged."""
+    """A question asked in advance: a weighted sum of cells whose mean over seeds is judged."""
 
     text: str  # the claim in words
-    metric: str  # key of the results, or several joined by `` & `` whose mean is taken
+    metric: str  # a key of the results, or several joined by `` & ``, whose mean is taken
     effect: str  # such as ``scenes:rvlr|text - scenes:matching_longer|text``; a term may have a factor, ``0.5*…``
-    also: str = ""  # a second effect; the claim is that both are above 0, so the less favourable one is judged
-    primary: bool = False  # whether Holm's correction counts it; others get an interval and no verdict
-    control: str = ""  # the claim that says what a control gains; it is printed in the same sentence
+    also: str = ""  # a second effect: the claim is that both are above 0, and the less favourable one is judged
+    primary: bool = False  # gets a verdict, under Holm's correction; the others get an interval only
+    control: str = ""  # name of the claim that says what a control gains, printed in the same sentence
 
     @property
     def parts(self) -> list[list[tuple[float, str, str]]]:
@@ -36,31 +36,31 @@ class Claim:
         >>> Claim("", "r_mean", "scenes:rvlr|text - 0.5*emoji:intra/structure|none").parts
         [[(1.0, 'scenes', 'rvlr|text'), (-0.5, 'emoji', 'intra/structure|none')]]
         """
-        term, found = r"(?:([\d.]+)\*)?(\w+):([a-z_0-9]+(?:/structure)?\|\w+)", []
+        term, parts = r"(?:([\d.]+)\*)?(\w+):([a-z_0-9]+(?:/structure)?\|\w+)", []
         for effect in filter(None, (self.effect, self.also)):
             if not re.fullmatch(rf"{term}(?: [+-] {term})*", effect):
-                raise ValueError(f"effect {effect!r} is no sum such as 'scenes:rvlr|text - 0.5*scenes:intra|none'")
-            terms = re.findall(rf"([+-] )?{term}", effect)
-            found.append([(float(f or 1) * (-1 if sign == "- " else 1), name, cell) for sign, f, name, cell in terms])
-        return found
+                raise ValueError(f"effect {effect!r} is not a sum such as 'scenes:rvlr|text - 0.5*scenes:intra|none'")
+            terms = re.findall(rf"([+-]?) ?{term}", effect)
+            parts.append([(float(f"{sign}{factor or 1}"), dataset, cell) for sign, factor, dataset, cell in terms])
+        return parts
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The same number of random trials for every trained arm, on worlds that no verdict sees."""
+    """The same number of random trials for every trained arm, on worlds that no verdict uses."""
 
     dataset: str
     dials: Sequence[str]  # a trial's score is its mean over them
     seeds: Sequence[int]  # the first one for all trials, all of them for the best
     trials: int  # of each arm; all arms try the same learning rates
-    confirmed: int  # best trials that are tried on all seeds
+    confirmed: int  # how many of the best trials run on all seeds
     learning_rate: Sequence[float]  # lowest and highest, log-uniform
     strengths: Mapping[str, Sequence[float]]  # group of terms -> lowest and highest, log-uniform
-    lengths: Sequence[int]  # epochs of stage 2; the shortest whose doubling adds less than ``plateau``, or the only one
-    visibilities: Sequence[float]  # of ``image``: the first at which ``matching_longer`` keeps ``kept``, or the one
+    lengths: Sequence[int]  # epochs of stage 2 to choose from: the shortest whose doubling gains less than ``plateau``
+    visibilities: Sequence[float]  # of dial ``image`` to choose from: the first that keeps recall within ``kept``
     plateau: float = 0.5  # points of r_mean
-    kept: Sequence[float] = (0.4, 0.7)
-    slack: float = 0.5  # points of r_mean within which validation structure may choose
+    kept: Sequence[float] = (0.4, 0.7)  # share of recall that ``matching_longer`` keeps
+    slack: float = 0.5  # points of r_mean below the best within which validation structure may choose
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class RegimeMap:
 
     dataset: str = ""
     dials: Sequence[str] = ()
-    seeds: Sequence[int] = ()  # none: the plan asks for no map
-    ratios: Sequence[float] = ()  # of the weighted structure term's gradient norm to the contrastive one's, first batch
+    seeds: Sequence[int] = ()  # empty: the plan has no map
+    ratios: Sequence[float] = ()  # gradient norm of the weighted structure term over the contrastive one, first batch
     teachers: Mapping[str, str] = field(default_factory=dict)  # label -> arm
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is computed on one data set; where a profile says nothing, all arms, dial points and seeds of its plan."""
+    """What is computed on one data set; arms, dial points and seeds default to those of the plan."""
 
     dataset: str
     seeds: int  # from 0
@@ -97,7 +97,7 @@ class Plan:
     sets: Mapping[str, Part]
     seeds: int  # planned for the claims, from 0
     dials: Mapping[str, Mapping[str, Any]]  # name -> overrides of the settings
-    arms: Sequence[str]  # references such as ``start`` among them
+    arms: Sequence[str]  # including references such as ``start``
     claims: Mapping[str, Claim]
     delta: Mapping[str, float]  # metric -> the smallest difference that matters, in points
     tuning: Tuning
@@ -106,16 +106,16 @@ class Plan:
     def settings(
         self, name: str, dial: str, seed: int, chosen: Mapping[str, Any], arm: str = "", **overrides: Any
     ) -> Settings:
-        """The settings of a part of the plan, or of a data set, at a dial point and seed, for an arm.
+        """The settings of an arm in a part of the plan, or on a data set, at a dial point and seed.
 
-        ``chosen`` is what tuning chose so far: by recall, or by structure for an arm whose name ends in it.
+        ``chosen`` is what tuning has chosen so far; an ``arm`` that ends in ``/structure`` takes what structure chose.
         """
         part = self.sets.get(name, Part(name, 0, (), ()))
         dials = {**self.dials[dial], **chosen.get("dials", {}).get(dial, {})}
         length = {"stage2.epochs": chosen["epochs"]} if "epochs" in chosen else {}
         values = {"data.name": part.dataset, **part.overrides, **dials, **length, "seed": seed, **overrides}
         settings = load_settings(part.dataset, self.preset, "corrected", overrides=values)
-        arms = {name: ArmSettings(**found[tuned_by(arm)]) for name, found in chosen.get("arms", {}).items()}
+        arms = {name: ArmSettings(**trials[tuned_by(arm)]) for name, trials in chosen.get("arms", {}).items()}
         return dataclasses.replace(settings, arms=arms)
 
 
@@ -125,38 +125,42 @@ def arm_of(cell: str) -> str:
 
 
 def tuned_by(cell: str) -> str:
-    """Which validation scores chose the learning rate and strengths of a cell, or of an arm."""
+    """Whether validation recall or structure chose the learning rate and strengths of a cell or arm."""
     return "structure" if BY_STRUCTURE in cell else "recall"
 
 
 def load_plan(profile: str = "study") -> Plan:
-    """The ``study`` part of a profile of the checkout, or of a YAML file; ValueError names what is wrong in it."""
-    named = PACKAGE.parent / "notebooks" / "profiles" / f"{profile}.yaml"
-    path = Path(profile) if profile.endswith((".yaml", ".yml")) else named
+    """The checked plan of a profile of the checkout, or of a YAML file; a ValueError names what is wrong in it."""
+    shipped = PACKAGE.parent / "notebooks" / "profiles" / f"{profile}.yaml"
+    path = Path(profile) if profile.endswith((".yaml", ".yml")) else shipped
     if not path.is_file():
-        raise ValueError(f"{path} is not there; a study is the 'study' part of a profile")
+        raise ValueError(f"{path} is missing; a study is the 'study' part of a profile")
     values = read_yaml(path).get("study") or {}
-    named_parts = [values, *map(values.get, ("sets", "dials"))] if isinstance(values, dict) else [values]
-    if not all(isinstance(part or {}, dict) for part in named_parts):
+    mappings = [values, *map(values.get, ("sets", "dials"))] if isinstance(values, dict) else [values]
+    if not all(isinstance(mapping or {}, dict) for mapping in mappings):
         raise ValueError(f"{path}: 'study', its 'sets' and its 'dials' must hold settings by name")
-    common = {"seeds": values.get("seeds"), "arms": values.get("arms"), "dials": list(values.get("dials") or {})}
-    sets = {name: own or {} for name, own in (values.get("sets") or {}).items()}
-    sets = {name: {"dataset": name, **common, **own} if isinstance(own, dict) else own for name, own in sets.items()}
+    defaults = {"seeds": values.get("seeds"), "arms": values.get("arms"), "dials": list(values.get("dials") or {})}
+    sets = values.get("sets") or {}
+    for name, part in sets.items():
+        if isinstance(part or {}, dict):
+            sets[name] = {"dataset": name, **defaults, **(part or {})}
     plan: Plan = parsed(Plan, values | {"sets": sets}, str(path))
-    named_arms = [name.removesuffix(BY_STRUCTURE) for part in plan.sets.values() for name in part.arms]
+    arms = [name.removesuffix(BY_STRUCTURE) for part in plan.sets.values() for name in part.arms]
     dials = [dial for part in plan.sets.values() for dial in part.dials]
+    dials += [*plan.tuning.dials, *plan.regime_map.dials]
+    dials += ["none"] if len(plan.tuning.visibilities) > 1 else []  # where visibilities are compared
     cells = {f"{name}:{cell}" for name, part in plan.sets.items() for cell in part.cells()}
-    _only(named_arms, (*ARMS, *REFERENCES), f"{path}: unknown arm")
-    _only(plan.regime_map.teachers.values(), ARMS, f"{path}: regime_map: unknown arm")
-    searched = ["none"] if len(plan.tuning.visibilities) > 1 else []
-    _only([*dials, *plan.tuning.dials, *plan.regime_map.dials, *searched], plan.dials, f"{path}: unknown dial point")
+    _refuse_unknown(arms, (*ARMS, *REFERENCES), f"{path}: unknown arm")
+    _refuse_unknown(plan.regime_map.teachers.values(), ARMS, f"{path}: regime_map: unknown arm")
+    _refuse_unknown(dials, plan.dials, f"{path}: unknown dial point")
     for name, claim in plan.claims.items():
-        terms = [f"{own}:{cell}" for part in claim.parts for _, own, cell in part]
-        _only(terms, cells, f"{path}: claim {name}: no such cell")
-        _only([claim.control] if claim.control else [], plan.claims, f"{path}: claim {name}: unknown control")
-        _only([claim.metric] if claim.primary else [], plan.delta, f"{path}: claim {name}: no delta for")
+        where = f"{path}: claim {name}"
+        claimed = [f"{dataset}:{cell}" for effect in claim.parts for _, dataset, cell in effect]
+        _refuse_unknown(claimed, cells, f"{where}: no such cell")
+        _refuse_unknown([claim.control] if claim.control else [], plan.claims, f"{where}: unknown control")
+        _refuse_unknown([claim.metric] if claim.primary else [], plan.delta, f"{where}: no delta for")
     if plan.seeds < 2 or sum(claim.primary for claim in plan.claims.values()) > MAX_CLAIMS:
-        raise ValueError(f"{path}: a study plans two seeds or more and at most {MAX_CLAIMS} primary claims")
+        raise ValueError(f"{path}: a study needs two seeds or more and at most {MAX_CLAIMS} primary claims")
     for name, part in plan.sets.items():
         for dial in part.dials:
             plan.settings(name, dial, 0, {})  # every setting is checked before anything runs
@@ -164,56 +168,47 @@ def load_plan(profile: str = "study") -> Plan:
 
 
 def write_seal(plan: Plan, folder: Path, date: str) -> dict[str, Any]:
-    """Seal a study in ``folder/seal.json``, until it has a confirmation seed: then, and before tuning, a ValueError."""
-    parts = _sealed_parts(plan, folder) | {"settings": _settings_sum(plan, folder)}
+    """Seal a study in ``folder/seal.json``; ValueError before tuning, and once there is a confirmation seed."""
+    parts = _sealed_parts(plan, folder) | {"settings": _settings_digest(plan, folder)}
     if list(folder.glob("*/seed-*.json")):
         raise ValueError(f"{folder} holds confirmation seeds already: a seal comes before them")
     seal = {"date": date, "commit": commit(), "parts": parts}
-    seal["sha256"] = _digest(seal)
+    seal["sha256"] = _seal_digest(seal)
     write_json(folder / "seal.json", seal)
     return seal
 
 
 def check_seal(plan: Plan, folder: Path, *, adding: bool = False) -> str:
-    """The sum of the seal; ValueError where there is none, and where what it covers was changed since: names what.
+    """The SHA-256 of the seal; ValueError if there is none, or naming what has changed since.
 
-    Where cells are to be added, presets and arms must be those of the seal as well; seals before 2026-11-28 hold none.
+    With ``adding``, before cells are added, presets and arms must match too; seals before 2026-11-28 do not cover them.
     """
     path = folder / "seal.json"
     if not path.is_file():
-        way_out = "`rvlr study --tune` and `--seal` make it, before the first seed"
+        way_out = "run `rvlr study --tune`, then `--seal`, before the first seed"
         raise ValueError(f"{folder} holds no sealed study, as there is no seal.json: {way_out}")
     seal = read_json(path)
-    if seal.get("sha256") != _digest(seal):
-        raise ValueError(f"{path} was edited: its sum does not fit its text, so there is no verdict")
+    if seal.get("sha256") != _seal_digest(seal):
+        raise ValueError(f"{path} was edited: its checksum does not match its content, so there is no verdict")
     parts = _sealed_parts(plan, folder)
     if parts["chosen"] != seal["parts"]["chosen"]:
         raise ValueError(f"{folder / 'tuning.json'} differs from what {path} sealed: no verdict")
     if changed := [key for key in parts["plan"] if parts["plan"][key] != seal["parts"]["plan"].get(key)]:
         raise ValueError(f"the profile's plan differs from what {path} sealed, in {', '.join(changed)}: no verdict")
-    if adding and seal["parts"].get("settings", now := _settings_sum(plan, folder)) != now:
+    if adding and seal["parts"].get("settings", now := _settings_digest(plan, folder)) != now:
         raise ValueError(f"presets or arms give other settings than {path} sealed: use its commit")
     return str(seal["sha256"])
 
 
-def _settings_sum(plan: Plan, folder: Path) -> str:
-    """SHA-256 of all settings that presets, dials and what was chosen give, and of the arms: of every cell to come."""
-    cells = [(name, dial) for name, part in plan.sets.items() for dial in part.dials]
-    found = [dataclasses.asdict(plan.settings(name, dial, 0, read_chosen(folder))) for name, dial in cells]
-    arms = {name: dataclasses.asdict(dataclasses.replace(arm, description="", look=())) for name, arm in ARMS.items()}
-    text = json.dumps(plain([found, arms]), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def read_chosen(folder: Path) -> dict[str, Any]:
-    """What tuning chose; ValueError where nothing was tuned yet."""
+    """What tuning chose; ValueError if nothing has been tuned yet."""
     if not (folder / "tuning.json").is_file():
         raise ValueError(f"{folder} has no tuning.json: `rvlr study --tune` makes it")
     return read_json(folder / "tuning.json")["chosen"]
 
 
 def reference_folder(profile: str = "study") -> Path:
-    """Where the results of a profile's study that come with the checkout lie."""
+    """The folder of the checkout with the results of a profile's study."""
     return PACKAGE.parent / "data" / "reference" / Path(profile).stem
 
 
@@ -224,12 +219,21 @@ def _sealed_parts(plan: Plan, folder: Path) -> dict[str, Any]:
     return plain({"plan": covered, "chosen": {key: chosen[key] for key in ("arms", "dials", "epochs")}})
 
 
-def _digest(seal: Mapping[str, Any]) -> str:
+def _settings_digest(plan: Plan, folder: Path) -> str:
+    """SHA-256 of the arms, and of the settings that presets, dials and chosen values give every cell."""
+    points = [(name, dial) for name, part in plan.sets.items() for dial in part.dials]
+    settings = [dataclasses.asdict(plan.settings(*point, 0, read_chosen(folder))) for point in points]
+    arms = {name: dataclasses.asdict(dataclasses.replace(arm, description="", look=())) for name, arm in ARMS.items()}
+    text = json.dumps(plain([settings, arms]), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _seal_digest(seal: Mapping[str, Any]) -> str:
     covered = {key: seal[key] for key in ("commit", "parts")}
     return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
 
 
-def _only(names: Iterable[str], valid: Iterable[str], what: str) -> None:
+def _refuse_unknown(names: Iterable[str], valid: Iterable[str], fault: str) -> None:
     valid = list(valid)
-    if wrong := [name for name in names if name not in valid]:
-        raise ValueError(f"{what} {wrong[0]!r}; valid: {', '.join(map(str, valid))}")
+    if unknown := [name for name in names if name not in valid]:
+        raise ValueError(f"{fault} {unknown[0]!r}; valid: {', '.join(map(str, valid))}")

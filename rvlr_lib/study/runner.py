@@ -1,4 +1,4 @@
-"""Where cells are computed: processes of this machine, or the workers of a Dask cluster."""
+"""Where cells are computed: in processes on this machine or by the workers of a Dask cluster."""
 
 import multiprocessing
 import os
@@ -19,30 +19,30 @@ say = partial(print, flush=True)
 
 @dataclass(frozen=True)
 class Runner:
-    """How to compute cells, each a call ``function(*item, device, root)`` of a module's function."""
+    """How to compute cells; each is a call ``function(*item, device, root)`` of a module-level function."""
 
-    jobs: int = 1  # processes on this machine, of one thread each
-    scheduler: str = ""  # address of a Dask scheduler, such as tcp://host:8786; its workers are used instead
+    jobs: int = 1  # processes on this machine, one thread each
+    scheduler: str = ""  # address of a Dask scheduler, such as tcp://host:8786, whose workers are used instead
     device: str = "auto"
     root: str | None = None  # of runs and cache
 
     def run(self, function: Callable[..., Any], items: Items, label: str) -> list[Any]:
-        """The results in the order of the items."""
+        """Results in the order of the items."""
         return [result for _, result in sorted(self.stream(function, items, label), key=lambda pair: pair[0])]
 
     def stream(self, function: Callable[..., Any], items: Items, label: str) -> Iterator[tuple[int, Any]]:
-        """The results as they finish, each with the number of its item."""
+        """Results as they finish, each with the index of its item."""
         started = time.monotonic()
         with self._executor() as executor:
             calls = [(*item, self.device, self.root) for item in items]
-            futures = {executor.submit(_one_thread, function, *call): n for n, call in enumerate(calls)}
+            futures = {executor.submit(_one_thread, function, *call): index for index, call in enumerate(calls)}
             try:
                 for done, future in enumerate(as_completed(futures), start=1):
                     yield futures[future], future.result()
                     elapsed = time.monotonic() - started
                     left = elapsed / done * (len(items) - done)
                     say(f"{label} {done}/{len(items)}: {elapsed / 60:.1f} min, about {left / 60:.0f} min left")
-            finally:  # one failed, or nobody wants the others
+            finally:  # after a failure, or if the caller stops early
                 for future in futures:
                     future.cancel()
 
@@ -57,7 +57,7 @@ class Runner:
 
 
 def connect(scheduler: str) -> Any:
-    """A client of a Dask scheduler; ValueError where Dask is not installed, or nobody answers at the address."""
+    """A client of a Dask scheduler; ValueError if Dask is not installed or nothing answers at the address."""
     try:
         from distributed import Client
     except ImportError as error:
@@ -69,11 +69,11 @@ def connect(scheduler: str) -> Any:
 
 
 def _one_thread(function: Callable[..., Any], *item: Any) -> Any:
-    """A call in a worker, so that no number depends on how many there are."""
+    """Call a function in one thread, so that results do not depend on the number of workers."""
     torch.set_num_threads(1)
     return function(*item)
 
 
 def _quiet() -> None:
-    """Progress bars of several processes would write over one another."""
+    """Silence stderr: progress bars of several processes would overwrite each other."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115

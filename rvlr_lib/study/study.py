@@ -30,28 +30,28 @@ from rvlr_lib.training.processes import is_main, process_group
 from rvlr_lib.training.stages import Features, Split
 
 MODALITIES = ("image", "text")
-# what `rvlr train` leaves, and may remove with --overwrite
+# what `rvlr train` writes, and what --overwrite removes
 FILES = "weights.safetensors val.safetensors test.safetensors log.jsonl fit.json parts.json result.json student".split()
 TOWER_SETTINGS = ("pretrained", "image_weights", "text_weights", "text_layers", "context_length", "image_size")
 EVALUATION_SWITCHES = ("weights", "baseline", "selection", "mixed_t2it", "mixed_scores")
-TAUGHT = ("image_representation", "text_representation", "structure", "mean_relation")  # by teachers
+TAUGHT = ("image_representation", "text_representation", "structure", "mean_relation")  # terms that need teachers
 
 
 class Result(dict[str, Any]):
-    """The record of an arm or a reference row."""
+    """The record of an arm or of a reference row."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Retrieval figures under the headline relevance, in percent."""
+        """Retrieval metrics under the headline relevance, in percent."""
         return self["metrics"]
 
 
 class Study:
-    """All stages of one setting and seed; each is computed when first asked for and read from the cache afterwards.
+    """All stages of one setting and seed; each is computed on first use and read from the cache afterwards.
 
-    ``root`` is that of runs and cache, :func:`rvlr_lib.provenance.home` if not given. ``execution`` says how to
-    train; its ``checkpoints`` is the folder of all stages' checkpoints. Where ``missing`` is given, nothing is computed
-    and it ends the error that names what is missing. Under torchrun all processes call the same methods and share
+    ``root`` holds runs and cache, by default :func:`rvlr_lib.provenance.home`. ``execution`` says how to train; its
+    ``checkpoints`` is the folder for the checkpoints of all stages. With ``missing`` nothing is computed: a missing
+    stage raises a ValueError that ends with this text. Under torchrun all processes call the same methods and share
     ``root``.
     """
 
@@ -80,7 +80,7 @@ class Study:
         return build_towers(model.name, seed=derived_seed(self.settings.seed, "towers"), **options)
 
     def features(self, split: str) -> FeatureSet:
-        """Cached features of a split by the frozen towers, memory-mapped."""
+        """The frozen towers' cached features of a split, memory-mapped."""
         return read_features(*self._feature_folders, split)
 
     @cached_property
@@ -89,29 +89,29 @@ class Study:
         return images, texts
 
     def teacher_features(self, split: str, spec: str = "") -> Features:
-        """Frozen unit rows of a split: of pictures ``[I, W]`` and of captions ``[C, W']``.
+        """The teachers' unit rows of a split: pictures ``[I, W]`` and captions ``[C, W']``.
 
-        ``spec`` names both teachers, see :mod:`rvlr_lib.models.teachers`; default: those of the settings.
+        ``spec`` names both teachers, see :mod:`rvlr_lib.models.teachers`; by default those of the settings.
         """
-        spaces = []
-        for modality, stage in zip(MODALITIES, self._teacher_stages(spec), strict=True):
-            if stage is None:
-                features = self.features(split)
-                spaces.append(unit_rows(features.images[0] if modality == "image" else features.texts))
-            else:
-                spaces.append(load_tensors(self.cache.folder(stage) / f"{split}.safetensors")["features"])
-        return spaces[0], spaces[1]
+
+        def stored(stage: Stage) -> Tensor:
+            return load_tensors(self.cache.folder(stage) / f"{split}.safetensors")["features"]
+
+        images, texts = self._teacher_stages(spec)
+        image_rows = stored(images) if images else unit_rows(self.features(split).images[0])
+        text_rows = stored(texts) if texts else unit_rows(self.features(split).texts)
+        return image_rows, text_rows
 
     def student_folder(self, name: str) -> Path:
-        """The folder of a trained arm: weights, log, how it went, validation and test features."""
+        """The folder of a trained arm: weights, log, how it went, and validation and test features."""
         stage = self._student_stage(name)
         folder = self.cache.folder(stage)
-        if checkpoints := self._checkpoints(stage):
+        if checkpoints := self._checkpoints(stage):  # of no use once the stage is finished
             shutil.rmtree(checkpoints, ignore_errors=True)
         return folder
 
     def student(self, name: str) -> Student:
-        """A trained arm's student, or that of the ``start``, on the device, in evaluation mode."""
+        """The student of a trained arm, or of the ``start``, on the device and in evaluation mode."""
         student = self._fresh_student()
         if name != "start":
             student.load_state_dict(load_tensors(self.student_folder(name) / "weights.safetensors"))
@@ -130,17 +130,17 @@ class Study:
         return self.split("test").encode(self._fresh_student(), self.device)
 
     def training_log(self, name: str) -> list[dict[str, Any]]:
-        """The log of an arm, a dict each logged step or epoch."""
+        """The log of an arm: one dict for each logged step or epoch."""
         lines = (self.student_folder(name) / "log.jsonl").read_text(encoding="utf-8").splitlines()
         return [{"arm": name, **json.loads(line)} for line in lines]
 
     def validation(self, name: str) -> dict[str, float]:
-        """Scores of an arm on validation: ``r_mean`` and ``structure``, mean above-floor NDCG@10 within a modality."""
+        """Validation scores of an arm, see :func:`rvlr_lib.study.results.validation_scores`."""
         features = stages.stored_features(self.student_folder(name), "val")
         return results.validation_scores(features, self.dataset("val"), self.device)
 
     def first_gradients(self, name: str) -> dict[str, float]:
-        """Norm of each weighted term's gradient at the first batch of an arm's stage."""
+        """Gradient norm of each weighted term, on the first batch of an arm's training."""
         stage = self._student_stage(name)
         for needed in stage.needs:
             self.cache.folder(needed)
@@ -150,53 +150,54 @@ class Study:
         return gradient_shares(objective, next(batches))
 
     def result(self, name: str) -> Result:
-        """The evaluated result of an arm or of a reference row: ``floor``, ``ceiling``, ``teachers``, ``start``."""
+        """The test result of an arm or of a reference row: ``floor``, ``ceiling``, ``teachers`` or ``start``."""
         stored = read_json(self.cache.folder(self.result_stage(name)) / "result.json")
         stored["provenance"]["settings"] = asdict(self.settings)
         return Result(dataset=data_name(self.settings.data.name), arm=name, seed=self.settings.seed, **stored)
 
     def _feature_stage(self, modality: str) -> Stage:
-        """Features of all splits; pictures of the training split in several views."""
+        """The features of one modality in all splits; training pictures in several views."""
         model, optim, data = self.settings.model, self.settings.stage1, data_parts(self.settings, modality)
         options: dict[str, Any] = {"tokens": bool(model.fusion_layers), "precision": model.precision}
         parts = {name: getattr(model, name) for name in ("name", *TOWER_SETTINGS)} | options | {"data": data}
         parts |= self._model_files()
         if modality == "image":
             parts |= {"views": model.views, "crop": optim.crop_scale, "flip": optim.flip}
-            # pictures that no seed decides have one set of views
+            # pictures that do not depend on the seed get the same views under every seed
             options |= {"views": model.views, "optim": optim, "seed": data.get("seed", 0)}
         options |= {"modality": modality}
-        stored = f"{modality}-features"
-        return Stage(stored, parts, encode_frozen, lambda: {**self._given(), "towers": self.towers, **options})
+        name = f"{modality}-features"
+        return Stage(name, parts, encode_frozen, lambda: {**self._data(), "towers": self.towers, **options})
 
     def _model_files(self) -> dict[str, list[str]]:
-        """What the files hold that the model names, by their sums; empty where it names none."""
+        """SHA-256 of the weight files that the settings name; empty if they name none."""
         model = self.settings.model
         text = model.text_weights and f"local-dir:{model.text_weights}"
         sums = named_files(model.name if ":" in model.name else "", model.pretrained, model.image_weights, text)
         return {"files": sums} if sums else {}
 
     def _teacher_stages(self, spec: str) -> list[Stage | None]:
-        """Stages of the image and the text teacher; Lite2 is an image teacher, beside the usual one of captions."""
+        """Stages of the image and the text teacher; ``lite2`` replaces the image teacher only."""
         model = self.settings.model
-        specs = (spec or model.image_teacher, model.text_teacher if spec in ("", "lite2") else spec)
-        return [self._teacher_stage(modality, each) for modality, each in zip(MODALITIES, specs, strict=True)]
+        text_spec = model.text_teacher if spec in ("", "lite2") else spec
+        return [self._teacher_stage("image", spec or model.image_teacher), self._teacher_stage("text", text_spec)]
 
     def _teacher_stage(self, modality: str, spec: str) -> Stage | None:
-        """None where a teacher's features are the cached ones of the student's own towers."""
+        """None if the teacher is the student's own frozen tower, whose features are cached already."""
         if spec == "towers" and self.settings.model.freeze_towers:
             return None
         data = data_parts(self.settings, "both" if spec == "oracle" else modality)
         teacher = {"modality": modality, "spec": spec}
         parts = {"data": data, "file": "".join(named_files(spec) if ":" in spec else ()), **teacher}
-        return Stage("teacher", parts, features.make_teacher, lambda: {**self._given(), **teacher})
+        return Stage("teacher", parts, features.make_teacher, lambda: {**self._data(), **teacher})
 
     def _student_stage(self, name: str) -> Stage:
-        settings, chosen = self.settings, config.arm(name)
+        """The training of an arm; arms of stage 2 start from ``matching`` and share their batches."""
+        settings, arm = self.settings, config.arm(name)
         optim, weights = config.arm_training(settings, name), config.arm_weights(settings, name)
-        method = replace(settings.method, **chosen.method)  # the arm's own switches
-        seed = derived_seed(settings.seed, f"stage{chosen.stage}")  # stage 2: the same batches for every arm
-        start = self._student_stage("matching") if chosen.stage == 2 else None
+        method = replace(settings.method, **arm.method)  # with the arm's own switches
+        seed = derived_seed(settings.seed, f"stage{arm.stage}")
+        start = self._student_stage("matching") if arm.stage == 2 else None
         needs = [start, *map(self._feature_stage, MODALITIES if settings.model.freeze_towers else ())]
         parts = {
             "seed": seed,
@@ -209,11 +210,11 @@ class Study:
         } | self._model_files()
         taught = any(getattr(weights, term) for term in TAUGHT)
         if taught:
-            teachers = self._teacher_stages(chosen.teacher)
+            teachers = self._teacher_stages(arm.teacher)
             needs += teachers
             parts["teacher"] = [stage and stage.key for stage in teachers]
             parts["method"] = {key: value for key, value in asdict(method).items() if key not in EVALUATION_SWITCHES}
-            parts["shuffled"] = chosen.shuffled
+            parts["shuffled"] = arm.shuffled
 
         def arguments() -> dict[str, Any]:
             return {
@@ -223,8 +224,8 @@ class Study:
                     "splits": {split: self.split(split) for split in SPLITS},
                     "weights": weights,
                     "method": method,
-                    "teachers": self.teacher_features("train", chosen.teacher) if taught else None,
-                    "shuffled": chosen.shuffled,
+                    "teachers": self.teacher_features("train", arm.teacher) if taught else None,
+                    "shuffled": arm.shuffled,
                     "seed": seed,
                 },
                 "batches": self._batches(optim, seed),
@@ -233,11 +234,11 @@ class Study:
                 "execution": replace(self.execution, checkpoints=self._checkpoints(stage)),
             }
 
-        stage = Stage(f"stage{chosen.stage}", parts, stages.train_arm, arguments, tuple(filter(None, needs)))
+        stage = Stage(f"stage{arm.stage}", parts, stages.train_arm, arguments, tuple(filter(None, needs)))
         return stage
 
     def result_stage(self, name: str) -> Stage:
-        """The stage of a result; its key changes with whatever decides the numbers."""
+        """The evaluation of an arm or of a reference row; its key changes with everything that decides the numbers."""
         if name not in ARMS and name not in REFERENCES:
             raise ValueError(f"unknown arm {name!r}: valid are {', '.join((*ARMS, *REFERENCES))}")
         settings, method = self.settings, self.settings.method
@@ -271,16 +272,15 @@ class Study:
         return Stage("result", parts, results.make_result, arguments, (trained,) if trained else ())
 
     def _fresh_student(self) -> Student:
-        """A student before any training, whose geometry is that of its towers."""
+        """The untrained student, whose geometry is that of its towers."""
         model, seed = self.settings.model, derived_seed(self.settings.seed, "student")
         common: dict[str, Any] = {"fusion_layers": model.fusion_layers, "temperature": model.temperature, "seed": seed}
         if not model.freeze_towers:
             return TowerStudent(self.towers, **common)
         train = self.features("train")
-        directions = _directions(*self._feature_folders, model.width)
-        tokens = train.image_tokens, train.text_tokens
-        widths = None if tokens[0] is None or tokens[1] is None else (tokens[0].shape[-1], tokens[1].shape[-1])
-        return HeadStudent(*directions, token_widths=widths, **common)
+        images, texts = train.image_tokens, train.text_tokens
+        widths = None if images is None or texts is None else (images.shape[-1], texts.shape[-1])
+        return HeadStudent(*_directions(*self._feature_folders, model.width), token_widths=widths, **common)
 
     def _batches(self, optim: Any, seed: int) -> FeatureBatches | PixelBatches:
         train, rows = self.dataset("train"), self.settings.data.rows
@@ -291,11 +291,11 @@ class Study:
         return PixelBatches(train, self.towers, optim, rows, seed, self.device)
 
     def split(self, name: str) -> Split:
-        """A split with what a student encodes of it."""
+        """A split with the inputs that a student encodes: cached features, or the data set for whole towers."""
         dataset = self.dataset(name)
         return Split(dataset, self.features(name) if self.settings.model.freeze_towers else dataset)
 
-    def _given(self) -> dict[str, Any]:
+    def _data(self) -> dict[str, Any]:
         return {"splits": {split: self.dataset(split) for split in SPLITS}, "device": self.device}
 
     def _checkpoints(self, stage: Stage) -> Path | None:
@@ -305,7 +305,7 @@ class Study:
 
 @lru_cache(maxsize=4)
 def _directions(images: Path, texts: Path, width: int) -> list[Tensor]:
-    """Where the heads start, from feature folders, whose names say their content."""
+    """Initial directions of both heads; cached by folder, as folders are named by their content."""
     train = read_features(images, texts, "train")
     return [principal_directions(rows, width) for rows in (train.images[0], train.texts)]
 
@@ -325,45 +325,45 @@ def open_study(
     pretrained: str | None = None,
     **overrides: Any,
 ) -> Study:
-    """A study of a data set by name; options that are not told here are those of :class:`Study`.
+    """The study of a data set; options not listed here are those of :class:`Study`.
 
     Args:
         name: one of ``rvlr_lib.data.NAMES``, or a file that :func:`rvlr_lib.data.load_dataset` reads.
-        preset: sizes, such as ``smoke``, or a YAML file; None: ``quick``, or the official ones of a published set.
+        preset: sizes, such as ``smoke``, or a YAML file; None: ``quick``, or the official sizes of a published set.
         method: preset of the method's switches: ``corrected`` or ``official``.
-        seed: of everything, the scenes' world and the dial's draws among it.
+        seed: of everything, including the scenes' world and the dial's draws.
         image_root, model, pretrained: short for ``data.image_root``, ``model.name`` and ``model.pretrained``.
-        overrides: settings and their values, dotted (``**{"data.text_detail": 0.5}``); None leaves the preset's.
+        overrides: settings by dotted name (``**{"data.text_detail": 0.5}``); None keeps the preset's value.
     """
     if overrides.get("data.name", name) != name:
         raise ValueError(f"data.name is {overrides['data.name']!r}, but the data set is {name!r}: give one of the two")
-    named = {"data.image_root": image_root or None, "model.name": model or None, "model.pretrained": pretrained or None}
-    tuned, usual = ("", "") if name in PREPARED else ("tuned", "quick")  # for heads; those sets have official settings
-    presets = [name if name in NAMES else "own", *filter(None, (tuned, usual if preset is None else preset)), method]
-    settings = config.load_settings(*presets, overrides={"data.name": name, "seed": seed, **named, **overrides})
+    short = {"data.image_root": image_root or None, "model.name": model or None, "model.pretrained": pretrained or None}
+    tuned, sizes = ("", "") if name in PREPARED else ("tuned", "quick")  # published sets come with official settings
+    presets = [name if name in NAMES else "own", *filter(None, (tuned, sizes if preset is None else preset)), method]
+    settings = config.load_settings(*presets, overrides={"data.name": name, "seed": seed, **short, **overrides})
     return Study(settings, device=device, root=root, execution=execution, missing=missing)
 
 
 def train(
-    dataset: str, arm: str, preset: str, device: str, out: Path | None, overwrite: bool, root: Path | None, **own: Any
+    dataset: str, arm: str, preset: str, device: str, out: Path | None, overwrite: bool, root: Path | None, **rest: Any
 ) -> None:
-    """Train and evaluate an arm after what it goes on from; an interrupted training goes on.
+    """Train and evaluate an arm, after the stages it needs; an interrupted training is resumed.
 
-    ``own``: ``timeout``, options of :class:`rvlr_lib.training.loop.Execution`, others of ``open_study``. Weights, log,
-    result and, of whole towers, ``student``, an open_clip model, go to ``out``, by default a folder below ``root``
-    named by data set, arm and seed; ``overwrite`` replaces what it holds of other settings. Under torchrun each process
-    takes the GPU of its local rank.
+    ``rest``: ``timeout``, options of :class:`rvlr_lib.training.loop.Execution` and of :func:`open_study`. Weights, log,
+    result and, for whole towers, ``student``, an open_clip model, go to ``out``, by default a folder under ``root``
+    named after data set, arm and seed; ``overwrite`` replaces what other settings left there. Under torchrun each
+    process takes the GPU of its local rank.
     """
-    running = {name: own.pop(name) for name in ("compile", "gradient_checkpointing", "save_every", "resume")}
-    config.arm(arm)  # before any work
-    place, sizes = Path(root) if root else home(), preset or (None if dataset in NAMES else "own")
-    with process_group(choose_device(device), own.pop("timeout")):
-        execution = Execution(checkpoints=place / "checkpoints", **running)
-        study = open_study(dataset, preset=sizes, device=device, root=place, execution=execution, **own)
-        target = Path(out or place / "train" / f"{data_name(dataset)}-{arm}-seed{study.settings.seed}")
-        held = replace(study.settings.data, name=data_name(dataset), image_root=None)  # wherever the files lie
-        settings = asdict(replace(study.settings, data=held))
-        identity: dict[str, Any] = {"key": study.result_stage(arm).key, "settings": settings}
+    running = {name: rest.pop(name) for name in ("compile", "gradient_checkpointing", "save_every", "resume")}
+    config.arm(arm)  # refuses an unknown arm before any work
+    root, sizes = Path(root) if root else home(), preset or (None if dataset in NAMES else "own")
+    with process_group(choose_device(device), rest.pop("timeout")):
+        execution = Execution(checkpoints=root / "checkpoints", **running)
+        study = open_study(dataset, preset=sizes, device=device, root=root, execution=execution, **rest)
+        target = Path(out or root / "train" / f"{data_name(dataset)}-{arm}-seed{study.settings.seed}")
+        data = replace(study.settings.data, name=data_name(dataset), image_root=None)  # wherever the files are
+        identity: dict[str, Any] = {"key": study.result_stage(arm).key}
+        identity["settings"] = asdict(replace(study.settings, data=data))
         identity["data"] = data_parts(study.settings, "both").get("fingerprint")
         with own_folder(target, identity, overwrite=overwrite, owned=lambda _: FILES) if is_main() else nullcontext():
             result, folder, student = study.result(arm), study.student_folder(arm), study.student(arm)
@@ -372,7 +372,7 @@ def train(
                     with whole_file(target / path.name) as temporary:
                         shutil.copyfile(path, temporary)
                 write_json(target / "result.json", result)
-                if isinstance(student, TowerStudent):  # heads need their towers, which take seconds to load
+                if isinstance(student, TowerStudent):  # for heads it would load their towers, which takes seconds
                     save_student(student, study.towers, target / "student")
                 reached = f"r_mean {result.metrics['r_mean']:.1f} on {len(study.dataset('test')):,} test pictures"
                 print(f"{reached}; weights, log and result in {target}")

@@ -28,11 +28,9 @@ def test_an_interrupted_stage_leaves_nothing_behind(tmp_path):
     assert not list((tmp_path / "cache" / "numbers").glob("*"))
 
 
+# a module, a file that its key covers and one that it does not
 EDITS = ["training.stages losses/structure figures/charts", "study.results metrics/protocol training/loop"]
-EDITS += [
-    "training.stages training/stages data/own",
-    "training.features models/teachers losses/structure",
-]  # a module, a file that it imports and one that it does not
+EDITS += ["training.stages training/stages data/own", "training.features models/teachers losses/structure"]
 
 
 @pytest.mark.parametrize("edits", EDITS)

@@ -17,10 +17,10 @@ def results(gain, control, seeds=12, sd=0.5):
     cell = lambda value: {"metrics": {"latent": {"r_mean": value}}, "structure": {}, "commit": "c", "cpu_seconds": 1.0}  # noqa: E731
     moves = {"matching_longer|text": np.zeros(seeds), "rvlr|text": gain + draws[:, 0]}
     moves["mean_relation|text"] = control + draws[:, 1]
-    return {"scenes": {seed: {name: cell(50 + own[seed]) for name, own in moves.items()} for seed in range(seeds)}}
+    return {"scenes": {seed: {name: cell(50 + gains[seed]) for name, gains in moves.items()} for seed in range(seeds)}}
 
 
-def test_an_unknown_metric_is_refused_and_the_frame_leaves_out_what_is_not_defined(refuses):
+def test_an_unknown_metric_is_refused_and_the_frame_leaves_out_undefined_values(refuses):
     cell = {"metrics": {"latent": {"a": 1.0, "b": 3.0}}, "structure": {"gap": 0.5}}
     refuses("no metric 'c'", claims.metric_of, cell, "c")
     frame = claims.results_frame(results(1.0, 0.0, seeds=2), ["r_mean", "never"])
@@ -29,25 +29,25 @@ def test_an_unknown_metric_is_refused_and_the_frame_leaves_out_what_is_not_defin
     assert set(frame["arm"]) == {"matching_longer", "rvlr", "mean_relation"}
 
 
-def test_no_effect_is_shown_before_the_planned_seeds_are_whole(plan):
-    found = results(5.0, 0.0, seeds=1)
-    assert claims.judge(plan, found) == {}
-    page = claims.claims_page(plan, found, TUNED, SEAL)
+def test_no_effect_is_shown_before_the_planned_seeds_are_complete(plan):
+    first = results(5.0, 0.0, seeds=1)
+    assert claims.judge(plan, first) == {}
+    page = claims.claims_page(plan, first, TUNED, SEAL)
     assert "no verdict, the planned seeds are not whole" in page
     assert "+5" not in page
 
 
 def test_a_claim_is_drawn_with_its_control(plan):
-    whole, found = replace(plan, seeds=12), results(5.0, 6.0)
-    frame = claims.claims_frame(whole, found, claims.judge(whole, found))
+    study = replace(plan, seeds=12), results(5.0, 6.0)
+    frame = claims.claims_frame(*study, claims.judge(*study))
     assert frame["part"].tolist()[1:] == ["constant target"]
-    told = claims.headline(whole, found, claims.judge(whole, found))
-    assert "1 of 1 sealed claims hold, and in 1 of them the control gains as much or more" in told
-    assert "; constant target +6" in told
+    text = claims.headline(*study, claims.judge(*study))
+    assert "1 of 1 sealed claims hold, and in 1 of them the control gains as much or more" in text
+    assert "; constant target +6" in text
     assert frame["mean"].round().tolist() == [5.0, 6.0]
 
 
-def test_companions_that_differ_in_their_dial_are_one_sentence(plan, refuses):
+def test_companions_that_differ_in_their_dial_make_one_sentence(plan, refuses):
     other = replace(plan.claims["constant"], text="what matching bends")
     plan = replace(plan, claims={**plan.claims, "bend, nothing taken": other, "bend, poor captions": other})
     text = claims.lead(plan, results(1.0, 2.0), "bend")
@@ -56,11 +56,11 @@ def test_companions_that_differ_in_their_dial_are_one_sentence(plan, refuses):
     assert "12 seeds" in text
     refuses("no companion begins with 'recall'", claims.lead, plan, results(1.0, 2.0), "recall")
     assert claims.lead(plan, results(1.0, 2.0, seeds=1), "bend") == "bend: no effect yet, the seeds are not there."
-    later = {"scenes": replace(plan.sets["scenes"], seeds=13)}  # of which twelve are there
+    later = {"scenes": replace(plan.sets["scenes"], seeds=13)}  # twelve are there
     assert claims.companions(replace(plan, sets=later), results(1.0, 2.0)) == {}
 
 
-def test_where_an_arm_ties_with_matching_longer_zero_did_as_well():
+def test_zero_did_as_well_if_an_arm_ties_with_matching_longer():
     trial = {"strengths": {"structure": 1.0}, "scores": {"100": {"text": {"r_mean": 80.0}}}}
     tuned = {"chosen": {"arms": {}}, "trials": {}}
     for name in ("matching_longer", "rvlr"):
@@ -69,8 +69,8 @@ def test_where_an_arm_ties_with_matching_longer_zero_did_as_well():
 
 
 @pytest.mark.parametrize("profile", ["study", "followup", "towers"])
-def test_the_readme_and_the_page_of_claims_say_what_the_committed_study_says(profile, tmp_path):
-    """Among its claims are better, worse and equivalent ones, pairs of effects, and arms that tuning switched off."""
+def test_readme_and_claims_page_match_the_committed_study(profile, tmp_path):
+    """The claims include better, worse and equivalent ones, pairs of effects, and arms that tuning switched off."""
     folder, page, study = reference_folder(profile), tmp_path / "README.md", claims.read_study(profile)
     readme = (folder.parents[2] / "README.md").read_text(encoding="utf-8")
     marked = f"(<!-- {profile}:begin -->).*?(<!-- {profile}:end -->)"

@@ -21,10 +21,10 @@ def test_warm_fills_the_cache_in_one_thread_and_the_frame_holds_every_study(stud
     threads, set_threads, before = [], torch.set_num_threads, torch.get_num_threads()
     monkeypatch.setattr(torch, "set_num_threads", lambda count: (threads.append(count), set_threads(count)))
     curve = (comparisons.mixed, ["matching"], {"shares": [0.5]})
-    wanted = [(own[0], ["start", "matching"], curve) for own in studies.values()]
-    for told in (["settings 1/2", "settings 2/2"], []):  # the second time nothing is left to do
+    wanted = [(runs[0], ["start", "matching"], curve) for runs in studies.values()]
+    for lines in (["settings 1/2", "settings 2/2"], []):  # the second time there is nothing to do
         sweep.warm(wanted, jobs=1)
-        assert [line[-12:] for line in capsys.readouterr().out.splitlines() if line.startswith("stage seeds")] == told
+        assert [line[-12:] for line in capsys.readouterr().out.splitlines() if line.startswith("stage seeds")] == lines
     assert threads[:2] == [1, before]
     assert all(study.cache.has(study.result_stage(name)) for study, names, _ in wanted for name in names)
     assert all(study.cache.has(comparisons.curve_stage(study, *curve)) for study, *_ in wanted)
@@ -44,25 +44,25 @@ def test_recall_as_a_share_of_the_ceiling_of_its_own_seed():
     rows = [("ceiling", 0, "r_mean", 80.0), ("ceiling", 1, "r_mean", 50.0)]
     rows += [("rvlr", 0, "r_mean", 40.0), ("rvlr", 1, "r_mean", 40.0), ("rvlr", 1, "structure", 7.0)]
     frame = pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"]).assign(dial="none")
-    own = frame[frame["arm"] == "rvlr"]
-    name, shares = comparisons.share_of_ceiling(own, frame)
+    rvlr = frame[frame["arm"] == "rvlr"]
+    name, shares = comparisons.share_of_ceiling(rvlr, frame)
     assert shares[shares["metric"] == name]["value"].tolist() == [50.0, 80.0]
     assert shares[shares["metric"] == "structure"]["value"].tolist() == [7.0]
-    assert comparisons.share_of_ceiling(own, own) == ("r_mean", own)  # nobody knows a ceiling
+    assert comparisons.share_of_ceiling(rvlr, rvlr) == ("r_mean", rvlr)  # no ceiling is known
 
 
 def test_between_two_arms_the_ends_are_the_arms(studies):
-    found = comparisons.gather(comparisons.interpolated, studies, ["matching", "matching_longer"], steps=2)
-    assert set(found["alpha"]) == {0.0, 0.5, 1.0}
+    path = comparisons.gather(comparisons.interpolated, studies, ["matching", "matching_longer"], steps=2)
+    assert set(path["alpha"]) == {0.0, 0.5, 1.0}
     for dial, (study,) in studies.items():
         for alpha, arm in ((0.0, "matching"), (1.0, "matching_longer")):
-            ends = found[(found["dial"] == dial) & (found["alpha"] == alpha)].set_index("metric")["value"]
-            known = study.result(arm)["metrics"]  # under the headline relevance
-            told = known["r_mean"], sum(known[key] for key in comparisons.STRUCTURE) / 2
-            assert (ends["r_mean"], ends["structure"]) == pytest.approx(told, abs=1e-4)
+            end = path[(path["dial"] == dial) & (path["alpha"] == alpha)].set_index("metric")["value"]
+            metrics = study.result(arm)["metrics"]  # under the headline relevance
+            expected = metrics["r_mean"], sum(metrics[key] for key in comparisons.STRUCTURE) / 2
+            assert (end["r_mean"], end["structure"]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_an_arm_above_interpolated_weights_is_told_at_its_own_recall():
+def test_the_height_of_an_arm_above_interpolated_weights_is_taken_at_its_recall():
     bent = pd.DataFrame({"alpha": [1.0, 0.0, 0.4, 0.6], "r_mean": [50, 40, 60, 60], "structure": [9, 12, 8, 4]})
     flat = bent.assign(structure=1.0)
     lines = [line.melt("alpha", var_name="metric").assign(dial="none", seed=n) for n, line in enumerate((bent, flat))]
@@ -74,37 +74,37 @@ def test_an_arm_above_interpolated_weights_is_told_at_its_own_recall():
         assert gaps["none", 1] == pytest.approx(9.0 if recall <= 60 else np.nan, nan_ok=True)
 
 
-def test_what_was_computed_is_read_and_other_options_are_computed(studies, monkeypatch):
+def test_a_curve_is_read_from_the_cache_and_computed_for_other_options(studies, monkeypatch):
     few, written = {"none": studies["none"]}, []
-    monkeypatch.setattr(comparisons, "write_json", lambda *given: (written.append(given[0]), write_json(*given)))
+    monkeypatch.setattr(comparisons, "write_json", lambda *args: (written.append(args[0]), write_json(*args)))
     first, again = (comparisons.gather(comparisons.mixed, few, ["matching"], shares=[0.0, 1.0]) for _ in range(2))
     assert len(written) == 1
     pd.testing.assert_frame_equal(first, again)
     assert set(comparisons.gather(comparisons.mixed, few, ["matching"], shares=[0.5])["captions"]) == {50.0}
     assert len(written) == 2
     starts = comparisons.gather(comparisons.mixed, studies, ["start"], shares=[0.5])
-    assert starts.groupby("dial")["value"].sum().nunique() == len(studies)  # which nothing trained tells apart
+    assert starts.groupby("dial")["value"].sum().nunique() == len(studies)  # they differ in their data alone
 
 
 def test_queries_without_damage_are_those_of_the_test_split(studies):
     study = studies["none"][0]
     options = {"kinds": ["words_dropped", "blur"], "strengths": [0.0, 1.0]}
-    found = comparisons.perturbed(study, ["matching", "matching_longer"], **options)
+    frame = comparisons.perturbed(study, ["matching", "matching_longer"], **options)
     clean = cross_modal_recall(*study.test_features("matching"), torch.as_tensor(study.dataset("test").caption_image))
-    kept = found[(found["arm"] == "matching") & (found["strength"] == 0)].set_index("metric")["value"]
-    assert dict(kept) == pytest.approx({key: clean[key] for key in kept.index}, abs=1e-4)
-    assert set(kept.index) == {f"{way}/R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
-    assert len(found) == 2 * 2 * 2 * 3
+    undamaged = frame[(frame["arm"] == "matching") & (frame["strength"] == 0)].set_index("metric")["value"]
+    assert dict(undamaged) == pytest.approx({key: clean[key] for key in undamaged.index}, abs=1e-4)
+    assert set(undamaged.index) == {f"{way}/R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    assert len(frame) == 2 * 2 * 2 * 3
 
 
-def test_a_query_of_ones_own_is_encoded_as_the_test_split_is(studies, refuses):
+def test_a_free_query_is_encoded_like_the_test_split(studies, refuses):
     study = studies["none"][0]
-    encode, data, known = query_encoder(study, "matching"), study.dataset("test"), study.test_features("matching")
+    encode, data, rows = query_encoder(study, "matching"), study.dataset("test"), study.test_features("matching")
     for row in (0, 7):
-        assert encode(data.captions[row]) == pytest.approx(known[1][row].numpy(), abs=1e-5)
-        assert encode(data.image(row)) == pytest.approx(known[0][row].numpy(), abs=1e-5)
-    for bad, told in (("!?", "holds no word"), (5, "words or a picture")):
-        refuses(told, encode, bad)
+        assert encode(data.captions[row]) == pytest.approx(rows[1][row].numpy(), abs=1e-5)
+        assert encode(data.image(row)) == pytest.approx(rows[0][row].numpy(), abs=1e-5)
+    for bad, fault in (("!?", "holds no word"), (5, "words or a picture")):
+        refuses(fault, encode, bad)
 
 
 def test_training_free_peers_have_their_rows(studies, monkeypatch):
@@ -118,6 +118,6 @@ def test_training_free_peers_have_their_rows(studies, monkeypatch):
     monkeypatch.setattr(comparisons, "_between", between)
     score = lambda features, *_, **__: {"r_mean": -abs(features[1] - best[features[0]])}  # noqa: E731
     monkeypatch.setattr(comparisons, "headline_metrics", score)
-    found = comparisons.without_training(studies["none"][0], "matching_longer")
-    assert list(dict.fromkeys(found["arm"])) == [*peers, "weights_interpolated"]
-    assert tuple(found.iloc[-1][["parameters", "value"]]) == ("alpha 0.3", -0.5)
+    frame = comparisons.without_training(studies["none"][0], "matching_longer")
+    assert list(dict.fromkeys(frame["arm"])) == [*peers, "weights_interpolated"]
+    assert tuple(frame.iloc[-1][["parameters", "value"]]) == ("alpha 0.3", -0.5)

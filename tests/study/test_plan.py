@@ -28,8 +28,8 @@ def test_settings_follow_what_was_chosen(plan):
 WRONG = [({"arms": ["rvlx"]}, "unknown arm 'rvlx'"), ({"nonsense": 1}, "'nonsense': valid are preset, sets")]
 WRONG += [({"seeds": 1}, "two seeds or more"), ({"dials": {"text": {}, "image": {}}}, "unknown dial point 'none'")]
 WRONG += [({"dials": {"text": {}, "image": {}, "none": {"data.nope": 1}}}, "data.nope")]
-EFFECTS = {"scenes:rvlr|dark": "no such", "rvlr - matching": "is no sum"}
-WRONG += [({"claims": {"x": {"text": "", "metric": "r_mean", "effect": own}}}, EFFECTS[own]) for own in EFFECTS]
+EFFECTS = {"scenes:rvlr|dark": "no such", "rvlr - matching": "is not a sum"}
+WRONG += [({"claims": {"x": {"text": "", "metric": "r_mean", "effect": bad}}}, EFFECTS[bad]) for bad in EFFECTS]
 
 
 @pytest.mark.parametrize(("change", "fault"), WRONG)
@@ -53,4 +53,4 @@ def test_a_seal_fits_until_claims_or_tuning_change_or_it_is_edited(plan, tmp_pat
 def test_one_length_and_one_visibility_are_taken_as_they_are(write_plan):
     plan = load_plan(write_plan(tuning={"lengths": [3], "visibilities": [0.4]}))
     search = _Search(plan, runner=None)
-    assert (search.strength(), search.length(["rvlr"])) == ((0.4, {}), (3, {}))
+    assert (search.visibility(), search.length(["rvlr"])) == ((0.4, {}), (3, {}))

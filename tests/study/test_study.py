@@ -58,7 +58,7 @@ def test_a_setting_remakes_what_depends_on_it_and_no_more(make_study, change):
     assert {name for name in plain if plain[name] != changed[name]} == set(REMADE[change].split())
 
 
-def test_weights_are_known_by_what_they_hold(make_study, tmp_path):
+def test_weights_are_identified_by_their_content(make_study, tmp_path):
     place = tmp_path / "own.pt"
     place.write_text("a")
     assert named_files("laion2b", None, f"local-dir:{tmp_path}") == named_files(f"timm:x:{place}") == [sha256(place)]
@@ -73,19 +73,19 @@ def test_a_seed_draws_its_own_world_and_stages_of_stage_two_share_batches_and_st
     assert captions[0] == captions[1] != captions[2]
     official = open_study("flickr30k").settings
     assert (official.arms, official.stage1.epochs) == ({}, 10)  # published strengths and lengths
-    found = [make_study()._student_stage(name) for name in ("rvlr", "matching_longer")]
-    assert len({stage.parts["seed"] for stage in found}) == 1
-    assert len({stage.needs[0].key for stage in found}) == 1
+    stages = [make_study()._student_stage(name) for name in ("rvlr", "matching_longer")]
+    assert len({stage.parts["seed"] for stage in stages}) == 1
+    assert len({stage.needs[0].key for stage in stages}) == 1
 
 
-def test_the_shuffled_control_hears_other_teachers_in_the_structure_term_alone(make_study):
+def test_the_shuffled_control_has_other_teachers_in_the_structure_term_only(make_study):
     study = make_study()
     plain, shuffled = (study.first_gradients(name) for name in ("structure", "shuffled"))
     assert plain["contrastive"] == pytest.approx(shuffled["contrastive"])
     assert plain["structure"] != pytest.approx(shuffled["structure"])
 
 
-def test_references_have_what_they_can_have(make_study, monkeypatch):
+def test_reference_rows_have_the_metrics_that_apply_to_them(make_study, monkeypatch):
     study = make_study()
     monkeypatch.setattr(features, "fast_bfloat16", lambda device: device.type != "cpu")
     assert study.result("ceiling").metrics["r_mean"] > study.result("floor").metrics["r_mean"]
@@ -129,7 +129,7 @@ def test_the_command_trains_whole_towers_or_heads_and_keeps_a_folder_of_other_se
     assert {path.name for path in out.iterdir()} == {*FILES, "made_by.json"}
     assert read_json(out / "result.json")["metrics"]["r_mean"] > 0
     assert read_json(out / "fit.json")["steps"] == 1
-    assert capsys.readouterr().out.count("longer than 8 tokens and are cut") == 3  # a line each split
+    assert capsys.readouterr().out.count("longer than 8 tokens and are cut") == 3  # a line for each split
     weights, left = load_tensors(out / "weights.safetensors"), load_student(out / "student").state_dict()
     assert all(tensor.equal(weights[name]) for name, tensor in left.items())
     assert cli.main([*command, str(heads), "-s", "model.freeze_towers", "true"]) == 0
@@ -139,6 +139,6 @@ def test_the_command_trains_whole_towers_or_heads_and_keeps_a_folder_of_other_se
     assert cli.main([*command, str(out / "log.jsonl")]) == 2
     assert "log.jsonl is a file: choose a folder" in capsys.readouterr().err
     monkeypatch.setattr("rvlr_lib.study.study.open_study", lambda name, preset, **_: exit(f"sizes {preset}"))
-    assert cli.main(["train", "--arm", "floor"]) == 2  # which is no arm, before anything is opened
+    assert cli.main(["train", "--arm", "floor"]) == 2  # a reference is refused before anything is opened
     with pytest.raises(SystemExit, match="sizes None"):
         cli.main(["train", "--dataset", "flickr30k"])

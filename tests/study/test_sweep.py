@@ -12,7 +12,7 @@ from rvlr_lib.study.sweep import _choose, draw_trials, mean_score, read_seeds, r
 
 
 def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses, capsys):
-    stream = lambda self, function, items, label: ((n, function(*own, "cpu", self.root)) for n, own in enumerate(items))  # noqa: E731
+    stream = lambda self, function, items, _: ((n, function(*item, "cpu", self.root)) for n, item in enumerate(items))  # noqa: E731
     monkeypatch.setattr(Runner, "stream", stream)  # in this process: workers would not know the tiny model
     profile, folder = write_plan(), tmp_path / "results"
 
@@ -30,7 +30,7 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses, cap
         assert all(scores.keys() == {"text", "image"} for trial in trials for scores in trial["scores"].values())
     refuses("no seal.json", run)
     run(seal=True)
-    refuses("holds a sealed study, whose tuning stays", run, tune=True)
+    refuses("holds a sealed study, whose tuning is final", run, tune=True)
     run(seeds="0")
     refuses("seed 2 of scenes is not planned: 0 to 1 are", run, seeds="0-2")
     refuses("holds confirmation seeds already: a seal comes before them", run, seal=True)
@@ -41,8 +41,8 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses, cap
         refuses("presets or arms give other settings than", run)
     path = folder / "scenes" / "seed-1.json"
     theirs = read_json(folder / "scenes" / "seed-0.json") | {"seed": 1, "cells": {}, "provenance": "theirs"}
-    with monkeypatch.context() as meanwhile:  # another process is at it
-        meanwhile.setattr(Runner, "stream", lambda *given: write_json(path, theirs) or stream(*given))
+    with monkeypatch.context() as meanwhile:  # another process writes it
+        meanwhile.setattr(Runner, "stream", lambda *args: write_json(path, theirs) or stream(*args))
         run()
     assert read_json(path)["provenance"] == "theirs"
     before = (folder / "scenes" / "seed-0.json").read_text()
@@ -60,15 +60,15 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses, cap
 
 def test_all_arms_get_as_many_trials_and_the_same_learning_rates(plan):
     trials = {name: draw_trials(plan, name) for name in tuned_arms(plan)}
-    rates = {name: [trial["learning_rate"] for trial in own] for name, own in trials.items()}
-    assert len({tuple(own) for own in rates.values()}) == 1
+    rates = {name: [trial["learning_rate"] for trial in trials[name]] for name in trials}
+    assert len(set(map(tuple, rates.values()))) == 1
     assert len(rates["rvlr"]) == plan.tuning.trials
     constant, structure = ([trial["strengths"] for trial in trials[name]] for name in ("mean_relation", "structure"))
-    assert [own["mean_relation"] for own in constant] == [own["structure"] for own in structure]
+    assert [drawn["mean_relation"] for drawn in constant] == [drawn["structure"] for drawn in structure]
 
 
-UNLIKE = [({"sealed": "b"}, "under another seal"), ({"seed": None}, "is no result")]
-UNLIKE += [({"cells": {"a": {"device": told}}}, f"results of cpu and {told[:5]}") for told in ("cuda", "cpu without")]
+UNLIKE = [({"sealed": "b"}, "under another seal"), ({"seed": None}, "is not a result")]
+UNLIKE += [({"cells": {"a": {"device": name}}}, f"results of cpu and {name[:5]}") for name in ("cuda", "cpu without")]
 
 
 @pytest.mark.parametrize(("changed", "fault"), UNLIKE)
@@ -89,12 +89,12 @@ def test_structure_chooses_among_trials_within_the_slack_of_the_best_recall(plan
     score = lambda recall, structure: {"0": {"none": {"r_mean": recall, "structure": structure}}}  # noqa: E731
     trials, slack = {("rvlr", n): {"learning_rate": n} for n in range(3)}, plan.tuning.slack
     scores = [score(50.0, 1.0), score(50.0 - slack, 5.0), score(49.9 - slack, 9.0)]
-    found = _choose(plan, trials, dict(zip(trials, scores, strict=True)))
-    assert [found["rvlr"][way]["learning_rate"] for way in ("recall", "structure")] == [0, 1]
+    chosen = _choose(plan, trials, dict(zip(trials, scores, strict=True)))
+    assert [chosen["rvlr"][way]["learning_rate"] for way in ("recall", "structure")] == [0, 1]
 
 
 def test_a_runner_keeps_the_order_of_its_items_each_in_one_thread(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # of what it starts
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # for the workers
     assert Runner(2).run(double, [(n, n == 1) for n in (1, 2, 3)], "cells") == [(2, 1), (4, 1), (6, 1)]
 
 
@@ -104,12 +104,12 @@ def test_a_cluster_gives_what_processes_give_though_a_worker_is_killed():
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp")
     with cluster:
         runner = Runner(scheduler=cluster.scheduler_address)
-        found = {}
+        results = {}
         for number, value in runner.stream(double, [(n, 0.5) for n in range(8)], "cells"):
-            if not found:
+            if not results:
                 next(iter(cluster.workers.values())).process.process.kill()
-            found[number] = value
-    assert found == {n: (2 * n, 1) for n in range(8)}
+            results[number] = value
+    assert results == {n: (2 * n, 1) for n in range(8)}
 
 
 def test_no_scheduler_is_one_line(refuses):
