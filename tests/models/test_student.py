@@ -31,9 +31,7 @@ def test_same_seed_same_towers_and_the_global_generator_is_left_alone(towers):
 def test_trimmed_captions_give_the_features_of_padded_ones(towers, token_ids):
     needed = needed_tokens(towers.text, token_ids)
     assert needed.tolist() == (token_ids != 0).sum(1).tolist()
-    assert set(needed_tokens(SimpleNamespace(attn_mask=None), token_ids).tolist()) == {
-        32
-    }  # not causal: padding is seen
+    assert set(needed_tokens(SimpleNamespace(attn_mask=None), token_ids).tolist()) == {32}  # not causal: padding counts
     features, tokens, mask = encode_text_tokens(towers.text.eval(), token_ids[:, : max(needed)], tokens=True)
     torch.testing.assert_close(features, towers.text(token_ids), rtol=1e-5, atol=1e-6)
     assert tokens.shape[:2] == mask.shape
@@ -72,9 +70,7 @@ def test_heads_take_cached_rows_of_different_widths():
     starts = [principal_directions(rows.features, 16) for rows in (images, texts)]
     student = HeadStudent(*starts, token_widths=(40, 24), fusion_layers=1)
     image, text = student.encode_image(images, tokens=True), student.encode_text(texts, tokens=True)
-    torch.testing.assert_close(
-        text.features, unit_rows(unit_rows(texts.features) @ starts[1])
-    )  # exact, even in training
+    torch.testing.assert_close(text.features, unit_rows(unit_rows(texts.features) @ starts[1]))  # also in training
     logits, first = student.fusion(image.tokens, text.tokens, text.mask)
     assert (logits.shape, first.shape, student.embed_dim) == ((6, 2), (6, 128), 16)
     assert not torch.equal(*(student.encode_text(texts, dropout=0.1).features for _ in range(2)))
