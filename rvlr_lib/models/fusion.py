@@ -19,8 +19,7 @@ class FusionEncoder(nn.Module):
         heads = max(1, width // (64 if width % 64 == 0 else 32))
         layer = nn.TransformerDecoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.layers = nn.TransformerDecoder(layer, layers, norm=nn.LayerNorm(width))
-        hidden = 2 * width
-        head = nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, 2)
+        head = nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, 2)
         self.matching_head = nn.Sequential(*head)
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
