@@ -1,4 +1,4 @@
-"""Work with given features without training: peers, mixed corpora, perturbed queries, items that moved."""
+"""Training-free analysis of given features: peers, mixed corpora, perturbed queries, items that moved."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

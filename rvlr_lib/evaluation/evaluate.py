@@ -69,7 +69,7 @@ def evaluate(
     ``references``: spaces to compare the structure with, see :func:`structure`; None skips structure. ``matching``:
     ``scores_i2t [I, C]`` and ``scores_t2i [C, I]`` of the matching head; one gallery only. ``official``: also evaluate
     under the official protocol (headline relevance). ``common_space=False``: two unimodal spaces of any widths, for
-    which only metrics within a modality are computed. ``mixed_t2it``, ``mixed_scores``: FIDELITY.md, rows 11 and 12;
+    which only what needs no common space is computed. ``mixed_t2it``, ``mixed_scores``: FIDELITY.md, rows 11 and 12;
     ``"matching"`` puts matching scores into mixed lists, while R@K still uses cosines.
 
     Returns ``metrics`` (headline relevance), ``metrics_by_relevance``, ``structure`` and, if requested, ``reranked``
