@@ -69,7 +69,7 @@ def imbalance_index(image_share: float, text_share: float) -> float:
 
 
 def imbalance_report(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor) -> ImbalanceReport:
-    """Measure how much each modality holds, by known factors and features ``[I, D]``, ``[C, E]`` of unimodal encoders.
+    """Measure how much each modality holds, by known factors and by unimodal features ``[I, D]`` and ``[C, E]``.
 
     Captions are represented by the first of each picture. The share of them that pictures predict is divided by the
     square root of the share of a caption that its sibling predicts (Spearman's correction for attenuation).

@@ -177,12 +177,12 @@ def _stored_features(path: Path, modality: str, dataset: ImageTextDataset) -> Te
     row_of = {name: row for row, name in enumerate(ids)}
     if len(row_of) < len(ids):
         raise ValueError(f"{path}: duplicate id {next(name for row, name in enumerate(ids) if row_of[name] != row)!r}")
-    wanted = dataset.image_ids if modality == "image" else dataset.caption_ids
-    if missing := [name for name in wanted if name not in row_of]:
-        count = f"{len(missing)} of {len(wanted)} {modality} ids of {dataset.name}/{dataset.split}"
+    item_ids = dataset.image_ids if modality == "image" else dataset.caption_ids
+    if missing := [name for name in item_ids if name not in row_of]:
+        count = f"{len(missing)} of {len(item_ids)} {modality} ids of {dataset.name}/{dataset.split}"
         raise ValueError(f"{path} has no row for {count}, such as {missing[0]!r}; its ids look like {ids[:2]}")
-    rows = torch.from_numpy(features[[row_of[name] for name in wanted]].astype(np.float32))
+    rows = torch.from_numpy(features[[row_of[name] for name in item_ids]].astype(np.float32))
     faulty = torch.nonzero(~(rows.isfinite().all(dim=1) & (rows.norm(dim=1) > 0))).flatten()
     if len(faulty):
-        raise ValueError(f"{path}: the row of id {wanted[int(faulty[0])]!r} is zero or not finite")
+        raise ValueError(f"{path}: the row of id {item_ids[int(faulty[0])]!r} is zero or not finite")
     return unit_rows(rows)
