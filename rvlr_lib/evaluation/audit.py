@@ -1,4 +1,4 @@
-"""A given space without training: how much each modality holds, retrieval, gap, structure and training-free peers."""
+"""Audit of given features without training: imbalance, retrieval, gap, structure and training-free peers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -30,74 +30,74 @@ from rvlr_lib.tables import write_table
 
 LOADERS: dict[str, Callable[[Path], Any]] = {".npy": np.load, ".npz": np.load, ".safetensors": load_file}  # no pickles
 LOADERS |= dict.fromkeys((".pt", ".pth"), partial(torch.load, map_location="cpu", weights_only=True))
-ALPHAS = np.logspace(-4, 3, 15)  # strengths of the ridge
+ALPHAS = np.logspace(-4, 3, 15)  # ridge penalties
 TABLES = "retrieval", "structure", "peers"
 FILES = ["audit.json", *(f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex"))]
-LEAST = 50  # pictures; below it a linear probe says nothing
+LEAST = 50  # pictures; with fewer, a linear probe is meaningless
 Encoded = tuple[ImageTextDataset, Tensor, Tensor]  # features [I, D] and [C, D]
 
 
 @dataclass(frozen=True)
 class ImbalanceReport:
-    """How much each modality holds; shares from 0 to 1, None where the factors are not known."""
+    """How much information each modality holds; shares are 0 to 1, or None if the factors are unknown."""
 
     image_shown: float | None  # exact share of the scenes' factors that the pictures show
-    text_shown: float | None  # and that the captions tell
-    image_probe: float | None  # share of the variance of the factors that is linear in image features, held out
-    text_probe: float | None
-    image_to_text: float  # share of the variance of text features that is linear in image features, held out
+    text_shown: float | None  # likewise, that the captions tell
+    image_probe: float | None  # held-out share of factor variance that is linear in image features
+    text_probe: float | None  # likewise in text features
+    image_to_text: float  # held-out share of text feature variance that is linear in image features
     text_to_image: float
-    text_to_text: float | None  # of a caption in its sibling: how reliably captions tell; None below 50 pairs
+    text_to_text: float | None  # from sibling captions: how reliable captions are; None below 50 pairs
     cka: float  # linear CKA of the two spaces
-    overlap: float  # percent of the ten nearest neighbours that the two spaces share
+    overlap: float  # percent of the ten nearest neighbours shared by the two spaces
     index: float  # see imbalance_index
-    index_from: str  # what it was computed from
+    index_from: str  # what the index was computed from
 
 
 def imbalance_index(image_share: float, text_share: float) -> float:
-    """``(image − text) / (image + text)`` of the shares held, −1 to 1; positive: the captions hold less.
+    """``(image − text) / (image + text)`` of the shares held, −1 to 1; positive if captions hold less.
 
-    A fact from exact shares of factors, a lead from predictability: what pictures hide at random counts against
-    captions.
+    Conclusive from exact shares of factors, only a hint from predictability, where whatever pictures hide at random
+    counts against captions.
 
     >>> imbalance_index(1.0, 0.5)
     0.3333333333333333
     """
     if image_share < 0 or text_share < 0:
-        raise ValueError(f"shares are not negative, got {image_share} and {text_share}")
+        raise ValueError(f"shares must not be negative, got {image_share} and {text_share}")
     return (image_share - text_share) / ((image_share + text_share) or 1.0)
 
 
 def imbalance_report(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor) -> ImbalanceReport:
-    """How much each modality holds, by its factors and by features ``[I, D]`` and ``[C, E]`` of unimodal encoders.
+    """Measure how much each modality holds, by known factors and by unimodal features ``[I, D]`` and ``[C, E]``.
 
-    First captions stand for captions. The share that pictures predict of them is divided by the root of what a caption
-    predicts of its sibling (Spearman's correction for attenuation).
+    Captions are represented by the first of each picture. The share of them that pictures predict is divided by the
+    square root of the share of a caption that its sibling predicts (Spearman's correction for attenuation).
     """
     images, captions = _checked(dataset, image_features, text_features)
     texts = captions[first_captions(dataset)]
     across = predictability(images, texts), predictability(texts, images)
-    siblings = [own[:2] for own in map(dataset.captions_of, range(len(dataset))) if len(own) > 1]
-    reliable = predictability(*captions[np.stack(siblings, axis=1)]) if len(siblings) >= LEAST else None
-    basis = min(1.0, across[0] / reliable**0.5) if reliable else across[0], across[1]
-    shown: tuple[float | None, float | None] = (None, None)
-    probes, source = shown, "predictability"
-    if dataset.scene is not None and "image_fault" not in dataset.info:  # blur hides no factor for certain
-        basis = shown = shown_share(dataset), told_share(dataset)
+    siblings = [rows[:2] for rows in map(dataset.captions_of, range(len(dataset))) if len(rows) > 1]
+    reliability = predictability(*captions[np.stack(siblings, axis=1)]) if len(siblings) >= LEAST else None
+    held = min(1.0, across[0] / reliability**0.5) if reliability else across[0], across[1]
+    exact: tuple[float | None, float | None] = (None, None)
+    probes, source = exact, "predictability"
+    if dataset.scene is not None and "image_fault" not in dataset.info:  # blur hides no factor with certainty
+        held = exact = shown_share(dataset), told_share(dataset)
         source = "exact shares of factors"
         factors = dataset.scene.scene.counts()
         probes = predictability(images, factors), predictability(texts, factors)
     cka, overlap = linear_cka(images, texts), knn_overlap(images, texts, k=NEIGHBOURS)
-    return ImbalanceReport(*shown, *probes, *across, reliable, cka, overlap, imbalance_index(*basis), source)
+    return ImbalanceReport(*exact, *probes, *across, reliability, cka, overlap, imbalance_index(*held), source)
 
 
 def predictability(source, target) -> float:
-    """Share of the variance of ``target [N, E]`` that is linear in ``source [N, D]``; 0 where it is negative.
+    """Held-out share of the variance of ``target [N, E]`` that is linear in ``source [N, D]``, at least 0.
 
-    ``1 − Σ (y − ŷ)² / Σ (y − ȳ)²``, ŷ by ridge regression on the other four fifths, its strength by leave-one-out.
+    ``1 − Σ (y − ŷ)² / Σ (y − ȳ)²``, ŷ by ridge regression on the other four fifths, its penalty by leave-one-out.
     """
     x, y = (np.asarray(torch.as_tensor(rows).double().cpu()) for rows in (source, target))
-    scale = x.var(axis=0).mean() or 1.0  # one for all columns: a rare one must not be blown up
+    scale = x.var(axis=0).mean() or 1.0  # one for all columns, so that rare ones are not inflated
     folds = KFold(5, shuffle=True, random_state=0)
     predicted = cross_val_predict(RidgeCV(alphas=ALPHAS * len(x) * scale), x, y, cv=folds)
     spread = np.square(y - y.mean(axis=0)).sum()
@@ -105,15 +105,15 @@ def predictability(source, target) -> float:
 
 
 def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor, *, device: Device = "cpu"):
-    """Everything that can be said of a space ``[I, D]`` and ``[C, D]`` of 50 or more pictures without training.
+    """Everything that can be measured without training in a space ``[I, D]``, ``[C, D]`` of 50 or more pictures.
 
-    ``data``, ``imbalance`` (:class:`ImbalanceReport`), ``retrieval`` and ``floor`` (relevance -> metrics in percent),
-    ``structure`` (also of pictures against captions), ``peers`` (rows of ``baselines.training_free``).
+    Keys: ``data``, ``imbalance`` (:class:`ImbalanceReport`), ``retrieval`` and ``floor`` (relevance -> metrics in
+    percent), ``structure`` (also images against text), ``peers`` (rows of ``baselines.training_free``).
     """
     images, texts = (x.to(device) for x in _checked(dataset, image_features, text_features))
     if images.shape[1] != texts.shape[1]:
         shapes = f"image features {tuple(images.shape)} and text features {tuple(texts.shape)}"
-        raise ValueError(f"{shapes} share no space: give the features after the projection into the common space")
+        raise ValueError(f"{shapes} share no space: give features projected into the common space")
     pair = unit_rows(images), unit_rows(texts)
     across = pair[0], pair[1][first_captions(dataset)]
     geometry = structure(pair, {}, dataset, device=device)
@@ -131,25 +131,25 @@ def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tens
 
 
 def audit_tables(found: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """What an audit found, as tables.
+    """The result of :func:`audit` as tables.
 
-    ``retrieval``: every figure under the headline relevance, beside its floor; ``structure``: what each modality holds,
-    gap and structure of the space, where defined; ``peers``: training-free, parameters chosen on validation.
+    ``retrieval``: every metric under the headline relevance, next to its floor; ``structure``: imbalance, gap and
+    structure of the space, where defined; ``peers``: training-free peers, their parameters chosen on validation.
     """
-    columns = {name: next(iter(found[part].values())) for name, part in (("found", "retrieval"), ("floor", "floor"))}
+    columns = {"found": next(iter(found["retrieval"].values())), "floor": next(iter(found["floor"].values()))}
     retrieval = pd.DataFrame(columns).rename_axis("metric")
-    shown = {**found["imbalance"], **found["structure"]}
-    figures = {name.replace("_", " "): value for name, value in shown.items() if isinstance(value, float)}
+    measures = {**found["imbalance"], **found["structure"]}
+    values = {name.replace("_", " "): value for name, value in measures.items() if isinstance(value, float)}
     peers = pd.DataFrame(found["peers"]).pivot_table("value", ["arm", "parameters"], "metric", sort=False)
     return {
         "retrieval": retrieval[~retrieval.index.str.endswith("above_floor")],
-        "structure": pd.DataFrame({"found": figures}).rename_axis("metric"),
+        "structure": pd.DataFrame({"found": values}).rename_axis("metric"),
         "peers": peers.rename_axis(columns=None).reset_index("parameters"),
     }
 
 
 def write_audit(found: Mapping[str, Any], folder: Path) -> Path:
-    """Write ``audit.json``, whose path is returned, and three tables as CSV, Markdown and LaTeX."""
+    """Write ``audit.json`` and three tables as CSV, Markdown and LaTeX; returns the path of ``audit.json``."""
     for name, table in audit_tables(found).items():
         write_table(table, folder, name)
     write_json(folder / "audit.json", {**found, "provenance": provenance()})
@@ -157,63 +157,63 @@ def write_audit(found: Mapping[str, Any], folder: Path) -> Path:
 
 
 def read_features(image_path: Path, text_path: Path, captions_path: Path) -> Encoded:
-    """Feature arrays of one's own model, see :func:`read_array`, with the captions in the order of their pictures.
+    """Feature arrays of your own model, see :func:`read_array`, with captions in picture order.
 
-    ``captions_path`` is a JSON list with an entry per picture: a caption, a list of captions, or an object with such an
-    entry ``caption``. ValueError names the file that cannot be read or does not fit the others.
+    ``captions_path`` is a JSON list with one entry per picture: a caption, a list of captions, or an object with either
+    under ``caption``. ValueError names the file that cannot be read or does not match the others.
     """
     images, texts, captions = read_array(Path(image_path)), read_array(Path(text_path)), _captions(Path(captions_path))
-    counts = [len(each) for each in captions]
+    counts = [len(group) for group in captions]
     if len(captions) != len(images) or sum(counts) != len(texts):
         rows = f"{len(images)} rows in {image_path} and {len(texts)} in {text_path}"
-        told = f"{len(captions)} pictures and {sum(counts)} captions"
-        raise ValueError(f"{captions_path} holds {told}, but there are {rows}")
-    if equal := len(images) - len(images.unique(dim=0)):
-        way_out = "ties count against the features: give one row a picture, with a list of all its captions"
-        print(f"{image_path}: {equal} of {len(images)} rows are equal to another; {way_out}")
-    cleaned = [caption for each in captions for caption in each]
+        pairs = f"{len(captions)} pictures and {sum(counts)} captions"
+        raise ValueError(f"{captions_path} holds {pairs}, but there are {rows}")
+    if repeated := len(images) - len(images.unique(dim=0)):
+        way_out = "ties count against the features: give one row per picture, with a list of all its captions"
+        print(f"{image_path}: {repeated} of {len(images)} rows repeat another; {way_out}")
+    flat = [caption for group in captions for caption in group]
     blank = ArraySource(np.zeros((len(captions), 1, 1, 3), dtype=np.uint8))
     ids, owner = [str(row) for row in range(len(captions))], np.repeat(np.arange(len(captions)), counts)
-    return ImageTextDataset(Path(captions_path).stem, "test", ids, cleaned, owner, blank), images, texts
+    return ImageTextDataset(Path(captions_path).stem, "test", ids, flat, owner, blank), images, texts
 
 
 def read_array(path: Path) -> Tensor:
-    """Rows ``[N, D]`` as float32 from ``.npy``, or ``.npz``, ``.pt``, ``.safetensors`` with one array.
+    """Float32 rows ``[N, D]`` from ``.npy``, or from ``.npz``, ``.pt`` or ``.safetensors`` with one array.
 
-    ValueError says whatever is wrong with the file, in one line that names it and the way out.
+    ValueError names the file, what is wrong with it and the way out, in one line.
     """
     if path.suffix.lower() not in LOADERS:
-        raise ValueError(f"{path} is no feature file: give one of {', '.join(LOADERS)}")
+        raise ValueError(f"{path} is not a feature file: give one of {', '.join(LOADERS)}")
     if not path.is_file():
-        raise ValueError(f"{path} is not there")
+        raise ValueError(f"{path} does not exist")
     try:
         stored = LOADERS[path.suffix.lower()](path)
-        named = stored if isinstance(stored, Mapping) else {"": stored}
-        arrays = {str(name): as_tensor("it", value) for name, value in named.items()}
-    except Exception as error:  # loaders raise what they like: cut files, pickles, bad headers, no memory
+        by_name = stored if isinstance(stored, Mapping) else {"": stored}
+        arrays = {str(name): as_tensor("it", value) for name, value in by_name.items()}
+    except Exception as error:  # loaders raise anything: truncated files, pickles, bad headers, no memory
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, UnpicklingError) or "allow_pickle" in reason:  # words that advise to load it all the same
-            reason = "it is of another format, or holds objects that could run code"
-        raise ValueError(f"{path} is no array of numbers ({reason}): save rows [N, D] with numpy.save") from None
+        if isinstance(error, UnpicklingError) or "allow_pickle" in reason:  # such messages advise loading it anyway
+            reason = "it has another format, or holds objects that could run code"
+        raise ValueError(f"{path} is not an array of numbers ({reason}): save rows [N, D] with numpy.save") from None
     if len(arrays) != 1:
-        raise ValueError(f"{path} holds {len(arrays)} arrays ({', '.join(arrays)}): save the one to audit")
+        raise ValueError(f"{path} holds {len(arrays)} arrays ({', '.join(arrays)}): save only the one to audit")
     (rows,) = arrays.values()
     if not rows.is_floating_point():
         raise ValueError(f"{path} holds {rows.dtype} {list(rows.shape)}, expected floating-point rows [N, D]")
     rows = finite_rows(str(path), rows.detach())
     largest, rows = rows.abs().amax(dim=1), rows.float()
     if not rows.isfinite().all() or (largest[~rows.any(dim=1)] > 0).any():
-        told = f"values from {largest[largest > 0].min():.0e} to {largest.max():.0e}"
-        raise ValueError(f"{path} holds {told} (largest of a row), beyond float32: scale them, cosines stay")
-    if empty := int((~rows.any(dim=1)).sum()):
-        print(f"{path}: {empty} of {len(rows)} rows are all zero, so equally far from everything")
+        maxima = f"row maxima from {largest[largest > 0].min():.0e} to {largest.max():.0e}"
+        raise ValueError(f"{path} holds {maxima}, outside float32: rescale them, which leaves cosines unchanged")
+    if zeros := int((~rows.any(dim=1)).sum()):
+        print(f"{path}: {zeros} of {len(rows)} rows are all zero, so equally far from everything")
     return rows.contiguous()
 
 
 def encode_with_model(
     name_or_path: str, model: str, pretrained: str | None, *, split="test", image_root=None, device: Device = "cpu"
 ) -> Encoded:
-    """A data set and its features from an open_clip model, or a ``local-dir:`` of one, in its common space."""
+    """A data set and its features in the common space of an open_clip model, also one from ``local-dir:``."""
     dataset = load_dataset(name_or_path, split=split, image_root=image_root)
     if not pretrained and not model.startswith("local-dir:"):
         way_out = "give --model and --pretrained, a tag or a weight file, or --model local-dir:FOLDER"
@@ -224,24 +224,24 @@ def encode_with_model(
 
 
 def _captions(path: Path) -> list[list[str]]:
-    """The clean captions of each picture, by the rules of own collections."""
-    entries, found = parse(path), list[list[str]]()
+    """The cleaned captions of each picture, by the rules for your own collections."""
+    entries, captions = parse(path), list[list[str]]()
     if not isinstance(entries, list):
-        raise ValueError(f"{path} holds no list with one entry per picture")
+        raise ValueError(f"{path} is not a list with one entry per picture")
     for number, entry in enumerate(entries):
         texts = captions_in(entry.get("caption", entry) if isinstance(entry, dict) else entry) or [("", EMPTY)]
-        found.append([clean_caption(text) for text, _ in texts])
-        for (text, fault), clean in zip(texts, found[-1], strict=True):
-            if fault or not clean:
+        captions.append([clean_caption(text) for text, _ in texts])
+        for (text, fault), cleaned in zip(texts, captions[-1], strict=True):
+            if fault or not cleaned:
                 raise ValueError(f"{path}: {WAYS_OUT[fault or EMPTY].format(text, f'entry {number}')}")
-    return found
+    return captions
 
 
 def _checked(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
     images, texts = finite_rows("image features", image_features), finite_rows("text features", text_features)
     if (len(images), len(texts)) != (len(dataset), len(dataset.captions)):
-        fit = f"{len(dataset)} pictures and {len(dataset.captions)} captions"
-        raise ValueError(f"features {tuple(images.shape)} and {tuple(texts.shape)} do not fit {fit}")
+        counts = f"{len(dataset)} pictures and {len(dataset.captions)} captions"
+        raise ValueError(f"features {tuple(images.shape)} and {tuple(texts.shape)} do not match {counts}")
     if len(images) < LEAST:
         way_out = f"give at least {LEAST}, or with --dataset another --split"
         raise ValueError(f"{len(images)} pictures are too few for a linear probe: {way_out}")

@@ -1,4 +1,4 @@
-"""What can be done with given features without training: peers, mixed corpora, perturbed queries, items that moved."""
+"""Training-free analysis of given features: peers, mixed corpora, perturbed queries, items that moved."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ from rvlr_lib.metrics import above_floor, finite_rows, knn_overlap, ndcg_and_flo
 from rvlr_lib.similarity import cosine_matrix, unit_rows
 
 Split = tuple[Features, ImageTextDataset]
-BANK = 2000  # training queries of neighbour normalisation
+BANK = 2000  # training queries for neighbour normalisation
 STEPS = tuple(step / 10 for step in range(11))
-TABLES = (*grammar.SHAPE_WORDS, *grammar.COLOUR_WORDS, *grammar.SIZE_WORDS, *grammar.BACKGROUND_WORDS)
-GROUPS = (*TABLES, grammar.THING_WORDS, grammar.GROUND_WORDS)  # words that mean the same
+FACTOR_WORDS = (*grammar.SHAPE_WORDS, *grammar.COLOUR_WORDS, *grammar.SIZE_WORDS, *grammar.BACKGROUND_WORDS)
+GROUPS = (*FACTOR_WORDS, grammar.THING_WORDS, grammar.GROUND_WORDS)  # words of the same meaning
 SYNONYMS = {word: [other for other in group if other != word] for group in GROUPS for word in group}
 
 
@@ -34,12 +34,12 @@ def centre(features, reference) -> Tensor:
     tensor([[1., 0.],
             [0., 1.]], dtype=torch.float64)
     """
-    features, reference = _alike("features", features, "reference", reference)
+    features, reference = _of_one_width("features", features, "reference", reference)
     return unit_rows(features.double() - reference.double().mean(dim=0)).to(features)
 
 
 def principal_components(features: Features, reference: Features, *, width: int) -> Features:
-    """Both modalities on the ``width`` leading principal directions of the training features of both together."""
+    """Project both modalities onto the ``width`` leading principal directions of their pooled training features."""
     both = torch.cat(reference).double()
     if not 1 <= width <= min(both.shape[1], len(both) - 1):
         raise ValueError(f"width {width} needs features as wide and {width + 1} reference rows, got {list(both.shape)}")
@@ -50,10 +50,10 @@ def principal_components(features: Features, reference: Features, *, width: int)
 
 
 def spectral_cut(features: Features, reference: Features, *, leading: int, trailing: int) -> Features:
-    """Leave out the first and last singular directions of the cross-covariance, for single-modal retrieval (IsoCLIP).
+    """Drop the first and last singular directions of the cross-covariance, for single-modal retrieval (IsoCLIP).
 
-    Row m of the reference pictures ``[M, D]`` belongs to row m of the reference captions ``[M, D']``. Unit rows of
-    width ``min(D, D') − leading − trailing``: pictures on the left directions that stay, captions on the right ones.
+    Row m of the reference pictures ``[M, D]`` pairs with row m of the reference captions ``[M, D']``. Returns unit rows
+    of width ``min(D, D') − leading − trailing``: pictures on the remaining left directions, captions on the right ones.
     """
     if len(reference[0]) != len(reference[1]):
         raise ValueError(f"reference: {len(reference[0])} pictures and {len(reference[1])} captions are not paired")
@@ -62,75 +62,73 @@ def spectral_cut(features: Features, reference: Features, *, leading: int, trail
     kept = slice(leading, left.shape[1] - trailing)
     if leading < 0 or trailing < 0 or kept.start >= kept.stop:
         raise ValueError(f"leading {leading} and trailing {trailing} leave none of {left.shape[1]} directions")
-    pairs = zip(features, (left, right.T), strict=True)
-    images, texts = (unit_rows(rows.double() @ basis[:, kept]).to(rows.dtype) for rows, basis in pairs)
+    sides = zip(features, (left, right.T), strict=True)
+    images, texts = (unit_rows(rows.double() @ basis[:, kept]).to(rows.dtype) for rows, basis in sides)
     return images, texts
 
 
 def normalise_by_neighbours(scores, bank_scores, *, weight: float, k: int) -> Tensor:
     """``scores [Q, G] − weight · mean of the k largest of each column of bank_scores [B, G]`` (NNN).
 
-    The bank are training queries of the queries' modality: candidates near to many of them lose what they share.
+    The bank holds training queries of the same modality: candidates close to many of them lose what these share.
 
     >>> normalise_by_neighbours([[1.0, 0.5]], [[0.8, 0.0], [0.6, 0.2], [0.0, 0.0]], weight=1.0, k=2)
     tensor([[0.3000, 0.4000]], dtype=torch.float64)
     """
-    scores, bank = _alike("scores", scores, "bank_scores", bank_scores)
+    scores, bank = _of_one_width("scores", scores, "bank_scores", bank_scores)
     if not math.isfinite(weight) or k != int(k) or not 1 <= k <= len(bank):
         raise ValueError(f"weight {weight}, k = {k} neighbours of a bank of {len(bank)} queries: k is 1 to {len(bank)}")
     return scores - weight * bank.topk(int(k), dim=0).values.mean(dim=0).to(scores)
 
 
 def interpolate_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """``(1 − alpha) · start + alpha · trained`` of two state dicts (WiSE-FT); buffers of integers are those of trained.
+    """``(1 − alpha) · start + alpha · trained`` of two state dicts (WiSE-FT); integer buffers come from ``trained``.
 
     >>> interpolate_weights({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)
     {'w': tensor([0.2500, 0.2500])}
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}, expected 0 (all of start) to 1 (all of trained)")
-    first, last = ({k: f"{v.dtype} {list(v.shape)}" for k, v in state.items()} for state in (start, trained))
-    if differing := sorted(k for k in first.keys() | last.keys() if first.get(k) != last.get(k)):
+    before, after = ({k: f"{v.dtype} {list(v.shape)}" for k, v in state.items()} for state in (start, trained))
+    if differing := sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)):
         k = differing[0]
-        raise ValueError(f"{k!r} is {first.get(k, 'not there')} in start and {last.get(k, 'not there')} in trained")
-    pairs = {name: (start[name].detach().to(after.device), after.detach()) for name, after in trained.items()}
+        raise ValueError(f"{k!r} is {before.get(k, 'missing')} in start and {after.get(k, 'missing')} in trained")
+    pairs = {k: (start[k].detach().to(value.device), value.detach()) for k, value in trained.items()}
     return {k: torch.lerp(a, b, alpha) if b.is_floating_point() else b.clone() for k, (a, b) in pairs.items()}
 
 
 def training_free(
     features: Features, dataset: ImageTextDataset, *, splits: tuple[Split, Split] | None = None, seed=0, device="cpu"
 ) -> pd.DataFrame:
-    """The features as given and under each peer, under the headline relevance; parameters chosen on validation.
+    """Metrics of the features as given and of each peer (headline relevance), with parameters chosen on validation.
 
-    ``splits`` are train, which gives means, directions and the bank, and validation; without them 40 % of the data
-    set's pictures are train, 20 % validation, 40 % test. ``pca`` and ``spectral_cut`` are chosen by single-modal
-    NDCG@10, ``nnn``, which changes cross-modal scores alone, by ``r_mean``; the first of equals. Columns dataset, arm
-    (``as given``, ``centred``, ``pca``, ``spectral_cut``, ``nnn``), parameters, metric (NDCG at 10, R@K, ``r_mean``),
+    ``splits`` are train, the source of means, directions and the bank, and validation; by default 40 % of the data
+    set's pictures are train, 20 % validation and 40 % test. ``pca`` and ``spectral_cut`` are chosen by single-modal
+    NDCG@10, ``nnn``, which changes only cross-modal scores, by ``r_mean``; the first wins a tie. Columns: dataset, arm
+    (``as given``, ``centred``, ``pca``, ``spectral_cut``, ``nnn``), parameters, metric (NDCG@10, R@K, ``r_mean``),
     value (percent).
     """
     if splits:
         (train, validation), test = splits, (features, dataset)
     else:
         order = np.random.default_rng(seed).permutation(len(dataset))
-        parts = np.split(order, [round(0.4 * len(order)), round(0.6 * len(order))])
-        train, validation, test = (_part(features, dataset, np.sort(rows)) for rows in parts)
+        drawn = np.split(order, [round(0.4 * len(order)), round(0.6 * len(order))])
+        train, validation, test = (_subset(features, dataset, np.sort(rows)) for rows in drawn)
     (images, texts), width = train[0], features[0].shape[1]
     generator = torch.Generator().manual_seed(seed)
     bank = [unit_rows(x[torch.randperm(len(x), generator=generator)[:BANK]]) for x in (images, texts)]
     paired = images[torch.as_tensor(train[1].caption_image)]
     widths = sorted({min(w, width, len(images) - 1) for w in (16, 32, 64, 128, 256)})
     cuts = product((0, 1, 2, 4), sorted({0, width // 4, width // 2}))
-    neighbours = product((0.25, 0.5, 1.0), sorted({min(k, *map(len, bank)) for k in (1, 8, 64)}))
+    ks = sorted({min(k, *map(len, bank)) for k in (1, 8, 64)})
+    neighbours = [{"weight": weight, "k": k} for weight, k in product((0.25, 0.5, 1.0), ks)]
     pca, cut = partial(principal_components, reference=train[0]), partial(spectral_cut, reference=(paired, texts))
     peers: dict[str, tuple[Callable[..., Features], list[dict[str, Any]]]] = {
         "as given": (lambda pair: pair, [{}]),
         "centred": (lambda pair: (centre(pair[0], images), centre(pair[1], texts)), [{}]),
         "pca": (pca, [{"width": w} for w in widths]),
         "spectral_cut": (cut, [{"leading": a, "trailing": b} for a, b in cuts if a + b < width]),
-        "nnn": (
-            lambda pair, **_: (unit_rows(pair[0]), unit_rows(pair[1])),
-            [{"weight": w, "k": k} for w, k in neighbours],
-        ),
+        "nnn": (lambda pair, **_: (unit_rows(pair[0]), unit_rows(pair[1])), neighbours),
     }
 
     def measure(arm: str, split: Split, parameters: Mapping[str, Any]) -> dict[str, float]:
@@ -144,72 +142,72 @@ def training_free(
 
     frames = []
     for arm, (_, candidates) in peers.items():
-        goal = ["r_mean"] if arm == "nnn" else ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10"]
+        goals = ["r_mean"] if arm == "nnn" else ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10"]
         tried = candidates if len(candidates) > 1 else []
-        scores = [sum(measure(arm, validation, each)[key] for key in goal) for each in tried] or [0.0]
+        scores = [sum(measure(arm, validation, values)[key] for key in goals) for values in tried] or [0.0]
         if np.isnan(scores).any():
             raise ValueError(f"{arm}: a validation score is undefined: {scores}")
         chosen = candidates[int(np.argmax(scores))]
-        told = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
-        frames.append(tidy(measure(arm, test, chosen), dataset, arm=arm, parameters=told))
+        parameters = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+        frames.append(tidy(measure(arm, test, chosen), dataset, arm=arm, parameters=parameters))
     return pd.concat(frames, ignore_index=True)
 
 
-def _part(features: Features, dataset: ImageTextDataset, rows: np.ndarray) -> Split:
-    """Some pictures of a data set with their captions, and the features of both."""
+def _subset(features: Features, dataset: ImageTextDataset, rows: np.ndarray) -> Split:
+    """A data set's pictures of these rows with their captions, and the features of both."""
     captions = np.concatenate([dataset.captions_of(row) for row in rows])
     return (features[0][rows], features[1][captions]), dataset.subset(rows)
 
 
-def _alike(name: str, value, other: str, reference) -> Features:
-    """Rows and their reference, of one width and on one device."""
-    rows, others = finite_rows(name, value), finite_rows(other, reference)
-    if rows.shape[1] != others.shape[1]:
-        shapes = f"{name} {tuple(rows.shape)} and {other} {tuple(others.shape)}"
-        raise ValueError(f"{shapes} do not fit: give rows of one width")
-    return rows, others.to(rows.device)
+def _of_one_width(name: str, value, reference_name: str, reference) -> Features:
+    """Rows and their reference on one device; ValueError if their widths differ."""
+    rows, reference = finite_rows(name, value), finite_rows(reference_name, reference)
+    if rows.shape[1] != reference.shape[1]:
+        shapes = f"{name} {tuple(rows.shape)} and {reference_name} {tuple(reference.shape)}"
+        raise ValueError(f"{shapes} do not match: give rows of one width")
+    return rows, reference.to(rows.device)
 
 
 def tidy(values: Mapping[str, float], dataset: ImageTextDataset, **columns: Any) -> pd.DataFrame:
-    """Metrics as rows: ``dataset``, columns as given (``dial``, ``arm``, ``seed``, ...), ``metric``, ``value``."""
+    """One row per metric: ``dataset``, the given columns (``dial``, ``arm``, ``seed``, ...), ``metric``, ``value``."""
     return pd.DataFrame([{"dataset": dataset.name, **columns, "metric": key, "value": v} for key, v in values.items()])
 
 
 def mix_ratio_curve(
     features: Features, dataset: ImageTextDataset, *, shares=STEPS, k: int = 10, seed: int = 0, **columns: Any
 ) -> pd.DataFrame:
-    """One corpus of pictures and captions, 0 to 100 % captions: quality, and what stands in the top ``k``.
+    """Quality and composition of the top ``k`` in a mixed corpus of pictures and captions, at 0 to 100 % captions.
 
-    Each item is in the corpus once, as its picture or as its first caption, nested over ``shares``. Queries are all
-    pictures and second captions; what is the query itself leaves the list. Headline relevance, mean over galleries.
-    Columns dataset, ``columns``, ``captions`` (percent of the corpus), metric, value (percent). Metrics after
-    ``image_query/`` and ``text_query/``: ``NDCG@k``, ``NDCG@k/above_floor``, ``captions_in_top`` (their share of the
-    top k) and ``captions_in_top_ideal`` (in an ideal ranking).
+    Each item is in the corpus once, as its picture or its first caption, nested over ``shares``. Queries are all
+    pictures and second captions; the query itself is left out of its list. Headline relevance, mean over galleries.
+    Columns: dataset, ``columns``, ``captions`` (percent of the corpus), metric, value (percent). Metrics are prefixed
+    with ``image_query/`` or ``text_query/``: ``NDCG@k``, ``NDCG@k/above_floor``, ``captions_in_top`` (share of captions
+    in the top k) and ``captions_in_top_ideal`` (likewise in an ideal ranking).
     """
     if any(not 0 <= share <= 1 for share in shares):
-        raise ValueError(f"shares of captions are 0 to 1, got {list(shares)}")
-    parts, frames = [(gallery, pair, _squares(gallery)) for gallery, pair in galleries(features, dataset)], []
+        raise ValueError(f"shares of captions must be 0 to 1, got {list(shares)}")
+    parts, frames = [(gallery, pair, _item_relevance(gallery)) for gallery, pair in galleries(features, dataset)], []
     for share in shares:
         rows = []
-        for gallery, (images, texts), (of_images, of_texts) in parts:
-            first, asked = first_captions(gallery), _second_captions(gallery)
+        for gallery, (images, texts), (image_relevance, text_relevance) in parts:
+            first, second = first_captions(gallery), _second_captions(gallery)
             order = np.random.default_rng(seed).permutation(len(gallery))
-            told = np.argsort(order) < round(share * len(gallery))
-            is_text = torch.as_tensor(told, device=images.device)
-            corpus = torch.where(is_text[:, None], texts[first], images)
-            by_text = texts[asked], of_texts, told & (asked == first)
-            sides = {"image_query": (images, of_images, ~told), "text_query": by_text}
+            as_text = np.argsort(order) < round(share * len(gallery))
+            marked = torch.as_tensor(as_text, device=images.device)
+            corpus = torch.where(marked[:, None], texts[first], images)
+            by_text = texts[second], text_relevance, as_text & (second == first)
+            sides = {"image_query": (images, image_relevance, ~as_text), "text_query": by_text}
             values: dict[str, float] = {}
-            for name, (queries, (to_images, to_texts), itself) in sides.items():
-                exclude = torch.diag(torch.as_tensor(itself, device=images.device))
-                relevance = torch.as_tensor(np.where(told, to_texts, to_images)).to(images).masked_fill(exclude, 0)
+            for name, (queries, (to_images, to_texts), in_corpus) in sides.items():
+                exclude = torch.diag(torch.as_tensor(in_corpus, device=images.device))
+                relevance = torch.as_tensor(np.where(as_text, to_texts, to_images)).to(images).masked_fill(exclude, 0)
                 scores = queries @ corpus.T
                 ndcg, floor = ndcg_and_floor(scores, relevance, (k,), exclude)[k]
                 values |= {
                     f"{name}/NDCG@{k}": float(np.mean(ndcg)),
                     f"{name}/NDCG@{k}/above_floor": float(np.nanmean(above_floor(ndcg, floor))),
-                    f"{name}/captions_in_top": _share_in_top(scores.masked_fill(exclude, -torch.inf), is_text, k),
-                    f"{name}/captions_in_top_ideal": _share_in_top(relevance.masked_fill(exclude, -1), is_text, k),
+                    f"{name}/captions_in_top": _share_in_top(scores.masked_fill(exclude, -torch.inf), marked, k),
+                    f"{name}/captions_in_top_ideal": _share_in_top(relevance.masked_fill(exclude, -1), marked, k),
                 }
             rows.append(values)
         frames.append(tidy(mean_of(rows), dataset, **columns, captions=100 * share))
@@ -217,35 +215,35 @@ def mix_ratio_curve(
 
 
 def document_recall(features: Features, dataset: ImageTextDataset, **columns: Any) -> pd.DataFrame:
-    """Documents that are a picture, its first caption, or both (mean of the two features), searched by other captions.
+    """Recall of documents that are a picture, its first caption or both (mean feature), searched by other captions.
 
-    Columns dataset, columns, ``documents`` (``picture``, ``caption``, ``picture + caption``), metric (``R@K``), value.
+    Columns: dataset, columns, ``documents`` (``picture``, ``caption``, ``picture + caption``), metric (``R@K``), value.
     """
-    found: dict[str, list[dict[str, float]]] = {}
+    recalls: dict[str, list[dict[str, float]]] = {}
     for gallery, (images, texts) in galleries(features, dataset):
         first = first_captions(gallery)
-        asked = np.setdiff1d(np.arange(len(texts)), first)
-        if not len(asked):
+        queries = np.setdiff1d(np.arange(len(texts)), first)
+        if not len(queries):
             raise ValueError(f"{dataset.name}: no picture has a second caption to search with")
         kinds = {"picture": images, "caption": texts[first], "picture + caption": unit_rows(images + texts[first])}
         for name, documents in kinds.items():
-            recall = recall_at_k(texts[asked] @ documents.T, gallery.caption_image[asked])
-            found.setdefault(name, []).append({f"R@{k}": value for k, value in recall.items()})
-    frames = [tidy(mean_of(rows), dataset, **columns, documents=name) for name, rows in found.items()]
+            recall = recall_at_k(texts[queries] @ documents.T, gallery.caption_image[queries])
+            recalls.setdefault(name, []).append({f"R@{k}": value for k, value in recall.items()})
+    frames = [tidy(mean_of(rows), dataset, **columns, documents=name) for name, rows in recalls.items()]
     return pd.concat(frames, ignore_index=True)
 
 
 def perturb(dataset: ImageTextDataset, kind: str, strength: float, seed: int = 0) -> ImageTextDataset:
-    """Queries with a fault of strength 0 (none) to 1, the truth as it was; nested: what changes at 0.2 does so at 0.4.
+    """Perturb queries with strength 0 (none) to 1 and keep the truth; nested: what changes at 0.2 also does at 0.4.
 
-    ``words_dropped``, ``words_shuffled``, ``synonyms`` (scenes): a word is dropped, changes places or gives way to a
-    synonym with the chance ``strength``; or a fault of pictures, such as ``blur`` (``rvlr_lib.data.dial.FAULTS``).
+    ``words_dropped``, ``words_shuffled``, ``synonyms`` (scenes only): each word is dropped, moved or replaced by a
+    synonym with probability ``strength``; other kinds are faults of pictures, ``rvlr_lib.data.dial.FAULTS``.
     """
     kinds = ("words_dropped", "words_shuffled", "synonyms", *FAULTS)
     if kind not in kinds or not 0 <= strength <= 1:
         raise ValueError(f"perturbation {kind!r} of strength {strength}: give 0 to 1 of one of {', '.join(kinds)}")
     if kind == "synonyms" and dataset.scene is None:
-        raise ValueError(f"synonyms are known for scenes alone, not for {dataset.name}")
+        raise ValueError(f"synonyms are known only for scenes, not for {dataset.name}")
     if kind in FAULTS:
         spec = ImbalanceSpec(image_visibility=1 - strength, image_fault=kind, splits=(dataset.split,), seed=seed)
         return impose(dataset, spec)
@@ -256,7 +254,7 @@ def perturb(dataset: ImageTextDataset, kind: str, strength: float, seed: int = 0
 
 
 def _perturbed(text: str, kind: str, strength: float, seed: Sequence[int]) -> str:
-    """One caption with words shuffled or replaced by synonyms."""
+    """A caption with some words shuffled or replaced by synonyms."""
     words = np.array(text.split(), dtype=object)
     chances, draws = np.random.default_rng(seed).random((2, len(words)))
     places = np.flatnonzero(chances < strength)
@@ -274,19 +272,20 @@ def _perturbed(text: str, kind: str, strength: float, seed: Sequence[int]) -> st
 def moved_items(
     spaces: Mapping[str, Features], dataset: ImageTextDataset, *, k: int = 10, most: int = 20
 ) -> pd.DataFrame:
-    """The pictures whose ``k`` neighbours in their gallery changed most between spaces, in rank order.
+    """The ``most`` pictures whose ``k`` neighbours in their gallery changed most between spaces, ranked.
 
-    Columns ``rank``, ``id``, ``row``, ``caption``, ``overlap`` (percent in common, mean of pairs of spaces), ``overlap
+    Columns ``rank``, ``id``, ``row``, ``caption``, ``overlap`` (percent shared, mean over pairs of spaces), ``overlap
     <a> <b>``, ``neighbours <space>`` (nearest first).
     """
     frames, row = [], {name: row for row, name in enumerate(dataset.image_ids)}
     for number, gallery in enumerate(dataset.gallery_sets()):
         ids, first = np.array(gallery.image_ids), first_captions(gallery)
         frame = pd.DataFrame({"id": ids, "row": [row[i] for i in ids], "caption": [gallery.captions[c] for c in first]})
-        own = {name: galleries(pair, dataset)[number][1][0] for name, pair in spaces.items()}
-        shared = {f"overlap {a} {b}": knn_overlap(own[a], own[b], k=k, per_query=True) for a, b in combinations(own, 2)}
-        frame = frame.assign(overlap=np.mean(list(shared.values()), axis=0), **shared)
-        for name, x in own.items():
+        images = {name: galleries(pair, dataset)[number][1][0] for name, pair in spaces.items()}
+        pairs = {f"overlap {a} {b}": (images[a], images[b]) for a, b in combinations(images, 2)}
+        overlaps = {name: knn_overlap(*pair, k=k, per_query=True) for name, pair in pairs.items()}
+        frame = frame.assign(overlap=np.mean(list(overlaps.values()), axis=0), **overlaps)
+        for name, x in images.items():
             nearest = cosine_matrix(x).fill_diagonal_(-torch.inf).topk(k).indices
             frame[f"neighbours {name}"] = ids[nearest.cpu().numpy()].tolist()
         frames.append(frame)
@@ -295,24 +294,24 @@ def moved_items(
     return ranked
 
 
-def _squares(gallery: ImageTextDataset) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _item_relevance(gallery: ImageTextDataset) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Headline relevance ``[I, I]`` of picture queries and of caption queries, each to pictures and to captions."""
-    known = next(iter(relevances(gallery).values()))
-    first, asked, graded = first_captions(gallery), _second_captions(gallery), known.caption_to_image
-    images = known.image_to_image
+    headline = next(iter(relevances(gallery).values()))
+    first, second, graded = first_captions(gallery), _second_captions(gallery), headline.caption_to_image
+    images, texts = headline.image_to_image, headline.text_to_text
     if images is None:
         images = np.stack([graded[gallery.captions_of(row)].mean(axis=0) for row in range(len(gallery))])
         images = (images + images.T) / 2
-    texts = graded[first].T if known.text_to_text is None else known.text_to_text[np.ix_(asked, first)]
-    return (images, graded[first].T), (graded[asked], texts)
+    texts = graded[first].T if texts is None else texts[np.ix_(second, first)]
+    return (images, graded[first].T), (graded[second], texts)
 
 
 def _second_captions(gallery: ImageTextDataset) -> np.ndarray:
-    """The second caption of each picture, its first where it has one alone."""
+    """Row of each picture's second caption, or of its only one."""
     return np.array([gallery.captions_of(row)[:2][-1] for row in range(len(gallery))])
 
 
 def _share_in_top(scores: Tensor, marked: Tensor, k: int) -> float:
-    """Percent of marked items among the best ``k``, mean over queries; items tied at the last place share it."""
+    """Percent of marked items in the top ``k``, mean over queries; items tied for the last place share it."""
     k = min(k, scores.shape[1] - 1)
     return float(100 * neighbour_share(scores, k)[:, marked].sum(dim=1).mean() / k)

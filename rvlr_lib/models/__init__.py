@@ -1,5 +1,5 @@
-"""Towers with pretrained weights, students, the fusion encoder, teachers' features and exported models."""
-# ruff: noqa: F401 - these names are for the other rooms
+"""Pretrained towers, students, the fusion encoder, teacher features and exported models."""
+# ruff: noqa: F401 - re-exported for the other packages
 
 from rvlr_lib.models.export import load_student, save_student
 from rvlr_lib.models.fusion import FusionEncoder

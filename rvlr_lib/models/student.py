@@ -1,4 +1,4 @@
-"""Students: whole towers, or heads on cached features of frozen ones, into one common space."""
+"""Students, which embed both modalities in a common space: trained towers, or heads on features of frozen towers."""
 
 import copy
 import math
@@ -15,7 +15,7 @@ HIDDEN, HEAD_DROPOUT, FUSION_WIDTH = 512, 0.2, 128
 
 
 class Encoded(NamedTuple):
-    """Features ``[B, D]``, tokens ``[B, N, W]`` where asked for, and for captions the bool mask of real tokens."""
+    """Features ``[B, D]``, tokens ``[B, N, W]`` if requested and, for captions, the bool mask of real tokens."""
 
     features: Tensor
     tokens: Tensor | None = None
@@ -23,35 +23,35 @@ class Encoded(NamedTuple):
 
 
 class CachedRows(Encoded):
-    """The same, as stored: outputs of a frozen tower, whose features are not normalised."""
+    """Cached outputs of a frozen tower; the features are not normalised."""
 
 
 class Student(nn.Module):
-    """What every student has: a common space of width ``embed_dim``, a learnt temperature and, or None, ``fusion``."""
+    """Base of all students: a common space of width ``embed_dim``, a learned temperature, ``fusion`` or None."""
 
     def __init__(self, embed_dim: int, temperature: float) -> None:
         super().__init__()
         self.embed_dim = embed_dim
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))  # so that it stays positive
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))  # its exponential stays positive
         self.fusion: FusionEncoder | None = None
 
     def add_fusion(self, text_width: int, image_width: int, layers: int, width: int, seed: int) -> None:
-        """Give it a random fusion encoder of that seed."""
+        """Add a fusion encoder, randomly initialised from ``seed``."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.fusion = FusionEncoder(text_width, image_width, layers, width)
 
     @property
     def temperature(self) -> Tensor:
-        """Contrastive temperature, 0-d."""
+        """Contrastive temperature, a 0-d tensor."""
         return self.log_temperature.exp()
 
 
 class TowerStudent(Student):
-    """Whole towers of open_clip, trained end to end; batch normalisation keeps its statistics.
+    """Two open_clip towers trained end to end; batch normalisation keeps its pretrained statistics.
 
-    The towers are copied, so that several students can start from the same. ``fusion_layers`` 0 leaves the fusion
-    encoder and the matching head out; ``temperature`` is the initial one; ``seed`` is of the fusion encoder.
+    The towers are copied, so several students can start from the same ones. ``fusion_layers=0`` leaves out the fusion
+    encoder and matching head; ``temperature`` is the initial value; ``seed`` initialises the fusion encoder.
     """
 
     def __init__(self, towers: Towers, *, fusion_layers: int = 0, temperature: float = 0.07, seed: int = 0) -> None:
@@ -68,21 +68,21 @@ class TowerStudent(Student):
         self.train()
 
     def train(self, mode: bool = True) -> "TowerStudent":
-        """Training mode, except of batch normalisation: its statistics would be those of one process's rows."""
+        """Set the mode, but keep batch normalisation in evaluation: its statistics would cover one process's rows."""
         super().train(mode)
-        for part in self.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
 
     def encode_image(self, x: Tensor, *, tokens: bool = False) -> Encoded:
-        """Pictures ``[B, 3, S, S]`` in 0..1 -> unit features and patch tokens."""
-        pixels = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # the faster convolutions
+        """Unit features and patch tokens of pictures ``[B, 3, S, S]`` in 0..1."""
+        pixels = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)  # convolutions are faster
         features, image_tokens = encode_image_tokens(self.visual, pixels, tokens=tokens)
         return Encoded(unit_rows(full_precision(features)), image_tokens)
 
     def encode_text(self, x: Tensor, *, tokens: bool = False, dropout: float = 0.0) -> Encoded:
-        """Token ids ``[B, L]`` -> unit features, token features and their mask."""
+        """Unit features, token features and their mask, of token ids ``[B, L]``."""
         features, text_tokens, mask = encode_text_tokens(self.text, x, tokens=tokens, dropout=dropout)
         return Encoded(unit_rows(full_precision(features)), text_tokens, mask)
 
@@ -90,7 +90,7 @@ class TowerStudent(Student):
 class Head(nn.Module):
     """Projection of unit rows ``[B, W]`` plus a residual MLP whose last layer starts at zero, ``[B, D]``.
 
-    LayerNorm and dropout stand in the MLP's branch only, so the start is exactly the projection.
+    LayerNorm and dropout act only in the MLP branch, so the initial output is exactly the projection.
     """
 
     def __init__(self, directions: Tensor) -> None:
@@ -104,7 +104,7 @@ class Head(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Unit rows ``[B, W]`` -> ``[B, D]``."""
+        """Map unit rows ``[B, W]`` to ``[B, D]``."""
         branch = self.norm(rows)
         if self.training:
             branch = batch_dropout(branch, HEAD_DROPOUT)
@@ -112,12 +112,12 @@ class Head(nn.Module):
 
 
 class HeadStudent(Student):
-    """Heads on cached features; it starts as the projection onto given directions.
+    """Heads on cached features, initialised as the projection onto given directions.
 
     Args:
-        image_directions, text_directions: ``[W, D]`` of ``similarity.principal_directions``; the two ``W`` may differ.
-        token_widths: widths of the cached image and text tokens, needed with a fusion encoder, which is 128 wide.
-        fusion_layers, temperature, seed: as of :class:`TowerStudent`.
+        image_directions, text_directions: ``[W, D]`` from ``similarity.principal_directions``; widths ``W`` may differ.
+        token_widths: widths of the cached image and text tokens, required for a fusion encoder, which is 128 wide.
+        fusion_layers, temperature, seed: as in :class:`TowerStudent`; ``seed`` also initialises the MLPs.
     """
 
     def __init__(
@@ -132,9 +132,9 @@ class HeadStudent(Student):
     ) -> None:
         image_shape, text_shape = list(image_directions.shape), list(text_directions.shape)
         if image_shape[1] != text_shape[1]:
-            raise ValueError(f"directions {image_shape} and {text_shape} lead into spaces of different widths")
+            raise ValueError(f"directions {image_shape} and {text_shape} map to spaces of different widths")
         if fusion_layers and not token_widths:
-            raise ValueError("a fusion encoder needs token_widths, those of the cached image and text tokens")
+            raise ValueError("a fusion encoder needs token_widths: the widths of the cached image and text tokens")
         super().__init__(image_shape[1], temperature)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -143,16 +143,16 @@ class HeadStudent(Student):
             self.add_fusion(token_widths[1], token_widths[0], fusion_layers, FUSION_WIDTH, seed)
 
     def encode_image(self, x: CachedRows, *, tokens: bool = False) -> Encoded:
-        """Cached features and tokens of pictures -> unit features, and the tokens where asked for."""
+        """Unit features of pictures from their cached features, and the cached tokens if requested."""
         return self._encode(self.image_head, x, tokens, 0.0)
 
     def encode_text(self, x: CachedRows, *, tokens: bool = False, dropout: float = 0.0) -> Encoded:
-        """The same for captions; ``dropout`` is the chance to zero an entry of the features: a second view."""
+        """Likewise for captions; ``dropout``, the chance of zeroing an entry of the features, gives a second view."""
         return self._encode(self.text_head, x, tokens, dropout)
 
     def _encode(self, head: Head, x: CachedRows, tokens: bool, dropout: float) -> Encoded:
         if tokens and x.tokens is None:
-            raise ValueError("tokens are wanted, but none are cached: encode the data set with tokens=True")
+            raise ValueError("tokens are requested, but none are cached: encode the data set with tokens=True")
         rows = unit_rows(x.features)
         features = head(batch_dropout(rows, dropout) if dropout else rows)
         return Encoded(unit_rows(full_precision(features)), x.tokens.to(rows.dtype) if tokens else None, x.mask)

@@ -1,4 +1,4 @@
-"""Audits: predictability and the index against closed cases, files of features, the command."""
+"""Audits: predictability and the index against known cases, feature files, the command."""
 
 import json
 import re
@@ -17,24 +17,24 @@ from rvlr_lib.evaluation.evaluate import random_features
 from tests.tiny import tiny_towers
 
 
-def test_predictability_by_a_loop_over_folds_strengths_and_left_out_rows():
+def test_predictability_by_a_loop_over_folds_penalties_and_left_out_rows():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(30, 4))
     y = x @ generator.normal(size=(4, 2)) + 2 * generator.normal(size=(30, 2)) + 5
-    order, missed = np.arange(30), 0.0
+    order, unexplained = np.arange(30), 0.0
     np.random.RandomState(0).shuffle(order)
 
-    def predict(seen, new, strength):
+    def predict(seen, new, penalty):
         centred, mean = x[seen] - x[seen].mean(axis=0), y[seen].mean(axis=0)
-        weights = np.linalg.solve(centred.T @ centred + strength * np.eye(4), centred.T @ (y[seen] - mean))
+        weights = np.linalg.solve(centred.T @ centred + penalty * np.eye(4), centred.T @ (y[seen] - mean))
         return (x[new] - x[seen].mean(axis=0)) @ weights + mean
 
     for held_out in np.array_split(order, 5):
         seen = np.setdiff1d(order, held_out)
-        strengths = audits.ALPHAS * 30 * x.var(axis=0).mean()
-        errors = [sum(np.square(y[r] - predict(np.setdiff1d(seen, r), r, s)).sum() for r in seen) for s in strengths]
-        missed += np.square(y[held_out] - predict(seen, held_out, strengths[np.argmin(errors)])).sum()
-    assert audits.predictability(x, y) == pytest.approx(1 - missed / np.square(y - y.mean(axis=0)).sum())
+        penalties = audits.ALPHAS * 30 * x.var(axis=0).mean()
+        errors = [sum(np.square(y[r] - predict(np.setdiff1d(seen, r), r, p)).sum() for r in seen) for p in penalties]
+        unexplained += np.square(y[held_out] - predict(seen, held_out, penalties[np.argmin(errors)])).sum()
+    assert audits.predictability(x, y) == pytest.approx(1 - unexplained / np.square(y - y.mean(axis=0)).sum())
     assert audits.predictability(x, generator.normal(size=(30, 2))) == audits.predictability(x, np.ones((30, 2))) == 0
 
 
@@ -56,21 +56,21 @@ def test_the_index_follows_the_dial():
     assert abs(unknown["none"].index) < 0.03 < 0.15 < unknown["text"].index
 
 
-def test_the_share_of_pictures_is_corrected_for_captions_that_tell_unreliably():
-    """Captions are picture plus noise of the same size: a picture holds all they tell, they half of it."""
+def test_the_share_of_pictures_is_corrected_for_unreliable_captions():
+    """Captions are picture plus equal noise: pictures predict all that siblings share, captions half of a picture."""
     dataset = load_dataset("scenes", split="test", galleries=1, gallery_size=400)
     images, noise = random_features(dataset, 6, 0)
     texts = images[dataset.caption_image] + noise
     report = audits.imbalance_report(replace(dataset, scene=None), images, texts)
-    found = report.image_to_text, report.text_to_text, report.index
-    assert found == pytest.approx((0.5, 0.25, (1 - 0.5) / (1 + 0.5)), abs=0.06)
+    shares = report.image_to_text, report.text_to_text, report.index
+    assert shares == pytest.approx((0.5, 0.25, (1 - 0.5) / (1 + 0.5)), abs=0.06)
     assert audits.imbalance_index(0.3, 0.7) == -audits.imbalance_index(0.7, 0.3)
     assert (audits.imbalance_index(0.5, 0), audits.imbalance_index(0, 0)) == (1, 0)
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Arrays and captions of 60 emoji, one of them with its captions under ``caption``."""
+    """Arrays and captions of 60 emoji; the first entry has its captions under ``caption``."""
     dataset = load_dataset("emoji", split="val", limit=60)
     images, noise = random_features(dataset, 16, 0)
     texts = images[dataset.caption_image] + 0.3 * noise
@@ -83,8 +83,8 @@ def files(tmp_path):
 
 
 def command(paths, out):
-    named = zip(("--image-features", "--text-features", "--captions"), paths, strict=True)
-    return cli.main(["audit", *(str(x) for pair in named for x in pair), "--device", "cpu", "--out", str(out)])
+    options = zip(("--image-features", "--text-features", "--captions"), map(str, paths), strict=True)
+    return cli.main(["audit", *(x for option in options for x in option), "--device", "cpu", "--out", str(out)])
 
 
 def test_audit_of_arrays(files, tmp_path, capsys, monkeypatch):
@@ -95,22 +95,22 @@ def test_audit_of_arrays(files, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "| i2t/R@1 |" in printed
     assert "modality gap" in printed
-    found = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert found["data"] == {"name": "mine", "split": "test", "pictures": 60, "captions": len(dataset.captions)}
-    assert found["retrieval"]["rouge_l"]["i2t/R@1"] > 80 > 20 > found["floor"]["rouge_l"]["i2t/R@1"]
-    assert found["structure"]["image against text/overlap"] > 30
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*audits.FILES, "made_by.json"}  # all that is ours
-    assert {row["arm"] for row in found["peers"]} == {"as given", "centred", "pca", "spectral_cut", "nnn"}
+    result = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert result["data"] == {"name": "mine", "split": "test", "pictures": 60, "captions": len(dataset.captions)}
+    assert result["retrieval"]["rouge_l"]["i2t/R@1"] > 80 > 20 > result["floor"]["rouge_l"]["i2t/R@1"]
+    assert result["structure"]["image against text/overlap"] > 30
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*audits.FILES, "made_by.json"}  # nothing else
+    assert {row["arm"] for row in result["peers"]} == {"as given", "centred", "pca", "spectral_cut", "nnn"}
     monkeypatch.chdir(shutil.copytree(tmp_path, tmp_path / "b"))
-    assert command(names, tmp_path / "out") == 2  # the same words are other files here
+    assert command(names, tmp_path / "out") == 2  # the same relative paths name other files here
     assert "made of was" in capsys.readouterr().err
-    assert audits.audit(dataset, 3 * images, texts)["structure"] == pytest.approx(found["structure"], rel=1e-4)
+    assert audits.audit(dataset, 3 * images, texts)["structure"] == pytest.approx(result["structure"], rel=1e-4)
 
 
 def test_features_of_a_model_are_those_of_its_common_space(tmp_path, refuses):
     towers = tiny_towers(seed=3)
-    told = "tiny_48 has random weights in its common space: give --model and --pretrained"
-    refuses(told, audits.encode_with_model, "emoji", "tiny_48", None)
+    message = "tiny_48 has random weights in its common space: give --model and --pretrained"
+    refuses(message, audits.encode_with_model, "emoji", "tiny_48", None)
     weights = {f"visual.{name}": value for name, value in towers.visual.state_dict().items()}
     weights |= {f"text.{name}": value for name, value in towers.text.state_dict().items()}
     torch.save({**weights, "logit_scale": torch.tensor(1.0)}, tmp_path / "weights.pt")
@@ -126,16 +126,16 @@ def test_every_format_with_one_array_is_read(tmp_path, capsys):
     torch.save({"features": rows.clone().requires_grad_()}, tmp_path / "c.pth")
     save_file({"x": rows.half()}, tmp_path / "d.safetensors")
     for name in ("a.npz", "b.pt", "c.pth", "d.safetensors"):
-        found = audits.read_array(tmp_path / name)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, rows, atol=0.02, rtol=0.02)
+        read = audits.read_array(tmp_path / name)
+        assert read.dtype == torch.float32
+        torch.testing.assert_close(read, rows, atol=0.02, rtol=0.02)
         assert "1 of 5 rows are all zero" in capsys.readouterr().out
 
 
 ONES = np.ones((5, 3), dtype=np.float32)
 NAN = ONES * np.array([1, np.nan, 1], dtype=np.float32)
-NO_ARRAY, NO_ROWS = "is no array of numbers", "must be rows [N, D] with at least one, got "
-BROKEN = {  # file -> what is saved in it, and what is said; damaged files are those of tests/test_fuzz.py
+NO_ARRAY, NO_ROWS = "is not an array of numbers", "must be rows [N, D] with at least one, got "
+BROKEN = {  # file -> its content and the message; damaged bytes are in tests/test_fuzz.py
     "object.npy": (np.array([{}], dtype=object), NO_ARRAY),
     "words.npy": (np.array([["a", "b"]]), NO_ARRAY),
     "ints.npy": (ONES.astype(np.int64), "holds torch.int64 [5, 3], expected floating-point rows"),
@@ -144,18 +144,18 @@ BROKEN = {  # file -> what is saved in it, and what is said; damaged files are t
     "module.pt": (torch.nn.Linear(2, 2), NO_ARRAY),  # a pickle
     "sparse.pt": (torch.eye(3).to_sparse(), f"{NO_ARRAY} (it must hold real numbers, none left out"),
     "meta.pt": (torch.eye(3).to("meta"), f"{NO_ROWS}(3, 3) of"),
-    "tiny.npy": (ONES.astype(np.float64) * 1e-46, "values from 1e-46 to 1e-46 (largest of a row), beyond float32"),
-    "text.npy": ("a text", "it is of another format, or holds objects that could run code"),
+    "tiny.npy": (ONES.astype(np.float64) * 1e-46, "row maxima from 1e-46 to 1e-46, outside float32"),
+    "text.npy": ("a text", "it has another format, or holds objects that could run code"),
     "two.npz": ({"a": ONES, "b": ONES}, "holds 2 arrays (a, b)"),
-    "missing.npy": (None, "is not there"),
+    "missing.npy": (None, "does not exist"),
     "rows.csv": (None, "give one of .npy, .npz"),
 }
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", BROKEN)
-def test_every_broken_file_is_one_line_that_names_it(tmp_path, name):
-    content, said = BROKEN[name]
+def test_every_broken_file_gives_one_line_that_names_it(tmp_path, name):
+    content, message = BROKEN[name]
     if isinstance(content, np.ndarray):
         np.save(tmp_path / name, content)
     elif isinstance(content, dict):
@@ -164,7 +164,7 @@ def test_every_broken_file_is_one_line_that_names_it(tmp_path, name):
         (tmp_path / name).write_text(content)
     elif content is not None:
         torch.save(content, tmp_path / name)
-    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         audits.read_array(tmp_path / name)
     assert (name in str(caught.value), "\n" in str(caught.value)) == (True, False)
 
@@ -174,29 +174,24 @@ def test_bad_input_is_named(files, tmp_path, capsys, refuses):
     assert cli.main(["audit", "--image-features", str(paths[0])]) == 2
     assert "or --dataset" in capsys.readouterr().err
     assert cli.main(["audit", "--dataset", "emoji", "--out", str(tmp_path / "o")]) == 2
-    assert not (tmp_path / "o").exists()  # the place stays free for the mended command
+    assert not (tmp_path / "o").exists()  # left free for the corrected command
     np.save(tmp_path / "few.npy", np.ones((7, 16), dtype=np.float32))
     assert command([tmp_path / "few.npy", *paths[1:]], tmp_path / "o") == 2
     assert f"60 pictures and {len(dataset.captions)} captions, but there are 7 rows" in capsys.readouterr().err
     np.save(tmp_path / "repeated.npy", images[[0, 0, *range(2, 60)]].numpy())
     audits.read_features(tmp_path / "repeated.npy", *paths[1:])
-    assert "1 of 60 rows are equal to another" in capsys.readouterr().out
-    told = {'[["a"], 3]': "a caption is 3 of 'entry 1'", '[{"text": "b"}]': "a caption is {'text': 'b'} of 'entry 0'"}
-    told |= {"[" * 100_000: "is no valid JSON", '{"a": 1}': "holds no list", '["?!"]': "'?!' of 'entry 0' has no word"}
-    told |= {"[[]]": "has no word", '["a", "nan"]': "'nan' of 'entry 1' is a missing value"}
-    for content, said in (told | {"[\"['a', 'b']\"]": "1 pictures and 2 captions, but there are"}).items():
+    assert "1 of 60 rows repeat another" in capsys.readouterr().out
+    bad = {'[["a"], 3]': "a caption is 3 of 'entry 1'", '[{"text": "b"}]': "a caption is {'text': 'b'} of 'entry 0'"}
+    bad |= {"[" * 100_000: "valid JSON", '{"a": 1}': "is not a list", '["?!"]': "'?!' of 'entry 0' has no word"}
+    bad |= {"[[]]": "has no word", '["a", "nan"]': "'nan' of 'entry 1' is a missing value"}
+    for content, message in (bad | {"[\"['a', 'b']\"]": "1 pictures and 2 captions, but there are"}).items():
         paths[2].write_text(content)
         assert command(paths, tmp_path / "o") == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     refuses(r"\(60, 9\) and text features .* share no space", audits.audit, dataset, images[:, :9], texts)
     broken = images.index_fill(0, torch.tensor([3]), torch.nan)
     refuses("image features .* 1 rows are not finite, row 3 first", audits.audit, dataset, broken, texts)
-    refuses("do not fit 60 pictures", audits.audit, dataset, images[:5], texts)
+    refuses("do not match 60 pictures", audits.audit, dataset, images[:5], texts)
     few = dataset.subset(range(10))
-    refuses(
-        "10 pictures are too few .*another --split",
-        audits.audit,
-        few,
-        torch.ones(10, 4),
-        torch.ones(len(few.captions), 4),
-    )
+    features = torch.ones(10, 4), torch.ones(len(few.captions), 4)
+    refuses("10 pictures are too few .*another --split", audits.audit, few, *features)

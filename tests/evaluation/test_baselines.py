@@ -1,4 +1,4 @@
-"""Training-free peers against slow, obvious versions."""
+"""Training-free peers against slow, obvious implementations."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,9 @@ def test_centring_row_by_row_and_neighbour_normalisation_by_sorting_each_column(
     torch.testing.assert_close(peers.centre(features, reference), torch.stack(slow))
     assert peers.centre(features.float(), reference).dtype == torch.float32
     assert peers.centre(np.array([[4, 1]], ">f4"), [[1, 5]]).numpy() == pytest.approx(np.array([[0.6, -0.8]]))
-    assert peers.centre(torch.tensor([[6e4, 0]]).half(), [[-6e4, 0]]).tolist() == [[1, 0]]  # the difference is no half
+    assert peers.centre(torch.tensor([[6e4, 0]]).half(), [[-6e4, 0]]).tolist() == [
+        [1, 0]
+    ]  # the difference overflows float16
     slow = features.clone()
     for candidate in range(4):
         slow[:, candidate] -= 0.75 * sum(sorted(reference[:, candidate].tolist())[-3:]) / 3
@@ -30,86 +32,85 @@ def test_centring_row_by_row_and_neighbour_normalisation_by_sorting_each_column(
 
 
 def cosines(features, mean, basis):
-    """Of the rows left after projection: equal whatever the signs of the directions."""
-    kept = (features.numpy() - mean) @ basis
-    kept /= np.linalg.norm(kept, axis=1, keepdims=True)
-    return kept @ kept.T
+    """Cosines of the projected rows, which do not depend on the signs of the directions."""
+    projected = (features.numpy() - mean) @ basis
+    projected /= np.linalg.norm(projected, axis=1, keepdims=True)
+    return projected @ projected.T
 
 
 def test_principal_components_and_spectral_cut_against_numpy():
-    images, texts, seen, told = rows(5, 6), rows(7, 6, seed=1), rows(30, 6, seed=2) + 1, rows(40, 6, seed=3)
-    stacked = np.concatenate([seen, told])
+    images, texts = rows(5, 6), rows(7, 6, seed=1)
+    image_reference, text_reference = rows(30, 6, seed=2) + 1, rows(40, 6, seed=3)
+    stacked = np.concatenate([image_reference, text_reference])
     directions = np.linalg.svd(stacked - stacked.mean(axis=0))[2][:3].T
-    found = peers.principal_components((images, texts), (seen, told), width=3)
-    for ours, features in zip(found, (images, texts), strict=True):
+    projected = peers.principal_components((images, texts), (image_reference, text_reference), width=3)
+    for ours, features in zip(projected, (images, texts), strict=True):
         np.testing.assert_allclose(ours @ ours.T, cosines(features, stacked.mean(axis=0), directions), atol=1e-9)
-    texts, told = texts[:, :4], told[:30, :4] + seen[:, :4]
-    x, y = (side.numpy() - side.numpy().mean(axis=0) for side in (seen, told))
+    texts, text_reference = texts[:, :4], text_reference[:30, :4] + image_reference[:, :4]
+    x, y = (side.numpy() - side.numpy().mean(axis=0) for side in (image_reference, text_reference))
     operator = sum(np.outer(a, b) for a, b in zip(x, y, strict=True))
     left, right = (np.linalg.eigh(m)[1][:, ::-1][:, 1:3] for m in (operator @ operator.T, operator.T @ operator))
-    found = peers.spectral_cut((images, texts), (seen, told), leading=1, trailing=1)
-    for ours, features, basis in zip(found, (images, texts), (left, right), strict=True):
+    cut = peers.spectral_cut((images, texts), (image_reference, text_reference), leading=1, trailing=1)
+    for ours, features, basis in zip(cut, (images, texts), (left, right), strict=True):
         np.testing.assert_allclose(ours @ ours.T, cosines(features, 0, basis), atol=1e-9)
 
 
 def test_an_undefined_validation_score_never_wins(monkeypatch, refuses):
     dataset = load_dataset("emoji", split="train", limit=30)
     split = (unit_rows(rows(30, 8).float()), unit_rows(rows(len(dataset.captions), 8, seed=1).float())), dataset
-    nothing = dict.fromkeys(("r_mean", "i2i/NDCG@10", "t2t_no_siblings/NDCG@10"), float("nan"))
-    monkeypatch.setattr("rvlr_lib.evaluation.baselines.headline_metrics", lambda *_, **__: nothing)
+    undefined = dict.fromkeys(("r_mean", "i2i/NDCG@10", "t2t_no_siblings/NDCG@10"), float("nan"))
+    monkeypatch.setattr("rvlr_lib.evaluation.baselines.headline_metrics", lambda *_, **__: undefined)
     refuses("a validation score is undefined", peers.training_free, *split, splits=(split, split))
 
 
-def test_weights_between_two_states():
+def test_weights_are_interpolated_between_two_states():
     start = {"w": torch.tensor([0.0, 2.0]), "half": torch.tensor([1.0], dtype=torch.float16), "n": torch.tensor(3)}
     trained = {"w": torch.tensor([1.0, 0.1]), "half": torch.tensor([3.0], dtype=torch.float16), "n": torch.tensor(7)}
-    found = peers.interpolate_weights(start, trained, 0.25)
-    assert found["w"].tolist() == pytest.approx([0.25, 1.525])
-    assert (found["half"].dtype, found["half"].item(), found["n"].item()) == (torch.float16, 1.5, 7)
-    for alpha, whole in ((0, start), (1.0, trained)):
-        ends = peers.interpolate_weights(start, trained, alpha)
-        assert torch.equal(ends["w"], whole["w"])  # to the last bit
-        ends["w"] += 1  # a copy
-        assert not torch.equal(ends["w"], whole["w"])
+    between = peers.interpolate_weights(start, trained, 0.25)
+    assert between["w"].tolist() == pytest.approx([0.25, 1.525])
+    assert (between["half"].dtype, between["half"].item(), between["n"].item()) == (torch.float16, 1.5, 7)
+    for alpha, end in ((0, start), (1.0, trained)):
+        result = peers.interpolate_weights(start, trained, alpha)
+        assert torch.equal(result["w"], end["w"])  # to the last bit
+        result["w"] += 1  # changes a copy
+        assert not torch.equal(result["w"], end["w"])
 
 
-def test_training_free_rows_choose_on_validation_and_undo_an_offset():
-    """Both modalities are noise around the same points, one of them moved: centring brings them together."""
+def test_training_free_peers_choose_on_validation_and_undo_an_offset():
+    """Both modalities are noise around the same points, one of them shifted: centring aligns them."""
     dataset = load_dataset("emoji", split="train", limit=150)
     images = rows(150, 12).float()
     texts = images[dataset.caption_image] + 0.5 * rows(len(dataset.captions), 12, seed=1).float() + 6 * torch.eye(12)[0]
     split = (unit_rows(images), unit_rows(texts)), dataset
-    found = peers.training_free(*split, splits=(split, split))
-    table = found.pivot_table("value", "arm", "metric")
+    frame = peers.training_free(*split, splits=(split, split))
+    table = frame.pivot_table("value", "arm", "metric")
     assert table.loc["centred", "r_mean"] > table.loc["as given", "r_mean"] + 10
     assert table.loc["as given", "r_mean"] == pytest.approx(retrieval_metrics(*split)["rouge_l"]["r_mean"])
     assert table.loc["nnn", "r_mean"] > table.loc["as given", "r_mean"]  # chosen on the same data
     assert np.isnan(table.loc["nnn", "i2i/NDCG@10"])
     single = ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10"]
     assert table.loc["spectral_cut", single].mean() >= table.loc["as given", single].mean() - 1e-9
-    assert found.loc[found["arm"] == "nnn", "parameters"].iloc[0].startswith("weight ")
+    assert frame.loc[frame["arm"] == "nnn", "parameters"].iloc[0].startswith("weight ")
 
 
 X, Y = rows(6, 4), rows(8, 4, seed=1)
-PAIR, NINE, FEW = (rows(5, 6), rows(7, 6)), (rows(9, 6),) * 2, (rows(1, 6),) * 2
-
-
+PAIR, NINE, ONE = (rows(5, 6), rows(7, 6)), (rows(9, 6),) * 2, (rows(1, 6),) * 2
 BAD = [(lambda: peers.centre(X, Y[:, :3]), r"features \(6, 4\) and reference \(8, 3\)")]
 BAD += [(lambda: peers.centre(X[0], Y), r"must be rows \[N, D\]")]
 BAD += [(lambda: peers.centre(X, Y / 0), "reference .* 8 rows are not finite")]
 BAD += [(lambda: peers.normalise_by_neighbours(X, Y, weight=1, k=9), "k = 9 neighbours of a bank of 8")]
 BAD += [(lambda: peers.normalise_by_neighbours(X, Y[:, :2], weight=1, k=1), r"\(6, 4\) and bank_scores \(8, 2\)")]
 BAD += [(lambda: peers.normalise_by_neighbours(X, Y, weight=float("nan"), k=1), "weight nan")]
-BAD += [(lambda: peers.principal_components(PAIR, FEW, width=2), r"width 2 needs .* 3 reference rows, got \[2, 6\]")]
+BAD += [(lambda: peers.principal_components(PAIR, ONE, width=2), r"width 2 needs .* 3 reference rows, got \[2, 6\]")]
 BAD += [(lambda: peers.spectral_cut(PAIR, PAIR, leading=1, trailing=1), "are not paired")]
 BAD += [(lambda: peers.spectral_cut(PAIR, NINE, leading=-1, trailing=1), "leave none of 6 directions")]
 BAD += [(lambda: peers.spectral_cut(PAIR, NINE, leading=3, trailing=3), "leave none of 6 directions")]
 BAD += [(lambda: peers.interpolate_weights({"w": X}, {"w": X}, float("nan")), "alpha is nan, expected 0 .* to 1")]
 BAD += [(lambda: peers.interpolate_weights({"w": X}, {"w": X}, 1.5), r"alpha is 1\.5")]
-BAD += [(lambda: peers.interpolate_weights({"w": X}, {"v": X}, 0.5), "'v' is not there in start and .* in trained")]
+BAD += [(lambda: peers.interpolate_weights({"w": X}, {"v": X}, 0.5), "'v' is missing in start and .* in trained")]
 BAD += [(lambda: peers.interpolate_weights({"w": X}, {"w": Y}, 0.5), r"'w' is .*\[6, 4\] in start and .*\[8, 4\]")]
 
 
 @pytest.mark.parametrize(("call", "message"), BAD)
-def test_bad_input_names_both_sides(call, message, refuses):
+def test_bad_input_is_named(call, message, refuses):
     refuses(message, call)

@@ -1,4 +1,4 @@
-"""Curves of given features against slow versions, a query and a document at a time."""
+"""Curves of given features against slow versions that take one query and one document at a time."""
 
 import numpy as np
 import pytest
@@ -11,31 +11,31 @@ from rvlr_lib.evaluation.evaluate import random_features, relevances
 from rvlr_lib.similarity import unit_rows
 
 
-def slow_ranking(dataset, features, told, query, modality):
+def slow_ranking(dataset, features, as_text, query, modality):
     """(score, relevance, is a caption) of every document but the query itself."""
     images, texts = features
-    known = next(iter(relevances(dataset).values()))
-    graded, captions = known.caption_to_image, [dataset.captions_of(i) for i in range(len(dataset))]
-    asked = captions[query][:2][-1]
+    headline = next(iter(relevances(dataset).values()))
+    graded, captions = headline.caption_to_image, [dataset.captions_of(i) for i in range(len(dataset))]
+    second = captions[query][:2][-1]
 
     def to_picture(document):
         if modality == "text":
-            return graded[asked, document]
-        if known.image_to_image is not None:
-            return known.image_to_image[query, document]
-        both = (query, document), (document, query)
-        return np.mean([np.mean([graded[c, b] for c in captions[a]]) for a, b in both])
+            return graded[second, document]
+        if headline.image_to_image is not None:
+            return headline.image_to_image[query, document]
+        both_ways = (query, document), (document, query)
+        return np.mean([np.mean([graded[c, b] for c in captions[a]]) for a, b in both_ways])
 
     def to_caption(caption):
-        texts_known = modality == "text" and known.text_to_text is not None
-        return known.text_to_text[asked, caption] if texts_known else graded[caption, query]
+        direct = modality == "text" and headline.text_to_text is not None
+        return headline.text_to_text[second, caption] if direct else graded[caption, query]
 
-    z, entries = images[query] if modality == "image" else texts[asked], []
+    z, entries = images[query] if modality == "image" else texts[second], []
     for document in range(len(dataset)):
         caption = captions[document][0]
-        if told[document] and not (modality == "text" and caption == asked):
+        if as_text[document] and not (modality == "text" and caption == second):
             entries.append((float(z @ texts[caption]), float(to_caption(caption)), True))
-        elif not told[document] and not (modality == "image" and document == query):
+        elif not as_text[document] and not (modality == "image" and document == query):
             entries.append((float(z @ images[document]), float(to_picture(document)), False))
     return entries
 
@@ -46,29 +46,29 @@ def test_mixed_corpora_document_by_document(name, request):
     features = random_features(dataset, 16, 0)
     frame = curves.mix_ratio_curve(features, dataset, shares=(0, 0.5, 1), k=4, seed=1, arm="rvlr")
     assert list(frame.columns) == ["dataset", "arm", "captions", "metric", "value"]
-    found = frame.set_index(["captions", "metric"])["value"]
+    values = frame.set_index(["captions", "metric"])["value"]
     count = len(dataset)
-    told = np.isin(np.arange(count), np.random.default_rng(1).permutation(count)[: count // 2])
+    as_text = np.isin(np.arange(count), np.random.default_rng(1).permutation(count)[: count // 2])
     for modality in ("image", "text"):
         ndcg, share, ideal_share = [], [], []
         for query in range(count):
-            entries = slow_ranking(dataset, features, told, query, modality)
+            entries = slow_ranking(dataset, features, as_text, query, modality)
             scores, grades, _ = zip(*entries, strict=True)
             ndcg.append(100 * ndcg_score([grades], [scores], k=4))
             share.append(25 * sum(e[2] for e in sorted(entries, reverse=True)[:4]))
             fourth = sorted(grades, reverse=True)[3]
             above = [e for e in entries if e[1] > fourth]
             tied = [e for e in entries if e[1] == fourth]
-            left = (4 - len(above)) * sum(e[2] for e in tied) / len(tied)
-            ideal_share.append(25 * (sum(e[2] for e in above) + left))
-        assert found[50, f"{modality}_query/NDCG@4"] == pytest.approx(np.mean(ndcg), abs=1e-4)
-        assert found[50, f"{modality}_query/captions_in_top"] == pytest.approx(np.mean(share), abs=1e-4)
-        assert found[50, f"{modality}_query/captions_in_top_ideal"] == pytest.approx(np.mean(ideal_share), abs=1e-4)
-        assert found[0, f"{modality}_query/captions_in_top"] == 0
-        assert found[100, f"{modality}_query/captions_in_top_ideal"] == 100
+            tied_share = (4 - len(above)) * sum(e[2] for e in tied) / len(tied)
+            ideal_share.append(25 * (sum(e[2] for e in above) + tied_share))
+        assert values[50, f"{modality}_query/NDCG@4"] == pytest.approx(np.mean(ndcg), abs=1e-4)
+        assert values[50, f"{modality}_query/captions_in_top"] == pytest.approx(np.mean(share), abs=1e-4)
+        assert values[50, f"{modality}_query/captions_in_top_ideal"] == pytest.approx(np.mean(ideal_share), abs=1e-4)
+        assert values[0, f"{modality}_query/captions_in_top"] == 0
+        assert values[100, f"{modality}_query/captions_in_top_ideal"] == 100
 
 
-def test_documents_of_picture_and_caption(scenes):
+def test_documents_of_a_picture_its_caption_or_both(scenes):
     images, texts = random_features(scenes, 16, 0)
     first = [5 * i for i in range(40)]
     hits = {"picture": [], "caption": [], "picture + caption": []}
@@ -77,21 +77,21 @@ def test_documents_of_picture_and_caption(scenes):
         for name, documents in zip(hits, (images, texts[first], both), strict=True) if caption % 5 else ():
             hits[name].append(int((documents @ texts[caption]).argmax()) == owner)
     frame = curves.document_recall((images, texts), scenes, seed=0).query("metric == 'R@1'").set_index("documents")
-    for name, own in hits.items():
-        assert frame.loc[name, "value"] == pytest.approx(100 * np.mean(own))
+    for name, is_hit in hits.items():
+        assert frame.loc[name, "value"] == pytest.approx(100 * np.mean(is_hit))
 
 
 def test_perturbations_do_what_they_say(scenes):
-    group = {w: set(words) for table in (SHAPE_WORDS, COLOUR_WORDS) for words in table for w in words}
+    synonyms = {w: set(words) for table in (SHAPE_WORDS, COLOUR_WORDS) for words in table for w in words}
     for kind in ("words_dropped", "words_shuffled", "synonyms"):
         assert curves.perturb(scenes, kind, 0).captions == scenes.captions
     half, full = (curves.perturb(scenes, "synonyms", s) for s in (0.5, 1))
     changed = 0
     for plain, some, after in zip(scenes.captions, half.captions, full.captions, strict=True):
         for a, b, c in zip(plain.split(), some.split(), after.split(), strict=True):
-            if a in group:
+            if a in synonyms:
                 assert c != a
-                assert c in group[a]
+                assert c in synonyms[a]
                 assert b in (a, c)  # nested
                 changed += 1
             if a == "an":
@@ -124,8 +124,8 @@ def test_items_whose_neighbours_moved_most_come_first(emoji):
 
 
 def test_bad_input_says_what_is_wrong(scenes, emoji, refuses):
-    refuses("synonyms are known for scenes alone", curves.perturb, emoji, "synonyms", 0.5)
+    refuses("synonyms are known only for scenes", curves.perturb, emoji, "synonyms", 0.5)
     refuses("'typos' of strength .* words_dropped", curves.perturb, scenes, "typos", 0.5)
     refuses("of strength 2: give 0 to 1", curves.perturb, scenes, "blur", 2)
-    refuses("shares of captions are 0 to 1", curves.mix_ratio_curve, None, scenes, shares=(50,))
+    refuses("shares of captions must be 0 to 1", curves.mix_ratio_curve, None, scenes, shares=(50,))
     refuses("no picture has a second caption", curves.document_recall, random_features(emoji, 4, 0), emoji)

@@ -1,4 +1,4 @@
-"""Re-ranking that computes what pairs share once equals the matching head on one padded pair at a time."""
+"""Efficient re-ranking gives the scores of the matching head on one padded pair at a time."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ IMAGES, CAPTIONS, TOP_K = 17, 40, 5
 
 
 def a_fusion(layers):
-    """Weights spread far enough that the logits of any two pairs differ."""
+    """A fusion encoder whose weights are spread enough for the logits of any two pairs to differ."""
     torch.manual_seed(layers)
     fusion = FusionEncoder(24, 24, layers, 32).eval()
     with torch.no_grad():
@@ -32,7 +32,7 @@ def inputs():
 
 @torch.inference_mode()
 def slow_scores(fusion, images, texts, mask, features):
-    """One pair at a time, its caption padded to the whole context."""
+    """Score one pair at a time, its caption padded to the full context."""
     cosine = features[0] @ features[1].T
     results = []
     for scores, image_first in ((cosine, True), (cosine.T, False)):
@@ -50,22 +50,22 @@ def test_scores_are_those_of_one_padded_pair_at_a_time(inputs, layers, monkeypat
     fusion = a_fusion(layers)
     slow = slow_scores(fusion, *inputs)
     assert slow[0][slow[0] > -50].std() > 0.01
-    whole = matching_scores(fusion, *inputs, TOP_K)
+    at_once = matching_scores(fusion, *inputs, TOP_K)
     monkeypatch.setattr(rerank, "CAPTIONS_AT_ONCE", 3)
     monkeypatch.setattr(rerank, "working_bytes", lambda device: 12 * CAPTIONS * 3)
-    in_parts = matching_scores(fusion, *inputs, TOP_K)
-    for found in (whole, in_parts):
-        for ours, theirs in zip(found, slow, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    in_chunks = matching_scores(fusion, *inputs, TOP_K)
+    for result in (at_once, in_chunks):
+        for ours, expected in zip(result, slow, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_half_precision_tokens_and_long_shortlists_are_taken(inputs):
+def test_half_precision_tokens_and_long_shortlists_are_accepted(inputs):
     images, texts, mask, features = inputs
     fusion = a_fusion(1)
     half = matching_scores(fusion, images.half(), texts.half(), mask, features, 500)
-    whole = matching_scores(fusion, images, texts, mask, features, 500)
-    torch.testing.assert_close(half[0], whole[0], rtol=0.01, atol=0.01)
-    torch.testing.assert_close(whole[0], whole[1].T)
+    full = matching_scores(fusion, images, texts, mask, features, 500)
+    torch.testing.assert_close(half[0], full[0], rtol=0.01, atol=0.01)
+    torch.testing.assert_close(full[0], full[1].T)
     assert torch.equal(shortlist(*features, 3), (features[0] @ features[1].T).topk(3).indices)
 
 
@@ -74,7 +74,7 @@ def test_bad_input_says_what_is_wrong(inputs, refuses):
     fusion = a_fusion(1)
     refuses("got 0", matching_scores, fusion, images, texts, mask, features, 0)
     for wrong in ((images[:-1], texts, mask), (images, texts[:, :-1], mask), (images, texts[:-1], mask)):
-        refuses("do not fit: expected", matching_scores, fusion, *wrong, features, 2)
+        refuses("do not match: expected", matching_scores, fusion, *wrong, features, 2)
     padded = mask.clone()
     padded[1, 0] = False
     refuses("caption 1 begins with padding", matching_scores, fusion, images, texts, padded, features, 1)

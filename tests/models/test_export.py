@@ -32,12 +32,12 @@ def test_open_clip_reads_the_same_features_and_temperature(tmp_path, name):
         assert torch.equal(again.tokenizer(["a red cat", "dog"]), ids)
         torch.testing.assert_close(again.encode_image(pixels).features, images)
         torch.testing.assert_close(again.temperature, student.temperature)
-        assert save_student(again, build_towers(f"local-dir:{moved}"), moved) == moved  # in its own place
+        assert save_student(again, build_towers(f"local-dir:{moved}"), moved) == moved  # in place
         torch.testing.assert_close(load_student(moved).encode_text(ids).features, texts)
 
 
 @pytest.mark.parametrize("layers", [0, 2])
-def test_heads_are_read_as_they_were(tmp_path, layers, refuses):
+def test_heads_survive_a_round_trip(tmp_path, layers, refuses):
     widths = (40, 24) if layers else None
     student = HeadStudent(torch.randn(40, 16), torch.randn(24, 16), token_widths=widths, fusion_layers=layers)
     torch.nn.init.normal_(student.text_head.last.weight)
@@ -49,7 +49,7 @@ def test_heads_are_read_as_they_were(tmp_path, layers, refuses):
     if layers:
         pairs = torch.randn(3, 9, 40), rows.tokens, rows.mask
         torch.testing.assert_close(again.fusion(*pairs), student.fusion(*pairs))
-    refuses("holds no student", load_student, tmp_path)
-    refuses("holds other things than a student", save_student, student, tiny_towers(), tmp_path / "heads" / "..")
+    refuses("holds no student: neither", load_student, tmp_path)
+    refuses("is not empty and holds no student", save_student, student, tiny_towers(), tmp_path / "heads" / "..")
     save_student(student, tiny_towers(), tmp_path / "heads")
     assert [path.name for path in tmp_path.iterdir()] == ["heads"]

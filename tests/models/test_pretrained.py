@@ -1,9 +1,10 @@
-"""The default towers are pretrained, checked by sum and offline."""
+"""The default towers are pretrained, checked by checksum and built offline."""
 
 import copy
 import shutil
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,16 +40,16 @@ def test_the_image_tower_is_pretrained_and_heads_start_with_its_neighbours(emoji
     assert knn_overlap(features, rows, k=10) >= 93
 
 
-def test_no_network_is_asked(monkeypatch, towers):
+def test_no_network_is_used(monkeypatch, towers):
     def refuse(*_args, **_options):
-        raise OSError("a test without network")
+        raise OSError("no network in this test")
 
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     again = build_towers("effnet_minilm", seed=5)
-    assert not again.visual.training  # else a batch would decide what a picture gives
+    assert not again.visual.training  # or features would depend on the batch
     torch.testing.assert_close(again.visual.trunk.conv_stem.weight, towers.visual.trunk.conv_stem.weight)
     assert not torch.equal(again.visual.head.proj.weight, towers.visual.head.proj.weight)
     assert (again.image_size, again.embed_dim, again.mean[0], again.std[0]) == (96, 256, 0.498, 0.502)
@@ -57,7 +58,7 @@ def test_no_network_is_asked(monkeypatch, towers):
 
 
 @pytest.mark.parametrize("name", ["lite0", "minilm"])
-def test_a_missing_package_or_file_and_another_byte_are_refused(tmp_path, monkeypatch, name, refuses):
+def test_a_missing_package_or_file_and_a_changed_byte_are_refused(tmp_path, monkeypatch, name, refuses):
     package, relative = pretrained.PACKAGES[name]
     original, copied = pretrained.weight_file(name), tmp_path / package.partition("==")[0].replace("-", "_")
     shutil.copytree(original.parent, copied / original.parent.name)
@@ -81,31 +82,31 @@ def test_reduced_weights_are_read_by_path_and_give_the_same_features(tmp_path, t
     image, text = write_reduced(towers, captions, tmp_path)
     read = build_towers(image_weights=str(image), text_weights=str(text))
     assert {value.dtype for value in (*read.visual.parameters(), *read.text.parameters())} == {torch.float32}
-    stems = [both.visual.trunk.conv_stem.weight for both in (read, towers)]
+    stems = [pair.visual.trunk.conv_stem.weight for pair in (read, towers)]
     torch.testing.assert_close(*stems, atol=1e-2, rtol=1e-3)
     assert 5 < len(read.tokenizer.tokenizer) < 3000
     assert difference(towers, read, captions) < 2e-3  # float16
     assert "lite0.safetensors" in read.name
-    about = (Path(text) / "config.json").read_text().replace('"num_hidden_layers": 6', '"num_hidden_layers": 7')
-    (Path(text) / "config.json").write_text(about)  # the seventh would be random
-    lacks = r"model\.safetensors lacks 16 of the tensors of its config\.json, such as encoder\.layer\.6"
-    refuses(lacks, build_towers, text_weights=str(text))
-    refuses(lacks, teacher_features, f"sentence:{text}", "text", emoji)
+    config = (Path(text) / "config.json").read_text().replace('"num_hidden_layers": 6', '"num_hidden_layers": 7')
+    (Path(text) / "config.json").write_text(config)  # the seventh layer would be random
+    message = r"model\.safetensors lacks 16 tensors that config\.json implies, such as encoder\.layer\.6"
+    refuses(message, build_towers, text_weights=str(text))
+    refuses(message, teacher_features, f"sentence:{text}", "text", emoji)
 
 
-def test_the_text_tower_finds_paraphrases_rather_than_shuffled_words(towers):
-    told = ["the dog is chasing the cat", "the cat is being pursued by the dog", "chasing cat the is dog the"]
-    told += ["a man is sleeping on a bench", "a guy takes a nap on a bench", "bench a sleeping a on man is"]
-    features = models.encode_text_tokens(towers.text, towers.tokenizer(told), tokens=False, projected=False)[0]
-    eager = copy.deepcopy(towers.text)  # as encoders that know no other way
+def test_the_text_tower_puts_paraphrases_nearer_than_shuffled_words(towers):
+    captions = ["the dog is chasing the cat", "the cat is being pursued by the dog", "chasing cat the is dog the"]
+    captions += ["a man is sleeping on a bench", "a guy takes a nap on a bench", "bench a sleeping a on man is"]
+    eager = copy.deepcopy(towers.text)  # for encoders without sdpa
     eager.transformer.set_attn_implementation("eager")
-    same = models.encode_text_tokens(eager, towers.tokenizer(told), tokens=False, projected=False)[0]
+    encode = partial(models.encode_text_tokens, token_ids=towers.tokenizer(captions), tokens=False, projected=False)
+    features, same = encode(towers.text)[0], encode(eager)[0]
     torch.testing.assert_close(same, features, atol=1e-5, rtol=1e-4)
     rows = unit_rows(features).view(2, 3, -1)
     assert ((rows[:, 0] * rows[:, 1]).sum(dim=1) > (rows[:, 0] * rows[:, 2]).sum(dim=1)).all()
 
 
-def test_whole_towers_train_and_batch_normalisation_stays(towers):
+def test_towers_train_end_to_end_and_batch_normalisation_stays(towers):
     student = models.TowerStudent(towers, fusion_layers=1)
     assert student.training
     assert not student.visual.trunk.bn1.training
@@ -116,6 +117,6 @@ def test_whole_towers_train_and_batch_normalisation_stays(towers):
     logits, first = student.fusion(image.tokens, text.tokens, text.mask)
     ((image.features * text.features).sum() + logits.sum() + first.sum()).backward()
     assert torch.equal(before, student.visual.trunk.bn1.running_mean)
-    ends = ("visual.trunk.conv_stem", "visual.head.proj", "text.proj", "fusion.image_in")
-    for name in (*ends, "text.transformer.embeddings.word_embeddings"):
+    layers = ("visual.trunk.conv_stem", "visual.head.proj", "text.proj", "fusion.image_in")
+    for name in (*layers, "text.transformer.embeddings.word_embeddings"):
         assert student.get_parameter(f"{name}.weight").grad.abs().sum() > 0

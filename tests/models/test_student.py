@@ -17,14 +17,14 @@ def token_ids(towers):
     return towers.tokenizer(CAPTIONS)
 
 
-def test_same_seed_same_towers_and_the_global_stream_is_left_alone(towers):
+def test_same_seed_same_towers_and_the_global_generator_is_left_alone(towers):
     before = torch.get_rng_state()
     first, second, third = (x.visual.conv1.weight for x in (towers, tiny_towers(), tiny_towers(seed=4)))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
     with torch.no_grad():
-        TowerStudent(towers).visual.conv1.weight.add_(1)  # a copy
+        TowerStudent(towers).visual.conv1.weight.add_(1)  # changes a copy
     assert torch.equal(first, second)
 
 
@@ -46,7 +46,7 @@ def test_feature_maps_of_every_layout_give_the_same_tokens(shape):
     assert torch.equal(as_tokens(SimpleNamespace(num_features=5), grid), tokens)
 
 
-def test_padding_does_not_reach_the_matching_head(towers, token_ids):
+def test_padding_does_not_affect_the_matching_head(towers, token_ids):
     student = TowerStudent(towers, fusion_layers=2).eval()
     image = student.encode_image(torch.rand(3, 3, 48, 48), tokens=True)
     batch, alone = (student.encode_text(ids, tokens=True) for ids in (token_ids, token_ids[:1]))
@@ -64,41 +64,41 @@ def test_two_dropout_views_of_one_caption_differ_and_no_hook_stays(towers, token
     torch.testing.assert_close(student.encode_text(token_ids).features, student.encode_text(token_ids).features)
 
 
-def test_heads_take_cached_rows_of_differing_widths():
+def test_heads_take_cached_rows_of_different_widths():
     images = CachedRows(torch.randn(6, 40), torch.randn(6, 9, 40).half())
     texts = CachedRows(torch.randn(6, 24), torch.randn(6, 7, 24).half(), torch.ones(6, 7, dtype=torch.bool))
     starts = [principal_directions(rows.features, 16) for rows in (images, texts)]
     student = HeadStudent(*starts, token_widths=(40, 24), fusion_layers=1)
     image, text = student.encode_image(images, tokens=True), student.encode_text(texts, tokens=True)
-    torch.testing.assert_close(text.features, unit_rows(unit_rows(texts.features) @ starts[1]))  # exactly, in training
+    torch.testing.assert_close(text.features, unit_rows(unit_rows(texts.features) @ starts[1]))  # also in training
     logits, first = student.fusion(image.tokens, text.tokens, text.mask)
     assert (logits.shape, first.shape, student.embed_dim) == ((6, 2), (6, 128), 16)
     assert not torch.equal(*(student.encode_text(texts, dropout=0.1).features for _ in range(2)))
 
 
-def test_directions_and_ridge_are_those_of_plain_linear_algebra():
+def test_directions_and_ridge_match_plain_linear_algebra():
     rows = unit_rows(torch.randn(50, 8, dtype=torch.float64) + 1)
-    ours, wanted = principal_directions(5 * rows, 3), torch.linalg.svd(rows).Vh[:3].T.float()
-    torch.testing.assert_close((ours * wanted).sum(0).abs(), torch.ones(3), rtol=1e-5, atol=1e-5)
+    directions, expected = principal_directions(5 * rows, 3), torch.linalg.svd(rows).Vh[:3].T.float()
+    torch.testing.assert_close((directions * expected).sum(0).abs(), torch.ones(3), rtol=1e-5, atol=1e-5)
     x, y = torch.randn(30, 5, dtype=torch.float64), torch.randn(30, 3, dtype=torch.float64)
     weight, bias = ridge_map(x, y, 0.2)
     centred = x - x.mean(0)
     stacked = torch.cat([centred, (0.2 * (centred**2).sum() / 5).sqrt() * torch.eye(5)])
-    wanted = torch.linalg.lstsq(stacked, torch.cat([y - y.mean(0), torch.zeros(5, 3)])).solution
-    torch.testing.assert_close(weight, wanted.T.float())
+    expected = torch.linalg.lstsq(stacked, torch.cat([y - y.mean(0), torch.zeros(5, 3)])).solution
+    torch.testing.assert_close(weight, expected.T.float())
     torch.testing.assert_close(x.mean(0).float() @ weight.T + bias, y.mean(0).float())
     weight, bias = ridge_map(torch.ones(5, 2), torch.arange(5.0)[:, None], 0.2)  # nothing to learn from
     assert (weight.tolist(), bias.tolist()) == ([[0, 0]], [2])
 
 
-def test_weights_come_from_a_file_and_weights_that_are_missing_or_others_are_refused(towers, tmp_path, refuses):
+def test_weights_come_from_a_file_and_missing_or_foreign_weights_are_refused(towers, tmp_path, refuses):
     folder, pickle = tmp_path / "clip", tmp_path / "damaged.pt"
     weights = models.save_student(TowerStudent(towers), towers, folder) / "open_clip_model.safetensors"
     read = tiny_towers(99, pretrained=str(weights))
     torch.testing.assert_close(read.visual.conv1.weight, towers.visual.conv1.weight)
     pickle.write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")  # it would run a command
-    others = ("tiny_48", pickle), ("tiny_48", "no_such_tag"), ("tiny_48", tmp_path / "absent.pt")
-    for model, pretrained in (("RN50", weights), *others):  # the first is of another architecture
+    unusable = ("tiny_48", pickle), ("tiny_48", "no_such_tag"), ("tiny_48", tmp_path / "absent.pt")
+    for model, pretrained in (("RN50", weights), *unusable):  # RN50 is another architecture
         refuses(f"of model '{model}' cannot be loaded", build_towers, model, str(pretrained))
     weights.unlink()
     refuses("cannot be loaded", build_towers, f"local-dir:{folder}")
@@ -108,8 +108,8 @@ def test_weights_come_from_a_file_and_weights_that_are_missing_or_others_are_ref
     ("call", "message"),
     [
         (lambda: tiny_towers(image_weights="x.pth"), "is not timm's"),
-        (lambda: tiny_towers(text_weights="x"), "not of Hugging Face"),
-        (lambda: build_towers("swin_b384_bert"), "needs its text tower"),
+        (lambda: tiny_towers(text_weights="x"), "not from Hugging Face"),
+        (lambda: build_towers("swin_b384_bert"), "needs text_weights: a folder with bert-base-uncased"),
         (lambda: build_towers("swin_b384_bert", text_weights="x"), r"lacks config\.json and model\.safetensors"),
         (lambda: build_towers("effnet_minilm", text_layers=7), "has 6 layers"),
         (lambda: build_towers("tinny"), "unknown model 'tinny'"),
@@ -118,8 +118,8 @@ def test_weights_come_from_a_file_and_weights_that_are_missing_or_others_are_ref
         (lambda: HeadStudent(*[torch.eye(8)] * 2).encode_text(CachedRows(torch.eye(8)), tokens=True), "are cached"),
         (lambda: principal_directions(torch.ones(20, 8), 9), "width 8 have no 9 directions"),
         (lambda: ridge_map(torch.ones(3, 2), torch.ones(2, 2), 0.2), "equally many rows"),
-        (lambda: as_tokens(SimpleNamespace(num_features=5), torch.zeros(2, 5, 3, 5)), "cannot be told"),
-        (lambda: as_tokens(SimpleNamespace(num_features=5), torch.zeros(2, 4, 4, 4)), "cannot be told"),
+        (lambda: as_tokens(SimpleNamespace(num_features=5), torch.zeros(2, 5, 3, 5)), "unclear layout"),
+        (lambda: as_tokens(SimpleNamespace(num_features=5), torch.zeros(2, 4, 4, 4)), "unclear layout"),
     ],
 )
 def test_refuses(call, message, refuses):
@@ -127,8 +127,8 @@ def test_refuses(call, message, refuses):
 
 
 def test_context_length_and_picture_size_can_be_set(towers):
-    found = tiny_towers(context_length=20, image_size=32)
-    assert (found.tokenizer(["a"]).shape, found.image_size) == ((1, 20), 32)
+    resized = tiny_towers(context_length=20, image_size=32)
+    assert (resized.tokenizer(["a"]).shape, resized.image_size) == ((1, 20), 32)
     assert (towers.tokenizer(["a"]).shape, towers.image_size, towers.embed_dim) == ((1, 32), 48, 96)
     count, context = models.token_counter("tiny_48")
     assert (count(["a red circle", "word " * 50]), context) == ([(5, False), (52, False)], 32)
