@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rvlr_lib.config import ARMS
-from rvlr_lib.figures.style import LINE, MOST, Look, inches, is_narrow, looks, new_figure, page_width, style, wrap
+from rvlr_lib.figures.style import LINE, MAX_HEIGHT, Look, inches, is_narrow, looks, new_figure, page_width, style, wrap
 from rvlr_lib.metrics.statistics import paired_effect
 from rvlr_lib.tables import arm_label, arm_order, differences, metric_label, shown
 
@@ -46,7 +46,7 @@ def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, fl
     metrics, dials = levels(frame, "metric"), levels(frame, "dial")
     arms = [name for name in arm_order(frame["arm"]) if name not in LINES]
     height, look = 0.45 + 0.165 * len(arms), looks(arms)
-    narrowest = 1 if len(metrics) * len(dials) * height < MOST - 0.9 else 2
+    narrowest = 1 if len(metrics) * len(dials) * height < MAX_HEIGHT - 0.9 else 2
     label = max((inches(arm_label(name)) for name in arms), default=0)
     most = narrowest, 4 if label < 1.5 else 2
     figure, cells = panel_grid(dials, metrics, most, height, room=0.1 + label, beside=0.3, sharey=True)
@@ -239,7 +239,7 @@ def legend_below(figure: Figure, note: str = "", series: Mapping[str, Look] | No
     told, titles = wrap(note, width - 0.1) if note else [], list(handles)
     columns = max(1, min(len(titles), int(width / (0.5 + max(map(inches, titles), default=0.0)))))
     rows = len(told) - (-len(titles) // columns)  # upwards
-    figure.set_figheight(min(MOST, figure.get_figheight() + 0.19 * max(0, rows - 1)))
+    figure.set_figheight(min(MAX_HEIGHT, figure.get_figheight() + 0.19 * max(0, rows - 1)))
     if not handles:
         figure.supxlabel("\n".join(told))
         return

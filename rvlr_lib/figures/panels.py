@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from rvlr_lib.figures import style as look
-from rvlr_lib.figures.style import FONT_SIZE, LINE, MODALITY, MOST, is_narrow, page_width, wrap
+from rvlr_lib.figures.style import FONT_SIZE, LINE, MAX_HEIGHT, MODALITY, is_narrow, page_width, wrap
 from rvlr_lib.tables import arm_label, shown
 
 GAP, HEADING, NARROW_ITEMS = 0.06, 0.7, 3  # inches, inches, items side by side in a column
@@ -132,7 +132,7 @@ def _table(rows: Sequence[Row], shares: Sequence[float]) -> Figure:
         heights = ((_height(c.item, room, size, own_most if c.above else most) for c, _, room in p) for p in places)
         high = list(map(max, heights))
         steps = [lift + tall + (own if tall else 0) for lift, tall, own in zip(above, high, below, strict=True)]
-        if sum(steps) + GAP <= MOST:
+        if sum(steps) + GAP <= MAX_HEIGHT:
             break
     width, height = page_width(), sum(steps) + GAP
     figure = look.new_figure(width, height, layout=None)

@@ -45,7 +45,7 @@ def test_captions_of_any_length_stay_in_their_place():
     for text in (words, "caption " * 60 + "Donaudampfschifffahrtsgesellschaft" * 3):
         methods = dict.fromkeys(("matching", "matching_longer", "rvlr"), [panels.Hit(text, hit=False)] * 5)
         query = panels.Query(PICTURE, methods, truth=text, title="a failure")
-        assert drawn(panels.plot_retrieval_panel, [query] * 3).get_figheight() <= style.MOST
+        assert drawn(panels.plot_retrieval_panel, [query] * 3).get_figheight() <= style.MAX_HEIGHT
 
 
 def test_one_item_along_the_dial(scenes):
