@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from rvlr_lib.figures.charts import BESIDE, SEEDS, legend_below, levels, panel_grid, part, seed_summary
+from rvlr_lib.figures.charts import BESIDE, SEEDS, legend_below, levels, panel_grid, seed_summary, select
 from rvlr_lib.figures.style import BLUE, LINE, VERMILLION, is_narrow, looks, new_figure, page_width, style, wrap
 from rvlr_lib.study.claims import signed
 from rvlr_lib.tables import arm_label, arm_order, metric_label, shown
@@ -66,7 +66,7 @@ def plot_regime_map(frame: pd.DataFrame, *, metric: str = "difference, points") 
     height = 0.5 + 0.27 * len(teachers)
     figure, cells = panel_grid([None], dials, (1, len(dials)), height, label=arm_label, sharey=True)
     for axes, _, dial in cells:
-        own = part(rows, dial=dial)
+        own = select(rows, dial=dial)
         values = own.pivot(index="teacher", columns="ratio", values="mean").reindex(index=teachers, columns=ratios)
         numbers = values.map(lambda value: shown(value, signed=True))
         values = values.rename(index=arm_label, columns="{:g}".format)
@@ -92,11 +92,11 @@ def plot_trade_off(frame: pd.DataFrame, x: str, y: str, *, paths: pd.DataFrame) 
     dials, look = levels(points, "dial"), looks(arm_order(points["arm"]))
     figure, cells = panel_grid([None], dials, (1, len(dials)), 2.6, label=arm_label)
     for axes, _, dial in cells:
-        own = part(points, dial=dial).copy()
+        own = select(points, dial=dial).copy()
         # A seed's own level (its world, its split) is not the arms' doing.
         own[[x, y]] += own[[x, y]].mean() - own.groupby("seed")[[x, y]].transform("mean")
         means = own.groupby("arm", sort=False)[[x, y]].mean()
-        for _, path in part(paths, dial=dial).groupby("path", sort=False):
+        for _, path in select(paths, dial=dial).groupby("path", sort=False):
             line = path.pivot_table(index="alpha", columns="metric", values="value").reindex(columns=[x, y])
             axes.plot(line[x], line[y], ":.", color="0.35", markersize=2.5, linewidth=1, label="weights interpolated")
         for arm, mean in means.iterrows():

@@ -36,7 +36,7 @@ def test_differences_are_paired_and_name_their_baseline():
     frame = tidy(dials=("image",), metrics=("r_mean",))
     figure = drawn(charts.plot_arms, frame, baseline="matching_longer", marks={"r_mean": 3.0})
     assert labels(figure.axes[0].texts) == ["−10.00", "+10.00", "+20.00"]
-    assert "difference to matching longer" in texts(figure)
+    assert "difference from matching longer" in texts(figure)
     verticals = [line.get_xdata()[0] for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1]
     assert {0, -3.0, 3.0} <= set(verticals)
 
