@@ -114,6 +114,9 @@ def plot_curves(
         if not numeric:
             axes.set_xticks(range(len(ticks)), ["\n".join(wrap(arm_label(name), 0.75)) for name in ticks])
         axes.set(xlabel=xlabel, ylabel="\n".join(filter(None, (axes.get_ylabel(), ylabel))))
+        if "(%)" in ylabel:  # matplotlib pads a flat line by 5 % of its value
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, -0.05 * high), min(high, 100 + 0.05 * (100 - low)))
     legend_below(figure, BARS, {arm_label(name): look[name] for name in names})
     return figure
 

@@ -56,6 +56,8 @@ def test_curves_of_corpora_damage_and_stages():
     assert (titles(figure), legend(figure).count("ideal")) == (["picture queries: captions in top"], 1)
     damaged = pd.concat([tidy(dials=("text",)).assign(perturbation="words_dropped", strength=s) for s in (0.0, 1.0)])
     assert titles(charts.plot_curves(damaged, "strength", panel="perturbation")) == ["words dropped"]
+    flat = drawn(charts.plot_curves, damaged.assign(value=99.0), "strength", ylabel="R@10 (%)")
+    assert all(axes.get_ylim()[1] < 100.5 for axes in flat.axes)
     figure = charts.plot_curves(tidy(arms=("start", "matching", "rvlr")), "arm", hue="dial")
     assert labels(figure.axes[0].get_xticklabels()) == ["start", "matching", "RVLR"]
 
