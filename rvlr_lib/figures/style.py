@@ -47,9 +47,9 @@ COLORS = BLUE, VERMILLION, "0.15", SKY, ORANGE, TEAL, PINK, "0.55"
 OTHER_LOOKS = list(map(Look, COLORS, "osD^vPX*", ("-", "--", "-.", ":") * 2))
 
 
-def looks(names: Iterable[Any]) -> dict[Any, Look]:
-    """Return a look for each name; an arm has the same look in every figure."""
-    free = cycle(OTHER_LOOKS)
+def looks(names: Iterable[Any], others: Iterable[Look] = OTHER_LOOKS) -> dict[Any, Look]:
+    """Return a look for each name: an arm's own, the same in every figure, or the next of ``others``."""
+    free = cycle(others)
     return {name: ARM_LOOKS[name] if name in ARM_LOOKS else next(free) for name in dict.fromkeys(names)}
 
 

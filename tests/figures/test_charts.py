@@ -30,6 +30,8 @@ def test_arms_show_every_seed_and_the_mean_beside_lines_of_references():
     figure = charts.plot_arms(tidy(arms=("rvlr", "floor", "teachers", "ceiling"), dials=("image",)))
     assert labels(figure.axes[0].get_yticklabels()) == ["RVLR"]
     assert legend(figure) == ["floor", "teachers", "Bayes ceiling"]
+    figure = charts.plot_arms(tidy(arms=("as given", "pca"), dials=("none",)))
+    assert {line.get_color() for line in figure.axes[0].lines} == {"0.25"}  # not the colour of an arm
 
 
 def test_differences_are_paired_and_name_their_baseline():
