@@ -27,7 +27,7 @@ def test_arms_show_every_seed_and_the_mean_beside_lines_of_references():
     assert labels(axes.texts) == ["2.0", "12.0", "22.0", "32.0"]  # rounded as in tables
     assert labels(axes.get_yticklabels()) == ["matching", "matching longer", "RVLR", "shuffled"]
     assert len(axes.collections) == 4  # an interval each
-    figure = charts.plot_arms(tidy(arms=("rvlr", "floor", "teachers", "ceiling"), dials=("image",)))
+    figure = drawn(charts.plot_arms, tidy(arms=("rvlr", "floor", "teachers", "ceiling")))
     assert labels(figure.axes[0].get_yticklabels()) == ["RVLR"]
     assert legend(figure) == ["floor", "teachers", "Bayes ceiling"]
     figure = charts.plot_arms(tidy(arms=("as given", "pca"), dials=("none",)))
