@@ -133,7 +133,7 @@ def test_trade_off_is_free_of_a_seeds_own_level():
     assert len([text for text in axes.texts if text.arrow_patch is not None]) == 3
     seeds = next(line for line in axes.lines if line.get_markersize() == 2.5 and line.get_marker() == "o")
     assert seeds.get_xdata() == pytest.approx([1, 1, 1])
-    assert "weights interpolated" in texts(figure)
+    assert "interpolated weights" in texts(figure)
     drawn(verdicts.plot_trade_off, frame, "r_mean", "single", paths=path[path["metric"] == "r_mean"])
 
 
