@@ -240,11 +240,11 @@ def legend_below(figure: Figure, note: str = "", series: Mapping[str, Look] | No
         handles[name] = Line2D([], [], color=color, marker=marker, linestyle=line)
     for axes in figure.axes:
         handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    note_lines, names = wrap(note, width - 0.1) if note else [], list(handles)
+    lines, names = wrap(note, width - 0.1) if note else [], list(handles)
     columns = max(1, min(len(names), int(width / (0.5 + max(map(inches, names), default=0.0)))))
-    rows = len(note_lines) - (-len(names) // columns)  # rounded up
+    rows = len(lines) - (-len(names) // columns)  # rounded up
     figure.set_figheight(min(MAX_HEIGHT, figure.get_figheight() + 0.19 * max(0, rows - 1)))
-    if not handles:
-        figure.supxlabel("\n".join(note_lines))
-        return
-    figure.legend(list(handles.values()), names, title="\n".join(note_lines), loc="outside lower center", ncols=columns)
+    if handles:
+        figure.legend(list(handles.values()), names, title="\n".join(lines), loc="outside lower center", ncols=columns)
+    else:
+        figure.supxlabel("\n".join(lines))

@@ -67,7 +67,8 @@ def project_spaces(
 
     ``umap`` fits all spaces jointly, on concatenated features (cosine, pictures and captions together), then refines
     each on its own graph at a low rate. ``pca`` is the linear control: two principal components of each space, aligned
-    to those of the first by orthogonal Procrustes.
+    to those of the first by orthogonal Procrustes. ValueError: unknown method, unequal row counts, a picture without a
+    caption, fewer than 5 pictures, features that are not finite.
 
     Args:
         spaces: name -> (image features ``[I, D]``, text features ``[C, E]``); where ``D`` and ``E`` differ, pictures
@@ -75,8 +76,6 @@ def project_spaces(
         seed: of the sampled items and the layout; reproducible on the same machine.
         max_points: limit per space, half of it pictures; the first caption of each picture is drawn.
         caption_image: ``[C]`` picture of each caption; without it caption i belongs to picture i.
-
-    ValueError: unknown method, unequal row counts, picture without caption, fewer than 5 pictures, non-finite features.
     """
     if method not in ("umap", "pca"):
         raise ValueError(f"unknown projection {method!r}: valid are umap, pca")
@@ -108,8 +107,7 @@ def cached_projection(root: Path | str, spaces: Spaces, **options: Any) -> Proje
         digest.update(name.encode() + b"".join(np.ascontiguousarray(features).tobytes() for features in pair))
     path = Path(root) / "cache" / "projection" / f"{digest.hexdigest()[:32]}.json"
     if not path.exists():
-        # numba caches what it compiles for UMAP, by default in a home folder that may be read-only
-        os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(root).absolute() / "cache" / "numba"))
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(root, "cache", "numba").absolute()))  # home may be read-only
         write_json(path, asdict(project_spaces(spaces, **options)))
     fields = read_json(path)
     fields["coords"] = {name: tuple(np.array(xy, np.float32) for xy in pair) for name, pair in fields["coords"].items()}

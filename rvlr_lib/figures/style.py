@@ -104,8 +104,7 @@ def save_figure(figure: Figure, folder: Path | str, name: str, data: pd.DataFram
 @cache
 def caption_fonts() -> list[str]:
     """Font families for captions in any script: DejaVu Sans, then installed fonts for scripts that it lacks."""
-    installed = set(get_font_names())
-    return ["DejaVu Sans", *(name for name in SCRIPT_FONTS if name in installed)]
+    return ["DejaVu Sans", *(name for name in SCRIPT_FONTS if name in get_font_names())]
 
 
 def inches(text: str, weight: str = "normal") -> float:

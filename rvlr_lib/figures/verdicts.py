@@ -39,8 +39,8 @@ def plot_claims(table: pd.DataFrame, *, level: str) -> Figure:
     for row, y, band, verdict in zip(table.itertuples(), middles, pairwise(edges), verdicts, strict=True):
         color, bar = VERDICTS.get(row.verdict, "0.45"), [[row.mean - row.low], [row.high - row.mean]]
         axes.fill_betweenx(band, -row.delta, row.delta, color="0.92", linewidth=0)
-        face, size, thickness = (color, 5.5, 1.6) if verdict else ("white", 4, 0.9)
-        dot: dict[str, Any] = {"markersize": size, "markerfacecolor": face, "elinewidth": thickness}
+        face, size, thick = (color, 5.5, 1.6) if verdict else ("white", 4, 0.9)
+        dot: dict[str, Any] = {"markersize": size, "markerfacecolor": face, "elinewidth": thick}
         axes.errorbar(row.mean, y, xerr=bar, fmt="o", color=color, **dot)
         if not narrow:
             axes.annotate(verdict, (1.01, y), color=color, weight="bold", **BESIDE)
@@ -64,8 +64,7 @@ def plot_regime_map(frame: pd.DataFrame, *, metric: str = "difference, points") 
     largest = max(float(effects["mean"].abs().max()), 1e-9)
     text = {"color": "0.05", "path_effects": [withStroke(linewidth=2, foreground="white")]}
     shades = {"cmap": "RdBu", "vmin": -largest, "vmax": largest, "cbar": False, "linewidths": 0.6}
-    height = 0.5 + 0.27 * len(teachers)
-    figure, cells = panel_grid([None], dials, (1, len(dials)), height, label=arm_label, sharey=True)
+    figure, cells = panel_grid([None], dials, (1, len(dials)), 0.5 + 0.27 * len(teachers), label=arm_label, sharey=True)
     for axes, _, dial in cells:
         panel = select(effects, dial=dial)
         values = panel.pivot(index="teacher", columns="ratio", values="mean").reindex(index=teachers, columns=ratios)

@@ -16,8 +16,7 @@ def test_examples_are_rows_of_pictures_with_captions():
     assert (right - left) / (bottom - top) == pytest.approx(40 / 30)
     with style.one_column():
         narrow = panels.plot_examples(groups)
-    assert (len(figure.axes[0].images), "number 4" in texts(figure)) == (10, True)
-    assert (len(narrow.axes[0].images), "number 4" in texts(narrow)) == (6, False)
+    assert [(len(one.axes[0].images), "number 4" in texts(one)) for one in (figure, narrow)] == [(10, True), (6, False)]
 
 
 def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth):
