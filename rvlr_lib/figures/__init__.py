@@ -1,4 +1,1 @@
-"""Figures: charts of tidy frames, verdicts, picture panels, embeddings and the query browser.
-
-Notebooks use ``from rvlr_lib.figures import browser, charts, panels, projection, verdicts``.
-"""
+"""Charts of tidy frames, verdicts, picture panels, embedding maps and the query browser."""

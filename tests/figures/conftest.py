@@ -18,7 +18,7 @@ def truth(scenes):
 
 @pytest.fixture(scope="session")
 def space(scenes):
-    """Features of scenes that rank every own item first."""
+    """Features of scenes that rank the true match of every query first."""
     return scenes.scene.image.counts().astype(float), scenes.scene.text.counts().astype(float)
 
 
@@ -31,33 +31,33 @@ def tidy(seeds=5, arms=ARMS, metrics=("r_mean", "i2i/NDCG@10"), dials=("image", 
 
 
 def find_faults(figure, smallest=8):
-    """One line per fault of a figure as it is drawn; slanted text cannot overlap, as its box is half empty."""
-    drawn = []
+    """One line per fault of a drawn figure; slanted text is not checked for overlap, as its box is half empty."""
+    drawn_texts = []
     original = Text.draw
 
     def draw(self, renderer):
         if self.get_visible() and self.get_text().strip():
-            drawn.append(self)
+            drawn_texts.append(self)
         original(self, renderer)
 
     with patch.object(Text, "draw", draw):
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
     width, height = canvas.get_width_height()
-    found = [f"small: {text.get_text()!r} has {text.get_size()} points" for text in drawn if text.get_size() < smallest]
-    boxes = [(text, text.get_window_extent()) for text in dict.fromkeys(drawn)]
+    faults = [f"small: {t.get_text()!r} has {t.get_size()} points" for t in drawn_texts if t.get_size() < smallest]
+    boxes = [(text, text.get_window_extent()) for text in dict.fromkeys(drawn_texts)]
     for text, box in boxes:
         if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1:
-            found.append(f"cut off: {text.get_text()!r} at {box.extents.round()} of {width} x {height}")
+            faults.append(f"cut off: {text.get_text()!r} at {box.extents.round()} of {width} x {height}")
     straight = [(text, box.padded(-1)) for text, box in boxes if text.get_rotation() % 90 == 0]
     for (one, first), (other, second) in combinations(straight, 2):
         if first.overlaps(second):
-            found.append(f"overlap: {one.get_text()!r} and {other.get_text()!r}")
-    return found
+            faults.append(f"overlap: {one.get_text()!r} and {other.get_text()!r}")
+    return faults
 
 
 def drawn(draw, *arguments, **options):
-    """The figure of a function on a page; both widths are without faults."""
+    """Figure of a plotting function at page width; asserts that neither width has faults."""
     with one_column():
         assert find_faults(draw(*arguments, **options)) == []
     figure = draw(*arguments, **options)
@@ -66,7 +66,7 @@ def drawn(draw, *arguments, **options):
 
 
 def texts(figure):
-    """All words of a figure."""
+    """All text of a figure."""
     return " ".join(artist.get_text() for artist in figure.findobj(Text)).replace("\n", " ")
 
 

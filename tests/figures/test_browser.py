@@ -9,20 +9,20 @@ from tests.figures.conftest import texts
 
 
 @pytest.mark.parametrize("direction", browser.DIRECTIONS)
-def test_queries_are_the_nearest_items_without_themselves(scenes, space, truth, direction):
+def test_results_are_the_nearest_items_without_the_query(scenes, space, truth, direction):
     source, targets, row = direction[0], direction[2:], 7
     query = browser.make_query(scenes, {"rvlr": space}, direction, row, relevance=truth, k=6)
     unit = {kind: x / np.linalg.norm(x, axis=1, keepdims=True) for kind, x in zip("it", space, strict=True)}
     scores = {kind: unit[kind] @ unit[source][row] for kind in targets}
     names = {"i": scenes.image_ids, "t": scenes.captions}
-    known = {name: score for kind in targets for name, score in zip(names[kind], scores[kind], strict=True)}
+    score_of = {name: score for kind in targets for name, score in zip(names[kind], scores[kind], strict=True)}
     others = [np.delete(scores[kind], row) if kind == source else scores[kind] for kind in targets]
     best = np.sort(np.concatenate(others))[::-1][:6]
-    assert [known[hit.name] for hit in query.results["rvlr"]] == pytest.approx(best, abs=1e-5)
+    assert [score_of[hit.name] for hit in query.results["rvlr"]] == pytest.approx(best, abs=1e-5)
     assert (query.truth is None) == (source == targets)
 
 
-def test_what_belongs_together_is_right(scenes, space, truth):
+def test_matches_are_right(scenes, space, truth):
     caption = int(scenes.captions_of(3)[1])
     query = browser.make_query(scenes, {"rvlr": space}, "t2i", caption, relevance=truth)
     assert [hit.name for hit in query.results["rvlr"] if hit.hit] == [scenes.image_ids[3]]
@@ -32,12 +32,12 @@ def test_what_belongs_together_is_right(scenes, space, truth):
 def test_within_a_modality_relevance_is_derived_and_the_most_relevant_are_right(scenes, space, truth, direction):
     derived = replace(truth, image_to_image=None, text_to_text=None)
     grades, owner = truth.caption_to_image, scenes.caption_image
-    known = np.array([grades[scenes.captions_of(row)].mean(axis=0) for row in range(len(scenes))])
-    known = ((known + known.T) / 2)[2] if direction == "i2i" else grades[:, owner[2]]
+    means = np.array([grades[scenes.captions_of(row)].mean(axis=0) for row in range(len(scenes))])
+    expected = ((means + means.T) / 2)[2] if direction == "i2i" else grades[:, owner[2]]
     names = scenes.image_ids if direction == "i2i" else scenes.captions
-    least = sorted(np.delete(known, 2))[-5]
+    least = sorted(np.delete(expected, 2))[-5]
     for hit in browser.make_query(scenes, {"rvlr": space}, direction, 2, relevance=derived).results["rvlr"]:
-        candidates = [value for name, value in zip(names, known, strict=True) if name == hit.name]
+        candidates = [value for name, value in zip(names, expected, strict=True) if name == hit.name]
         assert min(abs(value - hit.relevance) for value in candidates) < 1e-5
         assert hit.hit == (hit.relevance >= least - 1e-9)
 
@@ -50,7 +50,7 @@ def encoders(scenes, space):
     return {"rvlr": encode}
 
 
-def test_bad_queries_say_what_is_valid(scenes, space, truth, encoders, refuses):
+def test_bad_queries_are_refused(scenes, space, truth, encoders, refuses):
     def query(methods, direction, row=0):
         return browser.make_query(scenes, methods, direction, row, relevance=truth)
 
@@ -75,13 +75,13 @@ def test_examples_are_a_hit_a_near_miss_and_a_failure(scenes, space, truth):
     assert list(browser.example_rows(scenes, space)) == ["a hit"]
 
 
-def test_typed_words_and_words_unlike_anything(scenes, space, encoders):
-    known = browser.typed_query(scenes, {"rvlr": space, "teachers": space}, encoders, scenes.captions[0])
-    assert (list(known.results), known.title) == (["rvlr"], "")
-    assert known.results["rvlr"][0].name == scenes.image_ids[0]
-    assert {hit.hit for hit in known.results["rvlr"]} == {None}
-    strange = browser.typed_query(scenes, {"rvlr": space}, encoders, "A zeppelin!", targets="it")
-    assert "in no caption here: zeppelin; unlike any caption" in strange.title
+def test_typed_words_and_unfamiliar_words(scenes, space, encoders):
+    familiar = browser.typed_query(scenes, {"rvlr": space, "teachers": space}, encoders, scenes.captions[0])
+    assert (list(familiar.results), familiar.title) == (["rvlr"], "")
+    assert familiar.results["rvlr"][0].name == scenes.image_ids[0]
+    assert {hit.hit for hit in familiar.results["rvlr"]} == {None}
+    unfamiliar = browser.typed_query(scenes, {"rvlr": space}, encoders, "A zeppelin!", targets="it")
+    assert "in no caption: zeppelin; unlike any caption" in unfamiliar.title
 
 
 def test_widget_reaches_every_query_and_clears_words(scenes, space, truth, encoders):
@@ -101,10 +101,10 @@ def test_widget_reaches_every_query_and_clears_words(scenes, space, truth, encod
     picture.value = ({"name": "x.txt", "type": "", "size": 1, "content": b"no", "last_modified": datetime.now(UTC)},)
     words.value = ""
     widget.update()
-    assert "x.txt is no picture" in widget.result.value
+    assert "x.txt is not a readable picture" in widget.result.value
 
 
-def test_menus_are_for_readers_at_a_server(monkeypatch):
+def test_widgets_are_for_readers_at_a_server(monkeypatch):
     monkeypatch.setenv("JPY_SESSION_NAME", "x")
     monkeypatch.setenv("RVLR_HEADLESS", "1")
     assert not browser.has_reader()

@@ -9,15 +9,14 @@ from tests.figures.conftest import drawn, texts
 PICTURE = Image.new("RGB", (40, 30), "red")
 
 
-def test_examples_stand_in_rows_with_their_captions():
+def test_examples_are_rows_of_pictures_with_captions():
     groups = {f"text {d}": [(PICTURE, f"a caption number {i} of a red picture") for i in range(5)] for d in (1, 2)}
     figure = drawn(panels.plot_examples, groups)
     left, right, bottom, top = figure.axes[0].images[0].get_extent()
     assert (right - left) / (bottom - top) == pytest.approx(40 / 30)
     with style.one_column():
         narrow = panels.plot_examples(groups)
-    found = [(len(one.axes[0].images), "number 4" in texts(one)) for one in (figure, narrow)]
-    assert found == [(10, True), (6, False)]
+    assert [(len(one.axes[0].images), "number 4" in texts(one)) for one in (figure, narrow)] == [(10, True), (6, False)]
 
 
 def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth):
@@ -26,7 +25,7 @@ def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth):
     figure = drawn(panels.plot_retrieval_panel, queries)
     sizes, words = [image.get_extent() for image in figure.axes[0].images], texts(figure)
     assert len({round(right - left, 6) for left, right, _, _ in sizes}) == 1
-    assert words.count("belongs to it") == 3
+    assert words.count("true match") == 3
     assert words.count("rank 1") >= 4
     assert words.count("✓") > 3
     assert "✗" in words
@@ -35,28 +34,28 @@ def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth):
     assert len(table) == 3 * 2 * 5
 
 
-def test_a_panel_that_no_page_holds_is_an_error(scenes, space, truth, refuses):
+def test_a_panel_taller_than_a_page_is_an_error(scenes, space, truth, refuses):
     query = browser.make_query(scenes, {str(i): space for i in range(3)}, "t2i", 0, relevance=truth)
     refuses("show fewer rows", panels.plot_retrieval_panel, [query] * 9)
 
 
-def test_captions_of_any_length_stay_in_their_place():
+def test_captions_of_any_length_stay_in_their_cell():
     words = "a large turquoise heart and a tiny azure cross over a sandy ground with a little violet circle " * 2
     for text in (words, "caption " * 60 + "Donaudampfschifffahrtsgesellschaft" * 3):
         methods = dict.fromkeys(("matching", "matching_longer", "rvlr"), [panels.Hit(text, hit=False)] * 5)
         query = panels.Query(PICTURE, methods, truth=text, title="a failure")
-        assert drawn(panels.plot_retrieval_panel, [query] * 3).get_figheight() <= style.MOST
+        assert drawn(panels.plot_retrieval_panel, [query] * 3).get_figheight() <= style.MAX_HEIGHT
 
 
 def test_one_item_along_the_dial(scenes):
     columns, row = [], None
     dials = (ImbalanceSpec(image_visibility=0.3), ImbalanceSpec(), ImbalanceSpec(text_detail=0.2))
     for title, dial in zip(("poor pictures", "nothing taken", "poor captions"), dials, strict=True):
-        part = load_dataset("scenes", split="test", imbalance=dial, galleries=1, gallery_size=40)
-        exact, wrong = part.scene.scene.counts().astype(float), np.random.default_rng(0).normal(size=(40, 9))
-        row = next(i for i in range(40) if shown_share(part.subset([i])) < 1) if row is None else row
-        spaces, known = {"teacher": exact, "rvlr": wrong}, part.scene.truth("latent").image_to_image
-        columns.append(browser.dial_query(title, part, spaces, known, row, whole=scenes))
+        test = load_dataset("scenes", split="test", imbalance=dial, galleries=1, gallery_size=40)
+        exact, wrong = test.scene.scene.counts().astype(float), np.random.default_rng(0).normal(size=(40, 9))
+        row = next(i for i in range(40) if shown_share(test.subset([i])) < 1) if row is None else row
+        spaces, truth = {"teacher": exact, "rvlr": wrong}, test.scene.truth("latent").image_to_image
+        columns.append(browser.dial_query(title, test, spaces, truth, row, whole=scenes))
         assert [hit.hit for hit in columns[-1].results["teacher"]] == [True] * 5
     assert columns[0].shares["picture"] < columns[1].shares["picture"] == 1 == columns[0].shares["caption"]
     assert columns[2].shares["caption"] < 1
@@ -66,7 +65,7 @@ def test_one_item_along_the_dial(scenes):
     assert len([frame for frame in figure.axes[0].patches if not frame.get_fill()]) >= 15
 
 
-def test_neighbours_that_moved(scenes, space):
+def test_neighbours_shared_with_the_first_space_are_marked(scenes, space):
     other = np.random.default_rng(0).normal(size=space[0].shape)
     query = browser.neighbour_query(scenes, {"start": space[0], "rvlr": other, "same": 2 * space[0]}, 4)
     assert [hit.hit for hit in query.results["start"]] == [None] * 5

@@ -23,12 +23,12 @@ def maps(spaces):
 
 
 def test_maps_are_comparable_faithful_and_repeatable(spaces, maps):
-    assert [found.name for found in maps] == ["UMAP", "PCA"]
-    for found in maps:
-        for pair in found.coords.values():
+    assert [drawing.name for drawing in maps] == ["UMAP", "PCA"]
+    for drawing in maps:
+        for pair in drawing.coords.values():
             assert [xy.shape for xy in pair] == [(40, 2), (40, 2)]
             assert np.concatenate(pair).mean(axis=0) == pytest.approx([0, 0], abs=1e-4)
-        assert all(0.6 < value <= 1 for trust in found.trustworthiness.values() for value in trust.values())
+        assert all(0.6 < value <= 1 for trust in drawing.trustworthiness.values() for value in trust.values())
     again = projection.project_spaces(spaces)
     np.testing.assert_array_equal(again.coords["rvlr"][0], maps[0].coords["rvlr"][0])
     assert again.to_frame().groupby(["space", "modality"]).size().tolist() == [40] * 4
@@ -36,9 +36,9 @@ def test_maps_are_comparable_faithful_and_repeatable(spaces, maps):
 
 def test_the_first_caption_of_each_picture_is_drawn(spaces):
     many = {name: (image, np.repeat(text, 3, axis=0)) for name, (image, text) in spaces.items()}
-    found = projection.project_spaces(many, method="pca", max_points=20, caption_image=np.repeat(np.arange(40), 3))
-    assert len(found.image_rows) == 10
-    assert found.text_rows.tolist() == (3 * found.image_rows).tolist()
+    drawing = projection.project_spaces(many, method="pca", max_points=20, caption_image=np.repeat(np.arange(40), 3))
+    assert len(drawing.image_rows) == 10
+    assert drawing.text_rows.tolist() == (3 * drawing.image_rows).tolist()
 
 
 def test_bad_spaces_are_refused(spaces, refuses):
@@ -61,47 +61,47 @@ def test_a_map_is_computed_once(spaces, tmp_path, monkeypatch):
     again = cached()
     np.testing.assert_allclose(again.coords["start"][1], first.coords["start"][1], atol=1e-6)
     assert again.trustworthiness == first.trustworthiness
-    with pytest.raises(TypeError):  # other options are another map
+    with pytest.raises(TypeError):  # other options, not cached
         cached(seed=1)
     monkeypatch.setattr(projection, "sha256", lambda _: "of an edited file")
     with pytest.raises(TypeError):
         cached()
 
 
-def test_numba_takes_the_cache_over(spaces, tmp_path, monkeypatch):
+def test_numba_uses_the_cache_folder(spaces, tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")
     monkeypatch.delenv("NUMBA_CACHE_DIR")
     projection.cached_projection(tmp_path, spaces, method="pca")
     assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "cache" / "numba")
 
 
-def test_limits_are_those_of_the_projection_and_colour_is_the_modality(maps):
-    for found in maps:
-        figure = drawn(projection.plot_embedding, found)
-        most = max(np.abs(xy).max() for pair in found.coords.values() for xy in pair)
-        assert [axes.get_xlim()[1] for axes in figure.axes] == pytest.approx([1.08 * most] * 2)
+def test_panels_share_limits_and_colour_shows_the_modality(maps):
+    for drawing in maps:
+        figure = drawn(projection.plot_embedding, drawing)
+        extent = max(np.abs(xy).max() for pair in drawing.coords.values() for xy in pair)
+        assert [axes.get_xlim()[1] for axes in figure.axes] == pytest.approx([1.08 * extent] * 2)
     assert legend(figure) == ["picture", "caption"]
     assert len(figure.axes[0].collections[0].get_segments()) == 40  # pairs
 
 
-def test_other_is_never_one_label(maps):
+def test_other_never_stands_for_one_label(maps):
     for kinds, other in ((7, False), (9, True)):
         figure = projection.plot_embedding(maps[1], labels=[f"kind {i % kinds}" for i in range(40)])
         assert ("other" in legend(figure)) == other
 
 
 @pytest.mark.parametrize("count", [0, 5, 12])
-def test_as_many_thumbnails_as_asked_for_hide_no_point(maps, count):
+def test_thumbnails_have_the_requested_number_and_hide_no_point(maps, count):
     figure = projection.plot_embedding(maps[1], thumbnail=lambda row: np.zeros((8, 8, 3)), thumbnails=count)
     figure.canvas.draw()
     for axes, pair in zip(figure.axes, maps[1].coords.values(), strict=True):
         boxes = [box for box in axes.get_children() if isinstance(box, AnnotationBbox)]
         assert len(boxes) == count
         points = axes.transData.transform(np.concatenate(pair))
-        middles = [axes.transData.transform(box.xyann) for box in boxes]
+        centres = [axes.transData.transform(box.xyann) for box in boxes]
         half = projection.THUMBNAIL * figure.dpi / 2
-        assert not any((np.abs(points - middle) < half).all(axis=1).any() for middle in middles)
-        assert all(axes.bbox.padded(-half).contains(*middle) for middle in middles)
+        assert not any((np.abs(points - centre) < half).all(axis=1).any() for centre in centres)
+        assert all(axes.bbox.padded(-half).contains(*centre) for centre in centres)
 
 
 def test_similarity_blocks_are_the_cosines(spaces, refuses):
@@ -112,5 +112,4 @@ def test_similarity_blocks_are_the_cosines(spaces, refuses):
     unit = [x[order] / np.linalg.norm(x[order], axis=1, keepdims=True) for x in (image, text)]
     np.testing.assert_allclose(figure.axes[0].images[0].get_array()[:40, 40:], unit[0] @ unit[1].T, atol=1e-5)
     assert "picture and its caption" in texts(figure)
-    told = "'rvlr' is no common space: pictures have 12 columns, captions 10"
-    refuses(told, projection.plot_similarity_blocks, {"rvlr": spaces["rvlr"]})
+    refuses("'rvlr' is not .* 12 columns, captions 10", projection.plot_similarity_blocks, {"rvlr": spaces["rvlr"]})

@@ -15,7 +15,7 @@ def lines(height=2):
     return figure
 
 
-def test_a_saved_figure_has_its_width_its_data_and_the_same_bytes(tmp_path, refuses):
+def test_saved_figures_have_exact_width_and_data_and_are_reproducible(tmp_path, refuses):
     def files(folder):
         return {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
 
@@ -36,7 +36,7 @@ def test_a_saved_figure_has_its_width_its_data_and_the_same_bytes(tmp_path, refu
     assert files("a") == saved
 
 
-def test_widths_heights_and_the_style_are_left_behind():
+def test_width_height_cap_and_style_do_not_leak():
     with style.one_column():
         assert (style.page_width(), style.is_narrow()) == (3.5, True)
     assert (style.page_width(), style.is_narrow()) == (7.16, False)
@@ -46,29 +46,29 @@ def test_widths_heights_and_the_style_are_left_behind():
 
 
 def least_distance(colors):
-    """In CIELAB, under simulated deuteranopia (Machado, Oliveira and Fernandes 2009, severity 1.0), in linear RGB."""
+    """Smallest CIELAB distance under deuteranopia, simulated in linear RGB (Machado et al. 2009, severity 1.0)."""
     rgb = np.array([to_rgb(color) for color in colors])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     seen = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]])
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     f = np.cbrt((linear @ seen.T).clip(0, 1) @ to_xyz.T / [0.9505, 1.0, 1.089])
     points = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
-    apart = np.linalg.norm(points[:, None] - points, axis=-1)
-    return apart[~np.eye(len(points), dtype=bool)].min()
+    distances = np.linalg.norm(points[:, None] - points, axis=-1)
+    return distances[~np.eye(len(points), dtype=bool)].min()
 
 
-def test_palettes_are_told_apart_by_deuteranopes_and_arms_of_one_colour_by_their_marker():
-    assert least_distance(["#00aa00", "#c08000"]) < 25  # green and orange are not
+def test_palettes_are_colour_blind_safe_and_arms_of_one_colour_differ_in_marker():
+    assert least_distance(["#00aa00", "#c08000"]) < 25  # green and orange look alike
     assert least_distance(style.MODALITY.values()) > 60
-    families = {look.color for name, look in style.ARMS.items() if name != "ideal"}
+    families = {look.color for name, look in style.ARM_LOOKS.items() if name != "ideal"}
     assert not families & set(style.MODALITY.values())
     assert least_distance(families) > 15
     for color in families:
-        markers = [look.marker for look in style.ARMS.values() if look.color == color and look.marker]
+        markers = [look.marker for look in style.ARM_LOOKS.values() if look.color == color and look.marker]
         assert len(markers) == len(set(markers))
-    assert {"matching", "matching_longer", "rvlr", "intra", "shuffled", "mean_relation"} <= style.ARMS.keys()
-    found = style.looks(["x", "rvlr", "y", "x"])
-    assert (found["rvlr"], len(set(found.values())), len(found)) == (style.ARMS["rvlr"], 3, 3)
+    assert {"matching", "matching_longer", "rvlr", "intra", "shuffled", "mean_relation"} <= style.ARM_LOOKS.keys()
+    looks = style.looks(["x", "rvlr", "y", "x"])
+    assert (looks["rvlr"], len(set(looks.values())), len(looks)) == (style.ARM_LOOKS["rvlr"], 3, 3)
 
 
 def test_wrapping():
