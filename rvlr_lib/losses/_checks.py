@@ -18,9 +18,8 @@ def feature_rows(*, same_width: bool = True, minimum: int = 2, **features: Any) 
     devices = {str(x.device) for x in tensors.values()}
     if not valid or len(devices) > 1 or (same_width and len({x.shape for x in tensors.values()}) > 1):
         width = " and one D" if same_width else ""
-        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
-        expected = f"matrices [B, D] of one B >= {minimum}{width} on one device"
-        raise ValueError(f"expected {expected}, got {shapes} on {', '.join(devices)}")
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items()) + f" on {', '.join(devices)}"
+        raise ValueError(f"expected matrices [B, D] of one B >= {minimum}{width} on one device, got {shapes}")
     dtype = reduce(torch.promote_types, (x.dtype for x in tensors.values()))
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     return [x.to(torch.promote_types(dtype, torch.float32)) for x in tensors.values()], dtype

@@ -17,9 +17,8 @@ def representation_distillation_loss(
 ) -> Tensor:
     """Contrast student rows with teacher columns, a scalar in nats (official ``iic`` and ``ttc``, which are one-way).
 
-    ``CE(S) = -(1/B) sum_ij P_ij log softmax_j(S_ij / temperature)``, where ``S`` holds the dot products and each row of
-    ``P`` spreads its mass 1 evenly over the columns of the same image. ValueError for unequal shapes, fewer than two
-    rows or temperature zero; NaN features give NaN.
+    ``CE(S) = -(1/B) sum_ij P_ij log softmax_j(S_ij / temperature)``, ``S`` the dot products, ``P`` uniform over the
+    columns of the row's image. ValueError for unequal shapes, fewer than two rows, temperature zero; NaN gives NaN.
 
     Args:
         student_features, teacher_features: ``[B, D]`` unit rows, the teacher's already projected; both get gradient.

@@ -76,7 +76,7 @@ def huber(relations: Tensor, target: Tensor, temperature: Any) -> Tensor:
 
 
 def wasserstein(relations: Tensor, target: Tensor, temperature: Any, cost: Tensor) -> Tensor:
-    """Mean row-wise 1-D Wasserstein-1 of ``relations * cost`` and ``target * cost``, weights ``cost`` (official "wd")."""
+    """Mean row-wise Wasserstein-1 of ``relations * cost`` and ``target * cost``, weights ``cost`` (official "wd")."""
     # the area between two distribution functions: running sums of weights, + for one and − for the other
     values, order = torch.cat([relations * cost, target * cost], dim=1).sort(dim=1)
     height = torch.cat([cost, -cost], dim=1).gather(1, order).cumsum(dim=1)[:, :-1].abs()

@@ -58,18 +58,17 @@ def structure_distillation_loss(
     if distance == "wasserstein" and cost_features is None:
         raise ValueError("wasserstein needs cost_features")
     features = (student_features, *more_features), image_teacher_features, text_teacher_features
-    relations_of = centred_relations if centred else relations_of
-    students, teachers, target, dtype = _relations(relations_of, *features, fusion_weight)
-    temperature = number("temperature", temperature, target, nonzero="rkd" not in distance)
+    spaces, teachers, e, dtype = _relations(centred_relations if centred else relations_of, *features, fusion_weight)
+    temperature = number("temperature", temperature, e, nonzero="rkd" not in distance)
     if distance == "wasserstein":
         (_, cost), _ = feature_rows(same_width=False, student_features=student_features, cost_features=cost_features)
         cost = (1 - cosine_matrix(cost)).clamp_min(0).fill_diagonal_(0)
-        compare = partial(compare, cost=cost.to(target))
-    loss = torch.stack([compare(relations, target, temperature) for relations in students]).mean()
+        compare = partial(compare, cost=cost.to(e))
+    loss = torch.stack([compare(f, e, temperature) for f in spaces]).mean()
     if distance == "wasserstein":
         teacher_terms = [torch.zeros_like(loss) for _ in teachers]
     else:
-        teacher_terms = [compare(relations, target, temperature) for relations in teachers]
+        teacher_terms = [compare(relations, e, temperature) for relations in teachers]
     return StructureTerms(*(term.to(dtype) for term in (loss, *teacher_terms)))
 
 
@@ -87,20 +86,20 @@ def mean_relation_loss(
     ``F``, ``E``, arguments and errors as in :func:`structure_distillation_loss`.
     """
     features = (student_features, *more_features), image_teacher_features, text_teacher_features
-    students, _, target, dtype = _relations(cosine_relations, *features, fusion_weight)
-    mean = off_diagonal(target).mean()
-    loss = torch.stack([off_diagonal(relations - mean).abs().mean() for relations in students]).mean()
-    return (loss / abs(number("temperature", temperature, target))).to(dtype)
+    spaces, _, e, dtype = _relations(cosine_relations, *features, fusion_weight)
+    mean = off_diagonal(e).mean()
+    loss = torch.stack([off_diagonal(f - mean).abs().mean() for f in spaces]).mean()
+    return (loss / abs(number("temperature", temperature, e))).to(dtype)
 
 
 def _relations(
     relations_of: Callable[[Tensor], Tensor], spaces: Sequence[Any], image: Any, text: Any, fusion_weight: Any
 ) -> tuple[list[Tensor], list[Tensor], Tensor, torch.dtype]:
-    """Relations of the student's spaces, those of both teachers, their fused target, and the dtype of the loss."""
+    """Relations ``F`` of the student's spaces, ``I`` and ``T`` of the teachers, ``E``, and the dtype of the loss."""
     features = {"student_features": spaces[0], "image_teacher_features": image, "text_teacher_features": text}
     features |= {f"more_features[{index}]": space for index, space in enumerate(spaces[1:])}
     rows, dtype = feature_rows(same_width=False, minimum=3 if relations_of is angle_relations else 2, **features)
     f, i, t, *more = [relations_of(x) for x in rows]
     weight = number("fusion_weight", fusion_weight, i, nonzero=False)
-    target = torch.lerp(i, t, weight.to(i) if isinstance(weight, Tensor) else weight)
-    return [f, *more], [i, t], target, dtype
+    e = torch.lerp(i, t, weight.to(i) if isinstance(weight, Tensor) else weight)
+    return [f, *more], [i, t], e, dtype
