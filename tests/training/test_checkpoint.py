@@ -74,14 +74,14 @@ def test_a_resumed_training_is_the_uninterrupted_one(whole, interrupted, tmp_pat
     assert (tmp_path / "log.jsonl").read_text() == log
     assert not list(interrupted.glob(".*"))
     *passed, last = capsys.readouterr().out.splitlines()
-    assert f"going on from step {6 if damaged else 12} of 20" in last
-    assert [": going on from step-000006" in line for line in passed] == [True] * damaged
+    assert f"resuming from step {6 if damaged else 12} of 20" in last
+    assert [": resuming from step-000006" in line for line in passed] == [True] * damaged
 
 
 def test_resume_no_starts_anew(interrupted, capsys):
     train(make_objective(fusion_layers=0), epochs=5, execution=Execution(checkpoints=interrupted, resume="no"))
     assert not interrupted.exists()
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
 
 
 def tensors(seed=0):
@@ -111,7 +111,7 @@ def test_damage_is_named_and_the_one_before_taken(two, harm, name, capsys, refus
     assert last_checkpoint(two)[1]["step"] == 100
     assert capsys.readouterr().out.count("\n") == 1
     harm(two / "step-000100" / name)
-    refuses(r"step-000120.*step-000100.*--resume no starts this training anew", last_checkpoint, two)
+    refuses(r"step-000120.*step-000100.*--resume no starts this training over", last_checkpoint, two)
 
 
 def test_the_newest_two_stay(two):

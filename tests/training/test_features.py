@@ -108,7 +108,7 @@ def test_distinct_captions_are_encoded_and_cut_ones_counted_once(scenes, tmp_pat
     found = read_features(*store(tmp_path, towers, doubled), "train")
     told = capsys.readouterr().out
     assert told.count("captions are longer than 8 tokens and are cut") == 1
-    assert "train: 10 of 10 captions are of words that the text tower mostly does not know" in told
+    assert "train: 10 of 10 captions consist mostly of words that the text tower does not know" in told
     assert torch.equal(found.texts[:5], found.texts[5:])
     assert (len(encoded), found.text_mask.shape) == (len(set(doubled.captions)), (10, 8))
     encoded.clear(), store(tmp_path / "whole", tiny_towers(1), doubled)

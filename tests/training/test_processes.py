@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rvlr_lib.training.processes import gather_rows, own_rows, process_group
+from rvlr_lib.training.processes import gather_rows, local_rows, process_group
 from tests.training import ranks
 from tests.training.conftest import assert_equal
 
@@ -33,10 +33,10 @@ def run_ranks(count, *arguments, fault=""):
 def test_a_single_process_keeps_its_rows_and_uneven_shares_are_refused(monkeypatch, refuses):
     rows = torch.ones(3, 2)
     assert gather_rows(rows) is rows
-    assert own_rows(7) == slice(0, 7)
+    assert local_rows(7) == slice(0, 7)
     for batch, count in ((7, 3), (4, 4)):  # the second leaves single rows
         monkeypatch.setattr("rvlr_lib.training.processes.processes", lambda count=count: (1, count))
-        refuses(f"a batch of {batch} rows .* set batch_size to a multiple of {count}", own_rows, batch)
+        refuses(f"a batch of {batch} rows .* set batch_size to a multiple of {count}", local_rows, batch)
     monkeypatch.setenv("WORLD_SIZE", "2")  # else a process would take the GPU of another
     refuses("cuda:1: under torchrun give cuda", process_group(torch.device("cuda:1"), 1).__enter__)
 
@@ -83,7 +83,7 @@ def test_a_dead_or_silent_process_ends_the_job_and_one_alone_goes_on(tmp_path, c
     run_ranks(2, "train", tmp_path / "broken off", signal, fault="terminated with")
     assert [path.name for path in (tmp_path / "broken off" / "checkpoints").glob("step-*")] == ["step-000002"]
     ranks.train(tmp_path / "broken off")
-    assert "toy: going on from step 2 of 8" in capsys.readouterr().out
+    assert "toy: resuming from step 2 of 8" in capsys.readouterr().out
     ranks.train(tmp_path / "alone")
     states = [load_file(tmp_path / name / "state.safetensors") for name in ("broken off", "alone")]
     torch.testing.assert_close(*states, atol=1e-4, rtol=1e-3)
