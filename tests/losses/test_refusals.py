@@ -1,4 +1,4 @@
-"""What bad input gets; a check that losses share is tried on one of them."""
+"""Errors for bad input; a check that several losses share is tested on one of them."""
 
 import pytest
 import torch
