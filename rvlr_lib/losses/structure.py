@@ -32,7 +32,7 @@ def structure_distillation_loss(
     centred: bool = False,
     more_features: Sequence[Tensor] = (),
 ) -> StructureTerms:
-    """Distance ``D`` of the student's relations ``F`` from ``E``, a fusion of the teachers' relations ``I`` and ``T``.
+    """Distances ``D(F, E)``, ``D(I, E)``, ``D(T, E)`` of student, image and text teacher relations from a fused target.
 
     ``E = fusion_weight T + (1 − fusion_weight) I``. Relations are off-diagonal cosines / temperature, or RKD's
     mean-normalised distances or angles. A zero row has cosine 0 with every row; NaN gives NaN. ValueError for unequal

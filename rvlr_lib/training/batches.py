@@ -26,8 +26,8 @@ class Inputs(NamedTuple):
 
     images: Any  # pixels [B, 3, S, S] in 0..1, augmented, or CachedRows
     texts: Any  # token ids [B, L], or CachedRows
-    image_rows: Tensor  # [B] row numbers of the pictures in the data set
-    caption_rows: Tensor  # [B] of the captions
+    image_rows: Tensor  # [B] row numbers in the data set; equal ones are the same picture
+    caption_rows: Tensor  # [B]
     second_images: Any = None
     second_texts: Any = None
 
@@ -127,7 +127,7 @@ class FeatureBatches(Batches):
         draws = [torch.rand(epoch[0].shape, generator=g, device=self.device, dtype=torch.float64) for g in generators]
         first = (1 + (draws[0] * (views - 1)).long()).clamp(max=views - 1)
         second = torch.zeros_like(first)
-        if views > 2:  # any augmented view but the first
+        if views > 2:  # another augmented view
             second = 1 + (first + (draws[1] * (views - 2)).long()) % (views - 1)
         if tokens:
             image_tokens, text_tokens, mask = self.tokens = self._to_device(*self.tokens)

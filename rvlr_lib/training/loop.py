@@ -263,7 +263,7 @@ class Training:
             write_checkpoint(folder, self.step, self.state_dict())
 
     def resume(self) -> None:
-        """Resume from the last checkpoint if there is one, or remove it, as ``execution.resume`` says."""
+        """Resume from the last checkpoint if there is one; with ``resume="no"``, remove all checkpoints."""
         folder, newest = self.execution.checkpoints, None
         if folder is not None and self.execution.resume == "last":
             newest = last_checkpoint(folder)

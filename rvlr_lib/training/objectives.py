@@ -67,7 +67,7 @@ class Objective(nn.Module):
             self.draw_negatives = torch.compiler.disable(_draw_negatives)
         if teachers is not None:
             self._freeze("teacher", teachers)
-            self._freeze("structure_teacher", structure_teachers or ())  # the same ones are kept on the device once
+            self._freeze("structure_teacher", structure_teachers or ())  # none: those above, held once
         if self.has_representation:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)

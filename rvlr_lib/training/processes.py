@@ -31,7 +31,7 @@ def is_main() -> bool:
 
 @cache
 def say_once(line: str) -> None:
-    """Print a line, the first time it is given and in the main process alone."""
+    """Print a line in the main process alone, and only the first time."""
     if is_main():
         print(line)
 
