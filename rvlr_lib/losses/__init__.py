@@ -1,4 +1,4 @@
-"""Losses as short pure functions; every name here can be lifted into another project."""
+"""Losses as short pure functions, each of which can be copied into another project."""
 
 # ruff: noqa: F401
 from rvlr_lib.losses.contrastive import (

@@ -11,27 +11,27 @@ from rvlr_lib.similarity import as_tensor
 
 
 def feature_rows(*, same_width: bool = True, minimum: int = 2, **features: Any) -> tuple[list[Tensor], torch.dtype]:
-    """Matrices ``[B, D]`` of one dtype, and the dtype of the loss; half precision is computed in float32."""
-    values = {name: as_tensor(name, value) for name, value in features.items()}
-    x = next(iter(values.values()))
-    fits = all(y.ndim == 2 and y.shape[1] and len(x) == len(y) >= minimum for y in values.values())
-    devices = {str(y.device) for y in values.values()}
-    if not fits or len(devices) > 1 or (same_width and len({y.shape for y in values.values()}) > 1):
+    """Convert to matrices ``[B, D]`` of one dtype, at least float32; also return the dtype of the loss, maybe half."""
+    tensors = {name: as_tensor(name, value) for name, value in features.items()}
+    first = next(iter(tensors.values()))
+    valid = all(x.ndim == 2 and x.shape[1] and len(first) == len(x) >= minimum for x in tensors.values())
+    devices = {str(x.device) for x in tensors.values()}
+    if not valid or len(devices) > 1 or (same_width and len({x.shape for x in tensors.values()}) > 1):
         width = " and one D" if same_width else ""
-        told = ", ".join(f"{name} {tuple(y.shape)}" for name, y in values.items()) + f" on {', '.join(devices)}"
-        raise ValueError(f"expected matrices [B, D] of one B >= {minimum}{width} on one device, got {told}")
-    dtype = reduce(torch.promote_types, (value.dtype for value in values.values()))
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items()) + f" on {', '.join(devices)}"
+        raise ValueError(f"expected matrices [B, D] of one B >= {minimum}{width} on one device, got {shapes}")
+    dtype = reduce(torch.promote_types, (x.dtype for x in tensors.values()))
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
-    return [value.to(torch.promote_types(dtype, torch.float32)) for value in values.values()], dtype
+    return [x.to(torch.promote_types(dtype, torch.float32)) for x in tensors.values()], dtype
 
 
 def readable(value: Any) -> bool:
-    """Whether reading a number waits for no device; elsewhere, and in compiled code, values are not checked."""
+    """Whether a value can be checked without waiting for a device; on GPUs and in compiled code, values are not."""
     return not isinstance(value, Tensor) or (value.device.type == "cpu" and not torch.compiler.is_compiling())
 
 
 def number(name: str, value: Any, like: Tensor, *, nonzero: bool = True) -> Any:
-    """A real number as a float, a 0-d tensor in the dtype of ``like``; ValueError for anything else, and for zero."""
+    """Convert to a float, or a 0-d tensor in the dtype of ``like``; ValueError for anything else, and for zero."""
     if isinstance(value, Tensor) and (value.ndim or value.is_complex()):
         raise ValueError(f"{name} must be a real number or a 0-d tensor, got {value.dtype} {tuple(value.shape)}")
     try:
@@ -44,7 +44,7 @@ def number(name: str, value: Any, like: Tensor, *, nonzero: bool = True) -> Any:
 
 
 def same_image(image_ids: Any, rows: int, device: torch.device) -> Tensor:
-    """Bool ``[B, B]``: do two rows show one image? Without ids (numbers or strings) every row is its own image."""
+    """Bool ``[B, B]``: which rows show the same image; without ids (numbers or strings), each row its own image."""
     if image_ids is None:
         return torch.eye(rows, dtype=torch.bool, device=device)
     if np.shape(image_ids) != (rows,):

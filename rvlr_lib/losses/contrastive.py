@@ -1,4 +1,4 @@
-"""Contrast between two sets of features of the same items, and the terms of two matrices of cosines."""
+"""Contrastive, alignment and cyclic losses between two sets of features of the same items."""
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +15,16 @@ def representation_distillation_loss(
     image_ids: Tensor | None = None,
     bidirectional: bool = False,
 ) -> Tensor:
-    """Contrast student rows with teacher columns (the one-way official ``iic`` and ``ttc``), a scalar in nats.
+    """Contrast student rows with teacher columns, a scalar in nats (official ``iic`` and ``ttc``, which are one-way).
 
-    ``CE(S) = -(1/B) sum_ij P_ij log softmax_j(S_ij / temperature)``, ``S`` the dot products, ``P`` the target mass.
-    ValueError where shapes differ, below two rows, and for temperature zero; NaN features give NaN.
+    ``CE(S) = -(1/B) sum_ij P_ij log softmax_j(S_ij / temperature)``, ``S`` the dot products, ``P`` uniform over the
+    columns of the row's image. ValueError for unequal shapes, fewer than two rows, temperature zero; NaN gives NaN.
 
     Args:
-        student_features, teacher_features: ``[B, D]`` unit rows, the teacher's already projected and not detached.
-        temperature: any real number but zero, or 0-d tensor, never clamped; a negative one turns attraction round.
-        image_ids: ``[B]`` numbers or strings; equal ids share the target mass. None: each row is its own image.
-        bidirectional: the mean of both directions, ``(CE(S) + CE(S^T)) / 2``.
+        student_features, teacher_features: ``[B, D]`` unit rows, the teacher's already projected; both get gradient.
+        temperature: any nonzero number or 0-d tensor, never clamped; a negative one turns attraction into repulsion.
+        image_ids: ``[B]`` numbers or strings, equal for rows of the same image. None: each row is its own image.
+        bidirectional: average both directions, ``(CE(S) + CE(S^T)) / 2``.
     """
     (student, teacher), dtype = feature_rows(student_features=student_features, teacher_features=teacher_features)
     logits = student @ teacher.T / number("temperature", temperature, student)
@@ -49,23 +49,23 @@ def image_text_contrastive_loss(
     return representation_distillation_loss(images, texts, temperature, image_ids, bidirectional=True).to(dtype)
 
 
-intra_modal_contrastive_loss = image_text_contrastive_loss  # of two crops of an image, or of two captions of it
+intra_modal_contrastive_loss = image_text_contrastive_loss  # between two crops, or two captions, of the same images
 
 
 def pair_alignment_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """Mean squared distance of the pairs of unit rows ``[B, D]``, 0 to 4 (Wang and Isola 2020, alignment)."""
+    """``(1/B) sum_i |z_i - w_i|^2`` of paired unit rows ``[B, D]``, 0 to 4 (alignment, Wang and Isola 2020)."""
     (images, texts), dtype = feature_rows(image_features=image_features, text_features=text_features)
     return (images - texts).square().sum(dim=1).mean().to(dtype)
 
 
 def cross_modal_cyclic_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """``(1/B) sum_ij (S_ij - S_ji)^2`` of the cosines of ``[B, D]`` and ``[B, D]`` (CyCLIP, Goel et al. 2022)."""
+    """``(1/B) sum_ij (S_ij - S_ji)^2``, ``S`` the image-text cosines of ``[B, D]`` (CyCLIP, Goel et al. 2022)."""
     (images, texts), dtype = feature_rows(image_features=image_features, text_features=text_features)
-    similarity = cosine_matrix(images, texts)
-    return ((similarity - similarity.T).square().sum() / len(similarity)).to(dtype)
+    cosines = cosine_matrix(images, texts)
+    return ((cosines - cosines.T).square().sum() / len(cosines)).to(dtype)
 
 
 def in_modal_cyclic_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """``(1/B) sum_ij (z_i z_j - w_i w_j)^2`` of unit rows ``[B, D]`` and ``[B, E]``: CyCLIP's in-modal consistency."""
+    """``(1/B) sum_ij (z_i z_j - w_i w_j)^2``, rows ``[B, D]`` and ``[B, E]`` made unit: in-modal term of CyCLIP."""
     (images, texts), dtype = feature_rows(same_width=False, image_features=image_features, text_features=text_features)
     return ((cosine_matrix(images) - cosine_matrix(texts)).square().sum() / len(images)).to(dtype)

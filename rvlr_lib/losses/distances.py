@@ -1,4 +1,4 @@
-"""Seven distances between relations: matrices ``[B, B]`` with diagonal 0, so a sum goes over the ``B (B − 1)`` pairs.
+"""Seven distances between relation matrices ``[B, B]``; their diagonal is 0, so sums run over ``B (B − 1)`` pairs.
 
 Where a distance scales with its inputs, the scalar is divided by the temperature, which spares a pass over each matrix.
 """
@@ -19,29 +19,29 @@ def cosine_relations(features: Tensor) -> Tensor:
 
 
 def centred_relations(features: Tensor) -> Tensor:
-    """``[B, D] -> [B, B]``: cosines less their mean over the pairs."""
+    """``[B, D] -> [B, B]``: cosines minus their mean over the pairs."""
     relations = cosine_relations(features)
     return (relations - relations.sum() / _pairs(relations)).fill_diagonal_(0)
 
 
 def distance_relations(features: Tensor) -> Tensor:
-    """``[B, D] -> [B, B]``: distances of the unit rows over their mean (RKD-D); 0 where all rows are equal.
+    """``[B, D] -> [B, B]``: distances between unit rows, divided by their mean (RKD-D); 0 if all rows are equal.
 
-    What rounding alone can leave of ``|x|^2 + |y|^2 − 2 x y`` counts as 0, as the square root would magnify it.
+    Values of ``|x|^2 + |y|^2 − 2 x y`` within rounding error count as 0, since the square root would magnify them.
     """
     rows = unit_rows(features)
     rows = rows - rows.mean(dim=0)
     gram = rows @ rows.T
-    lengths = gram.diagonal()[:, None] + gram.diagonal()
-    squares, eps = lengths - 2 * gram, torch.finfo(rows.dtype).eps
-    equal = squares.detach() <= (16 * eps * lengths.detach()).clamp_min((8 * eps) ** 2)
+    norms = gram.diagonal()[:, None] + gram.diagonal()  # |x|^2 + |y|^2
+    squares, eps = norms - 2 * gram, torch.finfo(rows.dtype).eps
+    equal = squares.detach() <= (16 * eps * norms.detach()).clamp_min((8 * eps) ** 2)
     distances = squares.masked_fill(equal.fill_diagonal_(True), 1).sqrt().masked_fill(equal, 0)
     mean = distances.sum() / _pairs(distances)
     return distances / mean.masked_fill(mean <= 0, 1)
 
 
 def angle_relations(features: Tensor) -> Tensor:
-    """``[B, D] -> [B, B, B]``: ``jik`` is the cosine at ``j`` between ``i`` and ``k`` (RKD-A), 0 where two coincide."""
+    """``[B, D] -> [B, B, B]``: entry ``jik`` is the cosine of the angle ``i j k`` (RKD-A), 0 where two coincide."""
     rows = unit_rows(features)
     directions = unit_rows(rows[None] - rows[:, None])
     angles = directions @ directions.mT
@@ -59,25 +59,25 @@ def mse(relations: Tensor, target: Tensor, temperature: Any) -> Tensor:
 
 
 def cumulative_l1(relations: Tensor, target: Tensor, temperature: Any) -> Tensor:
-    """Mean absolute difference of the running sums over all pairs, row by row (official "kl"): batch order matters."""
+    """Mean absolute difference of running sums over all pairs, row by row (official "kl"): depends on batch order."""
     return off_diagonal(relations - target).flatten().cumsum(0).abs().mean() / abs(temperature)
 
 
 def row_kl(relations: Tensor, target: Tensor, temperature: Any) -> Tensor:
-    """``KL(softmax of the target's row || softmax of ours)`` over the other items, mean over rows, in nats."""
-    ours, theirs = ((off_diagonal(x) / temperature).log_softmax(dim=1) for x in (relations, target))
-    return (theirs.exp() * (theirs - ours)).sum(dim=1).mean()
+    """``KL(P || Q)`` in nats, mean over rows: ``P`` and ``Q`` are softmaxes of target and ours over the other items."""
+    log_q, log_p = ((off_diagonal(x) / temperature).log_softmax(dim=1) for x in (relations, target))
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
 
 
 def huber(relations: Tensor, target: Tensor, temperature: Any) -> Tensor:
-    """Mean Huber loss (threshold 1) over the pairs, or over the distinct triples; temperature is ignored."""
+    """Mean Huber loss (threshold 1) over the pairs, or over triples of different items; ignores the temperature."""
     entries = _pairs(relations) * (len(relations) - 2 if relations.ndim == 3 else 1)
     return F.huber_loss(relations, target, reduction="sum") / entries
 
 
 def wasserstein(relations: Tensor, target: Tensor, temperature: Any, cost: Tensor) -> Tensor:
-    """1-D Wasserstein-1 distance per row between the two times ``cost [B, B]``, weighted by it (official "wd")."""
-    # The area between two distribution functions: the running sum of weights, + for one side and − for the other.
+    """Mean row-wise Wasserstein-1 of ``relations * cost`` and ``target * cost``, weights ``cost`` (official "wd")."""
+    # the area between two distribution functions: running sums of weights, + for one and − for the other
     values, order = torch.cat([relations * cost, target * cost], dim=1).sort(dim=1)
     height = torch.cat([cost, -cost], dim=1).gather(1, order).cumsum(dim=1)[:, :-1].abs()
     area, total = (height * values.diff(dim=1)).sum(dim=1), cost.sum(dim=1)
@@ -88,7 +88,7 @@ def _pairs(relations: Tensor) -> int:
     return len(relations) * (len(relations) - 1)
 
 
-# Name of a distance -> (features to relations; relations, target and temperature to scalar)
+# name -> (features -> relations; relations, target and temperature -> scalar)
 DISTANCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[..., Tensor]]] = {
     "mae": (cosine_relations, mae),
     "mse": (cosine_relations, mse),

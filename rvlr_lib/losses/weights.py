@@ -1,4 +1,4 @@
-"""Weights of the loss terms, the learnable fusion weight, the pull to the start."""
+"""Weights of the loss terms, the anchor to the starting weights, and the learnable fusion weight."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of each term; the defaults are the official ones (``a`` to ``g`` in the official code)."""
+    """Weight of each loss term; the defaults are the official ones (``a`` to ``g`` in the official code)."""
 
     contrastive: float = 1.0
     matching: float = 2.0
@@ -28,20 +28,21 @@ class LossWeights:
 
 
 def anchor_loss(parameters: Iterable[Tensor], start: Iterable[Tensor]) -> Tensor:
-    """Sum of the squared differences of the trained weights to where they started (L2-SP, Li et al. 2018).
+    """Sum of squared differences between the trained weights and their starting values (L2-SP, Li et al. 2018).
 
-    ``start`` holds copies in the same order and gets no gradient; ValueError for none, other numbers, other shapes.
+    ``start`` holds copies in the same order and gets no gradient. ValueError for none, or unequal numbers or shapes.
     """
     pairs = list(zip(parameters, start, strict=True))
-    if wrong := [(tuple(x.shape), tuple(x0.shape)) for x, x0 in pairs if x.shape != x0.shape] or not pairs:
-        raise ValueError(f"weights and their starts must have the same shapes, got {wrong if pairs else 'none'}")
+    unequal = [(tuple(x.shape), tuple(x0.shape)) for x, x0 in pairs if x.shape != x0.shape]
+    if unequal or not pairs:
+        raise ValueError(f"weights and their starting values must have the same shapes, got {unequal or 'none'}")
     return torch.stack([(x - x0.detach()).square().sum() for x, x0 in pairs]).sum()
 
 
 class FusionWeight(nn.Module):
-    """The share of the text teacher in the structure target; calling it gives a 0-d tensor.
+    """Share of the text teacher in the structure target; calling it returns a 0-d tensor.
 
-    ``"sigmoid"`` keeps it inside (0, 1), ``"free"`` is the official unconstrained scalar; not ``learnable``, it stays.
+    ``"sigmoid"`` keeps it inside (0, 1), ``"free"`` is the official unconstrained scalar. Not ``learnable``: fixed.
     """
 
     def __init__(self, initial: float = 0.5, form: str = "sigmoid", learnable: bool = True):
@@ -50,7 +51,7 @@ class FusionWeight(nn.Module):
             raise ValueError(f"unknown form {form!r}; valid: sigmoid, free")
         self.squashed = form == "sigmoid" and learnable
         if self.squashed and not 0 < initial < 1:
-            raise ValueError(f"a sigmoid fusion weight lies inside (0, 1), got {initial}")
+            raise ValueError(f"a sigmoid fusion weight must lie inside (0, 1), got {initial}")
         value = torch.tensor(float(initial))
         self.value = nn.Parameter(value.logit() if self.squashed else value, requires_grad=learnable)
 

@@ -1,7 +1,7 @@
 """Batches for training, the same for every arm and any number of processes.
 
-All draws depend on the seed, the epoch and the step alone, so a resumed training needs no more than its place. Second
-views have draws of their own: an arm that wants them sees the same batches as one that does not.
+All draws depend on the seed, the epoch and the step alone, so a resumed training only needs its position. Second views
+are drawn separately: an arm with second views sees the same batches as one without.
 """
 
 import hashlib
@@ -15,32 +15,32 @@ from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset, augment
 from rvlr_lib.models import CachedRows, Towers, needed_tokens
 from rvlr_lib.training.features import FeatureSet
-from rvlr_lib.training.processes import own_rows, prefetch
+from rvlr_lib.training.processes import local_rows, prefetch
 
-Epoch = tuple[Tensor, Tensor, Tensor]  # rows [steps, B] of pictures, captions, and other captions of these, if any
-FEATURE_DROPOUT = 0.1  # of a second view that has no picture or caption of its own
+Epoch = tuple[Tensor, Tensor, Tensor]  # row numbers [steps, B] of pictures, captions and second captions
+FEATURE_DROPOUT = 0.1  # makes a second view where there is no other view or caption
 
 
 class Inputs(NamedTuple):
-    """One batch on the device; the second views are None where nobody asks for them."""
+    """One batch on the device; second views are None unless asked for."""
 
     images: Any  # pixels [B, 3, S, S] in 0..1, augmented, or CachedRows
     texts: Any  # token ids [B, L], or CachedRows
-    image_rows: Tensor  # [B] row of the picture in the data set; equal rows are one picture
+    image_rows: Tensor  # [B] row numbers in the data set; equal ones are the same picture
     caption_rows: Tensor  # [B]
     second_images: Any = None
     second_texts: Any = None
 
 
 def derived_seed(seed: int, *names: object) -> int:
-    """A seed for one purpose, so that no two purposes share a stream."""
+    """Derive a seed for the purpose that ``names`` describe, so that no two purposes share a stream of draws."""
     return int.from_bytes(hashlib.sha256(":".join(map(str, (seed, *names))).encode()).digest()[:4])
 
 
 def captions_by_image(owner: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Captions sorted by picture, count and first place there of each picture, number of each caption in its picture.
+    """Group captions by picture, ``order[start : start + count]`` each: order, counts, starts, numbers in the group.
 
-    >>> [part.tolist() for part in captions_by_image(torch.tensor([1, 0, 1]))]
+    >>> [values.tolist() for values in captions_by_image(torch.tensor([1, 0, 1]))]
     [[1, 0, 2], [1, 2], [0, 1], [0, 0, 1]]
     """
     order, counts = torch.argsort(owner, stable=True), torch.bincount(owner)
@@ -50,11 +50,11 @@ def captions_by_image(owner: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class Batches:
-    """Order and captions of the batches of every epoch; a subclass reads what they hold, in ``_read``.
+    """Draw which pictures and captions form the batches of every epoch; subclasses read their contents in ``_read``.
 
-    ``rows`` is ``images``: every picture once an epoch, with a caption drawn for it; or ``captions``: every caption
-    once, with its picture, as the official code has it. A set smaller than ``batch_size`` gives one batch; a last batch
-    that is not full is left out. ``epoch`` and ``position`` are those of the batch that comes next.
+    ``rows`` is ``images``: every picture once per epoch, with a drawn caption; or ``captions``: every caption once,
+    with its picture, as in the official code. A set smaller than ``batch_size`` gives one batch; an incomplete last
+    batch is dropped. ``epoch`` and ``position`` are those of the next batch.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Batches:
         self.total = len(self.counts if rows == "images" else self.owner)
         self.batch_rows = min(self.total, optim.batch_size)
         self.steps_per_epoch = self.total // self.batch_rows
-        self.part = own_rows(self.batch_rows)
+        self.local = local_rows(self.batch_rows)
         self.epoch = self.position = 0
 
     def take(self, *, two_views: bool = False, tokens: bool = False) -> Iterator[Inputs]:
-        """What is left of the epoch under way, rows of this process only; after it ``epoch`` is the next one.
+        """Yield the remaining batches of the current epoch, this process's rows only, then move to the next epoch.
 
-        ``two_views`` asks for second views, ``tokens`` for the cached tokens of the matching loss.
+        ``two_views`` adds second views, ``tokens`` the cached tokens for the matching loss.
         """
         for inputs in self._read(self._draw(), two_views, tokens):
             self.position += 1
@@ -80,80 +80,80 @@ class Batches:
         self.epoch, self.position = self.epoch + 1, 0
 
     def _read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
-        """The epoch's batches from :attr:`position` on."""
+        """Yield the epoch's batches from :attr:`position` on."""
         raise NotImplementedError
 
     def _generator(self, purpose: str, step: int = 0, device: Any = None) -> torch.Generator:
         return torch.Generator(device or self.draw_on).manual_seed(derived_seed(self.seed, purpose, self.epoch, step))
 
     def _draw(self) -> Epoch:
-        generator, images_first = self._generator("order"), self.rows == "images"
+        generator, draw_captions = self._generator("order"), self.rows == "images"
         shuffled = torch.randperm(self.total, generator=generator, device=self.draw_on)
         draws = torch.rand(2, self.total, generator=generator, device=self.draw_on, dtype=torch.float64)
-        images = shuffled if images_first else self.owner[shuffled]
+        images = shuffled if draw_captions else self.owner[shuffled]
         counts, starts = self.counts[images], self.starts[images]
-        first = (draws[0] * counts).long() if images_first else self.within[shuffled]
-        second = (first + 1 + (draws[1] * (counts - 1)).long()) % counts  # itself where it stands alone
-        chosen = (images, self.by_image[starts + first], self.by_image[starts + second])
-        kept = self.steps_per_epoch * self.batch_rows
-        return tuple(rows[:kept].view(self.steps_per_epoch, self.batch_rows) for rows in chosen)
+        first = (draws[0] * counts).long() if draw_captions else self.within[shuffled]
+        second = (first + 1 + (draws[1] * (counts - 1)).long()) % counts  # the same one if a picture has no other
+        epoch = images, self.by_image[starts + first], self.by_image[starts + second]
+        used = self.steps_per_epoch * self.batch_rows
+        return tuple(rows[:used].view(self.steps_per_epoch, self.batch_rows) for rows in epoch)
 
 
 class FeatureBatches(Batches):
     """Batches of cached features; features, draws and batches stay on the device.
 
-    The first view of a picture is one of its augmented views, the second another one: the plain view where there is
-    just one, and the same with a tenth of the features dropped where there is none. So is a caption's second view that
-    stands alone.
+    A picture's two views are two of its augmented views; with a single one, that and the plain view; with none, the
+    plain view and the same with a tenth of its features dropped. An only caption's second view drops a tenth, too.
     """
 
     def __init__(
         self, features: FeatureSet, caption_image: Any, optim: TrainSettings, rows: str, seed: int, device: torch.device
     ) -> None:
         super().__init__(caption_image, optim, rows, seed, device, device)
-        self.images, self.texts = self._moved(features.images, features.texts)
+        self.images, self.texts = self._to_device(features.images, features.texts)
         self.tokens: Sequence[Any] = (features.image_tokens, features.text_tokens, features.text_mask)
 
-    def _moved(self, *cached: Tensor) -> list[Tensor]:
+    def _to_device(self, *cached: Tensor) -> list[Tensor]:
         try:
-            return [part.to(self.device) for part in cached]
+            return [tensor.to(self.device) for tensor in cached]
         except torch.OutOfMemoryError:
-            size = f"{sum(part.nbytes for part in cached) / 1e9:.1f} GB of cached features"
-            way_out = "set fewer model.views, or model.fusion_layers=0, which needs no tokens"
-            raise ValueError(f"{self.device} has no memory for {size}: {way_out}") from None
+            size = f"{sum(tensor.nbytes for tensor in cached) / 1e9:.1f} GB of cached features"
+            remedy = "set fewer model.views, or model.fusion_layers=0, which needs no tokens"
+            raise ValueError(f"{self.device} has no memory for {size}: {remedy}") from None
 
     def _read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
-        views, shape = len(self.images), epoch[0].shape
+        views, steps = len(self.images), len(epoch[0])
         generators = self._generator("first views"), self._generator("second views")
-        draws = [torch.rand(shape, generator=g, device=self.device, dtype=torch.float64) for g in generators]
+        draws = [torch.rand(epoch[0].shape, generator=g, device=self.device, dtype=torch.float64) for g in generators]
         first = (1 + (draws[0] * (views - 1)).long()).clamp(max=views - 1)
-        others = 1 + (first + (draws[1] * (views - 2)).long()) % max(views - 1, 1)  # any augmented one but the first
-        second = others if views > 2 else torch.zeros_like(first)
+        second = torch.zeros_like(first)
+        if views > 2:  # another augmented view
+            second = 1 + (first + (draws[1] * (views - 2)).long()) % (views - 1)
         if tokens:
-            self.tokens = self._moved(*self.tokens)
-            lengths = [self.tokens[2].shape[1]] * shape[0]  # on a GPU equal shapes are worth more than short ones
+            image_tokens, text_tokens, mask = self.tokens = self._to_device(*self.tokens)
+            lengths = [mask.shape[1]] * steps  # on a GPU, equal shapes are worth more than short ones
             if self.device.type == "cpu":
-                lengths = self.tokens[2].sum(dim=1)[epoch[1]].amax(dim=1).tolist()
-        for step in range(self.position, shape[0]):
-            images, captions = (rows[step, self.part] for rows in epoch[:2])
-            picture = CachedRows(self.images[first[step, self.part], images])
+                lengths = mask.sum(dim=1)[epoch[1]].amax(dim=1).tolist()
+        for step in range(self.position, steps):
+            images, captions = (rows[step, self.local] for rows in epoch[:2])
+            picture = CachedRows(self.images[first[step, self.local], images])
             caption = CachedRows(self.texts[captions])
             if tokens:
-                image_tokens, text_tokens, mask = self.tokens
-                kept = (captions, slice(lengths[step]))
+                unpadded = captions, slice(lengths[step])
                 picture = picture._replace(tokens=image_tokens[images])
-                caption = caption._replace(tokens=text_tokens[kept], mask=mask[kept])
-            seconds = self._second(epoch, second, step) if two_views else ()
-            yield Inputs(picture, caption, images, captions, *seconds)
+                caption = caption._replace(tokens=text_tokens[unpadded], mask=mask[unpadded])
+            second_views = self._second_views(epoch, second, step) if two_views else ()
+            yield Inputs(picture, caption, images, captions, *second_views)
 
-    def _second(self, epoch: Epoch, views: Tensor, step: int) -> Iterator[CachedRows]:
+    def _second_views(self, epoch: Epoch, views: Tensor, step: int) -> Iterator[CachedRows]:
         generator = self._generator("dropout", step)
-        images, captions, others = (rows[step] for rows in epoch)
-        alone = torch.full_like(captions, len(self.images) == 1, dtype=torch.bool)
-        for rows, lone in ((self.images[views[step], images], alone), (self.texts[others], captions == others)):
-            kept = torch.rand(rows.shape, generator=generator, device=self.device) >= FEATURE_DROPOUT
-            rows = (rows / (1 - FEATURE_DROPOUT * lone)[:, None]).masked_fill(lone[:, None] & ~kept, 0)
-            yield CachedRows(rows[self.part])
+        images, captions, second_captions = (rows[step] for rows in epoch)
+        only_view = torch.full_like(captions, len(self.images) == 1, dtype=torch.bool)
+        pictures, texts = self.images[views[step], images], self.texts[second_captions]
+        for features, dropped in ((pictures, only_view), (texts, captions == second_captions)):
+            kept = torch.rand(features.shape, generator=generator, device=self.device) >= FEATURE_DROPOUT
+            scaled = features / (1 - FEATURE_DROPOUT * dropped)[:, None]
+            yield CachedRows(scaled.masked_fill(dropped[:, None] & ~kept, 0)[self.local])
 
 
 class PixelBatches(Batches):
@@ -162,24 +162,25 @@ class PixelBatches(Batches):
     def __init__(
         self, data: ImageTextDataset, towers: Towers, optim: TrainSettings, rows: str, seed: int, device: torch.device
     ) -> None:
-        super().__init__(data.caption_image, optim, rows, seed, device, "cpu")  # where pictures are read
+        super().__init__(data.caption_image, optim, rows, seed, device, "cpu")  # draws where pictures are read
         self.dataset, self.image_size = data, towers.image_size
         self.token_ids = towers.tokenizer(data.captions)
         self.lengths = needed_tokens(towers.text, self.token_ids)
 
     def _read(self, epoch: Epoch, two_views: bool, tokens: bool) -> Iterator[Inputs]:
         steps, purposes = range(self.position, self.steps_per_epoch), ("first views", "second views")[: 1 + two_views]
-        options = {"scale": self.optim.crop_scale, "flip": self.optim.flip, "part": (self.part, self.batch_rows)}
-        for step, host in zip(steps, prefetch(steps, lambda step: self._decode(epoch, step, two_views)), strict=True):
-            pixels, images, captions, *ids = (part.to(self.device, non_blocking=True) for part in host)
-            draws = [self._generator(purpose, step, self.device) for purpose in purposes]
-            first, *second = (augment(pixels, generator, **options) for generator in draws)
+        options = {"scale": self.optim.crop_scale, "flip": self.optim.flip, "part": (self.local, self.batch_rows)}
+        decoded = prefetch(steps, lambda step: self._decode(epoch, step, two_views))
+        for step, tensors in zip(steps, decoded, strict=True):
+            pixels, images, captions, *ids = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
+            generators = [self._generator(purpose, step, self.device) for purpose in purposes]
+            first, *second = (augment(pixels, generator, **options) for generator in generators)
             yield Inputs(first, ids[0], images, captions, *second, *ids[1:])
 
     def _decode(self, epoch: Epoch, step: int, two_views: bool) -> list[Tensor]:
-        """Pixels, rows of pictures and captions, and token ids of both views, in memory that a GPU copies from."""
-        images, first, second = (rows[step, self.part] for rows in epoch)
-        longest = [self.lengths[rows[step]].max() for rows in epoch[1:]]  # of all processes' rows: sequences stack
+        """Pixels, row numbers of pictures and captions, and token ids of each view, in pinned memory for a GPU."""
+        images, first, second = (rows[step, self.local] for rows in epoch)
+        longest = [self.lengths[rows[step]].max() for rows in epoch[1:]]  # over all processes, so that shapes agree
         ids = [self.token_ids[rows, :length] for rows, length in zip((first, second), longest, strict=True)]
-        parts = [self.dataset.pixels(images, self.image_size), images, first, *ids[: 1 + two_views]]
-        return [part.pin_memory() for part in parts] if self.device.type == "cuda" else parts
+        tensors = [self.dataset.pixels(images, self.image_size), images, first, *ids[: 1 + two_views]]
+        return [tensor.pin_memory() for tensor in tensors] if self.device.type == "cuda" else tensors

@@ -1,4 +1,4 @@
-"""Features of frozen towers, computed once for a data set, and common-space features of students."""
+"""Features of frozen towers, computed once per data set, and common-space features of students."""
 
 import hashlib
 import os
@@ -22,20 +22,20 @@ from rvlr_lib.disk import flush, save_tensors
 from rvlr_lib.models import CachedRows, HeadStudent, Student, Towers, TowerStudent
 from rvlr_lib.training.processes import is_main, say_once, shared_work
 
-Outputs = Sequence[Any]  # of a tower: features, tokens or None and, of captions, the mask of real tokens
-Rows = dict[str, Tensor]  # the same by name, a row for each picture or caption
+Outputs = Sequence[Any]  # of a tower: features, tokens or None and, for captions, the mask of real tokens
+Rows = dict[str, Tensor]  # the same by name, with a row for each picture or caption
 Result = TypeVar("Result")
 Features = tuple[Tensor, Tensor]  # unit rows of the pictures [I, D] and of the captions [C, D]
-PICTURES, CAPTIONS, ROWS = 128, 64, 8192  # of a batch; the last: cached rows that heads take at once
-PIXELS_AT_ONCE = 16 * 384**2  # a Swin-B at 384 px takes 110 MB of activations for each picture
-LONG = 2000  # rows from which on encoding shows its progress
+PICTURES, CAPTIONS, ROWS = 128, 64, 8192  # batch sizes: pictures, distinct captions, cached rows for heads
+PIXELS_AT_ONCE = 16 * 384**2  # a Swin-B at 384 px takes 110 MB of activations per picture
+LONG = 2000  # rows from which encoding shows its progress
 
 
 @dataclass(frozen=True)
 class FeatureSet:
     """Cached outputs of frozen towers for the ``I`` pictures and ``C`` captions of a data set, not normalised."""
 
-    images: Tensor  # [V, I, W], view 0 plain, the others augmented
+    images: Tensor  # [V, I, W]; view 0 is plain, the others augmented
     texts: Tensor  # [C, W']
     image_tokens: Tensor | None = None  # [I, N, W] float16 of the plain view
     text_tokens: Tensor | None = None  # [C, L, W'] float16
@@ -43,10 +43,10 @@ class FeatureSet:
 
 
 def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a ``precision``; ``auto`` is bfloat16 on CUDA, float32 elsewhere.
+    """Autocast context for a ``precision``; ``auto`` is bfloat16 on CUDA, float32 elsewhere.
 
     bfloat16 is 2 to 3 times as fast on newer GPUs and AMD's CPUs, slower by a third to a half on Intel's without AMX,
-    and 4 to 11 times as slow on CPUs without AVX-512: where it does not pay float32 is taken, and a line says so once.
+    and 4 to 11 times as slow on CPUs without AVX-512. Where it does not pay, float32 is used, and a line says so once.
     """
     wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
     if wanted and not fast_bfloat16(device):
@@ -55,11 +55,11 @@ def mixed_precision(device: torch.device, precision: str) -> torch.autocast:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 pays: on GPUs from Ampere on, on CPUs with AVX-512, of Intel's on those with AMX as well."""
+    """Whether bfloat16 pays: on GPUs from Ampere on, and on CPUs with AVX-512 (Intel's need AMX, too)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
-    slow = "Intel" in str(known.get("cpu_name")) and not known["amx_bf16"]
+    cpu: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
+    slow = "Intel" in str(cpu.get("cpu_name")) and not cpu["amx_bf16"]
     return device.type != "cpu" or (torch.backends.cpu.get_cpu_capability().startswith("AVX512") and not slow)
 
 
@@ -77,63 +77,63 @@ def encode_frozen(
     optim: TrainSettings | None = None,
     seed: int = 0,
 ) -> None:
-    """Store features of the pictures (``image``) or captions (``text``) of all splits by the frozen tower.
+    """Store the frozen tower's features of the pictures (``image``) or captions (``text``) of all splits.
 
-    ``SPLIT/features.npy`` is float32: of captions ``[C, W]``, of pictures ``[I, V, W]``: the plain view, and for the
-    training split ``views - 1`` augmented ones, drawn by ``seed``, cropped and flipped as ``optim`` says. With
-    ``tokens``, ``SPLIT/tokens.npy`` is float16: ``[I, N, W]`` of the plain view; ``[C, L, W]`` with bool ``mask.npy [C,
-    L]``, ``L`` that of the longest caption. Captions beyond the tower's context are cut; their number and that of
-    captions it hardly knows are printed. Several processes share the work. ValueError with the sizes where the disk has
-    no room. ``precision``: see :func:`mixed_precision`.
+    ``SPLIT/features.npy`` is float32: ``[C, W]`` for captions, ``[I, V, W]`` for pictures: the plain view and, for the
+    training split, ``views - 1`` augmented ones, drawn with ``seed``, cropped and flipped as ``optim`` says. With
+    ``tokens``, ``SPLIT/tokens.npy`` is float16: ``[I, N, W]`` of the plain view, or ``[C, L, W]`` with bool ``mask.npy
+    [C, L]``, ``L`` being the longest caption's. Prints how many captions are cut at the tower's context or hardly known
+    to it. Several processes share the work. ValueError with the sizes if the disk is too full. ``precision`` as in
+    :func:`mixed_precision`.
     """
     pictures = modality == "image"
     tower = (towers.visual if pictures else towers.text).to(device).eval()
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (towers.mean, towers.std))
     cast = mixed_precision(device, precision)
-    text = cast(partial(models.encode_text_tokens, tower, tokens=tokens, projected=False))
+    encode_text = cast(partial(models.encode_text_tokens, tower, tokens=tokens, projected=False))
 
     @cast
-    def image(pixels: Tensor, tokens: bool = tokens) -> Outputs:
-        normal = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
-        return models.encode_image_tokens(tower, normal, tokens=tokens, projected=False)
+    def encode_image(pixels: Tensor, tokens: bool = tokens) -> Outputs:
+        normalised = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+        return models.encode_image_tokens(tower, normalised, tokens=tokens, projected=False)
 
-    def encode_pictures(rows: Tensor, pixels: Tensor, views: int) -> Rows:
+    def encode_views(rows: Tensor, pixels: Tensor, views: int) -> Rows:
         pixels = pixels.to(device)
-        plain = _in_parts(image, pixels.float() / 255)
-        seen = [plain["features"]]
+        plain = _in_chunks(encode_image, pixels.float() / 255)
+        features = [plain["features"]]
         for view in range(1, views):
-            name = f"{seed} {view} {int(rows[0])}".encode()  # of a view of the batch that begins with this picture
+            name = f"{seed} {view} {int(rows[0])}".encode()  # one view of the batch that starts with this picture
             digest = hashlib.sha256(len(name).to_bytes(8, "little") + name).digest()
-            draws = torch.Generator().manual_seed(int.from_bytes(digest[:6]))
-            augmented = augment(pixels, draws, scale=optim.crop_scale, flip=optim.flip)
-            seen.append(_in_parts(partial(image, tokens=False), augmented)["features"])
-        return plain | {"features": torch.stack(seen, dim=1)}
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:6]))
+            augmented = augment(pixels, generator, scale=optim.crop_scale, flip=optim.flip)
+            features.append(_in_chunks(partial(encode_image, tokens=False), augmented)["features"])
+        return plain | {"features": torch.stack(features, dim=1)}
 
     for split, dataset in splits.items():
         if pictures:
-            work = partial(encode_pictures, views=views if split == "train" else 1)
-            parts, count = _encode_pictures(dataset, towers.image_size, work), len(dataset)
+            work = partial(encode_views, views=views if split == "train" else 1)
+            batches, count = _encode_pictures(dataset, towers.image_size, work), len(dataset)
         else:
             say_what_is_lost(towers, dataset)
-            parts, count = _encode_texts(towers, dataset.captions, text, device), len(dataset.captions)
-        _store(folder / split, parts, count, f"{dataset.name}/{split} {'pictures' if pictures else 'captions'}")
+            batches, count = _encode_captions(towers, dataset.captions, encode_text, device), len(dataset.captions)
+        _store(folder / split, batches, count, f"{dataset.name}/{split} {'pictures' if pictures else 'captions'}")
 
 
 def make_teacher(folder: Path, *, splits: Mapping[str, ImageTextDataset], **options: Any) -> None:
-    """Frozen features of one modality by the teacher of a name: ``<split>.safetensors`` each."""
-    for name, dataset in splits.items():
-        save_tensors(folder / f"{name}.safetensors", {"features": models.teacher_features(dataset=dataset, **options)})
+    """Store a teacher's frozen features of one modality, ``<split>.safetensors`` for each split."""
+    for split, dataset in splits.items():
+        save_tensors(folder / f"{split}.safetensors", {"features": models.teacher_features(dataset=dataset, **options)})
 
 
 def say_what_is_lost(towers: Towers, dataset: ImageTextDataset) -> None:
-    """Say once how many captions are cut at the text tower's context, and how many it hardly knows."""
+    """Print once how many captions are cut at the text tower's context, and how many have mostly unknown words."""
     captions, context = dataset.captions, int(towers.tokenizer.context_length)
-    lengths, strange = zip(*models.count_tokens(towers.tokenizer, captions), strict=True)
-    cut, way = sum(length > context for length in lengths), "a greater context_length keeps them whole"
-    unknown = "of words that the text tower mostly does not know: another one may (model, text_weights)"
-    for number, what in (cut, f"longer than {context} tokens and are cut; {way}"), (sum(strange), unknown):
-        if number:
-            say_once(f"{dataset.name}/{dataset.split}: {number:,} of {len(captions):,} captions are {what}")
+    lengths, unknown = zip(*models.count_tokens(towers.tokenizer, captions), strict=True)
+    cut = f"are longer than {context} tokens and are cut: a larger context_length keeps them complete"
+    strange = "consist mostly of words that the text tower does not know: another one may (model, text_weights)"
+    for count, fault in (sum(length > context for length in lengths), cut), (sum(unknown), strange):
+        if count:
+            say_once(f"{dataset.name}/{dataset.split}: {count:,} of {len(captions):,} captions {fault}")
 
 
 def read_features(image_folder: Path, text_folder: Path, split: str) -> FeatureSet:
@@ -145,16 +145,16 @@ def read_features(image_folder: Path, text_folder: Path, split: str) -> FeatureS
 
 @torch.no_grad()
 def encode(student: Student, data: ImageTextDataset | FeatureSet, device: torch.device | str = "cpu") -> Features:
-    """Common-space features, on the CPU in float32: whole towers take a data set, heads a feature set.
+    """Common-space features on the CPU in float32: whole towers take a data set, heads a feature set.
 
-    Several processes share the work of whole towers. ValueError where student and data do not go together.
+    Several processes share the work of whole towers. ValueError if student and data do not go together.
     """
     if isinstance(student, TowerStudent) and isinstance(data, ImageTextDataset):
         images, texts = _run_towers(student, data, device, tokens=False)
         return images["features"], texts["features"]
     if not isinstance(student, HeadStudent) or not isinstance(data, FeatureSet):
-        kinds = f"{type(student).__name__} cannot encode {type(data).__name__}"
-        raise ValueError(f"{kinds}: whole towers take a data set, heads its cached features")
+        problem = f"{type(student).__name__} cannot encode {type(data).__name__}"
+        raise ValueError(f"{problem}: whole towers take a data set, heads its cached features")
     student.to(device).eval()
     heads = (student.encode_image, data.images[0]), (student.encode_text, data.texts)
     images, texts = ([head(CachedRows(x.to(device))).features.cpu() for x in rows.split(ROWS)] for head, rows in heads)
@@ -175,15 +175,15 @@ def encode_tokens(
 def _run_towers(
     student: TowerStudent, data: ImageTextDataset, device: torch.device | str, *, tokens: bool
 ) -> tuple[Rows, Rows]:
-    """What the student makes of all pictures and captions."""
+    """The student's outputs for all pictures and for all captions."""
     student.to(device).eval()
 
     def work(_rows: Tensor, pixels: Tensor) -> Rows:
-        return _in_parts(lambda part: student.encode_image(part.float() / 255, tokens=tokens), pixels.to(device))
+        return _in_chunks(lambda chunk: student.encode_image(chunk.float() / 255, tokens=tokens), pixels.to(device))
 
     images = _encode_pictures(data, student.image_size, work)
-    texts = _encode_texts(student, data.captions, partial(student.encode_text, tokens=tokens), device)
-    return _fill(images, len(data)), _fill(texts, len(data.captions))
+    texts = _encode_captions(student, data.captions, partial(student.encode_text, tokens=tokens), device)
+    return _assemble(images, len(data)), _assemble(texts, len(data.captions))
 
 
 def _as_rows(features: Tensor, tokens: Tensor | None, mask: Tensor | None = None) -> Rows:
@@ -192,18 +192,18 @@ def _as_rows(features: Tensor, tokens: Tensor | None, mask: Tensor | None = None
     return {"features": features.float(), "tokens": tokens.half()} | ({} if mask is None else {"mask": mask})
 
 
-def _in_parts(run: Callable[[Tensor], Outputs], inputs: Tensor) -> Rows:
-    """What a tower makes of its inputs, in as many parts as the memory of their device asks for."""
+def _in_chunks(tower: Callable[[Tensor], Outputs], inputs: Tensor) -> Rows:
+    """Outputs of a tower for its inputs, computed in chunks that fit in the device's memory."""
 
     def compute(chunk_size: int) -> Rows:
-        parts = [_as_rows(*run(part)) for part in inputs.split(chunk_size)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        chunks = [_as_rows(*tower(chunk)) for chunk in inputs.split(chunk_size)]
+        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     return halve_until_it_fits(compute, len(inputs))
 
 
 def halve_until_it_fits(compute: Callable[..., Result], rows: int) -> Result:
-    """``compute(chunk_size=rows)``, with half the rows each time the device runs out of memory; the same numbers."""
+    """Return ``compute(chunk_size=rows)``, halving ``rows`` each time the device runs out of memory; same numbers."""
     first = rows = max(1, rows)
     while True:
         try:
@@ -215,67 +215,67 @@ def halve_until_it_fits(compute: Callable[..., Result], rows: int) -> Result:
             if rows < first:
                 say_once(f"{first} rows at once did not fit in memory, {rows} did; the numbers are the same")
             return result
-        rows //= 2  # outside the handler, whose traceback keeps tensors alive
+        rows //= 2  # outside the handler, since its traceback keeps tensors alive
         torch.cuda.empty_cache()
 
 
 def _encode_pictures(
     dataset: ImageTextDataset, size: int, work: Callable[[Tensor, Tensor], Rows]
 ) -> Iterator[tuple[Tensor, Rows]]:
-    """Rows of pictures and what the work makes of their pixels, batch by batch."""
-    at_once = max(1, min(PICTURES, PIXELS_AT_ONCE // size**2))
-    return shared_work(torch.arange(len(dataset)).split(at_once), lambda rows: dataset.pixels(rows, size), work)
+    """Row numbers of pictures, and the result of ``work`` on their pixels, batch by batch."""
+    batch_size = max(1, min(PICTURES, PIXELS_AT_ONCE // size**2))
+    return shared_work(torch.arange(len(dataset)).split(batch_size), lambda rows: dataset.pixels(rows, size), work)
 
 
-def _encode_texts(
-    towers: Towers | TowerStudent, captions: Sequence[str], run: Callable[[Tensor], Outputs], device: torch.device | str
+def _encode_captions(
+    towers: Towers | TowerStudent, captions: Sequence[str], encode_text: Callable[[Tensor], Outputs], device: Any
 ) -> Iterator[tuple[Tensor, Rows]]:
-    """Rows of captions and what a tower makes of their token ids; each distinct caption once, the longest first."""
-    distinct = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
-    row_of = torch.tensor([distinct[caption] for caption in captions])
-    captions_of = torch.argsort(row_of, stable=True).split(torch.bincount(row_of).tolist())
+    """Row numbers of captions and the text tower's outputs for them; each distinct caption once, the longest first."""
+    distinct = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    number_of = torch.tensor([distinct[caption] for caption in captions])
+    captions_of = torch.argsort(number_of, stable=True).split(torch.bincount(number_of).tolist())
     token_ids = towers.tokenizer(list(distinct))
     lengths = models.needed_tokens(towers.text, token_ids)
     by_length = torch.argsort(lengths, stable=True).split(CAPTIONS)[::-1]
-    read = lambda rows: token_ids[rows, : int(lengths[rows].amax())]  # noqa: E731  # on the host: no GPU is waited for
-    for rows, outputs in shared_work(by_length, read, lambda _rows, ids: _in_parts(run, ids.to(device))):
-        places = [captions_of[row] for row in rows.tolist()]
-        repeats = torch.tensor([len(part) for part in places])
-        yield torch.cat(places), {name: value.repeat_interleave(repeats, dim=0) for name, value in outputs.items()}
+    read = lambda numbers: token_ids[numbers, : int(lengths[numbers].amax())]  # noqa: E731  # on the CPU: no waiting
+    for numbers, outputs in shared_work(by_length, read, lambda _, ids: _in_chunks(encode_text, ids.to(device))):
+        rows = [captions_of[number] for number in numbers.tolist()]
+        repeats = torch.tensor([len(equal) for equal in rows])
+        yield torch.cat(rows), {name: value.repeat_interleave(repeats, dim=0) for name, value in outputs.items()}
 
 
-def _fill(
-    parts: Iterable[tuple[Tensor, Rows]],
+def _assemble(
+    batches: Iterable[tuple[Tensor, Rows]],
     total: int,
     create: Callable[[str, tuple[int, ...], Tensor], Tensor] = lambda _name, shape, like: like.new_zeros(shape),
 ) -> Rows:
-    """Put the rows of each part into arrays of zeros; the first part, which holds the longest captions, shapes them."""
+    """Write each batch into its rows of arrays of zeros, shaped by the first batch, which has the longest captions."""
     arrays: Rows = {}
-    for rows, part in parts:
-        arrays = arrays or {name: create(name, (total, *value.shape[1:]), value) for name, value in part.items()}
-        for name, value in part.items():
+    for rows, batch in batches:
+        arrays = arrays or {name: create(name, (total, *value.shape[1:]), value) for name, value in batch.items()}
+        for name, value in batch.items():
             arrays[name][rows, : value.shape[1]] = value
     return arrays
 
 
-def _store(folder: Path, parts: Iterable[tuple[Tensor, Rows]], total: int, label: str) -> None:
-    """Write ``folder/NAME.npy`` part by part, in the main process alone."""
+def _store(folder: Path, batches: Iterable[tuple[Tensor, Rows]], total: int, label: str) -> None:
+    """Write ``folder/NAME.npy`` batch by batch, in the main process alone."""
     folder.mkdir(parents=True)
-    needed = 0  # of all arrays: a mapped file takes its room only when it is written
+    needed = 0  # bytes of all arrays: a mapped file takes up space only when it is written
 
     def create(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         nonlocal needed
         needed, free = needed + total * like[0].nbytes, shutil.disk_usage(folder).free
-        if needed > free:  # writing to a mapped file that finds no room would end the process
+        if needed > free:  # writing to a mapped file without space left would kill the process
             sizes = f"need {needed / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free"
-            raise ValueError(f"{label}: their {name} {sizes}: make room, or choose fewer views or fusion_layers=0")
+            raise ValueError(f"{label}: their {name} {sizes}: free space, or set fewer views or fusion_layers=0")
         return torch.from_numpy(np.lib.format.open_memmap(folder / f"{name}.npy", "w+", like.numpy().dtype, shape))
 
     if is_main():
         hidden = total < LONG or "RVLR_HEADLESS" in os.environ
-        _fill(tqdm(parts, desc=label, unit="batch", disable=hidden, leave=False), total, create)
+        _assemble(tqdm(batches, desc=label, unit="batch", disable=hidden, leave=False), total, create)
     else:
-        deque(parts, maxlen=0)  # does its share
+        deque(batches, maxlen=0)  # does its share of the work
     for path in folder.iterdir():
         flush(path)
 

@@ -1,7 +1,7 @@
-"""Several processes as one: work shared, rows gathered with their gradients, decisions taken in common.
+"""Several processes acting as one: shared work, rows gathered with their gradients, common decisions.
 
-Process r of W holds rows ``r B/W`` to ``(r + 1) B/W - 1`` of a batch of B. In a single process everything here is a
-plain call; otherwise all processes must call it.
+Process r of W holds rows ``r B/W`` to ``(r + 1) B/W - 1`` of a batch of B. In a single process, every function here is
+a plain call; otherwise all processes must call it.
 """
 
 import os
@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 
 
 def processes() -> tuple[int, int]:
-    """The number of this process and how many there are; ``(0, 1)`` where no process group runs."""
+    """Rank of this process and number of processes; ``(0, 1)`` without a process group."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
@@ -31,78 +31,77 @@ def is_main() -> bool:
 
 @cache
 def say_once(line: str) -> None:
-    """Print a line once, in the main process alone."""
+    """Print a line in the main process alone, and only the first time."""
     if is_main():
         print(line)
 
 
 @contextmanager
 def process_group(device: torch.device, timeout: float) -> Iterator[None]:
-    """Join the processes that torchrun started, each with the GPU of its local rank; alone, do nothing.
+    """Join the processes that torchrun started, each on the GPU of its local rank; do nothing in a single process.
 
-    One that waits for another gives up after ``timeout`` seconds.
+    A process gives up waiting for another after ``timeout`` seconds.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if device.type == "cuda":
             if device.index is not None:
-                raise ValueError(f"device {device}: under torchrun give cuda, each process takes that of its rank")
+                raise ValueError(f"device {device}: under torchrun give cuda, each process takes the GPU of its rank")
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
     yield
-    if processes()[1] > 1:  # not after an error: leaving waits for the others, who may wait for this one
+    if processes()[1] > 1:  # not after an error: leaving waits for the others, which may be waiting for this one
         distributed.destroy_process_group()
 
 
-def spread(objective: nn.Module) -> nn.Module:
-    """The module to call in training: over several processes it averages the gradients."""
+def data_parallel(objective: nn.Module) -> nn.Module:
+    """Return the module to call in training, which averages the gradients over the processes."""
     if processes()[1] == 1:
         return objective
-    own = [torch.cuda.current_device()] if next(objective.parameters()).is_cuda else None
-    # buffers are frozen teachers and statistics; the switches, not the batch, decide which parameters have no gradient
-    return nn.parallel.DistributedDataParallel(objective, own, broadcast_buffers=False, static_graph=True)
+    devices = [torch.cuda.current_device()] if next(objective.parameters()).is_cuda else None
+    # buffers are frozen teachers and statistics; settings, not batches, decide which parameters have no gradient
+    return nn.parallel.DistributedDataParallel(objective, devices, broadcast_buffers=False, static_graph=True)
 
 
 def prefetch(items: Sequence[Any], read: Callable[[Any], Any]) -> Iterator[Any]:
-    """What is read for each item; a thread reads the next one while the caller uses this one.
+    """Yield ``read(item)`` for each item; a thread reads the next one while the caller uses this one.
 
     >>> list(prefetch([1, 2, 3], lambda number: number * number))
     [1, 4, 9]
     """
     with ThreadPoolExecutor(1) as pool:
-        under_way = (pool.submit(read, item) for item in items)
-        for found, _ in pairwise(chain(under_way, [None])):
-            yield found.result()
+        futures = (pool.submit(read, item) for item in items)
+        for future, _ in pairwise(chain(futures, [None])):
+            yield future.result()
 
 
 def shared_work(
     batches: Sequence[Tensor], read: Callable[[Tensor], Tensor], work: Callable[[Tensor, Tensor], dict[str, Tensor]]
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Each batch of rows and what the work makes of what is read for it, on the CPU, in every process.
+    """Yield each batch of rows with ``work(rows, read(rows))``, on the CPU, in every process.
 
-    Process r of W works on every W-th batch, from the r-th. The batches do not depend on W, so neither does a bit of
-    the results.
+    Process r of W works on batches r, r + W, …; these do not depend on W, so the results are the same bit for bit.
     """
     rank, count = processes()
-    own = batches[rank::count]
-    done = (work(rows, content) for rows, content in zip(own, prefetch(own, read), strict=True))
-    for turn in range(0, len(batches), count):
-        found = {name: value.cpu() for name, value in next(done, {}).items()}
-        yield from zip(batches[turn : turn + count], held_by_all(found), strict=False)
+    local_batches = batches[rank::count]
+    results = (work(rows, inputs) for rows, inputs in zip(local_batches, prefetch(local_batches, read), strict=True))
+    for start in range(0, len(batches), count):
+        result = {name: value.cpu() for name, value in next(results, {}).items()}
+        yield from zip(batches[start : start + count], held_by_all(result), strict=False)
 
 
-def own_rows(batch: int) -> slice:
-    """The rows of a batch that this process holds; ValueError where it does not divide into parts of two or more."""
+def local_rows(batch: int) -> slice:
+    """Rows of a batch that this process holds; ValueError unless the batch divides into equal parts of two or more."""
     rank, count = processes()
-    share = batch // count
-    if share * count != batch or (count > 1 and share < 2):
-        fault = f"a batch of {batch} rows does not divide over {count} processes into equal parts of two or more rows"
-        raise ValueError(f"{fault}: set batch_size to a multiple of {count}")
-    return slice(rank * share, (rank + 1) * share)
+    size = batch // count
+    if size * count != batch or (count > 1 and size < 2):
+        problem = f"a batch of {batch} rows does not divide over {count} processes into equal parts of two or more rows"
+        raise ValueError(f"{problem}: set batch_size to a multiple of {count}")
+    return slice(rank * size, (rank + 1) * size)
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather whose gradient is summed over the processes; torch's own differentiable one is deprecated."""
+    """All-gather whose gradient is summed over the processes; torch's differentiable all-gather is deprecated."""
 
     @staticmethod
     def forward(ctx, features: Tensor) -> Tensor:
@@ -117,17 +116,17 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(features: Tensor) -> Tensor:
-    """Stack ``[B / W, ...]`` of all processes, in rank order; ``features`` itself in a single process.
+    """Stack ``[B / W, ...]`` of all processes in rank order; in a single process, return ``features`` itself.
 
-    The gradient is summed over the processes. So when each computes the loss of the whole batch and
-    ``DistributedDataParallel`` averages, parameters get the gradient of one process with the whole batch. The official
-    gather keeps the local slice only, and encoders get 1 / W of it (FIDELITY.md, row 22).
+    The gradient is summed over the processes. Since each computes the loss of the full batch and
+    ``DistributedDataParallel`` averages, parameters get the gradient of a single process with that batch. The official
+    gather keeps only the gradient of the local slice, so encoders get 1 / W of it (FIDELITY.md, row 22).
     """
     return features if processes()[1] == 1 else _GatherRows.apply(features)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sum of a tensor over the processes, without gradient; itself in a single process."""
+    """Sum a tensor over the processes, without gradient; in a single process, return it as it is."""
     if processes()[1] > 1:
         values = values.detach().clone()
         distributed.all_reduce(values)
@@ -135,8 +134,8 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def held_by_all(value: Any) -> list[Any]:
-    """What each process holds, in rank order (the main one first), in every process."""
-    found = [value] * processes()[1]
-    if len(found) > 1:
-        distributed.all_gather_object(found, value)
-    return found
+    """Gather the values of all processes into a list in rank order (the main process first), in every process."""
+    values = [value] * processes()[1]
+    if len(values) > 1:
+        distributed.all_gather_object(values, value)
+    return values

@@ -1,4 +1,4 @@
-"""Makers of the stages of a study: each fills a folder from data, features and settings alone."""
+"""Stages of a study: each function fills a folder from data, features and settings alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,35 +18,35 @@ from rvlr_lib.training.objectives import Objective, shuffle_teachers, warm_heads
 
 
 class Split(NamedTuple):
-    """A split, and what a student encodes of it: the data set itself for whole towers, cached features for heads."""
+    """A split and a student's input for it: the data set itself for whole towers, cached features for heads."""
 
     dataset: ImageTextDataset
     inputs: ImageTextDataset | FeatureSet
 
     def encode(self, student: Student, device: torch.device) -> Features:
-        """Common-space features, on the CPU in float32."""
+        """Common-space features on the CPU in float32."""
         return encode(student, self.inputs, device)
 
 
 def train_arm(
     folder: Path, *, arm: Mapping[str, Any], batches: Batches, selection: str, label: str, execution: Execution
 ) -> None:
-    """Train one arm: weights, log, how it went, and features of validation and test.
+    """Train one arm and store its weights, log, training record, and features of validation and test.
 
     ``selection`` names the split whose ``r_mean`` chooses the epoch; without a cross-modal loss it is the last one.
-    ``arm``: see :func:`start_objective`.
+    ``arm``: arguments of :func:`start_objective`.
     """
     objective, splits = start_objective(**arm, device=batches.device), arm["splits"]
     student, weights = objective.student, objective.weights
-    chosen = splits[selection].dataset.gallery_sets()[0]
-    owner = torch.as_tensor(chosen.caption_image, device=batches.device)
+    gallery = splits[selection].dataset.gallery_sets()[0]
+    owner = torch.as_tensor(gallery.caption_image, device=batches.device)
 
     def validate() -> dict[str, float]:
         images, texts = (rows.to(batches.device) for rows in splits[selection].encode(student, batches.device))
         # the first gallery's rows come first in the split
-        recalls = cross_modal_recall(images[: len(chosen)], texts[: len(chosen.captions)], owner)
-        across = weights.contrastive or weights.matching  # else recall is chance, and would choose by it
-        return {"score": recalls["r_mean"] if across else batches.epoch, **recalls}
+        recalls = cross_modal_recall(images[: len(gallery)], texts[: len(gallery.captions)], owner)
+        cross_modal = weights.contrastive or weights.matching  # without, recall is at chance and chooses nothing
+        return {"score": recalls["r_mean"] if cross_modal else batches.epoch, **recalls}
 
     fitted = fit(objective, batches, validate=validate, log_path=folder / "log.jsonl", label=label, execution=execution)
     objective.load_state_dict(fitted.state)
@@ -69,24 +69,24 @@ def start_objective(
     seed: int,
     device: torch.device,
 ) -> Objective:
-    """The losses of an arm on a fresh ``student`` with the weights of the stage in ``start``, if any.
+    """Set up an arm's objective on a fresh ``student``, with the weights of the stage in the folder ``start``, if any.
 
-    ``teachers`` are unit rows of the training pictures and captions, where a term needs them; ``shuffled`` gives the
+    ``teachers`` are unit rows of the training pictures and captions, if a term needs them; ``shuffled`` gives the
     structure term those of other pictures.
     """
     if start is not None:
         student.load_state_dict(load_tensors(start / "weights.safetensors"))
-    train, moved = splits["train"], None
-    if shuffled and teachers is not None:  # none where tuning switched the term off
-        moved = shuffle_teachers(teachers, train.dataset.caption_image, derived_seed(seed, "shuffled"))
-    objective = Objective(student, weights, method, teachers=teachers, structure_teachers=moved, seed=seed)
-    if objective.represent and method.head_init == "ridge":
+    train, other_teachers = splits["train"], None
+    if shuffled and teachers is not None:  # None if tuning switched the term off
+        other_teachers = shuffle_teachers(teachers, train.dataset.caption_image, derived_seed(seed, "shuffled"))
+    objective = Objective(student, weights, method, teachers=teachers, structure_teachers=other_teachers, seed=seed)
+    if objective.has_representation and method.head_init == "ridge":
         warm_heads(objective, train.encode(student, device))
         student.train()
     return objective
 
 
 def stored_features(folder: Path, split: str) -> Features:
-    """Features that :func:`train_arm` stored."""
+    """Read the features of a split that :func:`train_arm` stored."""
     tensors = load_tensors(folder / f"{split}.safetensors")
     return tensors["images"], tensors["texts"]

@@ -1,4 +1,4 @@
-"""The numbers of the official code."""
+"""Ours against the numbers of the official code."""
 
 import json
 from pathlib import Path
@@ -29,11 +29,11 @@ def near(value):
 
 def test_contrastive_and_representation(case):
     x, params, official = case
-    features = x["image_features"], x["text_features"], params["temperature"]
-    assert float(image_text_contrastive_loss(*features)) == near(official["itc_unique"])
-    assert float(image_text_contrastive_loss(*features, x["image_ids"])) == near(official["itc_ids"])
-    for name, side in (("iic_ids", "image"), ("ttc_ids", "text")):
-        pair = x[f"{side}_features"], x[f"{side}_teacher_projected"]
+    arguments = x["image_features"], x["text_features"], params["temperature"]
+    assert float(image_text_contrastive_loss(*arguments)) == near(official["itc_unique"])
+    assert float(image_text_contrastive_loss(*arguments, x["image_ids"])) == near(official["itc_ids"])
+    for name, modality in (("iic_ids", "image"), ("ttc_ids", "text")):
+        pair = x[f"{modality}_features"], x[f"{modality}_teacher_projected"]
         loss = representation_distillation_loss(*pair, params["temperature"], x["image_ids"])
         assert float(loss) == near(official[name])
 

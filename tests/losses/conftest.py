@@ -4,7 +4,7 @@ import torch
 
 @pytest.fixture
 def draw():
-    """Seeded float64 features that want a gradient."""
+    """Function (count, width, unit) -> seeded float64 features that require a gradient."""
     generator = torch.Generator().manual_seed(0)
 
     def rows(count: int, width: int, unit: bool = False):

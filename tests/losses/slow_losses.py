@@ -1,4 +1,4 @@
-"""Slow obvious twins of the structure loss and of the draws; benchmarks/structure_loss.py measures against them."""
+"""Slow, obvious twins of the structure loss and the draws; benchmarks/structure_loss.py measures against them."""
 
 from itertools import permutations
 
@@ -10,12 +10,12 @@ def slow_hard_negatives(similarity, temperature, ids, generator):
     """One multinomial draw for each text, then one for each image."""
     draws = []
     for scores in (similarity.T, similarity):
-        chosen = []
+        rows = []
         for i in range(len(scores)):
             weights = torch.softmax(scores[i] / temperature, dim=0) + 1e-5
             weights[ids == ids[i]] = 0
-            chosen.append(torch.multinomial(weights, 1, generator=generator))
-        draws.append(torch.cat(chosen))
+            rows.append(torch.multinomial(weights, 1, generator=generator))
+        draws.append(torch.cat(rows))
     return tuple(draws)
 
 
@@ -32,12 +32,12 @@ def slow_distances(features):
 
 def slow_angles(features):
     x = F.normalize(features, dim=-1)
-    places = permutations(range(len(x)), 3)
-    return torch.stack([F.normalize(x[i] - x[j], dim=0) @ F.normalize(x[k] - x[j], dim=0) for i, j, k in places])
+    triples = permutations(range(len(x)), 3)
+    return torch.stack([F.normalize(x[i] - x[j], dim=0) @ F.normalize(x[k] - x[j], dim=0) for i, j, k in triples])
 
 
 def slow_wasserstein_1d(u, v, weights):
-    """Area between two distribution functions: two sorts, two searches."""
+    """Area between two distribution functions, by two sorts and two searches."""
     points, zero = torch.cat([u, v]).sort().values, weights.new_zeros(1)
     (u, u_order), (v, v_order) = u.sort(), v.sort()
     u_cdf = torch.cat([zero, weights[u_order].cumsum(0)])[torch.searchsorted(u, points[:-1], right=True)]

@@ -12,11 +12,11 @@ PLAIN = [losses.pair_alignment_loss, *CYCLIC]
 
 
 def slow_contrast(rows, columns, temperature, ids):
-    """CE(S): mean over i of −(1 / number of the same image) Σ log softmax over those columns."""
+    """CE(S): mean over rows i of −mean of log softmax over the columns of the same image."""
     total = 0
     for i in range(len(rows)):
-        chances = torch.log_softmax(torch.stack([rows[i] @ column for column in columns]) / temperature, dim=0)
-        total = total - chances[ids == ids[i]].mean()
+        log_softmax = torch.log_softmax(torch.stack([rows[i] @ column for column in columns]) / temperature, dim=0)
+        total = total - log_softmax[ids == ids[i]].mean()
     return total / len(rows)
 
 
@@ -35,17 +35,17 @@ def contrast(student, teacher, ids=IDS):
 
 @pytest.fixture
 def pair(draw):
-    """Unit rows of seven items from two sides."""
+    """Unit rows of seven items in two modalities."""
     return draw(7, 5, unit=True), draw(7, 5, unit=True)
 
 
 @pytest.mark.parametrize("temperature", [0.07, 1.3, -0.5])
-@pytest.mark.parametrize("ids", [None, IDS, torch.zeros(7)], ids=["each its own", "some", "one image"])
+@pytest.mark.parametrize("ids", [None, IDS, torch.zeros(7)], ids=["all differ", "some equal", "one image"])
 def test_contrast_equals_the_loops(pair, ids, temperature):
-    known = torch.arange(7) if ids is None else ids
-    there, back = (slow_contrast(*rows, temperature, known).item() for rows in (pair, pair[::-1]))
-    assert losses.representation_distillation_loss(*pair, temperature, ids).item() == pytest.approx(there)
-    both = pytest.approx((there + back) / 2)
+    images = torch.arange(7) if ids is None else ids
+    forward, backward = (slow_contrast(*rows, temperature, images).item() for rows in (pair, pair[::-1]))
+    assert losses.representation_distillation_loss(*pair, temperature, ids).item() == pytest.approx(forward)
+    both = pytest.approx((forward + backward) / 2)
     assert losses.representation_distillation_loss(*pair, temperature, ids, bidirectional=True).item() == both
     assert losses.image_text_contrastive_loss(*pair, temperature, ids).item() == both
     assert losses.intra_modal_contrastive_loss(*pair, temperature, ids).item() == both
@@ -68,7 +68,7 @@ def test_gradients(draw):
         assert gradcheck(loss, (draw(5, 3), draw(5, 3)))
 
 
-def test_kind_of_ids_does_not_count(pair):
+def test_the_type_of_ids_does_not_matter(pair):
     for ids in (IDS.tolist(), IDS.numpy(), IDS.double(), IDS.to(torch.uint8), [f"image {i}" for i in IDS]):
         assert contrast(*pair, ids).item() == contrast(*pair).item()
 
@@ -77,9 +77,9 @@ def test_kind_of_ids_does_not_count(pair):
 def test_works_in_the_dtype_of_its_input(pair, dtype):
     a, b = (x.detach() for x in pair)
     for loss in (*PLAIN, contrast):
-        found, exact = loss(a.to(dtype), b.to(dtype)), loss(a, b).item()
-        assert found.dtype == dtype
-        assert found.item() == pytest.approx(exact, rel=0.1)
+        value, exact = loss(a.to(dtype), b.to(dtype)), loss(a, b).item()
+        assert value.dtype == dtype
+        assert value.item() == pytest.approx(exact, rel=0.1)
         assert loss(a.float(), b).item() == pytest.approx(exact, rel=1e-5)  # two dtypes
         assert loss(a.tolist(), b.numpy()).item() == pytest.approx(exact, rel=1e-5)
     assert losses.image_text_contrastive_loss(a, b, np.float32(0.1)).item() > 0

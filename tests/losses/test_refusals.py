@@ -1,4 +1,4 @@
-"""What bad input gets; a check that losses share is tried on one of them."""
+"""Errors for bad input; a check that several losses share is tested on one of them."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ def match(*shapes):
         (lambda: contrast(torch.ones(1, 3), torch.ones(1, 3)), "B >= 2"),
         (lambda: contrast([["a"], ["b"]], torch.ones(2, 1)), "_features must hold numbers"),
         (lambda: contrast(ONES * 1j), "real numbers"),
-        (lambda: contrast(ONES.to_sparse()), "none left out"),
-        (lambda: contrast([[1.0], [1.0, 2.0]], torch.ones(2, 1)), "_features is no array"),
+        (lambda: contrast(ONES.to_sparse()), "must hold dense real numbers"),
+        (lambda: contrast([[1.0], [1.0, 2.0]], torch.ones(2, 1)), "_features is not an array"),
         (lambda: contrast(temperature=0), "temperature must not be zero"),
         (lambda: contrast(temperature=torch.tensor(0.0)), "temperature must not be zero"),
         (lambda: contrast(temperature=torch.ones(4)), "0-d"),

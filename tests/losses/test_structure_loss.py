@@ -24,14 +24,14 @@ def scalar(value):
 
 @pytest.fixture
 def views(draw):
-    """Student, image teacher, text teacher and cost features of unlike widths."""
+    """Student, image teacher, text teacher and cost features of different widths."""
     return draw(B, 6), draw(B, 8), draw(B, 5), draw(B, 4)
 
 
 def loss(views, distance, centred=False, fusion_weight=0.3, temperature=0.2, function=None, **options):
-    *three, cost = views
+    *features, cost = views
     options |= {"fusion_weight": fusion_weight, "temperature": temperature, "distance": distance, "centred": centred}
-    return (function or structure_distillation_loss)(*three, cost_features=cost, **options)
+    return (function or structure_distillation_loss)(*features, cost_features=cost, **options)
 
 
 def value(*arguments, **options):
@@ -45,20 +45,20 @@ def mean_relation(views, fusion_weight=0.3, temperature=0.2, function=mean_relat
 @ALL
 @pytest.mark.parametrize(("fusion_weight", "temperature"), [(0.3, 0.2), (0.0, 1.0), (1.4, 0.07), (-0.5, -0.3)])
 def test_equals_the_slow_twin(views, distance, centred, fusion_weight, temperature):
-    numbers = fusion_weight, temperature
-    slow = [term.item() for term in loss(views, distance, centred, *numbers, slow_structure)]
-    assert [term.item() for term in loss(views, distance, centred, *numbers)] == pytest.approx(slow, rel=1e-9)
-    slow = mean_relation(views, *numbers, slow_mean_relation).item()
-    assert mean_relation(views, *numbers).item() == pytest.approx(slow)
-    student, *others = (x.detach().clone() for x in views)
-    for row in (student[5], 0):  # twins, and a zero row
+    scalars = fusion_weight, temperature
+    slow = [term.item() for term in loss(views, distance, centred, *scalars, slow_structure)]
+    assert [term.item() for term in loss(views, distance, centred, *scalars)] == pytest.approx(slow, rel=1e-9)
+    slow = mean_relation(views, *scalars, slow_mean_relation).item()
+    assert mean_relation(views, *scalars).item() == pytest.approx(slow)
+    student, *rest = (x.detach().clone() for x in views)
+    for row in (student[5], 0):  # equal rows, and a zero row
         student[2] = row
-        slow = loss((student, *others), distance, centred, function=slow_structure)[0]
-        assert value((student, *others), distance, centred) == pytest.approx(slow.item())
+        slow = loss((student, *rest), distance, centred, function=slow_structure)[0]
+        assert value((student, *rest), distance, centred) == pytest.approx(slow.item())
 
 
 @ALL
-def test_several_spaces_are_held_to_one_target_and_averaged(views, distance, centred):
+def test_several_spaces_share_one_target_and_are_averaged(views, distance, centred):
     spaces = [loss((x, *views[1:]), distance, centred) for x in (views[0], views[3])]
     both = loss(views, distance, centred, more_features=[views[3]])
     torch.testing.assert_close(tuple(both), ((spaces[0].student + spaces[1].student) / 2, *spaces[0][1:]))
@@ -68,14 +68,14 @@ def test_several_spaces_are_held_to_one_target_and_averaged(views, distance, cen
 
 
 def test_gradients(views):
-    few = *(x[:5].detach().requires_grad_() for x in views), scalar(0.3), scalar(0.4)
+    inputs = *(x[:5].detach().requires_grad_() for x in views), scalar(0.3), scalar(0.4)
     for distance, centred in CASES:
-        assert gradcheck(lambda *x, d=distance, c=centred: tuple(loss(x[:4], d, c, *x[4:])), few)
-    assert gradcheck(lambda *x: mean_relation(x[:4], *x[4:]), few)
+        assert gradcheck(lambda *x, d=distance, c=centred: tuple(loss(x[:4], d, c, *x[4:])), inputs)
+    assert gradcheck(lambda *x: mean_relation(x[:4], *x[4:]), inputs)
 
 
 @ALL
-def test_zero_at_the_target_lengths_of_rows_do_not_count_and_batch_order_for_the_running_sums_alone(
+def test_zero_at_the_target_invariant_to_row_lengths_and_except_for_running_sums_to_batch_order(
     views, distance, centred
 ):
     _, image, text, cost = views
@@ -86,9 +86,9 @@ def test_zero_at_the_target_lengths_of_rows_do_not_count_and_batch_order_for_the
     for scale in (torch.linspace(0.1, 30, B, dtype=torch.float64)[:, None], 1e-200, 1e200):
         assert value([x * scale for x in views], distance, centred) == pytest.approx(plain)
     order = torch.randperm(B, generator=torch.Generator().manual_seed(3))
-    moved = [x[order] for x in views]
-    assert (abs(value(moved, distance, centred) - plain) > 1e-3) == (distance == "cumulative_l1")
-    assert mean_relation(moved).item() == pytest.approx(mean_relation(views).item())
+    shuffled = [x[order] for x in views]
+    assert (abs(value(shuffled, distance, centred) - plain) > 1e-3) == (distance == "cumulative_l1")
+    assert mean_relation(shuffled).item() == pytest.approx(mean_relation(views).item())
 
 
 @pytest.mark.parametrize("distance", COSINE)
@@ -100,7 +100,7 @@ def test_the_relation_temperature_is_only_ever_pushed_up(distance, draw):
         assert temperature.grad < 0  # a descent step raises it
 
 
-def test_the_two_teacher_terms_fence_the_fusion_weight_under_mae_and_pull_it_to_one_half_under_mse(views):
+def test_teacher_terms_keep_the_fusion_weight_inside_0_to_1_under_mae_and_pull_it_to_one_half_under_mse(views):
     def slope(distance, share):
         weight = scalar(share)
         terms = loss(views, distance, fusion_weight=weight)
@@ -116,14 +116,14 @@ def test_the_two_teacher_terms_fence_the_fusion_weight_under_mae_and_pull_it_to_
 
 
 @ALL
-@pytest.mark.parametrize("poor", ["zero", "twins", "collapsed", "nearly collapsed"])
+@pytest.mark.parametrize("case", ["zero", "equal", "collapsed", "nearly collapsed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_poor_rows_have_a_finite_value_and_gradient(views, distance, centred, poor, dtype):
+def test_degenerate_rows_have_a_finite_value_and_gradient(views, distance, centred, case, dtype):
     views = [x.detach().to(dtype) for x in views]
     for x in views:
-        same = x[0] * (0 if poor == "zero" else 1)
-        x[2 if poor in ("zero", "twins") else slice(None)] = same.clone()
-        if poor == "nearly collapsed":
+        row = x[0] * (0 if case == "zero" else 1)
+        x[2 if case in ("zero", "equal") else slice(None)] = row.clone()
+        if case == "nearly collapsed":
             x += 1e-6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
         x.requires_grad_()
     term = loss(views, distance, centred).student
@@ -132,15 +132,15 @@ def test_poor_rows_have_a_finite_value_and_gradient(views, distance, centred, po
     assert all(x.grad is None or x.grad.isfinite().all() for x in views)
 
 
-def test_rkd_distance_is_exact_where_rows_are_equal_and_near(draw):
-    """The Gram form must not take rounding for a distance: equal rows are at 0, near ones where they are."""
+def test_rkd_distance_is_exact_for_equal_and_near_rows(draw):
+    """The Gram form must not mistake rounding for distance: equal rows are at 0, near ones at their distance."""
     relations_of = DISTANCES["rkd_distance"][0]
     rows = draw(40, 64).detach().float()
     assert relations_of(rows[:1].expand(40, 64)).abs().max() == 0
-    once = draw(150, 300).detach().float()
-    assert (relations_of(torch.cat([once, 3 * once])).diagonal(150) == 0).all()  # equal but for rounding
+    many = draw(150, 300).detach().float()
+    assert (relations_of(torch.cat([many, 3 * many])).diagonal(150) == 0).all()  # equal except for rounding
     rows[8] = rows[3] + 0.05 * rows[9]
-    for near in (rows, 1 + 1e-4 * rows):  # all rows in one place, as after a collapse
+    for near in (rows, 1 + 1e-4 * rows):  # all rows nearly equal, as after a collapse
         exact = torch.nn.functional.normalize(near.double())
         exact = (exact[:, None] - exact[None]).norm(dim=-1)
         assert relations_of(near).numpy() == pytest.approx((exact * 40 * 39 / exact.sum()).numpy(), abs=5e-3)
@@ -151,14 +151,14 @@ def test_dtypes(views, distance, centred):
     student, image, text, cost = views
     exact = value(views, distance, centred)
     mixed = student.float(), image.detach().numpy(), text.tolist(), cost.float()
-    singles = [x.float() for x in views], torch.float32
-    for given, dtype in (singles, (mixed, torch.float64), ([x.half() for x in views], torch.float16)):
-        found = loss(given, distance, centred, fusion_weight=torch.tensor(0.3)).student
-        assert found.dtype == dtype
-        assert found.item() == pytest.approx(exact, rel=0.05 if dtype == torch.float16 else 1e-4)
-    half = torch.tensor(0.07, dtype=torch.float16)  # is not computed with in its own precision
-    known = value(views, distance, centred, temperature=float(half))
-    assert value(views, distance, centred, temperature=half) == pytest.approx(known, rel=1e-9)
+    single = [x.float() for x in views], torch.float32
+    for features, dtype in (single, (mixed, torch.float64), ([x.half() for x in views], torch.float16)):
+        term = loss(features, distance, centred, fusion_weight=torch.tensor(0.3)).student
+        assert term.dtype == dtype
+        assert term.item() == pytest.approx(exact, rel=0.05 if dtype == torch.float16 else 1e-4)
+    half = torch.tensor(0.07, dtype=torch.float16)  # must not lower the precision
+    expected = value(views, distance, centred, temperature=float(half))
+    assert value(views, distance, centred, temperature=half) == pytest.approx(expected, rel=1e-9)
     assert loss((student * torch.nan, image, text, cost), distance, centred).student.isnan()
 
 

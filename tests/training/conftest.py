@@ -24,26 +24,26 @@ OWNER = torch.arange(32).repeat_interleave(torch.tensor([1, 2]).repeat(16))  # p
 
 
 def make_pairs():
-    """32 pictures of noise with a caption or two of different lengths."""
+    """32 noise pictures with one or two captions of different lengths each."""
     pictures = np.random.default_rng(0).integers(0, 256, (32, 48, 48, 3), dtype=np.uint8)
     captions = [f"picture {owner} {'again ' * (number % 3)}" for number, owner in enumerate(OWNER)]
     return ImageTextDataset("toy", "train", [*map(str, range(32))], captions, OWNER.numpy(), ArraySource(pictures))
 
 
 def make_cached(views=3):
-    """Features of 32 pictures and 48 captions, which know of each other; captions of 2 to 6 tokens."""
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(32, 24, generator=draw)
-    texts = images[OWNER, :20] + 0.5 * torch.randn(48, 20, generator=draw)
-    seen = images + 0.1 * torch.randn(views, 32, 24, generator=draw)
-    seen[0] = images
-    mask = torch.arange(6) < torch.randint(2, 7, (48, 1), generator=draw)
-    tokens = torch.randn(32, 4, 24, generator=draw).half(), torch.randn(48, 6, 20, generator=draw).half()
-    return FeatureSet(unit_rows(seen), unit_rows(texts), *tokens, mask)
+    """Correlated features of 32 pictures and 48 captions of 2 to 6 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(32, 24, generator=generator)
+    texts = images[OWNER, :20] + 0.5 * torch.randn(48, 20, generator=generator)
+    image_views = images + 0.1 * torch.randn(views, 32, 24, generator=generator)
+    image_views[0] = images
+    mask = torch.arange(6) < torch.randint(2, 7, (48, 1), generator=generator)
+    tokens = torch.randn(32, 4, 24, generator=generator).half(), torch.randn(48, 6, 20, generator=generator).half()
+    return FeatureSet(unit_rows(image_views), unit_rows(texts), *tokens, mask)
 
 
 def make_batches(towers=None, rows="images", views=3, device=CPU, **optim):
-    """Batches of pictures where towers are given, else of cached features; of 8 unless told otherwise."""
+    """Batches of pictures if towers are given, else of cached features; of size 8 by default."""
     optim = TrainSettings(**{"epochs": 2, "batch_size": 8, "log_every": 1} | optim)
     if towers is not None:
         return PixelBatches(make_pairs(), towers, optim, rows, 0, CPU)
@@ -51,7 +51,7 @@ def make_batches(towers=None, rows="images", views=3, device=CPU, **optim):
 
 
 def make_objective(switches=None, *, towers=None, fusion_layers=1, **weights):
-    """An objective of whole towers where they are given, else of heads on cached features."""
+    """An objective on whole towers if they are given, else on heads for cached features."""
     features = make_cached()
     teachers = features.images[0], features.texts
     if towers is not None:
@@ -59,8 +59,8 @@ def make_objective(switches=None, *, towers=None, fusion_layers=1, **weights):
     else:
         directions = [principal_directions(rows, 8) for rows in teachers]
         student = HeadStudent(*directions, token_widths=(24, 20), fusion_layers=fusion_layers)
-    chosen, method = LossWeights(**(NOTHING | weights)), MethodSettings(**(switches or {}))
-    return Objective(student, chosen, method, teachers=teachers, seed=0)
+    method = MethodSettings(**(switches or {}))
+    return Objective(student, LossWeights(**(NOTHING | weights)), method, teachers=teachers, seed=0)
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +70,6 @@ def inputs():
 
 
 def train(objective, *, log=os.devnull, execution=None, validate=lambda: {"score": 0.0}, towers=None, **options):
-    """What four steps an epoch leave; options as of :func:`make_batches`."""
-    how = {"validate": validate, "log_path": Path(log), "label": "toy", "execution": execution}
-    return fit(objective, make_batches(towers, **options), **how)
+    """Train on batches with the options of :func:`make_batches`, by default for four steps an epoch."""
+    arguments = {"validate": validate, "log_path": Path(log), "label": "toy", "execution": execution}
+    return fit(objective, make_batches(towers, **options), **arguments)

@@ -1,4 +1,4 @@
-"""What each process of a group does. Usage: ranks.py COUNT FUNCTION ARGUMENT..."""
+"""Functions that each process of a group runs. Usage: ranks.py COUNT FUNCTION ARGUMENT..."""
 
 import json
 import os
@@ -36,7 +36,7 @@ CASES = {
 
 
 def encode_set(folder):
-    """Features of a data set, encoded by all processes."""
+    """Encode a data set with all processes."""
     features.PICTURES, features.CAPTIONS = 4, 8  # 14 pictures in four batches, the last one half full
     towers, dataset = tiny_towers(1), load_dataset("scenes", split="train", size=14)
     store(Path(folder) / f"rank {processes()[0]}", towers, dataset)
@@ -44,7 +44,7 @@ def encode_set(folder):
 
 
 class LocalSlice(_GatherRows):
-    """The official gather, whose gradient is the own slice without the other processes' share."""
+    """The official gather: each process only gets the gradient of its own loss."""
 
     @staticmethod
     def backward(ctx, gradient):
@@ -52,23 +52,23 @@ class LocalSlice(_GatherRows):
 
 
 def encoder_gradient(gather):
-    """Mean over the processes of the contrastive loss's gradient."""
+    """Gradient of the contrastive loss, averaged over the processes."""
     rank, count = processes()
     rows = torch.randn(2, 12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weight = torch.eye(6, 4, dtype=torch.float64, requires_grad=True)
-    found = [gather(torch.nn.functional.normalize(x.chunk(count)[rank] @ weight)) for x in rows]
-    image_text_contrastive_loss(*found, 0.2).backward()
+    features = [gather(torch.nn.functional.normalize(x.chunk(count)[rank] @ weight)) for x in rows]
+    image_text_contrastive_loss(*features, 0.2).backward()
     return gather_rows(weight.grad[None]).mean(dim=0)
 
 
 def gradients(file):
-    """Two steps in float64: gradients of the second and log records, beside the gradients of the official gather."""
-    found, records, tiny = {}, {}, tiny_towers()
+    """Save gradients and log records of the second of two float64 steps, and the gradients of the official gather."""
+    grads, records, tiny = {}, {}, tiny_towers()
     for name in [f"{kind}, {case}" for kind in ("towers", "heads") for case in CASES]:
         switches, weights = CASES[name.split(", ", 1)[1]]
         towers = tiny if name.startswith("towers") else None
         objective = make_objective(switches, towers=towers, **({"contrastive": 0.5} | weights))
-        for parameter in objective.student.parameters():  # away from where the anchor pulls to
+        for parameter in objective.student.parameters():  # away from the anchor
             parameter.data += 0.01
         batches = make_batches(towers, "captions", epochs=1, batch_size=24, clip_norm=0)
         execution = Execution(gradient_checkpointing=name == "towers, common")
@@ -78,16 +78,16 @@ def gradients(file):
             double = tree_map_only(torch.Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
             records[name] = training.train_step(double)
         assert training.step == 2
-        found |= {f"{name}/{key}": p.grad for key, p in objective.named_parameters() if p.grad is not None}
-    found["gather"] = encoder_gradient(gather_rows)
+        grads |= {f"{name}/{key}": p.grad for key, p in objective.named_parameters() if p.grad is not None}
+    grads["gather"] = encoder_gradient(gather_rows)
     official = encoder_gradient(LocalSlice.apply if processes()[1] > 1 else gather_rows)
     if is_main():
-        save_file(found | {"official": official}, file)
+        save_file(grads | {"official": official}, file)
         Path(file).with_suffix(".json").write_text(json.dumps(records))
 
 
 def train(folder, stop=""):
-    """Eight steps with a checkpoint every other one; the second process gets the signal ``stop`` before step 3."""
+    """Train eight steps with a checkpoint every two; the second process gets the signal ``stop`` before step 3."""
     folder, step = Path(folder), Training.train_step
 
     def train_step(self, inputs):
@@ -105,8 +105,8 @@ def train(folder, stop=""):
 
 
 def kills(folder):
-    """Train with a checkpoint each step, killed at 20 random moments; print the step of the last one after each."""
-    folder, draws, steps = Path(folder), random.Random(0), [0]
+    """Train with a checkpoint every step, killed at 20 random moments; print the last checkpoint's step after each."""
+    folder, generator, steps = Path(folder), random.Random(0), [0]
     for _ in range(20):
         child = os.fork()
         if child == 0:
@@ -116,7 +116,7 @@ def kills(folder):
             os._exit(0)
         while max([int(path.name[5:]) for path in checkpoints_in(folder / "c")], default=0) == steps[-1]:
             time.sleep(0.005)
-        time.sleep(draws.uniform(0, 0.3))
+        time.sleep(generator.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
         steps.append(last_checkpoint(folder / "c")[1]["step"])
@@ -124,7 +124,7 @@ def kills(folder):
 
 
 def start(rank, count, function, arguments):
-    """The work of one process, as if torchrun had started it."""
+    """Run a function in one process, as if torchrun had started it."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": count}
     with process_group(CPU, 10):
@@ -133,7 +133,7 @@ def start(rank, count, function, arguments):
 
 if __name__ == "__main__":
     count, function, *arguments = sys.argv[1:]
-    # forked, so that what all of them import is imported once; where one fails the others are killed
+    # forked, so that imports happen once; if one process fails, the others are killed
     context = start_processes(start, (count, function, arguments), int(count), join=False, start_method="fork")
     while not context.join(grace_period=1):
         pass

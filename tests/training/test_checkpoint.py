@@ -1,4 +1,4 @@
-"""Checkpoints: resumed trainings are the uninterrupted ones, and whatever breaks is loud and leaves the older whole."""
+"""Checkpoints: resumed trainings equal uninterrupted ones; every failure is an error and spares older checkpoints."""
 
 import resource
 import shutil
@@ -17,11 +17,11 @@ STEP, CLOSE = loop.Training.train_step, loop.Training.close_epoch
 
 
 class PowerCut(Exception):
-    """What ends a training in these tests."""
+    """Ends a training in these tests."""
 
 
 def run(folder=None, *, before_step=lambda training: None, **options):
-    """Train 20 steps, each after ``before_step``: second views, dropout, hard negatives draw from every generator."""
+    """Train 20 steps, each after ``before_step``; second views, dropout and hard negatives use every generator."""
 
     def train_step(self, inputs):
         before_step(self)
@@ -36,52 +36,52 @@ def run(folder=None, *, before_step=lambda training: None, **options):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """An uninterrupted training of 20 steps, and its log."""
-    log = tmp_path_factory.mktemp("whole") / "log.jsonl"
+    log = tmp_path_factory.mktemp("uninterrupted") / "log.jsonl"
     return run(log=log), log.read_text()
 
 
 @pytest.fixture(scope="module")
-def broken_off(tmp_path_factory):
-    """Checkpoints of a training that was broken off after 13 steps; copy them before use."""
+def original(tmp_path_factory):
+    """Checkpoints of a training that was interrupted after 13 steps; copy them before use."""
 
     def power_cut(training):
         if training.step == 13:
             raise PowerCut
 
-    folder = tmp_path_factory.mktemp("broken_off") / "checkpoints"
+    folder = tmp_path_factory.mktemp("interrupted") / "checkpoints"
     with pytest.raises(PowerCut):
         run(folder, before_step=power_cut)
     return folder
 
 
 @pytest.fixture
-def interrupted(broken_off, tmp_path):
-    """A copy of them."""
-    return Path(shutil.copytree(broken_off, tmp_path / "checkpoints"))
+def interrupted(original, tmp_path):
+    """A copy of the interrupted training's checkpoints."""
+    return Path(shutil.copytree(original, tmp_path / "checkpoints"))
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_resumed_training_is_the_uninterrupted_one(whole, interrupted, tmp_path, capsys, damaged):
+def test_a_resumed_training_equals_the_uninterrupted_one(uninterrupted, interrupted, tmp_path, capsys, damaged):
     assert [path.name for path in checkpoints_in(interrupted)] == ["step-000006", "step-000012"]
     assert read_checkpoint(interrupted / "step-000012")["epoch"] == 2  # of four steps, not yet validated
-    if damaged:  # goes on from inside an epoch
+    if damaged:  # resumes from inside an epoch
         flip(interrupted / "step-000012" / "state.safetensors")
-    resumed, (once, log) = run(interrupted, log=tmp_path / "log.jsonl"), whole
-    assert_equal(resumed.state, once.state)
-    assert (resumed.best_epoch, resumed.best_score, resumed.history) == (1, 3.0, once.history)
+    resumed, (expected, log) = run(interrupted, log=tmp_path / "log.jsonl"), uninterrupted
+    assert_equal(resumed.state, expected.state)
+    assert (resumed.best_epoch, resumed.best_score, resumed.history) == (1, 3.0, expected.history)
     assert (tmp_path / "log.jsonl").read_text() == log
     assert not list(interrupted.glob(".*"))
-    *passed, last = capsys.readouterr().out.splitlines()
-    assert f"going on from step {6 if damaged else 12} of 20" in last
-    assert [": going on from step-000006" in line for line in passed] == [True] * damaged
+    *skipped, last = capsys.readouterr().out.splitlines()
+    assert f"resuming from step {6 if damaged else 12} of 20" in last
+    assert [": resuming from step-000006" in line for line in skipped] == [True] * damaged
 
 
-def test_resume_no_starts_anew(interrupted, capsys):
+def test_resume_no_starts_over(interrupted, capsys):
     train(make_objective(fusion_layers=0), epochs=5, execution=Execution(checkpoints=interrupted, resume="no"))
     assert not interrupted.exists()
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
 
 
 def tensors(seed=0):
@@ -103,32 +103,32 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm", [flip, lambda p: p.write_bytes(p.read_bytes()[:-3]), lambda p: p.unlink()])
+@pytest.mark.parametrize("damage", [flip, lambda p: p.write_bytes(p.read_bytes()[:-3]), lambda p: p.unlink()])
 @pytest.mark.parametrize("name", ["state.safetensors", "sha256"])
-def test_damage_is_named_and_the_one_before_taken(two, harm, name, capsys, refuses):
-    harm(two / "step-000120" / name)
+def test_damage_is_named_and_the_checkpoint_before_is_taken(two, damage, name, capsys, refuses):
+    damage(two / "step-000120" / name)
     refuses("step-000120", read_checkpoint, two / "step-000120")
     assert last_checkpoint(two)[1]["step"] == 100
     assert capsys.readouterr().out.count("\n") == 1
-    harm(two / "step-000100" / name)
-    refuses(r"step-000120.*step-000100.*--resume no starts this training anew", last_checkpoint, two)
+    damage(two / "step-000100" / name)
+    refuses(r"step-000120.*step-000100.*--resume no starts this training over", last_checkpoint, two)
 
 
 def test_the_newest_two_stay(two):
     write_checkpoint(two, 1_000_000, tensors())
     assert [path.name for path in checkpoints_in(two)] == ["step-000120", "step-1000000"]
-    (two / "step-000130.bak").mkdir()  # none of ours
-    write_checkpoint(two, 125, tensors())  # a training that fell back leaves the later one behind
+    (two / "step-000130.bak").mkdir()  # not a checkpoint
+    write_checkpoint(two, 125, tensors())  # a training that fell back removes the later one
     assert [path.name for path in checkpoints_in(two)] == ["step-000120", "step-000125"]
 
 
-def test_an_execution_that_cannot_be_is_refused(refuses):
+def test_invalid_execution_settings_are_refused(refuses):
     for wrong in ({"save_every": 0}, {"resume": "maybe"}):
         refuses("must be 1 or more, resume=", Execution, **wrong)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("-inf")])
-def test_numbers_that_are_not_finite_are_not_written(two, number):
+def test_values_that_are_not_finite_are_not_written(two, number):
     bad = tensors()
     bad["weights"]["a"][7] = number
     with pytest.raises(FloatingPointError, match=r"shape \[500\] is not finite"):
@@ -136,7 +136,7 @@ def test_numbers_that_are_not_finite_are_not_written(two, number):
     assert last_checkpoint(two)[1]["step"] == 120
 
 
-def test_a_full_disk_is_loud_and_the_older_ones_stay(two):
+def test_a_full_disk_is_an_error_and_older_checkpoints_stay(two):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # files may not grow beyond 1 kB
     try:
@@ -148,7 +148,7 @@ def test_a_full_disk_is_loud_and_the_older_ones_stay(two):
     assert last_checkpoint(two)[1]["step"] == 120
 
 
-def test_what_is_not_finite_reaches_no_checkpoint_even_if_no_loss_shows_it(tmp_path):
+def test_a_parameter_that_is_not_finite_is_not_saved_even_if_no_loss_uses_it(tmp_path):
     def poison(training):
         if training.step == 10:
             training.objective.register_parameter("other", torch.nn.Parameter(torch.tensor(float("nan"))))

@@ -16,13 +16,13 @@ from tests.training.conftest import CPU
 
 
 def store(folder, towers, dataset, *, views=3, seed=5, optim=None, **options):
-    """Encode a data set; its folders of pictures and captions."""
-    places = folder / "images", folder / "texts"
+    """Encode a data set; return its folders of pictures and captions."""
+    folders = folder / "images", folder / "texts"
     options = {"tokens": True, "precision": "float32", "device": CPU} | options
     common = {"towers": towers, "splits": {dataset.split: dataset}, **options}
-    encode_frozen(places[0], modality="image", views=views, seed=seed, optim=optim or TrainSettings(), **common)
-    encode_frozen(places[1], modality="text", **common)
-    return places
+    encode_frozen(folders[0], modality="image", views=views, seed=seed, optim=optim or TrainSettings(), **common)
+    encode_frozen(folders[1], modality="text", **common)
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def stored(towers, scenes, tmp_path_factory):
     return read_features(*store(tmp_path_factory.mktemp("stored"), towers, scenes), "train")
 
 
-def test_stored_features_are_those_of_the_towers_one_by_one(towers, scenes, stored):
+def test_stored_features_equal_those_of_the_towers_one_by_one(towers, scenes, stored):
     assert (stored.images.shape, stored.texts.shape) == ((3, 14, 96), (70, 96))
     assert (stored.image_tokens.shape[:2], stored.image_tokens.dtype) == ((14, 36), torch.float16)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (towers.mean, towers.std))
@@ -45,43 +45,45 @@ def test_stored_features_are_those_of_the_towers_one_by_one(towers, scenes, stor
             torch.testing.assert_close(stored.images[0, row], towers.visual.eval()(pixels)[0], atol=1e-5, rtol=1e-4)
         for row in (3, 69):
             ids = towers.tokenizer([scenes.captions[row]])
-            alone, tokens, mask = encode_text_tokens(towers.text.eval(), ids, tokens=True)
-            torch.testing.assert_close(stored.texts[row], alone[0], atol=1e-5, rtol=1e-4)
-            kept = stored.text_tokens[row, stored.text_mask[row]].float()
-            torch.testing.assert_close(kept, tokens[mask], atol=1e-2, rtol=1e-2)
+            text, tokens, mask = encode_text_tokens(towers.text.eval(), ids, tokens=True)
+            torch.testing.assert_close(stored.texts[row], text[0], atol=1e-5, rtol=1e-4)
+            real_tokens = stored.text_tokens[row, stored.text_mask[row]].float()
+            torch.testing.assert_close(real_tokens, tokens[mask], atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("change", [{"seed": 6}, {"optim": TrainSettings(flip=False)}, {"views": 2, "tokens": False}])
 def test_settings_change_the_augmented_views_alone(towers, scenes, stored, change, tmp_path):
-    found = read_features(*store(tmp_path, towers, scenes, **change), "train")
-    assert torch.equal(found.images[0], stored.images[0])
-    assert (len({view.sum().item() for view in stored.images}), len(found.images)) == (3, change.get("views", 3))
-    assert torch.equal(found.images[1], stored.images[1]) == ("views" in change)
-    assert (found.text_mask is None) == ("tokens" in change)
+    changed = read_features(*store(tmp_path, towers, scenes, **change), "train")
+    assert torch.equal(changed.images[0], stored.images[0])
+    assert (len({view.sum().item() for view in stored.images}), len(changed.images)) == (3, change.get("views", 3))
+    assert torch.equal(changed.images[1], stored.images[1]) == ("views" in change)
+    assert (changed.text_mask is None) == ("tokens" in change)
 
 
 def test_damaged_features_and_a_full_disk_are_named(towers, scenes, tmp_path, monkeypatch, refuses):
-    places = store(tmp_path, towers, scenes, views=1)
-    file = places[0] / "train" / "features.npy"
+    folders = store(tmp_path, towers, scenes, views=1)
+    file = folders[0] / "train" / "features.npy"
     file.write_bytes(file.read_bytes()[:1000])
-    refuses(r"images/train cannot be read .*run again", read_features, *places, "train")
+    refuses(r"images/train cannot be read .*run again", read_features, *folders, "train")
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
     refuses(r"need 0\.0 GB in .*, where 0\.0 GB are free.*fewer views", store, tmp_path / "full", towers, scenes)
-    largest = max(path.stat().st_size for path in (places[0] / "train").glob("*.npy"))
+    largest = max(path.stat().st_size for path in (folders[0] / "train").glob("*.npy"))
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _path: type("Usage", (), {"free": largest + 1})())
     refuses("pictures: their tokens need", store, tmp_path / "both", towers, scenes, views=1)
 
 
-def test_bfloat16_is_left_out_where_the_cpu_has_no_fast_one_and_a_line_says_so_once(monkeypatch, capsys):
+def test_bfloat16_is_not_used_on_cpus_where_it_is_slow_and_a_line_says_so_once(monkeypatch, capsys):
     intel = {"cpu_name": "Intel Xeon", "amx_bf16": False}
     fast = [("AVX512", {}), ("AVX512_BF16", intel | {"cpu_name": "AMD EPYC"}), ("AVX512", intel | {"amx_bf16": True})]
-    for cpu, asked in [(fast[0], "auto"), *((cpu, "bfloat16") for cpu in (*fast, ("AVX512", intel), ("AVX2", {})))]:
+    cases = [(fast[0], "auto"), *((cpu, "bfloat16") for cpu in (*fast, ("AVX512", intel), ("AVX2", {})))]
+    for cpu, precision in cases:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda cpu=cpu: cpu[0])
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda cpu=cpu: cpu[1])
         features.say_once.cache_clear()
         for _ in range(2):
-            with features.mixed_precision(CPU, asked):
-                assert ((torch.eye(2) @ torch.eye(2)).dtype == torch.bfloat16) == (cpu in fast and asked == "bfloat16")
+            with features.mixed_precision(CPU, precision):
+                used = (torch.eye(2) @ torch.eye(2)).dtype == torch.bfloat16
+                assert used == (cpu in fast and precision == "bfloat16")
         assert capsys.readouterr().out.count("bfloat16 is slow on this cpu: float32 is used") == (cpu not in fast)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     assert not features.fast_bfloat16(torch.device("cuda"))  # such as a T4
@@ -91,53 +93,53 @@ def test_bfloat16_keeps_the_neighbours_of_pretrained_towers(tmp_path, monkeypatc
     monkeypatch.setattr(features, "fast_bfloat16", lambda _device: True)
     towers, emoji, spaces = build_towers(), load_dataset("emoji", split="test"), []
     for precision in ("float32", "bfloat16"):
-        places = store(tmp_path / precision, towers, emoji, views=1, tokens=True, precision=precision)
-        spaces.append((read_features(*places, "test").images[0], read_features(*places, "test").texts))
+        stored = read_features(*store(tmp_path / precision, towers, emoji, views=1, precision=precision), "test")
+        spaces.append((stored.images[0], stored.texts))
     for plain, half in zip(*spaces, strict=True):
         assert 93 <= knn_overlap(plain, half, k=10) < 100
 
 
 def test_distinct_captions_are_encoded_and_cut_ones_counted_once(scenes, tmp_path, monkeypatch, capsys):
     towers, encoded = tiny_towers(1, context_length=8), []
-    counted = lambda text, ids, **rest: encoded.extend(ids) or encode_text_tokens(text, ids, **rest)  # noqa: E731
-    monkeypatch.setattr(models, "encode_text_tokens", counted)
-    strange = lambda *given, count=models.count_tokens: [(number, True) for number, _ in count(*given)]  # noqa: E731
-    monkeypatch.setattr(models, "count_tokens", strange)
+    recorded = lambda text, ids, **options: encoded.extend(ids) or encode_text_tokens(text, ids, **options)  # noqa: E731
+    monkeypatch.setattr(models, "encode_text_tokens", recorded)
+    unknown = lambda *args, count=models.count_tokens: [(length, True) for length, _ in count(*args)]  # noqa: E731
+    monkeypatch.setattr(models, "count_tokens", unknown)
     features.say_once.cache_clear()
     doubled = dataclasses.replace(scenes.subset([0, 1]), captions=2 * scenes.captions[:5], scene=None)
-    found = read_features(*store(tmp_path, towers, doubled), "train")
-    told = capsys.readouterr().out
-    assert told.count("captions are longer than 8 tokens and are cut") == 1
-    assert "train: 10 of 10 captions are of words that the text tower mostly does not know" in told
-    assert torch.equal(found.texts[:5], found.texts[5:])
-    assert (len(encoded), found.text_mask.shape) == (len(set(doubled.captions)), (10, 8))
-    encoded.clear(), store(tmp_path / "whole", tiny_towers(1), doubled)
+    stored = read_features(*store(tmp_path, towers, doubled), "train")
+    printed = capsys.readouterr().out
+    assert printed.count("captions are longer than 8 tokens and are cut") == 1
+    assert "train: 10 of 10 captions consist mostly of words that the text tower does not know" in printed
+    assert torch.equal(stored.texts[:5], stored.texts[5:])
+    assert (len(encoded), stored.text_mask.shape) == (len(set(doubled.captions)), (10, 8))
+    encoded.clear(), store(tmp_path / "uncut", tiny_towers(1), doubled)
     assert len(encoded[0]) < tiny_towers(1).tokenizer.context_length  # no padding goes to the device
 
 
 def test_what_does_not_fit_in_memory_is_encoded_in_parts(towers, scenes, stored, monkeypatch, tmp_path):
     student, halved, captions = TowerStudent(towers), [], len(set(scenes.captions))
-    whole = encode(student, scenes)
-    cut = lambda compute, rows: halved.append(rows) or compute(chunk_size=3)  # noqa: E731
-    monkeypatch.setattr(features, "halve_until_it_fits", cut)
+    expected = encode(student, scenes)
+    in_threes = lambda compute, rows: halved.append(rows) or compute(chunk_size=3)  # noqa: E731
+    monkeypatch.setattr(features, "halve_until_it_fits", in_threes)
     torch.testing.assert_close(vars(read_features(*store(tmp_path, towers, scenes), "train")), vars(stored))
-    torch.testing.assert_close(encode(student, scenes), whole)
-    assert sum(halved) == 3 * 14 + captions + 14 + captions  # three views of the pictures, and what the student sees
+    torch.testing.assert_close(encode(student, scenes), expected)
+    assert sum(halved) == 3 * 14 + captions + 14 + captions  # three views for the frozen towers, one for the student
 
 
 def test_rows_are_halved_until_they_fit_outside_the_handler(monkeypatch):
-    tried, said = [], []
+    tried, printed = [], []
 
     def compute(chunk_size):
         tried.append(chunk_size)
         if chunk_size > 9:
             raise torch.OutOfMemoryError
-        assert sys.exc_info() == (None, None, None)  # no handler is open that would keep tensors
-        return "found"
+        assert sys.exc_info() == (None, None, None)  # no open handler keeps tensors alive
+        return "result"
 
-    monkeypatch.setattr(features, "say_once", said.append)
-    assert features.halve_until_it_fits(compute, 40) == "found"
-    assert said == ["40 rows at once did not fit in memory, 5 did; the numbers are the same"]
+    monkeypatch.setattr(features, "say_once", printed.append)
+    assert features.halve_until_it_fits(compute, 40) == "result"
+    assert printed == ["40 rows at once did not fit in memory, 5 did; the numbers are the same"]
     assert tried == [40, 20, 10, 5]
     assert features.halve_until_it_fits(lambda chunk_size: chunk_size, 0) == 1
     with pytest.raises(torch.OutOfMemoryError):
@@ -150,14 +152,14 @@ def test_common_features_and_tokens_of_towers_and_heads(towers, scenes, stored, 
     torch.testing.assert_close(encode(heads, stored), (images, texts), atol=1e-5, rtol=1e-4)
     cached = encode_tokens(heads, stored, CPU)
     torch.testing.assert_close(encode_tokens(student, scenes, CPU), cached, atol=1e-2, rtol=1e-2)
-    for wrong, data in ((student, stored), (heads, scenes)):
-        refuses(f"{type(wrong).__name__} cannot encode {type(data).__name__}", encode, wrong, data)
+    for model, data in ((student, stored), (heads, scenes)):
+        refuses(f"{type(model).__name__} cannot encode {type(data).__name__}", encode, model, data)
 
 
-def test_what_has_encoded_can_be_trained(towers, scenes, stored, monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self._apply(torch.clone))  # as where it moves to a GPU
-    heads, whole = HeadStudent(torch.eye(96), torch.eye(96)), TowerStudent(towers)
-    encode(heads, stored), encode(whole, scenes), encode_tokens(whole, scenes, CPU)
+def test_modules_can_be_trained_after_encoding(towers, scenes, stored, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self._apply(torch.clone))  # as if moving to a GPU
+    heads, student = HeadStudent(torch.eye(96), torch.eye(96)), TowerStudent(towers)
+    encode(heads, stored), encode(student, scenes), encode_tokens(student, scenes, CPU)
     store(tmp_path, towers, scenes)
-    for module in (heads, whole, towers.visual, towers.text):
+    for module in (heads, student, towers.visual, towers.text):
         assert not any(parameter.is_inference() for parameter in module.parameters())

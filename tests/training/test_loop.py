@@ -37,12 +37,12 @@ def test_whole_towers_overfit_32_pairs(towers):
     assert cross_modal_recall(*encode(objective.student, make_pairs()), OWNER)["r_mean"] > 90
 
 
-def test_the_log_tells_learning_rate_and_temperatures(tmp_path):
+def test_the_log_has_learning_rate_and_temperatures(tmp_path):
     train(make_objective(fusion_layers=0, structure=1), log=tmp_path / "log", learning_rate=1e-3, warmup=0.25)
     steps = [line for line in lines(tmp_path / "log") if "total" in line]
     assert {"fusion_weight", "temperature", "relation_temperature"} <= steps[0].keys()
-    told = [1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
-    assert [1000 * line["learning_rate"] for line in steps] == pytest.approx(told)
+    rates = [1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert [1000 * line["learning_rate"] for line in steps] == pytest.approx(rates)
 
 
 def test_the_best_epoch_is_kept():
@@ -61,20 +61,20 @@ def test_the_best_epoch_is_kept():
 
 def test_weight_decay_spares_biases_norms_temperatures_and_the_fusion_weight():
     objective = make_objective(**ALL)
-    decay, plain = loop.build_optimizer(objective, TrainSettings(), 10)[0].param_groups
-    assert (decay["weight_decay"], plain["weight_decay"]) == (0.01, 0)
-    assert all(parameter.ndim > 1 for parameter in decay["params"])
+    decayed, spared = loop.build_optimizer(objective, TrainSettings(), 10)[0].param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0)
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    assert len(decay["params"] + plain["params"]) == len(trained)
+    assert len(decayed["params"] + spared["params"]) == len(trained)
 
 
-def test_the_towers_own_rate_spares_their_projections_and_what_is_new():
+def test_the_towers_learning_rate_excludes_their_projections_and_new_modules():
     names = "visual.conv1 text.transformer visual.proj text.text_projection visual.head.proj fusion.text_in".split()
     assert [bool(loop.TOWER_BODY.match(f"student.{name}.weight")) for name in names] == [True, True, *[False] * 4]
 
 
 class Reads(TorchDispatchMode):
-    """Calls ``note`` with what would make the host wait for a GPU: numbers read or sent, shapes that values decide."""
+    """Calls ``note`` on operations that make the host wait for a GPU: reading or sending numbers, dynamic shapes."""
 
     def __init__(self, note):
         super().__init__()
@@ -88,7 +88,7 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", ["towers", "effnet_minilm", *DISTANCES])
-def test_a_step_waits_for_the_device_only_where_it_logs(towers, monkeypatch, kind):
+def test_a_step_waits_for_the_device_only_to_log(towers, monkeypatch, kind):
     for module in (_checks, matching):  # as on a GPU
         monkeypatch.setattr(module, "readable", lambda value: False)
     towers = {"towers": lambda: towers, "effnet_minilm": models.build_towers}.get(kind, lambda: None)()
@@ -97,8 +97,8 @@ def test_a_step_waits_for_the_device_only_where_it_logs(towers, monkeypatch, kin
     training = Training(make_objective(switches, towers=towers, **ALL).train(), batches, "toy", Execution())
     # on a GPU the optimiser is one fused kernel; here its counters would be read
     monkeypatch.setattr(training.optimizer, "step", lambda: None)
-    reads, under_way = [], batches.take(two_views=True, tokens=True)
-    first = next(under_way)  # where an epoch begins, the lengths of its captions are read
+    reads, epoch = [], batches.take(two_views=True, tokens=True)
+    first = next(epoch)  # at the start of an epoch, the lengths of its captions are read
     for name in ("tolist", "cpu", "numpy"):
         read = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda self, name=name, read=read: reads.append(name) or read(self))
@@ -106,17 +106,16 @@ def test_a_step_waits_for_the_device_only_where_it_logs(towers, monkeypatch, kin
         training.train_step(first)
         assert reads  # step 0 is logged
         reads.clear()
-        for inputs in [next(under_way) for _ in range(3)]:
+        for inputs in [next(epoch) for _ in range(3)]:
             training.train_step(inputs)
     assert reads == []
 
 
-ODD = {"loss": "contrastive = inf", "gradient": "gradient norm = nan"}
-ODD |= {"nan as the temperature": "student.log_temperature = nan"}
+POISONED = {"loss": "contrastive = inf", "gradient": "gradient norm = nan", "temperature": "log_temperature = nan"}
 
 
-@pytest.mark.parametrize(("what", "named"), ODD.items())
-def test_what_is_not_finite_is_found_at_the_next_log_with_its_step(tmp_path, what, named):
+@pytest.mark.parametrize(("what", "message"), POISONED.items())
+def test_values_that_are_not_finite_are_reported_at_the_next_log_with_their_step(tmp_path, what, message):
     objective, steps = make_objective(fusion_layers=0), []
 
     def poison(_module, _inputs, terms):
@@ -131,13 +130,13 @@ def test_what_is_not_finite_is_found_at_the_next_log_with_its_step(tmp_path, wha
         return terms
 
     objective.register_forward_hook(poison)
-    with pytest.raises(FloatingPointError, match=f"toy, step 4: not finite: .*{named}"):
+    with pytest.raises(FloatingPointError, match=f"toy, step 4: not finite: .*{message}"):
         train(objective, log=tmp_path / "log", log_every=6, epochs=3)
-    assert len(steps) == 7  # found at step 6
+    assert len(steps) == 7  # reported at step 6
     assert [line["step"] for line in lines(tmp_path / "log") if "total" in line] == [0]
 
 
-def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(monkeypatch, refuses):
+def test_out_of_memory_errors_name_the_batch_and_the_remedy(monkeypatch, refuses):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
 
@@ -150,20 +149,20 @@ def test_memory_that_does_not_suffice_names_the_batch_and_the_way_out(monkeypatc
     refuses("cpu has no memory for 0.0 GB of cached features: set fewer model.views", make_batches)
 
 
-def test_a_recorded_training_is_the_plain_one(monkeypatch):
+def test_a_recorded_training_equals_the_plain_one(monkeypatch):
     device, gradients, calls, states = loop.choose_device(), Training._gradients, [], []
 
-    def noted(self, inputs):
+    def recorded(self, inputs):
         calls.append((lambda: gradients(self, inputs), gradients(self, inputs)))
         return calls[-1][1]
 
-    def again():
+    def replay():
         for old, new in zip(*map(tree_leaves, (calls[-1][1], calls[-1][0]())), strict=True):
             old.detach().copy_(new)
 
-    if device.type == "cpu":  # what was recorded is computed once more, into the same tensors
-        monkeypatch.setattr(Training, "_gradients", noted)
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Mock(replay=again))
+    if device.type == "cpu":  # a replay computes the recorded call again, into the same tensors
+        monkeypatch.setattr(Training, "_gradients", recorded)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Mock(replay=replay))
         monkeypatch.setattr(loop, "side_stream", nullcontext)
         for name in ("synchronize", "stream", "graph"):
             monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
@@ -174,34 +173,34 @@ def test_a_recorded_training_is_the_plain_one(monkeypatch):
 
 
 def test_only_steps_of_fixed_shapes_on_a_gpu_are_recorded(monkeypatch, inputs):
-    training, found = Training(make_objective(), make_batches(), "toy", Execution()), []
-    monkeypatch.setattr(training, "_record", lambda inputs: found.append(training.device.type))
-    bare = inputs._replace(images=inputs.images._replace(tokens=None))
-    for device, given in (("cpu", bare), ("cuda", inputs), ("cuda", bare)):
+    training, recorded = Training(make_objective(), make_batches(), "toy", Execution()), []
+    monkeypatch.setattr(training, "_record", lambda inputs: recorded.append((training.device.type, inputs)))
+    without_tokens = inputs._replace(images=inputs.images._replace(tokens=None))
+    for device, batch in (("cpu", without_tokens), ("cuda", inputs), ("cuda", without_tokens)):
         training.device = torch.device(device)
-        training._prepare(given)
-    assert found == ["cuda"]
+        training._prepare(batch)
+    assert recorded == [("cuda", without_tokens)]
 
 
 COMPILED = [("eager", {"matching": 1, "structure": 1})]
 INDUCTOR = "inductor", {"structure": 1, "image_intra": 1, "text_intra": 1, "fusion_layers": 0}
-NO_COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler here")
-COMPILED += [pytest.param(*INDUCTOR, marks=[pytest.mark.slow, NO_COMPILER])]
+NEEDS_COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler here")
+COMPILED += [pytest.param(*INDUCTOR, marks=[pytest.mark.slow, NEEDS_COMPILER])]
 
 
 @pytest.mark.parametrize(("backend", "terms"), COMPILED)
-def test_a_training_compiled_once_is_the_plain_one(capsys, monkeypatch, backend, terms):
+def test_a_training_compiled_once_equals_the_plain_one(capsys, monkeypatch, backend, terms):
     torch._dynamo.reset()
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=backend))
     monkeypatch.setattr(models.student, "HEAD_DROPOUT", 0.0)  # compiled code draws its own random numbers
     with torch._dynamo.config.patch(error_on_recompile=True):
         both = [Execution(compile=flag) for flag in (False, True)]
-        plain, compiled = (train(make_objective(**terms), batch_size=32, epochs=4, execution=how) for how in both)
+        plain, compiled = (train(make_objective(**terms), batch_size=32, epochs=4, execution=x) for x in both)
     torch.testing.assert_close(compiled.state, plain.state, atol=1e-4, rtol=1e-3)
     assert "toy: compiled in" in capsys.readouterr().out
 
 
-def test_what_cannot_be_compiled_trains_uncompiled_with_one_line(capsys, monkeypatch):
+def test_an_objective_that_cannot_be_compiled_trains_uncompiled_and_prints_one_line(capsys, monkeypatch):
     plain, broken = train(make_objective(matching=1)), make_objective(matching=1)
 
     def fails():
@@ -213,15 +212,15 @@ def test_what_cannot_be_compiled_trains_uncompiled_with_one_line(capsys, monkeyp
 
 
 def test_gradient_checkpointing_keeps_the_gradients(towers, refuses):
-    found = []
-    for cheap in (False, True):
+    grads = []
+    for checkpointing in (False, True):
         objective, batches = make_objective(towers=towers, matching=1).train(), make_batches(towers)
-        training = Training(objective, batches, "toy", Execution(gradient_checkpointing=cheap))
+        training = Training(objective, batches, "toy", Execution(gradient_checkpointing=checkpointing))
         training.train_step(next(batches.take()))
-        found.append({name: parameter.grad for name, parameter in objective.named_parameters()})
-    torch.testing.assert_close(found[1], found[0])
+        grads.append({name: parameter.grad for name, parameter in objective.named_parameters()})
+    torch.testing.assert_close(grads[1], grads[0])
     module = torch.nn.Module()
     module.visual = torch.nn.Linear(1, 1)
-    refuses(r"Linear \(visual\) cannot do it", loop.checkpoint_gradients, module)
-    module.visual.set_grad_checkpointing = lambda enable: None  # as that of a ResNet of CLIP
-    refuses(r"Linear \(visual\) cannot do it", loop.checkpoint_gradients, module)
+    refuses(r"Linear \(visual\) does not support", loop.checkpoint_gradients, module)
+    module.visual.set_grad_checkpointing = lambda enable: None  # like that of CLIP's ResNets
+    refuses(r"Linear \(visual\) does not support", loop.checkpoint_gradients, module)

@@ -14,7 +14,7 @@ TERMS = """, alignment, structure, mean_relation, anchor, cross_modal_cyclic in_
 
 
 @pytest.mark.parametrize("terms", TERMS)
-def test_an_arm_computes_its_terms_and_no_other(inputs, terms):
+def test_an_arm_computes_its_terms_and_no_others(inputs, terms):
     objective = make_objective(fusion_layers=0, **dict.fromkeys(terms.split(), 2.0))
     assert objective(inputs).keys() == {"contrastive", *terms.split()}
     assert objective.two_views == ("image_intra" in terms)
@@ -23,7 +23,7 @@ def test_an_arm_computes_its_terms_and_no_other(inputs, terms):
 
 @pytest.mark.parametrize("target", ["common", "fusion"])
 @pytest.mark.parametrize("teacher", ["fused", "own"])
-def test_no_gradient_reaches_the_teachers_and_all_trained_parts_get_some(inputs, target, teacher):
+def test_no_gradient_reaches_the_teachers_and_every_trained_parameter_gets_some(inputs, target, teacher):
     objective = make_objective({"structure_target": target, "structure_teacher": teacher}, **OFFICIAL)
     sum(objective(inputs).values()).backward()
     assert not any(rows.requires_grad for rows in objective.frozen("teacher"))
@@ -45,28 +45,28 @@ def test_switches_reach_the_structure_loss(inputs):
         objective = make_objective(method, fusion_layers=0, structure=1)
         objective.eval()
         z, w = objective.student.encode_image(inputs.images), objective.student.encode_text(inputs.texts)
-        wanted = [expected(distance, x.features, share, **options) for x, share in zip((z, w), shares, strict=True)]
-        torch.testing.assert_close(objective(inputs)["structure"], sum(wanted) / 2)
+        terms = [expected(distance, x.features, share, **options) for x, share in zip((z, w), shares, strict=True)]
+        torch.testing.assert_close(objective(inputs)["structure"], sum(terms) / 2)
     gradients = []
-    for kept in (True, False):  # whether the cost of wasserstein has gradient
-        method = {"distance": "wasserstein", "cost_gradient": kept, "structure_teacher": "own"}
+    for cost_gradient in (True, False):
+        method = {"distance": "wasserstein", "cost_gradient": cost_gradient, "structure_teacher": "own"}
         objective = make_objective(method, fusion_layers=0, structure=1)
         term = objective.eval()(inputs)["structure"]
         gradients.append(torch.autograd.grad(term, objective.student.text_head.proj.weight)[0])
     assert not torch.allclose(*gradients)
 
 
-def test_shuffled_teachers_speak_in_the_structure_term_only(inputs):
+def test_shuffled_teachers_change_the_structure_terms_only(inputs):
     """One permutation for both teachers: no picture keeps its rows, and captions go with their picture."""
-    images, texts, owner = torch.arange(32.0)[:, None], OWNER.float()[:, None], OWNER
-    moved = shuffle_teachers((images, texts), owner, seed=0)
-    assert sorted(moved[0].flatten().tolist()) == list(range(32))
-    assert not (moved[0] == images).any()
-    assert torch.equal(moved[1], moved[0][owner])
+    images, texts = torch.arange(32.0)[:, None], OWNER.float()[:, None]
+    shuffled_images, shuffled_texts = shuffle_teachers((images, texts), OWNER, seed=0)
+    assert sorted(shuffled_images.flatten().tolist()) == list(range(32))
+    assert not (shuffled_images == images).any()
+    assert torch.equal(shuffled_texts, shuffled_images[OWNER])
     plain = make_objective(**OFFICIAL)
-    others = shuffle_teachers((make_cached().images[0], make_cached().texts), owner, seed=0)
-    both = {"teachers": tuple(plain.frozen("teacher")), "structure_teachers": others}
-    shuffled = Objective(plain.student, plain.weights, plain.method, **both, seed=0)
+    others = shuffle_teachers((make_cached().images[0], make_cached().texts), OWNER, seed=0)
+    teachers = {"teachers": tuple(plain.frozen("teacher")), "structure_teachers": others}
+    shuffled = Objective(plain.student, plain.weights, plain.method, **teachers, seed=0)
     values = []
     for objective in (plain.eval(), shuffled.eval()):
         torch.manual_seed(0)
@@ -81,14 +81,14 @@ def test_warm_heads_are_the_ridge_regression_onto_the_students_features(refuses)
     targets = tuple(unit_rows(torch.randn(len(rows), 8)) for rows in (features.images[0], features.texts))
     warm_heads(objective, targets, ridge=0.1)
     heads = objective.image_head, objective.text_head
-    for head, rows, wanted in zip(heads, (features.images[0], features.texts), targets, strict=True):
-        weight, bias = ridge_map(rows, wanted, 0.1)
+    for head, rows, target in zip(heads, (features.images[0], features.texts), targets, strict=True):
+        weight, bias = ridge_map(rows, target, 0.1)
         torch.testing.assert_close(head(rows), rows @ weight.T + bias)
     refuses("equally many rows", warm_heads, objective, (targets[0][1:], targets[1]))
-    warm_heads(make_objective(), targets)  # nothing to warm
+    warm_heads(make_objective(), targets)  # has no heads
 
 
-def test_the_anchor_is_where_stage_2_began(inputs):
+def test_the_anchor_is_at_the_starting_weights(inputs):
     objective = make_objective(fusion_layers=0, anchor=1.0)
     assert float(objective(inputs)["anchor"].detach()) == 0
     for value in objective.student.parameters():
@@ -100,14 +100,14 @@ def test_the_anchor_is_where_stage_2_began(inputs):
 def test_gradient_shares_are_the_norms_of_the_weighted_terms_and_leave_no_trace(inputs):
     objective = make_objective(matching=2.0, structure=3.0).eval()  # without dropout
     torch.manual_seed(5)
-    shares = gradient_shares(objective, inputs)  # drawn by a seed of its own, 0
+    shares = gradient_shares(objective, inputs)  # seeded with 0, whatever the present seed
     torch.manual_seed(0)
     assert all(parameter.grad is None for parameter in objective.parameters())
     for name, share in shares.items():
         objective.zero_grad()
         (getattr(objective.weights, name) * objective(inputs)[name]).backward()
-        found = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]).norm()
-        assert share == pytest.approx(float(found), rel=1e-4)
+        norm = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]).norm()
+        assert share == pytest.approx(float(norm), rel=1e-4)
 
 
 def test_distillation_needs_teachers_and_the_fusion_target_a_fusion_encoder(refuses):
