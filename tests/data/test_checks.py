@@ -28,9 +28,9 @@ def test_everything_that_is_wrong_is_counted_and_named(tmp_path):
     assert "captions per picture: pictures  1: 12, 2: 12, 3: 12, 4: 12, 5: 12" in str(report)
     told = [(what, finding.count, finding.spoils) for what, finding in found.items()]
     few = [
-        (f"split {split} has few pictures, among which recall hardly tells models apart", 10) for split in SPLITS[1:]
+        (f"split {split} has few pictures, among which recall hardly distinguishes models", 10) for split in SPLITS[1:]
     ]
-    assert told == [*((what, count, False) for what, count in few), ("pictures with one caption", 12, False)]
+    assert told == [*((what, count, False) for what, count in few), ("pictures with a single caption", 12, False)]
     files = [tmp_path / row["image"] for row in rows]
     files[0].unlink()
     files[3].write_bytes(b"")
@@ -44,22 +44,22 @@ def test_everything_that_is_wrong_is_counted_and_named(tmp_path):
     report, found = checked(full=True, tokens=lambda texts: [(len(t.split()), t == "fine") for t in texts], context=32)
     assert {what: finding.count for what, finding in found.items() if finding.spoils} == {
         **{"empty captions": 3, "refused paths": 2, "pictures without a caption": 1, "missing pictures": 1},
-        **{"unreadable pictures": 2, "equal picture files in two splits, groups": 1},
+        **{"unreadable pictures": 2, "groups of equal picture files in two splits": 1},
     }
     assert "NOT READY: 6 of these" in str(report)
     notes = {
         "pictures of a single colour": files[9].relative_to(tmp_path).as_posix(),
-        "equal picture files within a split, groups": f"{rows[1]['image']} = {rows[2]['image']}",
+        "groups of equal picture files within a split": f"{rows[1]['image']} = {rows[2]['image']}",
         "pictures that repeat a caption": rows[4]["image"],
         "captions that several pictures of a split share": "train: 'a dog' of 2 pictures",
-        "captions longer than the model's context of 32 tokens": f"{'word ' * 14} ...",
-        "captions of whose words the model knows less than half: choose another one with --model": "fine ...",
+        "captions cut at the model's context of 32 tokens": f"{'word ' * 14} ...",
+        "captions of which the model knows less than half the words: choose another model with --model": "fine ...",
     }
     assert {what: found[what].examples for what in notes} == {what: (example,) for what, example in notes.items()}
     assert not checked(full=True, max_bad_pictures=np.int64(3))[1]["missing pictures"].spoils
     assert checked()[1]["unreadable pictures"].count == 1  # a header cannot show that a file is cut short
     rows[30]["caption"], rows[31]["caption"], rows[32]["caption"] = "a dog | a cat", "two\nlines", "or|and\n"
-    assert any("3 captions hold | or a line break" in what for what in checked()[1])
+    assert any("3 captions contain | or a line break" in what for what in checked()[1])
     for row in rows[20:23]:
         row["split"] = None
     lost = checked()[0].accounts

@@ -30,7 +30,7 @@ LEAVING = {
     "climbs out": ("../secret.jpg", "a/../../secret.jpg", "..\\secret.jpg"),
     "absolute": ("/etc/passwd", "C:\\pictures\\a.jpg", "\\\\server\\a.jpg"),
     "no file can have": ("a\0.jpg", "é" * 128 + "/a.jpg"),
-    "is an address": ("https://example.org/a.jpg",),
+    "is a URL": ("https://example.org/a.jpg",),
     "empty name": ("  ", "."),
 }
 
@@ -104,7 +104,7 @@ def test_faulty_files_are_named_without_pillows_warning(tmp_path, recwarn):
         Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / f"{kind.__name__}.tif")
     for side in (10_000, 20_000):
         write_png(tmp_path / f"bomb{side}.png", side, side, 1, 0, b"\0" * (side * (side // 8 + 1)))
-    messages = """zero.jpg: is empty, text.jpg: none of a known, program.jpg: none of a known, absent.jpg: is missing,
+    messages = """zero.jpg: is empty, text.jpg: no known format, program.jpg: no known format, absent.jpg: is missing,
         float32.tif: floating-point, int32.tif: 32-bit, ZERO.jpg: but 'zero.jpg' is there, bomb10000.png: 10000 x 10000,
         bomb20000.png: more than 178""".split(",")
     messages = dict(message.strip().split(": ") for message in messages)

@@ -1,4 +1,4 @@
-"""Every format of a collection, read by hand and by the library; splits, limits, bad pictures."""
+"""Every format of a collection against its expected content; splits, limits, bad pictures."""
 
 import json
 import random
@@ -21,8 +21,8 @@ def drawn(tmp_path_factory):
     return str(folder), draw_collection(folder, 60)
 
 
-def hashed(told):
-    return {split: [row for row in told if hashed_split(row[0]) == split] for split in SPLITS}
+def hashed(pairs):
+    return {split: [pair for pair in pairs if hashed_split(pair[0]) == split] for split in SPLITS}
 
 
 def expect(path, parts, **options):
@@ -53,11 +53,11 @@ def test_karpathy_json_keeps_its_splits_and_an_index_its_files(tmp_path, drawn, 
     images[0]["split"] = "restval"
     dataset = expect(write(tmp_path, "dataset_toy.json", {"images": images}), parts, image_root=root)
     assert (dataset.name, dataset.info["format"]) == ("dataset_toy", "Karpathy JSON")
-    assert capsys.readouterr().out.count("Karpathy JSON; own splits") == 1
+    assert capsys.readouterr().out.count("Karpathy JSON; splits as given") == 1
     index = {split: f"{split}.json" for split in SPLITS} | {"image_root": root}
     expect(write(tmp_path, "i.json", index), parts)
     expect(write(tmp_path, "i.yaml", index), parts)
-    assert "index of list JSON; own splits; pictures/captions: train 40/" in capsys.readouterr().out
+    assert "index of list JSON; splits as given; pictures/captions: train 40/" in capsys.readouterr().out
 
 
 def test_a_folder_of_pictures_beside_texts(tmp_path):
@@ -138,34 +138,34 @@ LONE = {"image": "a", "caption": "a"}
 ONE = {"images": [{"id": 1, "file_name": "a"}]}
 SAID = {"image_id": 1, "caption": "a", "split": "val"}
 BAD_CONTENT = [
-    ("x.json", {"pictures": []}, "dict with keys 'pictures', which is no known format.*COCO captions"),
-    ("x.json", [], "empty list.*formats understood"),
+    ("x.json", {"pictures": []}, "dict with keys 'pictures', which is not a known format.*COCO captions"),
+    ("x.json", [], "an empty list.*supported formats"),
     ("x.json", [LONE, {"caption": "a"}], "row 1: the picture's path is None"),
     ("x.json", [["a.jpg", "a"]], "row 0 is .*expected keys and values.*list JSON"),
-    ("x.json", [LONE | {"caption": [5]}], "row 0: a caption is 5"),
+    ("x.json", [LONE | {"caption": [5]}], "row 0: a caption of 'a' is 5"),
     ("x.json", [LONE | {"image": "caf\udce9.png"}], "is not UTF-8: rename"),
     ("x.json", [LONE | {"image": k, "image_id": 1} for k in "ab"], "image_id 1 names 'a' and 'b'"),
     ("x.json", [LONE | {"split": split} for split in ("train", "val")], "choose one"),
     ("x.json", [LONE | {"split": "val"}, LONE | {"image": "b"}], "'b' has no split"),
     ("x.json", {"images": [{"id": 1, "file_name": k} for k in "ab"], "annotations": []}, "duplicate id 1, for 'a' and"),
-    ("x.json", ONE | {"annotations": [{"image_id": 2, "caption": "a"}]}, r"annotations\[0\]: image_id 2 is no id"),
+    ("x.json", ONE | {"annotations": [{"image_id": 2, "caption": "a"}]}, r"annotations\[0\]: image_id 2 is not the id"),
     ("x.json", {"images": [ONE["images"][0] | {"split": "test"}], "annotations": [SAID]}, "split, image_split"),
     ("x.json", ONE | {"annotations": []}, "'a' has no caption"),
     ("x.json", {"images": [{"id": None, "file_name": "a"}], "annotations": []}, r"images\[0\] lacks the key 'id'"),
     ("x.txt", "a.jpg#0,a dog\n", "a header is missing, or the tab of a.jpg#0<TAB>caption"),
     ("x.json", {"images": [{"sentences": []}]}, r"images\[0\] lacks the key 'filename'"),
     ("x.json", [LONE | {"image": f"{i}.jpg"} for i in range(3)], "at least 4 are needed"),
-    ("x.json", "[" * 100_000, "is no valid JSON"),
-    ("x.jsonl", '{"image": "a", "caption": "a"}\n{\n', "line 2 is no valid JSON"),
+    ("x.json", "[" * 100_000, "is not valid JSON"),
+    ("x.jsonl", '{"image": "a", "caption": "a"}\n{\n', "line 2 is not valid JSON"),
     ("x.yaml", {"train": "a.json", "tset": "b.json"}, "unknown key 'tset'.*held_out"),
     ("x.yaml", {"train": "absent.json"}, "train names 'absent.json'"),
-    ("x.yaml", {"train": [], "image_root": "absent"}, "absent is no folder"),
+    ("x.yaml", {"train": [], "image_root": "absent"}, "absent is not a folder"),
     ("x.yaml", {"train": [], "split_seed": -1}, "split_seed is -1, expected"),
     ("x.yaml", {"train": [], "keep_flagged": "no"}, "keep_flagged is 'no', expected true or false"),
     ("x.yaml", {"train": [LONE] * 999}, "train is .{200}, expected text or a list of texts$"),
-    ("x.yaml", "train: [a", "is no valid YAML"),
-    ("x.csv", "Bild,title\na.jpg,a\n", "columns Bild, title; none of them is the picture's.*image_column"),
-    ("x.csv", "filepath,words\na.jpg,a\n", "none of them is the caption's, which is one of title, caption"),
+    ("x.yaml", "train: [a", "is not valid YAML"),
+    ("x.csv", "Bild,title\na.jpg,a\n", "columns Bild, title; none of them is a usual image column.*image_column"),
+    ("x.csv", "filepath,words\na.jpg,a\n", "none of them is a usual caption column \\(title, caption"),
     ("x.csv", "image,path,caption\n", "image, path may all name the picture.*image_column"),
     ("x.csv", "", "columns none"),
     ("x.csv", "a.jpg,one\nb.jpg,two\n", "'a.jpg' looks like a picture: a header is missing"),
@@ -184,21 +184,21 @@ BAD_CONTENT = [
     *(("x.json", [LONE | {"caption": text}], "is a missing value") for text in (None, float("nan"), [None, "one"])),
     ("x.csv", "image,caption,subset,split\na,b,val,val\n", "columns subset, split may all hold the split"),
     ("x.csv", "\u200bimage,caption\na,b\n", r"columns \\u200bimage"),
-    ("x.csv", 'image,caption\na, "b, c"\n', "take the blank before it away"),
+    ("x.csv", 'image,caption\na, "b, c"\n', "remove the blank before"),
     ("x.json", '[{"image": "a", "caption": "b", "caption": "c"}]', "the key 'caption' stands twice"),
     ("x.jsonl", '{"image": "a", "caption": "b", "image": "c"}', "line 1 .*the key 'image' stands twice"),
     ("x.yaml", "all: x.csv\nall: y.csv\n", "the key 'all' stands twice"),
     ("x.yaml", {"train": [], "folders": {"trian": "x"}}, "folders has the unknown key 'trian'"),
     ("x.json", [LONE | {"image": ".x/a"}], "is hidden"),
-    ("x.json", [LONE | {"category": kind} for kind in "bc"], "'a' is of 'b' and 'c'; choose one"),
+    ("x.json", [LONE | {"category": kind} for kind in "bc"], "'a' is 'b' and 'c': use one category"),
     *(
-        ("x.csv", f"image,caption,{name}\na,b,{x}\nc,d,{y}\n", f"column {name} says .*: is a caption to be left out?")
+        ("x.csv", f"image,caption,{name}\na,b,{x}\nc,d,{y}\n", f"column {name} .*does not clearly leave captions out")
         for name, x, y in (("nsfw", 0, 0.0003), ("spam", "ham", "spam"), ("is_rejected", "ok", "bad"))
     ),
     ("x.csv", 'image,caption\na,"""[""""b"""", """"c""""]"""\n', "is a structure"),
     ("x.csv", "image,caption,use\na,b,train\nc,d,test\ne,f,demo\n", "line 4, use: split 'demo' is unknown"),
     ("x.csv", 'image,caption\na,"[b, c]"\nd,"{e, f}"\n', "every caption is in brackets, as .*write lists as JSON"),
-    ("x.parquet", "PAR1", "is a .parquet file, which is no known format"),
+    ("x.parquet", "PAR1", "is a .parquet file, which is not a known format"),
 ]
 
 
@@ -274,7 +274,7 @@ def test_columns_of_coco_and_karpathy_are_chosen_and_flags_of_pictures_hold(plac
     content["annotations"] = [row | sentence for row in content["annotations"]]
     for told in (content, {"images": [{"filename": name, "sentences": [sentence]} for name in NAMES]}):
         found = captions(path := write(place, "x.json", told), caption_column="caption_zh")
-        assert "without blanks" in str(looked(path, caption_column="caption_zh"))
+        assert "without spaces" in str(looked(path, caption_column="caption_zh"))
         assert (found["t01.png"][0], "t00.png" in found) == ("一只狗", told is not content)
 
 

@@ -115,7 +115,7 @@ ORDINARY = {  # header -> what follows a picture, as shops, libraries and spread
 def test_ordinary_tables_are_read(place, header):
     rows_of = [f"{name}{';' if ';' in header else ','}{ORDINARY[header]}" for name in NAMES]
     path, whole = write(place, "x.csv", "\n".join([header, *rows_of])), {name: ["a dog"] for name in NAMES}
-    assert (dict(captions(path)), "own splits" in str(looked(path))) == (whole, "split" in header)
+    assert (dict(captions(path)), "splits as given" in str(looked(path))) == (whole, "split" in header)
 
 
 def test_numbers_are_no_guessed_captions_ids_begin_anew_in_a_file_and_tables_in_a_folder_are_named(place, refuses):
@@ -127,7 +127,7 @@ def test_numbers_are_no_guessed_captions_ids_begin_anew_in_a_file_and_tables_in_
     for number, names in enumerate((NAMES[:20], NAMES[20:])):
         write(place, f"p{number}.json", [{"image": x, "caption": "a", "image_id": k} for k, x in enumerate(names)])
     assert len(captions(write(place, "i.json", {"all": ["p0.json", "p1.json"]}))) == 40
-    refuses("no text lies beside a picture; give .* itself", load_dataset, str(place), split="val")
+    refuses("no picture has a .txt file; give .* itself", load_dataset, str(place), split="val")
     os.rename(place / NAMES[0], place / "Paris, France.png")
     token = write(place, "x.txt", "\n".join(f"{name}#0\ta dog" for name in ("Paris, France.png", *NAMES[1:])))
     assert captions(token)["Paris, France.png"] == ["a dog"]
@@ -247,8 +247,8 @@ def test_links_inside_are_followed_and_all_else_is_refused_by_name(tmp_path):
     write(root / "train", "alone.txt", "a text without a picture")
     write(root / "val", "0.TXT", "sorted first, so the other is the second")
     os.rename(root / "train" / "0.png", os.fsencode(root / "train") + b"/caf\xe9.png")
-    faults = """links out of the folder: train/far, links in a circle: train/round, links to nothing: test/none.png,
-        names that are not UTF-8: train/caf\\xe9.png, pictures of a format that is not read: a.HEIC,
+    faults = """links out of the folder: train/far, circular links: train/round, broken links: test/none.png,
+        names that are not UTF-8: train/caf\\xe9.png, pictures of an unsupported format: a.HEIC,
         texts without a picture: train/0.txt, names with a backslash: train/a\\b.png,
         neither files nor folders: test/9.png""".split(",")
     faults = dict(fault.strip().split(": ") for fault in faults)
@@ -280,7 +280,7 @@ def test_what_a_table_does_not_say_is_noted(tmp_path):
     (tmp_path / "pool" / "1.png").mkdir()
     names = [f"{folder}/{k}.png" for folder in ("Train", "vld", "pool") for k in range(6)]
     report = str(looked(write(tmp_path, "x.csv", rows("a dog", names=names))))
-    assert "the folders Train, vld look like splits, yet no column says them: a hash does" in report
+    assert "the folders Train, vld look like splits, but no column gives the split: a hash does" in report
     assert "caf\\xe9.png has a name that is not UTF-8: rename it" in report
     assert "1.png' is missing, but '1.png' is there as a folder" in report
 
