@@ -128,7 +128,7 @@ def _pictures(report: Report, collection: Collection, full: bool) -> dict[str, s
 
 
 def _captions(report: Report, collection: Collection) -> None:
-    """Report captions that are repeated, shared, alone, flagged or without spaces, and the notes of the readers."""
+    """Report captions that are repeated, shared, single, flagged or without spaces, and the notes of the readers."""
     used, flags = collection.used, collection.frame["flags"]
     repeating = used.picture[used.duplicated(["split", "picture", "clean"])].unique()
     report.add("pictures that repeat a caption", list(repeating))
@@ -137,8 +137,8 @@ def _captions(report: Report, collection: Collection) -> None:
     report.add("captions that several pictures of a split share", shared)
     unspaced = used.clean.str.contains(WITHOUT_SPACES).sum() if len(used) else 0
     report.add("captions in a script without spaces, in which relevance by shared words sees no words", int(unspaced))
-    alone = int((used.groupby(["split", "picture"]).size() == 1).sum())
-    report.add("pictures with a single caption (text teachers then see two dropout views)", alone)
+    single = int((used.groupby(["split", "picture"]).size() == 1).sum())
+    report.add("pictures with a single caption (text teachers then see two dropout views)", single)
     kept = "used nevertheless" if collection.options.get("keep_flagged") else "left out; keep_flagged uses them"
     for names, count in Counter(flags[flags != ""]).items():
         report.add(f"captions flagged {names}, {kept}", count)

@@ -170,7 +170,7 @@ def _folder(collection: Collection, folder: Path, assigned: bool) -> list[Row]:
     splits, texts = {} if assigned else _split_folders(folder, pictures, contents), dict[str, str]()
     for name in (name for name in contents.files if name.lower().endswith(".txt")):
         if (stem := os.path.splitext(name)[0]) not in stems or texts.setdefault(stem, name) != name:
-            collection.refuse_row("texts without a picture", f"{folder / name} has no picture: rename or remove it")
+            collection.refuse_row("texts without a picture", f"{folder / name} has no picture of its own: rename it")
     tables = [name for name in contents.files if "/" not in name and name.lower().endswith(TABLES)]
     if pictures and tables and not texts:
         raise ValueError(f"{folder}: no picture has a .txt file; give {tables[0]} itself, with image_root {folder}")

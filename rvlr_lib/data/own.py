@@ -31,11 +31,11 @@ INDEX: dict[str, tuple[type, ...]] = {  # keys of an index and their types
     **dict.fromkeys(("allow_overlap", "keep_flagged"), (bool,)),
     **dict.fromkeys(("folders", "sources"), (dict,)),
 }
-EXPECTED = {str: "text", list: "a list of texts", dict: "texts by name", int: "a number from 0", bool: "true or false"}
+EXPECTED = {str: "text", list: "a list of texts", dict: "texts by name", int: "an integer >= 0", bool: "true or false"}
 
 
 def hashed_split(image_id: str, seed: int = 0) -> str:
-    """80 % train, 10 % val, 10 % test, by SHA-256 of seed and id alone: adding or removing pictures moves no other.
+    """Split by SHA-256 of seed and id: 80 % train, 10 % val, 10 % test, whatever other pictures there are.
 
     >>> [hashed_split(f"{i}.jpg") for i in range(5)]
     ['train', 'train', 'train', 'train', 'val']

@@ -34,7 +34,7 @@ OTHER_WORDS |= set("has is url date time timestamp hash type author model versio
 BAD = "rejected|precanned|spam|flagged|bad|invalid|deleted|blocked|unusable|offensive|nsfw"
 ALSO = "ignored?|skip(ped)?|excluded?|duplicated?|corrupt(ed)?|(low|bad|poor)_quality|toxic|hidden|b(lack|lock)listed"
 ALSO += "|rejects?|discard(ed)?|removed?|banned|unsafe|drop(ped)?|delete|blurry|broken"
-ALSO += "|(?P<good>(?<=[^s]_)valid|approved|accepted|keep|kept|included?|usable)"  # good ones are kept
+ALSO += "|(?P<good>(?<=[^s]_)valid|approved|accepted|keep|kept|included?|usable)"  # here yes keeps a caption
 FLAG = re.compile(rf"(?P<sure>(image_|is_)*({BAD}))|((image|img|caption|text|is|to|be)_)*({BAD}|{ALSO})(_flag)?")
 YES, NO = set("1 true t yes y on x ✓ ✔ nsfw unsure".split()), set("0 false f no n off unlikely".split())  # in flags
 YES_NO = YES | NO
@@ -44,7 +44,7 @@ KNOWN = SPLIT_NAMES.keys()
 SPLIT_WORD = re.compile("train(ing)?|trn|restval|eval(uation)?|vld|val(id(ation)?)?|dev(elopment)?|te?st(ing)?", re.I)
 WORDS = rf"{SPLIT_WORD.pattern}|[^\w/\\]|[\d_]|set|split|data|images?|imgs?|pictures?|photos?|my"
 LIKE_SPLIT = re.compile(rf"(?=.*({SPLIT_WORD.pattern}))({WORDS})*", re.I)
-ONE = rf"({SPLIT_WORD.pattern}|h[eo]ld_?out)(_?(sub)?set)?"  # a column of yes and no
+ONE = rf"({SPLIT_WORD.pattern}|h[eo]ld_?out)(_?(sub)?set)?"  # a column of yes and no for one split
 SPLIT_COLUMN = rf"((.*_)?(split|fold|partition)s?(_.*)?|(used?_)?(i[sn]|for)_?{ONE})|(?P<one>{ONE})"
 SPLIT_COLUMN += "|(sub)?set|usage|phase"
 MISSING_TEXT = r"[\W_]*(nan|none|null|n\W?a|nat|nil|undefined)[\W_]*|\\n|#n/a #?n/a|-?1\.#(ind|qnan)|err:\d+"
