@@ -209,7 +209,7 @@ def to_rows(
             raise ValueError(f"{file}: {fault} or keep them: write yes or no, rename it, or give keep_flagged")
     texts = [text for k in captions for text in columns[k] if _folded(text)]
     if len(texts) > 1 and all(isinstance(text, str) and UNQUOTED.fullmatch(text) for text in texts):
-        raise ValueError(f"{file}: every caption is in brackets, as {texts[0]!r}: write lists as JSON, with quotes")
+        raise ValueError(f"{file}: every caption is in brackets, like {texts[0]!r}: write lists as JSON, with quotes")
     if joined := sum(isinstance(text, str) and bool(re.search(r"\|\s*\w|\w\s*\n\s*\w", text)) for text in texts):
         way = "several in one cell are read as one; write caption_1, caption_2, or a list as JSON"
         collection.notes.append(f"{file}: {joined:,} captions contain | or a line break: {way}")

@@ -145,7 +145,7 @@ BAD_CONTENT = [
     ("x.json", [LONE | {"caption": [5]}], "row 0: a caption of 'a' is 5"),
     ("x.json", [LONE | {"image": "caf\udce9.png"}], "is not UTF-8: rename"),
     ("x.json", [LONE | {"image": k, "image_id": 1} for k in "ab"], "image_id 1 names 'a' and 'b'"),
-    ("x.json", [LONE | {"split": split} for split in ("train", "val")], "choose one"),
+    ("x.json", [LONE | {"split": split} for split in ("train", "val")], "splits 'train' and 'val': use one"),
     ("x.json", [LONE | {"split": "val"}, LONE | {"image": "b"}], "'b' has no split"),
     ("x.json", {"images": [{"id": 1, "file_name": k} for k in "ab"], "annotations": []}, "duplicate id 1, for 'a' and"),
     ("x.json", ONE | {"annotations": [{"image_id": 2, "caption": "a"}]}, r"annotations\[0\]: image_id 2 is not the id"),
@@ -197,7 +197,7 @@ BAD_CONTENT = [
     ),
     ("x.csv", 'image,caption\na,"""[""""b"""", """"c""""]"""\n', "is a structure"),
     ("x.csv", "image,caption,use\na,b,train\nc,d,test\ne,f,demo\n", "line 4, use: split 'demo' is unknown"),
-    ("x.csv", 'image,caption\na,"[b, c]"\nd,"{e, f}"\n', "every caption is in brackets, as .*write lists as JSON"),
+    ("x.csv", 'image,caption\na,"[b, c]"\nd,"{e, f}"\n', "every caption is in brackets, like .*write lists as JSON"),
     ("x.parquet", "PAR1", "is a .parquet file, which is not a known format"),
 ]
 
