@@ -1,4 +1,4 @@
-"""No file of a user's, however damaged, ends in a traceback: it is read, or one line says what is wrong."""
+"""No user file, however damaged, ends in a traceback: it is read, or one line says what is wrong."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ ARRAYS = (".npy", ".npz", ".pt", ".safetensors")
 COMMANDS = {
     "data": ("data check {file} --model none", (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml")),
     "captions": ("audit --image-features {good} --text-features {good} --captions {file} --out {out}", (".json",)),
-    "pictures": ("audit --image-features {file} --text-features {good} --captions {told} --out {out}", ARRAYS),
-    "texts": ("audit --image-features {good} --text-features {file} --captions {told} --out {out}", ARRAYS),
+    "pictures": ("audit --image-features {file} --text-features {good} --captions {captions} --out {out}", ARRAYS),
+    "texts": ("audit --image-features {good} --text-features {file} --captions {captions} --out {out}", ARRAYS),
     "preset": ("config {file}", (".yaml",)),
     "profile": ("reproduce --profile {file} --out {out}", (".yaml",)),
     "plan": ("study --profile {file} --results {out}", (".yaml",)),
@@ -30,9 +30,9 @@ def test_a_damaged_file_is_never_a_traceback(command, name, content, tmp_path, c
     file = tmp_path / (name if name == "run.json" else f"file{name}")
     file.write_bytes(CONTENTS[content])
     np.save(tmp_path / "good.npy", np.eye(4))
-    (tmp_path / "told.json").write_text('["a", "b", "c", "d"]')
-    places = {"file": file, "folder": tmp_path, "good": tmp_path / "good.npy", "told": tmp_path / "told.json"}
+    (tmp_path / "captions.json").write_text('["a", "b", "c", "d"]')
+    places = {"file": file, "folder": tmp_path, "good": tmp_path / "good.npy", "captions": tmp_path / "captions.json"}
     code = cli.main(COMMANDS[command][0].format(out=tmp_path / "out", **places).split())
-    told = capsys.readouterr()
-    assert code in ((0, 1, 2) if command in ("data", "preset") else (2,)), told
-    assert code != 2 or told.err.startswith("rvlr: ")
+    output = capsys.readouterr()
+    assert code in ((0, 1, 2) if command in ("data", "preset") else (2,)), output
+    assert code != 2 or output.err.startswith("rvlr: ")

@@ -1,4 +1,4 @@
-"""Files of a collection: text decoded, folders walked, hidden files and links told apart, stamps of what was read."""
+"""Files of a collection: text decoding, folder walks, hidden files, links, and stamps of everything read."""
 
 import codecs
 import os
@@ -9,40 +9,40 @@ from pathlib import Path
 SYSTEM = r"__macosx|e?h?thumbs.db|desktop.ini|@eadir|[#@]recycle|#snapshot|\$recycle.bin|__pycache__|lost.found"
 HIDDEN = re.compile(rf"[.]|~\$|({SYSTEM}|system volume information)\Z", re.I)
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
-MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # later: one of UTF-32 begins like one of these
+MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # last: one UTF-32 mark begins like UTF-16's
 Stamp = tuple[str, int, int, int]
 
 
 def stamp(path: str | Path) -> Stamp:
-    """Path, size and times of change in ns: differs once a file or folder is edited, replaced, made or removed."""
+    """Path, size and times of change in ns: differs once a file or folder is edited, replaced, created or removed."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):
         return str(path), -1, 0, 0
-    return str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def shown(name: str | Path) -> str:
-    """A name that can be printed, whatever its bytes; Python spells bytes that are no UTF-8 as halves of pairs."""
-    return re.sub(r"[\ud800-\udfff]", lambda half: ascii(half[0])[1:-1].replace("\\udc", "\\x"), str(name))
+    """A printable spelling of any name; Python holds bytes that are not UTF-8 as lone surrogates."""
+    return re.sub(r"[\ud800-\udfff]", lambda lone: ascii(lone[0])[1:-1].replace("\\udc", "\\x"), str(name))
 
 
 def printable(path: Path) -> Path:
-    """The path itself; ValueError where its name is not UTF-8."""
+    """The path itself; ValueError if its name is not UTF-8."""
     if shown(path) != str(path):
         raise ValueError(f"the name of {shown(path)} is not UTF-8: rename it")
     return path
 
 
 def read_text(path: Path) -> str:
-    """Text of a file in UTF-8 or the encoding that its byte-order mark says; ValueError says where it is none."""
+    """Text of a file in UTF-8 or the encoding of its byte-order mark; ValueError with the line that is not valid."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
     encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and len(data) > 3 and (data[0] == 0) != (data[1] == 0):  # a letter of ASCII in two bytes
-        raise ValueError(f"{path} is not UTF-8 but UTF-16 without byte-order mark: save it as UTF-8")
+    if encoding == "utf-8" and len(data) > 3 and (data[0] == 0) != (data[1] == 0):  # an ASCII letter in two bytes
+        raise ValueError(f"{path} is not UTF-8 but UTF-16 without a byte-order mark: save it as UTF-8")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -50,26 +50,26 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} is not {encoding.removesuffix('-sig').upper()} {where}: save it as UTF-8") from None
     if "\0" in text:
         line = text.partition("\0")[0].count("\n") + 1
-        raise ValueError(f"{path} holds NUL bytes on line {line}: no text file")
+        raise ValueError(f"{path} has NUL bytes on line {line}, so it is not a text file: save it as UTF-8 text")
     return text
 
 
 @dataclass
 class Walk:
-    """What lies in a folder and below; ``files``: path below it -> the file it leads to, itself or that of a link."""
+    """Contents of a folder and its subfolders; ``files``: path below the folder -> real path, with links resolved."""
 
     files: dict[str, str] = field(default_factory=dict)
-    hidden: int = 0  # files of the system or of an editor
+    hidden: int = 0  # files of the operating system or an editor
     refused: list[tuple[str, str, int]] = field(default_factory=list)  # reason, message, number of files
     folders: list[str] = field(default_factory=list)
 
 
 def walk(folder: Path, root: Path, *, deep: bool = True) -> Walk:
-    """Every file in a folder; links are followed as long as they stay inside ``root``. ValueError: cannot be listed."""
-    found, inside = Walk(), Path(root).resolve()
+    """List a folder; links are followed as long as they stay inside ``root``. ValueError: it cannot be listed."""
+    contents, real_root = Walk(), Path(root).resolve()
 
     def visit(place: str, prefix: str, above: tuple[str, ...]) -> None:
-        found.folders.append(place)
+        contents.folders.append(place)
         try:
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
@@ -78,29 +78,29 @@ def walk(folder: Path, root: Path, *, deep: bool = True) -> Walk:
             real, reason, fault = os.path.realpath(entry.path), "", ""
             if shown(entry.name) != entry.name:
                 reason, fault = "names that are not UTF-8", "has a name that is not UTF-8: rename it"
-            elif entry.is_symlink() and not Path(real).is_relative_to(inside):
-                reason, fault = "links out of the folder", "is a link out of the folder: put the file there"
+            elif entry.is_symlink() and not Path(real).is_relative_to(real_root):
+                reason, fault = "links out of the folder", "is a link out of the folder: copy its target here"
             elif not os.path.exists(real):
-                reason, fault = "links to nothing", "is a link to nothing: mend it or take it away"
+                reason, fault = "broken links", "is a link to nothing: repair or remove it"
             elif not (os.path.isfile(real) or os.path.isdir(real)):
-                reason, fault = "neither files nor folders", "is neither a file nor a folder: take it away"
+                reason, fault = "neither files nor folders", "is neither a file nor a folder: remove it"
             elif "\\" in entry.name:
-                reason, fault = "names with a backslash", "has a backslash in its name, read as a folder: rename it"
+                reason, fault = "names with a backslash", "has a backslash in its name, read as a slash: rename it"
             elif real in above:
-                reason, fault = "links in a circle", "is a link to a folder above it: take it away"
+                reason, fault = "circular links", "is a link to a folder that contains it: remove it"
             if HIDDEN.match(entry.name):
-                found.hidden += _count(entry)
+                contents.hidden += _file_count(entry)
             elif reason:
-                found.refused.append((reason, f"{shown(entry.path)} {fault}", _count(entry)))
+                contents.refused.append((reason, f"{shown(entry.path)} {fault}", _file_count(entry)))
             elif entry.is_file():
-                found.files[prefix + entry.name] = real
+                contents.files[prefix + entry.name] = real
             elif entry.is_dir() and deep:
                 visit(entry.path, f"{prefix}{entry.name}/", (*above, real))
 
     visit(str(folder), "", (os.path.realpath(folder),))
-    return found
+    return contents
 
 
-def _count(entry: os.DirEntry) -> int:
-    """Files of an entry that is left out; a link is one."""
+def _file_count(entry: os.DirEntry) -> int:
+    """Number of files in an entry that is left out; a link counts as one."""
     return sum(len(files) for _, _, files in os.walk(entry.path)) if entry.is_dir(follow_symlinks=False) else 1

@@ -1,4 +1,4 @@
-"""Your own pictures: every format to one frame of captions, a split for every picture, and a split to a data set."""
+"""Your own pictures: from any format to a frame of captions, a split for every picture, and data sets of the splits."""
 
 import hashlib
 import os
@@ -18,10 +18,10 @@ from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode,
 from rvlr_lib.data.table import LIKE_SPLIT, WAYS_OUT, Collection, Row, Unusable, captions_in, split_in
 from rvlr_lib.provenance import home
 
-FEWEST = 4  # pictures in a split; the notebooks show the first four queries
+FEWEST = 4  # pictures per split; the notebooks show the first four queries
 PUBLISHED = Path(__file__).parent / "published"
 PREPARED = ("flickr30k", "coco", "vizwiz")
-WITHOUT = "pictures without a split"
+NO_SPLIT = "pictures without a split"
 COLUMNS = "picture clean category flags fate row split".split()
 KEYS = (*SPLITS, "all", "held_out")
 INDEX: dict[str, tuple[type, ...]] = {  # keys of an index and their types
@@ -31,11 +31,11 @@ INDEX: dict[str, tuple[type, ...]] = {  # keys of an index and their types
     **dict.fromkeys(("allow_overlap", "keep_flagged"), (bool,)),
     **dict.fromkeys(("folders", "sources"), (dict,)),
 }
-EXPECTED = {str: "text", list: "a list of texts", dict: "texts by name", int: "a number from 0", bool: "true or false"}
+EXPECTED = {str: "text", list: "a list of texts", dict: "texts by name", int: "an integer >= 0", bool: "true or false"}
 
 
 def hashed_split(image_id: str, seed: int = 0) -> str:
-    """80 % train, 10 % val, 10 % test, by SHA-256 of seed and id alone: more or fewer pictures move no other.
+    """Split by SHA-256 of seed and id: 80 % train, 10 % val, 10 % test, whatever other pictures there are.
 
     >>> [hashed_split(f"{i}.jpg") for i in range(5)]
     ['train', 'train', 'train', 'train', 'val']
@@ -45,10 +45,10 @@ def hashed_split(image_id: str, seed: int = 0) -> str:
 
 
 def read_collection(path: str | Path, image_root: str | Path | None = None, **options: Any) -> Collection:
-    """An annotation file, a folder, an index or a published data set; options as of :func:`rvlr_lib.data.load_files`.
+    """Read an annotation file, a folder, an index or a published data set; ``options`` as in :func:`load_files`.
 
-    ValueError: no such file or folder, an unknown shape, a missing column or key, no text. What is wrong with single
-    rows, captions and pictures is collected in ``refused``.
+    ValueError: no such file or folder, an unknown format, a missing column or key, undecodable text. Faults of single
+    rows, captions and pictures are collected in ``refused``.
     """
     import pandas as pd
 
@@ -60,42 +60,43 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
         raise ValueError(f"{file} is {fault}; give an annotation file, a folder or an index; {FORMATS}")
     before, index = stamp(file), _index(file)
     sources = index.get("sources", {}).items() if str(path) in PREPARED else ()
-    if missing := [f"{name}: {source}" for name, source in sources if not (base / name).exists()]:
-        steps = "\n  ".join(missing)
-        raise ValueError(f"{base} lacks files (set RVLR_DATA to look elsewhere than {base.parent}):\n  {steps}")
+    if missing := "".join(f"\n  {name}: {source}" for name, source in sources if not (base / name).exists()):
+        raise ValueError(f"{base} lacks files (set RVLR_DATA to look elsewhere than in {base.parent}):{missing}")
     root = printable(Path(image_root or (file if file.is_dir() else base / index.get("image_root", "."))))
     if not os.path.isdir(root):
-        raise ValueError(f"image_root {root} is no folder; give the folder of the pictures")
-    found = Collection(Path(path), root, index | _checked(file, options), own_splits=bool(index) and "all" not in index)
-    found.stamps += [before] if index else []
+        raise ValueError(f"image_root {root} is not a folder; give the folder of the pictures")
+    options = index | _checked(file, options)
+    collection = Collection(Path(path), root, options, own_splits=bool(index) and "all" not in index)
+    collection.stamps += [before] if index else []
     captions = list[tuple[Any, ...]]()
     for key in KEYS:
         names, rows = (index or {"all": file.name}).get(key, []), list[Row]()
         for name in [names] if isinstance(names, str) else names:
             if not os.path.exists(place := base / name):
-                raise ValueError(f"{file}: {key} names {name!r}, and {shown(place)} is not there")
-            rows += read_part(found, place, assigned=key not in ("all", "held_out"))
-        captions += _captions(found, key, rows)
-    found.frame = pd.DataFrame(captions, columns=COLUMNS, dtype=object).astype({"row": int})
-    found.kinds = {f"index of {', '.join(found.kinds)}": None} if index else found.kinds
-    names = {split: set(found.used.picture[found.used.split == split]) for split in SPLITS}
-    for one, two in combinations(SPLITS, 2):
-        shared, what = sorted(names[one] & names[two]), f"{one} and {two}"
-        way = "name one file as held_out, which is halved into val and test, or say allow_overlap: true in the index"
-        kind = f"{what} are identical, pictures" if names[one] == names[two] else f"pictures in {what}"
-        for name in [] if found.options.get("allow_overlap") else shared:
-            found.refused[kind].append(f"{found.path}: {what} share {len(shared)} pictures, such as {name!r}: {way}")
-    found.stamps += [stamp(f"{root}/{name}") for name in found.named]
-    return found
+                raise ValueError(f"{file}: {key} names {name!r}, but {shown(place)} is not there")
+            rows += read_part(collection, place, assigned=key not in ("all", "held_out"))
+        captions += _captions(collection, key, rows)
+    collection.frame = pd.DataFrame(captions, columns=COLUMNS, dtype=object).astype({"row": int})
+    collection.formats = {f"index of {', '.join(collection.formats)}": None} if index else collection.formats
+    pictures = {split: set(collection.used.picture[collection.used.split == split]) for split in SPLITS}
+    for one, two in [] if options.get("allow_overlap") else combinations(SPLITS, 2):
+        both, shared = f"{one} and {two}", sorted(pictures[one] & pictures[two])
+        way = "name one file as held_out, which is halved into val and test, or set allow_overlap: true in the index"
+        reason = f"{both} are identical, pictures" if pictures[one] == pictures[two] else f"pictures in {both}"
+        fault = f"{collection.path}: {both} share {len(shared)} pictures, such as"
+        for name in shared:
+            collection.refused[reason].append(f"{fault} {name!r}: {way}")
+    collection.stamps += [stamp(f"{root}/{name}") for name in collection.pictures]
+    return collection
 
 
 def _index(path: Path) -> dict[str, Any]:
-    """An index whose keys are known and whose values are of their types; empty where the file is none."""
+    """Content of an index, with keys and types of values checked; empty for any other file."""
     index = parse(path) if path.suffix.lower() in (".json", ".yaml", ".yml") and not path.is_dir() else None
     if not isinstance(index, dict) or not set(index) & set(KEYS):
         return {}
     if unknown := [key for key in index if key not in INDEX]:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; an index has: {', '.join(INDEX)}")
+        raise ValueError(f"{path}: unknown key {unknown[0]!r}; an index may have: {', '.join(INDEX)}")
     index = _checked(path, index)
     if unknown := [key for key in index.get("folders", {}) if key not in KEYS]:
         raise ValueError(f"{path}: folders has the unknown key {unknown[0]!r}; it may have: {', '.join(KEYS)}")
@@ -103,25 +104,25 @@ def _index(path: Path) -> dict[str, Any]:
 
 
 def _checked(path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Keys of an index or options, without those of None; ValueError for a value that is not of its type."""
-    given = {key: int(x) if isinstance(x, np.integer) else x for key, x in options.items() if x is not None}
-    for key, value in given.items():
+    """Keys of an index or options, without those that are None; ValueError for a value of the wrong type."""
+    options = {key: int(x) if isinstance(x, np.integer) else x for key, x in options.items() if x is not None}
+    for key, value in options.items():
         texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-        sound = type(value) in INDEX[key] and all(isinstance(text, str) and shown(text) == text for text in texts)
-        if not sound or shown(str(value)) != str(value) or (type(value) is int and value < 0):
-            kinds = " or ".join(EXPECTED[kind] for kind in INDEX[key])
-            raise ValueError(f"{path}: {key} is {ascii(value)[:200]}, expected {kinds}")
-    return given
+        valid = type(value) in INDEX[key] and all(isinstance(text, str) and shown(text) == text for text in texts)
+        if not valid or shown(str(value)) != str(value) or (type(value) is int and value < 0):
+            expected = " or ".join(EXPECTED[kind] for kind in INDEX[key])
+            raise ValueError(f"{path}: {key} is {ascii(value)[:200]}, expected {expected}")
+    return options
 
 
-def _captions(found: Collection, key: str, rows: list[Row]) -> list[tuple[Any, ...]]:
-    """Captions of one key of the index as rows of the frame, each with a split or a reason why it is no use."""
+def _captions(collection: Collection, key: str, rows: list[Row]) -> list[tuple[Any, ...]]:
+    """Captions of one key of the index as rows of the frame, each with a split or the reason why it is not used."""
     captions, order, fates = list[tuple[Any, ...]](), dict[str, int](), defaultdict[str, set[str]](set)
-    splits, kinds, owners = dict[str, Any](), dict[str, Any](), dict[str, str]()  # of a picture; picture of an image_id
-    folder = found.options.get("folders", {}).get(key, "")
-
+    splits, categories, owners = dict[str, Any](), dict[str, Any](), dict[str, str]()  # by picture; picture by image_id
+    options, path, refused = collection.options, collection.path, collection.refused
+    folder = options.get("folders", {}).get(key, "")
     for row in rows:
-        found.rows_read += 1
+        collection.rows_read += 1
         picture, reason = "", ""
         try:
             if not isinstance(row.picture, str):
@@ -129,52 +130,51 @@ def _captions(found: Collection, key: str, rows: list[Row]) -> list[tuple[Any, .
             picture = _name(row.picture, folder)
             order.setdefault(picture, len(order))
             split = split_in(row.split)
-            owner = f"{row.where.partition(',')[0]} {row.image_id}"  # ids may begin anew in every file
-            if row.image_id is not None and (other := owners.setdefault(owner, picture)) != picture:
-                message = f"image_id {row.image_id!r} names {other!r} and {picture!r}; give every picture its own id"
+            file_id = f"{row.where.partition(',')[0]} {row.image_id}"  # ids may start over in every file
+            if row.image_id is not None and (owner := owners.setdefault(file_id, picture)) != picture:
+                message = f"image_id {row.image_id!r} names {owner!r} and {picture!r}; give every picture its own id"
                 raise Unusable("image ids of two pictures", message)
             if (first := splits.setdefault(picture, split)) != split:
-                raise Unusable("pictures in two splits", f"{picture!r} is in split {first!r} and {split!r}; choose one")
-            if (kind := row.category) is not None and str(first := kinds.setdefault(picture, kind)) != str(kind):
-                raise Unusable("pictures of two categories", f"{picture!r} is of {first!r} and {kind!r}; choose one")
+                raise Unusable("pictures in two splits", f"{picture!r} is in splits {first!r} and {split!r}: use one")
+            if (kind := row.category) is not None and str(first := categories.setdefault(picture, kind)) != str(kind):
+                raise Unusable("pictures of two categories", f"{picture!r} is {first!r} and {kind!r}: use one category")
             if split and key not in ("all", split):
-                message = f"the row says {split}, the index {key}: name the file under all, and the rows decide"
+                message = f"the row says {split}, the index {key}: name the file under all to let its rows decide"
                 raise Unusable("rows of another split", message)
         except Unusable as error:
             reason, message = error.args
-            found.refused[reason].append(f"{row.where}: {message}")
+            refused[reason].append(f"{row.where}: {message}")
         texts = captions_in(row.captions)
         if not texts:
-            found.lost[reason or "without a caption"] += 1
+            collection.lost[reason or "without a caption"] += 1
         for text, fault in texts:
             if fault and not reason:
-                found.refused[fault].append(f"{row.where}: {WAYS_OUT[fault].format(text[:80], picture)}")
-            flagged = f"left out as {row.flags}" if row.flags and not found.options.get("keep_flagged") else ""
-            fate = reason or fault or flagged or "used"
-            captions.append((picture, "" if fault else text, row.category, row.flags, fate, found.rows_read))
+                refused[fault].append(f"{row.where}: {WAYS_OUT[fault].format(text[:80], picture)}")
+            flagged = row.flags and not options.get("keep_flagged")
+            fate = reason or fault or (f"left out as {row.flags}" if flagged else "used")
+            captions.append((picture, "" if fault else text, row.category, row.flags, fate, collection.rows_read))
             fates[picture].add(fate)
     own_splits = any("used" in fates[picture] and splits.get(picture) for picture in order)
     for picture in order:
         if fates[picture] <= WAYS_OUT.keys():
-            found.refused["pictures without a caption"].append(f"{found.path}: picture {picture!r} has no caption")
+            refused["pictures without a caption"].append(f"{path}: {picture!r} has no caption: add one or leave it out")
         elif own_splits and "used" in fates[picture] and not splits.get(picture):
-            fates[picture].add(WITHOUT)
-            message = f"{found.path}: {picture!r} has no split, others have; give one to every picture or to none"
-            found.refused[WITHOUT].append(message)
+            fates[picture].add(NO_SPLIT)
+            refused[NO_SPLIT].append(f"{path}: {picture!r} has no split, others have one: give one to all or to none")
     if key in SPLITS:
         splits = dict.fromkeys(order, key)
     elif not own_splits:  # by a hash; equal files are never in two splits
         if like := {part for name in order for part in name.split("/")[:-1] if LIKE_SPLIT.fullmatch(part)}:
-            told = f"the folders {', '.join(sorted(like))} look like splits, yet no column says them"
-            found.notes.append(f"{found.path}: {told}: a hash does")
-        first = {name: min(group) for group in equal_files(found.root, order) for name in group}
-        choose, seed = hashed_split if key == "all" else _half, found.options.get("split_seed", 0)
-        splits = {name: choose(first.get(name, name), seed) for name in order}
-    found.named |= dict.fromkeys(order)
-    found.own_splits |= own_splits
+            fault = f"the folders {', '.join(sorted(like))} look like splits, but no column gives the split"
+            collection.notes.append(f"{path}: {fault}: a hash does")
+        first_equal = {name: min(group) for group in equal_files(collection.root, order) for name in group}
+        choose, seed = hashed_split if key == "all" else _half, options.get("split_seed", 0)
+        splits = {name: choose(first_equal.get(name, name), seed) for name in order}
+    collection.pictures |= dict.fromkeys(order)
+    collection.own_splits |= own_splits
     captions.sort(key=lambda caption: order.get(caption[0], -1))
-    fate_of = lambda picture, fate: WITHOUT if fate == "used" and WITHOUT in fates[picture] else fate  # noqa: E731
-    return [(*about, fate_of(about[0], fate), row, splits.get(about[0])) for *about, fate, row in captions]
+    fate_of = {(picture, "used"): NO_SPLIT for picture in order if NO_SPLIT in fates[picture]}
+    return [(*cells, fate_of.get((cells[0], fate), fate), row, splits.get(cells[0])) for *cells, fate, row in captions]
 
 
 def _half(image_id: str, seed: int) -> str:
@@ -183,34 +183,34 @@ def _half(image_id: str, seed: int) -> str:
 
 @lru_cache(maxsize=2**17)  # a picture has several rows
 def _name(name: str, folder: str) -> str:
-    """A picture's name below the root, spelt in one way; :class:`Unusable` where it may not be used."""
-    spelt = (f"{folder}/{name}" if folder else name).replace("\\", "/")
+    """A picture's path below the root in its normal spelling; :class:`Unusable` if it is not allowed."""
+    path = (f"{folder}/{name}" if folder else name).replace("\\", "/")
     try:
-        check_name(spelt)
-        if shown(spelt) != spelt:
-            raise ValueError(f"the name {spelt} is not UTF-8: rename the picture")
-        if any(map(HIDDEN.match, PurePosixPath(spelt).parts)):
-            raise ValueError(f"picture {name!r} is hidden, as are files of a system: leave its row out, or rename it")
+        check_name(path)
+        if shown(path) != path:
+            raise ValueError(f"the name {path} is not UTF-8: rename the picture")
+        if any(map(HIDDEN.match, PurePosixPath(path).parts)):
+            raise ValueError(f"picture {name!r} is hidden or a system file: leave its row out, or rename it")
     except ValueError as error:
         raise Unusable("refused paths", shown(str(error))) from None
-    return PurePosixPath(spelt).as_posix()
+    return PurePosixPath(path).as_posix()
 
 
 _READ: dict[tuple[Any, ...], Collection] = {}
 
 
 def described(path: str | Path, image_root: str | Path | None, **options: Any) -> Collection:
-    """Read and describe a collection once; again when a file that it was read from has changed."""
-    given = str({name: value for name, value in sorted(options.items()) if value is not None})
-    key = (str(path), str(image_root), os.getcwd(), os.environ.get("RVLR_DATA"), given)
-    found = _READ.pop(key, None)
-    if not found or any(stamp(old[0]) != old for old in found.stamps):
-        found = read_collection(path, image_root, **options)
-        print(found.describe())
-    _READ[key] = found
-    for old in list(_READ)[:-4]:
-        del _READ[old]
-    return found
+    """Read a collection and print its description, once until a file it was read from changes."""
+    set_options = str({name: value for name, value in sorted(options.items()) if value is not None})
+    key = (str(path), str(image_root), os.getcwd(), os.environ.get("RVLR_DATA"), set_options)
+    collection = _READ.pop(key, None)
+    if not collection or any(stamp(before[0]) != before for before in collection.stamps):
+        collection = read_collection(path, image_root, **options)
+        print(collection.describe())
+    _READ[key] = collection
+    for oldest in list(_READ)[:-4]:
+        del _READ[oldest]
+    return collection
 
 
 def load_files(
@@ -225,53 +225,55 @@ def load_files(
     split_seed: int | None = None,
     keep_flagged: bool | None = None,
 ) -> ImageTextDataset:
-    """Load one split of your own pictures; what was recognised is printed once, pictures are read when asked for.
+    """Load one split of your own pictures; a description is printed once, pictures are read on demand.
 
     Args:
-        path, split, image_root: as of :func:`rvlr_lib.data.load_dataset`; see :data:`rvlr_lib.data.formats.FORMATS`.
-        limit: only so many pictures of the split, evenly spaced.
-        max_bad_pictures: how many missing, damaged or too large pictures of the split are left out, counted; above 0
-            every picture is decoded once here. With 0, the default, damage behind a header shows when it is read.
-        image_column, caption_column: of a table with other than the usual columns, or several.
-        split_seed: of the hash.
-        keep_flagged: use captions that carry a quality flag (``is_rejected``, ``is_precanned``) too. ValueError:
-            whatever :func:`read_collection` refuses, a split of fewer than 4 pictures, too many bad pictures.
+        path, split, image_root: as in :func:`rvlr_lib.data.load_dataset`; see :data:`rvlr_lib.data.formats.FORMATS`.
+        limit: at most this many pictures of the split, evenly spaced.
+        max_bad_pictures: how many missing, damaged or too large pictures of the split may be left out. Above 0, every
+            picture is decoded once here; with 0, the default, damage behind a header shows when the picture is read.
+        image_column, caption_column: of a table that lacks the usual columns or has several.
+        split_seed: seed of the hash that splits.
+        keep_flagged: also use captions with a quality flag (``is_rejected``, ``is_precanned``).
+
+    ValueError: a collection with faults (:func:`read_collection`), fewer than 4 pictures, too many bad pictures.
     """
     options = {"image_column": image_column, "caption_column": caption_column, "max_bad_pictures": max_bad_pictures}
-    found = described(path, image_root, **options, split_seed=split_seed, keep_flagged=keep_flagged)
-    for kind, messages in found.refused.items():
-        command = f"rvlr data check {shlex.quote(str(found.path))}"
-        more = f" ({len(messages)} {kind} in all: `{command}` lists them)" if len(messages) > 1 else ""
+    collection = described(path, image_root, **options, split_seed=split_seed, keep_flagged=keep_flagged)
+    for reason, messages in collection.refused.items():
+        command = f"rvlr data check {shlex.quote(str(collection.path))}"
+        more = f" ({len(messages)} {reason} in all: `{command}` lists them)" if len(messages) > 1 else ""
         raise ValueError(messages[0] + more)
-    allowed = found.options.get("max_bad_pictures", 0)
-    part = found.used[found.used.split == split]
+    allowed = collection.options.get("max_bad_pictures", 0)
+    part = collection.used[collection.used.split == split]
     names = evenly(list(part.picture.unique()), limit)
-    bad = faults(decode if allowed else check_header, found.root, names)
+    bad = faults(decode if allowed else check_header, collection.root, names)
     first = f"the first: {next(iter(bad.values()), '')}"
-    first += f"; so is every other one: is {found.root} the right image_root?" if len(bad) == len(names) > 1 else ""
+    if len(bad) == len(names) > 1:
+        first += f"; so is every other one: is {collection.root} the right image_root?"
     if len(bad) > allowed:
         cap = f"max_bad_pictures={allowed} allows {allowed}" if allowed else "none is allowed (max_bad_pictures=0)"
-        raise ValueError(f"{found.path}: {len(bad)} pictures of {split} cannot be used, {cap}; {first}")
+        raise ValueError(f"{collection.path}: {len(bad)} pictures of {split} cannot be used, {cap}; {first}")
     if bad:
-        told = f"{len(bad)} of {len(names)} pictures of {split} left out (max_bad_pictures={allowed})"
-        print(f"{found.path.name}: {told}, {first}")
+        count = f"{len(bad)} of {len(names)} pictures of {split} left out (max_bad_pictures={allowed})"
+        print(f"{collection.path.name}: {count}, {first}")
     names = [name for name in names if name not in bad]
     if len(names) < min(FEWEST, limit or FEWEST):
-        way = f"give more pictures, or an index with a file for each split ({found.describe()})"
-        raise ValueError(f"{found.path}: {split} has {len(names)} pictures, at least {FEWEST} are needed; {way}")
+        way = f"give more pictures, or an index with a file for each split ({collection.describe()})"
+        raise ValueError(f"{collection.path}: {split} has {len(names)} pictures, at least {FEWEST} are needed; {way}")
     rows = {name: row for row, name in enumerate(names)}
     part = part[part.picture.isin(rows)]
-    kinds = {name: kind for name, kind in zip(part.picture, part.category, strict=True) if kind is not None}
-    info = {"format": ", ".join(found.kinds), "own_splits": found.own_splits, "images": len(names), "limit": limit}
-    info |= {"split_seed": found.options.get("split_seed", 0), "bad_pictures_left_out": sorted(bad)}
-    info["flagged_captions_left_out"] = len(found.left_out)
+    categories = {name: kind for name, kind in zip(part.picture, part.category, strict=True) if kind is not None}
+    info = {"format": ", ".join(collection.formats), "own_splits": collection.own_splits, "images": len(names)}
+    info |= {"limit": limit, "split_seed": collection.options.get("split_seed", 0)}
+    info |= {"bad_pictures_left_out": sorted(bad), "flagged_captions_left_out": len(collection.left_out)}
     return ImageTextDataset(
-        name=found.path.stem,
+        name=collection.path.stem,
         split=split,
         image_ids=names,
         captions=part.clean.tolist(),
         caption_image=np.array(part.picture.map(rows), dtype=np.int64),
-        source=FileSource(found.root, names),
-        categories=[shown(str(kinds.get(name, f"none: {name}"))) for name in names] if kinds else None,
+        source=FileSource(collection.root, names),
+        categories=[shown(str(categories.get(name, f"none: {name}"))) for name in names] if categories else None,
         info=info,
     )

@@ -1,4 +1,4 @@
-"""Picture files: paths that stay inside their root, decoding that is right or says why not, and reading on demand."""
+"""Picture files: paths confined to a root, decoding that is correct or names the fault, and reading on demand."""
 
 import os
 import re
@@ -18,70 +18,70 @@ from rvlr_lib.data.files import Stamp, stamp
 from rvlr_lib.disk import sha256
 
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pnm".split())
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no format that starts another program
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none that starts another program
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs; about 270 MB decoded
 
 
 def safe_path(root: Path, name: str) -> Path:
-    """The file ``name`` below ``root``, backslashes read as slashes; ValueError where its name or a link leads out."""
+    """Path of ``name`` below ``root``, backslashes read as slashes; ValueError if its name or a link leads out."""
     check_name(name)
     path = root / name.replace("\\", "/")
     if not path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"picture {name!r} is a link that leads out of {root}: put the picture itself there")
+        raise ValueError(f"picture {name!r} is a link that leads out of {root}: copy the picture itself there")
     return path
 
 
 def check_name(name: str) -> None:
-    """Refuse a picture's name whose spelling alone leads out of the root, as :func:`safe_path`; touches no file."""
-    spelt, way = name.replace("\\", "/"), "give its path below image_root"
-    parts = spelt.split("/")
-    long = max(len(part.encode("utf-8", "replace")) for part in parts) > 255
-    wrong = {
-        f"is an address: pictures are read from disk, {way}": "://" in spelt,
-        "has an absolute path: write it relative to image_root": re.match("/|[A-Za-z]:", spelt),
-        f"has a name that no file can have (NUL, or over 255 bytes): {way}": "\0" in spelt or long,
+    """Refuse a picture's name that is invalid by its spelling alone: :func:`safe_path` without touching a file."""
+    slashed, way = name.replace("\\", "/"), "give its path below image_root"
+    parts = slashed.split("/")
+    too_long = max(len(part.encode("utf-8", "replace")) for part in parts) > 255
+    checks = {
+        f"is a URL, but pictures are read from disk: {way}": "://" in slashed,
+        "has an absolute path: write it relative to image_root": re.match("/|[A-Za-z]:", slashed),
+        f"has a name that no file can have (NUL, or over 255 bytes): {way}": "\0" in slashed or too_long,
         "climbs out with '..': write it relative to image_root": ".." in parts,
-        f"has an empty name: {way}": PurePosixPath(spelt.strip()) == PurePosixPath(),
+        f"has an empty name: {way}": PurePosixPath(slashed.strip()) == PurePosixPath(),
     }
-    if fault := next((fault for fault, holds in wrong.items() if holds), ""):
+    if fault := next((fault for fault, present in checks.items() if present), ""):
         raise ValueError(f"picture {name!r} {fault}")
 
 
 def check_header(path: Path) -> tuple[int, int]:
-    """Width and height from the file's header; ValueError names the file and its fault: missing, empty, too large."""
+    """Width and height from the file's header; errors as in :func:`open_picture`."""
     with open_picture(path) as picture:
         return picture.size
 
 
 def decode(path: Path) -> Image.Image:
-    """The whole picture as RGB, upright; a ValueError names the file and its fault, floats among them.
+    """The complete picture as upright RGB; ValueError names the file and its fault, including floating-point values.
 
-    EXIF rotation is applied, transparency laid on white, CMYK, palettes and grey converted, 16 bits scaled to 8; of an
-    animation the first frame is taken.
+    EXIF rotation is applied, transparency composited on white, CMYK, palettes and grey converted, 16 bits scaled to 8;
+    an animation yields its first frame.
     """
     with open_picture(path) as opened:
         try:
             opened.load()
             picture = ImageOps.exif_transpose(opened)
-        except Exception as error:  # decoders of damaged files raise whatever they please
+        except Exception as error:  # decoders raise all kinds of errors for damaged files
             raise ValueError(f"picture {path} is damaged or truncated ({error}): replace it or leave it out") from None
         if picture.mode == "F" or (picture.mode == "I" and opened.format == "TIFF"):
-            raise ValueError(f"picture {path} holds floating-point or 32-bit values of unknown white: save it as PNG")
+            raise ValueError(f"picture {path} has floating-point or 32-bit values: which one is white? Save it as PNG")
         if picture.mode.startswith("I"):
-            wide = np.asarray(picture).astype(np.float64) * (255 / 65535)
-            return Image.fromarray(wide.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+            values = np.asarray(picture).astype(np.float64) * (255 / 65535)
+            return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
         if picture.has_transparency_data:
-            drawn = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn)
+            rgba = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         return picture.convert("RGB")
 
 
 def open_picture(path: Path) -> Image.Image:
-    """A picture whose header is read; ValueError names the file and its fault: missing, empty, too large."""
+    """Open a picture and read its header; ValueError: missing, empty, of an unknown format or too large."""
     if not path.is_file():
-        near = _names(path.parent, stamp(path.parent)).get(unicodedata.normalize("NFC", path.name).casefold())
-        there = f", but {near!a} is there{' as a folder' * os.path.isdir(path)}" if near else ""
-        raise ValueError(f"picture {str(path)!r} is missing{there}: see image_root, or leave its captions out")
+        similar = _listing(path.parent, stamp(path.parent)).get(unicodedata.normalize("NFC", path.name).casefold())
+        there = f", but {similar!a} is there{' as a folder' * os.path.isdir(path)}" if similar else ""
+        raise ValueError(f"picture {str(path)!r} is missing{there}: check image_root, or leave its captions out")
     if not path.stat().st_size:
         raise ValueError(f"picture {path} is empty (0 bytes): replace it or leave it out")
     try:
@@ -89,8 +89,8 @@ def open_picture(path: Path) -> Image.Image:
     except Image.DecompressionBombError:
         raise ValueError(f"picture {path} has more than {2 * MAX_PIXELS:,} pixels: make it smaller") from None
     except Exception as error:
-        reason = "its header is none of a known kind" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"picture {path} cannot be read ({reason}); known: {', '.join(FORMATS)}") from None
+        reason = "its header matches no known format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"picture {path} cannot be read ({reason}); known formats: {', '.join(FORMATS)}") from None
     if picture.width * picture.height > MAX_PIXELS:
         size = f"{picture.width} x {picture.height}"
         picture.close()
@@ -98,31 +98,31 @@ def open_picture(path: Path) -> Image.Image:
     return picture
 
 
-@lru_cache(maxsize=8)  # many pictures may be missing from a folder
-def _names(folder: Path, _stamp: Stamp) -> dict[str, str]:
+@lru_cache(maxsize=8)  # many pictures of one folder may be missing
+def _listing(folder: Path, _stamp: Stamp) -> dict[str, str]:
     return {unicodedata.normalize("NFC", path.name).casefold(): path.name for path in folder.glob("*")}
 
 
 def faults(look: Callable[[Path], object], root: Path, names: Sequence[str]) -> dict[str, str]:
-    """Files below ``root`` -> what ``look`` (:func:`check_header` or :func:`decode`) finds wrong with them."""
+    """File below ``root`` -> what ``look`` (:func:`check_header` or :func:`decode`) finds wrong with it."""
 
-    def one(name: str) -> str | None:
+    def fault(name: str) -> str | None:
         try:
             look(safe_path(root, name))
         except (ValueError, OSError) as error:
             return str(error)
         return None
 
-    said = tqdm(in_threads(one, names), "pictures", len(names), delay=5, disable=None, unit="file")  # on a terminal
-    with warnings.catch_warnings():  # here, not in the threads: the filters are the whole process's
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused, so no need to warn
-        return {name: why for name, why in zip(names, said, strict=True) if why}
+    messages = tqdm(in_threads(fault, names), "pictures", len(names), delay=5, disable=None, unit="file")
+    with warnings.catch_warnings():  # here, not in the threads: filters are process-wide
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such pictures are refused
+        return {name: message for name, message in zip(names, messages, strict=True) if message}
 
 
 def equal_files(root: Path, names: Iterable[str]) -> list[list[str]]:
-    """Groups of names below ``root`` whose files are equal byte for byte, in order; files not there are passed over.
+    """Groups of names below ``root`` whose files are equal byte for byte, in order; missing files are skipped.
 
-    Only files of equal size that begin alike are read whole.
+    Only files of equal size and equal beginning are read completely.
     """
 
     def beginning(path: Path) -> bytes:
@@ -131,17 +131,17 @@ def equal_files(root: Path, names: Iterable[str]) -> list[list[str]]:
 
     groups = [[name for name in names if os.path.isfile(f"{root}/{name}")]]
     for look, run in ((os.path.getsize, map), (beginning, in_threads), (sha256, in_threads)):
-        asked = [(place, name) for place, group in enumerate(groups) for name in group]
-        values = run(look, [root / name for _, name in asked])
-        found: dict[tuple[int, object], list[str]] = defaultdict(list)
-        for (place, name), value in zip(asked, values, strict=True):
-            found[place, value].append(name)
-        groups = [group for group in found.values() if len(group) > 1]
+        candidates = [(number, name) for number, group in enumerate(groups) for name in group]
+        values = run(look, [root / name for _, name in candidates])
+        alike: dict[tuple[int, object], list[str]] = defaultdict(list)
+        for (number, name), value in zip(candidates, values, strict=True):
+            alike[number, value].append(name)
+        groups = [group for group in alike.values() if len(group) > 1]
     return groups
 
 
 class FileSource(PixelSource):
-    """Pictures in files ``names`` below ``root``, which none may leave, by row."""
+    """Pictures by row, read from the files ``names`` below ``root``, none of which may lead out of it."""
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         def path(row: int) -> Path:

@@ -45,8 +45,8 @@ def test_subset_re_indexes_everything():
     assert part.categories == ["kind0", "kind1"]
     assert part.galleries.tolist() == [0, 1]
     for i, row in enumerate([4, 3]):
-        own, before = ([d.captions[c] for c in d.captions_of(k)] for d, k in ((part, i), (dataset, row)))
-        assert own == before
+        texts, expected = ([d.captions[c] for c in d.captions_of(k)] for d, k in ((part, i), (dataset, row)))
+        assert texts == expected
         assert part.image(i) == dataset.image(row)
     assert torch.equal(part.pixels([0, 1], 7), dataset.pixels([4, 3], 7))
     scenes = load_dataset("scenes", split="val", size=9)
@@ -56,15 +56,15 @@ def test_subset_re_indexes_everything():
     assert part.caption_image.tolist() == [0] * 5 + [1] * 5
 
 
-def test_fingerprint_tells_data_apart():
+def test_fingerprint_distinguishes_data():
     dataset = make_dataset()
-    same = dataset.fingerprint()
-    assert same == make_dataset().fingerprint() == replace(dataset, name="other", info={"x": 1}).fingerprint()
-    other = dataset.source.array.copy()
-    other[2, 3, 4, 1] ^= 1
+    original = dataset.fingerprint()
+    assert original == make_dataset().fingerprint() == replace(dataset, name="other", info={"x": 1}).fingerprint()
+    pixels = dataset.source.array.copy()
+    pixels[2, 3, 4, 1] ^= 1
     captions = dataset.captions
     changes = [
-        {"source": ArraySource(other)},
+        {"source": ArraySource(pixels)},
         {"captions": ["other", *captions[1:]]},
         {"captions": ["caption 0\0of 1", *captions[1:]]},
         {"image_ids": ["other", *dataset.image_ids[1:]]},
@@ -75,10 +75,10 @@ def test_fingerprint_tells_data_apart():
         {"whole_captions": captions},
         {"scene": load_dataset("scenes", split="val", size=5).scene},
     ]
-    assert len({same, *(make_dataset(**change).fingerprint() for change in changes)}) == len(changes) + 1
+    assert len({original, *(make_dataset(**change).fingerprint() for change in changes)}) == len(changes) + 1
 
 
-def test_augment_keeps_the_whole_picture_at_scale_one():
+def test_augment_keeps_the_full_picture_at_scale_one():
     pixels = make_dataset().pixels(range(5), 12)
     torch.testing.assert_close(augment(pixels, generator(), scale=(1, 1), flip=False), pixels / 255)
     flipped = augment(pixels.repeat(40, 1, 1, 1), generator(), scale=(1, 1))
@@ -86,7 +86,7 @@ def test_augment_keeps_the_whole_picture_at_scale_one():
     assert 70 < sum(mirrored) < 130
 
 
-def test_augment_crops_what_it_says():
+def test_augment_crops_the_stated_share():
     ramp = torch.arange(0, 240, 5, dtype=torch.uint8).expand(48, 48)
     pixels = torch.stack([ramp, ramp.T, torch.full((48, 48), 77, dtype=torch.uint8)]).expand(400, 3, 48, 48)
     views = augment(pixels, generator(), scale=(0.7, 0.9), flip=False)

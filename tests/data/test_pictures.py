@@ -19,7 +19,7 @@ def near(picture, colour, tolerance=3):
 
 
 def write_png(path, width, height, bits, colour_type, rows):
-    """Write a PNG that Pillow cannot write."""
+    """Write a PNG of a kind that Pillow cannot write."""
     header = struct.pack(">2I5B", width, height, bits, colour_type, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
@@ -30,21 +30,20 @@ LEAVING = {
     "climbs out": ("../secret.jpg", "a/../../secret.jpg", "..\\secret.jpg"),
     "absolute": ("/etc/passwd", "C:\\pictures\\a.jpg", "\\\\server\\a.jpg"),
     "no file can have": ("a\0.jpg", "é" * 128 + "/a.jpg"),
-    "is an address": ("https://example.org/a.jpg",),
+    "is a URL": ("https://example.org/a.jpg",),
     "empty name": ("  ", "."),
 }
 
 
-@pytest.mark.parametrize(("message", "name"), [(told, name) for told, names in LEAVING.items() for name in names])
+@pytest.mark.parametrize(("message", "name"), [(fault, name) for fault, names in LEAVING.items() for name in names])
 def test_names_that_leave_the_root_are_refused(tmp_path, name, message, refuses):
     refuses(message, safe_path, tmp_path, name)
 
 
 def test_links_out_of_the_root_are_refused_and_links_inside_are_not(tmp_path, refuses):
     root, outside = tmp_path / "root", tmp_path / "outside"
-    root.mkdir()
-    outside.mkdir()
     for folder in (root, outside):
+        folder.mkdir()
         Image.new("RGB", (4, 4), RED).save(folder / "a.png")
     (root / "inner.png").symlink_to(root / "a.png")
     (root / "outer.png").symlink_to(outside / "a.png")
@@ -54,14 +53,14 @@ def test_links_out_of_the_root_are_refused_and_links_inside_are_not(tmp_path, re
         refuses("link that leads out", safe_path, root, name)
     source = FileSource(root, ["outer.png", "later.png"])
     (root / "later.png").symlink_to(outside / "a.png")
-    for row in range(2):  # also when it is read, and where the link was made later
+    for row in range(2):  # also while reading, and for a link made later
         refuses("link that leads out", source.image, row)
     (tmp_path / "linked").symlink_to(root)  # the root itself may be a link
     assert safe_path(tmp_path / "linked", "a.png").is_file()
 
 
 PLAIN = Image.new("RGB", (8, 6), RED)
-PICTURES = {  # file -> what is saved, how, and the colour it must have
+PICTURES = {  # file -> picture, options of saving, expected colour
     "plain.webp": (PLAIN, {"quality": 100}, RED),
     "plain.bmp": (PLAIN, {}, RED),
     **{f"cmyk.{kind}": (PLAIN.convert("CMYK"), {"quality": 100}, RED) for kind in ("jpg", "tif")},
@@ -76,14 +75,14 @@ PICTURES = {  # file -> what is saved, how, and the colour it must have
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_every_mode_becomes_the_right_colours(tmp_path, name):
-    picture, how, colour = PICTURES[name]
-    picture.save(tmp_path / name, **how)
+    picture, options, colour = PICTURES[name]
+    picture.save(tmp_path / name, **options)
     near(decode(tmp_path / name), colour, 6 if colour == RED else 0)
     assert check_header(tmp_path / name) == (8, 6)
 
 
 def test_16_bit_colour_is_scaled_and_exif_rotation_applied(tmp_path):
-    rows = np.full((4, 3 * 3), 32896, ">u2")  # which Pillow cannot write
+    rows = np.full((4, 3 * 3), 32896, ">u2")
     write_png(tmp_path / "colour.png", 3, 4, 16, 2, b"".join(b"\0" + row.tobytes() for row in rows))
     near(decode(tmp_path / "colour.png"), GREY, 0)
     picture = Image.new("RGB", (20, 10), "blue")
@@ -104,21 +103,21 @@ def test_faulty_files_are_named_without_pillows_warning(tmp_path, recwarn):
         Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / f"{kind.__name__}.tif")
     for side in (10_000, 20_000):
         write_png(tmp_path / f"bomb{side}.png", side, side, 1, 0, b"\0" * (side * (side // 8 + 1)))
-    messages = """zero.jpg: is empty, text.jpg: none of a known, program.jpg: none of a known, absent.jpg: is missing,
+    messages = """zero.jpg: is empty, text.jpg: no known format, program.jpg: no known format, absent.jpg: is missing,
         float32.tif: floating-point, int32.tif: 32-bit, ZERO.jpg: but 'zero.jpg' is there, bomb10000.png: 10000 x 10000,
         bomb20000.png: more than 178""".split(",")
     messages = dict(message.strip().split(": ") for message in messages)
-    found = faults(decode, tmp_path, [*messages, "../x.jpg"])
-    assert all(message in found[name] and str(tmp_path / name) in found[name] for name, message in messages.items())
-    assert "climbs out" in found["../x.jpg"]
-    (tmp_path / "zero.jpg").rename(tmp_path / "Absent.jpg")  # messages are of what is there now
+    errors = faults(decode, tmp_path, [*messages, "../x.jpg"])
+    assert all(message in errors[name] and str(tmp_path / name) in errors[name] for name, message in messages.items())
+    assert "climbs out" in errors["../x.jpg"]
+    (tmp_path / "zero.jpg").rename(tmp_path / "Absent.jpg")  # the listing is not stale
     assert "but 'Absent.jpg' is there" in faults(decode, tmp_path, ["absent.jpg"])["absent.jpg"]
     (tmp_path / "Absent.jpg").rename(tmp_path / "zero.jpg")
     assert faults(check_header, tmp_path, list(messages)).keys() == messages.keys() - {"float32.tif", "int32.tif"}
     assert not recwarn.list
 
 
-def test_equal_files_are_found_by_content_and_absent_ones_passed_over(tmp_path):
+def test_equal_files_are_found_by_content_and_absent_ones_skipped(tmp_path):
     start = b"1" * 4999
     contents = {"a": start + b"1", "b": start + b"1", "c": start + b"2", "d": b"2" * 5000, "e": b"1", "f": b"2" * 5000}
     for name, content in contents.items():
@@ -136,10 +135,10 @@ def test_a_source_reads_lazily_and_keeps_what_fits(tmp_path, monkeypatch):
         monkeypatch.setattr(dataset, "MEMORY_BUDGET", budget)
         source = FileSource(tmp_path, names)
         reads.clear()
-        found = source.pixels([2, 0], 8)
-        assert torch.equal(source.pixels(np.array([0, 2]), 8), found.flip(0))
-        assert (found.dtype, found.shape) == (torch.uint8, (2, 3, 8, 8))
-        assert found[:, :, 0, 0].tolist() == [[2, 4, 6], [0, 0, 0]]
+        pixels = source.pixels([2, 0], 8)
+        assert torch.equal(source.pixels(np.array([0, 2]), 8), pixels.flip(0))
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, (2, 3, 8, 8))
+        assert pixels[:, :, 0, 0].tolist() == [[2, 4, 6], [0, 0, 0]]
         assert len(reads) == expected
     assert source.pixels([], 8).shape == (0, 3, 8, 8)
     assert source.content(1) == (tmp_path / "1.png").read_bytes()

@@ -1,4 +1,4 @@
-"""Collections as users bring them, and what is asked of every look at one."""
+"""Collections as users have them, and the checks that hold for every one of them."""
 
 import json
 import os
@@ -16,7 +16,7 @@ SPLITS = ("train", "val", "test")
 
 
 def write(place, name, content):
-    """A file of bytes, of a text, or of what YAML, JSON and JSON lines can hold."""
+    """Write bytes, text, or a value as YAML or JSON."""
     path = place / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if not isinstance(content, str | bytes):
@@ -29,18 +29,21 @@ def rows(*captions, names=NAMES, mark=",", header="image,caption"):
     return header.replace(",", mark) + "\n" + "".join(f"{name}{mark}{mark.join(captions)}\n" for name in names)
 
 
-def list_rows(told):
+def list_rows(pairs):
     """Rows of a list JSON, one caption each."""
-    pairs = [(i, name, caption) for i, (name, captions) in enumerate(told) for caption in captions]
-    return [{"image": name, "caption": caption, "image_id": str(i)} for i, name, caption in pairs]
+    items = [(i, name, caption) for i, (name, captions) in enumerate(pairs) for caption in captions]
+    return [{"image": name, "caption": caption, "image_id": str(i)} for i, name, caption in items]
 
 
-def coco(told=None, key=int, other=int, **flags):
-    told = told or [(name, [f"a dog {k}" for k in range(3)]) for name in NAMES]
-    pairs = [(i, k, text) for i, (_, captions) in enumerate(told) for k, text in enumerate(captions)]
-    marks = [{flag: k in on for flag, on in flags.items()} for _, k, _ in pairs]
-    texts = [{"image_id": other(i), "caption": text, **own} for (i, _, text), own in zip(pairs, marks, strict=True)]
-    return {"images": [{"id": key(i), "file_name": name} for i, (name, _) in enumerate(told)], "annotations": texts}
+def coco(pairs=None, key=int, reference=int, **flags):
+    """COCO captions JSON; ``flags``: numbers of a picture's captions that carry each flag."""
+    pairs, annotations = pairs or [(name, [f"a dog {k}" for k in range(3)]) for name in NAMES], []
+    for i, (_, captions) in enumerate(pairs):
+        for k, text in enumerate(captions):
+            marks = {flag: k in flagged for flag, flagged in flags.items()}
+            annotations.append({"image_id": reference(i), "caption": text} | marks)
+    images = [{"id": key(i), "file_name": name} for i, (name, _) in enumerate(pairs)]
+    return {"images": images, "annotations": annotations}
 
 
 def captions(path, **options):
@@ -51,17 +54,17 @@ def sizes(path, **options):
     return [len(load_dataset(str(path), split=split, **options)) for split in SPLITS]
 
 
-def looked(path, **options):
-    """The report on a collection, whose accounts must add up."""
+def report_on(path, **options):
+    """The report on a collection; its accounts must add up."""
     report = check(path, **options)
-    for name, (whole, parts) in report.accounts.items():
-        assert whole == sum(parts.values()), (name, whole, parts)
+    for name, (total, parts) in report.accounts.items():
+        assert total == sum(parts.values()), (name, total, parts)
     return report
 
 
-def spoiled(path):
-    """Reasons against a collection; loading it must fail with the first of them."""
-    report = looked(path)
+def spoiling(path):
+    """Findings that spoil a collection, by name; if there are any, loading must fail and name the folder."""
+    report = report_on(path)
     if report.spoiled:
         with pytest.raises(ValueError, match=".") as error:
             sizes(path)
@@ -69,7 +72,7 @@ def spoiled(path):
     return {finding.what: finding for finding in report.findings if finding.spoils}
 
 
-def fill(place, folders, count=6):
+def fill_folders(place, folders, count=6):
     for folder in folders:
         (place / folder).mkdir(parents=True, exist_ok=True)
         for k in range(count):

@@ -181,8 +181,8 @@ def test_bad_input_is_named(files, tmp_path, capsys, refuses):
     np.save(tmp_path / "repeated.npy", images[[0, 0, *range(2, 60)]].numpy())
     audits.read_features(tmp_path / "repeated.npy", *paths[1:])
     assert "1 of 60 rows repeat another" in capsys.readouterr().out
-    bad = {'[["a"], 3]': "a caption is 3 of 'entry 1'", '[{"text": "b"}]': "a caption is {'text': 'b'} of 'entry 0'"}
-    bad |= {"[" * 100_000: "valid JSON", '{"a": 1}': "is not a list", '["?!"]': "'?!' of 'entry 0' has no word"}
+    bad = {'[["a"], 3]': "a caption of 'entry 1' is 3", '[{"text": "b"}]': "a caption of 'entry 0' is {'text': 'b'}"}
+    bad |= {"[" * 100_000: "is not valid JSON", '{"a": 1}': "is not a list", '["?!"]': "'?!' of 'entry 0' has no word"}
     bad |= {"[[]]": "has no word", '["a", "nan"]': "'nan' of 'entry 1' is a missing value"}
     for content, message in (bad | {"[\"['a', 'b']\"]": "1 pictures and 2 captions, but there are"}).items():
         paths[2].write_text(content)
