@@ -157,7 +157,7 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, co
     assert "another process is writing into" in command("--profile", "wait")[2]
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (130, "\nrvlr: interrupted; the same command goes on from here\n")
+    assert (process.returncode, errors) == (130, "\nrvlr: interrupted; run the same command again to continue\n")
     left = sorted(str(path.relative_to(out)) for name in names for path in (out / name).iterdir())
     assert left == ["scenes/01_good.html", "scenes/01_good.ipynb"]
     assert not (out / "report.md").exists()
