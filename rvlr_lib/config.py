@@ -237,9 +237,7 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
         content = read_yaml(path)
         sections = content.pop("for", None) or {}
         if not isinstance(sections, dict) or not all(isinstance(part, dict | None) for part in sections.values()):
-            raise ValueError(
-                f"{path.name}: for is {sections!r}, expected settings by data set: {{scenes: {{seed: 1}}}}"
-            )
+            raise ValueError(f"{path.name}: for is {sections!r}, expected a mapping such as {{scenes: {{seed: 1}}}}")
         values = _merged(values, content, path.name)
         dataset = str(overrides.get("data.name") or values["data"]["name"])
         values = _merged(values, sections.get(dataset, sections.get("other")) or {}, f"{path.name}, for")
