@@ -34,9 +34,7 @@ def test_parameters(path):
     assert defaults["output_dir"] == ""
     assert set(defaults.get("arms", [])) <= set(ARMS)
     assert {name for name in kinds if name.endswith("_results")} <= set(PATHS)  # so that edits cause a rerun
-    assert all("  # " in line for line in cells(path)[0]["source"] if not line.startswith("arms:")), (
-        "a parameter lacks its comment"
-    )
+    assert all("  # " in line for line in cells(path)[0]["source"] if not line.startswith("arms:")), "no comment"
 
 
 @notebooks

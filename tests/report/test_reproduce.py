@@ -191,15 +191,10 @@ MINE = [{"notebook": book, "parameters": {"dataset": name}} for book, name in BO
 ODD += [("'b' of c/b.csv is taken", MINE, {})]
 ODD += [("'report.html' of ", [GOOD], {"parameters": {"dataset": "report.html.x"}})]
 ODD += [("unknown notebook '09_gone'; valid: 01_good, 02_bad", [{"notebook": "09_gone"}], {})]
-ODD += [("is not a valid profile: .*at_once.* 0 does not", [GOOD], {"at_once": 0})]
-ODD += [("is not a valid profile: 'notebook'", [{}], {}), ("unknown notebook '.1.'", [{"notebook": [1]}], {})]
-ODD += [
-    ("is not a valid profile: 'int'", [GOOD], {"parameters": 5}),
-    ("valid profile: 'int'", [GOOD | {"parameters": 5}], {}),
-]
-ODD += [
-    (f"not a valid profile: .*{key}", [GOOD], {key: "x"}) for key in ("a", "expected_seconds", "cell_timeout_seconds")
-]
+ODD += [("not a valid profile: .*at_once.* 0 does not", [GOOD], {"at_once": 0})]
+ODD += [("not a valid profile: 'notebook'", [{}], {}), ("unknown notebook '.1.'", [{"notebook": [1]}], {})]
+ODD += [("valid profile: 'int'", *odd) for odd in (([GOOD], {"parameters": 5}), ([GOOD | {"parameters": 5}], {}))]
+ODD += [(f"valid profile: .*{key}", [GOOD], {key: "x"}) for key in ("a", "expected_seconds", "cell_timeout_seconds")]
 
 
 @pytest.mark.parametrize(("reason", "runs", "more"), ODD)
