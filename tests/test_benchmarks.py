@@ -93,6 +93,6 @@ def test_the_command_writes_nothing_below_full_size_and_fails_on_a_difference(ca
     assert "a loop over the samples" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         run.main(["--captions", "absent.json"])
-    assert "absent.json is not there" in capsys.readouterr().err
+    assert "absent.json does not exist" in capsys.readouterr().err
     monkeypatch.setattr(run, "load", lambda name: type("Fake", (), {"rows": staticmethod(lambda options: [WRONG])}))
     assert run.main(["--tiny", "--only", "search"]) == 1
