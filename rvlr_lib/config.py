@@ -108,20 +108,13 @@ class MethodSettings:
     mixed_scores: Literal["cosine", "matching"] = "cosine"  # row 12: all cosines, or matching logits mixed with cosines
     representation_bidirectional: bool = True  # row 24: both directions, or the student's rows only
     representation_temperature: Literal["own", "shared"] = "own"  # row 24: its own, or that of the contrastive loss
-    head_init: Literal["ridge", "random"] = "ridge"  # row 24b: ridge regression of teacher heads onto the student
+    head_init: Literal["ridge", "random"] = "ridge"  # row 24b: teacher heads start as a regression onto the student
 
 
-ROWS = {  # switch -> row of FIDELITY.md; the preset holds its official value
-    "teacher_terms": "1",
-    "learn_relation_temperature": "2",
-    "fusion_weight_form": "3",
-    "structure_target": "6",
-    "mixed_t2it": "11",
-    "mixed_scores": "12",
-    "representation_bidirectional": "24",
-    "representation_temperature": "24",
-    "head_init": "24b",
-}
+# switch -> row of FIDELITY.md; its official value is that of the preset
+ROWS = {"teacher_terms": "1", "learn_relation_temperature": "2", "fusion_weight_form": "3", "structure_target": "6"}
+ROWS |= {"mixed_t2it": "11", "mixed_scores": "12", "representation_bidirectional": "24"}
+ROWS |= {"representation_temperature": "24", "head_init": "24b"}
 
 
 @dataclass(frozen=True)
