@@ -122,7 +122,7 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
     if all(files) == bool(dataset) or (any(files) and not all(files)):
         raise ValueError("give --image-features, --text-features and --captions, or --dataset and --model with weights")
     if all(files) and (model or options["pretrained"] or options["image_root"]):
-        raise ValueError("features are given: leave --model, --pretrained and --image-root out, or give --dataset")
+        raise ValueError("features are given: omit --model, --pretrained and --image-root, or give --dataset instead")
     folder, place = out or home() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
     encoded = audits.read_features(*files) if files[0] else None  # bad files fail before the folder is created
     sources = [resolved(name) for name in (dataset, model, *files, options["image_root"], options["pretrained"])]
@@ -149,7 +149,7 @@ def explore(folder: File, out: File) -> None:
 def report(folder: File, claims: bool, profile: str, results: str, insert: File) -> None:
     """Write the report of a run, or the page of claims: what holds, what does not, and how certain that is."""
     if bool(folder) == claims:
-        raise ValueError("say what to report: a run folder such as runs/quick, or --claims")
+        raise ValueError("give either a run folder such as runs/quick or --claims")
     if folder:
         from rvlr_lib.report.report import write_report
 
@@ -303,5 +303,5 @@ def settings(pairs: Pairs) -> dict[str, Any]:
         try:
             values[key] = yaml.safe_load(value)
         except Exception as error:  # the parser also raises what its types raise
-            raise ValueError(f"-s {key} {value!r} is no YAML, quote a text: {' '.join(str(error).split())}") from None
+            raise ValueError(f"-s {key} {value!r} is not YAML, quote strings: {' '.join(str(error).split())}") from None
     return values

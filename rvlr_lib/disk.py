@@ -75,7 +75,7 @@ def own_folder(
         earlier = read_json(record) if record.is_file() else {}
         entries = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         if entries and not record.is_file():
-            raise ValueError(f"{folder} holds other things ({', '.join(entries[:3])}): choose an empty folder")
+            raise ValueError(f"{folder} contains other files ({', '.join(entries[:3])}): choose an empty folder")
         current = plain(identity)
         changes = _changes({key: earlier.get(key) for key in current}, current) if earlier else []
         if changes and not overwrite:

@@ -80,7 +80,7 @@ def differences(frame: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
     if baseline not in arms:
         raise ValueError(f"the baseline {baseline!r} is not among the arms {', '.join(map(str, arms))}")
     if frame.duplicated([*keys, "arm"]).any():
-        raise ValueError(f"several values for one cell: {', '.join([*keys, 'arm'])} must name each value")
+        raise ValueError(f"several values for one cell: {', '.join([*keys, 'arm'])} must identify a value")
     is_base = frame["arm"] == baseline
     base = frame[is_base].set_index(keys)["value"]
     joined = frame[~is_base].join(base.rename("base"), on=keys, how="inner")

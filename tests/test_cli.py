@@ -45,18 +45,18 @@ def test_wrong_usage_exits_with_2(argv, capsys):
 
 
 BAD = {"reproduce --profile huge": "unknown profile 'huge'; valid: ", "audit": "give --image-features"}
-BAD |= {"report none --claims": "say what to report", "report": "say what to report"}
-BAD |= {"audit --dataset scenes --captions x": "give --image-features", "train -s a @x": "-s a '@x' is no YAML"}
+BAD |= {"report none --claims": "give either a run", "report": "give either a run"}
+BAD |= {"audit --dataset scenes --captions x": "give --image-features", "train -s a @x": "-s a '@x' is not YAML"}
 BAD |= {"study --seeds 0..4": "expected something like 0-4", "study --seeds 5-3": "seeds '5-3': expected"}
 BAD |= {"study --tune --seal": "one of tune, seal and regime_map", "study --seal --seeds 1": "seeds go with regime_map"}
-BAD |= {"audit --image-features a --text-features b --captions c --model d": "features are given: leave --model"}
+BAD |= {"audit --image-features a --text-features b --captions c --model d": "features are given: omit --model"}
 BAD |= {"reproduce -p dataset my.csv": "write the same files (for a data set of your own: --profile own)"}
 BAD |= {"reproduce -p study_results /no": "'study_results' is '/no', which is not a folder"}
 BAD |= {"reproduce -p model no": "unknown model 'no'", "audit --dataset no": "is unknown"}
 BAD |= {"reproduce -p switches ['no']": "'no' is part of none of: corrected"}
 BAD |= {"explore none": "none holds no run: there is no run.json in it; `rvlr reproduce` makes one"}
-BAD |= {"train --device tpu": "device 'tpu' is not there: Expected", "config own -s seed [1": "-s seed '[1' is no YAML"}
-BAD |= {"reproduce -p arms a,b": "a list is written as [a, b]"}
+BAD |= {"train --device tpu": "device 'tpu' is not there: Expected"}
+BAD |= {"reproduce -p arms a,b": "a list is written as [a, b]", "config own -s seed [1": "-s seed '[1' is not YAML"}
 BAD |= {"config flickr30k -s stage1.epoch 3": "does not accept option 'stage1.epoch': valid are epochs"}
 
 

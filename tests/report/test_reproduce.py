@@ -235,7 +235,7 @@ def test_output_of_other_settings_is_never_replaced_silently(checkout, command, 
     (out / "run.json").write_text((out / "run.json").read_text().replace('"dataset": "scenes"', '"dataset": ".."', 1))
     assert "'..', which lies elsewhere: choose another folder" in command("--profile", "good", "--overwrite")[2]
     (out / "run.json").unlink()
-    assert "holds other things (mine.txt" in command("--profile", "good", "--overwrite")[2]
+    assert "contains other files (mine.txt" in command("--profile", "good", "--overwrite")[2]
     code, _, errors = command("--profile", "good", "--out", "/proc/none")  # which is read-only
     assert (code, errors.count("\n")) == (2, 1)
     monkeypatch.setattr(runner.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**7}))
