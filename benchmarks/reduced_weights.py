@@ -64,9 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the copies and return the exit status: 1 if caption features differ by more than float16 explains."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reduced_weights", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument(
-        "--captions", type=Path, help="text file of further captions whose words are kept, one per line"
-    )
+    parser.add_argument("--captions", type=Path, help="text file of more captions whose words to keep, one per line")
     args = parser.parse_args(arguments)
     captions = known_captions() + (args.captions.read_text("utf-8").splitlines() if args.captions else [])
     towers = build_towers()

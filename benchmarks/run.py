@@ -21,13 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"run some of: {', '.join(NAMES)}")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--quick", action="store_const", const="quick", dest="size", help="run smaller sizes: some minutes"
-    )
+    size.add_argument("--quick", action="store_const", const="quick", dest="size", help="smaller sizes: a few minutes")
     size.add_argument("--tiny", action="store_const", const="tiny", dest="size", help="only check that everything runs")
-    parser.add_argument(
-        "--captions", type=Path, help="JSON list of {image, caption: [...]} to use instead of generated captions"
-    )
+    parser.add_argument("--captions", type=Path, help="JSON list of {image, caption: [...]} (default: generated)")
     parser.add_argument("--no-write", action="store_true", help="leave PERFORMANCE.md and the JSON file unchanged")
     args = parser.parse_args(arguments)
     if args.captions and not args.captions.is_file():
