@@ -57,10 +57,10 @@ def own_folder(
 ) -> Iterator[dict[str, Any]]:
     """Lock an output folder while it is written, and refuse to replace what other settings produced.
 
-    ``identity`` determines the content and is stored in ``file``, next to keys of the caller; the earlier content of
-    ``file`` is yielded. ``overwrite`` first removes the entries that ``owned`` names, given that content, and nothing
-    else. A new folder is removed if the block fails before it writes. A ValueError: another process holds the folder,
-    or it contains other files or the output of other settings.
+    ``identity`` determines the content and is stored in ``file``, next to keys of the caller. ``overwrite`` first
+    clears ``file`` and removes only the entries that ``owned`` names, given its content. Yields the earlier content of
+    ``file`` that is kept. A new folder is removed if the block fails before it writes. A ValueError: another process
+    holds the folder, or it contains other files or the output of other settings.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder")
