@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating runs and their medians, memory of a child process, the machine, the table."""
+"""Shared by the benchmarks: alternating runs, peak memory of a child process, the machine and the table."""
 
 import contextlib
 import importlib
@@ -25,10 +25,10 @@ SIZES = ("tiny", "quick", "full")
 
 @dataclass(frozen=True)
 class Options:
-    """How much a benchmark measures: ``full`` is the size of its claim, ``tiny`` only shows that it runs."""
+    """Size of a benchmark: ``full`` is the size of its claim, ``tiny`` only shows that it runs."""
 
     size: str = "full"
-    captions: Path | None = None  # JSON list of {image, caption: [...]}; drawn scenes' captions where there is none
+    captions: Path | None = None  # JSON list of {image, caption: [...]}; None: captions of generated scenes
 
     def pick(self, tiny: Any, quick: Any, full: Any) -> Any:
         """The value for this size."""
@@ -36,13 +36,13 @@ class Options:
 
     @property
     def repeats(self) -> int:
-        """Runs of each side."""
+        """Number of runs of each side."""
         return self.pick(1, 3, 5)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; ``met`` is None where nothing is promised or nothing was measured."""
+    """One row of the table; ``met`` is None if there is no goal or no measurement."""
 
     what: str
     against: str
@@ -54,17 +54,17 @@ class Row:
 
     @property
     def equal(self) -> bool:
-        """Whether both sides gave the same, as far as both gave something to compare."""
+        """Whether the results of both sides agree; True if they were not compared."""
         return bool(self.values.get("difference", 0) <= self.values.get("allowed_difference", 0))
 
     def without_goal(self) -> "Row":
-        """As measured at another size than the claim's: only equality counts."""
+        """The row for another size than that of the claim, at which only equality counts."""
         return replace(self, met=None if self.equal else False)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of both sides and what each returned the last time."""
+    """Median seconds of both sides, and the last result of each."""
 
     ours: float
     theirs: float
@@ -73,12 +73,12 @@ class Timing:
 
     @property
     def ratio(self) -> float:
-        """How many times faster ours is."""
+        """How many times faster our side is."""
         return self.theirs / self.ours
 
 
 def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int, *, warm_up: bool = True) -> Timing:
-    """Run theirs, ours, theirs, ours, ... so that a busy machine slows both; medians."""
+    """Time theirs, ours, theirs, ours, ..., so that a busy machine slows both, and take medians."""
     if warm_up:
         theirs(), ours()
     seconds: tuple[list[float], list[float]] = [], []
@@ -94,7 +94,7 @@ def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int, 
 
 
 def synchronize() -> None:
-    """Wait for the GPU, where one is used."""
+    """Wait for the GPU, if one is used."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
@@ -109,7 +109,7 @@ def speed_row(
     notes: str = "",
     **values: Any,
 ) -> Row:
-    """A line for a ratio of times; ``equal`` is the largest difference of the results and what is allowed."""
+    """A row for a ratio of times; ``equal`` is the largest difference of the results and the allowed one."""
     goal = f"{at_least:g}×" if at_least else "–"
     met = None if at_least is None else ratio >= at_least
     if equal is not None:
@@ -120,21 +120,21 @@ def speed_row(
     return Row(what, against, goal, f"{rounded(ratio)}×", met, notes, {"ratio": ratio, "at_least": at_least, **values})
 
 
-def limit_row(what: str, limits: dict[str, float], found: dict[str, float], notes: str = "") -> Row:
-    """A line for amounts that must stay below limits, by unit (``s``, ``GB``)."""
+def limit_row(what: str, limits: dict[str, float], amounts: dict[str, float], notes: str = "") -> Row:
+    """A row for amounts that must not exceed limits, by unit (``s``, ``GB``)."""
     goal = ", ".join(f"≤ {limit:g} {unit}" for unit, limit in limits.items())
-    measured = ", ".join(f"{rounded(found[unit])} {unit}" for unit in limits)
-    met = all(found[unit] <= limit for unit, limit in limits.items())
-    return Row(what, "–", goal, measured, met, notes, {"limits": limits, "found": found})
+    measured = ", ".join(f"{rounded(amounts[unit])} {unit}" for unit in limits)
+    met = all(amounts[unit] <= limit for unit, limit in limits.items())
+    return Row(what, "–", goal, measured, met, notes, {"limits": limits, "found": amounts})
 
 
 def skipped(what: str, against: str, goal: str, reason: str) -> Row:
-    """A line for what cannot be measured here."""
+    """A row for a benchmark that cannot run here."""
     return Row(what, against, goal, "not measured", None, reason)
 
 
 def rounded(value: float) -> str:
-    """Two digits, or all before the point.
+    """A number with two significant digits, from 100 on as an integer.
 
     >>> rounded(0.1234), rounded(3.456), rounded(1791.2)
     ('0.12', '3.5', '1,791')
@@ -143,7 +143,7 @@ def rounded(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time with its unit.
+    """A time with a fitting unit.
 
     >>> duration(2e-8), duration(0.0123), duration(61.2)
     ('20 ns', '12 ms', '61 s')
@@ -155,7 +155,7 @@ def duration(seconds: float) -> str:
 
 
 def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """Largest absolute difference over the same keys; infinite where a key is missing or a value is no number."""
+    """Largest absolute difference over the keys; infinite if keys differ or a value is not finite."""
     if ours.keys() != theirs.keys():
         return math.inf
     largest = max(float((torch.as_tensor(ours[key]) - torch.as_tensor(theirs[key])).abs().max()) for key in theirs)
@@ -163,27 +163,27 @@ def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
 
 
 def in_child(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
-    """Call a module's function in a process of its own, whose peak memory is then its own too."""
+    """Call a module-level function in a separate process, so that its peak memory can be measured."""
     code = (
         "import importlib, json, sys; name, function, *rest = json.loads(sys.argv[1]);"
         "print(json.dumps(getattr(importlib.import_module(name), function)(*rest)))"
     )
     call = json.dumps([function.__module__, function.__name__, *arguments])
-    run = subprocess.run(
-        [sys.executable, "-c", code, call], cwd=ROOT, capture_output=True, text=True, env=_environment()
-    )
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "env": os.environ | {"PYTHONPATH": path}}
+    run = subprocess.run([sys.executable, "-c", code, call], **options)
     if run.returncode:
         raise RuntimeError(f"{function.__module__}.{function.__name__} failed:\n{run.stderr[-2000:]}")
     return json.loads(run.stdout.splitlines()[-1])
 
 
 class PeakMemory:
-    """Most memory that a block takes beside what the process held before it, GB (10⁹ bytes), as ``peak.gb``."""
+    """Context manager: peak memory of the block beyond what the process held before, in GB (10⁹ bytes), as ``gb``."""
 
     gb = math.nan
 
     def __enter__(self) -> "PeakMemory":
-        with contextlib.suppress(OSError):  # Linux: forget the peak so far, imports and all
+        with contextlib.suppress(OSError):  # Linux: reset the peak, which imports have raised
             Path("/proc/self/clear_refs").write_text("5")
         self.before = self._read("VmRSS")
         return self
@@ -194,18 +194,18 @@ class PeakMemory:
     @staticmethod
     def _read(key: str) -> float:
         status = Path("/proc/self/status")
-        if status.is_file():  # Linux's getrusage starts a child at its parent's peak
+        if status.is_file():  # on Linux, getrusage of a child starts at the peak of its parent
             return int(status.read_text().split(f"{key}:")[1].split()[0]) * 1024 / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def machine() -> dict[str, Any]:
-    """What the figures belong to; names no host."""
+    """The machine on which figures were measured, without its host name."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.M)
-        cpu = found[1].strip() if found else cpu
+        model = re.search(r"^model name\s*: (.+)$", info.read_text(), re.M)
+        cpu = model[1].strip() if model else cpu
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
@@ -220,38 +220,31 @@ def machine() -> dict[str, Any]:
     }
 
 
-def slug(described: dict[str, Any]) -> str:
+def slug(description: dict[str, Any]) -> str:
     """A file name for a machine.
 
     >>> slug({"cpu": "AMD EPYC 9R14", "cores": 2, "gpu": None})
     'amd-epyc-9r14-2-cores'
     """
-    words = f"{described['gpu'] or described['cpu']} {described['cores']} cores"
+    words = f"{description['gpu'] or description['cpu']} {description['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown; "missed" is said plainly."""
+    """The rows as a Markdown table."""
     verdict = {True: "yes", False: "**missed**", None: "–"}
     lines = ["| what | against | goal | measured | reached | notes |", "| --- | --- | --- | ---: | --- | --- |"]
     for row in rows:
-        lines.append(
-            "| " + " | ".join([row.what, row.against, row.goal, row.measured, verdict[row.met], row.notes]) + " |"
-        )
+        cells = [row.what, row.against, row.goal, row.measured, verdict[row.met], row.notes]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as plain values."""
+    """The rows as plain values."""
     return [asdict(row) for row in rows]
 
 
 def load(name: str) -> Any:
     """The module of a benchmark."""
     return importlib.import_module(f"benchmarks.{name}")
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with the checkout first on the path."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path}

@@ -1,8 +1,8 @@
-"""What training and evaluation reach on one GPU: ``make bench-gpu``; ``--tiny`` rehearses every part on the CPU.
+"""Speed of training and evaluation on one GPU: ``make bench-gpu``; ``--tiny`` rehearses every part on the CPU.
 
-Parts are measured one after another until ``--minutes`` are over, and every row is in the JSON file as soon as it is
-measured. What fails or takes too long is named there and costs the others nothing. Sides of a comparison are timed in
-blocks, A, B, A, B, and the median block counts. Steps are those of the training loop.
+Parts are measured one after another until ``--minutes`` have passed, and each row is saved to the JSON file at once. A
+part that fails or takes too long is named there and does not affect the others. Sides of a comparison are timed in
+alternating blocks (A, B, A, B), of which the median counts. Steps are those of the training loop.
 """
 
 import argparse
@@ -49,17 +49,17 @@ from rvlr_lib.training.objectives import Objective
 
 PARTS = "heads losses evaluation whole_towers vit reranking quick resume study vit_compiled".split()
 CONTRASTIVE, PUBLISHED = LossWeights(1.0, *[0.0] * 6), LossWeights()
-LONG = {"epochs": 10_000, "log_every": 10**9}  # a training that is timed: after its first step nothing is logged
+LONG = {"epochs": 10_000, "log_every": 10**9}  # for timed training: nothing is logged after the first step
 Rows = Iterator[dict[str, Any]]
 
 
 class TimeIsOver(BaseException):
-    """What the clock raises; no Exception, so that nobody on the way takes it for a fault of the work."""
+    """Raised by the timer; not an Exception, so that no handler on the way takes it for a failure."""
 
 
 @dataclass
 class OneBatch:
-    """The same batch for every step: what a training asks of its batches."""
+    """Batches for a training that uses the same batch in every step."""
 
     inputs: Inputs
     device: torch.device
@@ -73,7 +73,7 @@ class OneBatch:
 
 
 class Bench:
-    """The parts of the benchmark, each giving rows as it measures them, and what they need."""
+    """The parts of the benchmark, each yielding rows as it measures them, and their helpers."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.tiny, self.options, self.part = options.tiny, options, ""
@@ -81,16 +81,17 @@ class Bench:
         self.weights = {name: getattr(options, name) for name in ("image_weights", "text_weights")}
         self.model = {f"model.{name}": path for name, path in self.weights.items()}
         self.blocks, self.steps = (2, 1) if options.tiny else (5, 5)
-        self.draws, known = torch.Generator(self.device).manual_seed(0), machine()
-        self.found: dict[str, Any] = {"device": known["cpu" if self.device.type == "cpu" else "gpu"]}
-        self.found |= {"torch": torch.__version__, "tiny": self.tiny, "machine": known, "provenance": provenance()}
+        self.generator, description = torch.Generator(self.device).manual_seed(0), machine()
+        self.record: dict[str, Any] = {"device": description["cpu" if self.device.type == "cpu" else "gpu"]}
+        self.record |= {"torch": torch.__version__, "tiny": self.tiny, "machine": description}
+        self.record["provenance"] = provenance()
 
     def rows(self, count: int, width: int) -> torch.Tensor:
-        """Unit rows on the device."""
-        return unit_rows(torch.randn(count, width, generator=self.draws, device=self.device))
+        """Random unit rows on the device."""
+        return unit_rows(torch.randn(count, width, generator=self.generator, device=self.device))
 
     def once(self, call: Callable[[], Any]) -> float:
-        """Seconds of a call, until the device has done what it asks for."""
+        """Seconds of a call, including its work on the device."""
         synchronize()
         started = time.perf_counter()
         call()
@@ -98,16 +99,16 @@ class Bench:
         return time.perf_counter() - started
 
     def seconds(self, **sides: Callable[[], Any]) -> dict[str, float]:
-        """Median seconds of a call of each side, blocks in turn, after a warm-up."""
+        """Median seconds per call of each side, in alternating blocks, after a warm-up."""
         for call in sides.values():
             call()
-        rounds = [{name: self.once(call) for name, call in sides.items()} for _ in range(self.blocks)]
-        return {name: statistics.median(took[name] for took in rounds) for name in sides}
+        blocks = [{name: self.once(call) for name, call in sides.items()} for _ in range(self.blocks)]
+        return {name: statistics.median(block[name] for block in blocks) for name in sides}
 
     def training(
         self, student: Any, weights: LossWeights, batches: Any, teachers: Any = None, *, compiled: bool = False
     ) -> Callable[[], None]:
-        """An epoch of a training, after the first one; RuntimeError where it cannot be compiled."""
+        """A function that runs one epoch of a warmed-up training; a RuntimeError if it cannot be compiled."""
         objective = Objective(student, weights, MethodSettings(), teachers=teachers, seed=0).to(self.device).train()
         training = Training(objective, batches, self.part, Execution(compile=compiled))
 
@@ -115,15 +116,15 @@ class Bench:
             for inputs in batches.take():
                 training.train_step(inputs)
 
-        with redirect_stdout(io.StringIO()) as told:
+        with redirect_stdout(io.StringIO()) as output:
             epoch()
-        print(told.getvalue(), end="", flush=True)
-        if "cannot be compiled" in told.getvalue():
-            raise RuntimeError(told.getvalue())
+        print(output.getvalue(), end="", flush=True)
+        if "cannot be compiled" in output.getvalue():
+            raise RuntimeError(output.getvalue())
         return epoch
 
     def one_batch(self, student: TowerStudent, batch: int, length: int) -> OneBatch:
-        """Random pictures, and captions of ``length`` tokens that the text tower has."""
+        """Random pictures, and captions of ``length`` random tokens of the text tower."""
         words, size = getattr(student.text, "config", student.text).vocab_size, student.image_size
         pixels = torch.rand(batch, 3, size, size, device=self.device)
         ids = torch.randint(1, words, (batch, length), device=self.device)
@@ -134,7 +135,7 @@ class Bench:
     # ---- parts ------------------------------------------------------------------------------------------------------
 
     def vit(self, *, compiled: bool = False) -> Rows:
-        """The contrastive step of ViT-B/32 and the full one; compiling takes minutes, so that is a part of its own."""
+        """The contrastive and the full step of ViT-B/32; compiled in a separate part, since that takes minutes."""
         name, batches, layers = ("tiny_48", (4,), 2) if self.tiny else ("ViT-B-32", (1024, 512), 6)
         open_clip.add_model_config(ROOT / "tests" / "models" / "tiny_48.json")
         towers = build_towers(name)
@@ -143,30 +144,30 @@ class Bench:
             yield from self.vit_pair(towers, batch, layers, compiled)
 
     def vit_pair(self, towers: Towers, batch: int, layers: int, compiled: bool) -> Rows:
-        """Both steps in turn; memory is that of a step with its model and batch, compilation left out."""
-        found: dict[str, Any] = {}
+        """Both steps in turn; memory is that of a step with its model and batch, without compilation."""
+        rows: dict[str, Any] = {}
         sides = {}
         for label, weights in (("contrastive", CONTRASTIVE), ("full", PUBLISHED)):
             key, full, held = f"{label}, batch {batch}", label == "full", torch.cuda.memory_allocated()
             try:
                 student = TowerStudent(towers, fusion_layers=layers if full else 0)
-                given = self.one_batch(student, batch, 8 if self.tiny else 40)
+                batches = self.one_batch(student, batch, 8 if self.tiny else 40)
                 teachers = (self.rows(batch, 1024), self.rows(batch, 768)) if full else None
-                epoch = self.training(student, weights, given, teachers, compiled=compiled)
+                epoch = self.training(student, weights, batches, teachers, compiled=compiled)
                 if self.device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats()
-                found[key] = {"pairs_per_second": batch * self.steps / self.once(epoch)}
-                found[key]["gigabytes"] = (torch.cuda.max_memory_allocated() - held) / 1e9
+                rows[key] = {"pairs_per_second": batch * self.steps / self.once(epoch)}
+                rows[key]["gigabytes"] = (torch.cuda.max_memory_allocated() - held) / 1e9
                 sides[key] = epoch
-            except Exception as error:  # no memory, or it does not compile: the other side is measured alone
-                found[key] = failure(error)
-            yield found
+            except Exception as error:  # out of memory, or it does not compile: measure only the other side
+                rows[key] = failure(error)
+            yield rows
         for key, took in self.seconds(**sides).items():
-            found[key]["pairs_per_second"] = batch * self.steps / took
-        yield found
+            rows[key]["pairs_per_second"] = batch * self.steps / took
+        yield rows
 
     def heads(self) -> Rows:
-        """Steps a second of heads on cached features, with and without the structure loss."""
+        """Steps per second of heads on cached features, with and without the structure loss."""
         count = 256 if self.tiny else 4000
         features = FeatureSet(torch.randn(3, count, 1280), torch.randn(5 * count, 384))
         settings = TrainSettings(batch_size=128 if self.tiny else 256, precision="float32", **LONG)
@@ -175,20 +176,20 @@ class Bench:
         teachers = unit_rows(features.images[0]), unit_rows(features.texts)
         kinds = {"contrastive": CONTRASTIVE, "contrastive and structure": LossWeights(1, 0, 0, 0, 0.3, 0, 0)}
         student = lambda: HeadStudent(*directions)  # noqa: E731
-        sides = {label: self.training(student(), own, batches, teachers) for label, own in kinds.items()}
+        sides = {label: self.training(student(), weights, batches, teachers) for label, weights in kinds.items()}
         for label, took in self.seconds(**sides).items():
             yield {label: {"steps_per_second": batches.steps_per_epoch / took}}
 
     vit_compiled = partialmethod(vit, compiled=True)
 
     def whole_towers(self) -> Rows:
-        """Whole-tower training of the default pair, pairs a second."""
+        """Pairs per second of whole-tower training of the default towers."""
         batch, student = 8 if self.tiny else 256, TowerStudent(build_towers(**self.weights))
         epoch = self.training(student, CONTRASTIVE, self.one_batch(student, batch, 16))
         yield {"pairs_per_second": batch * self.steps / self.seconds(epoch=epoch)["epoch"]}
 
     def losses(self) -> Rows:
-        """Structure loss forward and backward, and hard negatives, milliseconds."""
+        """Milliseconds of structure losses, forward and backward, and of hard-negative sampling."""
         batch = 64 if self.tiny else 1024
         student, image, text = self.rows(batch, 256).requires_grad_(), self.rows(batch, 1024), self.rows(batch, 768)
 
@@ -199,11 +200,11 @@ class Bench:
 
         similarity = self.rows(batch, 256) @ self.rows(batch, 256).T
         sides = {name: partial(structure, name) for name in ("mae", "wasserstein", "row_kl", "rkd_distance")}
-        sides["hard negatives"] = lambda: sample_hard_negatives(similarity, 0.07, generator=self.draws)
+        sides["hard negatives"] = lambda: sample_hard_negatives(similarity, 0.07, generator=self.generator)
         yield {name: {"milliseconds": 1000 * took} for name, took in self.seconds(**sides).items()}
 
     def evaluation(self) -> Rows:
-        """Every metric at COCO's size, on the device."""
+        """Seconds for every metric at the size of COCO, on the device."""
 
         def measure(images: int) -> float:
             owner = torch.arange(images, device=self.device).repeat_interleave(5)
@@ -216,7 +217,7 @@ class Bench:
         yield {"seconds": measure(images), "pictures": images, "captions": 5 * images}
 
     def reranking(self) -> Rows:
-        """Re-ranking of captions by the matching head, top 64."""
+        """Re-ranking of the top 64 captions with the matching head."""
         fusion = FusionEncoder(768, 1024, 1 if self.tiny else 6)
 
         def measure(images: int, captions: int, top: int) -> float:
@@ -233,11 +234,11 @@ class Bench:
     def quick(self) -> Rows:
         """All notebooks of the quick profile, cold, as ``rvlr reproduce`` runs them."""
         size = "smoke" if self.tiny else "quick"
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:  # kernels end after what started them
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:  # kernels outlive the command
             preset = Path(place) / "preset.yaml"
             settings = read_yaml(ROOT / "rvlr_lib" / "presets" / f"{size}.yaml")
             settings["model"] |= {name: path for name, path in self.weights.items() if path}
-            preset.write_text(json.dumps(settings))  # which is YAML too
+            preset.write_text(json.dumps(settings))  # JSON is YAML
             command = [sys.executable, "-m", "rvlr_lib", "reproduce", "--profile", size, "-p", "preset", str(preset)]
             command += ["--device", str(self.device), "--out", f"{place}/out"]
             began = time.perf_counter()
@@ -246,7 +247,7 @@ class Bench:
             yield {"failed": done.stderr[-400:]} if done.returncode else {"seconds": took}
 
     def study(self) -> Rows:
-        """One seed of the quick study after its data are read, encoding and evaluation included, in both precisions."""
+        """One seed of the quick study in both precisions, with encoding and evaluation, after reading the data."""
         arms = ["matching", "matching_longer"]
         arms += [] if self.tiny else ["rvlr", "rvlr_published", "structure", "shuffled", "intra"]
         stages = ("model", "stage1", "stage2")
@@ -264,7 +265,7 @@ class Bench:
                 yield {precision: {"seconds": took, "r_mean": scores}}
 
     def resume(self) -> Rows:
-        """A training that is killed and started again ends with the same weights as one that is not."""
+        """Whether a killed and restarted training ends with the same weights as an uninterrupted one."""
         with tempfile.TemporaryDirectory() as place:
             sums = []
             for kill in (False, True):
@@ -287,14 +288,14 @@ class Bench:
     # ---- running ----------------------------------------------------------------------------------------------------
 
     def save(self, rows: dict[str, Any]) -> None:
-        """Add rows of the part under way to the JSON file."""
-        self.found.setdefault(self.part, {}).update(rows)
-        write_json(self.options.out, self.found)
+        """Add rows of the current part to the JSON file."""
+        self.record.setdefault(self.part, {}).update(rows)
+        write_json(self.options.out, self.record)
         print(f"{self.part}: {json.dumps(rows)[:400]}", flush=True)
 
     def measure(self, seconds: float) -> None:
-        """Measure and save the part under way; TimeIsOver after so many seconds."""
-        signal.setitimer(signal.ITIMER_REAL, seconds, 5)  # again and again, where a destructor swallows the first
+        """Measure and save the current part; TimeIsOver after ``seconds``."""
+        signal.setitimer(signal.ITIMER_REAL, seconds, 5)  # repeated, since a destructor may swallow the first
         try:
             forget()
             for rows in getattr(self, self.part)():
@@ -303,7 +304,7 @@ class Bench:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def run(self) -> dict[str, Any]:
-        """Measure the parts in order; one that fails leaves the others their time."""
+        """Measure the parts in order, continuing after failures; returns the record."""
         signal.signal(signal.SIGALRM, time_is_over)
         deadline = time.monotonic() + 60 * self.options.minutes
         for part in self.options.parts:
@@ -315,29 +316,29 @@ class Bench:
             except (Exception, TimeIsOver) as error:
                 self.save(failure(error))
             print(f"{part}: {time.monotonic() - started:.0f} s", flush=True)
-        return self.found
+        return self.record
 
 
 def forget() -> None:
-    """Give back what nobody holds any more: memory of the device, and compiled code, which else expects its shapes."""
+    """Free unused device memory, and compiled code, which is specialised to earlier shapes."""
     gc.collect()
     torch.cuda.empty_cache()
     torch._dynamo.reset()
 
 
 def time_is_over(*_: Any) -> None:
-    """Raise TimeIsOver."""
+    """Signal handler that raises TimeIsOver."""
     raise TimeIsOver("the time was over")
 
 
 def failure(error: BaseException) -> dict[str, str]:
-    """A row that names what went wrong; the whole of it is printed."""
+    """A row that names the error; its traceback is printed."""
     traceback.print_exception(error)
     return {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
 def killed_on_the_way(command: list[str], root: Path) -> bool:
-    """Whether a training could be killed after its first checkpoint, which it has a minute and a half for."""
+    """Start a training and kill it after its first checkpoint; False if it ends, or has none within 90 seconds."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
     try:
@@ -348,51 +349,50 @@ def killed_on_the_way(command: list[str], root: Path) -> bool:
     return process.wait() == -signal.SIGKILL and any(root.glob("checkpoints/*/step*"))
 
 
-def write_table(found: dict[str, Any]) -> None:
-    """Put what was measured between the GPU's markers of PERFORMANCE.md."""
+def write_table(record: dict[str, Any]) -> None:
+    """Insert the results between the GPU markers of PERFORMANCE.md."""
     import pandas as pd
 
     rows = []
     for part in PARTS:
-        for name, value in found.get(part, {}).items():
+        for name, value in record.get(part, {}).items():
             for what, number in value.items() if isinstance(value, dict) else [("", value)]:
-                shown = f"{number:,.4g}" if isinstance(number, float) else json.dumps(number)
-                rows.append(
-                    {"part": part.replace("_", " "), "what": f"{name} {what}".replace("_", " "), "measured": shown}
-                )
-    unmeasured = ", ".join(part for part in PARTS if part not in found).replace("_", " ")
+                measured = f"{number:,.4g}" if isinstance(number, float) else json.dumps(number)
+                rows.append([part.replace("_", " "), f"{name} {what}".replace("_", " "), measured])
+    unmeasured = ", ".join(part for part in PARTS if part not in record).replace("_", " ")
     missing = f" Not measured: {unmeasured}." if unmeasured else ""
-    note = f"*{found['device']}, PyTorch {found['torch']}; `make bench-gpu`.{missing}*\n\n"
-    insert_between(ROOT / "PERFORMANCE.md", "gpu", note + to_markdown(pd.DataFrame(rows)))
+    note = f"*{record['device']}, PyTorch {record['torch']}; `make bench-gpu`.{missing}*\n\n"
+    table = to_markdown(pd.DataFrame(rows, columns=["part", "what", "measured"]))
+    insert_between(ROOT / "PERFORMANCE.md", "gpu", note + table)
 
 
 def main() -> None:
     """Read the options and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="every part at toy size on the CPU")
+    parser.add_argument("--tiny", action="store_true", help="run every part at toy size on the CPU")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, default=7.5, help="when to stop; starting and ending come on top")
-    parser.add_argument("--parts", type=lambda words: words.split(","), default=PARTS, help="by commas, in order")
-    parser.add_argument("--image-weights", type=existing, help="a weight file of the image tower")
-    parser.add_argument("--text-weights", type=existing, help="a folder of the text tower")
-    parser.add_argument("--out", help="default: benchmarks/results/gpu.json, of a rehearsal runs/gpu-tiny.json")
-    parser.add_argument("--table", action="store_true", help="measure nothing: write the table of what --out holds")
+    parser.add_argument("--minutes", type=float, default=7.5, help="time limit, not counting start-up and shutdown")
+    parser.add_argument("--parts", type=lambda words: words.split(","), default=PARTS, help="comma-separated, in order")
+    parser.add_argument("--image-weights", type=existing, help="weight file of the image tower")
+    parser.add_argument("--text-weights", type=existing, help="folder of the text tower")
+    parser.add_argument("--out", help="default: benchmarks/results/gpu.json, with --tiny runs/gpu-tiny.json")
+    parser.add_argument("--table", action="store_true", help="measure nothing; write the table from the file --out")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"unknown parts {', '.join(sorted(unknown))}: valid are {', '.join(PARTS)}")
     options.out = Path(options.out or ("runs/gpu-tiny.json" if options.tiny else "benchmarks/results/gpu.json"))
     try:
-        found = read_json(options.out) if options.table else Bench(options).run()
+        record = read_json(options.out) if options.table else Bench(options).run()
     except ValueError as error:  # no such device
         parser.error(str(error))
-    if not found["tiny"]:
-        write_table(found)
-    elif '"failed"' in json.dumps(found):
+    if not record["tiny"]:
+        write_table(record)
+    elif '"failed"' in json.dumps(record):
         sys.exit("a part of the rehearsal failed")
 
 
 def existing(path: str) -> str:
-    """A path that is there."""
+    """The absolute path of an existing file or folder."""
     return str(Path(path).resolve(strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Hard negatives and their tokens, forward and backward: one indexed operation against a loop over the samples."""
+"""Gathering hard negatives and their tokens, forward and backward: indexing against a loop over the samples."""
 
 import torch
 from torch import Tensor
@@ -10,13 +10,14 @@ from rvlr_lib.losses import sample_hard_negatives
 def ours(similarity: Tensor, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
     """Token rows of the 3B pairs, as the training objective gathers them."""
     image, text = sample_hard_negatives(similarity, 0.07, generator=torch.Generator().manual_seed(0))
-    own = torch.arange(len(images), device=images.device)
-    image_rows, text_rows = torch.cat([own, image.to(own.device), own]), torch.cat([own, own, text.to(own.device)])
+    pairs = torch.arange(len(images), device=images.device)
+    image_rows = torch.cat([pairs, image.to(pairs.device), pairs])
+    text_rows = torch.cat([pairs, pairs, text.to(pairs.device)])
     return images.index_select(0, image_rows), texts.index_select(0, text_rows)
 
 
 def slow(similarity: Tensor, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-    """A draw and a row for each sample."""
+    """The same with one draw and one row per sample."""
     generator = torch.Generator().manual_seed(0)
     chosen: list[list[Tensor]] = []
     for scores, tokens in ((similarity.T, images), (similarity, texts)):
@@ -30,20 +31,20 @@ def slow(similarity: Tensor, images: Tensor, texts: Tensor) -> tuple[Tensor, Ten
 
 
 def rows(options: Options) -> list[Row]:
-    """Batch 128 with the token counts of Swin-B at 384 px and of 60 words."""
+    """Batch 128 with the token counts of Swin-B at 384 px and of captions of 60 tokens."""
     batch, image_shape, text_shape = options.pick(
         (6, (5, 8), (4, 8)), (36, (145, 1024), (60, 768)), (128, (145, 1024), (60, 768))
     )
     generator = torch.Generator().manual_seed(1)
     similarity = torch.rand(batch, batch, generator=generator)
     tokens = [torch.randn(batch, *shape, generator=generator).requires_grad_() for shape in (image_shape, text_shape)]
-    arriving = [torch.randn(3 * batch, *shape, generator=generator) for shape in (image_shape, text_shape)]
+    gradients = [torch.randn(3 * batch, *shape, generator=generator) for shape in (image_shape, text_shape)]
 
     def step(gather) -> list[Tensor]:
-        for part in tokens:
-            part.grad = None
-        torch.autograd.backward(gather(similarity, *tokens), arriving)
-        return [part.grad for part in tokens]
+        for leaf in tokens:
+            leaf.grad = None
+        torch.autograd.backward(gather(similarity, *tokens), gradients)
+        return [leaf.grad for leaf in tokens]
 
     timing = alternate(lambda: step(ours), lambda: step(slow), options.pick(1, 3, 3))
     gaps = [(a - b).abs().max().item() for a, b in zip(timing.our_result, timing.their_result, strict=True)]

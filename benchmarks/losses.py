@@ -1,4 +1,4 @@
-"""All losses of a batch without towers: the official formulas written plainly against the library, time and memory."""
+"""Time and memory of all losses of a batch, without towers: the library against the official formulas as written."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ TEMPERATURE, RELATIONS = 0.07, 0.07
 
 
 def inputs(batch: int, device: str) -> dict[str, Tensor]:
-    """Features of a batch as the towers, heads and frozen teachers would give them."""
+    """Features of a batch, shaped like those of towers, heads and frozen teachers."""
     generator = torch.Generator().manual_seed(0)
     widths = {"z": 256, "w": 256, "u": 256, "s": 256, "h": 768, "a": 1024, "b": 768}
     x = {name: torch.randn(batch, width, generator=generator).to(device) for name, width in widths.items()}
@@ -21,7 +21,7 @@ def inputs(batch: int, device: str) -> dict[str, Tensor]:
     x["negative"] = torch.randn(2 * batch, 2, generator=generator).to(device).requires_grad_()
     x["share"] = torch.tensor(0.5, device=device, requires_grad=True)
     x["ids"] = torch.arange(batch, device=device)
-    x["ids"][: batch // 10] = x["ids"][batch // 10 : 2 * (batch // 10)]  # some pictures stand there twice
+    x["ids"][: batch // 10] = x["ids"][batch // 10 : 2 * (batch // 10)]  # a tenth of the rows repeat a picture
     return x
 
 
@@ -74,14 +74,14 @@ def plain(x: dict[str, Tensor]) -> Tensor:
 
 
 def relations(features: Tensor) -> Tensor:
-    """Off-diagonal cosines over the temperature, row by row in one vector."""
+    """Off-diagonal cosines divided by the temperature, flattened row by row."""
     unit = F.normalize(features, dim=1)
     cosines = unit @ unit.T / RELATIONS
     return cosines[~torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)]
 
 
 def step(loss, x: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Forward and backward; the loss and every gradient."""
+    """Forward and backward; returns the loss and every gradient."""
     leaves = {name: value for name, value in x.items() if value.requires_grad}
     for leaf in leaves.values():
         leaf.grad = None
@@ -91,9 +91,9 @@ def step(loss, x: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def memory(side: str, batch: int, device: str) -> dict[str, float]:
-    """Peak GB that one step takes beside its inputs, in a process of its own."""
+    """Peak GB of one step beyond its inputs; to be called in a separate process."""
     loss = {"ours": ours, "plain": plain}[side]
-    step(loss, inputs(8, device))  # what is loaded once
+    step(loss, inputs(8, device))  # one-time loading
     x = inputs(batch, device)
     if device == "cuda":
         step(loss, x)
@@ -107,8 +107,8 @@ def memory(side: str, batch: int, device: str) -> dict[str, float]:
 
 
 def rows(options: Options) -> list[Row]:
-    """Time and memory at batch 1,024, on the GPU where there is one."""
-    cuda = torch.cuda.is_available()  # what is promised, is promised of a GPU
+    """Time and memory at batch 1,024, on the GPU if there is one."""
+    cuda = torch.cuda.is_available()  # the goals are for a GPU
     device = "cuda" if cuda else "cpu"
     batch = options.pick(24, 1024, 1024)
     x = inputs(batch, device)
@@ -116,7 +116,7 @@ def rows(options: Options) -> list[Row]:
     gap = max(
         float((timing.our_result[key] - value).norm() / value.norm().clamp_min(1e-12))
         for key, value in timing.their_result.items()
-        if key != "share"  # inside (0, 1) the two teacher terms cancel, so its gradient is what rounding leaves
+        if key != "share"  # inside (0, 1) the two teacher terms cancel, so its gradient is rounding noise
     )
     sides = {side: in_child(memory, side, batch, device)["GB"] for side in ("ours", "plain")}
     what, against = f"whole losses, batch {batch:,}, {device}", "the official formulas written plainly"

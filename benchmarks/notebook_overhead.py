@@ -1,4 +1,4 @@
-"""What running a notebook costs beside its own work: our runner in one process against the papermill command."""
+"""Overhead of running a notebook: our runner, within the process, against the papermill command."""
 
 import json
 import subprocess
@@ -35,8 +35,8 @@ def rows(options: Options) -> list[Row]:
         def ours() -> str:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                done = run_notebook(Run("trivial", "all", {"number": 2}), folder, 60, root=folder)
-            return printed(done)
+                path = run_notebook(Run("trivial", "all", {"number": 2}), folder, 60, root=folder)
+            return printed(path)
 
         def theirs() -> str:
             subprocess.run([*command, "-k", "python3", "--no-progress-bar"], check=True, capture_output=True)
@@ -57,7 +57,7 @@ def rows(options: Options) -> list[Row]:
 
 
 def printed(path: Path) -> str:
-    """What a notebook wrote to stdout."""
+    """The text that a notebook wrote to stdout."""
     cells = json.loads(path.read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", []) if output.get("name") == "stdout"]
     return "".join("".join(output["text"]) for output in outputs)

@@ -1,10 +1,10 @@
-"""Write small copies of the default towers' weights, to carry where little can be carried.
+"""Write small copies of the default towers' weights, for machines to which little can be transferred.
 
 ``python -m benchmarks.reduced_weights FOLDER [--captions FILE]`` writes ``FOLDER/lite0.safetensors`` (float16, 7 MB)
-and ``FOLDER/text`` (MiniLM-L6 in float16, its vocabulary cut to the tokens of the captions of scenes and emoji and of a
-text file with a caption a line, 24 MB). They are read by
+and ``FOLDER/text`` (MiniLM-L6 in float16, 24 MB, its vocabulary cut to the tokens in the captions of scenes, of emoji
+and of a text file with one caption per line). Load them with
 ``build_towers("effnet_minilm", image_weights="FOLDER/lite0.safetensors", text_weights="FOLDER/text")``. Captions with
-other words get other tokens than from the whole vocabulary.
+other words are tokenized differently than with the full vocabulary.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from rvlr_lib.similarity import unit_rows
 
 
 def write_reduced(towers: Towers, captions: Iterable[str], folder: Path) -> tuple[Path, Path]:
-    """Write both; the towers stay as they are.
+    """Write reduced copies and leave the towers unchanged.
 
     Returns:
         The weight file of the image tower and the folder of the text tower.
@@ -30,7 +30,7 @@ def write_reduced(towers: Towers, captions: Iterable[str], folder: Path) -> tupl
     save_tensors(image, {name: x.half() if x.is_floating_point() else x for name, x in weights.items()})
     tokenizer, model = towers.tokenizer.tokenizer, towers.text.transformer
     ids = {number for row in tokenizer(list(captions))["input_ids"] for number in row} | set(tokenizer.all_special_ids)
-    kept = sorted(ids)  # so that padding stays 0; longest match first finds the same pieces among fewer
+    kept = sorted(ids)  # sorted: padding stays 0; longest-match-first tokenization finds the same pieces
     vocabulary = {token: row for row, token in enumerate(tokenizer.convert_ids_to_tokens(kept))}
     cut = type(tokenizer)(vocab=vocabulary, do_lower_case=True, model_max_length=tokenizer.model_max_length)
     cut.save_pretrained(text)
@@ -42,29 +42,29 @@ def write_reduced(towers: Towers, captions: Iterable[str], folder: Path) -> tupl
     return image, text
 
 
-def difference(whole: Towers, reduced: Towers, captions: Sequence[str]) -> float:
-    """The greatest difference of an entry of the unit features of captions."""
-    found = []
-    for towers in (whole, reduced):
+def difference(original: Towers, reduced: Towers, captions: Sequence[str]) -> float:
+    """The largest absolute difference between entries of the unit features of captions."""
+    features = []
+    for towers in (original, reduced):
         text = towers.text.eval()
         with torch.inference_mode():
-            parts = [towers.tokenizer(captions[row : row + 64]) for row in range(0, len(captions), 64)]
-            rows = [encode_text_tokens(text, ids, tokens=False, projected=False)[0] for ids in parts]
-        found.append(unit_rows(torch.cat(rows)))
-    return float((found[0] - found[1]).abs().max())
+            batches = [towers.tokenizer(captions[row : row + 64]) for row in range(0, len(captions), 64)]
+            rows = [encode_text_tokens(text, ids, tokens=False, projected=False)[0] for ids in batches]
+        features.append(unit_rows(torch.cat(rows)))
+    return float((features[0] - features[1]).abs().max())
 
 
 def known_captions() -> list[str]:
-    """The distinct captions of scenes and emoji, of all splits."""
+    """The distinct captions of all splits of scenes and emoji, shortest first."""
     sets = [load_dataset(name, split=split) for name in ("scenes", "emoji") for split in ("train", "val", "test")]
     return sorted({caption for dataset in sets for caption in dataset.captions}, key=len)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 1 where features of the captions differ by more than float16 explains."""
+    """Write the copies and return the exit status: 1 if caption features differ by more than float16 explains."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reduced_weights", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--captions", type=Path, help="more captions to keep the words of, one a line")
+    parser.add_argument("--captions", type=Path, help="text file of more captions whose words to keep, one per line")
     args = parser.parse_args(arguments)
     captions = known_captions() + (args.captions.read_text("utf-8").splitlines() if args.captions else [])
     towers = build_towers()
@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in (image, text / "model.safetensors", text / "tokenizer.json"):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256(path)}")
     reduced = build_towers(image_weights=str(image), text_weights=str(text))
-    off = difference(towers, reduced, captions[:: max(1, len(captions) // 2000)])
-    print(f"greatest difference of an entry of a caption's unit features: {off:.1e}")
-    return int(off > 2e-3)
+    largest = difference(towers, reduced, captions[:: max(1, len(captions) // 2000)])
+    print(f"largest difference between entries of the captions' unit features: {largest:.1e}")
+    return int(largest > 2e-3)
 
 
 if __name__ == "__main__":

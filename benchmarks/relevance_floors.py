@@ -1,9 +1,9 @@
-"""What random embeddings score on the official graded lists, for a file of captions.
+"""NDCG of random embeddings on the official graded lists, for a file of captions.
 
-ROUGE-L rewards any two captions for their common words, so a ranking by chance already earns a lot of NDCG. The file
-is a JSON list of ``{"image": name, "caption": [text, ...]}`` with five captions an image (more are left out), as the
-official test files. Each cell is ``random embeddings / exact expectation of a random ranking``; the reference values
-below it were computed with one random ranking per query, those of COCO on 300 sampled queries: expect half a point.
+ROUGE-L rewards any two captions for their common words, so a random ranking already has a high NDCG. The file is a JSON
+list of ``{"image": name, "caption": [text, ...]}`` with five captions per image (others are ignored), like the official
+test files. Each cell is ``random embeddings / exact expectation of a random ranking``. The reference values below were
+computed with one random ranking per query, for COCO on 300 sampled queries: expect differences of half a point.
 """
 
 import argparse
@@ -26,13 +26,13 @@ REFERENCE = {
 
 
 def floors(relevance: np.ndarray, owner: np.ndarray, width: int, seed: int) -> list[list[float]]:
-    """NDCG of the four lists at each cut-off, from random embeddings."""
+    """NDCG of the four lists at each cutoff, from random embeddings."""
     generator = torch.Generator().manual_seed(seed)
     images, captions, noise = (
         torch.randn(n, width, generator=generator) for n in (relevance.shape[1], *[len(owner)] * 2)
     )
     random = evaluate_retrieval(images, captions, owner, relevance, protocol="official", ks_ndcg=KS)
-    siblings = images[owner] + 1e-3 * noise  # captions of an image nearly equal, all others as random as the images
+    siblings = images[owner] + 1e-3 * noise  # captions of an image are nearly equal
     grouped = evaluate_retrieval(images, siblings, owner, relevance, protocol="official", ks_ndcg=KS)
     return [
         [result[f"{name}/NDCG@{k}"] for k in KS]
@@ -41,25 +41,25 @@ def floors(relevance: np.ndarray, owner: np.ndarray, width: int, seed: int) -> l
 
 
 def expectations(relevance: np.ndarray, owner: np.ndarray) -> list[list[float]]:
-    """The exact expectations of the first two lists, the query removed."""
+    """The exact expectations for the first two lists, excluding the query."""
     first = np.unique(owner, return_index=True)[1]
     rows = []
-    for graded, own in ((relevance[first], np.arange(len(first))), (relevance.T, first)):
-        found: dict[int, list[np.ndarray]] = {k: [] for k in KS}
+    for graded, queries in ((relevance[first], np.arange(len(first))), (relevance.T, first)):
+        values: dict[int, list[np.ndarray]] = {k: [] for k in KS}
         for begin in range(0, len(graded), 250):
             block = slice(begin, begin + 250)
-            exclude = np.arange(graded.shape[1]) == own[block, None]
-            scores = np.random.default_rng(0).random(exclude.shape)  # any will do: the floor ignores them
+            exclude = np.arange(graded.shape[1]) == queries[block, None]
+            scores = np.random.default_rng(0).random(exclude.shape)  # arbitrary: the floor ignores them
             for k, (_, floor) in ndcg_and_floor(scores, graded[block], KS, exclude).items():
-                found[k].append(np.nan_to_num(floor))  # nothing relevant counts 0
-        rows.append([float(np.concatenate(parts).mean()) for parts in found.values()])
+                values[k].append(np.nan_to_num(floor))  # 0 if nothing is relevant
+        rows.append([float(np.concatenate(blocks).mean()) for blocks in values.values()])
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("captions", help="JSON list of {image, caption: [..]}")
-    parser.add_argument("--reference", choices=REFERENCE, help="published floors to print beside ours")
+    parser.add_argument("--reference", choices=REFERENCE, help="reference values to print below ours")
     parser.add_argument("--variant", choices=VARIANTS, default="coco", help="definition of ROUGE-L (default coco)")
     parser.add_argument("--width", type=int, default=256, help="width of the random embeddings (default 256)")
     parser.add_argument("--seed", type=int, default=0)
@@ -74,14 +74,14 @@ def main() -> None:
     spent = time.perf_counter() - begin
     print(
         f"{len(records)} images, {len(texts)} captions; ROUGE-L ({args.variant}) of {len(texts) ** 2 / 1e6:.0f} "
-        f"million pairs in {spent:.1f} s, {1e9 * spent / len(texts) ** 2:.0f} ns a pair"
+        f"million pairs in {spent:.1f} s, {1e9 * spent / len(texts) ** 2:.0f} ns per pair"
     )
     measured, expected = floors(relevance, owner, args.width, args.seed), expectations(relevance, owner)
     print(f"{'NDCG, official protocol':34}" + "".join(f"{f'@{k}':>15}" for k in KS))
     for n, name in enumerate(LISTS):
-        cells = [
-            f"{x:.1f}" + (f" / {expected[n][k]:.1f}" if n < len(expected) else "") for k, x in enumerate(measured[n])
-        ]
+        cells = [f"{x:.1f}" for x in measured[n]]
+        if n < len(expected):
+            cells = [f"{cell} / {x:.1f}" for cell, x in zip(cells, expected[n], strict=True)]
         print(f"{name:34}" + "".join(f"{cell:>15}" for cell in cells))
         if args.reference:
             print(f"{'  reference':34}" + "".join(f"{x:>15.1f}" for x in REFERENCE[args.reference][n]))

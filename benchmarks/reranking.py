@@ -1,4 +1,4 @@
-"""Re-ranking by the matching head: what pairs share computed once, against one padded query at a time."""
+"""Re-ranking with the matching head: computations shared by pairs done once, against one padded query at a time."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ from rvlr_lib.models.fusion import FusionEncoder
 
 @torch.inference_mode()
 def ours(fusion: FusionEncoder, images: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
-    """``[I, C]``: every caption is on every picture's shortlist."""
+    """Matching scores ``[I, C]``: every caption is on the shortlist of every picture."""
     features = torch.zeros(len(images), 1), torch.zeros(len(texts), 1)
     return matching_scores(fusion, images, texts, mask, features, max(len(images), len(texts)))[0]
 
 
 @torch.inference_mode()
 def slow(fusion: FusionEncoder, images: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
-    """One query picture at a time with its shortlist, padded to the context."""
+    """The same for one query picture at a time, with captions padded to the context length."""
     return torch.stack([fusion(image.expand(len(texts), -1, -1), texts, mask)[0][:, 1] for image in images])
 
 
@@ -29,7 +29,7 @@ def rows(options: Options) -> list[Row]:
     torch.manual_seed(0)
     fusion = FusionEncoder(width, image_width, layers).eval()
     images, texts = torch.randn(queries, 145, image_width), torch.randn(top_k, 60, width)
-    lengths = torch.randint(9, 20, (top_k,))  # 14 tokens on average, as Flickr30k's captions have
+    lengths = torch.randint(9, 20, (top_k,))  # 14 tokens on average, as in Flickr30k
     mask = torch.arange(60) < lengths[:, None]
     inputs = fusion, images, texts, mask
     timing = alternate(lambda: ours(*inputs), lambda: slow(*inputs), options.pick(1, 2, 3))

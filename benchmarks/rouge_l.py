@@ -1,4 +1,4 @@
-"""ROUGE-L relevance: against ``rouge_score`` pair by pair, and all of COCO's 625 million pairs in time and memory."""
+"""ROUGE-L relevance: speed against ``rouge_score``, and time and memory for the 625 million pairs of COCO."""
 
 import json
 import time
@@ -11,10 +11,10 @@ from rvlr_lib.data import clean_caption, load_dataset, rouge_l_relevance
 
 
 def captions(path: Path | None, images: int) -> tuple[list[str], np.ndarray, str]:
-    """Cleaned captions (five a picture at most), the picture of each, and where they are from.
+    """Cleaned captions (at most five per picture), the picture of each, and their source in words.
 
     Raises:
-        ValueError: the file holds fewer pictures.
+        ValueError: the file holds too few pictures.
     """
     if path is None:
         scenes = load_dataset("scenes", split="train", size=images)
@@ -27,7 +27,7 @@ def captions(path: Path | None, images: int) -> tuple[list[str], np.ndarray, str
 
 
 def rows(options: Options) -> list[Row]:
-    """The two lines of ROUGE-L."""
+    """Speed against ``rouge_score``, and the limits at the size of COCO."""
     from rouge_score.rouge_scorer import RougeScorer
 
     images, sampled = options.pick(20, 200, 1000), options.pick(50, 1000, 2000)
@@ -40,19 +40,19 @@ def rows(options: Options) -> list[Row]:
         options.repeats,
     )
     ours, theirs = timing.ours / len(texts) ** 2, timing.theirs / sampled
-    # the definition that rouge_score has, on cells of which every reference is scored
+    # with the definition of rouge_score, on some cells, whose references are all scored
     cells = pairs[: options.pick(5, 20, 50)]
     best = [
         max(scorer.score(texts[r], texts[a])["rougeL"].fmeasure for r in np.flatnonzero(owner == owner[b]))
         for a, b in cells
     ]
-    found = rouge_l_relevance(texts, owner, variant="rouge_score")[cells[:, 0], owner[cells[:, 1]]]
+    relevance = rouge_l_relevance(texts, owner, variant="rouge_score")[cells[:, 0], owner[cells[:, 1]]]
     speed = speed_row(
         f"ROUGE-L, {len(texts):,} × {len(texts):,} {source}",
         f"`rouge_score` on {sampled:,} pairs, per pair",
         theirs / ours,
         1500,
-        equal=(float(np.abs(found - best).max()), 1e-6),
+        equal=(float(np.abs(relevance - best).max()), 1e-6),
         notes=f"{duration(ours)} and {duration(theirs)} a pair",
         captions=source,
     )

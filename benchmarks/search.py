@@ -1,4 +1,4 @@
-"""Exact nearest neighbours, as shortlists are made, against FAISS's flat index where it is installed."""
+"""Exact nearest-neighbour search, as for shortlists, against the flat index of FAISS if it is installed."""
 
 import torch
 
@@ -16,21 +16,21 @@ def rows(options: Options) -> list[Row]:
     except ImportError:
         return [skipped(what, against, "0.9×, same neighbours", "faiss is not installed: pip install faiss-cpu")]
     generator = torch.Generator().manual_seed(0)
-    rows, asked = (unit_rows(torch.randn(n, 256, generator=generator)) for n in (count, queries))
+    rows, query_rows = (unit_rows(torch.randn(n, 256, generator=generator)) for n in (count, queries))
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatIP(256)
     index.add(rows.numpy())
     timing = alternate(
-        lambda: shortlist(asked, rows, k), lambda: index.search(asked.numpy(), k)[1], options.pick(1, 5, 9)
+        lambda: shortlist(query_rows, rows, k), lambda: index.search(query_rows.numpy(), k)[1], options.pick(1, 5, 9)
     )
-    others = int((timing.our_result != torch.from_numpy(timing.their_result)).sum())
+    different = int((timing.our_result != torch.from_numpy(timing.their_result)).sum())
     return [
         speed_row(
             what,
             against,
             timing.ratio,
             0.9,
-            equal=(others, 0),
+            equal=(different, 0),
             notes=f"{duration(timing.ours / queries)} and {duration(timing.theirs / queries)} a query",
         )
     ]

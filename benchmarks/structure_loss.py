@@ -1,7 +1,7 @@
 """Hard-negative sampling and the structure loss, forward and backward, against the slow twin of the tests.
 
-The twin samples one negative per call and, for ``wasserstein``, loops over the rows. Both sides run in turn
-on the same inputs.
+The twin samples one negative per call and, for ``wasserstein``, loops over the rows. Both sides alternate on the same
+inputs.
 """
 
 import sys
@@ -19,7 +19,7 @@ from rvlr_lib.similarity import cosine_matrix
 
 
 def inputs(batch: int, width: int, device: str):
-    """Student, teachers and the two learnable scalars; a tenth of the rows share an image with another."""
+    """Student, teachers and the two learnable scalars; a tenth of the rows repeat the image of another row."""
     generator = torch.Generator().manual_seed(0)
     widths = {"student": width, "image": 1024, "text": 768, "cost": 256, "view": 256}
     x = {name: torch.randn(batch, size, generator=generator).to(device) for name, size in widths.items()}
@@ -32,7 +32,7 @@ def inputs(batch: int, width: int, device: str):
 
 
 def step(sample, structure, distance: str, x, scalars, ids) -> float:
-    """One sampling, one forward and one backward pass; the loss."""
+    """One sampling, one forward and one backward pass; returns the loss."""
     similarity = cosine_matrix(x["view"], x["cost"]).detach()
     generator = torch.Generator(similarity.device).manual_seed(0)
     sample(similarity, 0.07, ids, generator)
@@ -54,11 +54,11 @@ def step(sample, structure, distance: str, x, scalars, ids) -> float:
 
 
 def rows(options: Options) -> list[Row]:
-    """Both distances that the official scripts use; nothing was promised of them alone."""
+    """Both distances of the official scripts; there is no separate goal for them."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch = options.pick(12, 256, 1024)
     data = inputs(batch, 768, device)
-    found = []
+    results = []
     for distance in ("mae", "wasserstein"):
         timing = alternate(
             lambda distance=distance: step(sample_hard_negatives, structure_distillation_loss, distance, *data),
@@ -66,7 +66,7 @@ def rows(options: Options) -> list[Row]:
             options.repeats,
         )
         gap = abs(timing.our_result - timing.their_result) / abs(timing.their_result)
-        found.append(
+        results.append(
             speed_row(
                 f"sampling + structure loss, {distance}, batch {batch:,}, {device}",
                 "the tests' slow twin",
@@ -76,4 +76,4 @@ def rows(options: Options) -> list[Row]:
                 notes=f"relative; {duration(timing.ours)} and {duration(timing.theirs)}",
             )
         )
-    return found
+    return results

@@ -1,7 +1,7 @@
 """A training step of ViT-B/32 at 224 px with all losses against the contrastive step, in bfloat16 on a GPU.
 
-The ceiling is arithmetic: the FLOPs of both steps, counted, say how fast the full step could be beside the contrastive
-one if it used the GPU as well. ``--tiny`` takes the same path with the tiny model on the CPU.
+The ceiling is the ratio of the FLOPs of both steps: how fast the full step could be, relative to the contrastive one,
+if it used the GPU equally well. ``--tiny`` runs the same code with a tiny model on the CPU.
 """
 
 from contextlib import nullcontext
@@ -36,7 +36,7 @@ class Step:
         self.precision = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
 
     def __call__(self) -> float:
-        """Forward, backward, update; the loss."""
+        """Forward, backward, update; returns the loss."""
         terms = self.objective(self.batch, self.precision)
         total = torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -51,8 +51,8 @@ class Step:
         return float(counter.get_total_flops())
 
 
-def a_batch(count: int, towers: Any, tokens: int, device: str) -> Inputs:
-    """Random pictures and captions of ``tokens`` tokens, all real."""
+def random_batch(count: int, towers: Any, tokens: int, device: str) -> Inputs:
+    """Random pictures, and random captions of ``tokens`` tokens without padding."""
     generator = torch.Generator().manual_seed(1)
     rows = torch.arange(count, device=device)
     pixels = torch.rand(count, 3, towers.image_size, towers.image_size, generator=generator)
@@ -62,7 +62,7 @@ def a_batch(count: int, towers: Any, tokens: int, device: str) -> Inputs:
 
 
 def peak(step: Step) -> float:
-    """GB that a step takes on the GPU; 0 elsewhere."""
+    """Peak GB of a step on the GPU; 0 on the CPU."""
     if not torch.cuda.is_available():
         return 0.0
     torch.cuda.reset_peak_memory_stats()
@@ -71,7 +71,7 @@ def peak(step: Step) -> float:
 
 
 def rows(options: Options) -> list[Row]:
-    """The share of its ceiling that the full step reaches."""
+    """The share of the ceiling that the full step reaches."""
     tiny = options.size == "tiny"
     if not tiny and not torch.cuda.is_available():
         what = f"{WHAT}: ViT-B/32, 224 px, bfloat16, batch 256, 6 fusion layers on 40 tokens"
@@ -81,17 +81,17 @@ def rows(options: Options) -> list[Row]:
     try:
         return [measured(options, tiny)]
     finally:
-        torch.set_float32_matmul_precision(before)  # other benchmarks are measured in this process
+        torch.set_float32_matmul_precision(before)  # other benchmarks run in this process
 
 
 def measured(options: Options, tiny: bool) -> Row:
-    """The line, once it can be measured."""
+    """The row, on a machine that can measure it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if tiny:
         open_clip.add_model_config(ROOT / "tests" / "models" / "tiny_48.json")
     model, batch_size, tokens, layers = ("tiny_48", 4, 8, 2) if tiny else ("ViT-B-32", options.pick(4, 256, 512), 40, 6)
     towers = build_towers(model, context_length=0 if tiny else tokens)
-    batch = a_batch(batch_size, towers, tokens, device)
+    batch = random_batch(batch_size, towers, tokens, device)
     full, plain = (Step(weights, towers, batch, device, layers) for weights in (LossWeights(), CONTRASTIVE))
     flops, memory = (full.flops(), plain.flops()), (peak(full), peak(plain))
     timing = alternate(full, plain, options.pick(1, 10, 30))

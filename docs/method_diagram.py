@@ -1,4 +1,4 @@
-"""Draw the method: towers, heads, fusion encoder, teachers and the seven loss terms.
+"""Draw a diagram of the method: towers, heads, fusion encoder, teachers and the seven loss terms.
 
 python docs/method_diagram.py data/reference/method.png
 """
@@ -15,7 +15,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from rvlr_lib.figures.style import style
 
 PICTURE, CAPTION, BOTH, LOSS, TEACHER = "#cfe3f3", "#fbe3c5", "#e6e6e6", "#ffffff", "#dcead9"
-BOXES = {  # name: x, y, width, height, colour, text
+BOXES = {  # name -> x, y, width, height, colour, text
     "picture": (0.2, 4.6, 1.2, 0.7, PICTURE, "picture"),
     "caption": (0.2, 1.0, 1.2, 0.7, CAPTION, "caption"),
     "image tower": (1.9, 4.6, 2.3, 0.7, PICTURE, "image tower\n(frozen or trained)"),
@@ -63,16 +63,17 @@ def draw(path: Path) -> None:
         axes.set(xlim=(0, 13.8), ylim=(-0.9, 7.1))
         axes.axis("off")
         for x, y, width, height, colour, text in BOXES.values():
-            box = FancyBboxPatch(
-                (x, y), width, height, boxstyle="round,pad=0.05", facecolor=colour, edgecolor="#444444"
-            )
-            axes.add_patch(box)
+            look = {"boxstyle": "round,pad=0.05", "facecolor": colour, "edgecolor": "#444444"}
+            axes.add_patch(FancyBboxPatch((x, y), width, height, **look))
             axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8)
         for start, end in ARROWS:
-            (x, y, width, height, *_), (u, v, wide, high, *_) = BOXES[start], BOXES[end]
-            across = u > x + width
-            tail = (x + width + 0.05, y + height / 2) if across else (x + width / 2, y + height if v > y else y)
-            head = (u - 0.08, v + high / 2) if across else (u + wide / 2, v - 0.06 if v > y else v + high + 0.06)
+            (x0, y0, width0, height0, *_), (x1, y1, width1, height1, *_) = BOXES[start], BOXES[end]
+            if x1 > x0 + width0:  # to the right
+                tail, head = (x0 + width0 + 0.05, y0 + height0 / 2), (x1 - 0.08, y1 + height1 / 2)
+            elif y1 > y0:
+                tail, head = (x0 + width0 / 2, y0 + height0), (x1 + width1 / 2, y1 - 0.06)
+            else:
+                tail, head = (x0 + width0 / 2, y0), (x1 + width1 / 2, y1 + height1 + 0.06)
             arrow = FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=8, color="#444444", lw=0.8, zorder=0)
             axes.add_patch(arrow)
         axes.text(12.3, 6.35, "relations: cosines of\nall pairs of a batch / τ₂", ha="center", va="center", fontsize=8)

@@ -1,4 +1,4 @@
-"""``python -m rvlr_lib`` is ``rvlr``."""
+"""Run the ``rvlr`` command as ``python -m rvlr_lib``."""
 
 import sys
 

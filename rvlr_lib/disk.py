@@ -1,4 +1,4 @@
-"""Files read, and written whole or not at all: text, JSON, YAML and tensors, with the umask's modes and UTF-8."""
+"""Read files and write them atomically: text, JSON, YAML and tensors, in UTF-8 and with the umask's modes."""
 
 import fcntl
 import hashlib
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def whole_file(path: Path, *, folder: bool = False) -> Iterator[Path]:
-    """A temporary file or ``folder`` beside ``path`` to fill; flushed, and put at ``path`` when the block ends well."""
-    path = path.resolve() if folder else path  # of a link the folder itself
+    """A temporary file or ``folder`` next to ``path`` to fill; flushed and moved to ``path`` if the block succeeds."""
+    path = path.resolve() if folder else path  # for a link, the folder that it points to
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{uuid4().hex[:8]}")
     old = temporary.with_name(f"{temporary.name}-old")
     try:
         temporary.mkdir() if folder else temporary.touch()
-        mode = (path if path.exists() else temporary).stat().st_mode  # some writers put a private file in its place
+        mode = (path if path.exists() else temporary).stat().st_mode  # some writers replace it by a private file
         yield temporary
         temporary.chmod(mode)
         flush(temporary)
@@ -55,39 +55,39 @@ def own_folder(
     owned: Callable[[dict[str, Any]], Iterable[str]],
     file: str = "made_by.json",
 ) -> Iterator[dict[str, Any]]:
-    """Hold an output folder while it is written: no other process may, and nothing of other settings is replaced.
+    """Lock an output folder while it is written, and refuse to replace what other settings produced.
 
-    ``identity`` decides the content and is kept in ``file``, among keys of the caller's own. ``overwrite`` removes what
-    stands there by the names that ``owned`` tells of what ``file`` held, and nothing else. Yields what ``file`` held
-    before; a new folder is free again if the block fails before it writes. A ValueError: another process is there,
-    other things or settings.
+    ``identity`` determines the content and is stored in ``file``, next to keys of the caller. ``overwrite`` first
+    clears ``file`` and removes only the entries that ``owned`` names, given its content. Yields the earlier content of
+    ``file`` that is kept. A new folder is removed if the block fails before it writes. A ValueError: another process
+    holds the folder, or it contains other files or the output of other settings.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder")
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    handle, record, others = os.open(folder, os.O_RDONLY), folder / file, [file]
+    handle, record, entries = os.open(folder, os.O_RDONLY), folder / file, [file]
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another process is writing into {folder}: wait for it, or choose another one") from None
         earlier = read_json(record) if record.is_file() else {}
-        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if others and not record.is_file():
-            raise ValueError(f"{folder} holds other things ({', '.join(others[:3])}): choose an empty folder")
-        wanted = plain(identity)
-        changes = _changes({key: earlier.get(key) for key in wanted}, wanted) if earlier else []
+        entries = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if entries and not record.is_file():
+            raise ValueError(f"{folder} contains other files ({', '.join(entries[:3])}): choose an empty folder")
+        current = plain(identity)
+        changes = _changes({key: earlier.get(key) for key in current}, current) if earlier else []
         if changes and not overwrite:
             way_out = "choose another folder with --out, or replace it with --overwrite"
             raise ValueError("\n  ".join([f"{folder} belongs to other settings:", *changes[:10], way_out]))
         if overwrite:
             _remove(folder, [*owned(earlier)])
             earlier = {}
-        write_json(record, earlier | wanted)
+        write_json(record, earlier | current)
         yield earlier
     except BaseException:
-        if others == [] and list(folder.iterdir()) == [record]:  # the mended command has other settings
+        if entries == [] and list(folder.iterdir()) == [record]:  # the corrected command will have other settings
             record.unlink()
             if new:
                 folder.rmdir()
@@ -97,15 +97,15 @@ def own_folder(
 
 
 def _remove(folder: Path, names: list[str]) -> None:
-    """Remove what stands directly in a folder by these names; of a link the link alone."""
+    """Remove the named entries of a folder; a link is removed, not its target."""
     if outside := elsewhere(names):
-        raise ValueError(f"{folder} is to hold {outside[0]!r}, which lies elsewhere: choose another folder")
-    for place in (folder / name for name in names):
-        shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink(missing_ok=True)
+        raise ValueError(f"{folder} claims {outside[0]!r}, which lies elsewhere: choose another folder")
+    for path in (folder / name for name in names):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def elsewhere(names: Iterable[str]) -> list[str]:
-    """Those that are no name of a file or folder directly in another.
+    """The names that cannot be an entry directly in a folder.
 
     >>> elsewhere(["birds", "..", "a/b", ""])
     ['..', 'a/b', '']
@@ -114,15 +114,15 @@ def elsewhere(names: Iterable[str]) -> list[str]:
 
 
 def _changes(old: Any, new: Any, at: str = "") -> list[str]:
-    """What differs between two nested values, one line each."""
+    """The differences between two nested values, one line each."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [line for key in keys for line in _changes(old.get(key), new.get(key), f"{at}{', ' if at else ''}{key}")]
+        prefix = f"{at}, " if at else ""
+        return [line for key in {**old, **new} for line in _changes(old.get(key), new.get(key), f"{prefix}{key}")]
     return [] if old == new else [f"{at} was {old}, is {new}"]
 
 
 def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Wait until a file or folder is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -131,26 +131,26 @@ def flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, whole or not at all."""
+    """Write text as UTF-8, atomically."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all; NaN and infinities become null, as JSON has none."""
+    """Write JSON atomically; NaN and infinities, which JSON lacks, become null."""
     write_text(path, json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping of pairs; a ValueError names a key that stands twice, of which readers else keep the last."""
+    """A dictionary of pairs; a ValueError names a repeated key, of which parsers would silently keep the last."""
     if len(values := dict(pairs)) < len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice!r} stands twice in one place: keep one of them")
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {repeated!r} appears twice in one place: keep one of them")
     return values
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """Reads YAML with the safe types alone; a ValueError names a key that stands twice."""
+    """A safe YAML loader that raises a ValueError for a repeated key."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:  # noqa: D102
         node = super().compose_mapping_node(anchor)
@@ -159,7 +159,7 @@ class UniqueKeys(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Settings by name from a YAML file; a ValueError names a file that holds something else."""
+    """The mapping in a YAML file; a ValueError names a file that holds anything else."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys) or {}
     except (yaml.YAMLError, ValueError) as error:
@@ -178,7 +178,7 @@ def read_json(path: Path) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Nested values as JSON can hold them.
+    """Nested values converted to types that JSON can hold.
 
     >>> plain({"a": (1, float("nan")), "b": Path("x")})
     {'a': [1, None], 'b': 'x'}
@@ -193,20 +193,20 @@ def plain(value: Any) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
-    """Write named tensors as safetensors, whole or not at all; an OSError where the disk is full."""
+    """Write named tensors as safetensors, atomically; an OSError if the disk is full."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with whole_file(path) as temporary:
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-        except SafetensorError as error:  # a full disk has an error class of its own here
+        except SafetensorError as error:  # which a full disk raises here
             raise OSError(f"{path} could not be written: {error}") from error
 
 
@@ -216,7 +216,7 @@ def load_tensors(path: Path) -> dict[str, "Tensor"]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: remove its folder and run again to make it anew")
+        raise FileNotFoundError(f"{path} is missing: remove its folder and run again")
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -1,4 +1,4 @@
-"""Numbers, names and tables as text, the same in figures, tables and sentences.
+"""Numbers, labels and tables as text, formatted alike in figures, tables and sentences.
 
 Results are tidy frames with the columns dataset, dial, arm, seed, metric, value.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HEADLINE = ["i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean"]
 HEADLINE += ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "i2it/NDCG@10", "t2it/NDCG@10"]
-KEYS = ("dataset", "dial", "seed", "metric")  # with the arm they name one value
+KEYS = ("dataset", "dial", "seed", "metric")  # together with the arm they identify a value
 FIRST, LAST = ("floor", "teachers", "start"), ("ceiling",)  # rows above and below the trained arms
 LABELS = {"rvlr": "RVLR", "rvlr_published": "RVLR published", "rvlr_published_warm": "RVLR published, warm"}
 LABELS |= {"rkd": "RKD", "cyclip": "CyCLIP", "pca": "PCA", "nnn": "NNN", "mean_relation": "constant target"}
@@ -28,27 +28,27 @@ PARTS = {"r_mean": "r_mean", "image": "pictures:", "text": "captions:", "image_q
 PARTS |= {"text_query": "caption queries:", "t2t_no_siblings": "t2t without siblings"}
 PARTS |= {"overlap_teacher": "neighbours shared with teacher", "overlap_truth": "neighbours shared with truth"}
 PARTS |= {"relations_teacher": "relations like teacher's"}
-THREE = re.compile("temperature|loss|p_value")  # decimals; FREE: three significant digits
+THREE = re.compile("temperature|loss|p_value")  # decimals of matching metrics; FREE: three significant digits
 TWO = re.compile("Δ|share of|shown|probe| to |index|gap|relations|alignment|uniformity|norm|cka|cosine|relevance")
 FREE = re.compile(r"weight|learning_rate|\blr\b|ratio|alpha")
-unbroken = partial(re.compile(r"(?<=\d) to (?=[+−]?\d)").sub, "&nbsp;to&nbsp;")  # an interval in HTML
+unbroken = partial(re.compile(r"(?<=\d) to (?=[+−]?\d)").sub, "&nbsp;to&nbsp;")  # keeps an interval on one line in HTML
 LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$", "–": "--", "Δ": r"$\Delta$"}
 
 
 def arm_label(name: str) -> str:
-    """An arm or a dial setting as readers see it."""
+    """The label of an arm or a dial setting."""
     return LABELS.get(str(name), str(name).replace("_", " "))
 
 
 def metric_label(metric: str) -> str:
-    """A metric as readers see it: ``image/overlap_truth`` is ``pictures: neighbours shared with truth``."""
+    """The label of a metric: ``image/overlap_truth`` becomes ``pictures: neighbours shared with truth``."""
     return " ".join(PARTS.get(part, part.replace("_", " ")) for part in re.split("[/ ]", metric.removeprefix("loss/")))
 
 
 def shown(value: Any, metric: str = "", *, signed: bool = False, decimals: int | None = None) -> str:
-    """A number as every label, table and sentence shows it: one decimal, signed ones two, or what its metric asks for.
+    """A number as text: with one decimal, two if ``signed``, or as many as its metric asks for.
 
-    Noise beyond nine decimals never decides how a half is rounded; halves go away from zero; a missing value is a dash.
+    Halves are rounded away from zero, regardless of noise beyond nine decimals; a missing value is a dash.
 
     >>> shown(94.14999999999999), shown(94.15), shown(-0.04), shown(0.127, "modality_gap"), shown(0.9, signed=True)
     ('94.2', '94.2', '0.0', '0.13', '+0.90')
@@ -56,9 +56,9 @@ def shown(value: Any, metric: str = "", *, signed: bool = False, decimals: int |
     if value is None or value != value:  # NaN
         return "–"
     exact = Decimal(repr(round(float(value), 9)))
-    usual = 3 if THREE.search(metric) else 2 if signed or TWO.search(metric) else 1
-    places = Decimal(1).scaleb(-(usual if decimals is None else decimals))
-    text = str(exact.quantize(places, ROUND_HALF_UP)) if exact.is_finite() else str(exact)
+    if decimals is None:
+        decimals = 3 if THREE.search(metric) else 2 if signed or TWO.search(metric) else 1
+    text = str(exact.quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)) if exact.is_finite() else str(exact)
     text = f"{float(value):.3g}" if FREE.search(metric) else text
     if text.startswith("-"):
         return "−" + text[1:] if text.strip("-0.") else text[1:]
@@ -66,21 +66,21 @@ def shown(value: Any, metric: str = "", *, signed: bool = False, decimals: int |
 
 
 def arm_order(names: Sequence[str]) -> list[str]:
-    """Each name once: floor, teachers and start first, the ceiling last, the others as they come."""
+    """The distinct names: floor, teachers and start first, the ceiling last, the others in the given order."""
     ranks = {name: rank for rank, name in enumerate((*FIRST, "", *LAST))}
-    return sorted(dict.fromkeys(names), key=lambda name: ranks.get(name, len(FIRST)))
+    return sorted(dict.fromkeys(names), key=lambda name: ranks.get(name, ranks[""]))
 
 
 def differences(frame: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
-    """Every arm minus the baseline, paired by data set, dial, seed and metric; unpaired seeds are left out.
+    """Every arm minus the baseline, paired by data set, dial, seed and metric; unpaired values are dropped.
 
-    A ValueError says that the frame has no such arm, or several values for one cell.
+    A ValueError: the frame lacks the baseline, or holds several values for one cell.
     """
     keys, arms = [name for name in KEYS if name in frame], frame["arm"].unique()
     if baseline not in arms:
         raise ValueError(f"the baseline {baseline!r} is not among the arms {', '.join(map(str, arms))}")
     if frame.duplicated([*keys, "arm"]).any():
-        raise ValueError(f"several values for one cell: {', '.join([*keys, 'arm'])} must name each value")
+        raise ValueError(f"several values for one cell: {', '.join([*keys, 'arm'])} must identify a value")
     is_base = frame["arm"] == baseline
     base = frame[is_base].set_index(keys)["value"]
     joined = frame[~is_base].join(base.rename("base"), on=keys, how="inner")
@@ -89,7 +89,7 @@ def differences(frame: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
 
 
 def results_table(frame: "pd.DataFrame", metrics: Sequence[str] = HEADLINE) -> "pd.DataFrame":
-    """Means over seeds: a row per arm (and data set and dial, where there are several), a column per metric."""
+    """Means over seeds: one row per arm (and per data set and dial, if several), one column per metric."""
     frame = frame[frame["metric"].isin(metrics)]
     if frame.empty:
         raise ValueError(f"there is no result for any of the metrics {', '.join(metrics)}")
@@ -101,12 +101,12 @@ def results_table(frame: "pd.DataFrame", metrics: Sequence[str] = HEADLINE) -> "
 
 
 def to_csv(table: "pd.DataFrame") -> str:
-    """CSV at full precision, with the index where it has a name."""
+    """The table as CSV at full precision, including a named index."""
     return flat(table).to_csv(index=False, lineterminator="\n")
 
 
 def to_markdown(table: "pd.DataFrame") -> str:
-    """A Markdown table."""
+    """The table as Markdown."""
     text, kinds = _as_text(table)
     rows = [[str(x).replace("|", "\\|").replace("\n", " ") for x in row] for row in (text.columns, *text.to_numpy())]
     rows.insert(1, ["---:" if kind == "r" else "---" for kind in kinds])
@@ -114,7 +114,7 @@ def to_markdown(table: "pd.DataFrame") -> str:
 
 
 def to_latex(table: "pd.DataFrame") -> str:
-    """A LaTeX table for booktabs."""
+    """The table as LaTeX for booktabs."""
     text, kinds = _as_text(table)
     return text.to_latex(index=False, escape=True, column_format=kinds).translate(str.maketrans(LATEX))
 
@@ -131,20 +131,20 @@ class Shown(str):
 
 
 def write_table(table: "pd.DataFrame", folder: Path | str, name: str) -> None:
-    """Write ``name`` as ``.csv``, ``.md`` and ``.tex``."""
+    """Write the table as ``<name>.csv``, ``.md`` and ``.tex``."""
     for suffix, text in (("csv", to_csv(table)), ("md", to_markdown(table) + "\n"), ("tex", to_latex(table))):
         write_text(Path(folder) / f"{name}.{suffix}", text)
 
 
 def flat(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with an index that has a name as columns."""
+    """The table with a named index turned into columns."""
     return table.reset_index() if any(level is not None for level in table.index.names) else table
 
 
 def _as_text(table: "pd.DataFrame") -> tuple["pd.DataFrame", str]:
-    """The table as text, a named index as columns, and ``r`` for each column of numbers, ``l`` for others.
+    """The flat table as strings, and its alignment: ``r`` for each column of numbers, ``l`` for the others.
 
-    A number's metric is its column, or what the column ``metric`` says where there is one.
+    The metric of a number is the value of the column ``metric`` if there is one, else the name of its own column.
     """
     text = flat(table).astype(object)
     for name in text:
@@ -161,10 +161,10 @@ def _cell(value: Any, metric: str, column: str) -> str:
 
 
 def insert_between(path: Path | str, marker: str, text: str) -> None:
-    """Replace the text between ``<!-- marker:begin -->`` and ``<!-- marker:end -->``, which must be there once each."""
+    """Replace the text between ``<!-- marker:begin -->`` and ``<!-- marker:end -->``; each must occur exactly once."""
     begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
-    path = Path(path).resolve()  # of a link the page itself
-    content = path.read_bytes().decode("utf-8")  # line ends as they are
+    path = Path(path).resolve()  # for a link, the page that it points to
+    content = path.read_bytes().decode("utf-8")  # keeps line endings
     if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
         raise ValueError(f"{path} must hold the lines {begin} and {end} once each, in this order")
     write_text(path, f"{content.split(begin)[0]}{begin}\n{text.strip()}\n{end}{content.split(end)[1]}")

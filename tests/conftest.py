@@ -1,4 +1,4 @@
-"""What the tests of several rooms share."""
+"""Fixtures shared by the tests of several rooms."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from rvlr_lib.data import ImbalanceSpec, load_dataset
 
 @pytest.fixture(scope="session")
 def towers():
-    from tests.tiny import tiny_towers  # with open_clip, which most rooms do without
+    from tests.tiny import tiny_towers  # imports open_clip, which most tests do not need
 
     return tiny_towers()
 
@@ -24,7 +24,7 @@ def emoji():
 
 @pytest.fixture(scope="session")
 def refuses():
-    """Function (message, call, ...): the call ends in a ValueError that says so."""
+    """Function (message, call, ...) that asserts that the call raises a ValueError matching the message."""
 
     def check(message, call, /, *arguments, **options):
         with pytest.raises(ValueError, match=message):

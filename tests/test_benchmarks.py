@@ -1,4 +1,4 @@
-"""The benchmarks run, compare what they time, and write what they say; no seconds are asserted."""
+"""The benchmarks run, their sides agree, and they write what they report; no times are asserted."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,7 @@ from benchmarks._harness import Options, Row, load, machine, speed_row, table
 
 ROOT = Path(__file__).parents[1]
 TINY = Options("tiny")
-SLOW = {"notebook_overhead", "rouge_l", "metric_suite", "losses"}  # they start processes
+SLOW = {"notebook_overhead", "rouge_l", "metric_suite", "losses"}  # slow: they start processes
 WRONG = speed_row("a", "b", 5.0, 3, equal=(0.1, 1e-5))
 
 
@@ -35,23 +35,23 @@ def test_every_benchmark_runs_and_its_sides_agree(name):
     json.dumps([dataclasses.asdict(row) for row in rows])
 
 
-def test_every_script_is_run():
+def test_every_benchmark_is_listed():
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__", "_harness", "run"}
-    assert scripts - {"relevance_floors", "reduced_weights", "gpu"} == set(run.NAMES)  # these time nothing, or one GPU
+    assert scripts - {"relevance_floors", "reduced_weights", "gpu"} == set(run.NAMES)  # these time nothing, or a GPU
 
 
 @pytest.mark.slow
-def test_the_script_for_a_gpu_rehearses_on_the_cpu(tmp_path):
+def test_the_gpu_script_rehearses_on_the_cpu(tmp_path):
     parts = "heads,losses,evaluation,whole_towers,vit,reranking,resume,study"
     words = "-m benchmarks.gpu --tiny --parts".split()
     subprocess.run([sys.executable, *words, parts, "--out", tmp_path / "gpu.json"], cwd=ROOT, check=True)
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert "failed" not in json.dumps(found)
-    assert set(parts.split(",")) < found.keys()
-    assert found["resume"]["equal_weights"]
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert "failed" not in json.dumps(record)
+    assert set(parts.split(",")) < record.keys()
+    assert record["resume"]["equal_weights"]
 
 
-def test_what_a_part_for_a_gpu_measured_outlives_a_fault_and_the_clock(tmp_path, monkeypatch):
+def test_rows_of_the_gpu_script_survive_a_failure_and_the_time_limit(tmp_path, monkeypatch):
     def slow(_bench):
         yield {"first": 1.0}
         time.sleep(60)
@@ -61,17 +61,17 @@ def test_what_a_part_for_a_gpu_measured_outlives_a_fault_and_the_clock(tmp_path,
         raise RuntimeError("no kernel")
 
     monkeypatch.setattr(gpu.Bench, "training", Mock(side_effect=torch.OutOfMemoryError("no memory")))
-    monkeypatch.setattr(gpu, "forget", int)  # which may take longer than the clock allows
+    monkeypatch.setattr(gpu, "forget", int)  # may take longer than the time limit
     monkeypatch.setattr(gpu.Bench, "vit_compiled", slow)
     monkeypatch.setattr(gpu.Bench, "losses", faulty)
-    found, weights = {}, dict.fromkeys(("image_weights", "text_weights"))
+    record, weights = {}, dict.fromkeys(("image_weights", "text_weights"))
     for minutes, parts in ((9, ["losses", "vit"]), (0.02, ["vit_compiled", "heads"])):
         options = argparse.Namespace(tiny=True, out=tmp_path / "gpu.json", minutes=minutes, parts=parts, **weights)
-        found |= gpu.Bench(options).run() and json.loads(options.out.read_text())
-    assert found["losses"] == {"first": 2.0, "failed": "RuntimeError: no kernel"}
-    assert found["vit"]["full, batch 4"] == {"failed": "OutOfMemoryError: no memory"}
-    assert found["vit_compiled"] == {"first": 1.0, "failed": "TimeIsOver: the time was over"}
-    assert "heads" not in found
+        record |= gpu.Bench(options).run() and json.loads(options.out.read_text())
+    assert record["losses"] == {"first": 2.0, "failed": "RuntimeError: no kernel"}
+    assert record["vit"]["full, batch 4"] == {"failed": "OutOfMemoryError: no memory"}
+    assert record["vit_compiled"] == {"first": 1.0, "failed": "TimeIsOver: the time was over"}
+    assert "heads" not in record
 
 
 def test_table_and_record_are_written_and_name_no_host(tmp_path):
@@ -87,12 +87,12 @@ def test_table_and_record_are_written_and_name_no_host(tmp_path):
     assert platform.node() not in target.read_text() + text
 
 
-def test_the_command_writes_nothing_below_full_size_and_fails_on_a_difference(capsys, monkeypatch):
+def test_smaller_sizes_write_nothing_and_differences_fail(capsys, monkeypatch):
     monkeypatch.setattr(run, "write", None)
     assert run.main(["--tiny", "--only", "hard_negatives"]) == 0
     assert "a loop over the samples" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         run.main(["--captions", "absent.json"])
-    assert "absent.json is not there" in capsys.readouterr().err
+    assert "absent.json does not exist" in capsys.readouterr().err
     monkeypatch.setattr(run, "load", lambda name: type("Fake", (), {"rows": staticmethod(lambda options: [WRONG])}))
     assert run.main(["--tiny", "--only", "search"]) == 1

@@ -13,7 +13,7 @@ NAMES = ["reproduce", "study", "train", "audit", "explore", "report", "table", "
 
 
 def python(script, **environment):
-    """A script in a process of its own."""
+    """Run a script in its own process."""
     return subprocess.run([sys.executable, "-c", script], capture_output=True, env=os.environ | environment)
 
 
@@ -22,15 +22,14 @@ def test_help_lists_the_commands_without_torch():
     run = python(f"import sys, rvlr_lib.cli as c\ntry: c.main(['--help'])\nfinally: {check}")
     assert (run.returncode, run.stderr) == (0, b"")
     assert all(f"    {name} " in run.stdout.decode() for name in NAMES)
-    used = {option.partition("=")[0] for options in cli.COMMANDS.values() for option in options.split()}
-    assert used == set(cli.OPTIONS)
+    assert {option.partition("=")[0] for option in " ".join(cli.COMMANDS.values()).split()} == set(cli.OPTIONS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([name, "--help"])
-    assert f"usage: rvlr [options] {name}" in capsys.readouterr().out
+    assert f"usage: rvlr {name}" in capsys.readouterr().out
 
 
 WRONG = ["", "nonsense", "reproduce --prof smoke", "reproduce -p seed", "data", "data heal x", "train --save-every x"]
@@ -42,33 +41,32 @@ WRONG += ["train --out o\udce9"]
 def test_wrong_usage_exits_with_2(argv, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(argv.split())
-    told = capsys.readouterr().err
-    assert re.fullmatch("rvlr: .*; `rvlr.* --help` lists what there is\n", told)
+    assert re.fullmatch("rvlr: .*; `rvlr.* --help` lists the options\n", capsys.readouterr().err)
 
 
 BAD = {"reproduce --profile huge": "unknown profile 'huge'; valid: ", "audit": "give --image-features"}
-BAD |= {"report none --claims": "say what to report", "report": "say what to report"}
-BAD |= {"audit --dataset scenes --captions x": "give --image-features", "train -s a @x": "-s a '@x' is no YAML"}
+BAD |= {"report none --claims": "give either a run", "report": "give either a run"}
+BAD |= {"audit --dataset scenes --captions x": "give --image-features", "train -s a @x": "-s a '@x' is not YAML"}
 BAD |= {"study --seeds 0..4": "expected something like 0-4", "study --seeds 5-3": "seeds '5-3': expected"}
 BAD |= {"study --tune --seal": "one of tune, seal and regime_map", "study --seal --seeds 1": "seeds go with regime_map"}
-BAD |= {"audit --image-features a --text-features b --captions c --model d": "features are given: leave --model"}
+BAD |= {"audit --image-features a --text-features b --captions c --model d": "features are given: omit --model"}
 BAD |= {"reproduce -p dataset my.csv": "write the same files (for a data set of your own: --profile own)"}
-BAD |= {"reproduce -p study_results /no": "'study_results' is '/no', which is no folder"}
+BAD |= {"reproduce -p study_results /no": "'study_results' is '/no', which is not a folder"}
 BAD |= {"reproduce -p model no": "unknown model 'no'", "audit --dataset no": "is unknown"}
 BAD |= {"reproduce -p switches ['no']": "'no' is part of none of: corrected"}
 BAD |= {"explore none": "none holds no run: there is no run.json in it; `rvlr reproduce` makes one"}
-BAD |= {"train --device tpu": "device 'tpu' is not there: Expected", "config own -s seed [1": "-s seed '[1' is no YAML"}
-BAD |= {"reproduce -p arms a,b": "a list is written as [a, b]"}
+BAD |= {"train --device tpu": "device 'tpu' is not there: Expected"}
+BAD |= {"reproduce -p arms a,b": "a list is written as [a, b]", "config own -s seed [1": "-s seed '[1' is not YAML"}
 BAD |= {"config flickr30k -s stage1.epoch 3": "does not accept option 'stage1.epoch': valid are epochs"}
 
 
 @pytest.mark.parametrize("argv", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(argv, capsys, monkeypatch, refuses):
     assert cli.main(argv.split()) == 2
-    told = capsys.readouterr()
-    assert told.err.startswith("rvlr: ")
-    assert BAD[argv] in told.err
-    assert (told.err.count("\n"), told.out) == (1, "")
+    output, errors = capsys.readouterr()
+    assert errors.startswith("rvlr: ")
+    assert BAD[argv] in errors
+    assert (errors.count("\n"), output) == (1, "")
     monkeypatch.setenv("RVLR_DEBUG", "1")
     refuses(re.escape(BAD[argv]), cli.main, argv.split())
 
@@ -80,44 +78,44 @@ def test_config_prints_what_presets_resolve_to(capsys):
     assert settings["method"]["structure_target"] == "fusion"
 
 
-def test_options_are_handed_on_and_a_collection_that_would_spoil_a_result_ends_with_1(monkeypatch):
-    given = {}
-    stand_in = lambda *_, **options: given.update(options) or SimpleNamespace(spoiled=True)  # noqa: E731
+def test_options_are_passed_on_and_a_collection_that_would_spoil_a_result_exits_with_1(monkeypatch):
+    passed = {}
+    stand_in = lambda *_, **options: passed.update(options) or SimpleNamespace(spoiled=True)  # noqa: E731
     monkeypatch.setattr("rvlr_lib.data.check.check", stand_in)
     monkeypatch.setattr("rvlr_lib.study.sweep.run_study", stand_in)
     assert cli.main("data check b.csv --model none --decode".split()) == 1
     assert cli.main("study --tune --seeds 0-3 --jobs 2".split()) == 0
-    wanted = {"full": True, "keep_flagged": None, "tune": True, "seeds": "0-3", "jobs": 2}
-    assert given.items() >= wanted.items()
+    expected = {"full": True, "keep_flagged": None, "tune": True, "seeds": "0-3", "jobs": 2}
+    assert passed.items() >= expected.items()
 
 
 ENDS = [("return None", 0, ""), ("raise ValueError('no')", 2, "no"), ("raise RuntimeError('lost')", 1, "Error: lost")]
-ENDS += [("raise FloatingPointError('the loss is nan')", 1, "the loss is nan. Checkpoints stay; a smaller learning")]
-ENDS += [("raise KeyboardInterrupt", 130, "interrupted; the same command goes on")]
+ENDS += [("raise FloatingPointError('the loss is nan')", 1, "the loss is nan. Checkpoints are kept; a smaller learn")]
+ENDS += [("raise KeyboardInterrupt", 130, "interrupted; run the same command again")]
 
 
-@pytest.mark.parametrize(("who", "noise"), [({}, b"noise\n"), ({"WORLD_SIZE": "2", "RANK": "1"}, b"")])
-@pytest.mark.parametrize(("does", "code", "told"), ENDS)
-def test_a_command_ends_with_its_code_and_other_processes_without_output(does, code, told, who, noise):
+@pytest.mark.parametrize(("environment", "printed"), [({}, b"noise\n"), ({"WORLD_SIZE": "2", "RANK": "1"}, b"")])
+@pytest.mark.parametrize(("body", "code", "message"), ENDS)
+def test_a_command_exits_with_its_code_and_other_ranks_print_nothing(body, code, message, environment, printed):
     script = (
-        f"import sys, types\nfrom rvlr_lib import cli\ndef train(**options):\n    print('noise')\n    {does}\n"
+        f"import sys, types\nfrom rvlr_lib import cli\ndef train(**options):\n    print('noise')\n    {body}\n"
         f"sys.modules['rvlr_lib.study.study'] = types.SimpleNamespace(train=train, Study=0, open_study=0)\n"
         "sys.exit(cli.main(['train']))"
     )
-    done = python(script, **who)
-    assert (done.returncode, done.stdout) == (code, noise)
-    assert told in done.stderr.decode()
+    done = python(script, **environment)
+    assert (done.returncode, done.stdout) == (code, printed)
+    assert message in done.stderr.decode()
 
 
 @pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}])
-def test_output_and_names_of_files_are_utf8_under_any_locale(tmp_path, locale):
+def test_output_and_file_names_are_utf8_under_any_locale(tmp_path, locale):
     (tmp_path / "ほ").mkdir()
-    given = "import os, sys\nfrom rvlr_lib import cli\nsys.argv[1:] = ['explore', *os.listdir(os.environ['PLACE'])]"
-    done = python(f"{given}\ncli.main()", PYTHONIOENCODING="latin-1", PLACE=str(tmp_path), **locale)
+    setup = "import os, sys\nfrom rvlr_lib import cli\nsys.argv[1:] = ['explore', *os.listdir(os.environ['PLACE'])]"
+    done = python(f"{setup}\ncli.main()", PYTHONIOENCODING="latin-1", PLACE=str(tmp_path), **locale)
     assert "rvlr: ほ holds no run" in done.stderr.decode("utf-8")
 
 
-def test_a_reader_that_has_enough_is_no_bad_input():
+def test_a_closed_pipe_is_not_bad_input():
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([sys.executable, "-m", "rvlr_lib", "config", "own"], stdout=writing, stderr=subprocess.PIPE)

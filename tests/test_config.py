@@ -11,14 +11,14 @@ def test_every_shipped_preset_is_valid(preset):
 
 
 def test_later_presets_win_and_overrides_win_over_all(tmp_path):
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("stage1: {epochs: 7, learning_rate: 1e-4}\nfor: {emoji: {stage1: {batch_size: 32}}, other: }\n")
-    chosen = {"stage2.epochs": 3, "seed": None, "stage2": {"flip": False}}
-    settings = load_settings("emoji", "quick", str(mine), overrides=chosen)
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("stage1: {epochs: 7, learning_rate: 1e-4}\nfor: {emoji: {stage1: {batch_size: 32}}, other: }\n")
+    overrides = {"stage2.epochs": 3, "seed": None, "stage2": {"flip": False}}
+    settings = load_settings("emoji", "quick", str(preset), overrides=overrides)
     assert (settings.stage1.epochs, settings.stage1.learning_rate, settings.stage1.batch_size) == (7, 1e-4, 32)
     assert (settings.stage2.epochs, settings.stage2.flip) == (3, False)
-    assert load_settings("scenes", str(mine)).stage1.batch_size == Settings().stage1.batch_size
-    assert load_settings(overrides={"seed": 3, "data.seed": 0}).world_seed == 0  # else the seed's
+    assert load_settings("scenes", str(preset)).stage1.batch_size == Settings().stage1.batch_size
+    assert load_settings(overrides={"seed": 3, "data.seed": 0}).world_seed == 0  # by default the seed
 
 
 FAULTS = [({"stage1.epochz": 3}, "stage1.epochz.*valid are epochs, batch_size"), ({"nope": 3}, "valid are data, model")]
@@ -36,30 +36,30 @@ FAULTS += [({f"{part}temperature": 0}, "is 0.0, expected 1e-06 to") for part in 
 
 
 @pytest.mark.parametrize(("overrides", "fault"), FAULTS)
-def test_what_is_not_known_is_refused_by_name(overrides, fault, refuses):
+def test_invalid_settings_are_refused_by_name(overrides, fault, refuses):
     refuses(fault, load_settings, overrides=overrides)
 
 
 @pytest.mark.parametrize("text", "[1]|{a: |words|for: 5|for: [a]|for: {emoji: 5}|seed: null|a: &a [*a]".split("|"))
-def test_a_preset_that_is_no_settings_is_named(tmp_path, text, refuses):
+def test_a_malformed_preset_is_named(tmp_path, text, refuses):
     (tmp_path / "bad.yaml").write_text(text)
     refuses(r"bad.yaml", load_settings, str(tmp_path / "bad.yaml"))
 
 
 def terms(name, **overrides):
-    """The terms that carry weight in an arm."""
+    """The non-zero loss weights of an arm."""
     weights = dataclasses.asdict(arm_weights(load_settings(overrides=overrides), name))
     return {term: weight for term, weight in weights.items() if weight}
 
 
-def test_an_arm_carries_its_own_terms_and_no_other():
+def test_an_arm_has_exactly_its_terms():
     tuned = {"arms.structure": {"learning_rate": 1e-5, "strengths": {"structure": 0.25}}}
     assert terms("structure", **tuned) == {"contrastive": 1.0, "structure": 0.25}
-    assert terms("teacher_oracle", **tuned) == terms("structure", **tuned)  # takes what structure was given
+    assert terms("teacher_oracle", **tuned) == terms("structure", **tuned)  # which uses the tuned values of structure
     assert arm_training(load_settings(overrides=tuned), "teacher_oracle").learning_rate == 1e-5
     assert terms("rvlr_published")["structure"] == Settings().method.weights.structure
     assert terms("intra_only").keys() == {"image_intra", "text_intra"}
-    assert terms("matching", **{"model.fusion_layers": 1})["matching"] == 2.0  # which needs the fusion encoder
+    assert terms("matching", **{"model.fusion_layers": 1})["matching"] == 2.0  # needs the fusion encoder
     on, off = {"method.teacher_terms": True}, {"arms.structure.strengths": {"structure": 0.0}}
     assert {"image_teacher_structure", "text_teacher_structure"} <= terms("structure", **on).keys()
     assert terms("structure", **on, **off) == terms("matching_longer", **on) == {"contrastive": 1.0}

@@ -1,4 +1,4 @@
-"""Names that others build on: where they are imported from, and their parameters in order."""
+"""Public names: where they are imported from, and their parameters in order."""
 
 import importlib
 import inspect
@@ -33,5 +33,5 @@ CONTRACT = [
 @pytest.mark.parametrize("line", CONTRACT)
 def test_names_and_parameters_stay(line):
     room, name, *wanted = line.split()
-    found = inspect.signature(getattr(importlib.import_module(f"rvlr_lib.{room}"), name)).parameters
-    assert [each for each in found if each in wanted] == wanted
+    parameters = inspect.signature(getattr(importlib.import_module(f"rvlr_lib.{room}"), name)).parameters
+    assert [parameter for parameter in parameters if parameter in wanted] == wanted

@@ -29,12 +29,12 @@ def test_links_of_pages_and_notebooks():
 
 
 @pytest.mark.parametrize("name", docs.PAGES)
-def test_every_file_that_a_page_links_to_is_there_and_every_page_in_the_site(name):
-    linked = re.findall(r"\]\((?!https?:)([^)#\s]+)", (ROOT / name).read_text(encoding="utf-8"))
-    places = [((ROOT / name).parent / link).resolve().relative_to(ROOT) for link in linked]
-    assert not [place for place in places if not (ROOT / place).exists()]
-    assert {place.as_posix() for place in places if place.suffix == ".md"} <= set(docs.PAGES)
-    assert len(places) >= 8 or name != "README.md"
+def test_linked_files_exist_and_linked_pages_are_in_the_site(name):
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", (ROOT / name).read_text(encoding="utf-8"))
+    files = [((ROOT / name).parent / link).resolve().relative_to(ROOT) for link in links]
+    assert not [file for file in files if not (ROOT / file).exists()]
+    assert {file.as_posix() for file in files if file.suffix == ".md"} <= set(docs.PAGES)
+    assert len(files) >= 8 or name != "README.md"
 
 
 def test_a_site_with_a_run(tmp_path, monkeypatch, capsys, refuses):
@@ -66,9 +66,9 @@ def test_a_site_with_a_run(tmp_path, monkeypatch, capsys, refuses):
     assert all((site / picture).is_file() for picture in pictures)
 
 
-def test_a_site_without_a_run_beside_other_things(tmp_path, refuses):
+def test_a_site_without_a_run_and_a_folder_with_other_files(tmp_path, refuses):
     assert len(docs.build(None, tmp_path / "site")) == len(docs.PAGES)
     assert len(docs.build(None, tmp_path / "site")) == len(docs.PAGES)
-    (tmp_path / "index.html").touch()  # a page of one's own
-    refuses("something else than a site", docs.build, None, tmp_path)
+    (tmp_path / "index.html").touch()
+    refuses("other files than a site", docs.build, None, tmp_path)
     assert (tmp_path / "index.html").is_file()

@@ -1,4 +1,4 @@
-"""The README's code runs as it says, and the rows and switches of FIDELITY.md agree with the settings."""
+"""The code of the README runs, and the rows and switches of FIDELITY.md agree with the settings."""
 
 import dataclasses
 import re
@@ -14,9 +14,9 @@ from tests.tiny import CONFIG
 ROOT = Path(__file__).parents[1]
 README, FIDELITY = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "FIDELITY.md"))
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
-ROWS = re.findall(r"^\| (\d+).* \| (.*) \|$", FIDELITY, re.MULTILINE)  # number and last cell of each
+ROWS = re.findall(r"^\| (\d+).* \| (.*) \|$", FIDELITY, re.MULTILINE)  # number and last cell
 SWITCH = re.compile(r"`(\w+)`: (\S+) → ([^;\s]+)")
-THE_SAME_IN_BOTH = {"weights", "relation_temperature", "learn_fusion_weight", "fusion_weight", "centred"}
+SAME_IN_BOTH = {"weights", "relation_temperature", "learn_fusion_weight", "fusion_weight", "centred"}
 
 
 def test_the_recipe_trains_an_open_clip_model():
@@ -41,10 +41,10 @@ def test_the_metrics_example_runs(capsys):
     assert len(capsys.readouterr().out.split()) == 3
 
 
-def test_fidelity_has_33_rows_in_order_and_one_with_both_values_for_every_switch():
+def test_fidelity_has_33_rows_in_order_and_both_values_of_every_switch():
     assert list(dict.fromkeys(int(number) for number, _ in ROWS)) == list(range(1, 34))
     official, corrected = load_settings("official").method, load_settings("corrected").method
     assert all(SWITCH.search(row) or row.startswith("none: ") for _, row in ROWS)
-    told = {switch for _, row in ROWS for switch in SWITCH.findall(row)}
-    names = {field.name for field in dataclasses.fields(MethodSettings)} - THE_SAME_IN_BOTH
-    assert told == {(name, str(getattr(official, name)), str(getattr(corrected, name))) for name in names}
+    listed = {switch for _, row in ROWS for switch in SWITCH.findall(row)}
+    names = {field.name for field in dataclasses.fields(MethodSettings)} - SAME_IN_BOTH
+    assert listed == {(name, str(getattr(official, name)), str(getattr(corrected, name))) for name in names}

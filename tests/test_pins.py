@@ -1,6 +1,6 @@
-"""Pins of what the data sets hold and how a short training goes, so that moving code changes neither.
+"""Pinned contents of the data sets and results of a short training, which refactoring must not change.
 
-``python -m tests.test_pins --write`` writes tests/golden/pins.json anew; do so only where a change is meant.
+``python -m tests.test_pins --write`` rewrites tests/golden/pins.json; do so only if a change is intended.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def load(case):
 
 
 def sha(*parts):
-    """SHA-256 of arrays and lists of words; shapes and lengths keep neighbours apart."""
+    """SHA-256 of arrays and lists of strings, including their shapes."""
     digest = hashlib.sha256()
     for part in parts:
         array = np.asarray(part)
@@ -42,15 +42,15 @@ def sha(*parts):
     return digest.hexdigest()
 
 
-def weighed(matrix):
-    """One number that changes when entries change or trade places, and hardly with the rounding of a machine."""
+def weighted_sum(matrix):
+    """A number that changes when entries change or swap, but hardly with rounding."""
     values = matrix.astype(np.float64).ravel()
     return float(values @ (1 + np.arange(values.size) * 0.6180339887 % 1))
 
 
 def describe(case):
     dataset = load(case)
-    found = {
+    pins = {
         "images": len(dataset),
         "image_ids": sha(dataset.image_ids),
         "captions": sha(dataset.captions),
@@ -62,16 +62,16 @@ def describe(case):
     }
     if views := dataset.scene:
         for side in ("scene", "image", "text"):
-            found[f"counts/{side}"] = sha(getattr(views, side).counts().astype("<f4"))
+            pins[f"counts/{side}"] = sha(getattr(views, side).counts().astype("<f4"))
         for kind in ("latent", "shown"):  # cosines differ in the last bit between machines, so they are not hashed
-            found |= {f"truth/{kind}/{name}": weighed(matrix) for name, matrix in vars(views.truth(kind)).items()}
-        found |= {f"ceiling/{k}": value for k, value in bayes_ceiling(dataset.gallery_sets()[0]).items()}
-        found |= {"told_share": told_share(dataset), "shown_share": shown_share(dataset)}
-    return found
+            pins |= {f"truth/{kind}/{name}": weighted_sum(matrix) for name, matrix in vars(views.truth(kind)).items()}
+        pins |= {f"ceiling/{k}": value for k, value in bayes_ceiling(dataset.gallery_sets()[0]).items()}
+        pins |= {"told_share": told_share(dataset), "shown_share": shown_share(dataset)}
+    return pins
 
 
 def train():
-    """Twenty steps of every loss term at once: what was logged at some of them, and how the student retrieves."""
+    """Log of some of twenty steps with every loss term at once, and the retrieval metrics of the student."""
     objective = make_objective(towers=tiny_towers(), **OFFICIAL, image_intra=1.0, text_intra=2.0, alignment=0.5)
     with tempfile.TemporaryDirectory() as folder:
         options = {"epochs": 10, "batch_size": 16, "precision": "float32"}
@@ -87,11 +87,11 @@ def train():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_splits_hold_what_they_held(case):
+def test_splits_are_unchanged(case):
     assert describe(case) == pytest.approx(json.loads(PINS.read_text())["splits"][case])
 
 
-def test_short_training_goes_as_it_went():
+def test_a_short_training_is_unchanged():
     (logged, scores), pins = train(), json.loads(PINS.read_text())
     assert logged == pytest.approx(pins["training"], rel=1e-5)
     assert scores == pytest.approx(pins["metrics"], rel=1e-5)

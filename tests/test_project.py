@@ -1,4 +1,4 @@
-"""The house rules that a machine can hold: import order, file sizes, environments, no pickles, one test command."""
+"""Rules of the project that can be checked: import order, file sizes, environments, no pickles, CI commands."""
 
 import ast
 import os
@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "rvlr_lib").rglob("*.py"))
-ROOMS = [  # a module imports from rooms before its own, and from its own without circles
+ROOMS = [  # a module imports from its own room, without cycles, and from earlier ones
     *("similarity", "disk", "tables", "provenance", "losses", "metrics", "data", "config", "models"),
     *("training", "evaluation", "study", "figures", "report", "cli", "__main__"),
 ]
@@ -27,7 +27,7 @@ NEEDED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
 
 
 def imported(source: str, below: str = "rvlr_lib.") -> set[str]:
-    """Modules that a source imports anywhere, as dotted below the library or another package."""
+    """Dotted names, without the prefix ``below``, of the modules with that prefix that a source imports anywhere."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -41,31 +41,31 @@ def imported(source: str, below: str = "rvlr_lib.") -> set[str]:
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT / "rvlr_lib")))
 def test_import_order(path):
     rooms = {name.split(".")[0] for name in imported(path.read_text())}
-    own = path.relative_to(ROOT / "rvlr_lib").parts[0].removesuffix(".py")
-    if own == "__init__":
+    room = path.relative_to(ROOT / "rvlr_lib").parts[0].removesuffix(".py")
+    if room == "__init__":
         assert not rooms
-    elif own in ("losses", "metrics"):
-        assert rooms <= {"similarity", own}
+    elif room in ("losses", "metrics"):
+        assert rooms <= {"similarity", room}
     else:
-        assert rooms <= set(ROOMS[: ROOMS.index(own) + 1])
+        assert rooms <= set(ROOMS[: ROOMS.index(room) + 1])
 
 
-def test_there_are_no_import_circles():
+def test_there_are_no_import_cycles():
     dotted = {".".join(path.relative_to(ROOT / "rvlr_lib").with_suffix("").parts): path for path in LIBRARY}
     names = {name.removesuffix(".__init__"): path for name, path in dotted.items()}
     graph = {}
     for name, path in names.items():
-        both = [each for full in imported(path.read_text()) for each in (full, full.rpartition(".")[0])]
-        graph[name] = {x for x in both if x in names and x != name and not name.startswith(f"{x}.")}
-    TopologicalSorter(graph).prepare()  # raises where there is one
+        candidates = [module for full in imported(path.read_text()) for module in (full, full.rpartition(".")[0])]
+        graph[name] = {x for x in candidates if x in names and x != name and not name.startswith(f"{x}.")}
+    TopologicalSorter(graph).prepare()  # raises an error for a cycle
 
 
 def test_the_house_is_small():
     lines = sum(len(path.read_text().splitlines()) for path in LIBRARY)
-    beside = [path.name for path in LIBRARY if path.parent.name == "rvlr_lib" and not path.name.startswith("__")]
+    top_level = [path.name for path in LIBRARY if path.parent.name == "rvlr_lib" and not path.name.startswith("__")]
     tests = sum(len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py"))
     assert lines <= 11_847  # a ratchet: take lines out and lower it; the aim is 7,600, and 6,000 for the tests
-    assert len(beside) <= 6
+    assert len(top_level) <= 6
     assert tests <= 7_900
     assert not [path.name for path in LIBRARY if "fmt: skip" in path.read_text()]
     for path in [*LIBRARY, *(ROOT / "benchmarks").glob("*.py")]:
@@ -75,11 +75,11 @@ def test_the_house_is_small():
 def test_every_import_is_declared():
     declared = {requirement(name)[0] for name in NEEDED}
     names = (name for path in [*LIBRARY, ROOT / "docs" / "build.py"] for name in imported(path.read_text(), below=""))
-    known = {*sys.stdlib_module_names, "rvlr_lib", "IPython"}  # which comes with ipykernel
-    modules = {name.split(".")[0] for name in names} - known
+    included = {*sys.stdlib_module_names, "rvlr_lib", "IPython"}  # IPython comes with ipykernel
+    modules = {name.split(".")[0] for name in names} - included
     packages = packages_distributions()
-    owners = {name: {requirement(own)[0] for own in packages.get(name, [name])} for name in modules}
-    assert [name for name, own in owners.items() if not own & declared] == []
+    owners = {name: {requirement(package)[0] for package in packages.get(name, [name])} for name in modules}
+    assert [name for name, packages in owners.items() if not packages & declared] == []
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def requirement(text: str) -> tuple[str, str]:
 def test_environment_and_constraints_agree_with_pyproject():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     *names, last = conda["dependencies"]
-    theirs = dict(requirement(name) for name in (*names, *last["pip"]) if name not in ("pip", "-e ."))
-    assert theirs == dict(map(requirement, NEEDED)) | {"python": PROJECT["requires-python"].replace(" ", "")}
+    required = dict(requirement(name) for name in (*names, *last["pip"]) if name not in ("pip", "-e ."))
+    assert required == dict(map(requirement, NEEDED)) | {"python": PROJECT["requires-python"].replace(" ", "")}
     assert (conda["channels"], last["pip"][-1]) == (["conda-forge", "nodefaults"], "-e .")
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert not [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
@@ -138,10 +138,9 @@ def test_environment_and_constraints_agree_with_pyproject():
 def test_ci_runs_the_commands_of_the_readme():
     targets = set(re.findall(r"^([a-z]+):.* ## ", (ROOT / "Makefile").read_text(), re.M))
     readme = "\n".join(re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S))
-    told, run = (
-        set(re.findall(r"^\s*make ([a-z]+)", text, re.M)) for text in (readme, (ROOT / ".ci" / "run").read_text())
-    )
-    assert {"test", "reproduce"} <= told & run
-    assert told | run | {"lab", "clean", "help", "check", "format", "setup"} <= targets
+    texts = readme, (ROOT / ".ci" / "run").read_text()
+    documented, run = (set(re.findall(r"^\s*make ([a-z]+)", text, re.M)) for text in texts)
+    assert {"test", "reproduce"} <= documented & run
+    assert documented | run | {"lab", "clean", "help", "check", "format", "setup"} <= targets
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
     assert "run: .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()

@@ -9,14 +9,13 @@ ROWS += [("teachers", 0, "i2i/NDCG@10", 60.0), ("floor", 0, "r_mean", 1.0)]
 RESULTS = pd.DataFrame([("scenes", "none", *row) for row in ROWS], columns="dataset dial arm seed metric value".split())
 
 
-def test_results_are_means_over_seeds_with_references_at_both_ends(refuses):
+def test_results_are_means_over_seeds_between_floor_and_ceiling(refuses):
     table = tables.results_table(RESULTS, ["r_mean", "i2i/NDCG@10", "t2i/R@1"])
     assert table.index.tolist() == ["floor", "teachers", "rvlr", "matching", "ceiling"]
     assert table.columns.tolist() == ["r_mean", "i2i/NDCG@10", "t2i/R@1"]
     assert table.loc["rvlr", "r_mean"] == 32.0
     assert np.isnan(table.loc["teachers", "r_mean"])
-    more = pd.concat([RESULTS, RESULTS.assign(dataset="emoji"), RESULTS.assign(dial="text")])
-    table = tables.results_table(more)
+    table = tables.results_table(pd.concat([RESULTS, RESULTS.assign(dataset="emoji"), RESULTS.assign(dial="text")]))
     assert table.index.names == ["dataset", "dial", "arm"]
     assert table.loc[("emoji", "none", "rvlr"), "r_mean"] == 32.0
     assert table.index.get_level_values("arm").tolist()[:2] == ["floor", "teachers"]
@@ -24,8 +23,8 @@ def test_results_are_means_over_seeds_with_references_at_both_ends(refuses):
 
 
 def test_differences_are_paired_by_seed(refuses):
-    found = tables.differences(RESULTS, "matching")[["arm", "seed", "value"]].to_numpy().tolist()
-    assert found == [["ceiling", 0, 60], ["rvlr", 0, 10], ["rvlr", 1, 9], ["floor", 0, -19]]
+    rows = tables.differences(RESULTS, "matching")[["arm", "seed", "value"]].to_numpy().tolist()
+    assert rows == [["ceiling", 0, 60], ["rvlr", 0, 10], ["rvlr", 1, 9], ["floor", 0, -19]]
     refuses("'nobody' is not among the arms", tables.differences, RESULTS, "nobody")
     refuses("several values for one cell", tables.differences, pd.concat([RESULTS, RESULTS]), "matching")
 
@@ -55,17 +54,17 @@ def test_markdown_latex_and_every_digit_as_csv(tmp_path):
         "| matching longer | – | – | 3 |",
     ]
     assert float(text[".csv"].splitlines()[1].split(",")[1]) == 94 / 3
-    parts = r"\toprule", r"\midrule", r"\bottomrule", r"matching longer & -- & -- & 3 \\", "31.3", "{lrlr}"
-    assert [part for part in parts if part not in text[".tex"]] == []
+    pieces = r"\toprule", r"\midrule", r"\bottomrule", r"matching longer & -- & -- & 3 \\", "31.3", "{lrlr}"
+    assert [piece for piece in pieces if piece not in text[".tex"]] == []
     plain = pd.DataFrame({"a_b": [-1.5]})
     assert tables.to_markdown(plain).splitlines()[0] == "| a_b |"
     assert "a\\_b \\\\\n\\midrule\n$-$1.5 \\\\" in tables.to_latex(plain)
 
 
-def test_the_column_metric_says_how_a_row_is_rounded():
-    table = pd.DataFrame({"metric": ["r_mean", "modality_gap"], "rvlr": [31.26, 0.126]})
-    for found in (table, table.set_index("metric")):
-        rows = tables.to_markdown(found).splitlines()[2:]
+def test_the_column_metric_decides_how_a_row_is_rounded():
+    frame = pd.DataFrame({"metric": ["r_mean", "modality_gap"], "rvlr": [31.26, 0.126]})
+    for table in (frame, frame.set_index("metric")):
+        rows = tables.to_markdown(table).splitlines()[2:]
         assert [row.split(" | ")[1].strip(" |") for row in rows] == ["31.3", "0.13"]
 
 
@@ -88,8 +87,8 @@ def test_insert_between(tmp_path, refuses):
     path.chmod(0o640)
     tables.insert_between(tmp_path / "link.md", "results", "newer")
     assert ({b"# Title\r", b"newer"} <= {*path.read_bytes().split(b"\n")}, path.stat().st_mode & 0o777) == (True, 0o640)
-    signs = ("", ""), (begin, ""), ("", end), (begin + begin, end), (begin, end + end), (end, begin)
-    for bad in (page.format(*pair) for pair in signs):
+    markers = ("", ""), (begin, ""), ("", end), (begin + begin, end), (begin, end + end), (end, begin)
+    for bad in (page.format(*pair) for pair in markers):
         path.write_text(bad)
         refuses("results:begin", tables.insert_between, path, "results", "new")
         assert path.read_text() == bad

@@ -1,1 +1,1 @@
-"""Reports: notebooks run headless, report page, explorer."""
+"""Headless notebook runs, the report page and the explorer."""

@@ -1,4 +1,4 @@
-"""The common space to walk in: one HTML page of a run, complete without server or network."""
+"""The explorer: one self-contained, interactive HTML page of the common space of a run."""
 
 import base64
 import io
@@ -23,47 +23,47 @@ from rvlr_lib.similarity import cosine_matrix
 from rvlr_lib.study.study import open_study
 from rvlr_lib.tables import arm_label
 
-UNIMODAL = "teachers"  # the space where pictures and captions do not compare
+UNIMODAL = "teachers"  # the space in which pictures and captions cannot be compared
 NEIGHBOURS = 10
 
 
 def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
-    """Write the page of a run with all its data sets, ``explore.html`` of the run if not given, from cached stages.
+    """Write the page of all data sets of a run from cached stages, by default as its ``explore.html``; return the path.
 
-    A data set that cannot be shown is printed with the reason, and the page says it as well. ValueError: no run; or
-    none of its data sets has the stages that are needed, naming the command that makes them.
+    If a data set cannot be shown, the reason is printed and appears on the page. A ValueError: there is no run, or no
+    data set has the stages it needs; the message names the command that makes them.
     """
-    record, found, missing = read_run(run), {}, {}
-    beside = Path(run).resolve().parent
-    root = beside if (beside / "cache" / "result").is_dir() else home()
+    record, shown, missing = read_run(run), {}, {}
+    parent = Path(run).resolve().parent
+    root = parent if (parent / "cache" / "result").is_dir() else home()
     for dataset in dict.fromkeys(entry["dataset"] for entry in record["runs"]):
         try:
-            found[dataset] = explorer_points(record, dataset, root)
+            shown[dataset] = explorer_points(record, dataset, root)
         except ValueError as error:
             missing[dataset] = str(error)
             print(f"{dataset} is left out: {error}")
-    if not found:
+    if not shown:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in missing.items()))
     path = Path(out) if out else Path(run) / "explore.html"
-    write_text(path, explorer_page(found, f"The common space of the run {record['profile']}", missing))
+    write_text(path, explorer_page(shown, f"The common space of the run {record['profile']}", missing))
     return path
 
 
 def explorer_points(record: Mapping[str, Any], dataset: str, root: Path) -> dict[str, Any]:
-    """The points of one data set of a run; a ValueError names the command that makes a stage which is not cached."""
-    given: dict[str, Any] = {"dataset": dataset}
+    """The points of one data set of a run; a ValueError names the command that makes a stage that is not cached."""
+    parameters: dict[str, Any] = {"dataset": dataset}
     for entry in (entry for entry in record["runs"] if entry["dataset"] == dataset):
-        places = record.get("settings", {}).get(f"{entry['notebook']} ({dataset})", {})  # whole paths
-        given |= entry["parameters"] | {key: places[key] for key in ("dataset", "image_root") if key in places}
-    chosen = {name: given[name] for name in (*OPENING, "seed") if given.get(name)}
+        paths = record.get("settings", {}).get(f"{entry['notebook']} ({dataset})", {})  # absolute
+        parameters |= entry["parameters"] | {key: paths[key] for key in ("dataset", "image_root") if key in paths}
+    options = {name: parameters[name] for name in (*OPENING, "seed") if parameters.get(name)}
     missing = f"the trained stages of {dataset} are missing, {rerun_command(record)} makes them"
-    study = open_study(chosen.pop("dataset"), device="cpu", root=root, missing=missing, **chosen)
-    baseline = given.get("baseline") or study.settings.method.baseline
+    study = open_study(options.pop("dataset"), device="cpu", root=root, missing=missing, **options)
+    baseline = parameters.get("baseline") or study.settings.method.baseline
     arms = {UNIMODAL: UNIMODAL, "baseline": baseline, "RVLR": "rvlr"}
     test = study.dataset("test")
     gallery = test.gallery_sets()[0]
     spaces = {label: galleries(study.test_features(arm), test)[0][1] for label, arm in arms.items()}
-    options = {"method": "umap", "seed": study.settings.seed, "max_points": given.get("max_points", 1000)}
+    options = {"method": "umap", "seed": study.settings.seed, "max_points": parameters.get("max_points", 1000)}
     layout = cached_projection(root, spaces, caption_image=gallery.caption_image, **options)
     return collect_points(gallery, spaces, layout, baseline=baseline)
 
@@ -71,15 +71,15 @@ def explorer_points(record: Mapping[str, Any], dataset: str, root: Path) -> dict
 def collect_points(
     gallery: ImageTextDataset, spaces: Mapping[str, tuple[Tensor, Tensor]], layout: Projection, *, baseline: str
 ) -> dict[str, Any]:
-    """What the page knows of ``n`` pictures and one caption of each: point i is a picture, point n + i its caption.
+    """The page's data on ``n`` pictures and one caption of each: point i is a picture, point n + i its caption.
 
     Plain values: ``captions`` and ``pictures`` (data URIs) ``[n]``; ``xy``, space -> ``[4n]``; ``near``, space -> kind
-    -> ``[2n · width]`` points, nearest first, -1 where there is no common space; ``truth``, for each point of scenes
-    the points of its modality that are as near as its truly ``width`` nearest; ``groups``, kind -> ``[n]``.
+    -> ``[2n · width]`` points, nearest first, -1 without a common space; ``truth``, for each point of scenes, its true
+    ``width`` nearest neighbours of the same modality, with ties; ``groups``, kind -> ``[n]``.
     """
     rows, texts = layout.image_rows, layout.text_rows
     width = min(NEIGHBOURS, len(rows) - 1)
-    trust = ", ".join(f"{name} {each['joint']:.2f}" for name, each in layout.trustworthiness.items())
+    trust = ", ".join(f"{name} {scores['joint']:.2f}" for name, scores in layout.trustworthiness.items())
     return {
         "width": width,
         "unimodal": UNIMODAL,
@@ -91,51 +91,51 @@ def collect_points(
         "groups": picture_groups(gallery.subset(rows)),
         "notes": [
             f"{len(rows)} test pictures of {gallery.name}, one caption of each. The baseline is {arm_label(baseline)}. "
-            "Neighbours and hits are among these points, in the full space and not on the map.",
+            "Neighbours and hits are computed among these points in the full space, not on the map.",
             f"{layout.method}. Trustworthiness: {trust} (1: no false neighbours). Sizes of clusters and distances "
-            "between them mean nothing. The two teachers never met: how pictures lie to captions there means nothing.",
+            "between them mean nothing. The two teachers share no space: their pictures and captions are not aligned.",
         ],
     }
 
 
 def nearest(images: Tensor, texts: Tensor, width: int, *, shared: bool) -> dict[str, list[int]]:
-    """The nearest pictures and captions of every point as points, best first, the point itself left out."""
+    """The nearest pictures and captions of every point, excluding itself, as point numbers, nearest first."""
     n, points = len(images), torch.cat([images, texts]) if shared else torch.block_diag(images, texts)
     cosines = cosine_matrix(points).fill_diagonal_(-torch.inf)
-    found = {"pictures": cosines[:, :n].topk(width).indices, "captions": cosines[:, n:].topk(width).indices + n}
+    near = {"pictures": cosines[:, :n].topk(width).indices, "captions": cosines[:, n:].topk(width).indices + n}
     if not shared:
-        found["pictures"][n:] = found["captions"][:n] = -1
-    return {kind: rows.flatten().tolist() for kind, rows in found.items()}
+        near["pictures"][n:] = near["captions"][:n] = -1
+    return {kind: indices.flatten().tolist() for kind, indices in near.items()}
 
 
-def true_neighbours(known: Any, rows: np.ndarray, texts: np.ndarray, width: int) -> list[list[int]]:
-    """For each point those of its modality that the truth of scenes has at least as near as its ``width`` nearest."""
-    found = []
-    squares = known.image_to_image[np.ix_(rows, rows)], known.text_to_text[np.ix_(texts, texts)]
+def true_neighbours(truth: Any, rows: np.ndarray, texts: np.ndarray, width: int) -> list[list[int]]:
+    """For each point, the ``width`` nearest points of its modality by the truth of scenes, with ties."""
+    neighbours = []
+    squares = truth.image_to_image[np.ix_(rows, rows)], truth.text_to_text[np.ix_(texts, texts)]
     for first, square in zip((0, len(rows)), squares, strict=True):
         scores = torch.as_tensor(square).double().fill_diagonal_(-torch.inf)
         near = scores >= scores.topk(width).values[:, -1:]
-        found += [(row.nonzero().flatten() + first).tolist() for row in near]
-    return found
+        neighbours += [(row.nonzero().flatten() + first).tolist() for row in near]
+    return neighbours
 
 
 def picture_groups(gallery: ImageTextDataset) -> dict[str, list[str]]:
-    """What is known of each picture and may colour it: the factors of scenes, else the category."""
+    """The labels by which pictures can be coloured: the factors of scenes, else the categories."""
     if gallery.scene is not None:
-        facts = gallery.scene.scene
+        factors = gallery.scene.scene
         return {
-            "background": [BACKGROUND_WORDS[kind][0] for kind in facts.background],
-            "number of objects": [str(number) for number in (facts.objects[:, :, 0] >= 0).sum(axis=1)],
-            "shape of the first object": [SHAPE_WORDS[kind][0] for kind in facts.objects[:, 0, 0]],
-            "colour of the first object": [COLOUR_WORDS[kind][0] for kind in facts.objects[:, 0, 1]],
+            "background": [BACKGROUND_WORDS[kind][0] for kind in factors.background],
+            "number of objects": [str(number) for number in (factors.objects[:, :, 0] >= 0).sum(axis=1)],
+            "shape of the first object": [SHAPE_WORDS[kind][0] for kind in factors.objects[:, 0, 0]],
+            "colour of the first object": [COLOUR_WORDS[kind][0] for kind in factors.objects[:, 0, 1]],
         }
-    parts = [category.split("/") for category in gallery.categories or ()]
-    return {"category": [part[0] for part in parts], "subcategory": [part[-1] for part in parts]} if parts else {}
+    paths = [category.split("/") for category in gallery.categories or ()]
+    return {"category": [path[0] for path in paths], "subcategory": [path[-1] for path in paths]} if paths else {}
 
 
-def explorer_page(parts: Mapping[str, Any], title: str, missing: Mapping[str, str]) -> str:
-    """The page as HTML: data set -> its points of :func:`collect_points`, and data set -> why it is not shown."""
-    data = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+def explorer_page(points: Mapping[str, Any], title: str, missing: Mapping[str, str]) -> str:
+    """The HTML page, from the :func:`collect_points` of each data set, and the reasons why others are missing."""
+    data = json.dumps(points, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return templates().get_template("explorer.html.j2").render(title=title, data=data, missing=missing)
 
 

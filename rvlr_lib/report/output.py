@@ -1,4 +1,4 @@
-"""Run folders: what a notebook leaves in one, and how it is read back."""
+"""Run folders: what a notebook writes into one, and how it is read back."""
 
 import os
 import re
@@ -13,8 +13,8 @@ from rvlr_lib.disk import elsewhere, plain, read_json, read_yaml, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, home, provenance, resolved
 from rvlr_lib.tables import Shown, flat, to_markdown
 
-OPENING = ("dataset", "image_root", "preset", "model", "pretrained")  # parameters of notebooks that open_study takes
-HEADLESS = "RVLR_HEADLESS"  # set in the environment of the kernels that `rvlr reproduce` starts
+OPENING = ("dataset", "image_root", "preset", "model", "pretrained")  # notebook parameters that go to open_study
+HEADLESS = "RVLR_HEADLESS"  # environment variable of the kernels that `rvlr reproduce` starts
 
 
 @dataclass
@@ -23,9 +23,9 @@ class RunOutput:
 
     Attributes:
         folder: the run folder, the notebook's ``output_dir``; empty means ``runs/lab``.
-        figure_width: ``page``, ``column`` or ``both``: then the page's is shown and the other goes to the subfolder
-            ``column``.
-        settings: what decided the numbers; shown in the report.
+        figure_width: ``page``, ``column``, or ``both``, which shows the page version and saves the other in the
+            subfolder ``column``.
+        settings: the settings behind the numbers, listed in the report.
     """
 
     notebook: str
@@ -45,53 +45,53 @@ class RunOutput:
         self.path = self.folder / "results" / f"{self.dataset}_{self.notebook}.json"
         if (self.folder / "run.json").is_file() and HEADLESS not in os.environ:
             raise ValueError(f"{self.folder} is a run of `rvlr reproduce`: choose another output_dir")
-        other = read_json(self.path).get("source", "") if self.path.is_file() else ""
-        if other != self.source and os.path.exists(other):
-            told = f"{self.path} holds results of {other}, not of {self.source}"
-            raise ValueError(f"{told}: choose another output_dir, or remove it")
+        earlier = read_json(self.path).get("source", "") if self.path.is_file() else ""
+        if earlier != self.source and os.path.exists(earlier):
+            conflict = f"{self.path} holds results of {earlier}, not of {self.source}"
+            raise ValueError(f"{conflict}: choose another output_dir, or remove the file")
 
     def figure(self, draw: Callable[[], Any], name: str, data: Any, caption: str) -> Any:
-        """Draw a figure in each width, save it as PNG and PDF with its table ``data`` as CSV; the picture to show."""
+        """Draw a figure in each width, save it as PNG and PDF with its ``data`` as CSV, and return it as an image."""
         from IPython.display import Image
 
         from rvlr_lib.figures.style import one_column, save_figure
 
-        place, stem = Path(self.folder) / "figures", f"{self.dataset}_{name}"
+        folder, stem = Path(self.folder) / "figures", f"{self.dataset}_{name}"
         self.figures[stem] = caption
         both = self.figure_width == "both"
         for width in ("column", "page") if both else (self.figure_width,):
             with one_column() if width == "column" else nullcontext():
                 figure = draw()
-            save_figure(figure, place / "column" if both and width == "column" else place, stem, data)
-        return Image(filename=place / f"{stem}.png", width=round(100 * figure.get_figwidth()))  # pixels
+            save_figure(figure, folder / "column" if both and width == "column" else folder, stem, data)
+        return Image(filename=folder / f"{stem}.png", width=round(100 * figure.get_figwidth()))  # pixels
 
     def table(self, frame: Any, name: str) -> Shown:
-        """Keep a DataFrame as a table of the report, and hand it back as shown there; the first is the main one."""
+        """Store a DataFrame for the report, and return it as the report shows it; the first table is the main one."""
         self.tables[name] = flat(frame).to_dict(orient="records")
         return Shown(to_markdown(frame))
 
     def keep(self, row: str, metrics: Mapping[str, float]) -> None:
-        """Keep the numbers of one row; ``reproduce --check`` compares them."""
+        """Store the numbers of one row, which ``reproduce --check`` compares."""
         self.metrics |= {f"{row} | {key}": value for key, value in metrics.items()}
 
     def say(self, sentence: str) -> None:
-        """Print a sentence of the result and keep it for the report's summary; the most important one first."""
+        """Print a sentence on the results and store it for the report's summary; say the most important one first."""
         self.sentences.append(sentence)
         print(sentence)
 
     def save(self) -> Path:
-        """Write ``results/<dataset>_<notebook>.json``; without it the notebook has not finished."""
-        kept = {name: value for name, value in asdict(self).items() if name not in ("folder", "figure_width")}
+        """Write ``results/<dataset>_<notebook>.json``, which marks the notebook as finished."""
+        record = {name: value for name, value in asdict(self).items() if name not in ("folder", "figure_width")}
         seconds = time.monotonic() - self.started
-        write_json(self.path, kept | {"source": self.source, "provenance": provenance() | {"seconds": seconds}})
+        write_json(self.path, record | {"source": self.source, "provenance": provenance() | {"seconds": seconds}})
         print(f"{self.notebook} on {self.dataset}: {seconds:.0f} s, numbers in {self.path.name}")
         return self.path
 
 
 def check_parameters(namespace: dict[str, Any]) -> None:
-    """Check a notebook's parameters against their annotations, in its first cell: ``check_parameters(globals())``.
+    """Check a notebook's parameters against their annotations; its first cell calls ``check_parameters(globals())``.
 
-    So papermill alone, which takes a misspelt parameter or one of another type, fails before any work.
+    Plain papermill accepts misspelt parameters and wrong types: with this check, it fails before any work is done.
     """
     kinds = dict(namespace.get("__annotations__", {}))
     injected = "\n".join(cell for cell in namespace.get("In", ()) if cell.startswith("# Parameters"))
@@ -100,9 +100,9 @@ def check_parameters(namespace: dict[str, Any]) -> None:
 
 
 def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters in their types (``kinds``: name -> type); text, as a command line gives it, is read.
+    """The ``given`` parameters converted to their types (``kinds``: name -> type); strings are parsed.
 
-    ValueError: an unknown name, arm or width (lists the valid), a value of another type or out of its range.
+    A ValueError: an unknown name, arm or width (lists the valid ones), or a value of the wrong type or out of range.
 
     >>> fit_parameters({"epochs": int, "rates": list}, {"epochs": "3", "rates": "[1, 1e-3]"})
     {'epochs': 3, 'rates': [1, 0.001]}
@@ -110,7 +110,7 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     from jsonargparse import ArgumentError, ArgumentParser
     from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, NotEmptyStr, PositiveInt
 
-    arms = read_yaml(PACKAGE / "presets" / "arms.yaml")  # without torch, which their settings would load
+    arms = read_yaml(PACKAGE / "presets" / "arms.yaml")  # rvlr_lib.config would import torch
     arm: Any = Literal[("", *arms)]
     choices = {"arm": arm, "baseline": arm, "arms": list[arm], "figure_width": Literal["both", "page", "column"]}
     choices |= {"dataset": NotEmptyStr, "projections": list[Literal["umap", "pca"]]}
@@ -127,35 +127,35 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     for name, kind in kinds.items():
         parser.add_argument(f"--{name}", type=choices.get(name, kind))
     try:
-        found: dict[str, Any] = plain(vars(parser.parse_object(dict(given), defaults=False)))
+        values: dict[str, Any] = plain(vars(parser.parse_object(dict(given), defaults=False)))
     except ArgumentError as error:
-        told = str(error).replace("Parser key", "parameter").replace("\n ", "").replace("a typing.Literal", "one of ")
-        told += "; a list is written as [a, b]" if "class 'list'" in told else ""
-        raise ValueError(re.sub(r"a <class '(\w+)'>", r"\1", told)) from None
-    if found.get("seed", 0) >= 2**32:
-        raise ValueError(f"parameter 'seed' is {found['seed']}, expected less than 2^32")
+        text = str(error).replace("Parser key", "parameter").replace("\n ", "").replace("a typing.Literal", "one of ")
+        text += "; a list is written as [a, b]" if "class 'list'" in text else ""
+        raise ValueError(re.sub(r"a <class '(\w+)'>", r"\1", text)) from None
+    if values.get("seed", 0) >= 2**32:
+        raise ValueError(f"parameter 'seed' is {values['seed']}, expected less than 2^32")
     for name in ("arms", "projections"):
-        if found.get(name) == []:
+        if values.get(name) == []:
             raise ValueError(f"parameter '{name}' is [], expected at least one")
-    return found
+    return values
 
 
 def read_run(folder: Path | str) -> dict[str, Any]:
-    """Read ``run.json``; a ValueError names the file that is missing or damaged, and the way out."""
+    """Read the ``run.json`` of a folder; a ValueError names it if it is missing or damaged, and the way out."""
     path = Path(folder) / "run.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no run.json in it; `rvlr reproduce` makes one")
     record = read_json(path)
-    whole = _has(record, "command", "description", "profile", "provenance", "runs") and isinstance(record["runs"], list)
-    if not whole or not all(_has(run, "notebook", "dataset", "parameters") for run in record["runs"]):
-        raise ValueError(f"{path} is no record of a run: `rvlr reproduce` writes it again")
-    _inside(path, (run[key] for run in record["runs"] for key in ("notebook", "dataset")))
+    valid = _has(record, "command", "description", "profile", "provenance", "runs") and isinstance(record["runs"], list)
+    if not valid or not all(_has(run, "notebook", "dataset", "parameters") for run in record["runs"]):
+        raise ValueError(f"{path} is not the record of a run: `rvlr reproduce` writes it again")
+    _check_names(path, (run[key] for run in record["runs"] for key in ("notebook", "dataset")))
     return record
 
 
-def _inside(path: Path, names: Iterable[str]) -> None:
+def _check_names(path: Path, names: Iterable[str]) -> None:
     if outside := elsewhere(names):
-        raise ValueError(f"{path} names {outside[0]!r}, which is no name of a file: is it a run of yours?")
+        raise ValueError(f"{path} names {outside[0]!r}, which is not a file name: is this a run of yours?")
 
 
 def _has(record: Any, *keys: str) -> bool:
@@ -163,26 +163,25 @@ def _has(record: Any, *keys: str) -> bool:
 
 
 def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
-    """Read the results of a run's notebooks by ``<dataset>_<notebook>``, in the order they ran.
+    """Read the results of a run's notebooks by ``<dataset>_<notebook>``, in the order of ``run.json``.
 
-    A notebook that has not finished is left out; a result that was damaged or removed is a ValueError that names it.
+    Unfinished notebooks are left out; a ValueError names a result that was damaged or removed.
     """
-    found = {}
+    results = {}
     for run in read_run(folder)["runs"]:
         name = f"{run['dataset']}_{run['notebook']}"
         path = Path(folder) / "results" / f"{name}.json"
         if path.is_file():
-            found[name] = read_json(path)
-            if not _has(found[name], "metrics", "tables", "figures", "sentences", "settings", "notebook", "dataset"):
-                raise ValueError(f"{path} is no result of a notebook: remove it, and `rvlr reproduce` makes it again")
-            _inside(path, [*found[name]["tables"], *found[name]["figures"]])
+            result = results[name] = read_json(path)
+            if not _has(result, "metrics", "tables", "figures", "sentences", "settings", "notebook", "dataset"):
+                raise ValueError(f"{path} is not the result of a notebook: remove it and run `rvlr reproduce` again")
+            _check_names(path, [*result["tables"], *result["figures"]])
         elif f"results/{path.name}" in run.get("outputs", ()):
-            raise ValueError(f"{path} is missing, though its notebook had finished: `rvlr reproduce` makes it again")
-    return found
+            raise ValueError(f"{path} is missing, though its notebook has finished: `rvlr reproduce` makes it again")
+    return results
 
 
 def rerun_command(record: Mapping[str, Any]) -> str:
-    """The command that makes a run again, in backquotes; what is there is kept."""
-    again = re.sub(" --(overwrite|check|update-reference)(?= |$)|`", "", record["command"])
-    again = again if again.startswith("rvlr ") else f"rvlr reproduce --profile {record['profile']}"
-    return f"`{again}`"
+    """The command that repeats a run, in backquotes, without options that replace or compare results."""
+    command = re.sub(" --(overwrite|check|update-reference)(?= |$)|`", "", record["command"])
+    return f"`{command if command.startswith('rvlr ') else 'rvlr reproduce --profile ' + record['profile']}`"

@@ -1,4 +1,4 @@
-"""The report of a run: one page, its tables, and its numbers beside a reference; all from saved results."""
+"""The report of a run: a page and its tables from saved results, and the comparison with a reference."""
 
 import base64
 import html
@@ -24,54 +24,54 @@ STUDIES = {"study": "Heads on frozen towers", "followup": "Heads, tuned where th
 
 
 def write_report(folder: Path | str, *, root: Path = CHECKOUT) -> Path:
-    """Write ``report.md``, ``report.html`` (one file, pictures inside) and ``tables/`` of a run; the first's path.
+    """Write ``report.md``, ``report.html`` (with embedded pictures) and ``tables/`` of a run; returns ``report.md``.
 
-    Nothing is computed: tables, sentences and figures are those that the notebooks left. ``root`` is the checkout, for
-    the claims and data cards. A ValueError names a file that is missing or damaged.
+    Nothing is computed: tables, sentences and figures are those saved by the notebooks. Claims and data cards come from
+    the checkout ``root``. A ValueError names a file that is missing or damaged.
     """
     import pandas as pd
 
     folder = Path(folder)
-    record, found = read_run(folder), read_results(folder)
-    sentences = zip_longest(*(result["sentences"] for result in found.values()))  # the first of each notebook first
-    summary = [each for row in sentences for each in row if each][: max(5, len(found))]
+    record, results = read_run(folder), read_results(folder)
+    rounds = zip_longest(*(result["sentences"] for result in results.values()))  # all first sentences come first
+    summary = [sentence for sentences in rounds for sentence in sentences if sentence][: max(5, len(results))]
     cards = {run["dataset"]: data_card(run, root) for run in record["runs"]}
-    parts = {"record": record, "results": found, "summary": summary, "cards": cards, "claims": claims_part(root)}
-    parts |= {"again": rerun_command(record)}
-    text = templates().get_template("report.md.j2").render(**parts, folder=shlex.quote(str(folder)))
+    content = {"record": record, "results": results, "summary": summary, "cards": cards, "claims": claims_part(root)}
+    content |= {"rerun": rerun_command(record), "folder": shlex.quote(str(folder))}
+    text = templates().get_template("report.md.j2").render(content)
     write_text(folder / "report.md", text)
     body = with_pictures(markdown_html(text), folder)
     write_text(folder / "report.html", page_html(f"Report of the run {record['profile']}", body))
-    for name, result in found.items():
+    for name, result in results.items():
         for title, records in result["tables"].items():
             write_table(pd.DataFrame(records), folder / "tables", f"{name}_{title}")
     return folder / "report.md"
 
 
 def claims_part(root: Path = CHECKOUT) -> str:
-    """The primary claims and what did not hold, from the pages of the stored studies; empty where none is stored."""
-    found = []
+    """The primary claims and what did not hold, from the claims pages of stored studies; empty if there are none."""
+    sections = []
     for name, title in STUDIES.items():
         page = root / "data" / "reference" / name / "claims.md"
         if page.is_file():
             primary = page.read_text(encoding="utf-8").partition("\n## Companions")[0].removeprefix("# Claims")
-            found += [f"### {title}", re.sub("^##", "####", primary.strip(), flags=re.MULTILINE)]
-    return "\n\n".join(found)
+            sections += [f"### {title}", re.sub("^##", "####", primary.strip(), flags=re.MULTILINE)]
+    return "\n\n".join(sections)
 
 
 def data_card(run: Mapping[str, Any], root: Path = CHECKOUT) -> str:
-    """The section of ``data/README.md`` on a run's data set, or the command that describes data of one's own."""
+    """The section of ``data/README.md`` on a run's data set, or the command that describes the user's own data."""
     path, name = root / "data" / "README.md", run["parameters"].get("dataset", run["dataset"])
-    text = path.read_text(encoding="utf-8") if name == run["dataset"] and path.is_file() else ""  # not of emoji.csv
+    text = path.read_text(encoding="utf-8") if name == run["dataset"] and path.is_file() else ""  # not for emoji.csv
     if section := re.search(rf"^## {re.escape(run['dataset'])}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL):
         return section[1].strip()
-    pictures = run["parameters"].get("image_root")
-    words = ["rvlr", "data", "check", name, *(["--image-root", pictures] if pictures else [])]
-    return f"```bash\n{shlex.join(words)}\n```"
+    image_root = run["parameters"].get("image_root")
+    command = ["rvlr", "data", "check", name, *(["--image-root", image_root] if image_root else [])]
+    return f"```bash\n{shlex.join(command)}\n```"
 
 
 def markdown_html(text: str) -> str:
-    """Markdown as HTML; headings are named as GitHub names them, tables scroll where they are wider than the page."""
+    """Markdown as HTML; headings get the anchors that GitHub gives them, and tables wider than the page scroll."""
     from nbconvert.filters import markdown2html
 
     body = re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(text))
@@ -82,7 +82,7 @@ def markdown_html(text: str) -> str:
 
 
 def page_html(title: str, body: str, navigation: list[tuple[str, list[tuple[str, str]]]] | None = None) -> str:
-    """A page of our own look; without ``navigation`` (heading -> links) its sidebar has the sections of the page."""
+    """A styled page; without ``navigation`` (heading, links), its sidebar links to the sections of the page."""
     from pygments.formatters import HtmlFormatter
 
     sections = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', body)
@@ -92,7 +92,7 @@ def page_html(title: str, body: str, navigation: list[tuple[str, list[tuple[str,
 
 
 def with_pictures(body: str, folder: Path) -> str:
-    """The HTML body with the pictures of ``figures/`` inside; a ValueError names one that is missing."""
+    """The HTML body with the pictures of ``figures/`` embedded; a ValueError names a missing one."""
 
     def embedded(match: re.Match[str]) -> str:
         path = folder / unquote(match[1])
@@ -104,36 +104,37 @@ def with_pictures(body: str, folder: Path) -> str:
 
 
 def compare(folder: Path, reference: Mapping[str, Any]) -> list[str]:
-    """The numbers of a run that left the tolerances of a reference, are missing, or are new; one line each.
+    """One line for each number of a run that differs from a reference beyond tolerance, is missing, or is new.
 
-    ``reference`` is the content of ``data/reference/<profile>.json``. The first of its tolerance patterns that matches
-    the name of a number holds, else the default; tolerances are absolute.
+    ``reference`` is the content of ``data/reference/<profile>.json``. Its tolerances are absolute: that of the first
+    pattern that matches the name of the number, else the default.
     """
-    now, then = (
-        {f"{name}: {key}": math.nan if x is None else x for name, own in each.items() for key, x in own.items()}
-        for each in (_metrics(folder), reference["metrics"])
+    current, expected = (
+        {f"{name}: {key}": math.nan if x is None else x for name, row in rows.items() for key, x in row.items()}
+        for rows in (_metrics(folder), reference["metrics"])
     )
     patterns = {**reference["tolerance"].get("patterns", {}), "*": reference["tolerance"]["default"]}
     moved = []
-    for name in {**then, **now}:
-        if name not in now:
-            moved.append(f"{name}: missing, the reference has {then[name]:.4g}")
-        elif name not in then:
-            moved.append(f"{name}: new, {now[name]:.4g}")
+    for name in {**expected, **current}:
+        if name not in current:
+            moved.append(f"{name}: missing, the reference has {expected[name]:.4g}")
+        elif name not in expected:
+            moved.append(f"{name}: new, {current[name]:.4g}")
         else:
-            old, new, allowed = then[name], now[name], next(x for key, x in patterns.items() if fnmatchcase(name, key))
+            old, new = expected[name], current[name]
+            allowed = next(tolerance for pattern, tolerance in patterns.items() if fnmatchcase(name, pattern))
             if not (abs(new - old) <= allowed or (math.isnan(new) and math.isnan(old))):
                 moved.append(f"{name}: {old:.4g} -> {new:.4g} (moved {new - old:+.4g}, allowed {allowed:g})")
     return moved
 
 
 def write_reference(folder: Path, path: Path) -> None:
-    """Write the numbers of a run as a reference, with the tolerances that the file had."""
+    """Write the numbers of a run as a reference, keeping the tolerances of an existing file."""
     record = read_run(folder)
     tolerance = read_json(path)["tolerance"] if path.is_file() else {"default": 3.0, "patterns": {}}
     origin = provenance() | {"cpu_cores": os.cpu_count(), "command": record["command"], "runs": record["runs"]}
-    value = {"profile": record["profile"], "tolerance": tolerance, "provenance": origin, "metrics": _metrics(folder)}
-    write_json(path, value)
+    reference = {"profile": record["profile"], "tolerance": tolerance, "provenance": origin}
+    write_json(path, reference | {"metrics": _metrics(folder)})
 
 
 def _metrics(folder: Path) -> dict[str, dict[str, float]]:
@@ -147,8 +148,8 @@ def templates() -> Any:
     from pandas import DataFrame
 
     options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
-    made = Environment(loader=PackageLoader("rvlr_lib.report"), autoescape=select_autoescape(["html.j2"]), **options)
-    special = partial(re.compile(r"([\\`*_\[\]|#])").sub, r"\\\1")  # Markdown shows the text as it is
-    made.filters |= {"path": quote, "text": lambda x: special(html.escape(str(x), quote=False).replace("\n", " "))}
-    made.filters["table"] = lambda rows: html.escape(to_markdown(DataFrame(rows)), quote=False)
-    return made
+    pages = Environment(loader=PackageLoader("rvlr_lib.report"), autoescape=select_autoescape(["html.j2"]), **options)
+    escape = partial(re.compile(r"([\\`*_\[\]|#])").sub, r"\\\1")  # so that Markdown shows the text literally
+    pages.filters |= {"path": quote, "text": lambda x: escape(html.escape(str(x), quote=False).replace("\n", " "))}
+    pages.filters["table"] = lambda rows: html.escape(to_markdown(DataFrame(rows)), quote=False)
+    return pages

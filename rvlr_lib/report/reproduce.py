@@ -1,7 +1,7 @@
-"""Run the notebooks of a profile through papermill into one run folder; all settings are checked before any runs.
+"""Run the notebooks of a profile with papermill into one run folder, after checking all settings.
 
-A profile is a YAML file such as ``notebooks/profiles/quick.yaml``; its ``parameters`` go to all that have such, and
-``at_once`` (1 if not given) says how many notebooks run at a time, each with its share of the cores.
+A profile is a YAML file such as ``notebooks/profiles/quick.yaml``. Its ``parameters`` go to every notebook that has
+them; ``at_once`` (default 1) is the number of notebooks that run at a time, each with its share of the cores.
 """
 
 import ast
@@ -38,23 +38,23 @@ from rvlr_lib.report.output import HEADLESS, OPENING, fit_parameters
 from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_report
 
 PROFILE_KEYS = ("cell_timeout_seconds", "description", "expected_seconds", "parameters", "runs")
-OWN_NAMES = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # beside notebooks
-DISK_BYTES = 10**9  # free before a run begins
-STORED = ("study_results", "followup_results")  # parameters that name folders of a study's results
-PATHS = (*OPENING, *STORED)  # that may name files
-STAGE = "stage "  # lines of a notebook's output that begin so are shown while it runs
-KERNELS = {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment
-NO_ALT = 'alt="No description has been provided for this image"'  # of nbconvert
+OUTPUTS = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # next to the data sets' folders
+DISK_BYTES = 10**9  # that must be free before a run
+STORED = ("study_results", "followup_results")  # parameters that name folders with results of a study
+PATHS = (*OPENING, *STORED)  # parameters that may name files
+STAGE = "stage "  # prefix of the output lines that are printed while a notebook runs
+KERNELS = {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment of kernels
+NO_ALT = 'alt="No description has been provided for this image"'  # by nbconvert
 say = partial(print, flush=True)
 
 
 class NotebookError(RuntimeError):
-    """A notebook failed; the message names it, the cell, the exception and the notebook kept."""
+    """A notebook failed; the message names it, the cell, the exception and the saved notebook."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One notebook and the parameters that it is given; ``dataset`` names the folder."""
+    """One notebook and its parameters; ``dataset`` names its folder."""
 
     notebook: str
     dataset: str
@@ -65,23 +65,23 @@ class Run:
 
 
 def notebook_parameters(notebook: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Types and defaults of a notebook's parameters, by name; a ValueError where a cell or an annotation is missing."""
+    """Types and defaults of a notebook's parameters, by name; a ValueError if the cell or an annotation is missing."""
     import papermill
 
-    found = papermill.inspect_notebook(_no_template(notebook))
-    kinds = {name: getattr(builtins, own["inferred_type_name"], None) for name, own in found.items()}
+    cell = papermill.inspect_notebook(_no_template(notebook))
+    kinds = {name: getattr(builtins, line["inferred_type_name"], None) for name, line in cell.items()}
     if not kinds or None in kinds.values():
-        raise ValueError(f"{notebook}: it needs a cell tagged 'parameters', each one like 'seed: int = 0'")
-    return kinds, {name: ast.literal_eval(own["default"]) for name, own in found.items()}
+        raise ValueError(f"{notebook}: it needs a cell tagged 'parameters', with lines such as 'seed: int = 0'")
+    return kinds, {name: ast.literal_eval(line["default"]) for name, line in cell.items()}
 
 
 def load_profile(
     profile: str, parameters: Mapping[str, Any] | None = None, *, root: Path = CHECKOUT
 ) -> tuple[Path, dict[str, Any], list[Run]]:
-    """Read a profile of the checkout ``root``, or a path that ends in ``.yaml``; ``parameters`` override the profile's.
+    """Path, settings and runs of a profile, by its name in the checkout ``root`` or from a ``.yaml`` file.
 
-    ValueError: the profile, a notebook or a parameter is unknown (lists the valid ones), a value has the wrong type, or
-    two runs would write the same files.
+    ``parameters`` override the profile's. A ValueError: the profile, a notebook or a parameter is unknown (lists the
+    valid ones), a value has the wrong type, or two runs would write the same files.
     """
     profiles = {file.stem: file for file in root.glob("notebooks/profiles/*.yaml")}
     books = {file.stem: file for file in root.glob("notebooks/*.ipynb")}
@@ -90,32 +90,32 @@ def load_profile(
         raise ValueError(f"unknown profile '{profile}'; valid: {', '.join(sorted(profiles)) or 'those of a checkout'}")
     try:
         settings = {"at_once": 1} | read_yaml(path)
-        if set(PROFILE_KEYS) != settings.keys() - {"at_once", "study"}:  # the last is read by `rvlr study`
-            raise ValueError(f"its keys must be {', '.join(PROFILE_KEYS)} and perhaps at_once and study")
-        wanted = [(str(entry["notebook"]), dict(entry.get("parameters") or {})) for entry in settings["runs"]]
+        if set(PROFILE_KEYS) != settings.keys() - {"at_once", "study"}:  # `rvlr study` reads the latter
+            raise ValueError(f"its keys must be {', '.join(PROFILE_KEYS)} and optionally at_once and study")
+        entries = [(str(entry["notebook"]), dict(entry.get("parameters") or {})) for entry in settings["runs"]]
         settings["parameters"] = dict(settings["parameters"] or {})
         numbers = {"expected_seconds": float, "cell_timeout_seconds": PositiveInt, "at_once": PositiveInt}
         settings |= fit_parameters(numbers, {key: settings[key] for key in numbers})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no profile: {error}") from None
-    if unknown := [name for name, _ in wanted if name not in books]:
+        raise ValueError(f"{path} is not a valid profile: {error}") from None
+    if unknown := [name for name, _ in entries if name not in books]:
         raise ValueError(f"{path}: unknown notebook '{unknown[0]}'; valid: {', '.join(sorted(books))}")
-    known = {name: notebook_parameters(books[name]) for name, _ in wanted}
-    for kinds, _ in known.values():
-        kinds.pop("output_dir", None)  # which run_notebook sets
-    everyone = {name: kind for kinds, _ in known.values() for name, kind in kinds.items()}
-    shared, given = (fit_parameters(everyone, values) for values in (settings["parameters"], parameters or {}))
-    runs, named = dict[str, Run](), dict[str, str]()
-    for name, own in wanted:
-        kinds, defaults = known[name]
-        merged = shared | fit_parameters(kinds, own) | given
+    signatures = {name: notebook_parameters(books[name]) for name, _ in entries}
+    for kinds, _ in signatures.values():
+        kinds.pop("output_dir", None)  # set by run_notebook
+    all_kinds = {name: kind for kinds, _ in signatures.values() for name, kind in kinds.items()}
+    shared, overrides = (fit_parameters(all_kinds, values) for values in (settings["parameters"], parameters or {}))
+    runs, folders = dict[str, Run](), dict[str, str]()
+    for name, specific in entries:
+        kinds, defaults = signatures[name]
+        merged = shared | fit_parameters(kinds, specific) | overrides
         merged = {key: value for key, value in merged.items() if key in kinds}
         dataset = (defaults | merged).get("dataset", "all")
         run = Run(name, data_name(dataset), merged)
-        if run.dataset in {*OWN_NAMES, "run.json"} or named.setdefault(run.dataset, dataset) != dataset:
+        if run.dataset in {*OUTPUTS, "run.json"} or folders.setdefault(run.dataset, dataset) != dataset:
             raise ValueError(f"{path}: the folder {run.dataset!r} of {dataset} is taken: rename the file")
         if runs.setdefault(str(run), run) != run:
-            way_out = " (for a data set of your own: --profile own)" if "dataset" in given else ""
+            way_out = " (for a data set of your own: --profile own)" if "dataset" in overrides else ""
             raise ValueError(f"{path}: two runs of one notebook on one data set would write the same files{way_out}")
     return path, settings, list(runs.values())
 
@@ -130,21 +130,21 @@ def reproduce(
     update_reference: bool = False,
     root: Path = CHECKOUT,
 ) -> list[str]:
-    """Run all notebooks of a profile, write their HTML and the report; go on where an earlier run stopped.
+    """Run all notebooks of a profile and write their HTML and the report, continuing an earlier run.
 
-    A notebook of which nothing changed since it ran (its text, parameters, their files, the library, versions) and
-    whose files are all there is kept as it is.
+    A notebook is not run again if all its files exist and nothing it depends on has changed: its source, its
+    parameters and the files they name, the library, and package versions.
 
     Args:
-        profile, parameters, root: as of :func:`load_profile`.
-        out: the run folder, ``runs/<profile>`` if not given.
-        overwrite: replace what the folder holds of other settings.
-        check: return what moved against ``data/reference/<profile>.json``, one line each.
+        profile, parameters, root: as in :func:`load_profile`.
+        out: the run folder, ``runs/<profile>`` by default.
+        overwrite: replace the output of other settings in the folder.
+        check: return the differences from ``data/reference/<profile>.json``, one line each.
         update_reference: write that file from the results.
 
     Raises:
         ValueError: unknown or unfit settings, no reference, or a folder that belongs to other settings.
-        NotebookError: a notebook failed; those before it are done, its output is kept.
+        NotebookError: a notebook failed; finished notebooks and its own output are kept.
     """
     from joblib import cpu_count
 
@@ -155,26 +155,26 @@ def reproduce(
     reference = read_json(reference_file) if check else None
     out = (out or home() / path.stem).resolve()
     check_machine(runs, out)
-    identity = {"profile": path.stem, "settings": {str(run): run.parameters | _places(run) for run in runs}}
-    cores = cpu_count()  # a container's share counts
+    identity = {"profile": path.stem, "settings": {str(run): run.parameters | _paths(run) for run in runs}}
+    cores = cpu_count()  # respects the limits of a container
     at_once = min(settings["at_once"], cores)
     threads = os.environ.get("OMP_NUM_THREADS") or str(cores // at_once)
     kernels = patch.dict(os.environ, KERNELS | {"OMP_NUM_THREADS": threads})
     options: dict[str, Any] = {"file": "run.json", "overwrite": overwrite}
-    options["owned"] = lambda earlier: OWN_NAMES | {entry["dataset"] for entry in earlier.get("runs", [])}
+    options["owned"] = lambda earlier: OUTPUTS | {entry["dataset"] for entry in earlier.get("runs", [])}
     with own_folder(out, identity, **options) as earlier, kernels:
-        done = {(entry["notebook"], entry["dataset"]): entry for entry in earlier.get("runs", [])}
+        previous = {(entry["notebook"], entry["dataset"]): entry for entry in earlier.get("runs", [])}
         start, expected = monotonic(), timedelta(seconds=settings["expected_seconds"])
         say(f"{path.stem}: {settings['description']}")
         say(f"{len(runs)} notebooks, about {expected} on 2 CPU cores, into {out}")
-        entries, todo, writing = [], [], Lock()
+        entries, todo, record_lock = [], [], Lock()
         for number, run in enumerate(runs, 1):
             label, key = f"[{number}/{len(runs)}] {run}", _key(run, root)
-            entry = done.get((run.notebook, run.dataset), {})
+            entry = previous.get((run.notebook, run.dataset), {})
             if entry.get("key") == key and all((out / name).is_file() for name in entry["outputs"]):
-                say(f"{label}: nothing changed since it ran, kept")
+                say(f"{label}: unchanged since it ran, kept")
             else:
-                entry = dict(vars(run))  # a failure leaves nothing of before
+                entry = dict(vars(run))  # drop earlier results, in case it fails
                 (out / "results" / f"{run.dataset}_{run.notebook}.json").unlink(missing_ok=True)
                 todo.append((run, entry, label, key))
             entries.append(entry)
@@ -187,26 +187,26 @@ def reproduce(
         def work(run: Run, entry: dict[str, Any], label: str, key: str) -> None:
             begin = monotonic()
             run_notebook(run, out, settings["cell_timeout_seconds"], root=root, runs=runs)
-            with writing:
+            with record_lock:
                 entry |= {"seconds": round(monotonic() - begin, 1), "key": key, "outputs": _outputs(run, out)}
                 write_json(out / "run.json", record)
             say(f"{label} done in {entry['seconds']} s")
 
-        _together(work, todo, at_once)
+        _run_in_threads(work, todo, at_once)
         write_json(out / "run.json", record | {"finished": True})
         page, took = write_report(out, root=root), timedelta(seconds=round(monotonic() - start))
-        say(f"all done in {took}: {page}, with figures, tables and results beside it")
+        say(f"all done in {took}: {page}, with figures, tables and results next to it")
         if update_reference:
             write_reference(out, reference_file)
             say(f"reference written: {reference_file}")
         return compare(out, reference) if reference else []
 
 
-def _together(work: Callable[..., None], items: Iterable[tuple[Any, ...]], at_once: int) -> None:
-    """Call ``work(*item)`` for all, some at a time; a failure is raised when those beside it have finished."""
+def _run_in_threads(work: Callable[..., None], items: Iterable[tuple[Any, ...]], at_once: int) -> None:
+    """Call ``work(*item)`` for all items; after a failure, wait for the calls under way, then raise it."""
     failures: list[BaseException] = []
 
-    def one(*item: Any) -> None:
+    def attempt(*item: Any) -> None:
         try:
             if not failures:
                 work(*item)
@@ -214,64 +214,64 @@ def _together(work: Callable[..., None], items: Iterable[tuple[Any, ...]], at_on
             failures.append(error)
 
     with ThreadPoolExecutor(at_once) as pool:
-        futures = [pool.submit(one, *item) for item in items]
+        futures = [pool.submit(attempt, *item) for item in items]
         try:
             pool.shutdown()
         except KeyboardInterrupt as error:
             failures.insert(0, error)
             pause = 1
-            while wait(futures, timeout=pause).not_done:  # kernels have their own session, where no key press arrives
-                pause = 10  # seconds: a signal amid a kernel's shutdown makes it print a traceback
+            while wait(futures, timeout=pause).not_done:  # kernels have their own session, which gets no key presses
+                pause = 10  # seconds: a signal during a kernel's shutdown makes it print a traceback
                 for kernel in psutil.Process().children():
-                    with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                    with suppress(psutil.NoSuchProcess):  # it has just ended
                         kernel.send_signal(signal.SIGINT)
     if failures:
         raise failures[0]
 
 
 def check_machine(runs: list[Run], out: Path) -> None:
-    """A ValueError that says what to do where a kernel, disk space, a device or a file is missing or unfit."""
+    """Raise a ValueError, with a way out, if a kernel, disk space, a device or a file is missing or unfit."""
     from jupyter_client.kernelspec import KernelSpecManager
 
     command = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
     if command.is_absolute() and command.parent.resolve() != Path(sys.executable).parent.resolve():
-        way_out = f"`{sys.executable} -m ipykernel install --sys-prefix` mends it"
+        way_out = f"`{sys.executable} -m ipykernel install --sys-prefix` fixes it"
         raise ValueError(f"the kernel 'python3' starts {command}, not this Python: {way_out}")
-    above = next(folder for folder in (out, *out.parents) if folder.exists())
-    if (free := shutil.disk_usage(above).free) < DISK_BYTES:
-        raise ValueError(f"only {free / 1e9:.1f} GB are free at {above}: a run needs {DISK_BYTES / 1e9:.0f} GB")
+    existing = next(folder for folder in (out, *out.parents) if folder.exists())
+    if (free := shutil.disk_usage(existing).free) < DISK_BYTES:
+        raise ValueError(f"only {free / 1e9:.1f} GB are free at {existing}: a run needs {DISK_BYTES / 1e9:.0f} GB")
     models = {}
     for run in runs:
-        _own_data(run)
+        _data_stamp(run)
         for name in STORED:
-            if (place := run.parameters.get(name)) and not os.path.isdir(place):
-                raise ValueError(f"parameter '{name}' is {place!r}, which is no folder of a study's results")
-        if wanted := run.parameters.get("switches"):
+            if (folder := run.parameters.get(name)) and not os.path.isdir(folder):
+                raise ValueError(f"parameter '{name}' is {folder!r}, which is not a folder of study results")
+        if patterns := run.parameters.get("switches"):
             from rvlr_lib.config import switches
 
-            if unknown := [part for part in wanted if not any(str(part) in name for name in switches())]:
+            if unknown := [pattern for pattern in patterns if not any(str(pattern) in name for name in switches())]:
                 raise ValueError(f"parameter 'switches': {unknown[0]!r} is part of none of: {', '.join(switches())}")
-        if any(asked := [run.parameters.get(name) for name in ("model", "pretrained")]):
-            models[str([*asked, run.parameters.get("preset")])] = run
+        if any(model := [run.parameters.get(name) for name in ("model", "pretrained")]):
+            models[str([*model, run.parameters.get("preset")])] = run
     for run in models.values():
-        _ = _opened(run).towers  # a ValueError where they cannot be built
+        _ = _open_study(run).towers  # a ValueError if they cannot be built
 
 
 def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, runs: Sequence[Run] = ()) -> Path:
-    """Execute one notebook and write it and its HTML to ``out/<dataset>/``; lines of its stages are printed.
+    """Execute one notebook, print its stages, and write it and its HTML to ``out/<dataset>/``; return its path.
 
-    A NotebookError says that a cell raised, took more than ``timeout`` seconds, or that the kernel died.
+    A NotebookError: a cell raised an exception or took more than ``timeout`` seconds, or the kernel died.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    for logger in ("papermill", "asyncio"):  # what they would say of a failure is said in one line
+    for logger in ("papermill", "asyncio"):  # the error below replaces their messages
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     source, target = root / "notebooks" / f"{run.notebook}.ipynb", out / run.dataset / f"{run.notebook}.ipynb"
     unfinished, page = target.with_name(f".partial-{source.name}"), target.with_suffix(".html")
     target.parent.mkdir(parents=True, exist_ok=True)
     page.unlink(missing_ok=True)
-    stream, reason = _Stages(str(run)), ""
+    stream, reason = _StagePrinter(str(run)), ""
     names, parameters = map(_no_template, (source, unfinished)), run.parameters | {"output_dir": str(out)}
     options = {"kernel_name": "python3", "execution_timeout": timeout, "extra_arguments": ["--log-level=50"]}
     options |= {"on_cell_execute": stream.count, "stdout_file": stream, "stderr_file": stream, "progress_bar": False}
@@ -290,24 +290,24 @@ def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, ru
     except CellTimeoutError:
         reason = f"TimeoutError: longer than the {timeout} s that the profile allows"
     except DeadKernelError:
-        reason = "DeadKernelError: the kernel died, often for want of memory"
+        reason = "DeadKernelError: the kernel died, often because memory ran out"
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
     os.replace(unfinished, target)
     if reason:
-        raise NotebookError(f"{run}, cell [{stream.number}]: {reason} (kept with its output: {target})")
+        raise NotebookError(f"{run}, cell [{stream.number}]: {reason} (saved with its output: {target})")
     return target
 
 
 def notebook_html(notebook: Any, title: str, captions: Sequence[str] = ()) -> str:
-    """HTML with everything embedded, without the folded cells; ``captions`` tell what its pictures show, in order."""
+    """Self-contained HTML without the parameter and setup cells; ``captions`` become the alt texts of its pictures."""
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
     folded = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"parameters", "setup"}}})
-    notebook.metadata.pop("widgets", None)  # their script would have to be fetched
-    scripts = dict.fromkeys(("require_js_url", "jquery_url", "mathjax_url"), "")  # none is fetched
+    notebook.metadata.pop("widgets", None)  # they need a script from the network
+    scripts = dict.fromkeys(("require_js_url", "jquery_url", "mathjax_url"), "")  # load nothing from the network
     exporter = HTMLExporter(config=folded, embed_images=True, **scripts)
     page = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})[0]
     for caption in captions if page.count(NO_ALT) == len(captions) else ():
@@ -316,23 +316,23 @@ def notebook_html(notebook: Any, title: str, captions: Sequence[str] = ()) -> st
 
 
 def notebook_links(page: str, dataset: str, runs: Iterable[Run]) -> str:
-    """Links to other notebooks as links to their pages, on the same data set where they ran on it; else the report."""
-    known = sorted(runs, key=lambda run: run.dataset == dataset)
-    places = {run.notebook: quote(f"../{run.dataset}/{run.notebook}.html") for run in known}
-    return re.sub(r'href="(\w+)\.ipynb', lambda match: f'href="{places.get(match[1], "../report.html")}', page)
+    """The page with links to notebooks leading to their HTML, preferably on the same data set, else to the report."""
+    same_last = sorted(runs, key=lambda run: run.dataset == dataset)
+    pages = {run.notebook: quote(f"../{run.dataset}/{run.notebook}.html") for run in same_last}
+    return re.sub(r'href="(\w+)\.ipynb', lambda match: f'href="{pages.get(match[1], "../report.html")}', page)
 
 
-class _Stages:
-    """The output of a kernel: counts cells and passes on the lines of finished stages."""
+class _StagePrinter:
+    """Output stream of a kernel that counts cells and prints the lines of finished stages."""
 
     def __init__(self, label: str) -> None:
-        self.label, self.number, self.rest = label, 0, ""
+        self.label, self.number, self.buffer = label, 0, ""
 
     def count(self, **_: Any) -> None:
         self.number += 1
 
     def write(self, text: str) -> None:
-        *lines, self.rest = (self.rest + text).split("\n")
+        *lines, self.buffer = (self.buffer + text).split("\n")
         for line in lines:
             if line.startswith(STAGE):
                 say(f"      {self.label}: {line.removeprefix(STAGE)}")
@@ -341,52 +341,52 @@ class _Stages:
 
 
 def _no_template(path: Path) -> str:
-    """A path for papermill, which would fill in braces."""
+    """The path with braces escaped, which papermill would treat as a template."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _own_data(run: Run) -> tuple[Any, ...]:
-    """Stamps of data that are not the library's; a ValueError says what is wrong with them, a preset or a device."""
-    given = run.parameters
-    preset = PACKAGE / "presets" / f"{given.get('preset', 'quick')}.yaml"
-    shipped = given.get("dataset", "scenes") in ("emoji", "scenes") and preset.is_file()
-    if shipped and not given.get("image_root") and given.get("device", "auto") in ("auto", "cpu"):
-        return ()  # before torch is loaded
+def _data_stamp(run: Run) -> tuple[Any, ...]:
+    """The stamp of the user's own data, empty for shipped data; a ValueError if data, preset or device are unfit."""
+    parameters = run.parameters
+    preset = PACKAGE / "presets" / f"{parameters.get('preset', 'quick')}.yaml"
+    shipped = parameters.get("dataset", "scenes") in ("emoji", "scenes") and preset.is_file()
+    if shipped and not parameters.get("image_root") and parameters.get("device", "auto") in ("auto", "cpu"):
+        return ()  # without importing torch
     from rvlr_lib.data import dataset_stamp
 
-    study = _opened(run)
+    study = _open_study(run)
     for split in ("train", "val", "test"):
         study.dataset(split)
     return dataset_stamp(study.settings.data.name, study.settings.data.image_root)
 
 
-def _opened(run: Run) -> Any:
-    """The study that a notebook opens; a ValueError says which of its parameters is not valid."""
+def _open_study(run: Run) -> Any:
+    """The study that a notebook opens; a ValueError names an invalid parameter."""
     from rvlr_lib.study.study import open_study
 
-    given = {name: run.parameters[name] for name in (*OPENING, "seed", "device") if name in run.parameters}
-    return open_study(given.pop("dataset", "scenes"), **given)
+    options = {name: run.parameters[name] for name in (*OPENING, "seed", "device") if name in run.parameters}
+    return open_study(options.pop("dataset", "scenes"), **options)
 
 
-def _places(run: Run) -> dict[str, str]:
-    """The files and folders that parameters name, with their whole paths."""
-    return {name: place for name in PATHS if os.path.isabs(place := str(resolved(run.parameters.get(name))))}
+def _paths(run: Run) -> dict[str, str]:
+    """The absolute paths of the files and folders that parameters name, by parameter."""
+    return {name: path for name in PATHS if os.path.isabs(path := str(resolved(run.parameters.get(name))))}
 
 
 def _key(run: Run, root: Path) -> str:
-    """Changes with the notebook, its parameters, their files, the library and the versions that decide a number."""
+    """A hash of the notebook, its parameters and the files they name, the library and the decisive versions."""
     library = (path for path in sorted(PACKAGE.rglob("*.*")) if path.suffix in {".py", ".yaml", ".json"})
-    files, places = [root / "notebooks" / f"{run.notebook}.ipynb", *library], _places(run)
-    for place in (Path(places[name]) for name in sorted(places.keys() - {"dataset", "image_root"})):
-        files += sorted(path for path in (place, *place.rglob("*")) if path.is_file())
-    decisive = [str(run), run.parameters | places, versions(), _own_data(run), [*map(sha256, files)]]
+    files, paths = [root / "notebooks" / f"{run.notebook}.ipynb", *library], _paths(run)
+    for named in (Path(paths[name]) for name in sorted(paths.keys() - {"dataset", "image_root"})):
+        files += sorted(path for path in (named, *named.rglob("*")) if path.is_file())
+    decisive = [str(run), run.parameters | paths, versions(), _data_stamp(run), [*map(sha256, files)]]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _outputs(run: Run, out: Path) -> list[str]:
-    """What a notebook wrote, relative to the run folder."""
-    pages = [f"{run.dataset}/{run.notebook}.{suffix}" for suffix in ("ipynb", "html")]
+    """The files that a notebook wrote, relative to the run folder."""
+    files = [f"{run.dataset}/{run.notebook}.{suffix}" for suffix in ("ipynb", "html")]
     result = out / "results" / f"{run.dataset}_{run.notebook}.json"
     if result.is_file():
-        pages += [f"results/{result.name}", *(f"figures/{name}.png" for name in read_json(result)["figures"])]
-    return pages
+        files += [f"results/{result.name}", *(f"figures/{name}.png" for name in read_json(result)["figures"])]
+    return files

@@ -38,31 +38,31 @@ class Checkout:
         tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-        every = [new_markdown_cell("# A title — é"), tagged, *map(new_code_cell, cells)]
+        all_cells = [new_markdown_cell("# A title — é"), tagged, *map(new_code_cell, cells)]
         path = self.folder / "notebooks" / f"{name}.ipynb"
-        nbformat.write(new_notebook(cells=every, metadata=metadata), path)
+        nbformat.write(new_notebook(cells=all_cells, metadata=metadata), path)
         return path
 
     def collection(self, name):
-        """Twelve pictures and the file of their captions."""
+        """Twelve pictures and a CSV of their captions."""
         for i in range(12):
             Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(self.folder / f"{i}.png")
         rows = [f"{i}.png,a dog {i},{('train', 'val', 'test')[i % 3]}" for i in range(12)]
         (self.folder / name).write_text("\n".join(["image,caption,split", *rows]))
         return self.folder / name
 
-    def profile(self, name, *runs, **changed):
+    def profile(self, name, *runs, **changes):
         content = {"description": "a try", "expected_seconds": 150, "cell_timeout_seconds": 30, "parameters": None}
-        text = json.dumps({**content, "runs": runs, **changed})
+        text = json.dumps({**content, "runs": runs, **changes})
         (self.folder / "notebooks" / "profiles" / f"{name}.yaml").write_text(text)
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     monkeypatch.setenv("RVLR_RUNS", str(tmp_path / "runs"))
-    made = Checkout(tmp_path)
-    made.notebook("01_good", WRITE)
-    made.notebook("02_bad", "kept = 1\nprint('kept')", "raise KeyError('the reason')")
-    made.profile("good", {"notebook": "01_good"}, {"notebook": "01_good", "parameters": {"dataset": "emoji"}})
-    made.profile("bad", {"notebook": "02_bad"})
-    return made
+    checkout = Checkout(tmp_path)
+    checkout.notebook("01_good", WRITE)
+    checkout.notebook("02_bad", "kept = 1\nprint('kept')", "raise KeyError('the reason')")
+    checkout.profile("good", {"notebook": "01_good"}, {"notebook": "01_good", "parameters": {"dataset": "emoji"}})
+    checkout.profile("bad", {"notebook": "02_bad"})
+    return checkout

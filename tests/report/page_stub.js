@@ -1,4 +1,4 @@
-// A document that is just enough for the page of argument 1; prints the value of the expression in argument 2.
+// A minimal document for the page in argument 1; prints the value of the expression in argument 2.
 const fs = require("fs"), text = fs.readFileSync(process.argv[2], "utf8");
 const body = (tag) => text.match(new RegExp(`<script${tag}>([\\s\\S]*?)</script>`))[1];
 const drawing = new Proxy({}, { get: () => () => {}, set: () => true });

@@ -1,4 +1,4 @@
-"""The explorer: its data against loops, and its script run by node where there is one."""
+"""The explorer: its data against loops, and its script run by node if it is installed."""
 
 import json
 import re
@@ -40,8 +40,8 @@ def slow(spaces, gallery):
     """Function (space, point) -> nearest pictures and captions by loops, as points."""
 
     def nearest(space, p):
-        everything = [*spaces[space][0], *(spaces[space][1][gallery.captions_of(i)[0]] for i in range(COUNT))]
-        scored = [(-float(everything[p] @ x) / np.linalg.norm(x), q) for q, x in enumerate(everything) if q != p]
+        features = [*spaces[space][0], *(spaces[space][1][gallery.captions_of(i)[0]] for i in range(COUNT))]
+        scored = [(-float(features[p] @ x) / np.linalg.norm(x), q) for q, x in enumerate(features) if q != p]
         ranked = [q for _, q in sorted(scored)]
         return [q for q in ranked if q < COUNT][:10], [q for q in ranked if q >= COUNT][:10]
 
@@ -50,26 +50,26 @@ def slow(spaces, gallery):
 
 @pytest.mark.parametrize("p", [0, 7, COUNT, COUNT + 11])
 def test_neighbours_against_loops(points, slow, p):
-    near = {name: [own[kind][10 * p : 10 * p + 10] for kind in own] for name, own in points["near"].items()}
+    near = {name: [kinds[kind][10 * p : 10 * p + 10] for kind in kinds] for name, kinds in points["near"].items()}
     for space in ("baseline", "RVLR"):
         assert near[space] == list(slow(space, p))
-    own = int(p >= COUNT)
-    assert near["teachers"][own] == slow("teachers", p)[own]
-    assert set(near["teachers"][1 - own]) == {-1}
+    kind = int(p >= COUNT)
+    assert near["teachers"][kind] == slow("teachers", p)[kind]
+    assert set(near["teachers"][1 - kind]) == {-1}
 
 
-def test_the_true_neighbours_keep_ties_and_groups_are_the_factors(points, gallery):
+def test_true_neighbours_include_ties_and_groups_are_the_factors(points, gallery):
     truth = gallery.scene.truth("latent").image_to_image
-    others = sorted((truth[3, q] for q in range(COUNT) if q != 3), reverse=True)
-    assert points["truth"][3] == [q for q in range(COUNT) if q != 3 and truth[3, q] >= others[9]]
-    assert all(p not in known and (p < COUNT) == (known[0] < COUNT) for p, known in enumerate(points["truth"]))
+    scores = sorted((truth[3, q] for q in range(COUNT) if q != 3), reverse=True)
+    assert points["truth"][3] == [q for q in range(COUNT) if q != 3 and truth[3, q] >= scores[9]]
+    assert all(p not in near and (p < COUNT) == (near[0] < COUNT) for p, near in enumerate(points["truth"]))
     objects = gallery.scene.scene.objects[4, :, 0]
     assert points["groups"]["number of objects"][4] == str(int((objects >= 0).sum()))
     assert len(points["groups"]) == 4
     assert set(explorer.picture_groups(load_dataset("emoji", split="val", limit=12))) == {"category", "subcategory"}
 
 
-def test_page_is_complete_and_says_what_is_missing(points):
+def test_page_is_self_contained_and_says_what_is_missing(points):
     name = 'my <set> & "more"</script>'
     page = explorer.explorer_page({name: points}, "a <title>", {"emoji": "run <this>"})
     assert "<h1>a &lt;title&gt;</h1>" in page
@@ -80,7 +80,7 @@ def test_page_is_complete_and_says_what_is_missing(points):
     assert json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1]) == {name: points}
 
 
-def test_data_are_found_by_their_whole_path_and_models_by_their_name(monkeypatch, tmp_path, refuses):
+def test_data_are_opened_by_absolute_path_and_models_by_name(monkeypatch, tmp_path):
     opened = []
     monkeypatch.setattr(explorer, "open_study", lambda *args, **options: opened.append((args, options)) or 1 / 0)
     run = {"notebook": "02", "dataset": "mine", "parameters": {"dataset": "mine.csv", "model": "local-dir:m"}}
@@ -95,7 +95,7 @@ def test_data_are_found_by_their_whole_path_and_models_by_their_name(monkeypatch
 def script(points, tmp_path_factory):
     """Function (JavaScript expression) -> its value on the page."""
     if not shutil.which("node"):
-        pytest.skip("no node here")
+        pytest.skip("node is not installed")
     page = tmp_path_factory.mktemp("page") / "explore.html"
     page.write_text(explorer.explorer_page({"scenes": points}, "a title", {}), encoding="utf-8")
 
@@ -113,11 +113,11 @@ def test_colours_of_the_page_against_loops(script, points, slow):
     assert set(hits["teachers"]) == {2}
     shares = []
     for p in range(2 * COUNT):
-        own, partner = int(p >= COUNT), (p + COUNT) % (2 * COUNT)
-        assert hits["RVLR"][p] == int(partner not in slow("RVLR", p)[1 - own])
-        mine, before, theirs = (set(slow(space, p)[own]) for space in ("RVLR", "baseline", "teachers"))
-        assert moved[p] == 100 - 10 * len(mine & before)
-        shares.append(len(mine & theirs))
+        kind, partner = int(p >= COUNT), (p + COUNT) % (2 * COUNT)
+        assert hits["RVLR"][p] == int(partner not in slow("RVLR", p)[1 - kind])
+        rvlr, baseline, teachers = (set(slow(space, p)[kind]) for space in ("RVLR", "baseline", "teachers"))
+        assert moved[p] == 100 - 10 * len(rvlr & baseline)
+        shares.append(len(rvlr & teachers))
     mode = modes["neighbours shared with the teachers"]
     assert mode["codes"]["RVLR"] == [min(share, len(mode["names"]) - 1) for share in shares]
     labels, background = points["groups"]["background"], modes["background"]
@@ -136,11 +136,11 @@ def test_every_space_fills_the_map(script):
 def test_the_legend_counts_and_names_each_kind_once(script, points):
     plain = script("part('legend').innerHTML")
     assert (plain.count("picture"), plain.count("caption")) == (1, 1)
-    asked = "[part('legend').innerHTML, page.modes['hit or miss'].codes.RVLR]"
-    told, codes = script(f"(part('mode').value = 'hit or miss', part('mode').listeners.change(), {asked})")
-    assert f"miss ({codes.count(1)})" in told
+    both = "[part('legend').innerHTML, page.modes['hit or miss'].codes.RVLR]"
+    legend, codes = script(f"(part('mode').value = 'hit or miss', part('mode').listeners.change(), {both})")
+    assert f"miss ({codes.count(1)})" in legend
     assert "The baseline is matching longer." in points["notes"][0]
-    names = "[[0, 10, 10], [0, 10, 90]].map((own) => page.stepped({ RVLR: [...Array(97).fill(0), ...own] }).names)"
+    names = "[[0, 10, 10], [0, 10, 90]].map((last) => page.stepped({ RVLR: [...Array(97).fill(0), ...last] }).names)"
     assert script(names) == [["0 %", "10 %"], ["0 %", "10 % or more"]]
 
 
@@ -151,6 +151,6 @@ def test_a_hovered_item_stays_in_the_window_and_words_find_captions(script):
     assert 0 <= float(tip["style"]["left"].removesuffix("px")) <= 900 - 200
     assert 0 <= float(tip["style"]["top"].removesuffix("px")) <= 700 - 90
     assert "This caption" in script(f"(page.choose({COUNT + 2}), part('panel').innerHTML)")
-    ask = "(part('words').value = '{}', part('words').listeners.input(), part('panel').innerHTML)"
-    assert re.search(r"24 of \d+ pictures shown.*15 of \d+ captions shown", script(ask.format("a")))
-    assert "No caption has all of these words" in script(ask.format("zebra"))
+    search = "(part('words').value = '{}', part('words').listeners.input(), part('panel').innerHTML)"
+    assert re.search(r"24 of \d+ pictures shown.*15 of \d+ captions shown", script(search.format("a")))
+    assert "No caption has all of these words" in script(search.format("zebra"))

@@ -1,4 +1,4 @@
-"""The notebooks that we ship: their form, and all of them executed once with the smoke profile."""
+"""The shipped notebooks: their form, and one execution of all of them with the smoke profile."""
 
 import ast
 import json
@@ -17,8 +17,8 @@ from rvlr_lib.study.plan import load_plan
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EVERY_NOTEBOOK_HAS = set("dataset image_root preset model pretrained device seed output_dir figure_width".split())
-MEASURED = re.compile(r"\d\.\d|\d\s?%|\d (points|seeds|s\b)")  # a number that only a cell may say
+COMMON_PARAMETERS = set("dataset image_root preset model pretrained device seed output_dir figure_width".split())
+MEASURED = re.compile(r"\d\.\d|\d\s?%|\d (points|seeds|s\b)")  # a number that only a code cell may state
 PROFILES = sorted(path.stem for path in (ROOT / "notebooks" / "profiles").glob("*.yaml"))
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -30,11 +30,11 @@ def cells(path, kind="code"):
 @notebooks
 def test_parameters(path):
     kinds, defaults = notebook_parameters(path)
-    assert set(kinds) >= EVERY_NOTEBOOK_HAS
+    assert set(kinds) >= COMMON_PARAMETERS
     assert defaults["output_dir"] == ""
     assert set(defaults.get("arms", [])) <= set(ARMS)
-    assert {name for name in kinds if name.endswith("_results")} <= set(PATHS)  # an edited file is read again
-    assert all("  # " in line for line in cells(path)[0]["source"] if not line.startswith("arms:")), "what is it?"
+    assert {name for name in kinds if name.endswith("_results")} <= set(PATHS)  # so that edits cause a rerun
+    assert all("  # " in line for line in cells(path)[0]["source"] if not line.startswith("arms:")), "no comment"
 
 
 @notebooks
@@ -58,7 +58,7 @@ def test_form(path):
         assert not MEASURED.search(text), text
 
 
-def test_what_notebooks_name_is_there_and_none_is_lost():
+def test_names_used_by_notebooks_exist():
     assert len(NOTEBOOKS) >= 5
     assert {"smoke", "quick", "own", "gpu"} <= set(PROFILES)
     text = {path.stem: "".join("".join(cell["source"]) for cell in cells(path)) for path in NOTEBOOKS}
@@ -66,8 +66,8 @@ def test_what_notebooks_name_is_there_and_none_is_lost():
     plan = load_plan()
     assert leads
     assert all(any(name.startswith(lead) for name in plan.claims) for lead in leads)
-    wanted = notebook_parameters(ROOT / "notebooks" / "05_ablation.ipynb")[1]["switches"]
-    assert all(any(part in name for name in switches()) for part in wanted)
+    patterns = notebook_parameters(ROOT / "notebooks" / "05_ablation.ipynb")[1]["switches"]
+    assert all(any(part in name for name in switches()) for part in patterns)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -9,7 +9,7 @@ from rvlr_lib.figures.style import is_narrow, new_figure
 from rvlr_lib.report.output import RunOutput, check_parameters, fit_parameters, read_results
 
 
-def test_a_notebook_leaves_figures_tables_sentences_and_one_result(tmp_path):
+def test_a_notebook_writes_figures_tables_sentences_and_one_result(tmp_path):
     output = RunOutput("02_training", "some/mine.json", tmp_path, settings={"seed": 1})
     frame = pd.DataFrame({"r_mean": [1.0, float("nan")]}, index=pd.Index(["rvlr", "floor"], name="arm"))
     widths = []
@@ -25,18 +25,18 @@ def test_a_notebook_leaves_figures_tables_sentences_and_one_result(tmp_path):
     output.keep("rvlr", {"r_mean": 1.0})
     output.say("RVLR is above.")
     assert output.save() == tmp_path / "results" / "mine_02_training.json"
-    found = read_json(tmp_path / "results" / "mine_02_training.json")
-    assert set(found.pop("provenance")) == {"commit", "versions", "platform", "seconds"}
-    told = {"notebook": "02_training", "dataset": "mine", "settings": {"seed": 1}, "sentences": ["RVLR is above."]}
-    told |= {"tables": {"main": [{"arm": "rvlr", "r_mean": 1.0}, {"arm": "floor", "r_mean": None}]}}
-    told |= {"figures": dict.fromkeys(("mine_both", "mine_page", "mine_column"), "A curve.")}
-    assert found == told | {"source": "some/mine.json", "metrics": {"rvlr | r_mean": 1.0}}
+    record = read_json(tmp_path / "results" / "mine_02_training.json")
+    assert set(record.pop("provenance")) == {"commit", "versions", "platform", "seconds"}
+    expected = {"notebook": "02_training", "dataset": "mine", "settings": {"seed": 1}, "sentences": ["RVLR is above."]}
+    expected |= {"tables": {"main": [{"arm": "rvlr", "r_mean": 1.0}, {"arm": "floor", "r_mean": None}]}}
+    expected |= {"figures": dict.fromkeys(("mine_both", "mine_page", "mine_column"), "A curve.")}
+    assert record == expected | {"source": "some/mine.json", "metrics": {"rvlr | r_mean": 1.0}}
     written = {path.relative_to(tmp_path / "figures").as_posix() for path in (tmp_path / "figures").rglob("*.*")}
     names = ("mine_both", "column/mine_both", "mine_page", "mine_column")
     assert written == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf", "csv")}
 
 
-def test_interactive_output_leaves_a_finished_run_alone(tmp_path, monkeypatch, refuses):
+def test_interactive_output_does_not_touch_a_headless_run(tmp_path, monkeypatch, refuses):
     monkeypatch.setenv("RVLR_RUNS", str(tmp_path))
     assert RunOutput("02", "scenes").folder == tmp_path / "lab"
     write_json(tmp_path / "quick" / "run.json", {})
@@ -45,7 +45,7 @@ def test_interactive_output_leaves_a_finished_run_alone(tmp_path, monkeypatch, r
     RunOutput("02", "scenes", tmp_path / "quick")
 
 
-def test_a_file_of_the_same_name_replaces_no_results(tmp_path, refuses):
+def test_results_of_another_file_with_the_same_name_are_kept(tmp_path, refuses):
     one, two = (tmp_path / name / "mine.csv" for name in ("one", "two"))
     write_text(one, "")
     for path in (one, one):
@@ -69,14 +69,14 @@ UNFIT += [("seed", 2**32, "less than 2.32")]
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), FIT)
-def test_values_take_the_type_of_the_annotation(name, value, expected):
+def test_values_get_the_annotated_type(name, value, expected):
     result = fit_parameters(KINDS, {name: value})[name]
     assert (result, type(result)) == (expected, type(expected))
 
 
-@pytest.mark.parametrize(("name", "value", "described"), UNFIT)
-def test_unfit_values_are_refused(name, value, described, refuses):
-    refuses(f"^[^\n]*{name}[^\n]*{described}|{described}", fit_parameters, KINDS, {name: value})
+@pytest.mark.parametrize(("name", "value", "message"), UNFIT)
+def test_unfit_values_are_refused(name, value, message, refuses):
+    refuses(f"^[^\n]*{name}[^\n]*{message}|{message}", fit_parameters, KINDS, {name: value})
 
 
 def test_plain_papermill_fails_in_the_first_cell(checkout):
@@ -84,20 +84,20 @@ def test_plain_papermill_fails_in_the_first_cell(checkout):
     path = checkout.notebook("03_check", check)
     with pytest.raises(papermill.PapermillExecutionError, match="ValueError: unknown parameter 'sede'"):
         papermill.execute_notebook(path, checkout.folder / "out.ipynb", {"sede": 1}, progress_bar=False)
-    space = {"__annotations__": {"seed": int, "rate": float}, "seed": "4", "rate": 1}
-    check_parameters(space)
-    assert (space["seed"], type(space["rate"])) == (4, float)
+    namespace = {"__annotations__": {"seed": int, "rate": float}, "seed": "4", "rate": 1}
+    check_parameters(namespace)
+    assert (namespace["seed"], type(namespace["rate"])) == (4, float)
 
 
 def test_reading_results_names_what_is_wrong(tmp_path, refuses):
-    whole = {"profile": "x", "description": "", "runs": [], "command": "", "provenance": {}}
+    record = {"profile": "x", "description": "", "command": "", "provenance": {}}
     run = {"notebook": "03", "dataset": "mine", "parameters": {}, "outputs": ["results/mine_03.json"]}
     for part in ({"dataset": ".."}, {"notebook": "../a"}, {"dataset": "/a"}):
-        write_json(tmp_path / "run.json", whole | {"runs": [run | part]})
-        refuses("which is no name of a file", read_results, tmp_path)
-    write_json(tmp_path / "run.json", whole | {"runs": [run]})
+        write_json(tmp_path / "run.json", record | {"runs": [run | part]})
+        refuses("which is not a file name", read_results, tmp_path)
+    write_json(tmp_path / "run.json", record | {"runs": [run]})
     refuses(r"mine_03.json is missing, though", read_results, tmp_path)
     (tmp_path / "results").mkdir()
     for damaged in ([], 5, {}):
         write_json(tmp_path / "results" / "mine_03.json", damaged)
-        refuses(r"mine_03.json is no result of a notebook", read_results, tmp_path)
+        refuses(r"mine_03.json is not the result of a notebook", read_results, tmp_path)

@@ -14,7 +14,7 @@ NAME = "03_retrieval_results"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run of two notebooks on data sets with names that need care; the second has not finished."""
+    """A run of two notebooks on data sets whose names need escaping; the second has not finished."""
     monkeypatch.setenv("RVLR_HEADLESS", "1")
     folder = tmp_path / "run {a} 'b'"
     runs = [
@@ -49,12 +49,12 @@ def test_the_report(run, tmp_path):
     assert re.findall(r"^\d\. (.*)$", text, re.MULTILINE) == [rf"Sentence {n} about a\_b." for n in range(5)]
     assert re.search(r"^\| (rvlr|RVLR) \| 32\.0", text, re.MULTILINE)
     assert text.index("**retrieval**") < text.index("<summary>more</summary>") < text.index("z%20first.png")
-    assert text.index("z%20first.png") < text.index("a_second.png")  # in the notebook's order
+    assert text.index("z%20first.png") < text.index("a_second.png")  # in the order of the notebook
     assert "nothing" not in text
     assert "\nTiny &lt;b&gt;.\n" in text
-    told = r"**Not finished**: 04\_common\_space\_umap (scenes)", "rvlr data check 'in/my birds.csv'\n"
-    told += ("rvlr data check scenes --image-root 'my pics'\n", '"epochs": 3', "In all 2 s.")
-    assert [part for part in told if part not in text] == []
+    phrases = r"**Not finished**: 04\_common\_space\_umap (scenes)", "rvlr data check 'in/my birds.csv'\n"
+    phrases += ("rvlr data check scenes --image-root 'my pics'\n", '"epochs": 3', "In total 2 s.")
+    assert [phrase for phrase in phrases if phrase not in text] == []
     plain = re.sub('<style>.*?</style>|base64,[^"]*', "", page, flags=re.DOTALL)
     assert "nan" not in plain.lower()
     assert "http" not in plain.replace("http-equiv", "")
@@ -65,13 +65,14 @@ def test_the_report(run, tmp_path):
     assert all((run / link.replace("%20", " ")).is_file() for link in links)
 
 
-def test_claims_stand_once_and_settings_are_told_once(run, tmp_path):
+def test_claims_and_settings_are_listed_once(run, tmp_path):
     page = "# Claims\n\n- a: −1.00 to +2.00\n\n## Companions\n\ntwice"
     write_text(tmp_path / "data" / "reference" / "study" / "claims.md", page)
     settings = {"seed": 1, "stage1": {"epochs": 4, "lr": 0.1}}
-    first = read_json(run / "results" / f"my birds_{NAME}.json")
-    first |= {"settings": settings, "tables": {"claims": [{"x": "twice"}], "ids": [{"x": "<img src=x>"}]}}
-    write_json(run / "results" / f"my birds_{NAME}.json", first)
+    path = run / "results" / f"my birds_{NAME}.json"
+    first = read_json(path) | {"settings": settings}
+    first |= {"tables": {"claims": [{"x": "twice"}], "ids": [{"x": "<img src=x>"}]}}
+    write_json(path, first)
     other = {"settings": {"seed": 2, "stage1": {"epochs": 3, "lr": 0.1}}, "tables": {}, "figures": {}}
     write_json(run / "results" / "scenes_04_common_space_umap.json", first | other)
     text = report.write_report(run, root=tmp_path).read_text(encoding="utf-8")

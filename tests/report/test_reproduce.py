@@ -1,4 +1,4 @@
-"""The runner on small notebooks made here."""
+"""The runner on small generated notebooks."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ GOOD = {"notebook": "01_good"}
 
 @pytest.fixture
 def command(checkout, monkeypatch, capsys):
-    """Function (*arguments) -> exit code, output and complaints of ``rvlr reproduce``."""
+    """Function (*arguments) -> exit code, stdout and stderr of ``rvlr reproduce``."""
     monkeypatch.setattr(runner, "reproduce", partial(runner.reproduce, root=checkout.folder))
 
     def run(*arguments):
@@ -40,7 +40,7 @@ def command(checkout, monkeypatch, capsys):
     return run
 
 
-def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout):
+def test_a_complete_run_in_a_folder_with_braces_blanks_and_quotes(checkout):
     out, birds = checkout.folder / "exp{seed} o'b", checkout.collection("my {birds}.csv")
     words = [sys.executable, "-c", RUNNER, checkout.folder, "--profile", "good", "--out", out]
     words += ["-p", "seed", "2", "-p", "rate", "1e-3", "-p", "dataset", birds]
@@ -48,12 +48,12 @@ def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout):
     locale["PYTHONUTF8"] = "0" if sys.executable.isascii() else "1"
     done = subprocess.run(words, capture_output=True, env=os.environ | locale, umask=0o022)
     assert (done.returncode, done.stderr) == (0, b"")
-    said = done.stdout.decode().splitlines()
-    assert len(said) == 6  # the two runs are now one
-    assert "test 4/4" in said[0]
-    assert "about 0:02:30" in said[2]
-    assert said[3] == "      01_good (my {birds}): matching: 3 steps"
-    assert said[4].startswith("[1/1] 01_good (my {birds}) done in ")
+    lines = done.stdout.decode().splitlines()
+    assert len(lines) == 6  # the two runs became one
+    assert "test 4/4" in lines[0]
+    assert "about 0:02:30" in lines[2]
+    assert lines[3] == "      01_good (my {birds}): matching: 3 steps"
+    assert lines[4].startswith("[1/1] 01_good (my {birds}) done in ")
     for path in out.rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
     executed = nbformat.read(out / "my {birds}" / "01_good.ipynb", 4)
@@ -72,11 +72,11 @@ def test_a_whole_run_in_a_folder_with_braces_blanks_and_quotes(checkout):
     parameters = read_json(out / "run.json")["runs"][0]["parameters"]
     assert parameters == {"seed": 2, "rate": 0.001, "dataset": str(birds)}
     report = (out / "report.md").read_text(encoding="utf-8")
-    told = "1. Seed 2 is “good”.", "| rvlr | 32.0 |", "](my%20%7Bbirds%7D/01_good.html)", "rvlr report '"
-    assert [part for part in told if part not in report] == []
+    phrases = "1. Seed 2 is “good”.", "| rvlr | 32.0 |", "](my%20%7Bbirds%7D/01_good.html)", "rvlr report '"
+    assert [phrase for phrase in phrases if phrase not in report] == []
 
 
-def test_what_did_not_change_is_kept_and_what_did_runs_again(checkout, command):
+def test_only_changed_notebooks_run_again(checkout, command):
     def kept():
         return [line for line in command("--profile", "good")[1].splitlines() if "kept" in line]
 
@@ -90,20 +90,20 @@ def test_what_did_not_change_is_kept_and_what_did_runs_again(checkout, command):
     assert ["scenes" in line for line in kept()] == [True]
     checkout.notebook("01_good", "1 / 0")
     assert kept() == []
-    assert not list((out / "results").iterdir())  # nothing of before is taken for what failed
+    assert not list((out / "results").iterdir())  # no earlier result is taken for the failed one
     assert not [run for run in read_json(out / "run.json")["runs"] if "key" in run]
 
 
-def test_an_edited_file_runs_again_and_the_same_words_elsewhere_are_other_settings(checkout, command, monkeypatch):
+def test_edited_files_cause_a_rerun_and_relative_paths_elsewhere_are_other_settings(checkout, command, monkeypatch):
     pages = lambda run, out, *_, **__: [write_json(out / name, {}) for name in runner._outputs(run, out)]  # noqa: E731
     monkeypatch.setattr(runner, "run_notebook", pages)
     monkeypatch.chdir(checkout.folder)
     checkout.profile("one", GOOD)
     words = "--profile one -p dataset mine.csv -p preset p.yaml".split()
-    for place in (Path("p.yaml"), checkout.collection("mine.csv"), Path("0.png"), Path("p.yaml")):
-        with place.open("a") as file:
+    for path in (Path("p.yaml"), checkout.collection("mine.csv"), Path("0.png"), Path("p.yaml")):
+        with path.open("a") as file:
             file.write("\n")
-        assert [command(*words)[1].count("kept") for _ in range(2)] == [0, 1], place
+        assert [command(*words)[1].count("kept") for _ in range(2)] == [0, 1], path
     monkeypatch.chdir(shutil.copytree(checkout.folder, checkout.folder.parent / "b"))
     assert f"dataset was {checkout.folder}/mine.csv, is {Path.cwd()}/mine.csv" in command(*words)[2]
 
@@ -114,20 +114,20 @@ FAILING += [("import os\nos._exit(3)", 30, "DeadKernelError: the kernel died")]
 
 
 @pytest.mark.parametrize(("cell", "limit", "reason"), FAILING)
-def test_a_failing_notebook_is_one_line_and_is_kept(checkout, command, cell, limit, reason):
+def test_a_failing_notebook_prints_one_line_and_is_saved(checkout, command, cell, limit, reason):
     checkout.notebook("02_bad", "print('kept')", cell)
     checkout.profile("bad", {"notebook": "02_bad"}, cell_timeout_seconds=limit)
-    kept = checkout.folder / "runs" / "bad" / "scenes" / "02_bad.ipynb"
+    saved = checkout.folder / "runs" / "bad" / "scenes" / "02_bad.ipynb"
     code, _, errors = command("--profile", "bad")
     assert errors.startswith(f"FAILED 02_bad (scenes), cell [4]: {reason}")
     assert (code, errors.count("\n")) == (1, 1)  # no noise from the kernel
-    assert str(kept) in errors
-    assert "kept" in str(nbformat.read(kept, 4).cells)
-    assert not kept.with_suffix(".html").exists()
-    assert not list(kept.parents[1].rglob(".*"))
+    assert str(saved) in errors
+    assert "kept" in str(nbformat.read(saved, 4).cells)
+    assert not saved.with_suffix(".html").exists()
+    assert not list(saved.parents[1].rglob(".*"))
 
 
-def test_a_failure_lets_what_runs_beside_it_finish_and_starts_nothing_more(checkout, command, monkeypatch):
+def test_after_a_failure_running_notebooks_finish_and_no_others_start(checkout, command, monkeypatch):
     monkeypatch.setattr("joblib.cpu_count", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     failed = checkout.folder / "runs" / "both" / "scenes" / "02_bad.ipynb"
@@ -136,15 +136,15 @@ def test_a_failure_lets_what_runs_beside_it_finish_and_starts_nothing_more(check
     checkout.notebook("03_later", "x = 1")
     names = ("02_bad", "01_good", "03_later")
     checkout.profile("both", *({"notebook": name} for name in names), at_once=2)
-    code, said, errors = command("--profile", "both")
-    assert (code, errors.count("FAILED 02_bad (scenes)"), "[2/3] 01_good (scenes) done" in said) == (1, 1, True)
+    code, output, errors = command("--profile", "both")
+    assert (code, errors.count("FAILED 02_bad (scenes)"), "[2/3] 01_good (scenes) done" in output) == (1, 1, True)
     record = read_json(checkout.folder / "runs" / "both" / "run.json")
     assert [bool(run.get("outputs")) for run in record["runs"]] == [True, False, False]  # in the order of the notebooks
 
 
-def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, command):
+def test_an_interrupted_run_leaves_no_partial_files_and_can_be_continued(checkout, command):
     checkout.notebook("03_wait", "import time\ntime.sleep(60)")
-    names = ("scenes", "emoji")[: cpu_count()]  # which run beside each other
+    names = ("scenes", "emoji")[: cpu_count()]  # which run at the same time
     both = [{"notebook": "03_wait", "parameters": {"dataset": name}} for name in names]
     checkout.profile("wait", GOOD, *both, at_once=2)
     words, pipes = [sys.executable, "-c", RUNNER, checkout.folder, "--profile", "wait"], {"stdout": -1, "stderr": -1}
@@ -157,9 +157,9 @@ def test_an_interrupted_run_leaves_nothing_half_written_and_goes_on(checkout, co
     assert "another process is writing into" in command("--profile", "wait")[2]
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (130, "\nrvlr: interrupted; the same command goes on from here\n")
-    left = sorted(str(path.relative_to(out)) for name in names for path in (out / name).iterdir())
-    assert left == ["scenes/01_good.html", "scenes/01_good.ipynb"]
+    assert (process.returncode, errors) == (130, "\nrvlr: interrupted; run the same command again to continue\n")
+    files = sorted(str(path.relative_to(out)) for name in names for path in (out / name).iterdir())
+    assert files == ["scenes/01_good.html", "scenes/01_good.ipynb"]
     assert not (out / "report.md").exists()
     checkout.notebook("03_wait", "x = 1")
     assert "kept" in command("--profile", "wait")[1].splitlines()[2]
@@ -184,26 +184,26 @@ def test_parameters_are_checked_before_anything_is_written(checkout, parameters,
 
 
 SEDE, SEED = GOOD | {"parameters": {"sede": 1}}, GOOD | {"parameters": {"seed": 2}}
-ODD = [("unknown parameter 'sede'; valid: arms", [SEDE], {})]  # why a profile is refused, its runs, what else it says
+ODD = [("unknown parameter 'sede'; valid: arms", [SEDE], {})]  # reason, runs, other keys
 ODD += [("unknown parameter 'sede'", [GOOD], {"parameters": {"sede": 1}}), ("write the same files", [GOOD, SEED], {})]
 BOTH = {"01_good": "a/b.csv", "02_bad": "c/b.csv"}
 MINE = [{"notebook": book, "parameters": {"dataset": name}} for book, name in BOTH.items()]
 ODD += [("'b' of c/b.csv is taken", MINE, {})]
 ODD += [("'report.html' of ", [GOOD], {"parameters": {"dataset": "report.html.x"}})]
 ODD += [("unknown notebook '09_gone'; valid: 01_good, 02_bad", [{"notebook": "09_gone"}], {})]
-ODD += [("is no profile: .*at_once.* 0 does not", [GOOD], {"at_once": 0})]
-ODD += [("is no profile: 'notebook'", [{}], {}), ("unknown notebook '.1.'", [{"notebook": [1]}], {})]
-ODD += [("is no profile: 'int'", [GOOD], {"parameters": 5}), ("profile: 'int'", [GOOD | {"parameters": 5}], {})]
-ODD += [(f"no profile: .*{key}", [GOOD], {key: "x"}) for key in ("a", "expected_seconds", "cell_timeout_seconds")]
+ODD += [("not a valid profile: .*at_once.* 0 does not", [GOOD], {"at_once": 0})]
+ODD += [("not a valid profile: 'notebook'", [{}], {}), ("unknown notebook '.1.'", [{"notebook": [1]}], {})]
+ODD += [("valid profile: 'int'", *odd) for odd in (([GOOD], {"parameters": 5}), ([GOOD | {"parameters": 5}], {}))]
+ODD += [(f"valid profile: .*{key}", [GOOD], {key: "x"}) for key in ("a", "expected_seconds", "cell_timeout_seconds")]
 
 
 @pytest.mark.parametrize(("reason", "runs", "more"), ODD)
-def test_a_wrong_profile_is_refused(checkout, reason, runs, more, refuses):
+def test_an_invalid_profile_is_refused(checkout, reason, runs, more, refuses):
     checkout.profile("odd", *runs, **more)
     refuses(reason, load_profile, "odd", root=checkout.folder)
 
 
-def test_settings_win_in_order_and_reach_who_knows_them(checkout, refuses):
+def test_precedence_of_parameters_and_which_notebooks_get_them(checkout, refuses):
     checkout.notebook("03_other", "1", parameters='size: int = 1\noutput_dir: str = ""')
     checkout.profile("mixed", {"notebook": "03_other"}, SEED, parameters={"seed": 1, "rate": 1, "size": 7})
     path = str(checkout.folder / "notebooks" / "profiles" / "mixed.yaml")
@@ -216,7 +216,7 @@ def test_settings_win_in_order_and_reach_who_knows_them(checkout, refuses):
         refuses("04.ipynb: it needs a cell tagged 'parameters'", notebook_parameters, book)
 
 
-def test_a_folder_of_other_settings_is_never_overwritten_silently(checkout, command, monkeypatch):
+def test_output_of_other_settings_is_never_replaced_silently(checkout, command, monkeypatch):
     monkeypatch.setattr(runner, "run_notebook", lambda *args, **options: None)
     out = checkout.folder / "runs" / "good"
     assert command("--profile", "good", "-p", "seed", "1")[0] == 0
@@ -235,7 +235,7 @@ def test_a_folder_of_other_settings_is_never_overwritten_silently(checkout, comm
     (out / "run.json").write_text((out / "run.json").read_text().replace('"dataset": "scenes"', '"dataset": ".."', 1))
     assert "'..', which lies elsewhere: choose another folder" in command("--profile", "good", "--overwrite")[2]
     (out / "run.json").unlink()
-    assert "holds other things (mine.txt" in command("--profile", "good", "--overwrite")[2]
+    assert "contains other files (mine.txt" in command("--profile", "good", "--overwrite")[2]
     code, _, errors = command("--profile", "good", "--out", "/proc/none")  # which is read-only
     assert (code, errors.count("\n")) == (2, 1)
     monkeypatch.setattr(runner.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**7}))
@@ -263,7 +263,7 @@ def test_check_lists_what_moved(checkout, command):
     reference["metrics"][name] = {"rvlr | r_mean": 32.9, "rvlr | loss": 0.16}
     assert compare(out, reference) == [f"{name}: rvlr | loss: 0.16 -> 0.1 (moved -0.06, allowed 0.05)"]
     reference["metrics"][name] = {"rvlr | r_mean": None}
-    assert len(compare(out, reference)) == 2  # a number that was none, a number that is new
+    assert len(compare(out, reference)) == 2  # one was null, one is new
     write_json(path, reference)
     assert command(*short, "--update-reference", "--check")[0] == 1
     assert read_json(path)["tolerance"]["patterns"] == {"*loss*": 0.05}

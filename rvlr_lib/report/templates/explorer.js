@@ -1,29 +1,29 @@
 "use strict";
-// Point p < n is picture p, point n + p its caption; `at` holds the coordinates that are drawn now, then the map's view.
+// Point p < n is picture p, point n + p its caption; `at` holds the coordinates drawn now, then the view of the map.
 const all = JSON.parse(document.getElementById("data").textContent);
 const el = (id) => document.getElementById(id);
 const [canvas, tip, panel] = [document.querySelector("canvas"), el("tip"), el("panel")];
-const state = { chosen: -1, hovered: -1, found: [], scale: 1, dx: 0, dy: 0, ticket: 0 };
+const state = { chosen: -1, hovered: -1, matches: [], scale: 1, dx: 0, dy: 0, move: 0 };
 const palette = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8A7A00"], grey = "#c8c8c8"; // Okabe and Ito
 const steps = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"]; // cividis
 let data, n, space, at, layouts, modes, moved;
 
 const safe = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const words = (text) => text.toLowerCase().split(/[^\p{L}\p{M}\p{N}]+/u).filter(Boolean);
-const shownOf = (shown, all, what) => `${Math.min(shown, all)} of ${all} ${what} shown`;
+const shownOf = (limit, count, what) => `${Math.min(limit, count)} of ${count} ${what} shown`;
 
-// ---- ways to colour the points: for each space a code a point; a colour and a name for each code
+// ---- colour modes: a code for each point in each space, a colour and a name for each code
 
 const kindOf = (p) => (p < n ? "pictures" : "captions");
 const partner = (p) => (p < n ? p + n : p - n);
-const every = (make) => Array.from({ length: 2 * n }, (_, p) => make(p));
+const forAll = (make) => Array.from({ length: 2 * n }, (_, p) => make(p));
 
-function shared(p, where, others) { // percent of the nearest of its modality that are among `others`
-  const near = neighbours(p, kindOf(p), where, data.width), known = new Set(others);
-  return 100 * near.filter((q) => known.has(q)).length / near.length;
+function shared(p, where, others) { // percentage of the nearest neighbours of its modality that are among `others`
+  const near = neighbours(p, kindOf(p), where, data.width), reference = new Set(others);
+  return 100 * near.filter((q) => reference.has(q)).length / near.length;
 }
 
-function stepped(shares) { // few points share more than the 98th percentile; they have the last colour
+function stepped(shares) { // the few points above the 98th percentile get the last colour
   const common = Object.entries(shares).filter(([where]) => where !== data.unimodal).flatMap(([, values]) => values).sort((a, b) => a - b);
   const top = Math.max(1, Math.round(common[Math.floor(0.98 * (common.length - 1))] / 10));
   const beyond = Object.values(shares).some((values) => values.some((x) => Math.round(x / 10) > top));
@@ -34,8 +34,8 @@ function stepped(shares) { // few points share more than the 98th percentile; th
 
 function colourings() {
   const spaces = Object.keys(data.xy), same = (codes) => Object.fromEntries(spaces.map((where) => [where, codes]));
-  const bySpace = (make) => Object.fromEntries(spaces.map((where) => [where, every((p) => make(p, where))]));
-  const found = { modality: { codes: same(every((p) => Number(p >= n))), palette, names: ["picture", "caption"] } };
+  const bySpace = (make) => Object.fromEntries(spaces.map((where) => [where, forAll((p) => make(p, where))]));
+  const colours = { modality: { codes: same(forAll((p) => Number(p >= n))), palette, names: ["picture", "caption"] } };
   for (const [kind, labels] of Object.entries(data.groups)) {
     const counts = new Map();
     for (const label of labels) counts.set(label, (counts.get(label) || 0) + 1);
@@ -43,21 +43,21 @@ function colourings() {
     const kept = ranked.slice(0, ranked.length === palette.length + 1 ? ranked.length : palette.length).sort();
     const names = ranked.length > kept.length ? [...kept, "other"] : kept;
     const code = (p) => { const i = kept.indexOf(labels[p % n]); return i < 0 ? kept.length : i; };
-    found[kind] = { codes: same(every(code)), palette: [...palette, grey], names };
+    colours[kind] = { codes: same(forAll(code)), palette: [...palette, grey], names };
   }
   const hit = (p, where) => (where === data.unimodal ? 2 : Number(!neighbours(p, kindOf(partner(p)), where, 10).includes(partner(p))));
-  found["hit or miss"] = { codes: bySpace(hit), palette: [palette[0], palette[1], grey],
+  colours["hit or miss"] = { codes: bySpace(hit), palette: [palette[0], palette[1], grey],
     names: ["hit: partner among the first ten", "miss", "no common space"] };
-  found["neighbours shared with the teachers"] = stepped(bySpace((p, where) => shared(p, where, neighbours(p, kindOf(p), data.unimodal, data.width))));
-  if (data.truth.length) found["neighbours shared with the truth"] = stepped(bySpace((p, where) => shared(p, where, data.truth[p])));
-  moved = every((p) => 100 - shared(p, "RVLR", neighbours(p, kindOf(p), "baseline", data.width)));
-  found.moved = stepped(same(moved));
-  return found;
+  colours["neighbours shared with the teachers"] = stepped(bySpace((p, where) => shared(p, where, neighbours(p, kindOf(p), data.unimodal, data.width))));
+  if (data.truth.length) colours["neighbours shared with the truth"] = stepped(bySpace((p, where) => shared(p, where, data.truth[p])));
+  moved = forAll((p) => 100 - shared(p, "RVLR", neighbours(p, kindOf(p), "baseline", data.width)));
+  colours.moved = stepped(same(moved));
+  return colours;
 }
 
 // ---- the map
 
-function viewOf(xy) { // middle and half extent along x and y
+function viewOf(xy) { // centre and half extent along x and y
   const ends = [0, 1].map((axis) => xy.filter((_, i) => i % 2 === axis)).map((values) => [Math.min(...values), Math.max(...values)]);
   return [...ends.map(([low, high]) => (low + high) / 2), ...ends.map(([low, high]) => Math.max((high - low) / 2, 1e-9))];
 }
@@ -113,7 +113,7 @@ function draw() {
   }
   context.strokeStyle = "#000";
   context.lineWidth = 2;
-  const ringed = chosen < 0 ? state.found : [chosen, ...around];
+  const ringed = chosen < 0 ? state.matches : [chosen, ...around];
   for (const p of state.hovered < 0 ? ringed : [...ringed, state.hovered]) {
     mark(context, p, p === chosen ? 9 : 6);
     context.stroke();
@@ -121,11 +121,11 @@ function draw() {
 }
 
 function moveTo(name) {
-  const target = layouts[name], begin = at.slice(), ticket = ++state.ticket;
+  const target = layouts[name], begin = at.slice(), move = ++state.move;
   const length = window.matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 900, started = performance.now();
   space = name;
   const step = (now) => {
-    if (ticket !== state.ticket) return; // a later change has taken over
+    if (move !== state.move) return; // a later move has replaced this one
     const t = length ? Math.min(1, Math.max(0, now - started) / length) : 1, eased = t * t * (3 - 2 * t);
     for (let i = 0; i < at.length; i++) at[i] = t === 1 ? target[i] : begin[i] + eased * (target[i] - begin[i]);
     draw();
@@ -164,43 +164,42 @@ function hover(event) {
 
 // ---- the panel
 
-const picture = (p, own) =>
+const picture = (p, isPartner) =>
   `<img data-point="${p}" alt="${safe(data.captions[p % n][0])}" title="${safe(data.captions[p % n][0])}"` +
-  ` class="${own ? "partner" : ""}" src="${data.pictures[p % n]}">`;
-const caption = (p, own, more = "") =>
-  `<p class="caption${own ? " partner" : ""}" data-point="${p}">${own ? "✓" : "▲"} ${safe(data.captions[p - n][0])}${more}</p>`;
+  ` class="${isPartner ? "partner" : ""}" src="${data.pictures[p % n]}">`;
+const caption = (p, isPartner) =>
+  `<p class="caption${isPartner ? " partner" : ""}" data-point="${p}">${isPartner ? "✓" : "▲"} ${safe(data.captions[p - n][0])}</p>`;
 
-function listed(points, pictures, captions) {
-  const [seen, told] = [points.filter((p) => p < n), points.filter((p) => p >= n)];
-  return `<h2>${shownOf(pictures, seen.length, "pictures")}</h2>${seen.slice(0, pictures).map((p) => picture(p)).join("")}` +
-    `<h2>${shownOf(captions, told.length, "captions")}</h2>${told.slice(0, captions).map((p) => caption(p)).join("")}`;
+function listed(points, mostPictures, mostCaptions) {
+  const [pictures, captions] = [points.filter((p) => p < n), points.filter((p) => p >= n)];
+  return `<h2>${shownOf(mostPictures, pictures.length, "pictures")}</h2>${pictures.slice(0, mostPictures).map((p) => picture(p)).join("")}` +
+    `<h2>${shownOf(mostCaptions, captions.length, "captions")}</h2>${captions.slice(0, mostCaptions).map((p) => caption(p)).join("")}`;
 }
 
 function show() {
   const chosen = state.chosen, mode = el("mode").value;
   if (chosen >= 0) {
-    const own = chosen % n;
-    const facts = Object.entries(data.groups).map(([kind, labels]) => `${safe(kind)}: ${safe(labels[own])}`);
-    const parts = [`<img class="large" alt="" src="${data.pictures[own]}"><b>${chosen < n ? "This picture" : "This caption"}</b>` +
-      data.captions[own].map((text, i) => `<p>${i === 0 && chosen >= n ? `<b>${safe(text)}</b>` : safe(text)}</p>`).join("") +
+    const item = chosen % n, isPartner = (q) => q % n === item;
+    const facts = Object.entries(data.groups).map(([kind, labels]) => `${safe(kind)}: ${safe(labels[item])}`);
+    const parts = [`<img class="large" alt="" src="${data.pictures[item]}"><b>${chosen < n ? "This picture" : "This caption"}</b>` +
+      data.captions[item].map((text, i) => `<p>${i === 0 && chosen >= n ? `<b>${safe(text)}</b>` : safe(text)}</p>`).join("") +
       `<p><i>${facts.join(", ")}</i></p><p>${Math.round(moved[chosen])} % of its neighbours differ between baseline and RVLR.</p><div class="clear"></div>`];
     for (const where of Object.keys(data.xy)) {
-      const mine = (q) => q % n === own;
       parts.push(`<h2>${safe(where)}${where === space ? " (on the map)" : ""}</h2>` +
-        neighbours(chosen, "pictures", where, 8).map((q) => picture(q, mine(q))).join("") +
-        neighbours(chosen, "captions", where, 5).map((q) => caption(q, mine(q))).join(""));
-      if (where === data.unimodal) parts.push("<p><i>No common space: neighbours of its own modality alone.</i></p>");
+        neighbours(chosen, "pictures", where, 8).map((q) => picture(q, isPartner(q))).join("") +
+        neighbours(chosen, "captions", where, 5).map((q) => caption(q, isPartner(q))).join(""));
+      if (where === data.unimodal) parts.push("<p><i>No common space: neighbours of the same modality only.</i></p>");
     }
-    panel.innerHTML = parts.join("") + "<p>A black frame or ✓ marks the partner. Lines lead to the five nearest of each kind.</p>";
+    panel.innerHTML = parts.join("") + "<p>A black frame or ✓ marks the partner. Lines lead to the five nearest pictures and captions.</p>";
   } else if (el("words").value.trim()) {
-    panel.innerHTML = state.found.length ? "<p>Points with these words are ringed; click one.</p>" + listed(state.found, 24, 15)
+    panel.innerHTML = state.matches.length ? "<p>Points with these words are ringed; click one.</p>" + listed(state.matches, 24, 15)
       : "<p>No caption has all of these words.</p>";
   } else if (mode === "moved") {
     const ranked = [...Array(2 * n).keys()].sort((a, b) => moved[b] - moved[a]);
-    panel.innerHTML = "<p><b>Items that moved</b>: those whose neighbours differ most between baseline and RVLR first.</p>" + listed(ranked, 24, 15);
+    panel.innerHTML = "<p><b>Items that moved</b>, sorted by how much their neighbours differ between baseline and RVLR.</p>" + listed(ranked, 24, 15);
   } else
-    panel.innerHTML = "<p><b>Click a point</b> to see its neighbours in every space, <b>choose a space</b> and watch the points " +
-      "move, or <b>search</b> by words. Drag to move the map, turn the wheel to zoom.</p><p>Or begin with one of these:</p>" +
+    panel.innerHTML = "<p><b>Click a point</b> to see its neighbours in every space, <b>choose a space</b> to watch the points " +
+      "move, or <b>search</b> captions by words. Drag to pan the map, scroll to zoom.</p><p>Or start with one of these:</p>" +
       listed([...Array(n).keys()], 39, 0).split("<h2>0 of")[0];
 }
 
@@ -212,9 +211,9 @@ function choose(p) {
 }
 
 function search() {
-  const asked = words(el("words").value);
-  const has = (text) => asked.every((word) => words(text).some((other) => other.startsWith(word)));
-  state.found = asked.length ? [...Array(2 * n).keys()].filter((p) => (p < n ? data.captions[p].some(has) : has(data.captions[p - n][0]))) : [];
+  const query = words(el("words").value);
+  const has = (text) => query.every((prefix) => words(text).some((word) => word.startsWith(prefix)));
+  state.matches = query.length ? [...Array(2 * n).keys()].filter((p) => (p < n ? data.captions[p].some(has) : has(data.captions[p - n][0]))) : [];
   choose(-1);
 }
 
@@ -233,16 +232,16 @@ function open(name) {
   const spaces = Object.keys(data.xy);
   layouts = Object.fromEntries(Object.entries(data.xy).map(([name, xy]) => [name, [...xy, ...viewOf(xy)]]));
   at = layouts[spaces.at(-1)].slice();
-  Object.assign(state, { chosen: -1, hovered: -1, found: [], scale: 1, dx: 0, dy: 0 });
+  Object.assign(state, { chosen: -1, hovered: -1, matches: [], scale: 1, dx: 0, dy: 0 });
   el("words").value = "";
   el("words").placeholder = `such as ${words(data.captions[0][0]).slice(-2).join(" ")}`;
   el("mode").innerHTML = Object.keys(modes).map((mode) => `<option>${safe(mode)}</option>`).join("");
-  el("spaces").innerHTML = spaces.map((each) => `<button>${safe(each)}</button>`).join("");
+  el("spaces").innerHTML = spaces.map((where) => `<button>${safe(where)}</button>`).join("");
   el("notes").textContent = data.notes.join(" ");
   moveTo(spaces.at(-1));
 }
 
-// ---- what the reader does
+// ---- interaction
 
 let drag = null;
 canvas.addEventListener("pointerdown", (event) => { drag = { x: event.clientX, y: event.clientY, far: 0 }; canvas.setPointerCapture(event.pointerId); });
@@ -268,6 +267,6 @@ el("dataset").addEventListener("change", (event) => open(event.target.value));
 el("mode").addEventListener("change", () => { legend(); choose(state.chosen); });
 el("words").addEventListener("input", search);
 el("spaces").addEventListener("click", (event) => { if (event.target.matches("button")) moveTo(event.target.textContent); });
-el("whole").addEventListener("click", () => { Object.assign(state, { scale: 1, dx: 0, dy: 0 }); draw(); });
+el("reset").addEventListener("click", () => { Object.assign(state, { scale: 1, dx: 0, dy: 0 }); draw(); });
 new ResizeObserver(draw).observe(canvas);
 open(Object.keys(all)[0]);
