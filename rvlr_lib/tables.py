@@ -16,8 +16,8 @@ from rvlr_lib.disk import write_text
 if TYPE_CHECKING:
     import pandas as pd
 
-HEADLINE = ["i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean"]
-HEADLINE += ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "i2it/NDCG@10", "t2it/NDCG@10"]
+HEADLINE_METRICS = ["i2t/R@1", "i2t/R@10", "t2i/R@1", "t2i/R@10", "r_mean"]
+HEADLINE_METRICS += ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10", "i2it/NDCG@10", "t2it/NDCG@10"]
 KEYS = ("dataset", "dial", "seed", "metric")  # together with the arm they identify a value
 FIRST, LAST = ("floor", "teachers", "start"), ("ceiling",)  # rows above and below the trained arms
 LABELS = {"rvlr": "RVLR", "rvlr_published": "RVLR published", "rvlr_published_warm": "RVLR published, warm"}
@@ -31,7 +31,7 @@ PARTS |= {"relations_teacher": "relations like teacher's"}
 THREE = re.compile("temperature|loss|p_value")  # decimals of matching metrics; FREE: three significant digits
 TWO = re.compile("Δ|share of|shown|probe| to |index|gap|relations|alignment|uniformity|norm|cka|cosine|relevance")
 FREE = re.compile(r"weight|learning_rate|\blr\b|ratio|alpha")
-unbroken = partial(re.compile(r"(?<=\d) to (?=[+−]?\d)").sub, "&nbsp;to&nbsp;")  # keeps an interval on one line in HTML
+unbroken_intervals = partial(re.compile(r"(?<=\d) to (?=[+−]?\d)").sub, "&nbsp;to&nbsp;")  # on one line in HTML
 LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$", "–": "--", "Δ": r"$\Delta$"}
 
 
@@ -45,13 +45,13 @@ def metric_label(metric: str) -> str:
     return " ".join(PARTS.get(part, part.replace("_", " ")) for part in re.split("[/ ]", metric.removeprefix("loss/")))
 
 
-def shown(value: Any, metric: str = "", *, signed: bool = False, decimals: int | None = None) -> str:
+def format_number(value: Any, metric: str = "", *, signed: bool = False, decimals: int | None = None) -> str:
     """A number as text: with one decimal, two if ``signed``, or as many as its metric asks for.
 
     Halves are rounded away from zero, regardless of noise beyond nine decimals; a missing value is a dash.
 
-    >>> shown(94.14999999999999), shown(94.15), shown(-0.04), shown(0.127, "modality_gap"), shown(0.9, signed=True)
-    ('94.2', '94.2', '0.0', '0.13', '+0.90')
+    >>> format_number(94.14999999999999), format_number(-0.04), format_number(0.127, "modality_gap")
+    ('94.2', '0.0', '0.13')
     """
     if value is None or value != value:  # NaN
         return "–"
@@ -88,7 +88,7 @@ def differences(frame: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
     return joined.dropna(subset="value")
 
 
-def results_table(frame: "pd.DataFrame", metrics: Sequence[str] = HEADLINE) -> "pd.DataFrame":
+def results_table(frame: "pd.DataFrame", metrics: Sequence[str] = HEADLINE_METRICS) -> "pd.DataFrame":
     """Means over seeds: one row per arm (and per data set and dial, if several), one column per metric."""
     frame = frame[frame["metric"].isin(metrics)]
     if frame.empty:
@@ -102,7 +102,7 @@ def results_table(frame: "pd.DataFrame", metrics: Sequence[str] = HEADLINE) -> "
 
 def to_csv(table: "pd.DataFrame") -> str:
     """The table as CSV at full precision, including a named index."""
-    return flat(table).to_csv(index=False, lineterminator="\n")
+    return index_as_columns(table).to_csv(index=False, lineterminator="\n")
 
 
 def to_markdown(table: "pd.DataFrame") -> str:
@@ -119,7 +119,7 @@ def to_latex(table: "pd.DataFrame") -> str:
     return text.to_latex(index=False, escape=True, column_format=kinds).translate(str.maketrans(LATEX))
 
 
-class Shown(str):
+class MarkdownTable(str):
     """A Markdown table that a notebook displays as the report does."""
 
     __repr__ = str.__str__
@@ -127,7 +127,7 @@ class Shown(str):
     def _repr_html_(self) -> str:
         import mistune
 
-        return unbroken(mistune.html(html.escape(self, quote=False)))
+        return unbroken_intervals(mistune.html(html.escape(self, quote=False)))
 
 
 def write_table(table: "pd.DataFrame", folder: Path | str, name: str) -> None:
@@ -136,7 +136,7 @@ def write_table(table: "pd.DataFrame", folder: Path | str, name: str) -> None:
         write_text(Path(folder) / f"{name}.{suffix}", text)
 
 
-def flat(table: "pd.DataFrame") -> "pd.DataFrame":
+def index_as_columns(table: "pd.DataFrame") -> "pd.DataFrame":
     """The table with a named index turned into columns."""
     return table.reset_index() if any(level is not None for level in table.index.names) else table
 
@@ -146,7 +146,7 @@ def _as_text(table: "pd.DataFrame") -> tuple["pd.DataFrame", str]:
 
     The metric of a number is the value of the column ``metric`` if there is one, else the name of its own column.
     """
-    text = flat(table).astype(object)
+    text = index_as_columns(table).astype(object)
     for name in text:
         metrics = text["metric"] if "metric" in text else [name] * len(text)
         text[name] = [_cell(value, str(metric), name) for value, metric in zip(text[name], metrics, strict=True)]
@@ -156,7 +156,7 @@ def _as_text(table: "pd.DataFrame") -> tuple["pd.DataFrame", str]:
 
 def _cell(value: Any, metric: str, column: str) -> str:
     if value is None or isinstance(value, float):
-        return shown(value, metric, signed=metric.startswith("Δ"))
+        return format_number(value, metric, signed=metric.startswith("Δ"))
     return arm_label(value) if column in ("arm", "dial", "baseline") else str(value)
 
 

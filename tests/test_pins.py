@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rvlr_lib.data import ImbalanceSpec, bayes_ceiling, load_dataset, shown_share, told_share
+from rvlr_lib.data import ImbalanceSpec, bayes_ceiling, load_dataset, mentioned_share, shown_share
 from rvlr_lib.metrics import evaluate_retrieval
 from rvlr_lib.training.features import encode
 from tests.tiny import tiny_towers
@@ -66,7 +66,7 @@ def describe(case):
         for kind in ("latent", "shown"):  # cosines differ in the last bit between machines, so they are not hashed
             pins |= {f"truth/{kind}/{name}": weighted_sum(matrix) for name, matrix in vars(views.truth(kind)).items()}
         pins |= {f"ceiling/{k}": value for k, value in bayes_ceiling(dataset.gallery_sets()[0]).items()}
-        pins |= {"told_share": told_share(dataset), "shown_share": shown_share(dataset)}
+        pins |= {"told_share": mentioned_share(dataset), "shown_share": shown_share(dataset)}
     return pins
 
 

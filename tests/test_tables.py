@@ -37,9 +37,9 @@ NUMBERS |= {(-12.34, "image/overlap_truth"): "−12.3", (0.8, "cosine of a pair"
 
 
 def test_numbers():
-    assert {case: tables.shown(*case) for case in NUMBERS} == NUMBERS
+    assert {case: tables.format_number(*case) for case in NUMBERS} == NUMBERS
     signed = ["+0.94", "−0.94", "0.00", "0.00"]
-    assert [tables.shown(v, signed=True) for v in (0.94, -0.94, 0.004, -0.004)] == signed
+    assert [tables.format_number(v, signed=True) for v in (0.94, -0.94, 0.004, -0.004)] == signed
 
 
 def test_markdown_latex_and_every_digit_as_csv(tmp_path):

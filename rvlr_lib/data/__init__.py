@@ -15,15 +15,15 @@ from typing import Any
 
 from rvlr_lib.data.clipart import clipart_stamps, load_clipart
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, augment
-from rvlr_lib.data.dial import ImbalanceSpec, impose, mismatch_index
+from rvlr_lib.data.dial import ImbalanceSpec, apply_imbalance, mismatch_index
 from rvlr_lib.data.emoji import load_emoji
-from rvlr_lib.data.own import PREPARED, described, load_files
+from rvlr_lib.data.own import PUBLISHED_SETS, load_files, read_once
 from rvlr_lib.data.relevance import clean_caption, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.scenes import load_scenes
-from rvlr_lib.data.truth import bayes_ceiling, shown_share, told_share
+from rvlr_lib.data.truth import bayes_ceiling, mentioned_share, shown_share
 
 LOADERS: dict[str, Any] = {"clipart": load_clipart, "emoji": load_emoji, "scenes": load_scenes}
-NAMES = (*LOADERS, *PREPARED)  # named data sets, each with a preset
+NAMES = (*LOADERS, *PUBLISHED_SETS)  # named data sets, each with a preset
 
 
 def load_dataset(
@@ -57,7 +57,7 @@ def load_dataset(
         raise ValueError(f"image_root={image_root!r}: {name} has its own pictures; leave it out")
     if unknown := [option for option in options if option not in valid]:
         raise ValueError(f"option {unknown[0]!r} is unknown to {name}; valid: {', '.join(valid)}")
-    dial = (imbalance or ImbalanceSpec()).on(split)
+    dial = (imbalance or ImbalanceSpec()).for_split(split)
     if name == "scenes" and imbalance:  # dropped as the scenes are drawn, so that the truth stays known
         drawn, visibility = {"text_detail": dial.text_detail}, dial.image_visibility
         if dial.image_fault == "occlusion":
@@ -68,7 +68,7 @@ def load_dataset(
         dial = replace(dial, text_detail=1.0, image_visibility=visibility)
     if image_root:
         options["image_root"] = image_root
-    return impose(loader(split=split, **options), dial)
+    return apply_imbalance(loader(split=split, **options), dial)
 
 
 def dataset_stamp(name_or_path: str, image_root: str | None = None) -> tuple[Any, ...]:
@@ -76,4 +76,4 @@ def dataset_stamp(name_or_path: str, image_root: str | None = None) -> tuple[Any
     if name_or_path == "clipart":
         return clipart_stamps(image_root)
     # scenes and emoji come from code and packages, which do not change within a process
-    return () if name_or_path in LOADERS else tuple(described(name_or_path, image_root or None).stamps)
+    return () if name_or_path in LOADERS else tuple(read_once(name_or_path, image_root or None).stamps)

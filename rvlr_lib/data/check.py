@@ -10,7 +10,7 @@ from typing import Any
 from rvlr_lib.data.dataset import SPLITS
 from rvlr_lib.data.files import walk
 from rvlr_lib.data.own import FEWEST, read_collection
-from rvlr_lib.data.pictures import SUFFIXES, check_header, decode, equal_files, faults
+from rvlr_lib.data.pictures import SUFFIXES, check_header, decode, equal_files, find_faults
 from rvlr_lib.data.table import Collection
 
 FEW = 50  # pictures to rank: with fewer, random features have R@10 above 20 %
@@ -55,8 +55,8 @@ class Report:
         for name, (total, parts) in self.accounts.items():
             terms = [f"{count:,} {what}" for what, count in parts.items() if count or what == "used"]
             lines.append(f"{name}: {total:,} = {' + '.join(terms)}")
-        faults = sum(finding.spoils for finding in self.findings)
-        verdict = f"NOT READY: {faults} of these would spoil a result" if faults else "ready"
+        spoiling = sum(finding.spoils for finding in self.findings)
+        verdict = f"NOT READY: {spoiling} of these would spoil a result" if spoiling else "ready"
         return "\n".join([*lines, *map(str, self.findings), verdict])
 
 
@@ -113,7 +113,7 @@ def _pictures(report: Report, collection: Collection, full: bool) -> dict[str, s
         if decode(path).getcolors(maxcolors=1):  # None if there are more
             flat.append(str(path.relative_to(collection.root)))
 
-    bad = faults(look if full else check_header, collection.root, list(splits))
+    bad = find_faults(look if full else check_header, collection.root, list(splits))
     most = int(used[used.picture.isin(bad)].split.value_counts().max()) if bad else 0
     spoils = most > collection.options.get("max_bad_pictures", 0)
     way = f"to leave them out: max_bad_pictures: {most} in an index (data/README.md)" if spoils else ""

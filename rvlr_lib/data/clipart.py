@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from rvlr_lib.data.dataset import ImageTextDataset, evenly
-from rvlr_lib.data.files import Stamp, printable, stamp, walk
+from rvlr_lib.data.dataset import ImageTextDataset, evenly_spaced
+from rvlr_lib.data.files import Stamp, require_utf8_name, stamp, walk
 from rvlr_lib.data.own import hashed_split
-from rvlr_lib.data.pictures import FileSource, equal_files, faults, open_picture
+from rvlr_lib.data.pictures import FileSource, equal_files, find_faults, open_picture
 from rvlr_lib.data.relevance import clean_caption
 
 ROOT = "/usr/share/openclipart/png"
@@ -34,7 +34,7 @@ def load_clipart(*, split: str, image_root: str | Path | None = None, limit: int
     stamps = clipart_stamps(image_root)
     root = Path(stamps[0][0])
     drawings, representative, counts = _catalogue(stamps)
-    names = evenly([name for name in drawings if hashed_split(representative.get(name, name)) == split], limit)
+    names = evenly_spaced([name for name in drawings if hashed_split(representative.get(name, name)) == split], limit)
     if not names:
         raise ValueError(f"{root}: none of {len(drawings)} drawings with a title is in {split}; is it openclipart-png?")
     return ImageTextDataset(
@@ -51,7 +51,7 @@ def load_clipart(*, split: str, image_root: str | Path | None = None, limit: int
 
 def clipart_stamps(image_root: str | Path | None = None) -> tuple[Stamp, ...]:
     """Stamps of the package's folders and files; ValueError if it is not installed."""
-    root = printable(Path(image_root or ROOT))
+    root = require_utf8_name(Path(image_root or ROOT))
     if not root.is_dir():
         raise ValueError(f"clipart: no folder {root}; apt install openclipart-png, or give its folder as image_root")
     contents = walk(root, root)
@@ -72,7 +72,7 @@ def _catalogue(stamps: tuple[Stamp, ...]) -> tuple[dict[str, list[str]], dict[st
             texts = {str(key): text for key, text in picture.info.items() if isinstance(text, str)}
             captions[name] = _captions(name, texts)
 
-    faulty = faults(read_captions, root, originals)
+    faulty = find_faults(read_captions, root, originals)
     drawings = {name: texts for name, texts in sorted(captions.items()) if texts}
     uses = Counter(text for texts in drawings.values() for text in texts)
     info = {

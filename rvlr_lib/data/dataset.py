@@ -32,7 +32,7 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
         yield from pool.map(work, items)
 
 
-def evenly(items: list[Item], limit: int | None) -> list[Item]:
+def evenly_spaced(items: list[Item], limit: int | None) -> list[Item]:
     """At most ``limit`` of the items, evenly spaced; all for None. ValueError if ``limit`` is below 1."""
     if limit is not None and not (isinstance(limit, int | np.integer) and limit >= 1):
         raise ValueError(f"limit={limit!r} is not a number of pictures; give at least 1, or None for all")
@@ -96,7 +96,7 @@ class ImageTextDataset:
     categories: list[str] | None = None  # [I]
     scene: SceneViews | None = None  # scenes only: factors, and what each view shows of them
     info: dict[str, Any] = field(default_factory=dict)  # settings behind this data set, for provenance
-    whole_captions: list[str] | None = None  # [C], before words were dropped; None: none were
+    full_captions: list[str] | None = None  # [C], before words were dropped; None: none were
 
     def __post_init__(self) -> None:
         images, label = len(self.image_ids), f"{self.name}/{self.split}"
@@ -152,7 +152,7 @@ class ImageTextDataset:
             galleries=None if self.galleries is None else self.galleries[rows],
             categories=self.categories and [self.categories[i] for i in rows],
             scene=self.scene and self.scene.subset(rows, caption_rows, owner),
-            whole_captions=self.whole_captions and [self.whole_captions[c] for c in caption_rows],
+            full_captions=self.full_captions and [self.full_captions[c] for c in caption_rows],
         )
 
     def gallery_sets(self) -> "list[ImageTextDataset]":
@@ -171,7 +171,7 @@ class ImageTextDataset:
 
     @cached_property
     def _fingerprint(self) -> str:
-        texts = (self.image_ids, self.captions, self.categories or [], self.whole_captions or [])
+        texts = (self.image_ids, self.captions, self.categories or [], self.full_captions or [])
         parts = ["\0".join(strings).encode() for strings in texts]
         parts += [self.caption_image.astype("<i8").tobytes()]
         parts += [b"" if self.galleries is None else self.galleries.astype("<i8").tobytes()]

@@ -40,26 +40,26 @@ class ImbalanceSpec:
         if unknown := [split for split in self.splits if split not in SPLITS]:
             raise ValueError(f"the splits of the dial are {', '.join(SPLITS)}, not {unknown[0]!r}")
 
-    def on(self, split: str) -> "ImbalanceSpec":
+    def for_split(self, split: str) -> "ImbalanceSpec":
         """The dial as it acts on one split."""
         kept = self if split in self.splits else replace(self, text_detail=1.0, image_visibility=1.0)
         return kept if split == "train" else replace(kept, mismatch_rate=0.0)
 
 
-def impose(dataset: ImageTextDataset, spec: ImbalanceSpec) -> ImageTextDataset:
+def apply_imbalance(dataset: ImageTextDataset, spec: ImbalanceSpec) -> ImageTextDataset:
     """The data set under the dial: words dropped, pictures degraded, pairs mixed.
 
-    Graded relevance of real captions stays that of the complete captions, kept in ``dataset.whole_captions``.
+    Graded relevance of real captions stays that of the complete captions, kept in ``dataset.full_captions``.
     ValueError for words or tiles of scenes, which only ``load_dataset`` can drop, and for too few captions to mix.
     """
-    dial, split = spec.on(dataset.split), dataset.split
+    dial, split = spec.for_split(dataset.split), dataset.split
     occluded = dial.image_visibility < 1 and dial.image_fault == "occlusion"
     if dataset.scene is not None and (dial.text_detail < 1 or occluded):
         raise ValueError("scenes drop factors as they are drawn: load_dataset('scenes', split=..., imbalance=spec)")
-    captions, whole, info = dataset.captions, dataset.whole_captions, dict(dataset.info)
+    captions, full, info = dataset.captions, dataset.full_captions, dict(dataset.info)
     changes: dict[str, Any] = {}
     if dial.text_detail < 1:
-        whole, captions = whole or captions, drop_words(captions, dial.text_detail, _salted(dial.seed, split, "words"))
+        full, captions = full or captions, drop_words(captions, dial.text_detail, _salted(dial.seed, split, "words"))
         info |= {"text_detail": dial.text_detail}
     if dial.image_visibility < 1:
         source, seed = dataset.source, _salted(dial.seed, split, "pictures")
@@ -72,10 +72,10 @@ def impose(dataset: ImageTextDataset, spec: ImbalanceSpec) -> ImageTextDataset:
         info |= {"image_visibility": visibility, "image_fault": fault}
     if dial.mismatch_rate:
         index = mismatch_index(dataset.caption_image, dial.mismatch_rate, dial.seed)
-        captions, whole = [captions[c] for c in index], whole and [whole[c] for c in index]
+        captions, full = [captions[c] for c in index], full and [full[c] for c in index]
         changes["scene"] = dataset.scene and dataset.scene.subset(np.arange(len(dataset)), index, dataset.caption_image)
         info |= {"mismatch_rate": dial.mismatch_rate, "mismatch_seed": dial.seed}
-    return replace(dataset, captions=captions, whole_captions=whole, info=info, **changes)
+    return replace(dataset, captions=captions, full_captions=full, info=info, **changes)
 
 
 def _salted(seed: int, split: str, purpose: str) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rvlr_lib.data.dataset import ImageTextDataset, PixelSource, evenly
+from rvlr_lib.data.dataset import ImageTextDataset, PixelSource, evenly_spaced
 from rvlr_lib.data.pictures import decode
 from rvlr_lib.data.relevance import clean_caption
 from rvlr_lib.provenance import versions
@@ -42,7 +42,7 @@ def load_emoji(*, split: str, limit: int | None = None) -> ImageTextDataset:
     is below 1, or if the packages lack pictures or names; it says what to install.
     """
     held_out = hold_out(read_catalogue())
-    chosen = evenly([e for e in read_catalogue() if held_out.get(e.id, "train") == split], limit)
+    chosen = evenly_spaced([e for e in read_catalogue() if held_out.get(e.id, "train") == split], limit)
     files = [_pictures() / f"{e.id}.png" for e in chosen]
     return ImageTextDataset(
         name="emoji",

@@ -53,19 +53,19 @@ class SceneViews:
     forced: np.ndarray  # bool [C], captions given one object because none was drawn to be mentioned
     text_detail: float  # chance that a caption mentions a factor
     covered: np.ndarray  # [I], number of covered tiles of each picture
-    told_of: Facts  # [C], complete scene that each caption describes; another picture's if pairs are mixed
+    described: Facts  # [C], complete scene that each caption describes; another picture's if pairs are mixed
 
     def subset(self, image_rows: np.ndarray, caption_rows: np.ndarray, caption_image: np.ndarray) -> "SceneViews":
         """Views of some scenes and captions; ``caption_image``: new scene row of each kept caption."""
         images = {name: getattr(self, name)[image_rows] for name in ("scene", "image", "covered")}
-        texts = {name: getattr(self, name)[caption_rows] for name in ("text", "forced", "told_of")}
+        texts = {name: getattr(self, name)[caption_rows] for name in ("text", "forced", "described")}
         return replace(self, caption_image=caption_image, **images, **texts)
 
     def counts(self, kind: Literal["latent", "shown"]) -> tuple[np.ndarray, np.ndarray]:
         """Factor counts of pictures and captions: of complete scenes (``latent``) or of what views show (``shown``)."""
         if kind not in ("latent", "shown"):
             raise ValueError(f"truth {kind!r} is unknown; choose 'latent' (full scene) or 'shown' (what a view shows)")
-        images, texts = (self.scene, self.told_of) if kind == "latent" else (self.image, self.text)
+        images, texts = (self.scene, self.described) if kind == "latent" else (self.image, self.text)
         return images.counts(), texts.counts()
 
     def truth(self, kind: Literal["latent", "shown"]) -> Relevance:
@@ -77,6 +77,6 @@ class SceneViews:
 
     def content(self) -> bytes:
         """All fields that define the views, as bytes for a fingerprint."""
-        views = (self.scene, self.image, self.text, self.told_of)
+        views = (self.scene, self.image, self.text, self.described)
         arrays = [a for facts in views for a in (facts.objects, facts.background)] + [self.forced]
         return b"".join(a.astype("<i1").tobytes() for a in arrays) + f"{self.text_detail}".encode()

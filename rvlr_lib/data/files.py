@@ -27,7 +27,7 @@ def shown(name: str | Path) -> str:
     return re.sub(r"[\ud800-\udfff]", lambda lone: ascii(lone[0])[1:-1].replace("\\udc", "\\x"), str(name))
 
 
-def printable(path: Path) -> Path:
+def require_utf8_name(path: Path) -> Path:
     """The path itself; ValueError if its name is not UTF-8."""
     if shown(path) != str(path):
         raise ValueError(f"the name of {shown(path)} is not UTF-8: rename it")

@@ -14,7 +14,7 @@ import yaml
 from rvlr_lib.data.files import Walk, read_text, stamp, walk
 from rvlr_lib.data.pictures import SUFFIXES
 from rvlr_lib.data.table import LIKE_SPLIT, SPLIT_NAMES, SPLIT_WORD, Collection, Row, read_table, to_rows
-from rvlr_lib.disk import UniqueKeys, unique
+from rvlr_lib.disk import UniqueKeys, unique_keys
 
 UNSUPPORTED = tuple(".heic .heif .avif .jp2 .jxl .raw .dng .cr2 .nef".split())  # pictures that Pillow cannot open
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt")
@@ -35,7 +35,7 @@ def parse(path: Path) -> Any:
     try:
         if kind in (".yaml", ".yml"):
             return yaml.load(text, UniqueKeys)
-        return text if kind in (".jsonl", ".ndjson") else json.loads(text, object_pairs_hook=unique)
+        return text if kind in (".jsonl", ".ndjson") else json.loads(text, object_pairs_hook=unique_keys)
     except Exception as error:  # YAML values raise errors of their own: bad dates, lists as keys
         if "Extra data" in str(error) and text.lstrip().startswith("{"):
             return text
@@ -74,7 +74,7 @@ def _lines(collection: Collection, file: Path, text: str) -> list[Row]:
         collection.lines["rows" if line.strip() else "blank"] += 1
         try:
             if line.strip():
-                items[f"line {number}"] = json.loads(line, object_pairs_hook=unique)
+                items[f"line {number}"] = json.loads(line, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             collection.refuse_row("lines that are not JSON", f"{file}, line {number} is not valid JSON: {error}")
     return _items(collection, file, "JSON lines", items)

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, evenly
-from rvlr_lib.data.files import HIDDEN, printable, shown, stamp
+from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, evenly_spaced
+from rvlr_lib.data.files import HIDDEN, require_utf8_name, shown, stamp
 from rvlr_lib.data.formats import FORMATS, parse, read_part
-from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, faults
-from rvlr_lib.data.table import LIKE_SPLIT, WAYS_OUT, Collection, Row, Unusable, captions_in, split_in
-from rvlr_lib.provenance import home
+from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, find_faults
+from rvlr_lib.data.table import CAPTION_FAULTS, LIKE_SPLIT, Collection, Row, Unusable, captions_in, split_in
+from rvlr_lib.provenance import default_root
 
 FEWEST = 4  # pictures per split; the notebooks show the first four queries
 PUBLISHED = Path(__file__).parent / "published"
-PREPARED = ("flickr30k", "coco", "vizwiz")
+PUBLISHED_SETS = ("flickr30k", "coco", "vizwiz")
 NO_SPLIT = "pictures without a split"
 COLUMNS = "picture clean category flags fate row split".split()
 KEYS = (*SPLITS, "all", "held_out")
@@ -52,17 +52,17 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
     """
     import pandas as pd
 
-    file, base = printable(Path(path)), Path(path).parent
-    if str(path) in PREPARED:
-        file, base = PUBLISHED / f"{path}.yaml", home("data") / path
+    file, base = require_utf8_name(Path(path)), Path(path).parent
+    if str(path) in PUBLISHED_SETS:
+        file, base = PUBLISHED / f"{path}.yaml", default_root("data") / path
     if not (os.path.isfile(file) or os.path.isdir(file)):
-        fault = "neither a file nor a folder" if os.path.exists(file) else "not there"
+        fault = "neither a file nor a folder" if os.path.exists(file) else "missing"
         raise ValueError(f"{file} is {fault}; give an annotation file, a folder or an index; {FORMATS}")
     before, index = stamp(file), _index(file)
-    sources = index.get("sources", {}).items() if str(path) in PREPARED else ()
+    sources = index.get("sources", {}).items() if str(path) in PUBLISHED_SETS else ()
     if missing := "".join(f"\n  {name}: {source}" for name, source in sources if not (base / name).exists()):
         raise ValueError(f"{base} lacks files (set RVLR_DATA to look elsewhere than in {base.parent}):{missing}")
-    root = printable(Path(image_root or (file if file.is_dir() else base / index.get("image_root", "."))))
+    root = require_utf8_name(Path(image_root or (file if file.is_dir() else base / index.get("image_root", "."))))
     if not os.path.isdir(root):
         raise ValueError(f"image_root {root} is not a folder; give the folder of the pictures")
     options = index | _checked(file, options)
@@ -73,7 +73,7 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
         names, rows = (index or {"all": file.name}).get(key, []), list[Row]()
         for name in [names] if isinstance(names, str) else names:
             if not os.path.exists(place := base / name):
-                raise ValueError(f"{file}: {key} names {name!r}, but {shown(place)} is not there")
+                raise ValueError(f"{file}: {key} names {name!r}, but {shown(place)} does not exist")
             rows += read_part(collection, place, assigned=key not in ("all", "held_out"))
         captions += _captions(collection, key, rows)
     collection.frame = pd.DataFrame(captions, columns=COLUMNS, dtype=object).astype({"row": int})
@@ -149,14 +149,14 @@ def _captions(collection: Collection, key: str, rows: list[Row]) -> list[tuple[A
             collection.lost[reason or "without a caption"] += 1
         for text, fault in texts:
             if fault and not reason:
-                refused[fault].append(f"{row.where}: {WAYS_OUT[fault].format(text[:80], picture)}")
+                refused[fault].append(f"{row.where}: {CAPTION_FAULTS[fault].format(text[:80], picture)}")
             flagged = row.flags and not options.get("keep_flagged")
             fate = reason or fault or (f"left out as {row.flags}" if flagged else "used")
             captions.append((picture, "" if fault else text, row.category, row.flags, fate, collection.rows_read))
             fates[picture].add(fate)
     own_splits = any("used" in fates[picture] and splits.get(picture) for picture in order)
     for picture in order:
-        if fates[picture] <= WAYS_OUT.keys():
+        if fates[picture] <= CAPTION_FAULTS.keys():
             refused["pictures without a caption"].append(f"{path}: {picture!r} has no caption: add one or leave it out")
         elif own_splits and "used" in fates[picture] and not splits.get(picture):
             fates[picture].add(NO_SPLIT)
@@ -199,7 +199,7 @@ def _name(name: str, folder: str) -> str:
 _READ: dict[tuple[Any, ...], Collection] = {}
 
 
-def described(path: str | Path, image_root: str | Path | None, **options: Any) -> Collection:
+def read_once(path: str | Path, image_root: str | Path | None, **options: Any) -> Collection:
     """Read a collection and print its description, once until a file it was read from changes."""
     set_options = str({name: value for name, value in sorted(options.items()) if value is not None})
     key = (str(path), str(image_root), os.getcwd(), os.environ.get("RVLR_DATA"), set_options)
@@ -239,15 +239,15 @@ def load_files(
     ValueError: a collection with faults (:func:`read_collection`), fewer than 4 pictures, too many bad pictures.
     """
     options = {"image_column": image_column, "caption_column": caption_column, "max_bad_pictures": max_bad_pictures}
-    collection = described(path, image_root, **options, split_seed=split_seed, keep_flagged=keep_flagged)
+    collection = read_once(path, image_root, **options, split_seed=split_seed, keep_flagged=keep_flagged)
     for reason, messages in collection.refused.items():
         command = f"rvlr data check {shlex.quote(str(collection.path))}"
         more = f" ({len(messages)} {reason} in all: `{command}` lists them)" if len(messages) > 1 else ""
         raise ValueError(messages[0] + more)
     allowed = collection.options.get("max_bad_pictures", 0)
     part = collection.used[collection.used.split == split]
-    names = evenly(list(part.picture.unique()), limit)
-    bad = faults(decode if allowed else check_header, collection.root, names)
+    names = evenly_spaced(list(part.picture.unique()), limit)
+    bad = find_faults(decode if allowed else check_header, collection.root, names)
     first = f"the first: {next(iter(bad.values()), '')}"
     if len(bad) == len(names) > 1:
         first += f"; so is every other one: is {collection.root} the right image_root?"

@@ -18,7 +18,7 @@ from rvlr_lib.data.files import Stamp, stamp
 from rvlr_lib.disk import sha256
 
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pnm".split())
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none that starts another program
+READABLE = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none that starts another program
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs; about 270 MB decoded
 
 
@@ -85,12 +85,12 @@ def open_picture(path: Path) -> Image.Image:
     if not path.stat().st_size:
         raise ValueError(f"picture {path} is empty (0 bytes): replace it or leave it out")
     try:
-        picture = Image.open(path, formats=FORMATS)
+        picture = Image.open(path, formats=READABLE)
     except Image.DecompressionBombError:
         raise ValueError(f"picture {path} has more than {2 * MAX_PIXELS:,} pixels: make it smaller") from None
     except Exception as error:
         reason = "its header matches no known format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"picture {path} cannot be read ({reason}); known formats: {', '.join(FORMATS)}") from None
+        raise ValueError(f"picture {path} cannot be read ({reason}); known formats: {', '.join(READABLE)}") from None
     if picture.width * picture.height > MAX_PIXELS:
         size = f"{picture.width} x {picture.height}"
         picture.close()
@@ -103,7 +103,7 @@ def _listing(folder: Path, _stamp: Stamp) -> dict[str, str]:
     return {unicodedata.normalize("NFC", path.name).casefold(): path.name for path in folder.glob("*")}
 
 
-def faults(look: Callable[[Path], object], root: Path, names: Sequence[str]) -> dict[str, str]:
+def find_faults(look: Callable[[Path], object], root: Path, names: Sequence[str]) -> dict[str, str]:
     """File below ``root`` -> what ``look`` (:func:`check_header` or :func:`decode`) finds wrong with it."""
 
     def fault(name: str) -> str | None:

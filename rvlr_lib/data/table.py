@@ -59,13 +59,13 @@ COUNT = re.compile(rf"[-+]?\d[\d.,]*%?|{'|'.join(map(re.escape, YES_NO))}")
 UNQUOTED = re.compile(r"\s*[\[{]\s*[^'\"\[{].*,.*[\]}]\s*", re.S)  # one caption may look like this, not all
 PROSE = r"(?!\s*[\[({]\s*(?P<mark>['\"])[^'\"]*(?P=mark)\s+[^\W_])"  # a quoted word, then another: not a list
 STRUCTURE = re.compile(rf"{PROSE}\s*({BRACKETS}|{SPOILT}|[\w.]+\((\s*[\[({{'\"].*)?\)|b'.*'|b\".*\")\s*", re.I | re.S)
-WAYS_OUT = {  # why a text is not a caption; formatted with the text and its picture
+CAPTION_FAULTS = {  # why a text is not a caption; formatted with the text and its picture
     "empty captions": "the caption {!r} of {!r} has no word: write one or leave it out",
     "placeholders of missing captions": "the caption {!r} of {!r} is a missing value: write one or leave it out",
     "captions that are not text": "a caption of {1!r} is {0}, expected text or a list of texts",
     "cells that hold a structure": "the caption {!r} of {!r} is a structure: write a text, or a list of texts as JSON",
 }
-EMPTY, MISSING, NO_TEXT, NO_LIST = WAYS_OUT
+EMPTY, MISSING, NO_TEXT, NO_LIST = CAPTION_FAULTS
 PICTURE = rf"\.(?:{'|'.join(suffix[1:] for suffix in SUFFIXES)})"
 TOKEN = re.compile(rf"[^\t]*{PICTURE}(#\d+)?\t.", re.I)  # a line of a file that has no header
 NAMED = re.compile(rf"(.{PICTURE})(#\d+)?$", re.I)  # a.jpg, or a.jpg#0 with the number of a caption
@@ -137,7 +137,7 @@ class Collection:
 
 
 def captions_in(cell: Any) -> list[tuple[str, str]]:
-    """Captions of a cell: each text with its fault, cleaned and "" or unchanged and a key of :data:`WAYS_OUT`.
+    """Captions of a cell: each text with its fault, cleaned and "" or unchanged and a key of :data:`CAPTION_FAULTS`.
 
     >>> captions_in("['a dog', 'a cat']"), captions_in("nan")
     ([('a dog', ''), ('a cat', '')], [('nan', 'placeholders of missing captions')])

@@ -12,10 +12,10 @@ from rvlr_lib.data.facts import BACKGROUNDS, COLOURS, OBJECTS, SHAPES, SIZES, TI
 HIDDEN = -2  # in place of a hidden object's factors; -1 means no object
 
 
-def told_share(dataset: ImageTextDataset) -> float:
+def mentioned_share(dataset: ImageTextDataset) -> float:
     """Share of factors that the captions of scenes mention, 0..1; forced mentions do not count."""
     views = _views(dataset)
-    return float((_factors(views.text) - views.forced).sum() / _factors(views.told_of).sum())
+    return float((_factors(views.text) - views.forced).sum() / _factors(views.described).sum())
 
 
 def shown_share(dataset: ImageTextDataset) -> float:

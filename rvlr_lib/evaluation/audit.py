@@ -15,10 +15,10 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor
 
-from rvlr_lib.data import ImageTextDataset, clean_caption, load_dataset, shown_share, told_share
+from rvlr_lib.data import ImageTextDataset, clean_caption, load_dataset, mentioned_share, shown_share
 from rvlr_lib.data.dataset import ArraySource
 from rvlr_lib.data.formats import parse
-from rvlr_lib.data.table import EMPTY, WAYS_OUT, captions_in
+from rvlr_lib.data.table import CAPTION_FAULTS, EMPTY, captions_in
 from rvlr_lib.disk import write_json
 from rvlr_lib.evaluation.baselines import training_free
 from rvlr_lib.evaluation.evaluate import NEIGHBOURS, Device, first_captions, noise_floor, retrieval_metrics, structure
@@ -33,7 +33,7 @@ LOADERS |= dict.fromkeys((".pt", ".pth"), partial(torch.load, map_location="cpu"
 ALPHAS = np.logspace(-4, 3, 15)  # ridge penalties
 TABLES = "retrieval", "structure", "peers"
 FILES = ["audit.json", *(f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex"))]
-LEAST = 50  # pictures; with fewer, a linear probe is meaningless
+MIN_PICTURES = 50  # pictures; with fewer, a linear probe is meaningless
 Encoded = tuple[ImageTextDataset, Tensor, Tensor]  # features [I, D] and [C, D]
 
 
@@ -78,12 +78,12 @@ def imbalance_report(dataset: ImageTextDataset, image_features: Tensor, text_fea
     texts = captions[first_captions(dataset)]
     across = predictability(images, texts), predictability(texts, images)
     siblings = [rows[:2] for rows in map(dataset.captions_of, range(len(dataset))) if len(rows) > 1]
-    reliability = predictability(*captions[np.stack(siblings, axis=1)]) if len(siblings) >= LEAST else None
+    reliability = predictability(*captions[np.stack(siblings, axis=1)]) if len(siblings) >= MIN_PICTURES else None
     held = min(1.0, across[0] / reliability**0.5) if reliability else across[0], across[1]
     exact: tuple[float | None, float | None] = (None, None)
     probes, source = exact, "predictability"
     if dataset.scene is not None and "image_fault" not in dataset.info:  # blur hides no factor with certainty
-        held = exact = shown_share(dataset), told_share(dataset)
+        held = exact = shown_share(dataset), mentioned_share(dataset)
         source = "exact shares of factors"
         factors = dataset.scene.scene.counts()
         probes = predictability(images, factors), predictability(texts, factors)
@@ -233,7 +233,7 @@ def _captions(path: Path) -> list[list[str]]:
         captions.append([clean_caption(text) for text, _ in texts])
         for (text, fault), cleaned in zip(texts, captions[-1], strict=True):
             if fault or not cleaned:
-                raise ValueError(f"{path}: {WAYS_OUT[fault or EMPTY].format(text, f'entry {number}')}")
+                raise ValueError(f"{path}: {CAPTION_FAULTS[fault or EMPTY].format(text, f'entry {number}')}")
     return captions
 
 
@@ -242,7 +242,7 @@ def _checked(dataset: ImageTextDataset, image_features: Tensor, text_features: T
     if (len(images), len(texts)) != (len(dataset), len(dataset.captions)):
         counts = f"{len(dataset)} pictures and {len(dataset.captions)} captions"
         raise ValueError(f"features {tuple(images.shape)} and {tuple(texts.shape)} do not match {counts}")
-    if len(images) < LEAST:
-        way_out = f"give at least {LEAST}, or with --dataset another --split"
+    if len(images) < MIN_PICTURES:
+        way_out = f"give at least {MIN_PICTURES}, or with --dataset another --split"
         raise ValueError(f"{len(images)} pictures are too few for a linear probe: {way_out}")
     return images.float(), texts.float()

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rvlr_lib.data import ImageTextDataset, ImbalanceSpec, impose
+from rvlr_lib.data import ImageTextDataset, ImbalanceSpec, apply_imbalance
 from rvlr_lib.data import scenes as grammar
 from rvlr_lib.data.dial import FAULTS, drop_words
 from rvlr_lib.evaluation.evaluate import Features, first_captions, galleries, headline_metrics, mean_of, relevances
@@ -246,7 +246,7 @@ def perturb(dataset: ImageTextDataset, kind: str, strength: float, seed: int = 0
         raise ValueError(f"synonyms are known only for scenes, not for {dataset.name}")
     if kind in FAULTS:
         spec = ImbalanceSpec(image_visibility=1 - strength, image_fault=kind, splits=(dataset.split,), seed=seed)
-        return impose(dataset, spec)
+        return apply_imbalance(dataset, spec)
     if kind == "words_dropped":
         return replace(dataset, captions=drop_words(dataset.captions, 1 - strength, seed))
     texts = [_perturbed(text, kind, strength, [seed, row]) for row, text in enumerate(dataset.captions)]

@@ -35,7 +35,7 @@ def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
     """
     if gallery.scene is not None:
         return {"latent": gallery.scene.truth("latent"), "shown": gallery.scene.truth("shown")}
-    known = {"rouge_l": Relevance(rouge_l_relevance(gallery.whole_captions or gallery.captions, gallery.caption_image))}
+    known = {"rouge_l": Relevance(rouge_l_relevance(gallery.full_captions or gallery.captions, gallery.caption_image))}
     if gallery.categories is not None:
         known["category"] = Relevance(category_relevance(gallery.categories, gallery.caption_image))
     return known

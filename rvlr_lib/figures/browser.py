@@ -10,9 +10,9 @@ import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
-from rvlr_lib.data import clean_caption, shown_share, told_share
+from rvlr_lib.data import clean_caption, mentioned_share, shown_share
 from rvlr_lib.data.dataset import ImageTextDataset as Dataset
-from rvlr_lib.data.pictures import FORMATS
+from rvlr_lib.data.pictures import READABLE
 from rvlr_lib.figures.panels import Hit, Query, plot_retrieval_panel
 from rvlr_lib.figures.projection import Spaces, unit
 
@@ -116,22 +116,22 @@ def neighbour_query(dataset: Dataset, spaces: Mapping[str, Any], row: int, *, k:
 
 
 def dial_query(
-    title: str, dataset: Dataset, spaces: Mapping[str, Any], truth: Any, row: int, *, whole: Dataset, k: int = 5
+    title: str, dataset: Dataset, spaces: Mapping[str, Any], truth: Any, row: int, *, undegraded: Dataset, k: int = 5
 ) -> Query:
     """Find the ``k`` neighbours of the picture ``row`` at one dial setting, by truth and in each space.
 
-    ``dataset`` is degraded by the dial, ``whole`` is not; ``spaces``: name -> image features ``[I, D]``. A neighbour is
-    right if it is as similar as the ``k``-th true neighbour by ``truth``, the similarities ``[I, I]``.
+    ``dataset`` is degraded by the dial, ``undegraded`` is not; ``spaces``: name -> image features ``[I, D]``. A
+    neighbour is right if it is as similar as the ``k``-th true neighbour by ``truth``, the similarities ``[I, I]``.
     """
     similarity = np.array(truth[row], dtype=np.float64)
     similarity[row] = -np.inf
     nearest = np.argsort(-similarity, kind="stable")[:k]
     right = similarity >= similarity[nearest[-1]] - 1e-6
-    results = {"truth": [_hit(whole, "i", int(i)) for i in nearest]}
+    results = {"truth": [_hit(undegraded, "i", int(i)) for i in nearest]}
     for name, features in spaces.items():
-        results[name] = [_hit(whole, "i", i, bool(right[i])) for i in _neighbours(features, row, k)]
+        results[name] = [_hit(undegraded, "i", i, bool(right[i])) for i in _neighbours(features, row, k)]
     item = dataset.subset([row])
-    shares = {"picture": shown_share(item), "caption": told_share(item)}
+    shares = {"picture": shown_share(item), "caption": mentioned_share(item)}
     return Query(item.image(0), results, item.image_ids[0], item.captions[0], title=title, shares=shares)
 
 
@@ -178,7 +178,7 @@ def has_reader() -> bool:
 
 def _read_upload(file: Mapping[str, Any]) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(file["content"]), formats=FORMATS).convert("RGB")
+        return Image.open(io.BytesIO(file["content"]), formats=READABLE).convert("RGB")
     except Exception as error:  # decoders raise all kinds of errors for damaged files
         raise ValueError(f"{file['name']} is not a readable picture: upload a PNG or JPEG") from error
 

@@ -16,10 +16,10 @@ from matplotlib.lines import Line2D
 from rvlr_lib.config import ARMS
 from rvlr_lib.figures.style import LINE, MAX_HEIGHT, Look, inches, is_narrow, looks, new_figure, page_width, style, wrap
 from rvlr_lib.metrics.statistics import paired_effect
-from rvlr_lib.tables import arm_label, arm_order, differences, metric_label, shown
+from rvlr_lib.tables import arm_label, arm_order, differences, format_number, metric_label
 
 SEEDS = 5  # least number for an interval
-LINES = {"floor": ":", "teachers": "--", "ceiling": "-"}  # references that plot_arms draws as lines
+REFERENCE_LINES = {"floor": ":", "teachers": "--", "ceiling": "-"}  # references that plot_arms draws as lines
 BARS = f"small dots: seeds; bars: 95\u00a0% intervals ({SEEDS} or more seeds)"
 HATCHES = ("", "////", "....", "xxxx")
 BESIDE: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}  # a number to the right of its row
@@ -44,7 +44,7 @@ def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, fl
     """
     frame = differences(frame, baseline) if baseline else frame
     metrics, dials = levels(frame, "metric"), levels(frame, "dial")
-    arms = [name for name in arm_order(frame["arm"]) if name not in LINES]
+    arms = [name for name in arm_order(frame["arm"]) if name not in REFERENCE_LINES]
     look = looks(arms, [Look("0.25", "o")])  # no row borrows an arm's colour
     height = 0.45 + 0.165 * max(len(arms), 3 if len(dials) > 1 else 0)  # room for the name of a dial setting
     label_width = max((inches(arm_label(name)) for name in arms), default=0)
@@ -58,9 +58,10 @@ def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, fl
             for row in seed_summary(seeds, ["arm"]).itertuples():
                 bar = [[row.mean - row.low], [row.high - row.mean]]
                 axes.errorbar(row.mean, y, xerr=bar, color=color, marker=marker)
-                axes.annotate(shown(row.mean, metric, signed=bool(baseline)), (1.02, y), **BESIDE)
-        for name, value in panel[panel["arm"].isin(LINES)].groupby("arm", sort=False)["value"].mean().items():
-            axes.axvline(value, color="0.15", linewidth=1, linestyle=LINES[str(name)], label=arm_label(str(name)))
+                axes.annotate(format_number(row.mean, metric, signed=bool(baseline)), (1.02, y), **BESIDE)
+        for name, value in panel[panel["arm"].isin(REFERENCE_LINES)].groupby("arm", sort=False)["value"].mean().items():
+            line: dict[str, Any] = {"linestyle": REFERENCE_LINES[str(name)], "label": arm_label(str(name))}
+            axes.axvline(value, color="0.15", linewidth=1, **line)
         if marks and metric in marks:
             for value in (-marks[metric], marks[metric]):
                 axes.axvline(value, color="0.4", linewidth=0.8, linestyle="--", label="gap to explain")
@@ -176,7 +177,7 @@ def plot_gradient_shares(frame: pd.DataFrame) -> Figure:
     for (term, look), hatch in zip(looks(terms).items(), cycle(HATCHES), strict=False):
         options = {"left": left[term], "color": look.color, "hatch": hatch, "label": metric_label(term)}
         bars = axes.barh(list(map(arm_label, arms)), shares[term], edgecolor="white", **options)
-        numbers = [shown(share) if share > least else "" for share in shares[term]]
+        numbers = [format_number(share) if share > least else "" for share in shares[term]]
         axes.bar_label(bars, numbers, label_type="center", bbox={"facecolor": "white", "linewidth": 0, "pad": 0.6})
     axes.set(xlim=(0, 100), ylim=(len(arms) - 0.5, -0.5), xlabel="share of summed gradient norms (%)")
     legend_below(figure)

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from rvlr_lib.figures import style as look
 from rvlr_lib.figures.style import FONT_SIZE, LINE, MAX_HEIGHT, MODALITY, is_narrow, page_width, wrap
-from rvlr_lib.tables import arm_label, shown
+from rvlr_lib.tables import arm_label, format_number
 
 GAP, HEADING, NARROW_ITEMS = 0.06, 0.7, 3  # inches, inches, items side by side in one column
 # Picture size in inches, most lines of a caption, most lines of a titled caption; the first that fits a page is used.
@@ -80,7 +80,7 @@ def plot_retrieval_panel(queries: Sequence[Query]) -> Figure:
             heading = [arm_label(method), *([f"rank {query.ranks[method]}"] if method in query.ranks else [])]
             cells = first[number : number + 1] or [Cell(None)]
             for hit in hits[:count]:
-                value = "" if hit.relevance is None else shown(hit.relevance, "relevance")
+                value = "" if hit.relevance is None else format_number(hit.relevance, "relevance")
                 cells.append(Cell(hit.item, below=f"{MARKS[hit.hit]} {value}".strip(), frame=FRAMES[hit.hit]))
             rows.append((heading, cells))
     return _table(rows, [1.3 if is_narrow() else 1.8, *[1.0] * count])
@@ -168,7 +168,7 @@ def _draw(page: Axes, x: float, y: float, width: float, height: float, item: Any
         for number, (name, share) in enumerate(item.items()):
             middle = y + height / 2 + (number - 0.5) * 1.2 * LINE
             page.barh(middle, share * width, LINE, left=x, color=MODALITY[name], alpha=0.5)
-            _write(page, x + GAP / 2, middle, f"{name} {shown(100 * share)} %", va="center")
+            _write(page, x + GAP / 2, middle, f"{name} {format_number(100 * share)} %", va="center")
     elif item is not None:
         array = np.asarray(item)
         scale = min(min(width, most) / array.shape[1], min(height, most) / array.shape[0])

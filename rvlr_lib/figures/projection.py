@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from scipy.linalg import block_diag, orthogonal_procrustes
 
-from rvlr_lib.disk import plain, read_json, sha256, write_json
+from rvlr_lib.disk import read_json, sha256, to_json_types, write_json
 from rvlr_lib.figures.charts import legend_below
 from rvlr_lib.figures.style import MODALITY, Look, is_narrow, looks, new_figure, page_width, style
-from rvlr_lib.tables import arm_label, shown
+from rvlr_lib.tables import arm_label, format_number
 
 JOINT_EPOCHS, SPACE_EPOCHS, SPACE_RATE, NEIGHBOURS = 300, 100, 0.1, 15
 THUMBNAIL, MAX_LABELS, BLOCK_SIZE = 0.16, 6, 150  # inches; labels with their own colour; pictures in a block
@@ -101,7 +101,7 @@ def project_spaces(
 
 def cached_projection(root: Path | str, spaces: Spaces, **options: Any) -> Projection:
     """Cached :func:`project_spaces` in ``root/cache/projection``, keyed by features, options, code and UMAP version."""
-    ingredients = importlib.metadata.version("umap-learn"), sha256(Path(__file__)), plain(options)
+    ingredients = importlib.metadata.version("umap-learn"), sha256(Path(__file__)), to_json_types(options)
     digest = hashlib.sha256(repr(ingredients).encode())
     for name, pair in spaces.items():
         digest.update(name.encode() + b"".join(np.ascontiguousarray(features).tobytes() for features in pair))
@@ -144,7 +144,7 @@ def plot_embedding(
             _add_thumbnails(axes, pair[0], projection.image_rows, thumbnail, thumbnails, (extent + limit) / 2)
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], box_aspect=1)
         axes.spines[:].set_visible(True)
-        axes.set_xlabel(f"trustworthiness {shown(100 * projection.trustworthiness[space]['joint'])}")
+        axes.set_xlabel(f"trustworthiness {format_number(100 * projection.trustworthiness[space]['joint'])}")
         axes.set_title(f"{arm_label(space)}, {projection.name}")
     series = {name: Look(colors.get(name, "0.3"), marker, "") for name, marker in zip(MODALITY, "o^", strict=True)}
     legend_below(figure, "", series | {name: Look(colors[name], "s", "") for name in colors if name not in MODALITY})

@@ -18,7 +18,7 @@ from matplotlib.font_manager import FontProperties, get_font_names
 from matplotlib.textpath import text_to_path
 
 from rvlr_lib import config
-from rvlr_lib.disk import whole_file, write_text
+from rvlr_lib.disk import atomic_path, write_text
 from rvlr_lib.tables import to_csv
 
 COLUMN_WIDTH, PAGE_WIDTH, MAX_HEIGHT = 3.5, 7.16, 9.25  # inches: IEEE column, page width, page height
@@ -92,11 +92,11 @@ def save_figure(figure: Figure, folder: Path | str, name: str, data: pd.DataFram
     Output is byte-for-byte reproducible. A collapsed layout is an error: matplotlib would draw panels on one spot.
     """
     png, pdf, csv = (Path(folder) / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv"))
-    with whole_file(png) as temporary, warnings.catch_warnings():
+    with atomic_path(png) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("error", "constrained_layout not applied", UserWarning)
         figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
     figure.set_layout_engine("none")  # keep the computed layout for the PDF
-    with whole_file(pdf) as temporary:
+    with atomic_path(pdf) as temporary:
         figure.savefig(temporary, format="pdf", dpi=300, metadata={"CreationDate": None})
     write_text(csv, to_csv(data))
 

@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from rvlr_lib.figures.charts import BESIDE, SEEDS, legend_below, levels, panel_grid, seed_summary, select
 from rvlr_lib.figures.style import BLUE, LINE, VERMILLION, is_narrow, looks, new_figure, page_width, style, wrap
 from rvlr_lib.study.claims import signed
-from rvlr_lib.tables import arm_label, arm_order, metric_label, shown
+from rvlr_lib.tables import arm_label, arm_order, format_number, metric_label
 
 VERDICTS = {"better": BLUE, "worse": VERMILLION, "equivalent": "0.1", "inconclusive": "0.45"}
 ORIGIN = "matching"  # arm at which the arrows of a trade-off start
@@ -68,7 +68,7 @@ def plot_regime_map(frame: pd.DataFrame, *, metric: str = "difference, points") 
     for axes, _, dial in cells:
         panel = select(effects, dial=dial)
         values = panel.pivot(index="teacher", columns="ratio", values="mean").reindex(index=teachers, columns=ratios)
-        numbers = values.map(lambda value: shown(value, signed=True))
+        numbers = values.map(lambda value: format_number(value, signed=True))
         values = values.rename(index=arm_label, columns="{:g}".format)
         seaborn.heatmap(values, ax=axes, annot=numbers, fmt="", annot_kws=text, **shades)
         for row in panel[~((panel["low"] > 0) | (panel["high"] < 0))].itertuples():

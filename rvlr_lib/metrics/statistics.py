@@ -51,7 +51,7 @@ class Verdict:
     effect: Effect
     low: float  # ends of the Holm-corrected two-sided interval
     high: float
-    within: tuple[float, float]  # the 90% interval that must lie inside ±delta for equivalence
+    interval_90: tuple[float, float]  # must lie inside ±delta for equivalence
     delta: float  # the smallest difference that would matter
 
 
@@ -72,13 +72,14 @@ def verdicts(effects: Mapping[str, Effect], deltas: Mapping[str, float]) -> dict
     decided, tests = {}, len(effects)
     for name, effect in sorted(effects.items(), key=lambda item: item[1].p):
         half, half_90 = (_half_width(effect.sd, effect.seeds, share) for share in (ALPHA / tests, 0.10))
-        low, high, within = effect.mean - half, effect.mean + half, (effect.mean - half_90, effect.mean + half_90)
-        small = max(-within[0], within[1]) < deltas[name]
+        low, high = effect.mean - half, effect.mean + half
+        interval_90 = effect.mean - half_90, effect.mean + half_90
+        small = max(-interval_90[0], interval_90[1]) < deltas[name]
         verdict = "equivalent" if small else "inconclusive"
         if low > 0 or high < 0:
             tests -= 1
             verdict = ("better" if low > 0 else "worse") + (", below δ" if small else "")
-        decided[name] = Verdict(verdict, effect, low, high, within, float(deltas[name]))
+        decided[name] = Verdict(verdict, effect, low, high, interval_90, float(deltas[name]))
     return {name: decided[name] for name in effects}
 
 

@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.disk import load_tensors, read_json, save_tensors, whole_file, write_json
+from rvlr_lib.disk import atomic_path, load_tensors, read_json, save_tensors, write_json
 from rvlr_lib.models.student import HeadStudent, Student, TowerStudent
 from rvlr_lib.models.towers import Towers, build_towers
 
@@ -22,7 +22,7 @@ def save_student(student: Student, towers: Towers, folder: Path) -> Path:
     folder = Path(folder).resolve()
     if folder.exists() and any(folder.iterdir()) and not any((folder / name).is_file() for name in MARKS):
         raise ValueError(f"{folder} is not empty and holds no student: choose an empty folder")
-    with whole_file(folder, folder=True) as temporary:
+    with atomic_path(folder, folder=True) as temporary:
         if isinstance(student, TowerStudent):
             _write_open_clip(student, towers, temporary, folder)
         else:

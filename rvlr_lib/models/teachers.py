@@ -50,7 +50,7 @@ def teacher_features(spec: str, modality: str, dataset: ImageTextDataset, device
     if kind == "oracle":
         if dataset.scene is None:
             raise ValueError(f"{dataset.name} has no known factors: the oracle teacher is for scenes")
-        facts = dataset.scene.scene if modality == "image" else dataset.scene.told_of  # of the complete scenes
+        facts = dataset.scene.scene if modality == "image" else dataset.scene.described  # of the complete scenes
         return unit_rows(torch.from_numpy(facts.counts()))
     if modality == "text" and kind in ("weak", "random"):
         counts = _word_counts(dataset)

@@ -16,7 +16,7 @@ from rvlr_lib.data.scenes import BACKGROUND_WORDS, COLOUR_WORDS, SHAPE_WORDS
 from rvlr_lib.disk import write_text
 from rvlr_lib.evaluation.evaluate import galleries
 from rvlr_lib.figures.projection import Projection, cached_projection
-from rvlr_lib.provenance import home
+from rvlr_lib.provenance import default_root
 from rvlr_lib.report.output import OPENING, read_run, rerun_command
 from rvlr_lib.report.report import templates
 from rvlr_lib.similarity import cosine_matrix
@@ -35,7 +35,7 @@ def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
     """
     record, shown, missing = read_run(run), {}, {}
     parent = Path(run).resolve().parent
-    root = parent if (parent / "cache" / "result").is_dir() else home()
+    root = parent if (parent / "cache" / "result").is_dir() else default_root()
     for dataset in dict.fromkeys(entry["dataset"] for entry in record["runs"]):
         try:
             shown[dataset] = explorer_points(record, dataset, root)

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rvlr_lib.disk import elsewhere, plain, read_json, read_yaml, write_json
-from rvlr_lib.provenance import PACKAGE, data_name, home, provenance, resolved
-from rvlr_lib.tables import Shown, flat, to_markdown
+from rvlr_lib.disk import read_json, read_yaml, to_json_types, unsafe_names, write_json
+from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, real_path
+from rvlr_lib.tables import MarkdownTable, index_as_columns, to_markdown
 
 OPENING = ("dataset", "image_root", "preset", "model", "pretrained")  # notebook parameters that go to open_study
 HEADLESS = "RVLR_HEADLESS"  # environment variable of the kernels that `rvlr reproduce` starts
@@ -40,8 +40,8 @@ class RunOutput:
 
     def __post_init__(self) -> None:
         self.started = time.monotonic()
-        self.folder = Path(self.folder) if self.folder else home() / "lab"
-        self.source, self.dataset = str(resolved(self.dataset)), data_name(self.dataset)
+        self.folder = Path(self.folder) if self.folder else default_root() / "lab"
+        self.source, self.dataset = str(real_path(self.dataset)), data_name(self.dataset)
         self.path = self.folder / "results" / f"{self.dataset}_{self.notebook}.json"
         if (self.folder / "run.json").is_file() and HEADLESS not in os.environ:
             raise ValueError(f"{self.folder} is a run of `rvlr reproduce`: choose another output_dir")
@@ -65,10 +65,10 @@ class RunOutput:
             save_figure(figure, folder / "column" if both and width == "column" else folder, stem, data)
         return Image(filename=folder / f"{stem}.png", width=round(100 * figure.get_figwidth()))  # pixels
 
-    def table(self, frame: Any, name: str) -> Shown:
+    def table(self, frame: Any, name: str) -> MarkdownTable:
         """Store a DataFrame for the report, and return it as the report shows it; the first table is the main one."""
-        self.tables[name] = flat(frame).to_dict(orient="records")
-        return Shown(to_markdown(frame))
+        self.tables[name] = index_as_columns(frame).to_dict(orient="records")
+        return MarkdownTable(to_markdown(frame))
 
     def keep(self, row: str, metrics: Mapping[str, float]) -> None:
         """Store the numbers of one row, which ``reproduce --check`` compares."""
@@ -127,7 +127,7 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     for name, kind in kinds.items():
         parser.add_argument(f"--{name}", type=choices.get(name, kind))
     try:
-        values: dict[str, Any] = plain(vars(parser.parse_object(dict(given), defaults=False)))
+        values: dict[str, Any] = to_json_types(vars(parser.parse_object(dict(given), defaults=False)))
     except ArgumentError as error:
         text = str(error).replace("Parser key", "parameter").replace("\n ", "").replace("a typing.Literal", "one of ")
         text += "; a list is written as [a, b]" if "class 'list'" in text else ""
@@ -154,7 +154,7 @@ def read_run(folder: Path | str) -> dict[str, Any]:
 
 
 def _check_names(path: Path, names: Iterable[str]) -> None:
-    if outside := elsewhere(names):
+    if outside := unsafe_names(names):
         raise ValueError(f"{path} names {outside[0]!r}, which is not a file name: is this a run of yours?")
 
 

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 from rvlr_lib.disk import read_json, write_json, write_text
 from rvlr_lib.provenance import provenance
 from rvlr_lib.report.output import read_results, read_run, rerun_command
-from rvlr_lib.tables import to_markdown, unbroken, write_table
+from rvlr_lib.tables import to_markdown, unbroken_intervals, write_table
 
 CHECKOUT = Path(__file__).parents[2]
 STUDIES = {"study": "Heads on frozen towers", "followup": "Heads, tuned where the map gained", "towers": "Whole towers"}
@@ -76,7 +76,7 @@ def markdown_html(text: str) -> str:
 
     body = re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(text))
     body = re.sub(r'(?<=<h\d id=")[^"]+', lambda m: re.sub(r"[^\w-]", "", unquote(html.unescape(m[0])).lower()), body)
-    body = unbroken(body).replace("<th>in words<", '<th class="words">in words<')
+    body = unbroken_intervals(body).replace("<th>in words<", '<th class="words">in words<')
     body = re.sub(r"(<table.*?</table>)", r'<div class="wide">\1</div>', body, flags=re.DOTALL)
     return re.sub(r"<th[^>]*>.*?</th>", lambda match: re.sub("([/_])(?!th>)", r"\1<wbr>", match[0]), body)
 

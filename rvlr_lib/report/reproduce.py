@@ -32,8 +32,8 @@ from urllib.parse import quote
 import psutil
 from jsonargparse.typing import PositiveInt
 
-from rvlr_lib.disk import own_folder, read_json, read_yaml, sha256, write_json, write_text
-from rvlr_lib.provenance import PACKAGE, data_name, home, provenance, resolved, versions
+from rvlr_lib.disk import claimed_folder, read_json, read_yaml, sha256, write_json, write_text
+from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, real_path, versions
 from rvlr_lib.report.output import HEADLESS, OPENING, fit_parameters
 from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_report
 
@@ -41,7 +41,7 @@ PROFILE_KEYS = ("cell_timeout_seconds", "description", "expected_seconds", "para
 OUTPUTS = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # next to the data sets' folders
 DISK_BYTES = 10**9  # that must be free before a run
 STORED = ("study_results", "followup_results")  # parameters that name folders with results of a study
-PATHS = (*OPENING, *STORED)  # parameters that may name files
+PATH_PARAMETERS = (*OPENING, *STORED)  # parameters that may name files
 STAGE = "stage "  # prefix of the output lines that are printed while a notebook runs
 KERNELS = {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # environment of kernels
 NO_ALT = 'alt="No description has been provided for this image"'  # by nbconvert
@@ -153,7 +153,7 @@ def reproduce(
     if check and not reference_file.is_file():
         raise ValueError(f"there is no {reference_file} to check against: --update-reference writes it")
     reference = read_json(reference_file) if check else None
-    out = (out or home() / path.stem).resolve()
+    out = (out or default_root() / path.stem).resolve()
     check_machine(runs, out)
     identity = {"profile": path.stem, "settings": {str(run): run.parameters | _paths(run) for run in runs}}
     cores = cpu_count()  # respects the limits of a container
@@ -162,7 +162,7 @@ def reproduce(
     kernels = patch.dict(os.environ, KERNELS | {"OMP_NUM_THREADS": threads})
     options: dict[str, Any] = {"file": "run.json", "overwrite": overwrite}
     options["owned"] = lambda earlier: OUTPUTS | {entry["dataset"] for entry in earlier.get("runs", [])}
-    with own_folder(out, identity, **options) as earlier, kernels:
+    with claimed_folder(out, identity, **options) as earlier, kernels:
         previous = {(entry["notebook"], entry["dataset"]): entry for entry in earlier.get("runs", [])}
         start, expected = monotonic(), timedelta(seconds=settings["expected_seconds"])
         say(f"{path.stem}: {settings['description']}")
@@ -370,7 +370,7 @@ def _open_study(run: Run) -> Any:
 
 def _paths(run: Run) -> dict[str, str]:
     """The absolute paths of the files and folders that parameters name, by parameter."""
-    return {name: path for name in PATHS if os.path.isabs(path := str(resolved(run.parameters.get(name))))}
+    return {name: path for name in PATH_PARAMETERS if os.path.isabs(path := str(real_path(run.parameters.get(name))))}
 
 
 def _key(run: Run, root: Path) -> str:

@@ -22,9 +22,9 @@ from typing import Any
 from rvlr_lib.config import DataSettings, Settings
 from rvlr_lib.data import LOADERS, ImbalanceSpec, dataset_stamp, load_dataset
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
-from rvlr_lib.disk import plain, sha256, whole_file, write_json
+from rvlr_lib.disk import atomic_path, sha256, to_json_types, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, versions
-from rvlr_lib.training.processes import held_by_all, is_main
+from rvlr_lib.training.processes import all_gather_objects, is_main
 
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 UNHASHED = {"rvlr_lib.config", "rvlr_lib.provenance", "rvlr_lib.disk"}
@@ -47,7 +47,7 @@ class Stage:
     def key(self) -> str:
         """Sixteen hexadecimal digits that identify the stage."""
         needs = [stage.key for stage in self.needs]
-        text = json.dumps([plain(self.parts), needs, source_hash(self.maker.__module__)], sort_keys=True)
+        text = json.dumps([to_json_types(self.parts), needs, source_hash(self.maker.__module__)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -73,33 +73,33 @@ class Cache:
         this one waits. Under torchrun all processes call this and compute; the main process decides whether the stage
         exists, and its files are the ones kept.
         """
-        if len(set(held_by_all(stage.key))) > 1:
+        if len(set(all_gather_objects(stage.key))) > 1:
             fault = f"stage {stage.name} differs between processes (its key here is {stage.key})"
             raise ValueError(f"{fault}: they need the same settings, data and version of the library")
         path = self.path(stage)
-        if held_by_all(self.has(stage))[0]:  # the main process decides
+        if all_gather_objects(self.has(stage))[0]:  # the main process decides
             return path
         if self.missing:
             raise ValueError(f"{path} is missing: {self.missing}")
         for needed in stage.needs:
             self.folder(needed)
         if not is_main():
-            if held_by_all(None)[0]:  # asks the main process, which holds the lock: must it be made?
+            if all_gather_objects(None)[0]:  # asks the main process, which holds the lock: must it be made?
                 with tempfile.TemporaryDirectory() as scratch:
                     stage.maker(Path(scratch), **stage.arguments())
-            held_by_all(None)  # waits until the main process has finished it
+            all_gather_objects(None)  # waits until the main process has finished it
             return path
         lock_file = self.root / "cache" / "locks" / f"{stage.name}-{stage.key}"
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         with lock_file.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if held_by_all(not self.has(stage))[0]:  # answers the question above
+            if all_gather_objects(not self.has(stage))[0]:  # answers the question above
                 for leftover in path.parent.glob(f".{path.name}-*"):  # of killed processes: only we hold the lock
                     shutil.rmtree(leftover, ignore_errors=True)
-                with whole_file(path, folder=True) as temporary:
+                with atomic_path(path, folder=True) as temporary:
                     stage.maker(temporary, **stage.arguments())
                     write_json(temporary / "parts.json", stage.parts)
-            held_by_all(True)
+            all_gather_objects(True)
         return path
 
 
@@ -126,6 +126,9 @@ def source_hash(module: str) -> str:
     return hashlib.sha256(json.dumps(syntax, sort_keys=True).encode()).hexdigest()
 
 
+file_hash = cache(lambda path, *_stamp: sha256(path))
+
+
 def named_files(*specs: str | None) -> list[str]:
     """SHA-256 of the files that settings name as ``FILE``, ``local-dir:FOLDER`` or ``timm:NAME:FILE``."""
     sums = []
@@ -135,13 +138,8 @@ def named_files(*specs: str | None) -> list[str]:
         paths = (":".join(words[start:]) for start in range(len(words)))  # a path may hold colons itself
         place = Path(next(filter(exists, paths), os.devnull))
         files = sorted(path for path in (place, *place.rglob("*")) if path.is_file())
-        sums += [_file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+        sums += [file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
     return sums
-
-
-@cache
-def _file_hash(path: Path, *_stamp: int) -> str:
-    return sha256(path)
 
 
 def read_split(settings: Settings, split: str) -> ImageTextDataset:

@@ -13,7 +13,7 @@ from rvlr_lib.disk import read_json, write_text
 from rvlr_lib.metrics.statistics import Effect, Verdict, paired_effect, power, verdicts
 from rvlr_lib.study.plan import Claim, Plan, arm_of, check_seal, load_plan, reference_folder, tuned_by
 from rvlr_lib.study.sweep import mean_score, read_seeds
-from rvlr_lib.tables import arm_label, insert_between, metric_label, shown, to_markdown
+from rvlr_lib.tables import arm_label, format_number, insert_between, metric_label, to_markdown
 
 Cells = Mapping[str, Mapping[str, Any]]
 Results = Mapping[str, Mapping[int, Cells]]  # part of the plan -> seed -> cell -> record
@@ -81,7 +81,7 @@ def sentence(plan: Plan, name: str, results: Results, found: Judged, tuned: Mapp
     """One primary claim in a sentence: verdict, effect, interval, seeds, and what its control gains."""
     claim = plan.claims[name]
     if name not in found:
-        return f"{claim.text}: no verdict, the planned seeds are not whole."
+        return f"{claim.text}: no verdict, some planned seeds are missing."
     verdict, effect, points = found[name], found[name].effect, signed(found[name].effect.mean)
     certainty = f"{interval(verdict.low, verdict.high)}, {effect.seeds} seeds, δ {verdict.delta:g}"
     text = f"{claim.text}: **{verdict.verdict}**, {points} points ({certainty})"
@@ -136,7 +136,7 @@ def lead(plan: Plan, results: Results, name: str) -> str:
         raise ValueError(f"no companion begins with {name!r}; there are: {', '.join(plan.claims)}")
     complete = {key: effect for key, effect in companions(plan, results).items() if key in group}
     if not complete:
-        return f"{name}: no effect yet, the seeds are not there."
+        return f"{name}: no effect yet, some seeds are missing."
     dials = {key: key.removeprefix(name).strip(", ") or "overall" for key in complete}
     clauses = "; ".join(f"{dials[key]} {_estimate(effect)}" for key, effect in complete.items())
     text, seeds = next(iter(group.values())).text, min(effect.seeds for effect in complete.values())
@@ -161,7 +161,7 @@ def claims_table(plan: Plan, found: Judged) -> pd.DataFrame:
     rows: list[tuple[Any, ...]] = []
     for name, verdict in found.items():
         effect, delta = verdict.effect, verdict.delta
-        points = signed(effect.mean), interval(verdict.low, verdict.high), interval(*verdict.within), f"{delta:g}"
+        points = signed(effect.mean), interval(verdict.low, verdict.high), interval(*verdict.interval_90), f"{delta:g}"
         chances = partial(power, max(effect.sd, 1e-6), effect.seeds, delta, claims=len(found))
         at_zero, at_delta = chances(effect=0.0), chances(effect=delta)
         shares = at_zero["equivalent"], at_delta["better"] + at_delta["better, below δ"]
@@ -279,7 +279,7 @@ def _estimate(effect: Effect) -> str:
 
 def signed(value: float, places: int = 2) -> str:
     """A difference with its sign."""
-    return shown(value, signed=True, decimals=places)
+    return format_number(value, signed=True, decimals=places)
 
 
 def interval(low: float, high: float) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rvlr_lib.config import ARMS, ArmSettings, Settings, load_settings, parsed
-from rvlr_lib.disk import plain, read_json, read_yaml, write_json
+from rvlr_lib.config import ARMS, ArmSettings, Settings, load_settings, parse_dataclass
+from rvlr_lib.disk import read_json, read_yaml, to_json_types, write_json
 from rvlr_lib.metrics.statistics import MAX_CLAIMS
 from rvlr_lib.provenance import PACKAGE, commit
 
@@ -75,7 +75,7 @@ class RegimeMap:
 
 
 @dataclass(frozen=True)
-class Part:
+class DatasetPlan:
     """What is computed on one data set; arms, dial points and seeds default to those of the plan."""
 
     dataset: str
@@ -94,7 +94,7 @@ class Plan:
     """The ``study`` part of a profile."""
 
     preset: str  # sizes
-    sets: Mapping[str, Part]
+    sets: Mapping[str, DatasetPlan]
     seeds: int  # planned for the claims, from 0
     dials: Mapping[str, Mapping[str, Any]]  # name -> overrides of the settings
     arms: Sequence[str]  # including references such as ``start``
@@ -110,7 +110,7 @@ class Plan:
 
         ``chosen`` is what tuning has chosen so far; an ``arm`` that ends in ``/structure`` takes what structure chose.
         """
-        part = self.sets.get(name, Part(name, 0, (), ()))
+        part = self.sets.get(name, DatasetPlan(name, 0, (), ()))
         dials = {**self.dials[dial], **chosen.get("dials", {}).get(dial, {})}
         length = {"stage2.epochs": chosen["epochs"]} if "epochs" in chosen else {}
         values = {"data.name": part.dataset, **part.overrides, **dials, **length, "seed": seed, **overrides}
@@ -144,7 +144,7 @@ def load_plan(profile: str = "study") -> Plan:
     for name, part in sets.items():
         if isinstance(part or {}, dict):
             sets[name] = {"dataset": name, **defaults, **(part or {})}
-    plan: Plan = parsed(Plan, values | {"sets": sets}, str(path))
+    plan: Plan = parse_dataclass(Plan, values | {"sets": sets}, str(path))
     arms = [name.removesuffix(BY_STRUCTURE) for part in plan.sets.values() for name in part.arms]
     dials = [dial for part in plan.sets.values() for dial in part.dials]
     dials += [*plan.tuning.dials, *plan.regime_map.dials]
@@ -216,7 +216,7 @@ def _sealed_parts(plan: Plan, folder: Path) -> dict[str, Any]:
     """What the seal covers: claims, tuning space, chosen values, dial strengths, lengths, seeds, sets."""
     chosen, covered = read_chosen(folder), dataclasses.asdict(plan)
     covered.pop("regime_map")
-    return plain({"plan": covered, "chosen": {key: chosen[key] for key in ("arms", "dials", "epochs")}})
+    return to_json_types({"plan": covered, "chosen": {key: chosen[key] for key in ("arms", "dials", "epochs")}})
 
 
 def _settings_digest(plan: Plan, folder: Path) -> str:
@@ -224,7 +224,7 @@ def _settings_digest(plan: Plan, folder: Path) -> str:
     points = [(name, dial) for name, part in plan.sets.items() for dial in part.dials]
     settings = [dataclasses.asdict(plan.settings(*point, 0, read_chosen(folder))) for point in points]
     arms = {name: dataclasses.asdict(dataclasses.replace(arm, description="", look=())) for name, arm in ARMS.items()}
-    text = json.dumps(plain([settings, arms]), sort_keys=True)
+    text = json.dumps(to_json_types([settings, arms]), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

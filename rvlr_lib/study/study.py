@@ -12,18 +12,18 @@ from torch import Tensor
 
 from rvlr_lib import config
 from rvlr_lib.config import ARMS, Settings
-from rvlr_lib.data import NAMES, PREPARED
+from rvlr_lib.data import NAMES, PUBLISHED_SETS
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
-from rvlr_lib.disk import load_tensors, own_folder, read_json, whole_file, write_json
+from rvlr_lib.disk import atomic_path, claimed_folder, load_tensors, read_json, write_json
 from rvlr_lib.models import HeadStudent, Student, Towers, TowerStudent, build_towers, save_student
-from rvlr_lib.provenance import data_name, home, provenance
+from rvlr_lib.provenance import data_name, default_root, provenance
 from rvlr_lib.similarity import principal_directions, unit_rows
 from rvlr_lib.study import results
 from rvlr_lib.study.cache import Cache, Stage, data_parts, named_files, read_split
 from rvlr_lib.study.plan import REFERENCES
 from rvlr_lib.training import features, stages
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
-from rvlr_lib.training.features import FeatureSet, encode_frozen, encode_tokens, read_features, say_what_is_lost
+from rvlr_lib.training.features import FeatureSet, encode_frozen, encode_tokens, read_features, report_cut_captions
 from rvlr_lib.training.loop import Execution, choose_device
 from rvlr_lib.training.objectives import gradient_shares
 from rvlr_lib.training.processes import is_main, process_group
@@ -49,8 +49,8 @@ class Result(dict[str, Any]):
 class Study:
     """All stages of one setting and seed; each is computed on first use and read from the cache afterwards.
 
-    ``root`` holds runs and cache, by default :func:`rvlr_lib.provenance.home`. ``execution`` says how to train; its
-    ``checkpoints`` is the folder for the checkpoints of all stages. With ``missing`` nothing is computed: a missing
+    ``root`` holds runs and cache (:func:`rvlr_lib.provenance.default_root` if not given). ``execution`` says how to
+    train; its ``checkpoints`` is the folder for those of all stages. With ``missing`` nothing is computed: a missing
     stage raises a ValueError that ends with this text. Under torchrun all processes call the same methods and share
     ``root``.
     """
@@ -65,7 +65,7 @@ class Study:
         missing: str = "",
     ) -> None:
         self.settings, self.device = settings, choose_device(device)
-        self.cache = Cache(Path(root) if root else home(), missing)
+        self.cache = Cache(Path(root) if root else default_root(), missing)
         self.execution = execution or Execution()
 
     def dataset(self, split: str) -> ImageTextDataset:
@@ -145,7 +145,7 @@ class Study:
         for needed in stage.needs:
             self.cache.folder(needed)
         arguments = stage.arguments()
-        objective = stages.start_objective(**arguments["arm"], device=self.device).to(self.device)
+        objective = stages.build_objective(**arguments["arm"], device=self.device).to(self.device)
         batches = arguments["batches"].take(two_views=objective.two_views, tokens=objective.tokens)
         return gradient_shares(objective, next(batches))
 
@@ -287,7 +287,7 @@ class Study:
         if self.settings.model.freeze_towers:
             return FeatureBatches(self.features("train"), train.caption_image, optim, rows, seed, self.device)
         for split in SPLITS:
-            say_what_is_lost(self.towers, self.dataset(split))
+            report_cut_captions(self.towers, self.dataset(split))
         return PixelBatches(train, self.towers, optim, rows, seed, self.device)
 
     def split(self, name: str) -> Split:
@@ -338,7 +338,7 @@ def open_study(
     if overrides.get("data.name", name) != name:
         raise ValueError(f"data.name is {overrides['data.name']!r}, but the data set is {name!r}: give one of the two")
     short = {"data.image_root": image_root or None, "model.name": model or None, "model.pretrained": pretrained or None}
-    tuned, sizes = ("", "") if name in PREPARED else ("tuned", "quick")  # published sets come with official settings
+    tuned, sizes = ("", "") if name in PUBLISHED_SETS else ("tuned", "quick")  # those have official settings
     presets = [name if name in NAMES else "own", *filter(None, (tuned, sizes if preset is None else preset)), method]
     settings = config.load_settings(*presets, overrides={"data.name": name, "seed": seed, **short, **overrides})
     return Study(settings, device=device, root=root, execution=execution, missing=missing)
@@ -356,7 +356,7 @@ def train(
     """
     running = {name: rest.pop(name) for name in ("compile", "gradient_checkpointing", "save_every", "resume")}
     config.arm(arm)  # refuses an unknown arm before any work
-    root, sizes = Path(root) if root else home(), preset or (None if dataset in NAMES else "own")
+    root, sizes = Path(root) if root else default_root(), preset or (None if dataset in NAMES else "own")
     with process_group(choose_device(device), rest.pop("timeout")):
         execution = Execution(checkpoints=root / "checkpoints", **running)
         study = open_study(dataset, preset=sizes, device=device, root=root, execution=execution, **rest)
@@ -365,11 +365,12 @@ def train(
         identity: dict[str, Any] = {"key": study.result_stage(arm).key}
         identity["settings"] = asdict(replace(study.settings, data=data))
         identity["data"] = data_parts(study.settings, "both").get("fingerprint")
-        with own_folder(target, identity, overwrite=overwrite, owned=lambda _: FILES) if is_main() else nullcontext():
+        claim = claimed_folder(target, identity, overwrite=overwrite, owned=lambda _: FILES)
+        with claim if is_main() else nullcontext():
             result, folder, student = study.result(arm), study.student_folder(arm), study.student(arm)
             if is_main():
                 for path in folder.iterdir():
-                    with whole_file(target / path.name) as temporary:
+                    with atomic_path(target / path.name) as temporary:
                         shutil.copyfile(path, temporary)
                 write_json(target / "result.json", result)
                 if isinstance(student, TowerStudent):  # for heads it would load their towers, which takes seconds

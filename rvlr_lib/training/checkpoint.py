@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rvlr_lib.disk import load_tensors, save_tensors, sha256, whole_file, write_text
+from rvlr_lib.disk import atomic_path, load_tensors, save_tensors, sha256, write_text
 
 KEPT = 2  # newest checkpoints
 STATE, SUM, REST = "state.safetensors", "sha256", "json"
@@ -31,7 +31,7 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
 
     rest = json.dumps(state, default=store, allow_nan=False).encode()
     path = folder / f"step-{step:06d}"
-    with whole_file(path, folder=True) as temporary:
+    with atomic_path(path, folder=True) as temporary:
         save_tensors(temporary / STATE, tensors | {REST: torch.frombuffer(bytearray(rest), dtype=torch.uint8)})
         write_text(temporary / SUM, sha256(temporary / STATE) + "\n")
     checkpoints = checkpoints_in(folder)

@@ -114,7 +114,7 @@ def encode_frozen(
             work = partial(encode_views, views=views if split == "train" else 1)
             batches, count = _encode_pictures(dataset, towers.image_size, work), len(dataset)
         else:
-            say_what_is_lost(towers, dataset)
+            report_cut_captions(towers, dataset)
             batches, count = _encode_captions(towers, dataset.captions, encode_text, device), len(dataset.captions)
         _store(folder / split, batches, count, f"{dataset.name}/{split} {'pictures' if pictures else 'captions'}")
 
@@ -125,7 +125,7 @@ def make_teacher(folder: Path, *, splits: Mapping[str, ImageTextDataset], **opti
         save_tensors(folder / f"{split}.safetensors", {"features": models.teacher_features(dataset=dataset, **options)})
 
 
-def say_what_is_lost(towers: Towers, dataset: ImageTextDataset) -> None:
+def report_cut_captions(towers: Towers, dataset: ImageTextDataset) -> None:
     """Print once how many captions are cut at the text tower's context, and how many have mostly unknown words."""
     captions, context = dataset.captions, int(towers.tokenizer.context_length)
     lengths, unknown = zip(*models.count_tokens(towers.tokenizer, captions), strict=True)

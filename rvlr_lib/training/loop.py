@@ -30,7 +30,7 @@ from rvlr_lib.training.batches import Batches, Inputs, derived_seed
 from rvlr_lib.training.checkpoint import last_checkpoint, write_checkpoint
 from rvlr_lib.training.features import mixed_precision
 from rvlr_lib.training.objectives import Objective
-from rvlr_lib.training.processes import all_reduce_sum, data_parallel, held_by_all, is_main, processes
+from rvlr_lib.training.processes import all_gather_objects, all_reduce_sum, data_parallel, is_main, processes
 
 # matches parameters of a tower's body, not those of its projection into the common space
 TOWER_BODY = re.compile(r"student\.(visual|text)\.(?!(proj|text_projection|head)\b)")
@@ -54,7 +54,7 @@ class Execution:
 
 
 @dataclass
-class Fitted:
+class TrainingResult:
     """Result of a training: the weights of the best epoch, and its history."""
 
     steps: int
@@ -66,7 +66,7 @@ class Fitted:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device to compute on, for ``auto`` CUDA if available; ValueError for a device that is not there."""
+    """Return the device to compute on, for ``auto`` CUDA if available; ValueError for an unavailable one."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         device = torch.device(name)
@@ -75,7 +75,7 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = " ".join(str(error).split())[:80]
-        raise ValueError(f"device {name!r} is not there: {reason}; valid: auto, cpu, cuda, cuda:N") from None
+        raise ValueError(f"device {name!r} is not available: {reason}; valid: auto, cpu, cuda, cuda:N") from None
 
 
 def fit(
@@ -86,7 +86,7 @@ def fit(
     log_path: Path,
     label: str,
     execution: Execution | None = None,
-) -> Fitted:
+) -> TrainingResult:
     """Train an objective on batches, in one process or, if all call it, in several.
 
     ``batches`` hold the optimisation settings, the device and the seed of all draws. ``validate`` returns scores after
@@ -136,7 +136,7 @@ class Training:
         self.steps = self.optim.epochs * batches.steps_per_epoch
         self.optimizer, self.schedule = build_optimizer(objective, self.optim, self.steps)
         self.stateful: dict[str, Any] = {"weights": objective, "optimizer": self.optimizer, "schedule": self.schedule}
-        self.fitted, self.step, self.epoch, self.log = Fitted(self.steps), 0, 0, ""
+        self.fitted, self.step, self.epoch, self.log = TrainingResult(self.steps), 0, 0, ""
         self.watched: list[tuple[int, list[str], Tensor]] = []  # step, names, and values on the device
         self.started = time.monotonic()  # minus the time before an interruption
 
@@ -244,7 +244,7 @@ class Training:
             sum(self.model(inputs, self.precision).values()).backward()
         except Exception as error:
             failure = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        message, failure = f"compiled in {time.monotonic() - started:.0f} s", max(held_by_all(failure))
+        message, failure = f"compiled in {time.monotonic() - started:.0f} s", max(all_gather_objects(failure))
         if failure:  # in any process: all must do the same
             self.model._compiled_call_impl = None
             torch._dynamo.reset()
@@ -269,7 +269,7 @@ class Training:
             newest = last_checkpoint(folder)
         elif folder is not None and is_main():
             shutil.rmtree(folder, ignore_errors=True)
-        if len(set(held_by_all(newest[1]["step"] if newest else 0))) > 1:
+        if len(set(all_gather_objects(newest[1]["step"] if newest else 0))) > 1:
             raise ValueError(f"processes find different checkpoints in {folder}: all nodes must share this folder")
         if newest is not None:
             self.load_state_dict(newest[1], f"{newest[0]} in {folder}")
@@ -284,7 +284,7 @@ class Training:
 
     def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
         """Restore a state from :meth:`state_dict`; ValueError names ``where`` if it belongs to another training."""
-        self.fitted = Fitted(**state["fitted"])
+        self.fitted = TrainingResult(**state["fitted"])
         if self.fitted.steps != self.steps:
             lengths = f"a training of {self.fitted.steps} steps, this one has {self.steps}"
             raise ValueError(f"{where} is of {lengths}: --resume no starts over")

@@ -87,7 +87,7 @@ def shared_work(
     results = (work(rows, inputs) for rows, inputs in zip(local_batches, prefetch(local_batches, read), strict=True))
     for start in range(0, len(batches), count):
         result = {name: value.cpu() for name, value in next(results, {}).items()}
-        yield from zip(batches[start : start + count], held_by_all(result), strict=False)
+        yield from zip(batches[start : start + count], all_gather_objects(result), strict=False)
 
 
 def local_rows(batch: int) -> slice:
@@ -133,7 +133,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     return values
 
 
-def held_by_all(value: Any) -> list[Any]:
+def all_gather_objects(value: Any) -> list[Any]:
     """Gather the values of all processes into a list in rank order (the main process first), in every process."""
     values = [value] * processes()[1]
     if len(values) > 1:

@@ -34,9 +34,9 @@ def train_arm(
     """Train one arm and store its weights, log, training record, and features of validation and test.
 
     ``selection`` names the split whose ``r_mean`` chooses the epoch; without a cross-modal loss it is the last one.
-    ``arm``: arguments of :func:`start_objective`.
+    ``arm``: arguments of :func:`build_objective`.
     """
-    objective, splits = start_objective(**arm, device=batches.device), arm["splits"]
+    objective, splits = build_objective(**arm, device=batches.device), arm["splits"]
     student, weights = objective.student, objective.weights
     gallery = splits[selection].dataset.gallery_sets()[0]
     owner = torch.as_tensor(gallery.caption_image, device=batches.device)
@@ -57,7 +57,7 @@ def train_arm(
     write_json(folder / "fit.json", {key: value for key, value in vars(fitted).items() if key != "state"})
 
 
-def start_objective(
+def build_objective(
     *,
     student: Student,
     start: Path | None,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rvlr_lib.data import bayes_ceiling, load_dataset, rouge_l_relevance, shown_share, told_share
+from rvlr_lib.data import bayes_ceiling, load_dataset, mentioned_share, rouge_l_relevance, shown_share
 from rvlr_lib.data.dial import FAULTS, ImbalanceSpec, degrade, drop_words, mismatch_index
 from rvlr_lib.evaluation.evaluate import relevances
 
@@ -17,7 +17,7 @@ def emoji(limit, **dial):
 
 def test_the_dial_is_exact_over_many_scenes():
     dataset = scenes("train", 3_000, text_detail=0.5, image_visibility=0.5)
-    assert told_share(dataset) == pytest.approx(0.5, abs=0.01)
+    assert mentioned_share(dataset) == pytest.approx(0.5, abs=0.01)
     views = dataset.scene
     objects = [(facts.objects[:, :, 0] >= 0).sum() for facts in (views.image, views.scene)]
     assert objects[0] / objects[1] == pytest.approx(0.5, abs=0.01)
@@ -58,10 +58,10 @@ def test_words_are_dropped_by_chance_and_one_stays():
 
 def test_words_of_real_captions_drop_and_relevance_stays():
     complete, half = emoji(60), emoji(60, text_detail=0.5)
-    assert half.whole_captions == complete.captions != half.captions
+    assert half.full_captions == complete.captions != half.captions
     assert half.info["text_detail"] == 0.5
     expected = [complete.captions[c] for i in (3, 1) for c in complete.captions_of(i)]
-    assert half.subset([3, 1]).whole_captions == expected
+    assert half.subset([3, 1]).full_captions == expected
     relevance = relevances(half)["rouge_l"].caption_to_image
     np.testing.assert_array_equal(relevance, rouge_l_relevance(complete.captions, complete.caption_image))
     assert half.fingerprint() != complete.fingerprint()
@@ -99,7 +99,7 @@ def test_another_seed_drops_other_words_and_covers_other_tiles():
 
 def test_whole_captions_move_with_mixed_pairs():
     mixed = load_dataset("emoji", split="train", limit=60, imbalance=ImbalanceSpec(text_detail=0.5, mismatch_rate=0.5))
-    pairs = zip(mixed.captions, mixed.whole_captions, strict=True)
+    pairs = zip(mixed.captions, mixed.full_captions, strict=True)
     assert all(set(kept.split()) <= set(complete.split()) for kept, complete in pairs)
 
 
@@ -123,7 +123,7 @@ def test_facts_of_scenes_move_with_their_captions():
     np.testing.assert_array_equal(mixed.caption_image, plain.caption_image)
     latent = mixed.scene.truth("latent").caption_to_image
     np.testing.assert_allclose(latent, plain.scene.truth("latent").caption_to_image[index], rtol=1e-6)
-    assert told_share(mixed) == 1
+    assert mentioned_share(mixed) == 1
     assert mixed.info["mismatch_rate"] == 0.2
     rows = np.concatenate([mixed.captions_of(5), mixed.captions_of(2)])
     subset = mixed.subset([5, 2]).scene.truth("latent").caption_to_image
@@ -133,9 +133,9 @@ def test_facts_of_scenes_move_with_their_captions():
 
 def test_the_dial_acts_per_split():
     dial = {"text_detail": 0.3, "image_visibility": 0.4, "splits": ("train",)}
-    assert told_share(scenes("train", **dial)) < 0.5
-    assert told_share(scenes("val", **dial)) == shown_share(scenes("val", **dial)) == 1
+    assert mentioned_share(scenes("train", **dial)) < 0.5
+    assert mentioned_share(scenes("val", **dial)) == shown_share(scenes("val", **dial)) == 1
     blurred = scenes(text_detail=0.5, image_visibility=0.5, image_fault="blur")
     assert shown_share(blurred) == 1  # blur hides no factor with certainty
     assert blurred.image(0) != scenes().image(0)
-    assert told_share(blurred) < 0.6
+    assert mentioned_share(blurred) < 0.6

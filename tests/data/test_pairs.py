@@ -72,7 +72,7 @@ def test_fingerprint_distinguishes_data():
         {"image_ids": [*dataset.image_ids[:-1], "picture4c"], "captions": [captions[0][1:], *captions[1:]]},
         {"categories": ["other", *dataset.categories[1:]]},
         {"galleries": None},
-        {"whole_captions": captions},
+        {"full_captions": captions},
         {"scene": load_dataset("scenes", split="val", size=5).scene},
     ]
     assert len({original, *(make_dataset(**change).fingerprint() for change in changes)}) == len(changes) + 1

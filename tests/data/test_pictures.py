@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from rvlr_lib.data import dataset, pictures
-from rvlr_lib.data.pictures import FileSource, check_header, decode, equal_files, faults, safe_path
+from rvlr_lib.data.pictures import FileSource, check_header, decode, equal_files, find_faults, safe_path
 
 RED, GREY, WHITE = (200, 30, 40), (128, 128, 128), (255, 255, 255)
 
@@ -107,13 +107,13 @@ def test_faulty_files_are_named_without_pillows_warning(tmp_path, recwarn):
         float32.tif: floating-point, int32.tif: 32-bit, ZERO.jpg: but 'zero.jpg' is there, bomb10000.png: 10000 x 10000,
         bomb20000.png: more than 178""".split(",")
     messages = dict(message.strip().split(": ") for message in messages)
-    errors = faults(decode, tmp_path, [*messages, "../x.jpg"])
+    errors = find_faults(decode, tmp_path, [*messages, "../x.jpg"])
     assert all(message in errors[name] and str(tmp_path / name) in errors[name] for name, message in messages.items())
     assert "climbs out" in errors["../x.jpg"]
     (tmp_path / "zero.jpg").rename(tmp_path / "Absent.jpg")  # the listing is not stale
-    assert "but 'Absent.jpg' is there" in faults(decode, tmp_path, ["absent.jpg"])["absent.jpg"]
+    assert "but 'Absent.jpg' is there" in find_faults(decode, tmp_path, ["absent.jpg"])["absent.jpg"]
     (tmp_path / "Absent.jpg").rename(tmp_path / "zero.jpg")
-    assert faults(check_header, tmp_path, list(messages)).keys() == messages.keys() - {"float32.tif", "int32.tif"}
+    assert find_faults(check_header, tmp_path, list(messages)).keys() == messages.keys() - {"float32.tif", "int32.tif"}
     assert not recwarn.list
 
 

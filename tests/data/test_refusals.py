@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rvlr_lib.data import ImbalanceSpec, bayes_ceiling, impose, load_dataset, mismatch_index, rouge_l_relevance
+from rvlr_lib.data import ImbalanceSpec, apply_imbalance, bayes_ceiling, load_dataset, mismatch_index, rouge_l_relevance
 from rvlr_lib.data.relevance import clean_caption, embedding_relevance
 from tests.data.test_pairs import make_dataset
 
@@ -24,7 +24,7 @@ def scenes(split="val", **options):
         (lambda: mismatch_index(np.arange(10), 0.01), "moves 0 of 10 captions"),
         (lambda: mismatch_index(range(10), 0.1), "moves 1 of 10 captions, of which 1 belong to one picture"),
         (lambda: mismatch_index(np.array([0, 0, 0, 1]), 1.0), "raise the rate or take more pictures"),
-        (lambda: impose(scenes(), ImbalanceSpec(text_detail=0.5)), "drop factors as they are drawn"),
+        (lambda: apply_imbalance(scenes(), ImbalanceSpec(text_detail=0.5)), "drop factors as they are drawn"),
         (lambda: scenes(text_detail=0.5, imbalance=ImbalanceSpec()), "given twice"),
         (lambda: scenes(text_detail=float("nan")), "text_detail=nan"),
         (lambda: scenes(image_visibility=2), "image_visibility=2 lies outside 0 to 1"),

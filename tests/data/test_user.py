@@ -267,7 +267,7 @@ def test_names_that_are_not_utf8_and_paths_that_are_not_files_are_named(place, m
     os.mkfifo(place / "pipe.csv")
     (place / "empty").mkdir()
     names = {bad: "rename"} | {f"{place}/{name}": name[:4] for name in ("pipe.csv", "empty", "none.csv", "x" * 300)}
-    for path, message in (names | {f"{place}/a\0.csv": "not there"}).items():
+    for path, message in (names | {f"{place}/a\0.csv": "missing"}).items():
         with pytest.raises(ValueError, match=message) as error:
             load_dataset(path, split="train")
         str(error.value).encode()

@@ -55,7 +55,7 @@ def test_one_item_along_the_dial(scenes):
         exact, wrong = test.scene.scene.counts().astype(float), np.random.default_rng(0).normal(size=(40, 9))
         row = next(i for i in range(40) if shown_share(test.subset([i])) < 1) if row is None else row
         spaces, truth = {"teacher": exact, "rvlr": wrong}, test.scene.truth("latent").image_to_image
-        columns.append(browser.dial_query(title, test, spaces, truth, row, whole=scenes))
+        columns.append(browser.dial_query(title, test, spaces, truth, row, undegraded=scenes))
         assert [hit.hit for hit in columns[-1].results["teacher"]] == [True] * 5
     assert columns[0].shares["picture"] < columns[1].shares["picture"] == 1 == columns[0].shares["caption"]
     assert columns[2].shares["caption"] < 1

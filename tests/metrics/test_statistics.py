@@ -54,7 +54,7 @@ def test_verdicts_equal_the_rule_in_words():
             claim, x = decided[name], values[name]
             assert claim.verdict == slow_verdict(x, delta[name], p)
             assert (claim.low > 0 or claim.high < 0) == (p < 0.05)  # interval and p value agree
-            assert claim.within == pytest.approx(stats.t.interval(0.9, len(x) - 1, x.mean(), stats.sem(x)))
+            assert claim.interval_90 == pytest.approx(stats.t.interval(0.9, len(x) - 1, x.mean(), stats.sem(x)))
             assert claim.effect == effects[name]
             seen[claim.verdict] += 1
     assert seen.keys() == set(VERDICTS)

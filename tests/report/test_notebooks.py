@@ -12,7 +12,7 @@ import pytest
 
 from rvlr_lib.config import ARMS, switches
 from rvlr_lib.disk import read_json
-from rvlr_lib.report.reproduce import PATHS, load_profile, notebook_parameters
+from rvlr_lib.report.reproduce import PATH_PARAMETERS, load_profile, notebook_parameters
 from rvlr_lib.study.plan import load_plan
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def test_parameters(path):
     assert set(kinds) >= COMMON_PARAMETERS
     assert defaults["output_dir"] == ""
     assert set(defaults.get("arms", [])) <= set(ARMS)
-    assert {name for name in kinds if name.endswith("_results")} <= set(PATHS)  # so that edits cause a rerun
+    assert {name for name in kinds if name.endswith("_results")} <= set(PATH_PARAMETERS)  # so that edits cause a rerun
     assert all("  # " in line for line in cells(path)[0]["source"] if not line.startswith("arms:")), "no comment"
 
 

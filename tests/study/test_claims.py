@@ -33,7 +33,7 @@ def test_no_effect_is_shown_before_the_planned_seeds_are_complete(plan):
     first = results(5.0, 0.0, seeds=1)
     assert claims.judge(plan, first) == {}
     page = claims.claims_page(plan, first, TUNED, SEAL)
-    assert "no verdict, the planned seeds are not whole" in page
+    assert "no verdict, some planned seeds are missing" in page
     assert "+5" not in page
 
 
@@ -55,7 +55,7 @@ def test_companions_that_differ_in_their_dial_make_one_sentence(plan, refuses):
     assert "; poor captions +" in text
     assert "12 seeds" in text
     refuses("no companion begins with 'recall'", claims.lead, plan, results(1.0, 2.0), "recall")
-    assert claims.lead(plan, results(1.0, 2.0, seeds=1), "bend") == "bend: no effect yet, the seeds are not there."
+    assert claims.lead(plan, results(1.0, 2.0, seeds=1), "bend") == "bend: no effect yet, some seeds are missing."
     later = {"scenes": replace(plan.sets["scenes"], seeds=13)}  # twelve are there
     assert claims.companions(replace(plan, sets=later), results(1.0, 2.0)) == {}
 
