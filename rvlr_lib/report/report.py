@@ -33,8 +33,9 @@ def write_report(folder: Path | str, *, root: Path = CHECKOUT) -> Path:
 
     folder = Path(folder)
     record, results = read_run(folder), read_results(folder)
-    rounds = zip_longest(*(result["sentences"] for result in results.values()))  # all first sentences come first
-    summary = [sentence for sentences in rounds for sentence in sentences if sentence][: max(5, len(results))]
+    by_notebook = {result["notebook"]: result["sentences"] for result in results.values()}  # of two runs the last
+    rounds = zip_longest(*by_notebook.values())  # first all first sentences
+    summary = [sentence for sentences in rounds for sentence in sentences if sentence][:5]
     cards = {run["dataset"]: data_card(run, root) for run in record["runs"]}
     content = {"record": record, "results": results, "summary": summary, "cards": cards, "claims": claims_part(root)}
     content |= {"rerun": rerun_command(record), "folder": shlex.quote(str(folder))}

@@ -77,6 +77,7 @@ def test_claims_and_settings_are_listed_once(run, tmp_path):
     write_json(run / "results" / "scenes_04_common_space_umap.json", first | other)
     text = report.write_report(run, root=tmp_path).read_text(encoding="utf-8")
     assert ("twice" in text, text.count('"lr"')) == (False, 1)
+    assert text.count("Sentence 0") == 1  # of two runs of one notebook
     assert re.findall("^- scenes.*: (.*)$", text, re.MULTILINE) == ["`seed` 2", "`stage1.epochs` 3"]
     assert "<img src=x>" not in (run / "report.html").read_text(encoding="utf-8")
     assert "−1.00&nbsp;to&nbsp;+2.00" in (run / "report.html").read_text(encoding="utf-8")
