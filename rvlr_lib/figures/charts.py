@@ -19,7 +19,7 @@ from rvlr_lib.metrics.statistics import paired_effect
 from rvlr_lib.tables import arm_label, arm_order, differences, format_number, metric_label
 
 SEEDS = 5  # least number for an interval
-REFERENCE_LINES = {"floor": ":", "teachers": "--", "ceiling": "-"}  # references that plot_arms draws as lines
+GUIDES = {"floor": ":", "teachers": "--", "ceiling": "-"}  # references that plot_arms draws as lines
 BARS = f"small dots: seeds; bars: 95\u00a0% intervals ({SEEDS} or more seeds)"
 HATCHES = ("", "////", "....", "xxxx")
 BESIDE: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center"}  # a number to the right of its row
@@ -44,7 +44,7 @@ def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, fl
     """
     frame = differences(frame, baseline) if baseline else frame
     metrics, dials = levels(frame, "metric"), levels(frame, "dial")
-    arms = [name for name in arm_order(frame["arm"]) if name not in REFERENCE_LINES]
+    arms = [name for name in arm_order(frame["arm"]) if name not in GUIDES]
     look = looks(arms, [Look("0.25", "o")])  # no row borrows an arm's colour
     height = 0.45 + 0.165 * max(len(arms), 3 if len(dials) > 1 else 0)  # room for the name of a dial setting
     label_width = max((inches(arm_label(name)) for name in arms), default=0)
@@ -59,9 +59,8 @@ def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, fl
                 bar = [[row.mean - row.low], [row.high - row.mean]]
                 axes.errorbar(row.mean, y, xerr=bar, color=color, marker=marker)
                 axes.annotate(format_number(row.mean, metric, signed=bool(baseline)), (1.02, y), **BESIDE)
-        for name, value in panel[panel["arm"].isin(REFERENCE_LINES)].groupby("arm", sort=False)["value"].mean().items():
-            line: dict[str, Any] = {"linestyle": REFERENCE_LINES[str(name)], "label": arm_label(str(name))}
-            axes.axvline(value, color="0.15", linewidth=1, **line)
+        for name, value in panel[panel["arm"].isin(GUIDES)].groupby("arm", sort=False)["value"].mean().items():
+            axes.axvline(value, color="0.15", linewidth=1, linestyle=GUIDES[str(name)], label=arm_label(str(name)))
         if marks and metric in marks:
             for value in (-marks[metric], marks[metric]):
                 axes.axvline(value, color="0.4", linewidth=0.8, linestyle="--", label="gap to explain")

@@ -362,8 +362,9 @@ def train(
         study = open_study(dataset, preset=sizes, device=device, root=root, execution=execution, **rest)
         target = Path(out or root / "train" / f"{data_name(dataset)}-{arm}-seed{study.settings.seed}")
         data = replace(study.settings.data, name=data_name(dataset), image_root=None)  # wherever the files are
-        identity = {"key": study.result_stage(arm).key, "settings": asdict(replace(study.settings, data=data))}
-        identity |= {"data": data_parts(study.settings, "both").get("fingerprint")}
+        identity: dict[str, Any] = {"key": study.result_stage(arm).key}
+        identity["settings"] = asdict(replace(study.settings, data=data))
+        identity["data"] = data_parts(study.settings, "both").get("fingerprint")
         claim = claimed_folder(target, identity, overwrite=overwrite, owned=lambda _: FILES)
         with claim if is_main() else nullcontext():
             result, folder, student = study.result(arm), study.student_folder(arm), study.student(arm)
