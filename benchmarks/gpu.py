@@ -379,7 +379,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="measure nothing; write the table from the file --out")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"unknown parts {', '.join(sorted(unknown))}: valid are {', '.join(PARTS)}")
+        parser.error(f"unknown parts {', '.join(sorted(unknown))}; valid: {', '.join(PARTS)}")
     options.out = Path(options.out or ("runs/gpu-tiny.json" if options.tiny else "benchmarks/results/gpu.json"))
     try:
         record = read_json(options.out) if options.table else Bench(options).run()

@@ -133,7 +133,7 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
         for table in audits.audit_tables(record).values():
             print(to_markdown(table), end="\n\n")
         source = record["imbalance"]["index_from"]
-        print(f"The index is from {source}; peers are measured on 40 % of the pictures: compare only among peers.")
+        print(f"The index is from {source}; compare peers, measured on 40 % of the pictures, only with each other.")
         print(audits.write_audit(record, folder))
 
 

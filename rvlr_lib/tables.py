@@ -36,7 +36,7 @@ LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\g
 
 
 def arm_label(name: str) -> str:
-    """The label of an arm or a dial setting."""
+    """The label of an arm or a dial point."""
     return LABELS.get(str(name), str(name).replace("_", " "))
 
 

@@ -93,6 +93,6 @@ def test_smaller_sizes_write_nothing_and_differences_fail(capsys, monkeypatch):
     assert "a loop over the samples" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         run.main(["--captions", "absent.json"])
-    assert "absent.json does not exist" in capsys.readouterr().err
+    assert "absent.json is missing" in capsys.readouterr().err
     monkeypatch.setattr(run, "load", lambda name: type("Fake", (), {"rows": staticmethod(lambda options: [WRONG])}))
     assert run.main(["--tiny", "--only", "search"]) == 1

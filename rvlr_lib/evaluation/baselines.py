@@ -1,4 +1,4 @@
-"""Training-free analysis of given features: peers, mixed corpora, perturbed queries, items that moved."""
+"""Training-free analysis of given features: baselines, mixed corpora, perturbed queries, items that moved."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -100,7 +100,7 @@ def interpolate_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tenso
 def training_free(
     features: Features, dataset: ImageTextDataset, *, splits: tuple[Split, Split] | None = None, seed=0, device="cpu"
 ) -> pd.DataFrame:
-    """Metrics of the features as given and of each peer (headline relevance), with parameters chosen on validation.
+    """Metrics of the features as given and of each baseline, with parameters chosen on validation (headline relevance).
 
     ``splits`` are train, the source of means, directions and the bank, and validation; by default 40 % of the data
     set's pictures are train, 20 % validation and 40 % test. ``pca`` and ``spectral_cut`` are chosen by single-modal
@@ -123,7 +123,7 @@ def training_free(
     ks = sorted({min(k, *map(len, bank)) for k in (1, 8, 64)})
     neighbours = [{"weight": weight, "k": k} for weight, k in product((0.25, 0.5, 1.0), ks)]
     pca, cut = partial(principal_components, reference=train[0]), partial(spectral_cut, reference=(paired, texts))
-    peers: dict[str, tuple[Callable[..., Features], list[dict[str, Any]]]] = {
+    methods: dict[str, tuple[Callable[..., Features], list[dict[str, Any]]]] = {
         "as given": (lambda pair: pair, [{}]),
         "centred": (lambda pair: (centre(pair[0], images), centre(pair[1], texts)), [{}]),
         "pca": (pca, [{"width": w} for w in widths]),
@@ -133,7 +133,7 @@ def training_free(
 
     def measure(arm: str, split: Split, parameters: Mapping[str, Any]) -> dict[str, float]:
         reports, matching, ks_ndcg = [], None, () if arm == "nnn" else (10,)
-        for gallery, (z, w) in galleries(peers[arm][0](split[0], **parameters), split[1]):
+        for gallery, (z, w) in galleries(methods[arm][0](split[0], **parameters), split[1]):
             if arm == "nnn":
                 i2t = normalise_by_neighbours(z @ w.T, bank[0] @ w.T, **parameters)
                 matching = i2t, normalise_by_neighbours(w @ z.T, bank[1] @ z.T, **parameters)
@@ -141,7 +141,7 @@ def training_free(
         return mean_of(reports)
 
     frames = []
-    for arm, (_, candidates) in peers.items():
+    for arm, (_, candidates) in methods.items():
         goals = ["r_mean"] if arm == "nnn" else ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10"]
         tried = candidates if len(candidates) > 1 else []
         scores = [sum(measure(arm, validation, values)[key] for key in goals) for values in tried] or [0.0]

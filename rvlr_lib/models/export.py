@@ -65,7 +65,7 @@ def load_student(folder: Path | str) -> Student:
         student.log_temperature.data.copy_(-scale.squeeze())
         return student.eval()
     if not (folder / HEADS).is_file():
-        raise ValueError(f"{folder} holds no student: neither open_clip_config.json nor {HEADS} is there")
+        raise ValueError(f"{folder} holds no student: open_clip_config.json and {HEADS} are missing")
     tensors, layers = load_tensors(folder / HEADS), read_json(folder / "heads.json")["fusion_layers"]
     directions = [tensors[f"{modality}_head.proj.weight"].T for modality in ("image", "text")]
     widths = [tensors[f"fusion.{modality}_in.weight"].shape[1] for modality in ("image", "text")] if layers else None

@@ -47,8 +47,8 @@ class RunOutput:
             raise ValueError(f"{self.folder} is a run of `rvlr reproduce`: choose another output_dir")
         earlier = read_json(self.path).get("source", "") if self.path.is_file() else ""
         if earlier != self.source and os.path.exists(earlier):
-            conflict = f"{self.path} holds results of {earlier}, not of {self.source}"
-            raise ValueError(f"{conflict}: choose another output_dir, or remove the file")
+            fault = f"{self.path} holds results of {earlier}, not of {self.source}"
+            raise ValueError(f"{fault}: choose another output_dir, or remove the file")
 
     def figure(self, draw: Callable[[], Any], name: str, data: Any, caption: str) -> Any:
         """Draw a figure in each width, save it as PNG and PDF with its ``data`` as CSV, and return it as an image."""
@@ -144,7 +144,7 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     """Read the ``run.json`` of a folder; a ValueError names it if it is missing or damaged, and the way out."""
     path = Path(folder) / "run.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no run: there is no run.json in it; `rvlr reproduce` makes one")
+        raise ValueError(f"{folder} holds no run: run.json is missing; `rvlr reproduce` makes one")
     record = read_json(path)
     valid = _has(record, "command", "description", "profile", "provenance", "runs") and isinstance(record["runs"], list)
     if not valid or not all(_has(run, "notebook", "dataset", "parameters") for run in record["runs"]):

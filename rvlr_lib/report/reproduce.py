@@ -151,7 +151,7 @@ def reproduce(
     path, settings, runs = load_profile(profile, parameters, root=root)
     reference_file = root / "data" / "reference" / f"{path.stem}.json"
     if check and not reference_file.is_file():
-        raise ValueError(f"there is no {reference_file} to check against: --update-reference writes it")
+        raise ValueError(f"{reference_file} is missing: --update-reference writes it")
     reference = read_json(reference_file) if check else None
     out = (out or default_root() / path.stem).resolve()
     check_machine(runs, out)

@@ -29,7 +29,7 @@ from rvlr_lib.training.processes import all_gather_objects, is_main
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 UNHASHED = {"rvlr_lib.config", "rvlr_lib.provenance", "rvlr_lib.disk"}
 DIAL_SPLITS = {"all": SPLITS, "train": ("train", "val"), "test": ("test",)}
-# dial settings that a modality does not depend on
+# settings of the dial that a modality does not depend on
 OTHER_DIALS = {"image": ("text_detail", "mismatch_rate"), "text": ("image_visibility", "image_fault"), "both": ()}
 
 

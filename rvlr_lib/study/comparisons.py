@@ -26,7 +26,7 @@ from rvlr_lib.study.study import Study
 from rvlr_lib.training.features import Features, encode, encode_frozen
 from rvlr_lib.training.loop import cross_modal_recall
 
-Studies = Mapping[str, Sequence[Study]]  # dial setting -> the studies of its seeds
+Studies = Mapping[str, Sequence[Study]]  # dial point -> the studies of its seeds
 OF_CEILING = "recall (% of the ceiling)"
 
 
@@ -54,7 +54,7 @@ def defined_structure(frame: pd.DataFrame) -> str:
 
 
 def share_of_ceiling(frame: pd.DataFrame, known: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The frame with ``r_mean`` in percent of the Bayes ceiling at the same dial setting and seed, after its new name.
+    """The frame with ``r_mean`` in percent of the Bayes ceiling at the same dial point and seed, after its new name.
 
     ``known`` holds the arm ``ceiling``; if it does not (no known truth), name and frame stay as they are.
     """
@@ -128,9 +128,9 @@ def above_path(frame: pd.DataFrame, paths: pd.DataFrame, arm: str, x: str, y: st
 
 
 def without_training(study: Study, arm: str) -> pd.DataFrame:
-    """An arm's features as given and under each training-free peer, with parameters chosen on validation.
+    """An arm's features as given and under each training-free baseline, with parameters chosen on validation.
 
-    For an arm of stage 2 the last peer interpolates weights between the end of stage 1 and the arm, by ``r_mean``.
+    For an arm of stage 2 the last one interpolates weights between the end of stage 1 and the arm, by ``r_mean``.
     """
     student, device = study.student(arm), study.device
     splits = {name: study.split(name) for name in ("train", "val", "test")}

@@ -240,7 +240,7 @@ class Study:
     def result_stage(self, name: str) -> Stage:
         """The evaluation of an arm or of a reference row; its key changes with everything that decides the numbers."""
         if name not in ARMS and name not in REFERENCES:
-            raise ValueError(f"unknown arm {name!r}: valid are {', '.join((*ARMS, *REFERENCES))}")
+            raise ValueError(f"unknown arm {name!r}; valid: {', '.join((*ARMS, *REFERENCES))}")
         settings, method = self.settings, self.settings.method
         parts = {"name": name, "data": data_parts(settings, "both"), "seed": settings.seed}
 

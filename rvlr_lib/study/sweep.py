@@ -147,7 +147,7 @@ def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0) -> None:
     for study, names, *curves in wanted:
         if not all(map(study.cache.has, _wanted_stages(study, names, curves))):
             todo.append((study.settings, names, curves, str(study.device), str(study.cache.root)))
-    on_gpu, label = any(device != "cpu" for *_, device, _ in todo), "stage seeds and dial settings"
+    on_gpu, label = any(device != "cpu" for *_, device, _ in todo), "stage seeds and dial points"
     jobs = 1 if on_gpu else min(jobs or min(torch.get_num_threads(), 4), len(todo))
     if jobs > 1:
         Runner(jobs).run(_warm_study, todo, label)

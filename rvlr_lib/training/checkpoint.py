@@ -71,17 +71,17 @@ def last_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
 
     ValueError if all are damaged.
     """
-    problems: list[str] = []
+    faults: list[str] = []
     for path in reversed(checkpoints_in(folder)):
         try:
             state = read_checkpoint(path)
         except ValueError as error:
-            problems.append(str(error))
+            faults.append(str(error))
         else:
-            if problems:
-                print(f"{'; '.join(problems)}: resuming from {path.name}")
+            if faults:
+                print(f"{'; '.join(faults)}: resuming from {path.name}")
             return path.name, state
-    if problems:
-        problems.append(f"all checkpoints of {folder} are damaged: --resume no starts this training over")
-        raise ValueError("; ".join(problems))
+    if faults:
+        faults.append(f"all checkpoints of {folder} are damaged: --resume no starts this training over")
+        raise ValueError("; ".join(faults))
     return None

@@ -107,9 +107,9 @@ def test_a_free_query_is_encoded_like_the_test_split(studies, refuses):
         refuses(fault, encode, bad)
 
 
-def test_training_free_peers_have_their_rows(studies, monkeypatch):
-    peers, best = ["as given", "centred", "pca", "spectral_cut", "nnn"], {"val": 0.3, "test": 0.8}
-    assert list(dict.fromkeys(comparisons.without_training(studies["none"][0], "matching")["arm"])) == peers
+def test_training_free_baselines_have_their_rows(studies, monkeypatch):
+    arms, best = ["as given", "centred", "pca", "spectral_cut", "nnn"], {"val": 0.3, "test": 0.8}
+    assert list(dict.fromkeys(comparisons.without_training(studies["none"][0], "matching")["arm"])) == arms
 
     def between(study, path, part, alphas):
         assert path == ("matching", "matching_longer")
@@ -119,5 +119,5 @@ def test_training_free_peers_have_their_rows(studies, monkeypatch):
     score = lambda features, *_, **__: {"r_mean": -abs(features[1] - best[features[0]])}  # noqa: E731
     monkeypatch.setattr(comparisons, "headline_metrics", score)
     frame = comparisons.without_training(studies["none"][0], "matching_longer")
-    assert list(dict.fromkeys(frame["arm"])) == [*peers, "weights_interpolated"]
+    assert list(dict.fromkeys(frame["arm"])) == [*arms, "weights_interpolated"]
     assert tuple(frame.iloc[-1][["parameters", "value"]]) == ("alpha 0.3", -0.5)
