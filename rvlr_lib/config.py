@@ -176,7 +176,7 @@ ARMS = {name: Arm(**values) for name, values in yaml.safe_load((PRESETS / "arms.
 
 
 def arm(name: str) -> Arm:
-    """The arm of this name; a ValueError lists the valid names."""
+    """The arm of this name; ValueError lists the valid names."""
     if name not in ARMS:
         raise ValueError(f"unknown arm {name!r}; valid: {', '.join(ARMS)}")
     return ARMS[name]
@@ -216,7 +216,7 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
     """Settings from shipped presets (``scenes``, ``quick``, ``corrected``, …) or YAML files; later ones win.
 
     The section ``for: {NAME: …}`` of a preset applies to the data set NAME, ``for: {other: …}`` to those not named.
-    ``overrides`` have dotted keys; None keeps the preset's value. A ValueError names an unknown preset, key or value
+    ``overrides`` have dotted keys; None keeps the preset's value. ValueError names an unknown preset, key or value
     and the valid ones.
 
     >>> load_settings("scenes", overrides={"stage1.epochs": 3}).stage1.epochs
@@ -258,7 +258,7 @@ def switches(fusion: bool = True) -> dict[str, Mapping[str, Any]]:
 
 
 def parse_dataclass(kind: Any, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass instance from nested plain values; a ValueError names ``where`` and the wrong key or value."""
+    """A dataclass instance from nested plain values; ValueError names ``where`` and the wrong key or value."""
     from jsonargparse import ArgumentError
 
     parser, instances = _parser(kind)

@@ -74,7 +74,7 @@ def arm_order(names: Sequence[str]) -> list[str]:
 def differences(frame: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
     """Every arm minus the baseline, paired by data set, dial, seed and metric; unpaired values are dropped.
 
-    A ValueError: the frame lacks the baseline, or holds several values for one cell.
+    ValueError: the frame lacks the baseline, or holds several values for one cell.
     """
     keys, arms = [name for name in KEYS if name in frame], frame["arm"].unique()
     if baseline not in arms:

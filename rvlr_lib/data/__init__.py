@@ -42,7 +42,7 @@ def load_dataset(
         split: ``train``, ``val`` or ``test``.
         image_root: folder of the pictures; refused for scenes and emoji, which bring their own.
         imbalance: the dial; its ``text_detail`` then replaces the default of scenes, 0.6.
-        options: those of ``load_scenes``, ``load_emoji``, ``load_clipart`` or ``load_files``; a ValueError names
+        options: those of ``load_scenes``, ``load_emoji``, ``load_clipart`` or ``load_files``; ValueError names
             unknown options, wrong values, names and splits, and faulty files.
     """
     name = str(name_or_path)

@@ -73,7 +73,7 @@ def check(
 
     Args:
         path, image_root, options: as in :func:`rvlr_lib.data.own.load_files`; ValueError if nothing can be read.
-        full: decode every picture; a header cannot show that a file is cut short.
+        full: decode every picture; a header cannot show that a file is truncated.
         tokens: captions -> number of tokens, with end marks, and whether the model knows less than half of the words.
         context: largest number of tokens that the model reads.
     """

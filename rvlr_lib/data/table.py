@@ -233,9 +233,9 @@ def to_rows(
             text = [text for cell in filled for text in (cell if isinstance(cell, list) else [cell])]
         marks = {k: mark for k in flags if (mark := _value(values[k]))}  # an empty cell sets no flag
         flagged = ",".join("not " * flags[k] + names[k] for k, mark in marks.items() if (mark in NO) is flags[k])
-        others = {what: values[k] for what, k in fields.items() if _value(values[k])}
+        optional = {what: values[k] for what, k in fields.items() if _value(values[k])}
         column = "".join(f", {names[k]}" for k in splits if _value(values[k]) not in {*KNOWN, ""})
-        return Row(f"{file}, {place}{column}", name, text, flags=flagged, **others)
+        return Row(f"{file}, {place}{column}", name, text, flags=flagged, **optional)
 
     return [row(place, values) for place, values in cells.items()]
 

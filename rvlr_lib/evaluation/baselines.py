@@ -39,12 +39,12 @@ def centre(features, reference) -> Tensor:
 
 
 def principal_components(features: Features, reference: Features, *, width: int) -> Features:
-    """Project both modalities onto the ``width`` leading principal directions of their pooled training features."""
-    both = torch.cat(reference).double()
-    if not 1 <= width <= min(both.shape[1], len(both) - 1):
-        raise ValueError(f"width {width} needs features as wide and {width + 1} reference rows, got {list(both.shape)}")
-    mean = both.mean(dim=0)
-    directions = torch.linalg.eigh((both - mean).T @ (both - mean)).eigenvectors.flip(1)[:, :width]
+    """Unit rows of both modalities on the ``width`` leading principal directions of their pooled training features."""
+    rows = torch.cat(reference).double()
+    if not 1 <= width <= min(rows.shape[1], len(rows) - 1):
+        raise ValueError(f"width {width} needs features as wide and {width + 1} reference rows, got {list(rows.shape)}")
+    mean = rows.mean(dim=0)
+    directions = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors.flip(1)[:, :width]
     images, texts = (unit_rows((x.double() - mean) @ directions).to(x.dtype) for x in features)
     return images, texts
 
@@ -215,7 +215,7 @@ def mix_ratio_curve(
 
 
 def document_recall(features: Features, dataset: ImageTextDataset, **columns: Any) -> pd.DataFrame:
-    """Recall of documents that are a picture, its first caption or both (mean feature), searched by other captions.
+    """Recall in percent of documents (a picture, its first caption or both, mean feature) by the other captions.
 
     Columns: dataset, columns, ``documents`` (``picture``, ``caption``, ``picture + caption``), metric (``R@K``), value.
     """
@@ -262,8 +262,8 @@ def _perturbed(text: str, kind: str, strength: float, seed: Sequence[int]) -> st
         words[places] = words[places[np.argsort(draws[places])]]
         return " ".join(words)
     for place in places:
-        if others := SYNONYMS.get(words[place]):
-            words[place] = others[int(draws[place] * len(others))]
+        if synonyms := SYNONYMS.get(words[place]):
+            words[place] = synonyms[int(draws[place] * len(synonyms))]
             if place and words[place - 1] in ("a", "an"):
                 words[place - 1] = "an" if words[place][0] in "aeiou" else "a"
     return " ".join(words)

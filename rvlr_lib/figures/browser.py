@@ -48,8 +48,8 @@ def make_query(
     if not chosen:
         raise ValueError(f"{direction} needs a common space, which none of {', '.join(methods) or 'no methods'} has")
     grades = {kind: _grades(dataset, relevance, source, kind, row) for kind in targets}
-    other, match_rows = ("t", dataset.captions_of(row)) if source == "i" else ("i", dataset.caption_image[[row]])
-    matches = {(other, int(i)) for i in match_rows}
+    match_kind, match_rows = ("t", dataset.captions_of(row)) if source == "i" else ("i", dataset.caption_image[[row]])
+    matches = {(match_kind, int(i)) for i in match_rows}
     right, results, ranks = matches, {}, {}
     if source in targets:
         threshold = np.sort(np.delete(grades[source], row))[-k:][0]  # ties with the k-th are right too
@@ -61,7 +61,7 @@ def make_query(
         results[name] = [_hit(dataset, *item, item in right, float(grades[item[0]][item[1]])) for item in ranked[:k]]
         if source != targets:
             ranks[name] = next(rank for rank, item in enumerate(ranked, start=1) if item in matches)
-    query, truth = _hit(dataset, source, row), _hit(dataset, other, int(match_rows[0])).item
+    query, truth = _hit(dataset, source, row), _hit(dataset, match_kind, int(match_rows[0])).item
     return Query(query.item, results, query.name, truth if source != targets else None, ranks, title)
 
 

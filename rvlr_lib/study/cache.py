@@ -131,15 +131,15 @@ file_hash = cache(lambda path, *_stamp: sha256(path))
 
 def named_files(*specs: str | None) -> list[str]:
     """SHA-256 of the files that settings name as ``FILE``, ``local-dir:FOLDER`` or ``timm:NAME:FILE``."""
-    sums = []
+    digests = []
     for spec in map(str, filter(None, specs)):
         exists = os.path.exists if spec.startswith(("local-dir:", "sentence:")) else os.path.isfile
         words = spec.split(":")
         paths = (":".join(words[start:]) for start in range(len(words)))  # a path may hold colons itself
         place = Path(next(filter(exists, paths), os.devnull))
         files = sorted(path for path in (place, *place.rglob("*")) if path.is_file())
-        sums += [file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
-    return sums
+        digests += [file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    return digests
 
 
 def read_split(settings: Settings, split: str) -> ImageTextDataset:

@@ -225,10 +225,10 @@ def map_frame(folder: Path) -> pd.DataFrame:
 
 def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, Results, dict[str, Any]]:
     """A sealed study: its plan, results of the planned seeds, and tuning; errors as in :func:`check_seal`."""
-    place, plan = Path(folder) if folder else reference_folder(profile), load_plan(profile)
-    sealed = check_seal(plan, place)
-    results = {name: read_seeds(place, name, sealed, part.seeds) for name, part in plan.sets.items()}
-    return plan, {name: seeds for name, seeds in results.items() if seeds}, read_json(place / "tuning.json")
+    folder, plan = reference_folder(profile, folder), load_plan(profile)
+    sealed = check_seal(plan, folder)
+    results = {name: read_seeds(folder, name, sealed, part.seeds) for name, part in plan.sets.items()}
+    return plan, {name: seeds for name, seeds in results.items() if seeds}, read_json(folder / "tuning.json")
 
 
 def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Mapping[str, Any]) -> str:
@@ -257,11 +257,11 @@ def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Ma
 
 def write_claims(profile: str = "study", folder: str | Path = "", page: Path | None = None) -> Path:
     """Write ``claims.md`` next to a study's results and its verdicts into ``page``; errors as in :func:`read_study`."""
-    place, study = Path(folder) if folder else reference_folder(profile), read_study(profile, folder)
-    write_text(place / "claims.md", claims_page(*study, read_json(place / "seal.json")))
+    folder, study = reference_folder(profile, folder), read_study(profile, folder)
+    write_text(folder / "claims.md", claims_page(*study, read_json(folder / "seal.json")))
     if page:
         insert_verdicts(page, *study, profile)
-    return place / "claims.md"
+    return folder / "claims.md"
 
 
 def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str, Any], profile: str = "study") -> None:

@@ -53,12 +53,12 @@ def defined_structure(frame: pd.DataFrame) -> str:
     return "structure" if defined else "image/overlap_teacher"
 
 
-def share_of_ceiling(frame: pd.DataFrame, known: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+def share_of_ceiling(frame: pd.DataFrame, references: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """The frame with ``r_mean`` in percent of the Bayes ceiling at the same dial point and seed, after its new name.
 
-    ``known`` holds the arm ``ceiling``; if it does not (no known truth), name and frame stay as they are.
+    ``references`` holds the arm ``ceiling``; without it (no known truth), name and frame stay as they are.
     """
-    rows = known[(known["arm"] == "ceiling") & (known["metric"] == "r_mean")]
+    rows = references[(references["arm"] == "ceiling") & (references["metric"] == "r_mean")]
     if rows.empty:
         return "r_mean", frame
     ceilings = rows.set_index(["dial", "seed"])["value"].rename("ceiling")

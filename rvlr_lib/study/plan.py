@@ -130,7 +130,7 @@ def tuned_by(cell: str) -> str:
 
 
 def load_plan(profile: str = "study") -> Plan:
-    """The checked plan of a profile of the checkout, or of a YAML file; a ValueError names what is wrong in it."""
+    """The checked plan of a profile of the checkout, or of a YAML file; ValueError names what is wrong in it."""
     shipped = PACKAGE.parent / "notebooks" / "profiles" / f"{profile}.yaml"
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else shipped
     if not path.is_file():
@@ -207,9 +207,9 @@ def read_chosen(folder: Path) -> dict[str, Any]:
     return read_json(folder / "tuning.json")["chosen"]
 
 
-def reference_folder(profile: str = "study") -> Path:
-    """The folder of the checkout with the results of a profile's study."""
-    return PACKAGE.parent / "data" / "reference" / Path(profile).stem
+def reference_folder(profile: str = "study", folder: str | Path = "") -> Path:
+    """``folder``, by default that of the checkout with the results of a profile's study."""
+    return Path(folder or PACKAGE.parent / "data" / "reference" / Path(profile).stem)
 
 
 def _sealed_parts(plan: Plan, folder: Path) -> dict[str, Any]:

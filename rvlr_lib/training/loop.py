@@ -42,7 +42,7 @@ Gradients = tuple[Tensor, Tensor, dict[str, Tensor]]  # total loss, norm of its 
 class Execution:
     """How to train; not part of any cache key."""
 
-    compile: bool = False  # the objective with its towers; pays in long trainings
+    compile: bool = False  # the objective with its towers; pays off in long training runs
     gradient_checkpointing: bool = False  # recompute activations inside the towers' blocks instead of keeping them
     checkpoints: Path | None = None  # their folder; None: no checkpoints
     save_every: int = 500  # steps between two checkpoints
@@ -329,7 +329,7 @@ def checkpoint_gradients(module: nn.Module) -> None:
 def cross_modal_recall(images: Tensor, texts: Tensor, caption_image: Tensor) -> dict[str, float]:
     """Recalls of cosine retrieval in both directions and their mean, ``r_mean``, in percent.
 
-    ``images [I, D]`` and ``texts [C, D]`` are unit rows, ``caption_image [C]`` is the picture's row for each caption.
+    ``images [I, D]`` and ``texts [C, D]`` are unit rows, ``caption_image [C]`` is the picture row of each caption.
     """
     positives = caption_image == torch.arange(len(images), device=caption_image.device).unsqueeze(1)
     scores = images @ texts.T

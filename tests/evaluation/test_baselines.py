@@ -101,9 +101,7 @@ BAD += [(lambda: baselines.centre(X, Y / 0), "reference .* 8 rows are not finite
 BAD += [(lambda: baselines.normalise_by_neighbours(X, Y, weight=1, k=9), "k = 9 neighbours of a bank of 8")]
 BAD += [(lambda: baselines.normalise_by_neighbours(X, Y[:, :2], weight=1, k=1), r"\(6, 4\) and bank_scores \(8, 2\)")]
 BAD += [(lambda: baselines.normalise_by_neighbours(X, Y, weight=float("nan"), k=1), "weight nan")]
-BAD += [
-    (lambda: baselines.principal_components(PAIR, ONE, width=2), r"width 2 needs .* 3 reference rows, got \[2, 6\]")
-]
+BAD += [(lambda: baselines.principal_components(PAIR, ONE, width=2), r"width 2 .* 3 reference rows, got \[2, 6\]")]
 BAD += [(lambda: baselines.spectral_cut(PAIR, PAIR, leading=1, trailing=1), "are not paired")]
 BAD += [(lambda: baselines.spectral_cut(PAIR, NINE, leading=-1, trailing=1), "leave none of 6 directions")]
 BAD += [(lambda: baselines.spectral_cut(PAIR, NINE, leading=3, trailing=3), "leave none of 6 directions")]
