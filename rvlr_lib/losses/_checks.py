@@ -44,7 +44,7 @@ def number(name: str, value: Any, like: Tensor, *, nonzero: bool = True) -> Any:
 
 
 def same_image(image_ids: Any, rows: int, device: torch.device) -> Tensor:
-    """Bool ``[B, B]``: which rows show the same image; without ids (numbers or strings), each row its own image."""
+    """Bool ``[B, B]``: which rows share an id (numbers or strings, else ValueError); None: each row only its own."""
     if image_ids is None:
         return torch.eye(rows, dtype=torch.bool, device=device)
     if np.shape(image_ids) != (rows,):

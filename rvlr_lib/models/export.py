@@ -13,7 +13,7 @@ MARKS = ("heads.json", "open_clip_config.json")  # either one marks a folder as 
 
 
 def save_student(student: Student, towers: Towers, folder: Path) -> Path:
-    """Write a student of ``towers`` or of features cached from them; an earlier student in the folder is replaced.
+    """Write a student of ``towers`` or of features cached from them; replaces an earlier student, refuses other files.
 
     A :class:`TowerStudent` becomes an open_clip model, ``local-dir:FOLDER``, with equal features and temperature but
     without the fusion encoder. open_clip finds the configuration of a Hugging Face text tower only by absolute path:
@@ -53,7 +53,7 @@ def _write_open_clip(student: TowerStudent, towers: Towers, temporary: Path, fol
 
 
 def load_student(folder: Path | str) -> Student:
-    """Read a student written by :func:`save_student`, in evaluation mode.
+    """Read a student written by :func:`save_student`, in evaluation mode; ValueError for a folder without one.
 
     A :class:`TowerStudent` has no fusion encoder; a :class:`HeadStudent` expects features of the towers that
     ``heads.json`` names.

@@ -22,7 +22,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "claims.md.j2"
 
 
 def metric_of(cell: Mapping[str, Any], metric: str) -> float:
-    """A structure metric of a cell or one under the headline relevance; the mean of several joined by ``&``."""
+    """A structure or headline metric of a cell, or the mean of several joined by ``&``; ValueError if unknown."""
     metrics = _metrics(cell)
     values: list[Any] = [metrics.get(name) for name in metric.split(" & ")]
     if None in values:

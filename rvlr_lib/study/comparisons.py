@@ -100,13 +100,15 @@ def interpolated(study: Study, path: Sequence[str], *, steps: int = 10) -> pd.Da
     return pd.concat(frames, ignore_index=True)
 
 
-def _between(study: Study, path: Sequence[str], part: str, alphas: Iterable[float]) -> Iterator[tuple[float, Features]]:
+def _between(
+    study: Study, path: Sequence[str], split: str, alphas: Iterable[float]
+) -> Iterator[tuple[float, Features]]:
     """Features of a split under weights interpolated between two arms."""
     start, end = (load_tensors(study.student_folder(name) / "weights.safetensors") for name in path)
     student = study.student(path[0])
     for alpha in alphas:
         student.load_state_dict(baselines.interpolate_weights(start, end, alpha))
-        yield alpha, study.split(part).encode(student, study.device)
+        yield alpha, study.split(split).encode(student, study.device)
 
 
 def above_path(frame: pd.DataFrame, paths: pd.DataFrame, arm: str, x: str, y: str) -> pd.Series:
