@@ -60,11 +60,11 @@ def test_there_are_no_import_cycles():
     TopologicalSorter(graph).prepare()  # raises an error for a cycle
 
 
-def test_the_house_is_small():
+def test_the_library_stays_small():
     lines = sum(len(path.read_text().splitlines()) for path in LIBRARY)
     top_level = [path.name for path in LIBRARY if path.parent.name == "rvlr_lib" and not path.name.startswith("__")]
     tests = sum(len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py"))
-    assert lines <= 11_847  # a ratchet: take lines out and lower it; the aim is 7,600, and 6,000 for the tests
+    assert lines <= 11_843  # a ratchet: take lines out and lower it; the aim is 7,600, and 6,000 for the tests
     assert len(top_level) <= 6
     assert tests <= 7_896
     assert not [path.name for path in LIBRARY if "fmt: skip" in path.read_text()]

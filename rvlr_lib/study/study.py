@@ -121,9 +121,7 @@ class Study:
         """Test features of an arm, of ``teachers``, or of the ``start``."""
         if name == "teachers":
             return self.teacher_features("test")
-        if name == "start":
-            return self._start_features
-        return stages.stored_features(self.student_folder(name), "test")
+        return self._start_features if name == "start" else stages.stored_features(self.student_folder(name), "test")
 
     @cached_property
     def _start_features(self) -> Features:
