@@ -108,7 +108,7 @@ class Bench:
     def training(
         self, student: Any, weights: LossWeights, batches: Any, teachers: Any = None, *, compiled: bool = False
     ) -> Callable[[], None]:
-        """A function that runs one epoch of a warmed-up training; a RuntimeError if it cannot be compiled."""
+        """A function that runs one epoch of a warmed-up training; RuntimeError if it cannot be compiled."""
         objective = Objective(student, weights, MethodSettings(), teachers=teachers, seed=0).to(self.device).train()
         training = Training(objective, batches, self.part, Execution(compile=compiled))
 
@@ -267,7 +267,7 @@ class Bench:
     def resume(self) -> Rows:
         """Whether a killed and restarted training ends with the same weights as an uninterrupted one."""
         with tempfile.TemporaryDirectory() as place:
-            sums = []
+            digests = []
             for kill in (False, True):
                 root = Path(place) / str(kill)
                 options = {"dataset": "scenes", "preset": "smoke", "arm": "matching", "save-every": 2}
@@ -282,8 +282,8 @@ class Bench:
                 if done.returncode:
                     yield {"failed": done.stderr[-400:]}
                     return
-                sums.append(sha256(root / "out" / "weights.safetensors"))
-            yield {"equal_weights": sums[0] == sums[1]}
+                digests.append(sha256(root / "out" / "weights.safetensors"))
+            yield {"equal_weights": digests[0] == digests[1]}
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
@@ -328,7 +328,7 @@ def forget() -> None:
 
 def time_is_over(*_: Any) -> None:
     """Signal handler that raises TimeIsOver."""
-    raise TimeIsOver("the time was over")
+    raise TimeIsOver("the time limit was reached")
 
 
 def failure(error: BaseException) -> dict[str, str]:
@@ -379,7 +379,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="measure nothing; write the table from the file --out")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"unknown parts {', '.join(sorted(unknown))}: valid are {', '.join(PARTS)}")
+        parser.error(f"unknown parts {', '.join(sorted(unknown))}; valid: {', '.join(PARTS)}")
     options.out = Path(options.out or ("runs/gpu-tiny.json" if options.tiny else "benchmarks/results/gpu.json"))
     try:
         record = read_json(options.out) if options.table else Bench(options).run()

@@ -124,5 +124,5 @@ def rows(options: Options) -> list[Row]:
         speed_row(f"{what}, time", against, timing.ratio, 1 if cuda else None, equal=(gap, 1e-4),
                   notes=f"relative; {duration(timing.ours)} and {duration(timing.theirs)}"),
         speed_row(f"{what}, peak memory", against, sides["plain"] / max(sides["ours"], 1e-6), 2 if cuda else None,
-                  notes=f"{1000 * sides['ours']:.0f} and {1000 * sides['plain']:.0f} MB beside the inputs"),
+                  notes=f"{1000 * sides['ours']:.0f} and {1000 * sides['plain']:.0f} MB besides the inputs"),
     ]  # fmt: skip

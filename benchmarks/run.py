@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-write", action="store_true", help="leave PERFORMANCE.md and the JSON file unchanged")
     args = parser.parse_args(arguments)
     if args.captions and not args.captions.is_file():
-        parser.error(f"--captions {args.captions} does not exist")
+        parser.error(f"--captions {args.captions} is missing")
     options = Options(args.size or SIZES[-1], args.captions)
     description, results = machine(), []
     begin = time.monotonic()

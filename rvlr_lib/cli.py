@@ -123,17 +123,17 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
         raise ValueError("give --image-features, --text-features and --captions, or --dataset and --model with weights")
     if all(files) and (model or options["pretrained"] or options["image_root"]):
         raise ValueError("features are given: omit --model, --pretrained and --image-root, or give --dataset instead")
-    folder, place = out or default_root() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
+    folder, chosen = out or default_root() / "audit" / data_name(dataset or str(files[2])), choose_device(device)
     encoded = audits.read_features(*files) if files[0] else None  # bad files fail before the folder is created
     sources = [real_path(name) for name in (dataset, model, *files, options["image_root"], options["pretrained"])]
     identity = {"made of": [*sources, options["split"]]}
     with claimed_folder(folder, identity, overwrite=overwrite, owned=lambda _: audits.FILES):
-        encoded = encoded or audits.encode_with_model(dataset, model or ModelSettings().name, device=place, **options)
-        record = audits.audit(*encoded, device=place)
+        encoded = encoded or audits.encode_with_model(dataset, model or ModelSettings().name, device=chosen, **options)
+        record = audits.audit(*encoded, device=chosen)
         for table in audits.audit_tables(record).values():
             print(to_markdown(table), end="\n\n")
         source = record["imbalance"]["index_from"]
-        print(f"The index is from {source}; peers are measured on 40 % of the pictures: compare only among peers.")
+        print(f"The index is from {source}; compare peers, measured on 40 % of the pictures, only with each other.")
         print(audits.write_audit(record, folder))
 
 

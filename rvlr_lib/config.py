@@ -42,7 +42,7 @@ class DataSettings:
     galleries: int = 0  # scenes: number of test galleries
     gallery_size: int = 0
     seed: int = -1  # for the scenes' world and the dial's draws; -1: the study's seed
-    rows: Literal["images", "captions"] = "images"  # one row per image with a sampled caption, or one per caption
+    rows: Literal["images", "captions"] = "images"  # one per picture with a drawn caption, or one per caption
     max_bad_pictures: int = 0  # own pictures: missing or damaged ones allowed per split
     keep_flagged: bool = False  # own pictures: use captions that their annotators flagged as rejected or canned
 
@@ -113,13 +113,8 @@ class MethodSettings:
 
 # switch -> row of FIDELITY.md; its official value is that of the preset
 FIDELITY_ROWS = {"teacher_terms": "1", "learn_relation_temperature": "2", "fusion_weight_form": "3"}
-FIDELITY_ROWS |= {
-    "structure_target": "6",
-    "mixed_t2it": "11",
-    "mixed_scores": "12",
-    "representation_bidirectional": "24",
-}
-FIDELITY_ROWS |= {"representation_temperature": "24", "head_init": "24b"}
+FIDELITY_ROWS |= {"structure_target": "6", "mixed_t2it": "11", "mixed_scores": "12"}
+FIDELITY_ROWS |= {"representation_bidirectional": "24", "representation_temperature": "24", "head_init": "24b"}
 
 
 @dataclass(frozen=True)
@@ -181,9 +176,9 @@ ARMS = {name: Arm(**values) for name, values in yaml.safe_load((PRESETS / "arms.
 
 
 def arm(name: str) -> Arm:
-    """The arm of this name; a ValueError lists the valid names."""
+    """The arm of this name; ValueError lists the valid names."""
     if name not in ARMS:
-        raise ValueError(f"unknown arm {name!r}: valid are {', '.join(ARMS)}")
+        raise ValueError(f"unknown arm {name!r}; valid: {', '.join(ARMS)}")
     return ARMS[name]
 
 
@@ -221,7 +216,7 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
     """Settings from shipped presets (``scenes``, ``quick``, ``corrected``, …) or YAML files; later ones win.
 
     The section ``for: {NAME: …}`` of a preset applies to the data set NAME, ``for: {other: …}`` to those not named.
-    ``overrides`` have dotted keys; None keeps the preset's value. A ValueError names an unknown preset, key or value
+    ``overrides`` have dotted keys; None keeps the preset's value. ValueError names an unknown preset, key or value
     and the valid ones.
 
     >>> load_settings("scenes", overrides={"stage1.epochs": 3}).stage1.epochs
@@ -231,7 +226,7 @@ def load_settings(*presets: str, overrides: Mapping[str, Any] | None = None) -> 
     for preset in presets:
         path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
         if not path.is_file():
-            raise ValueError(f"unknown preset {preset!r}: valid are {', '.join(SHIPPED)}, or a YAML file")
+            raise ValueError(f"unknown preset {preset!r}; valid: {', '.join(SHIPPED)}, or a YAML file")
         content = read_yaml(path)
         sections = content.pop("for", None) or {}
         if not isinstance(sections, dict) or not all(isinstance(part, dict | None) for part in sections.values()):
@@ -263,7 +258,7 @@ def switches(fusion: bool = True) -> dict[str, Mapping[str, Any]]:
 
 
 def parse_dataclass(kind: Any, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass instance from nested plain values; a ValueError names ``where`` and the wrong key or value."""
+    """A dataclass instance from nested plain values; ValueError names ``where`` and the wrong key or value."""
     from jsonargparse import ArgumentError
 
     parser, instances = _parser(kind)
@@ -277,7 +272,7 @@ def parse_dataclass(kind: Any, values: Mapping[str, Any], where: str) -> Any:
         if unknown := re.search(r"option '([\w.]+)'", text):
             for part in unknown[1].split(".")[:-1]:
                 kind = get_type_hints(kind).get(part, kind)
-            text += f": valid are {', '.join(item.name for item in dataclasses.fields(kind))}"
+            text += f"; valid: {', '.join(item.name for item in dataclasses.fields(kind))}"
         raise ValueError(f"{where}: {' '.join(text.split())}") from error
 
 
@@ -302,12 +297,12 @@ def _checked(values: Mapping[str, Any], where: str) -> Settings:
             if not all(low <= x <= high for x in numbers) or (value is None and item.default is not None):
                 raise ValueError(f"{where}: {prefix}{item.name} is {value}, expected {low} to {high}")
     if settings.method.distance not in DISTANCES:
-        raise ValueError(f"{where}: method.distance is {settings.method.distance!r}: valid are {', '.join(DISTANCES)}")
+        raise ValueError(f"{where}: method.distance is {settings.method.distance!r}; valid: {', '.join(DISTANCES)}")
     for name, tuned in settings.arms.items():
         groups = arm(name).groups
         if wrong := [group for group in tuned.strengths if group not in groups]:
             valid = ", ".join(groups) or "none"
-            raise ValueError(f"{where}: arms.{name}.strengths names {wrong[0]!r}: valid are {valid}")
+            raise ValueError(f"{where}: arms.{name}.strengths names {wrong[0]!r}; valid: {valid}")
     return settings
 
 

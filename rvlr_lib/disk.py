@@ -59,7 +59,7 @@ def claimed_folder(
 
     ``identity`` determines the content and is stored in ``file``, next to keys of the caller. ``overwrite`` first
     clears ``file`` and removes only the entries that ``owned`` names, given its content. Yields the earlier content of
-    ``file`` that is kept. A new folder is removed if the block fails before it writes. A ValueError: another process
+    ``file`` that is kept. A new folder is removed if the block fails before it writes. ValueError: another process
     holds the folder, or it contains other files or the output of other settings.
     """
     if folder.exists() and not folder.is_dir():
@@ -142,7 +142,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dictionary of pairs; a ValueError names a repeated key, of which parsers would silently keep the last."""
+    """A dictionary of pairs; ValueError names a repeated key, of which parsers would silently keep the last."""
     if len(values := dict(pairs)) < len(pairs):
         repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {repeated!r} appears twice in one place: keep one of them")
@@ -159,7 +159,7 @@ class UniqueKeys(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; a ValueError names a file that holds anything else."""
+    """The mapping in a YAML file; ValueError names a file that holds anything else."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys) or {}
     except (yaml.YAMLError, ValueError) as error:
@@ -170,7 +170,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; a ValueError names the file where it is missing or damaged."""
+    """Read JSON; ValueError names the file where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -199,7 +199,7 @@ def sha256(path: Path) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
-    """Write named tensors as safetensors, atomically; an OSError if the disk is full."""
+    """Write named tensors as safetensors, atomically; OSError if the disk is full."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

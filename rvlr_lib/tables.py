@@ -36,7 +36,7 @@ LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\g
 
 
 def arm_label(name: str) -> str:
-    """The label of an arm or a dial setting."""
+    """The label of an arm or a dial point."""
     return LABELS.get(str(name), str(name).replace("_", " "))
 
 
@@ -74,7 +74,7 @@ def arm_order(names: Sequence[str]) -> list[str]:
 def differences(frame: "pd.DataFrame", baseline: str) -> "pd.DataFrame":
     """Every arm minus the baseline, paired by data set, dial, seed and metric; unpaired values are dropped.
 
-    A ValueError: the frame lacks the baseline, or holds several values for one cell.
+    ValueError: the frame lacks the baseline, or holds several values for one cell.
     """
     keys, arms = [name for name in KEYS if name in frame], frame["arm"].unique()
     if baseline not in arms:

@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests of several rooms."""
+"""Fixtures shared by the tests of several packages."""
 
 import pytest
 

@@ -70,7 +70,7 @@ def test_rows_of_the_gpu_script_survive_a_failure_and_the_time_limit(tmp_path, m
         record |= gpu.Bench(options).run() and json.loads(options.out.read_text())
     assert record["losses"] == {"first": 2.0, "failed": "RuntimeError: no kernel"}
     assert record["vit"]["full, batch 4"] == {"failed": "OutOfMemoryError: no memory"}
-    assert record["vit_compiled"] == {"first": 1.0, "failed": "TimeIsOver: the time was over"}
+    assert record["vit_compiled"] == {"first": 1.0, "failed": "TimeIsOver: the time limit was reached"}
     assert "heads" not in record
 
 
@@ -93,6 +93,6 @@ def test_smaller_sizes_write_nothing_and_differences_fail(capsys, monkeypatch):
     assert "a loop over the samples" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         run.main(["--captions", "absent.json"])
-    assert "absent.json does not exist" in capsys.readouterr().err
+    assert "absent.json is missing" in capsys.readouterr().err
     monkeypatch.setattr(run, "load", lambda name: type("Fake", (), {"rows": staticmethod(lambda options: [WRONG])}))
     assert run.main(["--tiny", "--only", "search"]) == 1

@@ -54,10 +54,10 @@ BAD |= {"reproduce -p dataset my.csv": "write the same files (for a data set of 
 BAD |= {"reproduce -p study_results /no": "'study_results' is '/no', which is not a folder"}
 BAD |= {"reproduce -p model no": "unknown model 'no'", "audit --dataset no": "is unknown"}
 BAD |= {"reproduce -p switches ['no']": "'no' is part of none of: corrected"}
-BAD |= {"explore none": "none holds no run: there is no run.json in it; `rvlr reproduce` makes one"}
+BAD |= {"explore none": "none holds no run: run.json is missing; `rvlr reproduce` makes one"}
 BAD |= {"train --device tpu": "device 'tpu' is not available: Expected"}
 BAD |= {"reproduce -p arms a,b": "a list is written as [a, b]", "config own -s seed [1": "-s seed '[1' is not YAML"}
-BAD |= {"config flickr30k -s stage1.epoch 3": "does not accept option 'stage1.epoch': valid are epochs"}
+BAD |= {"config flickr30k -s stage1.epoch 3": "does not accept option 'stage1.epoch'; valid: epochs"}
 
 
 @pytest.mark.parametrize("argv", BAD)

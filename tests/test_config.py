@@ -21,16 +21,16 @@ def test_later_presets_win_and_overrides_win_over_all(tmp_path):
     assert load_settings(overrides={"seed": 3, "data.seed": 0}).world_seed == 0  # by default the seed
 
 
-FAULTS = [({"stage1.epochz": 3}, "stage1.epochz.*valid are epochs, batch_size"), ({"nope": 3}, "valid are data, model")]
+FAULTS = [({"stage1.epochz": 3}, "stage1.epochz.*valid: epochs, batch_size"), ({"nope": 3}, "valid: data, model")]
 FAULTS += [({"data.image_fault": "fog"}, "occlusion"), ({"data.text_detail": True}, "text_detail")]
 FAULTS += [({"stage1.betas": [1, 2, 3]}, "betas"), ({"arms.rvlx.learning_rate": 1.0}, "unknown arm 'rvlx'")]
 FAULTS += [({"stage1": 3, "stage1.epochs": 3}, "stage1 is 3, expected settings under"), ({"seed": "many"}, "seed")]
-FAULTS += [({"arms.rvlr.strengths": {"intra": 1.0}}, "valid are representation, structure")]
+FAULTS += [({"arms.rvlr.strengths": {"intra": 1.0}}, "valid: representation, structure")]
 FAULTS += [({"stage1.learning_rate": float("nan")}, "stage1.learning_rate is nan"), ({"data.seed": -2}, "-1 to")]
 FAULTS += [({"seed": 2**32}, "0 to"), ({"stage1.warmup": 2}, "stage1.warmup is 2.0, expected 0 to 1")]
 FAULTS += [({key: -2}, f"{key} is -2, expected 0 to") for key in ("seed", "data.max_bad_pictures", "rerank_top_k")]
 FAULTS += [({"stage1.epochs": 0}, "epochs is 0, expected 1 to"), ({"stage2.batch_size": 1}, "is 1, expected 2 to")]
-FAULTS += [({"method.distance": "kl"}, "'kl': valid are mae, mse"), ({"stage1.crop_scale": [2, 3]}, "expected 0 to 1")]
+FAULTS += [({"method.distance": "kl"}, "'kl'; valid: mae, mse"), ({"stage1.crop_scale": [2, 3]}, "expected 0 to 1")]
 FAULTS += [({"data.text_detail": 2}, "is 2.0, expected 0 to 1"), ({"stage2.betas": [1, 2]}, "expected 0 to")]
 FAULTS += [({f"{part}temperature": 0}, "is 0.0, expected 1e-06 to") for part in ("model.", "method.relation_")]
 

@@ -32,6 +32,6 @@ CONTRACT = [
 
 @pytest.mark.parametrize("line", CONTRACT)
 def test_names_and_parameters_stay(line):
-    room, name, *wanted = line.split()
-    parameters = inspect.signature(getattr(importlib.import_module(f"rvlr_lib.{room}"), name)).parameters
+    package, name, *wanted = line.split()
+    parameters = inspect.signature(getattr(importlib.import_module(f"rvlr_lib.{package}"), name)).parameters
     assert [parameter for parameter in parameters if parameter in wanted] == wanted

@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "rvlr_lib").rglob("*.py"))
-ROOMS = [  # a module imports from its own room, without cycles, and from earlier ones
+PACKAGES = [  # a module imports from its own package, without cycles, and from earlier ones
     *("similarity", "disk", "tables", "provenance", "losses", "metrics", "data", "config", "models"),
     *("training", "evaluation", "study", "figures", "report", "cli", "__main__"),
 ]
@@ -40,14 +40,14 @@ def imported(source: str, below: str = "rvlr_lib.") -> set[str]:
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT / "rvlr_lib")))
 def test_import_order(path):
-    rooms = {name.split(".")[0] for name in imported(path.read_text())}
-    room = path.relative_to(ROOT / "rvlr_lib").parts[0].removesuffix(".py")
-    if room == "__init__":
-        assert not rooms
-    elif room in ("losses", "metrics"):
-        assert rooms <= {"similarity", room}
+    used = {name.split(".")[0] for name in imported(path.read_text())}
+    package = path.relative_to(ROOT / "rvlr_lib").parts[0].removesuffix(".py")
+    if package == "__init__":
+        assert not used
+    elif package in ("losses", "metrics"):
+        assert used <= {"similarity", package}
     else:
-        assert rooms <= set(ROOMS[: ROOMS.index(room) + 1])
+        assert used <= set(PACKAGES[: PACKAGES.index(package) + 1])
 
 
 def test_there_are_no_import_cycles():
@@ -60,11 +60,11 @@ def test_there_are_no_import_cycles():
     TopologicalSorter(graph).prepare()  # raises an error for a cycle
 
 
-def test_the_house_is_small():
+def test_the_library_stays_small():
     lines = sum(len(path.read_text().splitlines()) for path in LIBRARY)
     top_level = [path.name for path in LIBRARY if path.parent.name == "rvlr_lib" and not path.name.startswith("__")]
     tests = sum(len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py"))
-    assert lines <= 11_847  # a ratchet: take lines out and lower it; the aim is 7,600, and 6,000 for the tests
+    assert lines <= 11_843  # a ratchet: take lines out and lower it; the aim is 7,600, and 6,000 for the tests
     assert len(top_level) <= 6
     assert tests <= 7_896
     assert not [path.name for path in LIBRARY if "fmt: skip" in path.read_text()]
@@ -98,8 +98,8 @@ def test_heavy_packages_are_imported_when_used(modules, heavy):
 
 def test_losses_and_metrics_copied_alone_pass_their_doctests_without_heavy_packages(tmp_path):
     package = tmp_path / "rvlr_lib"
-    for room in ("losses", "metrics"):
-        shutil.copytree(ROOT / "rvlr_lib" / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("losses", "metrics"):
+        shutil.copytree(ROOT / "rvlr_lib" / name, package / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "rvlr_lib" / "similarity.py", package)
     (package / "__init__.py").touch()
     heavy = "open_clip umap matplotlib pandas sklearn scipy numba torchvision seaborn rapidfuzz".split()

@@ -4,7 +4,7 @@
 >>> len(dataset), len(dataset.captions), dataset.image(0).size
 (2, 10, (48, 48))
 """
-# ruff: noqa: F401 - re-exported for the other rooms
+# ruff: noqa: F401 - re-exported for the other packages
 
 import inspect
 import os
@@ -42,7 +42,7 @@ def load_dataset(
         split: ``train``, ``val`` or ``test``.
         image_root: folder of the pictures; refused for scenes and emoji, which bring their own.
         imbalance: the dial; its ``text_detail`` then replaces the default of scenes, 0.6.
-        options: those of ``load_scenes``, ``load_emoji``, ``load_clipart`` or ``load_files``; a ValueError names
+        options: those of ``load_scenes``, ``load_emoji``, ``load_clipart`` or ``load_files``; ValueError names
             unknown options, wrong values, names and splits, and faulty files.
     """
     name = str(name_or_path)
@@ -50,9 +50,9 @@ def load_dataset(
     parameters = list(inspect.signature(loader).parameters)
     valid = [parameter for parameter in parameters if parameter not in ("split", "image_root")]
     if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown; {name} has {', '.join(SPLITS)}")
+        raise ValueError(f"split {split!r} is unknown; valid: {', '.join(SPLITS)}")
     if not (name in NAMES or Path(name).suffix or "/" in name or os.path.exists(name)):
-        raise ValueError(f"data set {name!r} is unknown; choose one of: {', '.join(NAMES)}, or give a file or folder")
+        raise ValueError(f"data set {name!r} is unknown; valid: {', '.join(NAMES)}, or a file or folder")
     if image_root and "image_root" not in parameters:
         raise ValueError(f"image_root={image_root!r}: {name} has its own pictures; leave it out")
     if unknown := [option for option in options if option not in valid]:

@@ -39,9 +39,9 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     accounts: dict[str, tuple[int, dict[str, int]]] = field(default_factory=dict)  # total, and its parts by fate
 
-    def add(self, what: str, cases: Sequence[str] | int, *, spoils: bool = False, way: str = "") -> None:
+    def add(self, what: str, cases: Sequence[str] | int, *, spoils: bool = False, way_out: str = "") -> None:
         """Add a finding, unless its ``cases`` are empty or 0; the first three and the way out are shown."""
-        examples = () if isinstance(cases, int) else (*cases[:3], *([way] if way else []))
+        examples = () if isinstance(cases, int) else (*cases[:3], *([way_out] if way_out else []))
         if count := cases if isinstance(cases, int) else len(cases):
             self.findings.append(Finding(what, count, spoils, examples))
 
@@ -73,7 +73,7 @@ def check(
 
     Args:
         path, image_root, options: as in :func:`rvlr_lib.data.own.load_files`; ValueError if nothing can be read.
-        full: decode every picture; a header cannot show that a file is cut short.
+        full: decode every picture; a header cannot show that a file is truncated.
         tokens: captions -> number of tokens, with end marks, and whether the model knows less than half of the words.
         context: largest number of tokens that the model reads.
     """
@@ -87,8 +87,9 @@ def check(
     bad = _pictures(report, collection, full)
     for split in SPLITS:
         if (count := len(set(used.picture[used.split == split]) - bad.keys())) < FEWEST:
-            way = "give more, or an index with a file for train and one for held_out, which is halved"
-            report.add(f"split {split} has fewer than {FEWEST} pictures", [f"{count} pictures"], spoils=True, way=way)
+            way_out = "give more, or an index with a file for train and one for held_out, which is halved"
+            what, cases = f"split {split} has fewer than {FEWEST} pictures", [f"{count} pictures"]
+            report.add(what, cases, spoils=True, way_out=way_out)
         elif count < FEW and split != "train":
             report.add(f"split {split} has few pictures, among which recall hardly distinguishes models", count)
     _captions(report, collection)
@@ -116,9 +117,10 @@ def _pictures(report: Report, collection: Collection, full: bool) -> dict[str, s
     bad = find_faults(look if full else check_header, collection.root, list(splits))
     most = int(used[used.picture.isin(bad)].split.value_counts().max()) if bad else 0
     spoils = most > collection.options.get("max_bad_pictures", 0)
-    way = f"to leave them out: max_bad_pictures: {most} in an index (data/README.md)" if spoils else ""
+    way_out = f"to leave them out: max_bad_pictures: {most} in an index (data/README.md)" if spoils else ""
     for what, missing in (("missing pictures", True), ("unreadable pictures", False)):
-        report.add(what, [why for why in bad.values() if (" is missing" in why) is missing], spoils=spoils, way=way)
+        cases = [fault for fault in bad.values() if (" is missing" in fault) is missing]
+        report.add(what, cases, spoils=spoils, way_out=way_out)
     report.add("pictures of a single colour (transparency becomes white)", sorted(flat))
     equal = equal_files(collection.root, [name for name in splits if name not in bad])
     for where, apart in (("within a split", False), ("in two splits", True)):
@@ -153,7 +155,7 @@ def _accounts(report: Report, collection: Collection, bad: dict[str, str]) -> No
     used, frame, root = set(collection.used.picture), collection.frame, collection.root
     good, unused_last = used - bad.keys(), frame.iloc[(frame.fate != "used").argsort(kind="stable")]
     rows = Counter(unused_last.drop_duplicates("row").fate)  # a row is used if one of its captions is
-    missing, flagged = sum(" is missing" in why for why in bad.values()), len({*collection.left_out.picture} - used)
+    missing, flagged = sum(" is missing" in fault for fault in bad.values()), len({*collection.left_out.picture} - used)
     pictures = {"used": len(used) - len(bad), "missing": missing, "unreadable": len(bad) - missing}
     pictures |= {"with flagged captions only": flagged, "refused": len(collection.pictures) - len(used) - flagged}
     report.accounts |= {

@@ -36,7 +36,7 @@ class ImbalanceSpec:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} lies outside 0 to 1")
         if self.image_fault not in FAULTS:
-            raise ValueError(f"image_fault={self.image_fault!r} is unknown; choose one of: {', '.join(FAULTS)}")
+            raise ValueError(f"image_fault={self.image_fault!r} is unknown; valid: {', '.join(FAULTS)}")
         if unknown := [split for split in self.splits if split not in SPLITS]:
             raise ValueError(f"the splits of the dial are {', '.join(SPLITS)}, not {unknown[0]!r}")
 

@@ -64,7 +64,7 @@ class SceneViews:
     def counts(self, kind: Literal["latent", "shown"]) -> tuple[np.ndarray, np.ndarray]:
         """Factor counts of pictures and captions: of complete scenes (``latent``) or of what views show (``shown``)."""
         if kind not in ("latent", "shown"):
-            raise ValueError(f"truth {kind!r} is unknown; choose 'latent' (full scene) or 'shown' (what a view shows)")
+            raise ValueError(f"truth {kind!r} is unknown; valid: 'latent' (complete scenes), 'shown' (what views show)")
         images, texts = (self.scene, self.described) if kind == "latent" else (self.image, self.text)
         return images.counts(), texts.counts()
 

@@ -128,8 +128,8 @@ def _coco(collection: Collection, file: Path, images: Sequence[Any], annotations
         _need(file, where := f"images[{number}]", image, "id", name)
         _, first, _ = pictures.setdefault(str(image["id"]), (where, image, {}))
         if first is not image:
-            both = f"{first[name]!r} and {image[name]!r}"
-            raise ValueError(f"{file}, {where}: duplicate id {image['id']!r}, for {both}; ids must differ")
+            names = f"{first[name]!r} and {image[name]!r}"
+            raise ValueError(f"{file}, {where}: duplicate id {image['id']!r}, for {names}; ids must differ")
     for number, caption in enumerate(annotations):
         _need(file, where := f"annotations[{number}]", caption, "image_id", text)
         if (key := str(caption["image_id"])) in pictures:
@@ -137,8 +137,8 @@ def _coco(collection: Collection, file: Path, images: Sequence[Any], annotations
             mixed += type(image["id"]) is not type(caption["image_id"])
             captions[f"{place}, {where}"] = caption
         else:
-            way = "write both as numbers or both as the same text, add the image, or drop the caption"
-            fault = f"image_id {caption['image_id']!r} is not the id of an image, compared as text: {way}"
+            way_out = "write both as numbers or both as the same text, add the picture, or drop the caption"
+            fault = f"image_id {caption['image_id']!r} is not the id of an image, compared as text: {way_out}"
             collection.refuse_row("captions of no picture", f"{file}, {where}: {fault}")
     if mixed:
         collection.notes.append(f"{file}: ids of {mixed:,} annotations and images are text and number, matched as text")
@@ -202,9 +202,9 @@ def _split_folders(folder: Path, pictures: Sequence[str], contents: Walk) -> dic
         return {}
     splits = {name: SPLIT_NAMES[part.casefold()] for name, part in candidates.items() if part.casefold() in SPLIT_NAMES}
     assigned = {contents.files[name] for name in splits}  # a picture outside split folders may be linked from one
-    if rest := [name for name in pictures if name not in splits and contents.files[name] not in assigned]:
-        unclear = ", ".join(list(dict.fromkeys("/".join(folders[name]) or name for name in rest))[:6])
+    if unassigned := [name for name in pictures if name not in splits and contents.files[name] not in assigned]:
+        unclear = ", ".join(list(dict.fromkeys("/".join(folders[name]) or name for name in unassigned))[:6])
         similar = ", ".join(sorted({*candidates.values()} - {""}))
-        way = "name every folder train, val or test, remove the others, or list the pictures in a CSV"
-        raise ValueError(f"{folder}: {similar} look like splits, but the split of {unclear} is unclear; {way}")
+        way_out = "name every folder train, val or test, remove the others, or list the pictures in a CSV"
+        raise ValueError(f"{folder}: {similar} look like splits, but the split of {unclear} is unclear; {way_out}")
     return splits

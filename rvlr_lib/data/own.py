@@ -73,7 +73,7 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
         names, rows = (index or {"all": file.name}).get(key, []), list[Row]()
         for name in [names] if isinstance(names, str) else names:
             if not os.path.exists(place := base / name):
-                raise ValueError(f"{file}: {key} names {name!r}, but {shown(place)} does not exist")
+                raise ValueError(f"{file}: {key} names {name!r}, but {shown(place)} is missing")
             rows += read_part(collection, place, assigned=key not in ("all", "held_out"))
         captions += _captions(collection, key, rows)
     collection.frame = pd.DataFrame(captions, columns=COLUMNS, dtype=object).astype({"row": int})
@@ -81,11 +81,11 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
     pictures = {split: set(collection.used.picture[collection.used.split == split]) for split in SPLITS}
     for one, two in [] if options.get("allow_overlap") else combinations(SPLITS, 2):
         both, shared = f"{one} and {two}", sorted(pictures[one] & pictures[two])
-        way = "name one file as held_out, which is halved into val and test, or set allow_overlap: true in the index"
+        way_out = "name one file as held_out, halved into val and test, or set allow_overlap: true in the index"
         reason = f"{both} are identical, pictures" if pictures[one] == pictures[two] else f"pictures in {both}"
         fault = f"{collection.path}: {both} share {len(shared)} pictures, such as"
         for name in shared:
-            collection.refused[reason].append(f"{fault} {name!r}: {way}")
+            collection.refused[reason].append(f"{fault} {name!r}: {way_out}")
     collection.stamps += [stamp(f"{root}/{name}") for name in collection.pictures]
     return collection
 
@@ -259,8 +259,8 @@ def load_files(
         print(f"{collection.path.name}: {count}, {first}")
     names = [name for name in names if name not in bad]
     if len(names) < min(FEWEST, limit or FEWEST):
-        way = f"give more pictures, or an index with a file for each split ({collection.describe()})"
-        raise ValueError(f"{collection.path}: {split} has {len(names)} pictures, at least {FEWEST} are needed; {way}")
+        way_out = f"give more pictures, or an index with a file for each split ({collection.describe()})"
+        raise ValueError(f"{collection.path}: {split} has {len(names)} pictures, needs {FEWEST} or more; {way_out}")
     rows = {name: row for row, name in enumerate(names)}
     part = part[part.picture.isin(rows)]
     categories = {name: kind for name, kind in zip(part.picture, part.category, strict=True) if kind is not None}

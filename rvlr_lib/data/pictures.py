@@ -33,15 +33,15 @@ def safe_path(root: Path, name: str) -> Path:
 
 def check_name(name: str) -> None:
     """Refuse a picture's name that is invalid by its spelling alone: :func:`safe_path` without touching a file."""
-    slashed, way = name.replace("\\", "/"), "give its path below image_root"
+    slashed, way_out = name.replace("\\", "/"), "give its path below image_root"
     parts = slashed.split("/")
     too_long = max(len(part.encode("utf-8", "replace")) for part in parts) > 255
     checks = {
-        f"is a URL, but pictures are read from disk: {way}": "://" in slashed,
+        f"is a URL, but pictures are read from disk: {way_out}": "://" in slashed,
         "has an absolute path: write it relative to image_root": re.match("/|[A-Za-z]:", slashed),
-        f"has a name that no file can have (NUL, or over 255 bytes): {way}": "\0" in slashed or too_long,
+        f"has a name that no file can have (NUL, or over 255 bytes): {way_out}": "\0" in slashed or too_long,
         "climbs out with '..': write it relative to image_root": ".." in parts,
-        f"has an empty name: {way}": PurePosixPath(slashed.strip()) == PurePosixPath(),
+        f"has an empty name: {way_out}": PurePosixPath(slashed.strip()) == PurePosixPath(),
     }
     if fault := next((fault for fault, present in checks.items() if present), ""):
         raise ValueError(f"picture {name!r} {fault}")

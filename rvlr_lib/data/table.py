@@ -185,9 +185,8 @@ def split_in(cell: Any) -> str | None:
     """Split named by a cell, None for an empty one; :class:`Unusable` for an unknown name."""
     name = _value(cell)
     if name not in {*KNOWN, ""}:
-        raise Unusable(
-            "unknown splits", f"split {cell!r} is unknown: use {', '.join(SPLIT_NAMES)}, or rename the column"
-        )
+        message = f"split {cell!r} is unknown; valid: {', '.join(SPLIT_NAMES)}, or rename the column"
+        raise Unusable("unknown splits", message)
     return SPLIT_NAMES.get(name)
 
 
@@ -211,8 +210,8 @@ def to_rows(
     if len(texts) > 1 and all(isinstance(text, str) and UNQUOTED.fullmatch(text) for text in texts):
         raise ValueError(f"{file}: every caption is in brackets, like {texts[0]!r}: write lists as JSON, with quotes")
     if joined := sum(isinstance(text, str) and bool(re.search(r"\|\s*\w|\w\s*\n\s*\w", text)) for text in texts):
-        way = "several in one cell are read as one; write caption_1, caption_2, or a list as JSON"
-        collection.notes.append(f"{file}: {joined:,} captions contain | or a line break: {way}")
+        way_out = "several in one cell are read as one; write caption_1, caption_2, or a list as JSON"
+        collection.notes.append(f"{file}: {joined:,} captions contain | or a line break: {way_out}")
     sure = options.get("caption_column") or {_stem(names[k]) for k in captions} & {"caption", "sentence"}
     if not sure and (present := {*map(_value, texts)} - {""}) and all(map(COUNT.fullmatch, present)):
         raise ValueError(f"{file}: every caption of {names[captions[0]]} is a number, yes or no: give caption_column")
@@ -234,9 +233,9 @@ def to_rows(
             text = [text for cell in filled for text in (cell if isinstance(cell, list) else [cell])]
         marks = {k: mark for k in flags if (mark := _value(values[k]))}  # an empty cell sets no flag
         flagged = ",".join("not " * flags[k] + names[k] for k, mark in marks.items() if (mark in NO) is flags[k])
-        others = {what: values[k] for what, k in fields.items() if _value(values[k])}
+        optional = {what: values[k] for what, k in fields.items() if _value(values[k])}
         column = "".join(f", {names[k]}" for k in splits if _value(values[k]) not in {*KNOWN, ""})
-        return Row(f"{file}, {place}{column}", name, text, flags=flagged, **others)
+        return Row(f"{file}, {place}{column}", name, text, flags=flagged, **optional)
 
     return [row(place, values) for place, values in cells.items()]
 
@@ -316,21 +315,20 @@ def read_table(collection: Collection, file: Path) -> list[Row]:
         row = row if any(names[len(row) :]) else row + [""] * (len(names) - len(row))
         further = [line for cell in row for line in cell.splitlines()[1:]]  # of quoted fields
         if len(row) != len(names):
-            few, way = len(row) < len(names), f"a caption that contains {mark!r} needs quotes"
+            few, way_out = len(row) < len(names), f"a caption that contains {mark!r} needs quotes"
             if few:
-                way = f"{', '.join(names[len(row) :])} missing; complete the line, which is cut short or broken in two"
+                way_out = f"{', '.join(names[len(row) :])} missing; complete the line, cut off or broken in two"
             elif mark == "\t":
-                way = "a caption contains a tab: replace it with a space"
+                way_out = "a caption contains a tab: replace it with a space"
             elif any(re.match(r'\s+"', cell) for cell in row):
-                way = "remove the blank before the opening quotation mark"
-            message = (
-                f"{file}, line {first}: {len(row)} field{'s' * (len(row) > 1)}, the header has {len(names)}: {way}"
-            )
+                way_out = "remove the blank before the opening quotation mark"
+            count = f"{len(row)} field{'s' * (len(row) > 1)}, the header has {len(names)}"
+            message = f"{file}, line {first}: {count}: {way_out}"
             collection.refuse_row(f"rows with too {'few' if few else 'many'} fields", message)
         elif line := next((line for line in further if _is_row(collection, line, mark, picture)), ""):
             fault = f"a quoted field contains {line.strip()[:60]!r}, which looks like a row of its own"
-            way = "close or double the quotation marks, or remove the line breaks of the field"
-            collection.refuse_row("quotes that swallow lines", f"{file}, lines {first} to {last}: {fault}: {way}")
+            way_out = "close or double the quotation marks, or remove the line breaks of the field"
+            collection.refuse_row("quotes that swallow lines", f"{file}, lines {first} to {last}: {fault}: {way_out}")
         else:
             cells[f"line {first}"] = row
     collection.lines.update({"rows": -headed, "header": headed})
@@ -351,8 +349,8 @@ def _split_lines(file: Path, lines: list[str], mark: str, counts: Counter[str]) 
                 row = row if quoted else [QUOTED.sub(lambda cell: cell[1].replace('""', '"'), cell) for cell in row]
                 yield first, last, row
     except csv.Error as error:
-        way = "check the quotes: double those inside a caption, and close the field"
-        raise ValueError(f"{file}, line {last + 1}: {error}; {way}") from None
+        way_out = "check the quotes: double those inside a caption, and close the field"
+        raise ValueError(f"{file}, line {last + 1}: {error}; {way_out}") from None
 
 
 def _is_row(collection: Collection, line: str, mark: str, picture: int) -> bool:

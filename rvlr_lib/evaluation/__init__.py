@@ -1,1 +1,1 @@
-"""Evaluation of features: retrieval, structure, re-ranking, training-free peers, curves and audits."""
+"""Evaluation of features: retrieval, structure, re-ranking, training-free baselines, curves and audits."""

@@ -1,4 +1,4 @@
-"""Audit of given features without training: imbalance, retrieval, gap, structure and training-free peers."""
+"""Audit of given features without training: imbalance, retrieval, gap, structure and training-free baselines."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -105,7 +105,7 @@ def predictability(source, target) -> float:
 
 
 def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tensor, *, device: Device = "cpu"):
-    """Everything that can be measured without training in a space ``[I, D]``, ``[C, D]`` of 50 or more pictures.
+    """Measure a space ``[I, D]``, ``[C, D]`` of 50 or more pictures (else ValueError) without training.
 
     Keys: ``data``, ``imbalance`` (:class:`ImbalanceReport`), ``retrieval`` and ``floor`` (relevance -> metrics in
     percent), ``structure`` (also images against text), ``peers`` (rows of ``baselines.training_free``).
@@ -130,29 +130,29 @@ def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tens
     }
 
 
-def audit_tables(found: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+def audit_tables(record: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """The result of :func:`audit` as tables.
 
     ``retrieval``: every metric under the headline relevance, next to its floor; ``structure``: imbalance, gap and
-    structure of the space, where defined; ``peers``: training-free peers, their parameters chosen on validation.
+    structure of the space, where defined; ``peers``: training-free baselines, their parameters chosen on validation.
     """
-    columns = {"found": next(iter(found["retrieval"].values())), "floor": next(iter(found["floor"].values()))}
+    columns = {"found": next(iter(record["retrieval"].values())), "floor": next(iter(record["floor"].values()))}
     retrieval = pd.DataFrame(columns).rename_axis("metric")
-    measures = {**found["imbalance"], **found["structure"]}
+    measures = {**record["imbalance"], **record["structure"]}
     values = {name.replace("_", " "): value for name, value in measures.items() if isinstance(value, float)}
-    peers = pd.DataFrame(found["peers"]).pivot_table("value", ["arm", "parameters"], "metric", sort=False)
+    baselines = pd.DataFrame(record["peers"]).pivot_table("value", ["arm", "parameters"], "metric", sort=False)
     return {
         "retrieval": retrieval[~retrieval.index.str.endswith("above_floor")],
         "structure": pd.DataFrame({"found": values}).rename_axis("metric"),
-        "peers": peers.rename_axis(columns=None).reset_index("parameters"),
+        "peers": baselines.rename_axis(columns=None).reset_index("parameters"),
     }
 
 
-def write_audit(found: Mapping[str, Any], folder: Path) -> Path:
+def write_audit(record: Mapping[str, Any], folder: Path) -> Path:
     """Write ``audit.json`` and three tables as CSV, Markdown and LaTeX; returns the path of ``audit.json``."""
-    for name, table in audit_tables(found).items():
+    for name, table in audit_tables(record).items():
         write_table(table, folder, name)
-    write_json(folder / "audit.json", {**found, "provenance": provenance()})
+    write_json(folder / "audit.json", {**record, "provenance": provenance()})
     return folder / "audit.json"
 
 
@@ -185,7 +185,7 @@ def read_array(path: Path) -> Tensor:
     if path.suffix.lower() not in LOADERS:
         raise ValueError(f"{path} is not a feature file: give one of {', '.join(LOADERS)}")
     if not path.is_file():
-        raise ValueError(f"{path} does not exist")
+        raise ValueError(f"{path} is missing")
     try:
         stored = LOADERS[path.suffix.lower()](path)
         by_name = stored if isinstance(stored, Mapping) else {"": stored}
@@ -213,7 +213,7 @@ def read_array(path: Path) -> Tensor:
 def encode_with_model(
     name_or_path: str, model: str, pretrained: str | None, *, split="test", image_root=None, device: Device = "cpu"
 ) -> Encoded:
-    """A data set and its features in the common space of an open_clip model, also one from ``local-dir:``."""
+    """A data set and its features in the space of an open_clip model or ``local-dir:``; ValueError without weights."""
     dataset = load_dataset(name_or_path, split=split, image_root=image_root)
     if not pretrained and not model.startswith("local-dir:"):
         way_out = "give --model and --pretrained, a tag or a weight file, or --model local-dir:FOLDER"

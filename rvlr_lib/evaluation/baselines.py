@@ -1,4 +1,4 @@
-"""Training-free analysis of given features: peers, mixed corpora, perturbed queries, items that moved."""
+"""Training-free baselines, mixed corpora, perturbed queries and moved items; ValueError for unfit arguments."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -39,12 +39,12 @@ def centre(features, reference) -> Tensor:
 
 
 def principal_components(features: Features, reference: Features, *, width: int) -> Features:
-    """Project both modalities onto the ``width`` leading principal directions of their pooled training features."""
-    both = torch.cat(reference).double()
-    if not 1 <= width <= min(both.shape[1], len(both) - 1):
-        raise ValueError(f"width {width} needs features as wide and {width + 1} reference rows, got {list(both.shape)}")
-    mean = both.mean(dim=0)
-    directions = torch.linalg.eigh((both - mean).T @ (both - mean)).eigenvectors.flip(1)[:, :width]
+    """Unit rows of both modalities on the ``width`` leading principal directions of their pooled training features."""
+    rows = torch.cat(reference).double()
+    if not 1 <= width <= min(rows.shape[1], len(rows) - 1):
+        raise ValueError(f"width {width} needs features as wide and {width + 1} reference rows, got {list(rows.shape)}")
+    mean = rows.mean(dim=0)
+    directions = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors.flip(1)[:, :width]
     images, texts = (unit_rows((x.double() - mean) @ directions).to(x.dtype) for x in features)
     return images, texts
 
@@ -100,7 +100,7 @@ def interpolate_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tenso
 def training_free(
     features: Features, dataset: ImageTextDataset, *, splits: tuple[Split, Split] | None = None, seed=0, device="cpu"
 ) -> pd.DataFrame:
-    """Metrics of the features as given and of each peer (headline relevance), with parameters chosen on validation.
+    """Metrics of the features as given and of each baseline, with parameters chosen on validation (headline relevance).
 
     ``splits`` are train, the source of means, directions and the bank, and validation; by default 40 % of the data
     set's pictures are train, 20 % validation and 40 % test. ``pca`` and ``spectral_cut`` are chosen by single-modal
@@ -123,7 +123,7 @@ def training_free(
     ks = sorted({min(k, *map(len, bank)) for k in (1, 8, 64)})
     neighbours = [{"weight": weight, "k": k} for weight, k in product((0.25, 0.5, 1.0), ks)]
     pca, cut = partial(principal_components, reference=train[0]), partial(spectral_cut, reference=(paired, texts))
-    peers: dict[str, tuple[Callable[..., Features], list[dict[str, Any]]]] = {
+    methods: dict[str, tuple[Callable[..., Features], list[dict[str, Any]]]] = {
         "as given": (lambda pair: pair, [{}]),
         "centred": (lambda pair: (centre(pair[0], images), centre(pair[1], texts)), [{}]),
         "pca": (pca, [{"width": w} for w in widths]),
@@ -133,7 +133,7 @@ def training_free(
 
     def measure(arm: str, split: Split, parameters: Mapping[str, Any]) -> dict[str, float]:
         reports, matching, ks_ndcg = [], None, () if arm == "nnn" else (10,)
-        for gallery, (z, w) in galleries(peers[arm][0](split[0], **parameters), split[1]):
+        for gallery, (z, w) in galleries(methods[arm][0](split[0], **parameters), split[1]):
             if arm == "nnn":
                 i2t = normalise_by_neighbours(z @ w.T, bank[0] @ w.T, **parameters)
                 matching = i2t, normalise_by_neighbours(w @ z.T, bank[1] @ z.T, **parameters)
@@ -141,7 +141,7 @@ def training_free(
         return mean_of(reports)
 
     frames = []
-    for arm, (_, candidates) in peers.items():
+    for arm, (_, candidates) in methods.items():
         goals = ["r_mean"] if arm == "nnn" else ["i2i/NDCG@10", "t2t_no_siblings/NDCG@10"]
         tried = candidates if len(candidates) > 1 else []
         scores = [sum(measure(arm, validation, values)[key] for key in goals) for values in tried] or [0.0]
@@ -186,10 +186,10 @@ def mix_ratio_curve(
     """
     if any(not 0 <= share <= 1 for share in shares):
         raise ValueError(f"shares of captions must be 0 to 1, got {list(shares)}")
-    parts, frames = [(gallery, pair, _item_relevance(gallery)) for gallery, pair in galleries(features, dataset)], []
+    graded, frames = [(gallery, pair, _item_relevance(gallery)) for gallery, pair in galleries(features, dataset)], []
     for share in shares:
-        rows = []
-        for gallery, (images, texts), (image_relevance, text_relevance) in parts:
+        reports = []
+        for gallery, (images, texts), (image_relevance, text_relevance) in graded:
             first, second = first_captions(gallery), _second_captions(gallery)
             order = np.random.default_rng(seed).permutation(len(gallery))
             as_text = np.argsort(order) < round(share * len(gallery))
@@ -209,13 +209,13 @@ def mix_ratio_curve(
                     f"{name}/captions_in_top": _share_in_top(scores.masked_fill(exclude, -torch.inf), marked, k),
                     f"{name}/captions_in_top_ideal": _share_in_top(relevance.masked_fill(exclude, -1), marked, k),
                 }
-            rows.append(values)
-        frames.append(tidy(mean_of(rows), dataset, **columns, captions=100 * share))
+            reports.append(values)
+        frames.append(tidy(mean_of(reports), dataset, **columns, captions=100 * share))
     return pd.concat(frames, ignore_index=True)
 
 
 def document_recall(features: Features, dataset: ImageTextDataset, **columns: Any) -> pd.DataFrame:
-    """Recall of documents that are a picture, its first caption or both (mean feature), searched by other captions.
+    """Recall in percent of documents (a picture, its first caption or both, mean feature) by the other captions.
 
     Columns: dataset, columns, ``documents`` (``picture``, ``caption``, ``picture + caption``), metric (``R@K``), value.
     """
@@ -229,7 +229,7 @@ def document_recall(features: Features, dataset: ImageTextDataset, **columns: An
         for name, documents in kinds.items():
             recall = recall_at_k(texts[queries] @ documents.T, gallery.caption_image[queries])
             recalls.setdefault(name, []).append({f"R@{k}": value for k, value in recall.items()})
-    frames = [tidy(mean_of(rows), dataset, **columns, documents=name) for name, rows in recalls.items()]
+    frames = [tidy(mean_of(reports), dataset, **columns, documents=name) for name, reports in recalls.items()]
     return pd.concat(frames, ignore_index=True)
 
 
@@ -262,8 +262,8 @@ def _perturbed(text: str, kind: str, strength: float, seed: Sequence[int]) -> st
         words[places] = words[places[np.argsort(draws[places])]]
         return " ".join(words)
     for place in places:
-        if others := SYNONYMS.get(words[place]):
-            words[place] = others[int(draws[place] * len(others))]
+        if synonyms := SYNONYMS.get(words[place]):
+            words[place] = synonyms[int(draws[place] * len(synonyms))]
             if place and words[place - 1] in ("a", "an"):
                 words[place - 1] = "an" if words[place][0] in "aeiou" else "a"
     return " ".join(words)

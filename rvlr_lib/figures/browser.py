@@ -39,7 +39,7 @@ def make_query(
         relevance: graded ``caption_to_image [C, I]``; ``image_to_image [I, I]``, ``text_to_text [C, C]`` may be None.
     """
     if direction not in DIRECTIONS:
-        raise ValueError(f"unknown direction {direction!r}: valid are {', '.join(DIRECTIONS)}")
+        raise ValueError(f"unknown direction {direction!r}; valid: {', '.join(DIRECTIONS)}")
     source, targets = direction[0], direction[2:]
     count = len(dataset) if source == "i" else len(dataset.captions)
     if not 0 <= row < count:
@@ -48,8 +48,8 @@ def make_query(
     if not chosen:
         raise ValueError(f"{direction} needs a common space, which none of {', '.join(methods) or 'no methods'} has")
     grades = {kind: _grades(dataset, relevance, source, kind, row) for kind in targets}
-    other, match_rows = ("t", dataset.captions_of(row)) if source == "i" else ("i", dataset.caption_image[[row]])
-    matches = {(other, int(i)) for i in match_rows}
+    match_kind, match_rows = ("t", dataset.captions_of(row)) if source == "i" else ("i", dataset.caption_image[[row]])
+    matches = {(match_kind, int(i)) for i in match_rows}
     right, results, ranks = matches, {}, {}
     if source in targets:
         threshold = np.sort(np.delete(grades[source], row))[-k:][0]  # ties with the k-th are right too
@@ -61,7 +61,7 @@ def make_query(
         results[name] = [_hit(dataset, *item, item in right, float(grades[item[0]][item[1]])) for item in ranked[:k]]
         if source != targets:
             ranks[name] = next(rank for rank, item in enumerate(ranked, start=1) if item in matches)
-    query, truth = _hit(dataset, source, row), _hit(dataset, other, int(match_rows[0])).item
+    query, truth = _hit(dataset, source, row), _hit(dataset, match_kind, int(match_rows[0])).item
     return Query(query.item, results, query.name, truth if source != targets else None, ranks, title)
 
 
@@ -76,7 +76,7 @@ def typed_query(
     if item == words and not words.strip():
         raise ValueError("the query is empty: type some words or upload a picture")
     if targets not in TARGETS:
-        raise ValueError(f"unknown targets {targets!r}: valid are {', '.join(TARGETS)}")
+        raise ValueError(f"unknown targets {targets!r}; valid: {', '.join(TARGETS)}")
     if not methods.keys() & encoders.keys():
         raise ValueError(f"none of {', '.join(methods) or 'no methods'} has an encoder for new queries")
     results, unfamiliar = {}, False
@@ -118,7 +118,7 @@ def neighbour_query(dataset: Dataset, spaces: Mapping[str, Any], row: int, *, k:
 def dial_query(
     title: str, dataset: Dataset, spaces: Mapping[str, Any], truth: Any, row: int, *, undegraded: Dataset, k: int = 5
 ) -> Query:
-    """Find the ``k`` neighbours of the picture ``row`` at one dial setting, by truth and in each space.
+    """Find the ``k`` neighbours of the picture ``row`` at one dial point, by truth and in each space.
 
     ``dataset`` is degraded by the dial, ``undegraded`` is not; ``spaces``: name -> image features ``[I, D]``. A
     neighbour is right if it is as similar as the ``k``-th true neighbour by ``truth``, the similarities ``[I, I]``.

@@ -78,7 +78,7 @@ def project_spaces(
         caption_image: ``[C]`` picture of each caption; without it caption i belongs to picture i.
     """
     if method not in ("umap", "pca"):
-        raise ValueError(f"unknown projection {method!r}: valid are umap, pca")
+        raise ValueError(f"unknown projection {method!r}; valid: umap, pca")
     arrays = {name: (np.asarray(image), np.asarray(text)) for name, (image, text) in spaces.items()}
     sizes = {name: (len(image), len(text)) for name, (image, text) in arrays.items()}
     images, captions = next(iter(sizes.values()), (0, 0))

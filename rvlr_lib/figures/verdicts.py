@@ -55,7 +55,7 @@ def plot_claims(table: pd.DataFrame, *, level: str) -> Figure:
 
 @style()
 def plot_regime_map(frame: pd.DataFrame, *, metric: str = "difference, points") -> Figure:
-    """Plot mean effects by teacher and gradient ratio per dial setting; hatched unless the interval excludes 0.
+    """Plot mean effects by teacher and gradient ratio per dial point; hatched unless the interval excludes 0.
 
     Columns of ``frame``: dial, teacher, ratio, seed, value (a difference in points); ``metric`` labels the colour bar.
     """
@@ -83,7 +83,7 @@ def plot_regime_map(frame: pd.DataFrame, *, metric: str = "difference, points") 
 
 @style()
 def plot_trade_off(frame: pd.DataFrame, x: str, y: str, *, paths: pd.DataFrame) -> Figure:
-    """Plot metric ``y`` against ``x``, a panel per dial setting: dots per seed, arrows from ``ORIGIN``, Pareto front.
+    """Plot metric ``y`` against ``x``, a panel per dial point: dots per seed, arrows from ``ORIGIN``, Pareto front.
 
     ``paths``: results of interpolated weights: dial, path (such as ``matching → rvlr``), alpha, seed, metric, value.
     """

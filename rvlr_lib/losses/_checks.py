@@ -11,7 +11,7 @@ from rvlr_lib.similarity import as_tensor
 
 
 def feature_rows(*, same_width: bool = True, minimum: int = 2, **features: Any) -> tuple[list[Tensor], torch.dtype]:
-    """Convert to matrices ``[B, D]`` of one dtype, at least float32; also return the dtype of the loss, maybe half."""
+    """Convert to ``[B, D]`` in one dtype of 32 bits or more, else ValueError; also return the dtype of the loss."""
     tensors = {name: as_tensor(name, value) for name, value in features.items()}
     first = next(iter(tensors.values()))
     valid = all(x.ndim == 2 and x.shape[1] and len(first) == len(x) >= minimum for x in tensors.values())
@@ -44,7 +44,7 @@ def number(name: str, value: Any, like: Tensor, *, nonzero: bool = True) -> Any:
 
 
 def same_image(image_ids: Any, rows: int, device: torch.device) -> Tensor:
-    """Bool ``[B, B]``: which rows show the same image; without ids (numbers or strings), each row its own image."""
+    """Bool ``[B, B]``: which rows share an id (numbers or strings, else ValueError); None: each row only its own."""
     if image_ids is None:
         return torch.eye(rows, dtype=torch.bool, device=device)
     if np.shape(image_ids) != (rows,):

@@ -1,4 +1,4 @@
-"""Contrastive, alignment and cyclic losses between two sets of features of the same items."""
+"""Contrastive, alignment and cyclic losses of paired rows, as scalars; ValueError for unpaired rows or ``B < 2``."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ def representation_distillation_loss(
     image_ids: Tensor | None = None,
     bidirectional: bool = False,
 ) -> Tensor:
-    """Contrast student rows with teacher columns, a scalar in nats (official ``iic`` and ``ttc``, which are one-way).
+    """Contrast each student row with all teacher rows, a scalar in nats (official ``iic`` and ``ttc``, both one-way).
 
     ``CE(S) = -(1/B) sum_ij P_ij log softmax_j(S_ij / temperature)``, ``S`` the dot products, ``P`` uniform over the
     columns of the row's image. ValueError for unequal shapes, fewer than two rows, temperature zero; NaN gives NaN.

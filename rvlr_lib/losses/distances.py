@@ -41,7 +41,7 @@ def distance_relations(features: Tensor) -> Tensor:
 
 
 def angle_relations(features: Tensor) -> Tensor:
-    """``[B, D] -> [B, B, B]``: entry ``jik`` is the cosine of the angle ``i j k`` (RKD-A), 0 where two coincide."""
+    """``[B, D] -> [B, B, B]``: entry ``jik`` is the cosine of the angle ``i j k`` (RKD-A), 0 if two rows coincide."""
     rows = unit_rows(features)
     directions = unit_rows(rows[None] - rows[:, None])
     angles = directions @ directions.mT
@@ -64,7 +64,7 @@ def cumulative_l1(relations: Tensor, target: Tensor, temperature: Any) -> Tensor
 
 
 def row_kl(relations: Tensor, target: Tensor, temperature: Any) -> Tensor:
-    """``KL(P || Q)`` in nats, mean over rows: ``P`` and ``Q`` are softmaxes of target and ours over the other items."""
+    """Mean over rows of ``KL(P || Q)`` in nats; ``P``, ``Q``: softmax of target, relations over the other items."""
     log_q, log_p = ((off_diagonal(x) / temperature).log_softmax(dim=1) for x in (relations, target))
     return (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
 

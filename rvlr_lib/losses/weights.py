@@ -42,7 +42,7 @@ def anchor_loss(parameters: Iterable[Tensor], start: Iterable[Tensor]) -> Tensor
 class FusionWeight(nn.Module):
     """Share of the text teacher in the structure target; calling it returns a 0-d tensor.
 
-    ``"sigmoid"`` keeps it inside (0, 1), ``"free"`` is the official unconstrained scalar. Not ``learnable``: fixed.
+    ``form``: ``"sigmoid"`` keeps it inside (0, 1), ``"free"`` is the official unconstrained scalar; else ValueError.
     """
 
     def __init__(self, initial: float = 0.5, form: str = "sigmoid", learnable: bool = True):

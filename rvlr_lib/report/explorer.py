@@ -30,7 +30,7 @@ NEIGHBOURS = 10
 def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
     """Write the page of all data sets of a run from cached stages, by default as its ``explore.html``; return the path.
 
-    If a data set cannot be shown, the reason is printed and appears on the page. A ValueError: there is no run, or no
+    If a data set cannot be shown, the reason is printed and appears on the page. ValueError: there is no run, or no
     data set has the stages it needs; the message names the command that makes them.
     """
     record, shown, missing = read_run(run), {}, {}
@@ -50,7 +50,7 @@ def write_explorer(run: Path | str, out: Path | str | None = None) -> Path:
 
 
 def explorer_points(record: Mapping[str, Any], dataset: str, root: Path) -> dict[str, Any]:
-    """The points of one data set of a run; a ValueError names the command that makes a stage that is not cached."""
+    """The points of one data set of a run; ValueError names the command that makes a stage that is not cached."""
     parameters: dict[str, Any] = {"dataset": dataset}
     for entry in (entry for entry in record["runs"] if entry["dataset"] == dataset):
         paths = record.get("settings", {}).get(f"{entry['notebook']} ({dataset})", {})  # absolute

@@ -47,8 +47,8 @@ class RunOutput:
             raise ValueError(f"{self.folder} is a run of `rvlr reproduce`: choose another output_dir")
         earlier = read_json(self.path).get("source", "") if self.path.is_file() else ""
         if earlier != self.source and os.path.exists(earlier):
-            conflict = f"{self.path} holds results of {earlier}, not of {self.source}"
-            raise ValueError(f"{conflict}: choose another output_dir, or remove the file")
+            fault = f"{self.path} holds results of {earlier}, not of {self.source}"
+            raise ValueError(f"{fault}: choose another output_dir, or remove the file")
 
     def figure(self, draw: Callable[[], Any], name: str, data: Any, caption: str) -> Any:
         """Draw a figure in each width, save it as PNG and PDF with its ``data`` as CSV, and return it as an image."""
@@ -99,10 +99,10 @@ def check_parameters(namespace: dict[str, Any]) -> None:
     namespace |= fit_parameters(kinds, {name: namespace[name] for name in names})
 
 
-def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``given`` parameters converted to their types (``kinds``: name -> type); strings are parsed.
+def fit_parameters(kinds: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """``parameters`` converted to their types (``kinds``: name -> type); strings are parsed.
 
-    A ValueError: an unknown name, arm or width (lists the valid ones), or a value of the wrong type or out of range.
+    ValueError: an unknown name, arm or width (lists the valid ones), or a value of the wrong type or out of range.
 
     >>> fit_parameters({"epochs": int, "rates": list}, {"epochs": "3", "rates": "[1, 1e-3]"})
     {'epochs': 3, 'rates': [1, 0.001]}
@@ -119,15 +119,15 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     choices |= dict.fromkeys(("seeds", "k", "max_points", "perturbed_pictures", "rerank_top_k", "steps"), PositiveInt)
     at_least_0 = ("seed", "fusion_epochs", "fusion_layers", "fusion_seeds", "jobs", "thumbnails")
     choices |= dict.fromkeys(at_least_0, NonNegativeInt)
-    if unknown := sorted(given.keys() - kinds.keys()):
+    if unknown := sorted(parameters.keys() - kinds.keys()):
         raise ValueError(f"unknown parameter '{unknown[0]}'; valid: {', '.join(sorted(kinds)) or 'none'}")
-    if missing := [name for name, value in given.items() if value is None]:
+    if missing := [name for name, value in parameters.items() if value is None]:
         raise ValueError(f"parameter '{missing[0]}' needs a value")
     parser = ArgumentParser(exit_on_error=False)
     for name, kind in kinds.items():
         parser.add_argument(f"--{name}", type=choices.get(name, kind))
     try:
-        values: dict[str, Any] = to_json_types(vars(parser.parse_object(dict(given), defaults=False)))
+        values: dict[str, Any] = to_json_types(vars(parser.parse_object(dict(parameters), defaults=False)))
     except ArgumentError as error:
         text = str(error).replace("Parser key", "parameter").replace("\n ", "").replace("a typing.Literal", "one of ")
         text += "; a list is written as [a, b]" if "class 'list'" in text else ""
@@ -141,10 +141,10 @@ def fit_parameters(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
 
 
 def read_run(folder: Path | str) -> dict[str, Any]:
-    """Read the ``run.json`` of a folder; a ValueError names it if it is missing or damaged, and the way out."""
+    """Read the ``run.json`` of a folder; ValueError names it if it is missing or damaged, and the way out."""
     path = Path(folder) / "run.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no run: there is no run.json in it; `rvlr reproduce` makes one")
+        raise ValueError(f"{folder} holds no run: run.json is missing; `rvlr reproduce` makes one")
     record = read_json(path)
     valid = _has(record, "command", "description", "profile", "provenance", "runs") and isinstance(record["runs"], list)
     if not valid or not all(_has(run, "notebook", "dataset", "parameters") for run in record["runs"]):
@@ -165,7 +165,7 @@ def _has(record: Any, *keys: str) -> bool:
 def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
     """Read the results of a run's notebooks by ``<dataset>_<notebook>``, in the order of ``run.json``.
 
-    Unfinished notebooks are left out; a ValueError names a result that was damaged or removed.
+    Unfinished notebooks are left out; ValueError names a result that was damaged or removed.
     """
     results = {}
     for run in read_run(folder)["runs"]:

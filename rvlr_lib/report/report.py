@@ -27,7 +27,7 @@ def write_report(folder: Path | str, *, root: Path = CHECKOUT) -> Path:
     """Write ``report.md``, ``report.html`` (with embedded pictures) and ``tables/`` of a run; returns ``report.md``.
 
     Nothing is computed: tables, sentences and figures are those saved by the notebooks. Claims and data cards come from
-    the checkout ``root``. A ValueError names a file that is missing or damaged.
+    the checkout ``root``. ValueError names a file that is missing or damaged.
     """
     import pandas as pd
 
@@ -93,7 +93,7 @@ def page_html(title: str, body: str, navigation: list[tuple[str, list[tuple[str,
 
 
 def with_pictures(body: str, folder: Path) -> str:
-    """The HTML body with the pictures of ``figures/`` embedded; a ValueError names a missing one."""
+    """The HTML body with the pictures of ``figures/`` embedded; ValueError names a missing one."""
 
     def embedded(match: re.Match[str]) -> str:
         path = folder / unquote(match[1])

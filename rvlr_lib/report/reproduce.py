@@ -65,7 +65,7 @@ class Run:
 
 
 def notebook_parameters(notebook: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Types and defaults of a notebook's parameters, by name; a ValueError if the cell or an annotation is missing."""
+    """Types and defaults of a notebook's parameters, by name; ValueError if the cell or an annotation is missing."""
     import papermill
 
     cell = papermill.inspect_notebook(_no_template(notebook))
@@ -80,7 +80,7 @@ def load_profile(
 ) -> tuple[Path, dict[str, Any], list[Run]]:
     """Path, settings and runs of a profile, by its name in the checkout ``root`` or from a ``.yaml`` file.
 
-    ``parameters`` override the profile's. A ValueError: the profile, a notebook or a parameter is unknown (lists the
+    ``parameters`` override the profile's. ValueError: the profile, a notebook or a parameter is unknown (lists the
     valid ones), a value has the wrong type, or two runs would write the same files.
     """
     profiles = {file.stem: file for file in root.glob("notebooks/profiles/*.yaml")}
@@ -151,7 +151,7 @@ def reproduce(
     path, settings, runs = load_profile(profile, parameters, root=root)
     reference_file = root / "data" / "reference" / f"{path.stem}.json"
     if check and not reference_file.is_file():
-        raise ValueError(f"there is no {reference_file} to check against: --update-reference writes it")
+        raise ValueError(f"{reference_file} is missing: --update-reference writes it")
     reference = read_json(reference_file) if check else None
     out = (out or default_root() / path.stem).resolve()
     check_machine(runs, out)
@@ -254,13 +254,13 @@ def check_machine(runs: list[Run], out: Path) -> None:
         if any(model := [run.parameters.get(name) for name in ("model", "pretrained")]):
             models[str([*model, run.parameters.get("preset")])] = run
     for run in models.values():
-        _ = _open_study(run).towers  # a ValueError if they cannot be built
+        _ = _open_study(run).towers  # ValueError if they cannot be built
 
 
 def run_notebook(run: Run, out: Path, timeout: int, *, root: Path = CHECKOUT, runs: Sequence[Run] = ()) -> Path:
     """Execute one notebook, print its stages, and write it and its HTML to ``out/<dataset>/``; return its path.
 
-    A NotebookError: a cell raised an exception or took more than ``timeout`` seconds, or the kernel died.
+    NotebookError: a cell raised an exception or took more than ``timeout`` seconds, or the kernel died.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -346,7 +346,7 @@ def _no_template(path: Path) -> str:
 
 
 def _data_stamp(run: Run) -> tuple[Any, ...]:
-    """The stamp of the user's own data, empty for shipped data; a ValueError if data, preset or device are unfit."""
+    """The stamp of the user's own data, empty for shipped data; ValueError if data, preset or device are unfit."""
     parameters = run.parameters
     preset = PACKAGE / "presets" / f"{parameters.get('preset', 'quick')}.yaml"
     shipped = parameters.get("dataset", "scenes") in ("emoji", "scenes") and preset.is_file()
@@ -361,7 +361,7 @@ def _data_stamp(run: Run) -> tuple[Any, ...]:
 
 
 def _open_study(run: Run) -> Any:
-    """The study that a notebook opens; a ValueError names an invalid parameter."""
+    """The study that a notebook opens; ValueError names an invalid parameter."""
     from rvlr_lib.study.study import open_study
 
     options = {name: run.parameters[name] for name in (*OPENING, "seed", "device") if name in run.parameters}

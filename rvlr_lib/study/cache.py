@@ -29,7 +29,7 @@ from rvlr_lib.training.processes import all_gather_objects, is_main
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 UNHASHED = {"rvlr_lib.config", "rvlr_lib.provenance", "rvlr_lib.disk"}
 DIAL_SPLITS = {"all": SPLITS, "train": ("train", "val"), "test": ("test",)}
-# dial settings that a modality does not depend on
+# settings of the dial that a modality does not depend on
 OTHER_DIALS = {"image": ("text_detail", "mismatch_rate"), "text": ("image_visibility", "image_fault"), "both": ()}
 
 
@@ -131,15 +131,15 @@ file_hash = cache(lambda path, *_stamp: sha256(path))
 
 def named_files(*specs: str | None) -> list[str]:
     """SHA-256 of the files that settings name as ``FILE``, ``local-dir:FOLDER`` or ``timm:NAME:FILE``."""
-    sums = []
+    digests = []
     for spec in map(str, filter(None, specs)):
         exists = os.path.exists if spec.startswith(("local-dir:", "sentence:")) else os.path.isfile
         words = spec.split(":")
         paths = (":".join(words[start:]) for start in range(len(words)))  # a path may hold colons itself
         place = Path(next(filter(exists, paths), os.devnull))
         files = sorted(path for path in (place, *place.rglob("*")) if path.is_file())
-        sums += [file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
-    return sums
+        digests += [file_hash(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    return digests
 
 
 def read_split(settings: Settings, split: str) -> ImageTextDataset:

@@ -22,7 +22,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "claims.md.j2"
 
 
 def metric_of(cell: Mapping[str, Any], metric: str) -> float:
-    """A structure metric of a cell or one under the headline relevance; the mean of several joined by ``&``."""
+    """A structure or headline metric of a cell, or the mean of several joined by ``&``; ValueError if unknown."""
     metrics = _metrics(cell)
     values: list[Any] = [metrics.get(name) for name in metric.split(" & ")]
     if None in values:
@@ -77,12 +77,12 @@ def companions(plan: Plan, results: Results) -> dict[str, Effect]:
     return complete
 
 
-def sentence(plan: Plan, name: str, results: Results, found: Judged, tuned: Mapping[str, Any]) -> str:
+def sentence(plan: Plan, name: str, results: Results, judged: Judged, tuned: Mapping[str, Any]) -> str:
     """One primary claim in a sentence: verdict, effect, interval, seeds, and what its control gains."""
     claim = plan.claims[name]
-    if name not in found:
+    if name not in judged:
         return f"{claim.text}: no verdict, some planned seeds are missing."
-    verdict, effect, points = found[name], found[name].effect, signed(found[name].effect.mean)
+    verdict, effect, points = judged[name], judged[name].effect, signed(judged[name].effect.mean)
     certainty = f"{interval(verdict.low, verdict.high)}, {effect.seeds} seeds, δ {verdict.delta:g}"
     text = f"{claim.text}: **{verdict.verdict}**, {points} points ({certainty})"
     for _, control in control_of(plan, name, results):
@@ -107,26 +107,26 @@ def _validation(tuned: Mapping[str, Any], name: str, criterion: str, metric: str
     return mean_score(next(matches)["scores"], metric)
 
 
-def tally(plan: Plan, results: Results, found: Judged) -> str:
+def tally(plan: Plan, results: Results, judged: Judged) -> str:
     """How many primary claims hold, by how much, and in how many of them the control gains as much or more."""
-    held = {name: verdict for name, verdict in found.items() if verdict.verdict.startswith("better")}
+    held = {name: verdict for name, verdict in judged.items() if verdict.verdict.startswith("better")}
     below = sum("δ" in verdict.verdict for verdict in held.values())
     controls = [(name, control) for name in held for _, control in control_of(plan, name, results)]
     equalled = sum(control.mean >= held[name].effect.mean for name, control in controls)
     qualified = f", {below} of them by less than δ" if below else ""
     qualified += f", and in {equalled} of them the control gains as much or more" if equalled else ""
-    seeds = min(verdict.effect.seeds for verdict in found.values())
-    return f"**{len(held)} of {len(found)} sealed claims hold{qualified}** ({seeds} seeds, points)"
+    seeds = min(verdict.effect.seeds for verdict in judged.values())
+    return f"**{len(held)} of {len(judged)} sealed claims hold{qualified}** ({seeds} seeds, points)"
 
 
-def headline(plan: Plan, results: Results, found: Judged) -> str:
+def headline(plan: Plan, results: Results, judged: Judged) -> str:
     """All primary claims in one sentence: how many hold, and each verdict with its effect, interval and control."""
     clauses = []
-    for name, verdict in found.items():
+    for name, verdict in judged.items():
         points = f"{signed(verdict.effect.mean)}, {interval(verdict.low, verdict.high)}"
         gains = "".join(f"; {label} {signed(gain.mean)}" for label, gain in control_of(plan, name, results))
         clauses.append(f"{name}: {verdict.verdict} ({points}{gains})")
-    return f"{tally(plan, results, found)}: {'; '.join(clauses)}."
+    return f"{tally(plan, results, judged)}: {'; '.join(clauses)}."
 
 
 def lead(plan: Plan, results: Results, name: str) -> str:
@@ -143,10 +143,10 @@ def lead(plan: Plan, results: Results, name: str) -> str:
     return f"{text[:1].upper()}{text[1:]}: {clauses} points; {seeds} seeds, 95 % intervals, no verdict."
 
 
-def claims_frame(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
+def claims_frame(plan: Plan, results: Results, judged: Judged) -> pd.DataFrame:
     """What :func:`rvlr_lib.figures.verdicts.plot_claims` draws: each primary claim, and what its control gains."""
     rows: list[tuple[Any, ...]] = []
-    for name, verdict in found.items():
+    for name, verdict in judged.items():
         claim = plan.claims[name].text, verdict.delta
         rows.append((*claim, None, verdict.effect.mean, verdict.low, verdict.high, verdict.verdict))
         for label, control in control_of(plan, name, results):
@@ -154,15 +154,15 @@ def claims_frame(plan: Plan, results: Results, found: Judged) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["claim", "delta", "part", "mean", "low", "high", "verdict"])
 
 
-def claims_table(plan: Plan, found: Judged) -> pd.DataFrame:
+def claims_table(plan: Plan, judged: Judged) -> pd.DataFrame:
     """Primary claims: verdict, effect, both intervals, and the power of the verdicts at the observed spread."""
     columns = ["claim", "verdict", "effect (points)", "Holm interval", "90 % interval", "δ", "SD", "seeds"]
     columns += ["power at 0 (equivalent)", "power at δ (better)", "metric"]
     rows: list[tuple[Any, ...]] = []
-    for name, verdict in found.items():
+    for name, verdict in judged.items():
         effect, delta = verdict.effect, verdict.delta
         points = signed(effect.mean), interval(verdict.low, verdict.high), interval(*verdict.interval_90), f"{delta:g}"
-        chances = partial(power, max(effect.sd, 1e-6), effect.seeds, delta, claims=len(found))
+        chances = partial(power, max(effect.sd, 1e-6), effect.seeds, delta, claims=len(judged))
         at_zero, at_delta = chances(effect=0.0), chances(effect=delta)
         shares = at_zero["equivalent"], at_delta["better"] + at_delta["better, below δ"]
         spread = f"{effect.sd:.2f}", effect.seeds, *(f"{100 * share:.0f} %" for share in shares)
@@ -225,10 +225,10 @@ def map_frame(folder: Path) -> pd.DataFrame:
 
 def read_study(profile: str = "study", folder: str | Path = "") -> tuple[Plan, Results, dict[str, Any]]:
     """A sealed study: its plan, results of the planned seeds, and tuning; errors as in :func:`check_seal`."""
-    place, plan = Path(folder) if folder else reference_folder(profile), load_plan(profile)
-    sealed = check_seal(plan, place)
-    results = {name: read_seeds(place, name, sealed, part.seeds) for name, part in plan.sets.items()}
-    return plan, {name: seeds for name, seeds in results.items() if seeds}, read_json(place / "tuning.json")
+    folder, plan = reference_folder(profile, folder), load_plan(profile)
+    sealed = check_seal(plan, folder)
+    results = {name: read_seeds(folder, name, sealed, part.seeds) for name, part in plan.sets.items()}
+    return plan, {name: seeds for name, seeds in results.items() if seeds}, read_json(folder / "tuning.json")
 
 
 def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Mapping[str, Any]) -> str:
@@ -257,11 +257,11 @@ def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Ma
 
 def write_claims(profile: str = "study", folder: str | Path = "", page: Path | None = None) -> Path:
     """Write ``claims.md`` next to a study's results and its verdicts into ``page``; errors as in :func:`read_study`."""
-    place, study = Path(folder) if folder else reference_folder(profile), read_study(profile, folder)
-    write_text(place / "claims.md", claims_page(*study, read_json(place / "seal.json")))
+    folder, study = reference_folder(profile, folder), read_study(profile, folder)
+    write_text(folder / "claims.md", claims_page(*study, read_json(folder / "seal.json")))
     if page:
         insert_verdicts(page, *study, profile)
-    return place / "claims.md"
+    return folder / "claims.md"
 
 
 def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str, Any], profile: str = "study") -> None:

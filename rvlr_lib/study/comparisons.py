@@ -26,7 +26,7 @@ from rvlr_lib.study.study import Study
 from rvlr_lib.training.features import Features, encode, encode_frozen
 from rvlr_lib.training.loop import cross_modal_recall
 
-Studies = Mapping[str, Sequence[Study]]  # dial setting -> the studies of its seeds
+Studies = Mapping[str, Sequence[Study]]  # dial point -> the studies of its seeds
 OF_CEILING = "recall (% of the ceiling)"
 
 
@@ -53,12 +53,12 @@ def defined_structure(frame: pd.DataFrame) -> str:
     return "structure" if defined else "image/overlap_teacher"
 
 
-def share_of_ceiling(frame: pd.DataFrame, known: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The frame with ``r_mean`` in percent of the Bayes ceiling at the same dial setting and seed, after its new name.
+def share_of_ceiling(frame: pd.DataFrame, references: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The frame with ``r_mean`` in percent of the Bayes ceiling at the same dial point and seed, after its new name.
 
-    ``known`` holds the arm ``ceiling``; if it does not (no known truth), name and frame stay as they are.
+    ``references`` holds the arm ``ceiling``; without it (no known truth), name and frame stay as they are.
     """
-    rows = known[(known["arm"] == "ceiling") & (known["metric"] == "r_mean")]
+    rows = references[(references["arm"] == "ceiling") & (references["metric"] == "r_mean")]
     if rows.empty:
         return "r_mean", frame
     ceilings = rows.set_index(["dial", "seed"])["value"].rename("ceiling")
@@ -100,13 +100,15 @@ def interpolated(study: Study, path: Sequence[str], *, steps: int = 10) -> pd.Da
     return pd.concat(frames, ignore_index=True)
 
 
-def _between(study: Study, path: Sequence[str], part: str, alphas: Iterable[float]) -> Iterator[tuple[float, Features]]:
+def _between(
+    study: Study, path: Sequence[str], split: str, alphas: Iterable[float]
+) -> Iterator[tuple[float, Features]]:
     """Features of a split under weights interpolated between two arms."""
     start, end = (load_tensors(study.student_folder(name) / "weights.safetensors") for name in path)
     student = study.student(path[0])
     for alpha in alphas:
         student.load_state_dict(baselines.interpolate_weights(start, end, alpha))
-        yield alpha, study.split(part).encode(student, study.device)
+        yield alpha, study.split(split).encode(student, study.device)
 
 
 def above_path(frame: pd.DataFrame, paths: pd.DataFrame, arm: str, x: str, y: str) -> pd.Series:
@@ -128,9 +130,9 @@ def above_path(frame: pd.DataFrame, paths: pd.DataFrame, arm: str, x: str, y: st
 
 
 def without_training(study: Study, arm: str) -> pd.DataFrame:
-    """An arm's features as given and under each training-free peer, with parameters chosen on validation.
+    """An arm's features as given and under each training-free baseline, with parameters chosen on validation.
 
-    For an arm of stage 2 the last peer interpolates weights between the end of stage 1 and the arm, by ``r_mean``.
+    For an arm of stage 2 the last one interpolates weights between the end of stage 1 and the arm, by ``r_mean``.
     """
     student, device = study.student(arm), study.device
     splits = {name: study.split(name) for name in ("train", "val", "test")}

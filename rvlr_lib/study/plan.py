@@ -130,7 +130,7 @@ def tuned_by(cell: str) -> str:
 
 
 def load_plan(profile: str = "study") -> Plan:
-    """The checked plan of a profile of the checkout, or of a YAML file; a ValueError names what is wrong in it."""
+    """The checked plan of a profile of the checkout, or of a YAML file; ValueError names what is wrong in it."""
     shipped = PACKAGE.parent / "notebooks" / "profiles" / f"{profile}.yaml"
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else shipped
     if not path.is_file():
@@ -156,7 +156,7 @@ def load_plan(profile: str = "study") -> Plan:
     for name, claim in plan.claims.items():
         where = f"{path}: claim {name}"
         claimed = [f"{dataset}:{cell}" for effect in claim.parts for _, dataset, cell in effect]
-        _refuse_unknown(claimed, cells, f"{where}: no such cell")
+        _refuse_unknown(claimed, cells, f"{where}: unknown cell")
         _refuse_unknown([claim.control] if claim.control else [], plan.claims, f"{where}: unknown control")
         _refuse_unknown([claim.metric] if claim.primary else [], plan.delta, f"{where}: no delta for")
     if plan.seeds < 2 or sum(claim.primary for claim in plan.claims.values()) > MAX_CLAIMS:
@@ -186,7 +186,7 @@ def check_seal(plan: Plan, folder: Path, *, adding: bool = False) -> str:
     path = folder / "seal.json"
     if not path.is_file():
         way_out = "run `rvlr study --tune`, then `--seal`, before the first seed"
-        raise ValueError(f"{folder} holds no sealed study, as there is no seal.json: {way_out}")
+        raise ValueError(f"{folder} holds no sealed study, as seal.json is missing: {way_out}")
     seal = read_json(path)
     if seal.get("sha256") != _seal_digest(seal):
         raise ValueError(f"{path} was edited: its checksum does not match its content, so there is no verdict")
@@ -207,9 +207,9 @@ def read_chosen(folder: Path) -> dict[str, Any]:
     return read_json(folder / "tuning.json")["chosen"]
 
 
-def reference_folder(profile: str = "study") -> Path:
-    """The folder of the checkout with the results of a profile's study."""
-    return PACKAGE.parent / "data" / "reference" / Path(profile).stem
+def reference_folder(profile: str = "study", folder: str | Path = "") -> Path:
+    """``folder``, by default that of the checkout with the results of a profile's study."""
+    return Path(folder or PACKAGE.parent / "data" / "reference" / Path(profile).stem)
 
 
 def _sealed_parts(plan: Plan, folder: Path) -> dict[str, Any]:

@@ -40,8 +40,8 @@ class Runner:
                 for done, future in enumerate(as_completed(futures), start=1):
                     yield futures[future], future.result()
                     elapsed = time.monotonic() - started
-                    left = elapsed / done * (len(items) - done)
-                    say(f"{label} {done}/{len(items)}: {elapsed / 60:.1f} min, about {left / 60:.0f} min left")
+                    remaining = elapsed / done * (len(items) - done)
+                    say(f"{label} {done}/{len(items)}: {elapsed / 60:.1f} min, about {remaining / 60:.0f} min left")
             finally:  # after a failure, or if the caller stops early
                 for future in futures:
                     future.cancel()

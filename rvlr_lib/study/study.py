@@ -103,7 +103,7 @@ class Study:
         return image_rows, text_rows
 
     def student_folder(self, name: str) -> Path:
-        """The folder of a trained arm: weights, log, how it went, and validation and test features."""
+        """The folder of a trained arm: weights, log, training record, validation and test features."""
         stage = self._student_stage(name)
         folder = self.cache.folder(stage)
         if checkpoints := self._checkpoints(stage):  # of no use once the stage is finished
@@ -121,9 +121,7 @@ class Study:
         """Test features of an arm, of ``teachers``, or of the ``start``."""
         if name == "teachers":
             return self.teacher_features("test")
-        if name == "start":
-            return self._start_features
-        return stages.stored_features(self.student_folder(name), "test")
+        return self._start_features if name == "start" else stages.stored_features(self.student_folder(name), "test")
 
     @cached_property
     def _start_features(self) -> Features:
@@ -173,8 +171,8 @@ class Study:
         """SHA-256 of the weight files that the settings name; empty if they name none."""
         model = self.settings.model
         text = model.text_weights and f"local-dir:{model.text_weights}"
-        sums = named_files(model.name if ":" in model.name else "", model.pretrained, model.image_weights, text)
-        return {"files": sums} if sums else {}
+        digests = named_files(model.name if ":" in model.name else "", model.pretrained, model.image_weights, text)
+        return {"files": digests} if digests else {}
 
     def _teacher_stages(self, spec: str) -> list[Stage | None]:
         """Stages of the image and the text teacher; ``lite2`` replaces the image teacher only."""
@@ -240,7 +238,7 @@ class Study:
     def result_stage(self, name: str) -> Stage:
         """The evaluation of an arm or of a reference row; its key changes with everything that decides the numbers."""
         if name not in ARMS and name not in REFERENCES:
-            raise ValueError(f"unknown arm {name!r}: valid are {', '.join((*ARMS, *REFERENCES))}")
+            raise ValueError(f"unknown arm {name!r}; valid: {', '.join((*ARMS, *REFERENCES))}")
         settings, method = self.settings, self.settings.method
         parts = {"name": name, "data": data_parts(settings, "both"), "seed": settings.seed}
 
@@ -325,7 +323,7 @@ def open_study(
     pretrained: str | None = None,
     **overrides: Any,
 ) -> Study:
-    """The study of a data set; options not listed here are those of :class:`Study`.
+    """The study of a data set; other options are those of :class:`Study`, errors those of ``config.load_settings``.
 
     Args:
         name: one of ``rvlr_lib.data.NAMES``, or a file that :func:`rvlr_lib.data.load_dataset` reads.

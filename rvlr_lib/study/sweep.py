@@ -34,7 +34,7 @@ def run_study(profile: str = "study", *, seeds: str = "", sets: str = "", result
     ``options``: ``tune``, ``seal`` or ``regime_map``, and those of :class:`rvlr_lib.study.runner.Runner`. ValueError if
     the plan is not valid, not tuned, or was changed since it was sealed.
     """
-    plan, folder = load_plan(profile), Path(results) if results else reference_folder(profile)
+    plan, folder = load_plan(profile), reference_folder(profile, results)
     tune, seal, regime_map = (options.pop(name, False) for name in ("tune", "seal", "regime_map"))
     if tune + seal + regime_map > 1 or (seeds and (tune or seal)) or (sets and (tune or seal or regime_map)):
         raise ValueError("give one of tune, seal and regime_map; of these, seeds go with regime_map, sets with none")
@@ -147,7 +147,7 @@ def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0) -> None:
     for study, names, *curves in wanted:
         if not all(map(study.cache.has, _wanted_stages(study, names, curves))):
             todo.append((study.settings, names, curves, str(study.device), str(study.cache.root)))
-    on_gpu, label = any(device != "cpu" for *_, device, _ in todo), "stage seeds and dial settings"
+    on_gpu, label = any(device != "cpu" for *_, device, _ in todo), "stage seeds and dial points"
     jobs = 1 if on_gpu else min(jobs or min(torch.get_num_threads(), 4), len(todo))
     if jobs > 1:
         Runner(jobs).run(_warm_study, todo, label)
@@ -246,7 +246,7 @@ def run_tuning(plan: Plan, folder: Path, runner: Runner) -> None:
     """Tune every arm; ``folder/tuning.json`` gets dials, epochs and the trials that recall and structure choose."""
     space, names, search = plan.tuning, tuned_arms(plan), _Search(plan, runner)
     runs = len(names) * len(space.dials) * (space.trials + space.confirmed * (len(space.seeds) - 1))
-    say(f"{runs} trainings plus the choice of a length: at least {runs * CELL_SECONDS / 3600:.1f} CPU hours")
+    say(f"{runs} training runs plus the choice of a length: at least {runs * CELL_SECONDS / 3600:.1f} CPU hours")
     visibility, visibilities = search.visibility()
     search.chosen["dials"] = {"image": {"data.image_visibility": visibility}}
     say(f"dial image: visibility {visibility:g}; recall kept: {visibilities or 'not measured'}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from rvlr_lib.disk import atomic_path, load_tensors, save_tensors, sha256, write_text
 
 KEPT = 2  # newest checkpoints
-STATE, SUM, REST = "state.safetensors", "sha256", "json"
+STATE, DIGEST, NESTED = "state.safetensors", "sha256", "json"
 
 
 def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
@@ -29,11 +29,11 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         tensors[str(len(tensors))] = value
         return {"tensor": str(len(tensors) - 1)}
 
-    rest = json.dumps(state, default=store, allow_nan=False).encode()
+    nested = json.dumps(state, default=store, allow_nan=False).encode()
     path = folder / f"step-{step:06d}"
     with atomic_path(path, folder=True) as temporary:
-        save_tensors(temporary / STATE, tensors | {REST: torch.frombuffer(bytearray(rest), dtype=torch.uint8)})
-        write_text(temporary / SUM, sha256(temporary / STATE) + "\n")
+        save_tensors(temporary / STATE, tensors | {NESTED: torch.frombuffer(bytearray(nested), dtype=torch.uint8)})
+        write_text(temporary / DIGEST, sha256(temporary / STATE) + "\n")
     checkpoints = checkpoints_in(folder)
     end = checkpoints.index(path) + 1  # later ones are from before the training fell back
     for outdated in [*checkpoints[: max(0, end - KEPT)], *checkpoints[end:], *folder.glob(".step-*")]:
@@ -45,11 +45,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read the state that :func:`write_checkpoint` stored; ValueError names a file that is missing or was changed."""
     file = path / STATE
     try:
-        expected, actual = (path / SUM).read_text(encoding="utf-8").strip(), sha256(file)
+        expected, actual = (path / DIGEST).read_text(encoding="utf-8").strip(), sha256(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error})") from error
     if actual != expected:
-        raise ValueError(f"{file} is damaged: its SHA-256 is not that of {path / SUM}")
+        raise ValueError(f"{file} is damaged: its SHA-256 is not that of {path / DIGEST}")
     tensors = load_tensors(file)
 
     def restore(item: dict[str, Any]) -> Any:
@@ -57,7 +57,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             return tensors[item["tensor"]]
         return {int(key) if key.isdigit() else key: value for key, value in item.items()}  # JSON keys are text
 
-    return json.loads(tensors.pop(REST).numpy().tobytes(), object_hook=restore)
+    return json.loads(tensors.pop(NESTED).numpy().tobytes(), object_hook=restore)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -71,17 +71,17 @@ def last_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
 
     ValueError if all are damaged.
     """
-    problems: list[str] = []
+    faults: list[str] = []
     for path in reversed(checkpoints_in(folder)):
         try:
             state = read_checkpoint(path)
         except ValueError as error:
-            problems.append(str(error))
+            faults.append(str(error))
         else:
-            if problems:
-                print(f"{'; '.join(problems)}: resuming from {path.name}")
+            if faults:
+                print(f"{'; '.join(faults)}: resuming from {path.name}")
             return path.name, state
-    if problems:
-        problems.append(f"all checkpoints of {folder} are damaged: --resume no starts this training over")
-        raise ValueError("; ".join(problems))
+    if faults:
+        faults.append(f"all checkpoints of {folder} are damaged: --resume no starts this training over")
+        raise ValueError("; ".join(faults))
     return None

@@ -153,8 +153,8 @@ def encode(student: Student, data: ImageTextDataset | FeatureSet, device: torch.
         images, texts = _run_towers(student, data, device, tokens=False)
         return images["features"], texts["features"]
     if not isinstance(student, HeadStudent) or not isinstance(data, FeatureSet):
-        problem = f"{type(student).__name__} cannot encode {type(data).__name__}"
-        raise ValueError(f"{problem}: whole towers take a data set, heads its cached features")
+        fault = f"{type(student).__name__} cannot encode {type(data).__name__}"
+        raise ValueError(f"{fault}: whole towers take a data set, heads its cached features")
     student.to(device).eval()
     heads = (student.encode_image, data.images[0]), (student.encode_text, data.texts)
     images, texts = ([head(CachedRows(x.to(device))).features.cpu() for x in rows.split(ROWS)] for head, rows in heads)

@@ -42,7 +42,7 @@ Gradients = tuple[Tensor, Tensor, dict[str, Tensor]]  # total loss, norm of its 
 class Execution:
     """How to train; not part of any cache key."""
 
-    compile: bool = False  # the objective with its towers; pays in long trainings
+    compile: bool = False  # the objective with its towers; pays off in long training runs
     gradient_checkpointing: bool = False  # recompute activations inside the towers' blocks instead of keeping them
     checkpoints: Path | None = None  # their folder; None: no checkpoints
     save_every: int = 500  # steps between two checkpoints
@@ -151,8 +151,8 @@ class Training:
             total, norm, terms = (self.replay or self._gradients)(inputs)
         except torch.OutOfMemoryError as error:
             size, reason = self.optim.batch_size, str(error).splitlines()[0]
-            problem = f"{self.label}, step {self.step}: {self.device} has no memory for a batch of {size}"
-            raise ValueError(f"{problem}: set a smaller batch_size or gradient_checkpointing ({reason})") from None
+            fault = f"{self.label}, step {self.step}: {self.device} has no memory for a batch of {size}"
+            raise ValueError(f"{fault}: set a smaller batch_size or gradient_checkpointing ({reason})") from None
         except ValueError:  # a loss may refuse values that are not finite before the check below names them
             self._watch(scalars)
             self.check_finite()
@@ -322,15 +322,14 @@ def checkpoint_gradients(module: nn.Module) -> None:
             getattr(tower, "set_grad_checkpointing", bool)(True)  # some do nothing, or only log that they cannot
             flags = "grad_checkpointing", "gradient_checkpointing"
             if not any(vars(submodule).get(flag) for submodule in tower.modules() for flag in flags):
-                raise ValueError(
-                    f"{type(tower).__name__} ({name}) does not support gradient checkpointing: turn it off"
-                )
+                tower_name = f"{type(tower).__name__} ({name})"
+                raise ValueError(f"{tower_name} does not support gradient checkpointing: turn it off")
 
 
 def cross_modal_recall(images: Tensor, texts: Tensor, caption_image: Tensor) -> dict[str, float]:
     """Recalls of cosine retrieval in both directions and their mean, ``r_mean``, in percent.
 
-    ``images [I, D]`` and ``texts [C, D]`` are unit rows, ``caption_image [C]`` is the picture's row for each caption.
+    ``images [I, D]`` and ``texts [C, D]`` are unit rows, ``caption_image [C]`` is the picture row of each caption.
     """
     positives = caption_image == torch.arange(len(images), device=caption_image.device).unsqueeze(1)
     scores = images @ texts.T

@@ -95,8 +95,8 @@ def local_rows(batch: int) -> slice:
     rank, count = processes()
     size = batch // count
     if size * count != batch or (count > 1 and size < 2):
-        problem = f"a batch of {batch} rows does not divide over {count} processes into equal parts of two or more rows"
-        raise ValueError(f"{problem}: set batch_size to a multiple of {count}")
+        fault = f"a batch of {batch} rows does not divide over {count} processes into equal parts of two or more rows"
+        raise ValueError(f"{fault}: set batch_size to a multiple of {count}")
     return slice(rank * size, (rank + 1) * size)
 
 

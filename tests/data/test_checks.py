@@ -56,7 +56,7 @@ def test_every_fault_is_counted_and_named(tmp_path):
     }
     assert {what: findings[what].examples for what in notes} == {what: (example,) for what, example in notes.items()}
     assert not checked(full=True, max_bad_pictures=np.int64(3))[1]["missing pictures"].spoils
-    assert checked()[1]["unreadable pictures"].count == 1  # a header cannot show that a file is cut short
+    assert checked()[1]["unreadable pictures"].count == 1  # a header cannot show that a file is truncated
     rows[30]["caption"], rows[31]["caption"], rows[32]["caption"] = "a dog | a cat", "two\nlines", "or|and\n"
     assert any("3 captions contain | or a line break" in what for what in checked()[1])
     for row in rows[20:23]:

@@ -37,7 +37,7 @@ def test_truth_against_counting(kind, detail, visibility, refuses):
     for name, matrix in vars(result).items():
         assert matrix.dtype == np.float32
         np.testing.assert_allclose(matrix, expected[name], atol=1e-6)
-    refuses("'seen' is unknown; choose 'latent'", views.truth, "seen")
+    refuses("'seen' is unknown; valid: 'latent'", views.truth, "seen")
 
 
 def caption_outcomes(objects, background, detail):

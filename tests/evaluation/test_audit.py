@@ -147,7 +147,7 @@ BROKEN = {  # file -> its content and the message; damaged bytes are in tests/te
     "tiny.npy": (ONES.astype(np.float64) * 1e-46, "row maxima from 1e-46 to 1e-46, outside float32"),
     "text.npy": ("a text", "it has another format, or holds objects that could run code"),
     "two.npz": ({"a": ONES, "b": ONES}, "holds 2 arrays (a, b)"),
-    "missing.npy": (None, "does not exist"),
+    "missing.npy": (None, "is missing"),
     "rows.csv": (None, "give one of .npy, .npz"),
 }
 

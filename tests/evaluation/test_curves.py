@@ -123,7 +123,7 @@ def test_items_whose_neighbours_moved_most_come_first(emoji):
     np.testing.assert_allclose(three["overlap"], three[["overlap a b", "overlap a c", "overlap b c"]].mean(axis=1))
 
 
-def test_bad_input_says_what_is_wrong(scenes, emoji, refuses):
+def test_bad_input_is_named(scenes, emoji, refuses):
     refuses("synonyms are known only for scenes", curves.perturb, emoji, "synonyms", 0.5)
     refuses("'typos' of strength .* words_dropped", curves.perturb, scenes, "typos", 0.5)
     refuses("of strength 2: give 0 to 1", curves.perturb, scenes, "blur", 2)

@@ -69,7 +69,7 @@ def test_half_precision_tokens_and_long_shortlists_are_accepted(inputs):
     assert torch.equal(shortlist(*features, 3), (features[0] @ features[1].T).topk(3).indices)
 
 
-def test_bad_input_says_what_is_wrong(inputs, refuses):
+def test_bad_input_is_named(inputs, refuses):
     images, texts, mask, features = inputs
     fusion = a_fusion(1)
     refuses("got 0", matching_scores, fusion, images, texts, mask, features, 0)

@@ -61,7 +61,7 @@ def test_bad_queries_are_refused(scenes, space, truth, encoders, refuses):
     refuses("common space", query, {"teachers": space}, "i2t")
     refuses("not for 'i2i'", browser.example_rows, scenes, space, "i2i")
     refuses("empty", browser.typed_query, scenes, methods, encoders, " ")
-    refuses("valid are i, t, it", browser.typed_query, scenes, methods, encoders, "x", targets="q")
+    refuses("valid: i, t, it", browser.typed_query, scenes, methods, encoders, "x", targets="q")
     refuses("none of x", browser.typed_query, scenes, {"x": space}, encoders, "x")
 
 

@@ -44,7 +44,7 @@ def test_the_first_caption_of_each_picture_is_drawn(spaces):
 def test_bad_spaces_are_refused(spaces, refuses):
     image, text = spaces["start"]
     project, pair = projection.project_spaces, spaces["start"]
-    refuses("valid are umap, pca", project, {"a": pair}, method="tsne")
+    refuses("valid: umap, pca", project, {"a": pair}, method="tsne")
     refuses("the same pictures", project, {"a": pair, "b": (image[1:], text)})
     refuses("5 or more", project, {"a": (image[:4], text[:4])})
     refuses("captions of 1 pictures", project, {"a": pair}, caption_image=[0] * 40)

@@ -1,4 +1,4 @@
-"""The default towers are pretrained, checked by checksum and built offline."""
+"""The default towers are pretrained, verified by checksum and built offline."""
 
 import copy
 import shutil

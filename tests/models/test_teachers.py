@@ -34,9 +34,9 @@ def test_unknown_teachers_and_those_without_weights_or_known_factors_are_refused
         ("oracle", "image", "no known factors"),
         ("open_clip:RN50", "image", "names no weights"),
         ("timm:resnet18", "image", "give timm:NAME:WEIGHTS"),
-        ("timm:resnet18:absent.pth", "image", "cannot be loaded: absent.pth does not exist"),
+        ("timm:resnet18:absent.pth", "image", "cannot be loaded: absent.pth is missing"),
         (f"sentence:{tmp_path}", "text", r"lacks config\.json and model\.safetensors"),
-        ("arrays:absent.npz", "text", "absent.npz do not exist"),
+        ("arrays:absent.npz", "text", "absent.npz, .* is missing"),
     ):
         refuses(message, teacher_features, spec, modality, emoji)
 

@@ -250,7 +250,7 @@ def test_check_lists_what_moved(checkout, command):
     path.parent.mkdir(parents=True)
     checkout.profile("short", GOOD)
     short, name = ("--profile", "short"), "scenes_01_good"
-    assert "short.json to check against: --update-reference writes it" in command(*short, "--check")[2]
+    assert "short.json is missing: --update-reference writes it" in command(*short, "--check")[2]
     assert not (checkout.folder / "runs").exists()
     assert command(*short, "--update-reference")[0] == 0
     reference = read_json(path)

@@ -22,9 +22,9 @@ def test_warm_fills_the_cache_in_one_thread_and_the_frame_holds_every_study(stud
     monkeypatch.setattr(torch, "set_num_threads", lambda count: (threads.append(count), set_threads(count)))
     curve = (comparisons.mixed, ["matching"], {"shares": [0.5]})
     wanted = [(runs[0], ["start", "matching"], curve) for runs in studies.values()]
-    for lines in (["settings 1/2", "settings 2/2"], []):  # the second time there is nothing to do
+    for lines in (["points 1/2", "points 2/2"], []):  # the second time there is nothing to do
         sweep.warm(wanted, jobs=1)
-        assert [line[-12:] for line in capsys.readouterr().out.splitlines() if line.startswith("stage seeds")] == lines
+        assert [line[-10:] for line in capsys.readouterr().out.splitlines() if line.startswith("stage seeds")] == lines
     assert threads[:2] == [1, before]
     assert all(study.cache.has(study.result_stage(name)) for study, names, _ in wanted for name in names)
     assert all(study.cache.has(comparisons.curve_stage(study, *curve)) for study, *_ in wanted)
@@ -107,9 +107,9 @@ def test_a_free_query_is_encoded_like_the_test_split(studies, refuses):
         refuses(fault, encode, bad)
 
 
-def test_training_free_peers_have_their_rows(studies, monkeypatch):
-    peers, best = ["as given", "centred", "pca", "spectral_cut", "nnn"], {"val": 0.3, "test": 0.8}
-    assert list(dict.fromkeys(comparisons.without_training(studies["none"][0], "matching")["arm"])) == peers
+def test_training_free_baselines_have_their_rows(studies, monkeypatch):
+    arms, best = ["as given", "centred", "pca", "spectral_cut", "nnn"], {"val": 0.3, "test": 0.8}
+    assert list(dict.fromkeys(comparisons.without_training(studies["none"][0], "matching")["arm"])) == arms
 
     def between(study, path, part, alphas):
         assert path == ("matching", "matching_longer")
@@ -119,5 +119,5 @@ def test_training_free_peers_have_their_rows(studies, monkeypatch):
     score = lambda features, *_, **__: {"r_mean": -abs(features[1] - best[features[0]])}  # noqa: E731
     monkeypatch.setattr(comparisons, "headline_metrics", score)
     frame = comparisons.without_training(studies["none"][0], "matching_longer")
-    assert list(dict.fromkeys(frame["arm"])) == [*peers, "weights_interpolated"]
+    assert list(dict.fromkeys(frame["arm"])) == [*arms, "weights_interpolated"]
     assert tuple(frame.iloc[-1][["parameters", "value"]]) == ("alpha 0.3", -0.5)

@@ -25,10 +25,10 @@ def test_settings_follow_what_was_chosen(plan):
     assert plan.settings("scenes", "image", 3, CHOSEN, "a/structure").arms["matching_longer"].learning_rate == 2e-3
 
 
-WRONG = [({"arms": ["rvlx"]}, "unknown arm 'rvlx'"), ({"nonsense": 1}, "'nonsense': valid are preset, sets")]
+WRONG = [({"arms": ["rvlx"]}, "unknown arm 'rvlx'"), ({"nonsense": 1}, "'nonsense'; valid: preset, sets")]
 WRONG += [({"seeds": 1}, "two seeds or more"), ({"dials": {"text": {}, "image": {}}}, "unknown dial point 'none'")]
 WRONG += [({"dials": {"text": {}, "image": {}, "none": {"data.nope": 1}}}, "data.nope")]
-EFFECTS = {"scenes:rvlr|dark": "no such", "rvlr - matching": "is not a sum"}
+EFFECTS = {"scenes:rvlr|dark": "unknown cell", "rvlr - matching": "is not a sum"}
 WRONG += [({"claims": {"x": {"text": "", "metric": "r_mean", "effect": bad}}}, EFFECTS[bad]) for bad in EFFECTS]
 
 

@@ -94,7 +94,7 @@ def test_reference_rows_have_the_metrics_that_apply_to_them(make_study, monkeypa
 
 
 def test_unknown_names_are_listed(make_study, refuses):
-    refuses("unknown arm 'rvlx': valid are", make_study().result, "rvlx")
+    refuses("unknown arm 'rvlx'; valid:", make_study().result, "rvlx")
     refuses("split 'dev' is unknown", make_study().dataset, "dev")
     refuses("data.name is 'emoji', but the data set is 'scenes'", open_study, "scenes", **{"data.name": "emoji"})
     refuses("unknown preset 'huge'", open_study, "scenes", preset="huge")

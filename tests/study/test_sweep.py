@@ -28,7 +28,7 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses, cap
         assert (len(once["scores"]), len(twice["scores"])) == (1, 2)
         assert mean_score({"100": twice["scores"]["100"]}, "r_mean") >= mean_score(once["scores"], "r_mean")
         assert all(scores.keys() == {"text", "image"} for trial in trials for scores in trial["scores"].values())
-    refuses("no seal.json", run)
+    refuses("seal.json is missing", run)
     run(seal=True)
     refuses("holds a sealed study, whose tuning is final", run, tune=True)
     run(seeds="0")
