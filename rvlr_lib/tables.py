@@ -29,14 +29,14 @@ PARTS |= {"text_query": "caption queries:", "t2t_no_siblings": "t2t without sibl
 PARTS |= {"overlap_teacher": "neighbours shared with teacher", "overlap_truth": "neighbours shared with truth"}
 PARTS |= {"relations_teacher": "relations like teacher's"}
 THREE = re.compile("temperature|loss|p_value")  # decimals of matching metrics; FREE: three significant digits
-TWO = re.compile("Δ|share of|shown|probe| to |index|gap|relations|alignment|uniformity|norm|cka|cosine|relevance")
+TWO = re.compile("Δ|share of|shown|probe| to |index|gap|relations|alignment|uniformity|norm|cka|CKA|cosine|relevance")
 FREE = re.compile(r"weight|learning_rate|\blr\b|ratio|alpha")
 unbroken_intervals = partial(re.compile(r"(?<=\d) to (?=[+−]?\d)").sub, "&nbsp;to&nbsp;")  # on one line in HTML
 LATEX = {"−": "$-$", "…": r"\ldots{}", "→": r"$\rightarrow$", "≥": r"$\geq$", "–": "--", "Δ": r"$\Delta$"}
 
 
 def arm_label(name: str) -> str:
-    """The label of an arm or a dial point."""
+    """The label of an arm or a dial setting."""
     return LABELS.get(str(name), str(name).replace("_", " "))
 
 

@@ -118,7 +118,7 @@ def neighbour_query(dataset: Dataset, spaces: Mapping[str, Any], row: int, *, k:
 def dial_query(
     title: str, dataset: Dataset, spaces: Mapping[str, Any], truth: Any, row: int, *, undegraded: Dataset, k: int = 5
 ) -> Query:
-    """Find the ``k`` neighbours of the picture ``row`` at one dial point, by truth and in each space.
+    """Find the ``k`` neighbours of the picture ``row`` at one dial setting, by truth and in each space.
 
     ``dataset`` is degraded by the dial, ``undegraded`` is not; ``spaces``: name -> image features ``[I, D]``. A
     neighbour is right if it is as similar as the ``k``-th true neighbour by ``truth``, the similarities ``[I, I]``.

@@ -37,7 +37,7 @@ def seed_summary(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 @style()
 def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, float] | None = None) -> Figure:
-    """Plot arms as rows and references (``GUIDES``) as lines; panels: a column per metric, a row per dial point.
+    """Plot arms as rows and references (``GUIDES``) as lines; panels: a column per metric, a row per dial setting.
 
     With a ``baseline``, plot each arm's difference from it, paired by seed. An arm may be an ablation switch; ``marks``
     (metric -> gap to explain) then draws dashed lines at plus and minus the gap.
@@ -46,7 +46,7 @@ def plot_arms(frame: pd.DataFrame, *, baseline: str = "", marks: Mapping[str, fl
     metrics, dials = levels(frame, "metric"), levels(frame, "dial")
     arms = [name for name in arm_order(frame["arm"]) if name not in GUIDES]
     look = looks(arms, [Look("0.25", "o")])  # no row borrows an arm's colour
-    height = 0.45 + 0.165 * max(len(arms), 3 if len(dials) > 1 else 0)  # room for the name of a dial point
+    height = 0.45 + 0.165 * max(len(arms), 3 if len(dials) > 1 else 0)  # room for the name of a dial setting
     label_width = max((inches(arm_label(name)) for name in arms), default=0)
     across = 1 if len(metrics) * len(dials) * height < MAX_HEIGHT - 0.9 else 2, 4 if label_width < 1.5 else 2
     figure, cells = panel_grid(dials, metrics, across, height, left=0.1 + label_width, margin=0.3, sharey=True)

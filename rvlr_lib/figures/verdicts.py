@@ -55,7 +55,7 @@ def plot_claims(table: pd.DataFrame, *, level: str) -> Figure:
 
 @style()
 def plot_regime_map(frame: pd.DataFrame, *, metric: str = "difference, points") -> Figure:
-    """Plot mean effects by teacher and gradient ratio per dial point; hatched unless the interval excludes 0.
+    """Plot mean effects by teacher and gradient ratio per dial setting; hatched unless the interval excludes 0.
 
     Columns of ``frame``: dial, teacher, ratio, seed, value (a difference in points); ``metric`` labels the colour bar.
     """
@@ -75,7 +75,7 @@ def plot_regime_map(frame: pd.DataFrame, *, metric: str = "difference, points") 
             corner = ratios.index(row.ratio), teachers.index(row.teacher)
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="///", edgecolor="0.7", linewidth=0))
         axes.tick_params(rotation=0)
-        axes.set(xlabel="gradient ratio", ylabel="")
+        axes.set(xlabel="pull (gradient ratio)", ylabel="")
     figure.colorbar(figure.axes[0].collections[0], ax=figure.axes, shrink=0.8, label=metric)
     legend_below(figure, f"hatched: 95\u00a0% interval contains 0, or fewer than {SEEDS} seeds")
     return figure
@@ -83,7 +83,7 @@ def plot_regime_map(frame: pd.DataFrame, *, metric: str = "difference, points") 
 
 @style()
 def plot_trade_off(frame: pd.DataFrame, x: str, y: str, *, paths: pd.DataFrame) -> Figure:
-    """Plot metric ``y`` against ``x``, a panel per dial point: dots per seed, arrows from ``ORIGIN``, Pareto front.
+    """Plot metric ``y`` against ``x``, a panel per dial setting: dots per seed, arrows from ``ORIGIN``, Pareto front.
 
     ``paths``: results of interpolated weights: dial, path (such as ``matching → rvlr``), alpha, seed, metric, value.
     """

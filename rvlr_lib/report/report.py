@@ -20,7 +20,7 @@ from rvlr_lib.report.output import read_results, read_run, rerun_command
 from rvlr_lib.tables import to_markdown, unbroken_intervals, write_table
 
 CHECKOUT = Path(__file__).parents[2]
-STUDIES = {"study": "Heads on frozen towers", "followup": "Heads, tuned where the map gained", "towers": "Whole towers"}
+STUDIES = {"study": "Heads on frozen towers", "followup": "Heads, tuned for stronger pulls", "towers": "Whole towers"}
 
 
 def write_report(folder: Path | str, *, root: Path = CHECKOUT) -> Path:

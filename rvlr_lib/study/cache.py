@@ -169,7 +169,7 @@ def data_parts(settings: Settings, modality: str) -> dict[str, Any]:
     return parts
 
 
-@lru_cache(maxsize=9)  # three dial points of three splits; nothing writes to them
+@lru_cache(maxsize=9)  # three dial settings of three splits; nothing writes to them
 def _read(data: DataSettings, split: str, stamp: tuple[Any, ...]) -> ImageTextDataset:
     size = {"train": data.train_size, "val": data.val_size, "test": data.gallery_size}.get(split)
     options: dict[str, Any] = {"limit": size}

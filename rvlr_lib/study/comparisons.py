@@ -26,7 +26,7 @@ from rvlr_lib.study.study import Study
 from rvlr_lib.training.features import Features, encode, encode_frozen
 from rvlr_lib.training.loop import cross_modal_recall
 
-Studies = Mapping[str, Sequence[Study]]  # dial point -> the studies of its seeds
+Studies = Mapping[str, Sequence[Study]]  # dial setting -> the studies of its seeds
 OF_CEILING = "recall (% of the ceiling)"
 
 
@@ -54,7 +54,7 @@ def defined_structure(frame: pd.DataFrame) -> str:
 
 
 def share_of_ceiling(frame: pd.DataFrame, references: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The frame with ``r_mean`` in percent of the Bayes ceiling at the same dial point and seed, after its new name.
+    """The frame with ``r_mean`` in percent of the Bayes ceiling at the same dial setting and seed, after its new name.
 
     ``references`` holds the arm ``ceiling``; without it (no known truth), name and frame stay as they are.
     """

@@ -76,7 +76,7 @@ class RegimeMap:
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """What is computed on one data set; arms, dial points and seeds default to those of the plan."""
+    """What is computed on one data set; arms, dial settings and seeds default to those of the plan."""
 
     dataset: str
     seeds: int  # from 0
@@ -106,7 +106,7 @@ class Plan:
     def settings(
         self, name: str, dial: str, seed: int, chosen: Mapping[str, Any], arm: str = "", **overrides: Any
     ) -> Settings:
-        """The settings of an arm in a part of the plan, or on a data set, at a dial point and seed.
+        """The settings of an arm in a part of the plan, or on a data set, at a dial setting and seed.
 
         ``chosen`` is what tuning has chosen so far; an ``arm`` that ends in ``/structure`` takes what structure chose.
         """
@@ -152,7 +152,7 @@ def load_plan(profile: str = "study") -> Plan:
     cells = {f"{name}:{cell}" for name, part in plan.sets.items() for cell in part.cells()}
     _refuse_unknown(arms, (*ARMS, *REFERENCES), f"{path}: unknown arm")
     _refuse_unknown(plan.regime_map.teachers.values(), ARMS, f"{path}: regime_map: unknown arm")
-    _refuse_unknown(dials, plan.dials, f"{path}: unknown dial point")
+    _refuse_unknown(dials, plan.dials, f"{path}: unknown dial setting")
     for name, claim in plan.claims.items():
         where = f"{path}: claim {name}"
         claimed = [f"{dataset}:{cell}" for effect in claim.parts for _, dataset, cell in effect]

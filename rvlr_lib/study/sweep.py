@@ -117,7 +117,7 @@ def run_map(plan: Plan, folder: Path, runner: Runner, seeds: Sequence[int]) -> N
 def map_cell(
     plan: Plan, chosen: Mapping[str, Any], dial: str, seed: int, device: str, root: str | None
 ) -> dict[str, Any]:
-    """Validation scores by ``teacher|gradient ratio`` at one dial point and seed; ``0`` is ``matching_longer``."""
+    """Validation scores by ``teacher|gradient ratio`` at one dial setting and seed; ``0`` is ``matching_longer``."""
     base = plan.settings(plan.regime_map.dataset, dial, seed, chosen)
     rate = base.arms["matching_longer"].learning_rate
 
@@ -147,7 +147,7 @@ def warm(wanted: Sequence[tuple[Any, ...]], *, jobs: int = 0) -> None:
     for study, names, *curves in wanted:
         if not all(map(study.cache.has, _wanted_stages(study, names, curves))):
             todo.append((study.settings, names, curves, str(study.device), str(study.cache.root)))
-    on_gpu, label = any(device != "cpu" for *_, device, _ in todo), "stage seeds and dial points"
+    on_gpu, label = any(device != "cpu" for *_, device, _ in todo), "stage seeds and dial settings"
     jobs = 1 if on_gpu else min(jobs or min(torch.get_num_threads(), 4), len(todo))
     if jobs > 1:
         Runner(jobs).run(_warm_study, todo, label)

@@ -35,6 +35,7 @@ def scenes(split="val", **options):
         (lambda: scenes("train", image_root="photos"), "image_root='photos'"),
         (lambda: scenes("train", detail=1), "'detail' is unknown to scenes; valid: text_detail, image_vis"),
         (lambda: load_dataset("flickr", split="train"), "'flickr' is unknown; valid: clipart, emoji, scenes"),
+        (lambda: load_dataset("a.json", split="val"), "a.json is missing; give an annotation file"),
         (lambda: load_dataset("emoji", split="dev"), "'dev' is unknown; valid: train, val, test"),
         (lambda: load_dataset("emoji", split="val", limit=0), "limit=0"),
         (lambda: bayes_ceiling(scenes("test", galleries=2, gallery_size=5)), r"gallery_sets\(\)"),

@@ -23,7 +23,7 @@ def space(scenes):
 
 
 def tidy(seeds=5, arms=ARMS, metrics=("r_mean", "i2i/NDCG@10"), dials=("image", "text")):
-    """A frame of results: arm i has value 10 i + seed + 100 at the second dial point."""
+    """A frame of results: arm i has value 10 i + seed + 100 at the second dial setting."""
     index = pd.MultiIndex.from_product([["scenes"], dials, arms, range(seeds), metrics])
     frame = index.to_frame(index=False, name=["dataset", "dial", "arm", "seed", "metric"])
     value = 10.0 * frame["arm"].map(arms.index) + frame["seed"] + 100 * frame["dial"].map(dials.index)

@@ -22,9 +22,9 @@ def test_warm_fills_the_cache_in_one_thread_and_the_frame_holds_every_study(stud
     monkeypatch.setattr(torch, "set_num_threads", lambda count: (threads.append(count), set_threads(count)))
     curve = (comparisons.mixed, ["matching"], {"shares": [0.5]})
     wanted = [(runs[0], ["start", "matching"], curve) for runs in studies.values()]
-    for lines in (["points 1/2", "points 2/2"], []):  # the second time there is nothing to do
+    for lines in (["1/2", "2/2"], []):  # the second time there is nothing to do
         sweep.warm(wanted, jobs=1)
-        assert [line[-10:] for line in capsys.readouterr().out.splitlines() if line.startswith("stage seeds")] == lines
+        assert [line[-3:] for line in capsys.readouterr().out.splitlines() if line.startswith("stage seeds")] == lines
     assert threads[:2] == [1, before]
     assert all(study.cache.has(study.result_stage(name)) for study, names, _ in wanted for name in names)
     assert all(study.cache.has(comparisons.curve_stage(study, *curve)) for study, *_ in wanted)

@@ -26,7 +26,7 @@ def test_settings_follow_what_was_chosen(plan):
 
 
 WRONG = [({"arms": ["rvlx"]}, "unknown arm 'rvlx'"), ({"nonsense": 1}, "'nonsense'; valid: preset, sets")]
-WRONG += [({"seeds": 1}, "two seeds or more"), ({"dials": {"text": {}, "image": {}}}, "unknown dial point 'none'")]
+WRONG += [({"seeds": 1}, "two seeds or more"), ({"dials": {"text": {}, "image": {}}}, "unknown dial setting 'none'")]
 WRONG += [({"dials": {"text": {}, "image": {}, "none": {"data.nope": 1}}}, "data.nope")]
 EFFECTS = {"scenes:rvlr|dark": "unknown cell", "rvlr - matching": "is not a sum"}
 WRONG += [({"claims": {"x": {"text": "", "metric": "r_mean", "effect": bad}}}, EFFECTS[bad]) for bad in EFFECTS]
