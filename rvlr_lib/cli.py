@@ -45,7 +45,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "jobs": (PositiveInt, 1, "number of single-threaded processes that compute cells"),
     "keep_flagged": (bool, False, "also use captions flagged is_rejected or is_precanned"),
     "max_bad_pictures": (NonNegativeInt, None, "missing or unreadable pictures allowed per split"),
-    "method": (str, "corrected", "switches of the method: corrected or official"),
+    "method": (Literal["corrected", "official"], "corrected", "switches of the method"),
     "model": (str, "", "open_clip model or local-dir:FOLDER; data check: none skips the token counts"),
     "out": (File, None, "file or folder to write (default: in the run, or runs/<profile>, runs/train/…, runs/audit/…)"),
     "overwrite": (bool, False, "replace results of other settings in the output folder"),
@@ -62,7 +62,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "save_every": (PositiveInt, 500, "steps between checkpoints"),
     "scheduler": (str, "", "address of a Dask scheduler to compute the cells, such as tcp://host:8786"),
     "seal": (bool, False, "only seal claims and chosen values, before the first seed"),
-    "seed": (int, 0, "training seed"),
+    "seed": (int, 0, "of everything: training, the scenes' world, the dial's draws"),
     "seeds": (str, "", "such as 0-4 or 0,3 (default: all planned seeds)"),
     "select": (str, "*", "glob pattern for tables, which are named <dataset>_<notebook>_<table>"),
     "set": (Pairs, [], "a setting such as stage1.epochs, and its value; may be repeated"),
@@ -129,7 +129,7 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
         for table in audits.audit_tables(record).values():
             print(to_markdown(table), end="\n\n")
         source = record["imbalance"]["index_from"]
-        print(f"The index is from {source}; compare peers, measured on 40 % of the pictures, only with each other.")
+        print(f"The index is from {source}. Peers, on 40 % of the pictures, are to be compared only with each other.")
         print(audits.write_audit(record, folder))
 
 

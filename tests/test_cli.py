@@ -78,7 +78,9 @@ def test_config_prints_what_presets_resolve_to(capsys):
     assert settings["method"]["structure_target"] == "fusion"
 
 
-def test_options_are_passed_on_and_a_collection_that_would_spoil_a_result_exits_with_1(monkeypatch):
+def test_options_are_passed_on_and_a_collection_that_would_spoil_a_result_exits_with_1(monkeypatch, tmp_path):
+    (tmp_path / "b.csv").write_text("image,caption\na.jpg,x\n")
+    assert cli.main(["data", "check", str(tmp_path / "b.csv"), *"--model none --max-bad-pictures 1".split()]) == 1
     passed = {}
     stand_in = lambda *_, **options: passed.update(options) or SimpleNamespace(spoiled=True)  # noqa: E731
     monkeypatch.setattr("rvlr_lib.data.check.check", stand_in)

@@ -84,6 +84,8 @@ def project_spaces(
     images, captions = next(iter(sizes.values()), (0, 0))
     n = min(images, max_points // 2)
     owners, first = np.unique(np.arange(captions) if caption_image is None else caption_image, return_index=True)
+    if n < 5 and images == n:
+        raise ValueError(f"{images} pictures are too few for a map, which needs 5 or more")
     if len(set(sizes.values())) != 1 or n < 5 or owners.tolist() != list(range(images)):
         needed = "the same pictures, 5 or more, and captions of each"
         raise ValueError(f"every space needs {needed}; got rows {sizes} and captions of {len(owners)} pictures")

@@ -135,7 +135,8 @@ def load_plan(profile: str = "study") -> Plan:
     path = Path(profile) if profile.endswith((".yaml", ".yml")) else shipped
     if not path.is_file():
         raise ValueError(f"{path} is missing; a study is the 'study' part of a profile")
-    values = read_yaml(path).get("study") or {}
+    if not (values := read_yaml(path).get("study") or {}):
+        raise ValueError(f"{path} has no 'study' part: give --profile study, followup, towers, or a file with one")
     mappings = [values, *map(values.get, ("sets", "dials"))] if isinstance(values, dict) else [values]
     if not all(isinstance(mapping or {}, dict) for mapping in mappings):
         raise ValueError(f"{path}: 'study', its 'sets' and its 'dials' must hold settings by name")
@@ -196,7 +197,7 @@ def check_seal(plan: Plan, folder: Path, *, adding: bool = False) -> str:
     if changed := [key for key in parts["plan"] if parts["plan"][key] != seal["parts"]["plan"].get(key)]:
         raise ValueError(f"the profile's plan differs from what {path} sealed, in {', '.join(changed)}: no verdict")
     if adding and seal["parts"].get("settings", now := _settings_digest(plan, folder)) != now:
-        raise ValueError(f"presets or arms give other settings than {path} sealed: use its commit")
+        raise ValueError(f"presets or arms give other settings than {path} sealed: use commit {seal.get('commit')}")
     return str(seal["sha256"])
 
 

@@ -74,7 +74,7 @@ def choose_device(name: str = "auto") -> torch.device:
             return device  # an allocation would take GPU memory in every process
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = " ".join(str(error).split())[:80]
+        reason = " ".join(str(error).split()).split(". ")[0][:120]
         raise ValueError(f"device {name!r} is not available: {reason}; valid: auto, cpu, cuda, cuda:N") from None
 
 

@@ -64,10 +64,10 @@ def test_every_fault_is_counted_and_named(tmp_path):
     accounts = checked()[0].accounts
     assert accounts["rows"][1]["pictures without a split"] == 3
     assert accounts["captions"][1]["pictures without a split"] == sum(len(row["caption"]) for row in rows[20:23])
-    rows[40:] = rows[40:44] + rows[50:54]
+    rows[40:] = rows[40:45] + rows[50:55]
     assert not [what for what in checked()[1] if "fewer" in what]
-    (tmp_path / rows[40]["image"]).unlink()  # 3 of val remain
-    assert checked(max_bad_pictures=3)[1]["split val has fewer than 4 pictures"].spoils
+    (tmp_path / rows[40]["image"]).unlink()  # 4 of val remain
+    assert checked(max_bad_pictures=3)[1]["split val has fewer than 5 pictures"].spoils
 
 
 PUBLISHED = {"flickr30k": ["flickr30k-images"] * 2, "coco": ["train2014", "val2014"], "vizwiz": ["train", "val"]}

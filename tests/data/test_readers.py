@@ -154,7 +154,7 @@ BAD_CONTENT = [
     ("x.json", {"images": [{"id": None, "file_name": "a"}], "annotations": []}, r"images\[0\] lacks the key 'id'"),
     ("x.txt", "a.jpg#0,a dog\n", "a header is missing, or the tab of a.jpg#0<TAB>caption"),
     ("x.json", {"images": [{"sentences": []}]}, r"images\[0\] lacks the key 'filename'"),
-    ("x.json", [LONE | {"image": f"{i}.jpg"} for i in range(3)], "needs 4 or more"),
+    ("x.json", [LONE | {"image": f"{i}.jpg"} for i in range(3)], "needs 5 or more"),
     ("x.json", "[" * 100_000, "is not valid JSON"),
     ("x.jsonl", '{"image": "a", "caption": "a"}\n{\n', "line 2 is not valid JSON"),
     ("x.yaml", {"train": "a.json", "tset": "b.json"}, "unknown key 'tset'.*held_out"),

@@ -44,10 +44,10 @@ class Checkout:
         return path
 
     def collection(self, name):
-        """Twelve pictures and a CSV of their captions."""
-        for i in range(12):
-            Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(self.folder / f"{i}.png")
-        rows = [f"{i}.png,a dog {i},{('train', 'val', 'test')[i % 3]}" for i in range(12)]
+        """Fifteen pictures and a CSV of their captions."""
+        for i in range(15):
+            Image.new("RGB", (8, 8), (16 * i, 0, 0)).save(self.folder / f"{i}.png")
+        rows = [f"{i}.png,a dog {i},{('train', 'val', 'test')[i % 3]}" for i in range(15)]
         (self.folder / name).write_text("\n".join(["image,caption,split", *rows]))
         return self.folder / name
 

@@ -50,7 +50,7 @@ def test_a_complete_run_in_a_folder_with_braces_blanks_and_quotes(checkout):
     assert (done.returncode, done.stderr) == (0, b"")
     lines = done.stdout.decode().splitlines()
     assert len(lines) == 6  # the two runs became one
-    assert "test 4/4" in lines[0]
+    assert "test 5/5" in lines[0]
     assert "about 0:02:30" in lines[2]
     assert lines[3] == "      01_good (my {birds}): matching: 3 steps"
     assert lines[4].startswith("[1/1] 01_good (my {birds}) done in ")

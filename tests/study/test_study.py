@@ -101,7 +101,7 @@ def test_unknown_names_are_listed(make_study, refuses):
 
 
 def test_edited_files_are_read_again_in_one_process(tmp_path):
-    names = [name for name, _ in draw_collection(tmp_path, 12)]
+    names = [name for name, _ in draw_collection(tmp_path, 15)]
     index = tmp_path / "mine.csv"
     settings = load_settings("own", overrides={"data.name": str(index)})
     for words in ("red square", "blue circle"):
