@@ -33,7 +33,7 @@ NUMBERS = {(94.15, ""): "94.2", (94.14999999999999, "r_mean"): "94.2", (94.25, "
 NUMBERS |= {(-0.04, ""): "0.0", (None, ""): "–", (float("nan"), ""): "–", (float("inf"), ""): "Infinity"}
 NUMBERS |= {(0.126, "modality_gap"): "0.13", (1.23456, "loss/structure"): "1.235", (3, "seeds"): "3.0"}
 NUMBERS |= {(0.000123, "stage2/weights/structure"): "0.000123", (np.float32(2.5), "r_mean"): "2.5"}
-NUMBERS |= {(-12.34, "image/overlap_truth"): "−12.3", (0.8, "cosine of a pair"): "0.80"}
+NUMBERS |= {(-12.34, "image/overlap_truth"): "−12.3", (0.8, "cosine of a pair"): "0.80", (0.876, "linear CKA"): "0.88"}
 
 
 def test_numbers():

@@ -46,7 +46,7 @@ def test_bad_spaces_are_refused(spaces, refuses):
     project, pair = projection.project_spaces, spaces["start"]
     refuses("valid: umap, pca", project, {"a": pair}, method="tsne")
     refuses("the same pictures", project, {"a": pair, "b": (image[1:], text)})
-    refuses("5 or more", project, {"a": (image[:4], text[:4])})
+    refuses("4 pictures are too few for a map", project, {"a": (image[:4], text[:4])})
     refuses("captions of 1 pictures", project, {"a": pair}, caption_image=[0] * 40)
     refuses("not finite", project, {"a": (image * np.nan, text)}, method="pca")
     refuses("5 or more", project, {})

@@ -50,7 +50,7 @@ def test_a_seal_fits_until_claims_or_tuning_change_or_it_is_edited(plan, tmp_pat
     refuses("was edited", check_seal, plan, tmp_path)
 
 
-def test_one_length_and_one_visibility_are_taken_as_they_are(write_plan):
-    plan = load_plan(write_plan(tuning={"lengths": [3], "visibilities": [0.4]}))
-    search = _Search(plan, runner=None)
+def test_one_length_and_one_visibility_are_taken_as_they_are(write_plan, refuses):
+    refuses("smoke.yaml has no 'study' part: give --profile study", load_plan, "smoke")
+    search = _Search(load_plan(write_plan(tuning={"lengths": [3], "visibilities": [0.4]})), runner=None)
     assert (search.visibility(), search.length(["rvlr"])) == ((0.4, {}), (3, {}))
