@@ -22,15 +22,15 @@ def stamp(path: str | Path) -> Stamp:
     return str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def shown(name: str | Path) -> str:
+def printable(name: str | Path) -> str:
     """A printable spelling of any name; Python holds bytes that are not UTF-8 as lone surrogates."""
     return re.sub(r"[\ud800-\udfff]", lambda lone: ascii(lone[0])[1:-1].replace("\\udc", "\\x"), str(name))
 
 
 def require_utf8_name(path: Path) -> Path:
     """The path itself; ValueError if its name is not UTF-8."""
-    if shown(path) != str(path):
-        raise ValueError(f"the name of {shown(path)} is not UTF-8: rename it")
+    if printable(path) != str(path):
+        raise ValueError(f"the name of {printable(path)} is not UTF-8: rename it")
     return path
 
 
@@ -73,10 +73,10 @@ def walk(folder: Path, root: Path, *, deep: bool = True) -> Walk:
         try:
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
-            raise ValueError(f"folder {shown(place)} cannot be listed: {error.strerror}") from None
+            raise ValueError(f"folder {printable(place)} cannot be listed: {error.strerror}") from None
         for entry in entries:
             real, reason, fault = os.path.realpath(entry.path), "", ""
-            if shown(entry.name) != entry.name:
+            if printable(entry.name) != entry.name:
                 reason, fault = "names that are not UTF-8", "has a name that is not UTF-8: rename it"
             elif entry.is_symlink() and not Path(real).is_relative_to(real_root):
                 reason, fault = "links out of the folder", "is a link out of the folder: copy its target here"
@@ -91,7 +91,7 @@ def walk(folder: Path, root: Path, *, deep: bool = True) -> Walk:
             if HIDDEN.match(entry.name):
                 contents.hidden += _file_count(entry)
             elif reason:
-                contents.refused.append((reason, f"{shown(entry.path)} {fault}", _file_count(entry)))
+                contents.refused.append((reason, f"{printable(entry.path)} {fault}", _file_count(entry)))
             elif entry.is_file():
                 contents.files[prefix + entry.name] = real
             elif entry.is_dir() and deep:

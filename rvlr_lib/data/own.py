@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, evenly_spaced
-from rvlr_lib.data.files import HIDDEN, require_utf8_name, shown, stamp
+from rvlr_lib.data.files import HIDDEN, printable, require_utf8_name, stamp
 from rvlr_lib.data.formats import FORMATS, parse, read_part
 from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, find_faults
 from rvlr_lib.data.table import CAPTION_FAULTS, LIKE_SPLIT, Collection, Row, Unusable, captions_in, split_in
@@ -73,7 +73,7 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
         names, rows = (index or {"all": file.name}).get(key, []), list[Row]()
         for name in [names] if isinstance(names, str) else names:
             if not os.path.exists(place := base / name):
-                raise ValueError(f"{file}: {key} names {name!r}, but {shown(place)} is missing")
+                raise ValueError(f"{file}: {key} names {name!r}, but {printable(place)} is missing")
             rows += read_part(collection, place, assigned=key not in ("all", "held_out"))
         captions += _captions(collection, key, rows)
     collection.frame = pd.DataFrame(captions, columns=COLUMNS, dtype=object).astype({"row": int})
@@ -110,8 +110,8 @@ def _checked(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     options |= {key: int(options[key]) for key in integers}  # the command line and NumPy have types of their own
     for key, value in options.items():
         texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-        valid = type(value) in INDEX[key] and all(isinstance(text, str) and shown(text) == text for text in texts)
-        if not valid or shown(str(value)) != str(value) or (type(value) is int and value < 0):
+        valid = type(value) in INDEX[key] and all(isinstance(text, str) and printable(text) == text for text in texts)
+        if not valid or printable(str(value)) != str(value) or (type(value) is int and value < 0):
             expected = " or ".join(EXPECTED[kind] for kind in INDEX[key])
             raise ValueError(f"{path}: {key} is {ascii(value)[:200]}, expected {expected}")
     return options
@@ -189,12 +189,12 @@ def _name(name: str, folder: str) -> str:
     path = (f"{folder}/{name}" if folder else name).replace("\\", "/")
     try:
         check_name(path)
-        if shown(path) != path:
+        if printable(path) != path:
             raise ValueError(f"the name {path} is not UTF-8: rename the picture")
         if any(map(HIDDEN.match, PurePosixPath(path).parts)):
             raise ValueError(f"picture {name!r} is hidden or a system file: leave its row out, or rename it")
     except ValueError as error:
-        raise Unusable("refused paths", shown(str(error))) from None
+        raise Unusable("refused paths", printable(str(error))) from None
     return PurePosixPath(path).as_posix()
 
 
@@ -276,6 +276,6 @@ def load_files(
         captions=part.clean.tolist(),
         caption_image=np.array(part.picture.map(rows), dtype=np.int64),
         source=FileSource(collection.root, names),
-        categories=[shown(str(categories.get(name, f"none: {name}"))) for name in names] if categories else None,
+        categories=[printable(str(categories.get(name, f"none: {name}"))) for name in names] if categories else None,
         info=info,
     )

@@ -7,7 +7,7 @@ import pytest
 
 from rvlr_lib.data import dataset_stamp, load_dataset
 from rvlr_lib.data.check import check
-from rvlr_lib.data.files import shown
+from rvlr_lib.data.files import printable
 from tests.data.user_tools import NAMES, SPLITS, captions, coco, fill_folders, report_on, rows, sizes, spoiling, write
 
 ONE, TWO = "view one", "view two"
@@ -260,7 +260,7 @@ def test_links_inside_are_followed_and_everything_else_is_refused_by_name(tmp_pa
 def test_names_that_are_not_utf8_and_paths_that_are_not_files_are_named(place, monkeypatch):
     with monkeypatch.context() as latin:
         latin.setattr(os, "fsencode", lambda name: str(name).encode("latin-1"))
-        assert shown("café.png") == "café.png"
+        assert printable("café.png") == "café.png"
     bad = os.fsdecode(os.fsencode(place) + b"/\xe9.csv")
     with open(bad, "w") as file:
         file.write(rows("a dog"))
