@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    words = sys.argv[1:] if argv is None else argv
+    words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if argv is None and sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         # otherwise file names are misread
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
@@ -258,8 +258,10 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message and the command that lists the options; exit with 2."""
-        text = re.sub(r'Parser key "(\w+)":', lambda key: f"--{key[1].replace('_', '-')}:", " ".join(message.split()))
-        text = re.sub(r"a <class '(\w+)'>", r"\1", text.replace("a typing.Literal", "one of "))
+        from rvlr_lib.tables import plain_message
+
+        text = plain_message(message).replace('Parser key "check"', "data")
+        text = re.sub(r'Parser key "(\w+)":', lambda key: f"--{key[1].replace('_', '-')}:", text)
         usage = " ".join([getattr(ex, "subcommand_parser", self).prog, *re.findall(r"required: (\w+)\.", text)])
         print(f"rvlr: {text}; `{usage} --help` lists the options", file=sys.stderr)
         sys.exit(2)

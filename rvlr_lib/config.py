@@ -16,6 +16,7 @@ import yaml
 from rvlr_lib.disk import read_yaml
 from rvlr_lib.losses.distances import DISTANCES
 from rvlr_lib.losses.weights import LossWeights
+from rvlr_lib.tables import plain_message
 
 PRESETS = Path(__file__).parent / "presets"
 SHIPPED = sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "arms")  # presets by name
@@ -273,7 +274,7 @@ def parse_dataclass(kind: Any, values: Mapping[str, Any], where: str) -> Any:
             for part in unknown[1].split(".")[:-1]:
                 kind = get_type_hints(kind).get(part, kind)
             text += f"; valid: {', '.join(item.name for item in dataclasses.fields(kind))}"
-        raise ValueError(f"{where}: {' '.join(text.split())}") from error
+        raise ValueError(f"{where}: {plain_message(text)}") from error
 
 
 @cache

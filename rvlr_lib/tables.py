@@ -160,6 +160,18 @@ def _cell(value: Any, metric: str, column: str) -> str:
     return arm_label(value) if column in ("arm", "dial", "baseline") else str(value)
 
 
+def plain_message(error: object) -> str:
+    """A message of jsonargparse in one line and without Python's types.
+
+    >>> plain_message("Expected a <class 'int'>. Got value: many")
+    'Expected int. Got value: many'
+    """
+    text = re.sub(r"a <class '(\w+)'>|Not of type \w+: ", lambda kind: kind[1] or "", " ".join(str(error).split()))
+    text = re.sub("does not match regular expression .*", "is empty", text.replace("a typing.Literal", "one of "))
+    text = re.sub("does not conform to restriction (.*)", lambda rule: f"is not {rule[1].replace('v', '')}", text)
+    return text.replace("it does not accept", "unknown")
+
+
 def insert_between(path: Path | str, marker: str, text: str) -> None:
     """Replace the text between ``<!-- marker:begin -->`` and ``<!-- marker:end -->``; each must occur exactly once."""
     begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"

@@ -24,6 +24,7 @@ from rvlr_lib.evaluation.baselines import training_free
 from rvlr_lib.evaluation.evaluate import NEIGHBOURS, Device, first_captions, noise_floor, retrieval_metrics, structure
 from rvlr_lib.metrics import finite_rows, knn_overlap, linear_cka, relational_similarity
 from rvlr_lib.models import teacher_features
+from rvlr_lib.models.towers import model_config
 from rvlr_lib.provenance import provenance
 from rvlr_lib.similarity import as_tensor, unit_rows
 from rvlr_lib.tables import write_table
@@ -215,6 +216,7 @@ def encode_with_model(
 ) -> Encoded:
     """A data set and its features in the space of an open_clip model or ``local-dir:``; ValueError without weights."""
     dataset = load_dataset(name_or_path, split=split, image_root=image_root)
+    model_config(model)  # ValueError if there is no such model
     if not pretrained and not model.startswith("local-dir:"):
         way_out = "give --model and --pretrained, a tag or a weight file, or --model local-dir:FOLDER"
         raise ValueError(f"{model} has random weights in its common space: {way_out}")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rvlr_lib.disk import read_json, read_yaml, to_json_types, unsafe_names, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, real_path
-from rvlr_lib.tables import MarkdownTable, index_as_columns, to_markdown
+from rvlr_lib.tables import MarkdownTable, index_as_columns, plain_message, to_markdown
 
 OPENING = ("dataset", "image_root", "preset", "model", "pretrained")  # notebook parameters that go to open_study
 HEADLESS = "RVLR_HEADLESS"  # environment variable of the kernels that `rvlr reproduce` starts
@@ -129,9 +129,8 @@ def fit_parameters(kinds: Mapping[str, Any], parameters: Mapping[str, Any]) -> d
     try:
         values: dict[str, Any] = to_json_types(vars(parser.parse_object(dict(parameters), defaults=False)))
     except ArgumentError as error:
-        text = str(error).replace("Parser key", "parameter").replace("\n ", "").replace("a typing.Literal", "one of ")
-        text += "; a list is written as [a, b]" if "class 'list'" in text else ""
-        raise ValueError(re.sub(r"a <class '(\w+)'>", r"\1", text)) from None
+        way_out = "; a list is written as [a, b]" if "class 'list'" in str(error) else ""
+        raise ValueError(plain_message(error).replace("Parser key", "parameter") + way_out) from None
     if values.get("seed", 0) >= 2**32:
         raise ValueError(f"parameter 'seed' is {values['seed']}, expected less than 2^32")
     for name in ("arms", "projections"):

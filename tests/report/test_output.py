@@ -63,8 +63,8 @@ FIT += [("shares", "[0, 1]", [0.0, 1.0]), ("text_detail", "0.5", 0.5), ("dials",
 FIT += [("baseline", "", ""), ("arms", "['rvlr']", ["rvlr"])]
 UNFIT = [("n", "a", "int.*a"), ("n", True, "int"), ("n", None, "'n' needs a value"), ("arms", "rvlr", "list.*rvlr")]
 UNFIT += [("arms", ["foo"], "'rvlr'.*foo"), ("baseline", "foo", "'rvlr'"), ("figure_width", "wide", "'column'")]
-UNFIT += [("sede", 1, "unknown parameter 'sede'; valid: arms, baseline"), ("seeds", 0, "v>0"), ("arms", [], "least")]
-UNFIT += [("shares", [5], "v<=1"), ("text_detail", -1, "v>=0"), ("projections", ["tsne"], "'pca'"), ("k", 0, "v>0")]
+UNFIT += [("sede", 1, "unknown parameter 'sede'; valid: arms, baseline"), ("seeds", 0, ">0"), ("arms", [], "least")]
+UNFIT += [("shares", [5], "<=1"), ("text_detail", -1, ">=0"), ("projections", ["tsne"], "'pca'"), ("k", 0, ">0")]
 UNFIT += [("seed", 2**32, "less than 2.32")]
 
 
