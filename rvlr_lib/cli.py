@@ -46,7 +46,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "keep_flagged": (bool, False, "also use captions flagged is_rejected or is_precanned"),
     "max_bad_pictures": (NonNegativeInt, None, "missing or unreadable pictures allowed per split"),
     "method": (Literal["corrected", "official"], "corrected", "switches of the method"),
-    "model": (str, "", "open_clip model or local-dir:FOLDER; data check: none skips the token counts"),
+    "model": (str, "", "open_clip model or local-dir:FOLDER"),
     "out": (File, None, "file or folder to write (default: in the run, or runs/<profile>, runs/train/…, runs/audit/…)"),
     "overwrite": (bool, False, "replace results of other settings in the output folder"),
     "parameter": (Pairs, [], "a parameter of every notebook that has it, and its value; may be repeated"),
@@ -174,14 +174,10 @@ def table(run: File, select: str, format: str) -> None:
     print("\n".join(texts), end="")
 
 
-def data(check: str, decode: bool, model: str, keep_flagged: bool, **options: Any) -> int:
+def data(check: str, decode: bool, keep_flagged: bool, **options: Any) -> int:
     """Check a collection of your own; exits with 1 if it would spoil a result."""
-    from rvlr_lib.config import ModelSettings
     from rvlr_lib.data.check import check as check_collection
-    from rvlr_lib.models.towers import token_counter
 
-    if model != "none":
-        options["tokens"], options["context"] = token_counter(model or ModelSettings().name)
     report = check_collection(options.pop("file"), full=decode, keep_flagged=keep_flagged or None, **options)
     print(report)
     if not decode and not report.spoiled:
@@ -207,7 +203,7 @@ COMMANDS: dict[Callable[..., int | None], str] = {  # options of each command; "
     explore: "folder out",
     report: "folder claims profile results insert",
     table: "run select format",
-    data: "file image_root decode max_bad_pictures model image_column caption_column keep_flagged",
+    data: "file image_root decode max_bad_pictures image_column caption_column keep_flagged",
     config: "presets set",
 }
 

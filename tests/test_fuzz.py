@@ -13,7 +13,7 @@ CONTENTS |= {"array": b"\x93NUMPY\x01\x00v\x00{'descr': '<f8'", "words": b'image
 CONTENTS |= {"tensors": b'\x10\x00\x00\x00\x00\x00\x00\x00{"a": {"dtype"', "circle": b"for: &a {emoji: *a}\nseed: *a"}
 ARRAYS = (".npy", ".npz", ".pt", ".safetensors")
 COMMANDS = {
-    "data": ("data check {file} --model none", (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml")),
+    "data": ("data check {file}", (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml")),
     "captions": ("audit --image-features {good} --text-features {good} --captions {file} --out {out}", (".json",)),
     "pictures": ("audit --image-features {file} --text-features {good} --captions {captions} --out {out}", ARRAYS),
     "texts": ("audit --image-features {good} --text-features {file} --captions {captions} --out {out}", ARRAYS),

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,22 +60,12 @@ class Report:
         return "\n".join([*lines, *map(str, self.findings), verdict])
 
 
-def check(
-    path: str | Path,
-    image_root: str | Path | None = None,
-    *,
-    full: bool = False,
-    tokens: Callable[[Sequence[str]], Sequence[tuple[int, bool]]] | None = None,
-    context: int = 0,
-    **options: Any,
-) -> Report:
+def check(path: str | Path, image_root: str | Path | None = None, *, full: bool = False, **options: Any) -> Report:
     """Check a collection: every caption and every picture's header or, if ``full``, every pixel.
 
     Args:
         path, image_root, options: as in :func:`rvlr_lib.data.own.load_files`; ValueError if nothing can be read.
         full: decode every picture; a header cannot show that a file is truncated.
-        tokens: captions -> number of tokens, with end marks, and whether the model knows less than half of the words.
-        context: largest number of tokens that the model reads.
     """
     collection = read_collection(path, image_root, **options)
     used, per_picture = collection.used, Counter(collection.used.picture.value_counts())
@@ -93,14 +83,6 @@ def check(
         elif count < FEW and split != "train":
             report.add(f"split {split} has few pictures, among which recall hardly distinguishes models", count)
     _captions(report, collection)
-    if tokens and len(used):
-        counts = tokens(used.clean.tolist())
-        texts = [(f"{text[:70]} ...", *count) for text, count in zip(used.clean, counts, strict=True)]
-        longest = max(length for length, _ in counts)
-        what = f"captions cut at the model's context of {context} tokens (the longest has {longest})"
-        report.add(what, [text for text, length, _ in texts if length > context])
-        what = "captions of which the model knows less than half the words: choose another model with --model"
-        report.add(what, [text for text, _, unknown in texts if unknown])
     _accounts(report, collection, bad)
     return report
 

@@ -12,5 +12,4 @@ from rvlr_lib.models.towers import (
     encode_image_tokens,
     encode_text_tokens,
     needed_tokens,
-    token_counter,
 )

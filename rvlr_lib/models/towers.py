@@ -154,13 +154,6 @@ def _quiet() -> Iterator[None]:
             hugging_face.enable_progress_bar()
 
 
-def token_counter(model: str = DEFAULT) -> tuple[Callable[[Sequence[str]], list[tuple[int, bool]]], int]:
-    """:func:`count_tokens` bound to the tokenizer of a model, and the context length of the model."""
-    text_cfg = model_config(model)["text_cfg"]
-    tokenizer = _tokenizer(model, _text_folder(model, text_cfg), text_cfg)
-    return partial(count_tokens, tokenizer), text_cfg["context_length"]
-
-
 def count_tokens(tokenizer: Any, captions: Sequence[str]) -> list[tuple[int, bool]]:
     """Token count of each uncut caption, end marks included, and whether more than half of the tokens are unknown."""
     if hasattr(tokenizer, "encode"):  # works on bytes, all of which it knows
