@@ -88,22 +88,16 @@ def check(path: str | Path, image_root: str | Path | None = None, *, full: bool 
 
 
 def _pictures(report: Report, collection: Collection, full: bool) -> dict[str, str]:
-    """Report missing, unreadable, single-coloured and equal pictures; returns the faults of the first two."""
-    used, flat = collection.used.drop_duplicates(["picture", "split"]), list[str]()
+    """Report missing, unreadable and equal pictures; returns the faults of the first two."""
+    used = collection.used.drop_duplicates(["picture", "split"])
     splits = dict(zip(used.picture, used.split, strict=True))
-
-    def look(path: Path) -> None:
-        if decode(path).getcolors(maxcolors=1):  # None if there are more
-            flat.append(str(path.relative_to(collection.root)))
-
-    bad = find_faults(look if full else check_header, collection.root, list(splits))
+    bad = find_faults(decode if full else check_header, collection.root, list(splits))
     most = int(used[used.picture.isin(bad)].split.value_counts().max()) if bad else 0
     spoils = most > collection.options.get("max_bad_pictures", 0)
     way_out = f"to leave them out: max_bad_pictures: {most} in an index (data/README.md)" if spoils else ""
     for what, missing in (("missing pictures", True), ("unreadable pictures", False)):
         cases = [fault for fault in bad.values() if (" is missing" in fault) is missing]
         report.add(what, cases, spoils=spoils, way_out=way_out)
-    report.add("pictures of a single colour (transparency becomes white)", sorted(flat))
     equal = equal_files(collection.root, [name for name in splits if name not in bad])
     for where, apart in (("within a split", False), ("in two splits", True)):
         groups = [" = ".join(group) for group in equal if (len({splits[name] for name in group}) > 1) is apart]
@@ -112,17 +106,13 @@ def _pictures(report: Report, collection: Collection, full: bool) -> dict[str, s
 
 
 def _captions(report: Report, collection: Collection) -> None:
-    """Report captions that are repeated, shared, single, flagged or without spaces, and the notes of the readers."""
+    """Report captions that are shared, flagged or without spaces, and the notes of the readers."""
     used, flags = collection.used, collection.frame["flags"]
-    repeating = used.picture[used.duplicated(["split", "picture", "clean"])].unique()
-    report.add("pictures that repeat a caption", list(repeating))
     owners = used.groupby(["split", "clean"], sort=False).picture.nunique()
     shared = [f"{split}: {caption!r} of {count} pictures" for (split, caption), count in owners[owners > 1].items()]
     report.add("captions that several pictures of a split share", shared)
     unspaced = used.clean.str.contains(WITHOUT_SPACES).sum() if len(used) else 0
     report.add("captions in a script without spaces, in which relevance by shared words sees no words", int(unspaced))
-    single = int((used.groupby(["split", "picture"]).size() == 1).sum())
-    report.add("pictures with a single caption (text teachers then see two dropout views)", single)
     kept = "used nevertheless" if collection.options.get("keep_flagged") else "left out; keep_flagged uses them"
     for names, count in Counter(flags[flags != ""]).items():
         report.add(f"captions flagged {names}, {kept}", count)

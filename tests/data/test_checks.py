@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from rvlr_lib import cli
 from rvlr_lib.data import dataset_stamp, load_dataset
@@ -27,16 +26,15 @@ def test_every_fault_is_counted_and_named(tmp_path):
     assert str(report).endswith("ready")  # nothing spoils a result
     assert "captions per picture: pictures  1: 12, 2: 12, 3: 12, 4: 12, 5: 12" in str(report)
     few = "has few pictures, among which recall hardly distinguishes models"
-    expected = {f"split val {few}": 10, f"split test {few}": 10, "pictures with a single caption": 12}
+    expected = {f"split val {few}": 10, f"split test {few}": 10}
     assert [(what, finding.count) for what, finding in findings.items()] == [*expected.items()]
     files = [tmp_path / row["image"] for row in rows]
     files[0].unlink()
     files[3].write_bytes(b"")
     files[6].write_bytes(files[6].read_bytes()[:-200])
-    Image.new("RGBA", (9, 9), (255, 255, 255, 0)).save(files[9])
     for source, target in ((1, 2), (7, 57)):
         shutil.copy(files[source], files[target])
-    rows[4]["caption"], rows[5]["caption"], rows[55]["caption"] = ["A dog!", "a dog"], ["a DOG"], ["a dog"]
+    rows[4]["caption"], rows[5]["caption"], rows[55]["caption"] = ["A dog!"], ["a DOG"], ["a dog"]
     rows[11]["caption"], rows[12]["caption"] = ["", "fine"], ["!", "?"]
     rows[13]["image"], rows[14]["image"] = "../x.jpg", "/x.jpg"
     report, findings = checked(full=True)
@@ -46,9 +44,7 @@ def test_every_fault_is_counted_and_named(tmp_path):
     }
     assert "NOT READY: 6 of these" in str(report)
     notes = {
-        "pictures of a single colour": files[9].relative_to(tmp_path).as_posix(),
         "groups of equal picture files within a split": f"{rows[1]['image']} = {rows[2]['image']}",
-        "pictures that repeat a caption": rows[4]["image"],
         "captions that several pictures of a split share": "train: 'a dog' of 2 pictures",
     }
     assert {what: findings[what].examples for what in notes} == {what: (example,) for what, example in notes.items()}
