@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -122,22 +122,15 @@ def find_faults(look: Callable[[Path], object], root: Path, names: Sequence[str]
 def equal_files(root: Path, names: Iterable[str]) -> list[list[str]]:
     """Groups of names below ``root`` whose files are equal byte for byte, in order; missing files are skipped.
 
-    Only files of equal size and equal beginning are read completely.
+    Only files of equal size are read.
     """
-
-    def beginning(path: Path) -> bytes:
-        with path.open("rb") as file:
-            return file.read(4096)
-
-    groups = [[name for name in names if os.path.isfile(f"{root}/{name}")]]
-    for look, run in ((os.path.getsize, map), (beginning, in_threads), (sha256, in_threads)):
-        candidates = [(number, name) for number, group in enumerate(groups) for name in group]
-        values = run(look, [root / name for _, name in candidates])
-        alike: dict[tuple[int, object], list[str]] = defaultdict(list)
-        for (number, name), value in zip(candidates, values, strict=True):
-            alike[number, value].append(name)
-        groups = [group for group in alike.values() if len(group) > 1]
-    return groups
+    sizes = {name: os.path.getsize(f"{root}/{name}") for name in names if os.path.isfile(f"{root}/{name}")}
+    counts = Counter(sizes.values())
+    candidates = [name for name, size in sizes.items() if counts[size] > 1]
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, digest in zip(candidates, in_threads(lambda name: sha256(root / name), candidates), strict=True):
+        groups[digest].append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 class FileSource(PixelSource):
