@@ -158,10 +158,10 @@ def structure(
 ) -> dict[str, float]:
     """Compare the geometry of each modality (first captions only) with references and truths; mean over galleries.
 
-    ``<modality>/<measure>_<reference>``: ``overlap`` of the ten nearest neighbours, ``trust`` and ``continuity`` in
-    percent, ``relations`` (Spearman, -1 to 1) and ``cka``; for scenes also overlap with and relations to ``truth`` (the
-    complete scene) and ``shown`` (what the views show). Without a reference: ``<modality>/uniformity`` and, with
-    ``common_space``, ``modality_gap``, ``relative_modality_gap`` and ``alignment``.
+    ``<modality>/<measure>_<reference>``: ``overlap`` of the ten nearest neighbours in percent, ``relations`` (Spearman,
+    -1 to 1) and ``cka``; for scenes also overlap with and relations to ``truth`` (the complete scene) and ``shown``
+    (what the views show). Without a reference: ``<modality>/uniformity`` and, with ``common_space``, ``modality_gap``,
+    ``relative_modality_gap`` and ``alignment``.
     """
     per_gallery = {name: galleries(pair, dataset, device) for name, pair in references.items()}
     reports = []
@@ -180,8 +180,6 @@ def structure(
                 measures[f"overlap_{name}"] = metrics.knn_overlap(space, reference, k)
                 measures[f"relations_{name}"] = metrics.relational_similarity(space, reference)
                 if name in references:
-                    measures[f"trust_{name}"] = metrics.trustworthiness(reference, space, k)
-                    measures[f"continuity_{name}"] = metrics.continuity(reference, space, k)
                     measures[f"cka_{name}"] = metrics.linear_cka(space, reference)
             values |= {f"{modality}/{key}": value for key, value in measures.items()}
         reports.append(values)

@@ -6,13 +6,11 @@ from rvlr_lib.metrics.ranking import above_floor, finite_rows, ndcg_and_floor, n
 from rvlr_lib.metrics.statistics import VERDICTS, Effect, Verdict, paired_effect, power, verdicts
 from rvlr_lib.metrics.structure import (
     alignment,
-    continuity,
     knn_overlap,
     linear_cka,
     modality_gap,
     neighbour_share,
     relational_similarity,
     relative_modality_gap,
-    trustworthiness,
     uniformity,
 )

@@ -7,7 +7,6 @@ non-finite entries and numbers out of range.
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,40 +35,6 @@ def knn_overlap(features_a, features_b, k: int = 10, *, per_query: bool = False)
         shared.append(100 * torch.minimum(a, b.to(a.device)).sum(dim=1) / k)
     overlap = torch.cat(shared).cpu().numpy()
     return overlap if per_query else float(overlap.mean())
-
-
-@torch.no_grad()
-def trustworthiness(features_high, features_low, k: int = 10, *, per_query: bool = False) -> Any:
-    """How far neighbours in the low space are also neighbours in the high space, in percent (Venna and Kaski 2001).
-
-    ``100 (1 − 2 / (N k (2N − 3k − 1)) Σ_i Σ_j (r_ij − k))``, over the ``k < N / 2`` nearest ``j`` of ``i`` in the low
-    space whose rank ``r_ij`` in the high space exceeds ``k``. 100: no false neighbours; chance is about 50 for small
-    ``k/N``. With ties, the part of an item's share in the low space that exceeds its share in the high space is false,
-    at the mean of its tied ranks beyond ``k``.
-    """
-    high, low = _two_spaces(features_high, features_low)
-    count, (k,) = len(high), whole_numbers("k", k)
-    if not k < count / 2:
-        raise ValueError(f"k = {k} neighbours of {count} items: k must be below half of them")
-    excess = []  # per item, the sum of rank − k over its false neighbours
-    for begin in range(0, count, CHUNK):
-        share = neighbour_share(_to_others(low, begin), k).to(high.device)
-        share, items = share.topk(int((share > 0).sum(dim=1).max()), dim=1)
-        similarity = _to_others(high, begin)
-        values, similarity = similarity.gather(1, items), similarity.sort(dim=1).values
-        # Tied items take the ranks ahead + 1 to last.
-        ahead = count - torch.searchsorted(similarity, values, right=True)
-        last = count - torch.searchsorted(similarity, values)
-        high_share = ((k - ahead).double() / (last - ahead)).clamp(0, 1)
-        beyond = (ahead.clamp(min=k) + 1 + last).double() / 2 - k
-        excess.append(((share - high_share).clamp(min=0) * beyond).sum(dim=1).cpu().numpy())
-    percent = 100 * (1 - np.concatenate(excess) * 2 / (k * (2 * count - 3 * k - 1)))
-    return percent if per_query else float(percent.mean())
-
-
-def continuity(features_high, features_low, k: int = 10, *, per_query: bool = False) -> Any:
-    """:func:`trustworthiness` with the spaces swapped: penalises neighbours in the high space that are torn apart."""
-    return trustworthiness(features_low, features_high, k, per_query=per_query)
 
 
 @torch.no_grad()

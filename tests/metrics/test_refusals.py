@@ -58,7 +58,6 @@ OTHERS = [
     (lambda: m.knn_overlap(A, B, 60), "k = 60"),
     (lambda: m.knn_overlap(A, B, 2.5), "k must be whole"),
     (lambda: m.knn_overlap(A * np.nan, B), "features .* 60 rows are not finite, row 0 first"),
-    (lambda: m.trustworthiness(A, B, 30), "k = 30 neighbours of 60 items"),
     (lambda: m.relational_similarity(A[:1], B[:1]), "1 items"),
     (lambda: m.linear_cka(A, B[:9]), r"\(60, 6\) and \(9, 9\)"),
     (lambda: m.modality_gap(A, A, [0]), r"caption_image has shape \(1,\)"),
