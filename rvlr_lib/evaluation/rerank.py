@@ -7,6 +7,7 @@ from rvlr_lib.evaluation.evaluate import Device, working_bytes
 from rvlr_lib.models import FusionEncoder
 from rvlr_lib.training.features import Features, halve_until_it_fits
 
+QUERIES_AT_ONCE = 1024  # of a shortlist: 100 MB of scores with 25,000 captions
 CAPTIONS_AT_ONCE = 32  # per picture, of similar length, on a CPU; on a CUDA device as many as fit in memory
 
 
@@ -27,20 +28,9 @@ def matching_scores(
     may be memory-mapped and are read in order; ``text_tokens [C, L, W]`` have a bool ``text_mask [C, L]``, True at real
     tokens; ``features``, unit rows ``[I, D]`` and ``[C, D]``, give the shortlists. Returns ``scores_i2t [I, C]`` and
     ``scores_t2i [C, I]`` on the CPU: the positive matching logit in the shortlist, the cosine minus 100 outside.
-    ValueError for mismatched shapes, ``top_k`` below 1 and captions that begin with padding.
     """
     images, captions = features
-    count, device, shapes = len(captions), torch.device(device), [tuple(x.shape) for x in (image_tokens, text_tokens)]
-    expected = [(len(images), *shapes[0][1:]), (count, *text_mask.shape[1:], *shapes[1][2:])]
-    if list(map(len, shapes)) != [3, 3] or shapes != expected or text_mask.shape != shapes[1][:2]:
-        tokens = f"image_tokens {shapes[0]}, text_tokens {shapes[1]}, text_mask {tuple(text_mask.shape)}"
-        rows = f"features {tuple(images.shape)}, {tuple(captions.shape)}"
-        raise ValueError(f"{tokens} and {rows} do not match: expected [I, N, W_image], [C, L, W], [C, L]")
-    if top_k < 1:
-        raise ValueError(f"top_k must be 1 or more, got {top_k}")
-    if not text_mask[:, 0].all():
-        row = int((~text_mask[:, 0]).nonzero()[0])
-        raise ValueError(f"caption {row} begins with padding, so the matching head cannot score it")
+    count, device = len(captions), torch.device(device)
     fusion = fusion.to(device).eval()
     shortlists = shortlist(images, captions, top_k, device), shortlist(captions, images, top_k, device)
     i2t_pairs = torch.arange(len(images))[:, None] * count + shortlists[0]  # a pair is picture * count + caption
@@ -74,9 +64,5 @@ def matching_scores(
 def shortlist(queries: Tensor, candidates: Tensor, top_k: int, device: Device = "cpu") -> Tensor:
     """Rows ``[Q, k]`` of each query's ``top_k`` candidates ``[G, D]`` by dot product, best first, on the CPU."""
     queries, candidates = queries.to(device), candidates.to(device)
-    k = min(top_k, len(candidates))
-
-    def search(chunk_size: int) -> Tensor:
-        return torch.cat([(part @ candidates.T).topk(k, dim=1).indices.cpu() for part in queries.split(chunk_size)])
-
-    return halve_until_it_fits(search, working_bytes(device) // (12 * len(candidates)))
+    k, parts = min(top_k, len(candidates)), queries.split(QUERIES_AT_ONCE)
+    return torch.cat([(part @ candidates.T).topk(k, dim=1).indices.cpu() for part in parts])

@@ -52,7 +52,7 @@ def test_scores_are_those_of_one_padded_pair_at_a_time(inputs, layers, monkeypat
     assert slow[0][slow[0] > -50].std() > 0.01
     at_once = matching_scores(fusion, *inputs, TOP_K)
     monkeypatch.setattr(rerank, "CAPTIONS_AT_ONCE", 3)
-    monkeypatch.setattr(rerank, "working_bytes", lambda device: 12 * CAPTIONS * 3)
+    monkeypatch.setattr(rerank, "QUERIES_AT_ONCE", 3)
     in_chunks = matching_scores(fusion, *inputs, TOP_K)
     for result in (at_once, in_chunks):
         for ours, expected in zip(result, slow, strict=True):
@@ -67,14 +67,3 @@ def test_half_precision_tokens_and_long_shortlists_are_accepted(inputs):
     torch.testing.assert_close(half[0], full[0], rtol=0.01, atol=0.01)
     torch.testing.assert_close(full[0], full[1].T)
     assert torch.equal(shortlist(*features, 3), (features[0] @ features[1].T).topk(3).indices)
-
-
-def test_bad_input_is_named(inputs, refuses):
-    images, texts, mask, features = inputs
-    fusion = a_fusion(1)
-    refuses("got 0", matching_scores, fusion, images, texts, mask, features, 0)
-    for wrong in ((images[:-1], texts, mask), (images, texts[:, :-1], mask), (images, texts[:-1], mask)):
-        refuses("do not match: expected", matching_scores, fusion, *wrong, features, 2)
-    padded = mask.clone()
-    padded[1, 0] = False
-    refuses("caption 1 begins with padding", matching_scores, fusion, images, texts, padded, features, 1)
