@@ -130,12 +130,7 @@ class HeadStudent(Student):
         temperature: float = 0.07,
         seed: int = 0,
     ) -> None:
-        image_shape, text_shape = list(image_directions.shape), list(text_directions.shape)
-        if image_shape[1] != text_shape[1]:
-            raise ValueError(f"directions {image_shape} and {text_shape} map to spaces of different widths")
-        if fusion_layers and not token_widths:
-            raise ValueError("a fusion encoder needs token_widths: the widths of the cached image and text tokens")
-        super().__init__(image_shape[1], temperature)
+        super().__init__(image_directions.shape[1], temperature)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.image_head, self.text_head = Head(image_directions), Head(text_directions)
@@ -151,8 +146,6 @@ class HeadStudent(Student):
         return self._encode(self.text_head, x, tokens, dropout)
 
     def _encode(self, head: Head, x: CachedRows, tokens: bool, dropout: float) -> Encoded:
-        if tokens and x.tokens is None:
-            raise ValueError("tokens are requested, but none are cached: encode the data set with tokens=True")
         rows = unit_rows(x.features)
         features = head(batch_dropout(rows, dropout) if dropout else rows)
         return Encoded(unit_rows(full_precision(features)), x.tokens.to(rows.dtype) if tokens else None, x.mask)
