@@ -64,8 +64,6 @@ def imbalance_index(image_share: float, text_share: float) -> float:
     >>> imbalance_index(1.0, 0.5)
     0.3333333333333333
     """
-    if image_share < 0 or text_share < 0:
-        raise ValueError(f"shares must not be negative, got {image_share} and {text_share}")
     return (image_share - text_share) / ((image_share + text_share) or 1.0)
 
 

