@@ -92,7 +92,10 @@ def build_towers(
             raise ValueError(f"weights {source!r} of model {model!r} cannot be loaded: {error}") from error
     clip.float().eval()
     if text_layers:
-        clip.text.transformer.encoder.layer = clip.text.transformer.encoder.layer[:text_layers]
+        layers = clip.text.transformer.encoder.layer
+        if text_layers > len(layers):
+            raise ValueError(f"text_layers={text_layers}: the text tower of {model!r} has {len(layers)} layers")
+        clip.text.transformer.encoder.layer = layers[:text_layers]
     pixels = dict(clip.visual.preprocess_cfg)
     if timm_name and not complete:  # without weights of a complete CLIP, a timm tower has its own pixel statistics
         pixels |= {key: clip.visual.trunk.pretrained_cfg[key] for key in ("mean", "std")}

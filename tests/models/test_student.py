@@ -111,6 +111,7 @@ def test_weights_come_from_a_file_and_missing_or_foreign_weights_are_refused(tow
         (lambda: tiny_towers(text_weights="x"), "not from Hugging Face"),
         (lambda: build_towers("swin_b384_bert"), "needs text_weights: a folder with bert-base-uncased"),
         (lambda: build_towers("swin_b384_bert", text_weights="x"), r"lacks config\.json and model\.safetensors"),
+        (lambda: build_towers("effnet_minilm", text_layers=7), "has 6 layers"),
         (lambda: build_towers("tinny"), "unknown model 'tinny'"),
         (lambda: principal_directions(torch.ones(20, 8), 9), "width 8 have no 9 directions"),
         (lambda: as_tokens(SimpleNamespace(num_features=5), torch.zeros(2, 5, 3, 5)), "unclear layout"),
