@@ -46,7 +46,7 @@ def test_unambiguous_inputs_are_accepted():
 
 
 def test_ndcg_equals_scikit_learn_also_with_ties():
-    relevance = rng.random((40, 25))
+    relevance = 7 * rng.random((40, 25))  # any scale
     for scores in (rng.normal(size=(40, 25)), rng.integers(0, 6, (40, 25)).astype(np.float32)):
         for k, value in ndcg_at_k(scores, relevance, (1, 4, 10, 25)).items():
             assert value == pytest.approx(100 * ndcg_score(relevance, scores, k=k), abs=1e-9)
@@ -77,13 +77,3 @@ def test_official_ties_follow_argsort_from_the_end():
     by_rank = np.empty_like(scores)
     np.put_along_axis(by_rank, order, -np.arange(40.0, dtype=np.float32)[None].repeat(50, 0), 1)
     assert value == pytest.approx(ndcg_at_k(by_rank, relevance, (10,), per_query=True)[10])
-
-
-def test_monotone_maps_of_scores_scales_of_relevance_and_orders_of_candidates_change_nothing():
-    scores, relevance = rng.normal(size=(10, 15)), rng.random((10, 15))
-    positives, order = rng.random((10, 15)) < 0.3, rng.permutation(15)
-    plain = ndcg_at_k(scores, relevance, (5,)), recall_at_k(scores, positives, (2,))
-    assert ndcg_at_k(np.exp(scores), 7 * relevance, (5,)) == pytest.approx(plain[0])
-    assert recall_at_k(np.exp(scores), positives, (2,)) == plain[1]
-    assert ndcg_at_k(scores[:, order], relevance[:, order], (5,)) == pytest.approx(plain[0])
-    assert recall_at_k(scores[:, order], positives[:, order], (2,)) == plain[1]
