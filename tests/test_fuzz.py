@@ -15,8 +15,7 @@ ARRAYS = (".npy", ".npz", ".pt", ".safetensors")
 COMMANDS = {
     "data": ("data check {file}", (".json", ".jsonl", ".csv", ".tsv", ".txt", ".yaml")),
     "captions": ("audit --image-features {good} --text-features {good} --captions {file} --out {out}", (".json",)),
-    "pictures": ("audit --image-features {file} --text-features {good} --captions {captions} --out {out}", ARRAYS),
-    "texts": ("audit --image-features {good} --text-features {file} --captions {captions} --out {out}", ARRAYS),
+    "features": ("audit --image-features {file} --text-features {good} --captions {captions} --out {out}", ARRAYS),
     "preset": ("config {file}", (".yaml",)),
     "profile": ("reproduce --profile {file} --out {out}", (".yaml",)),
     "plan": ("study --profile {file} --results {out}", (".yaml",)),
