@@ -44,7 +44,7 @@ def test_wrong_usage_exits_with_2(argv, capsys):
     assert re.fullmatch("rvlr: .*; `rvlr.* --help` lists the options\n", capsys.readouterr().err)
 
 
-BAD = {"reproduce --profile huge": "unknown profile 'huge'; valid: ", "audit": "give --image-features"}
+BAD = {"reproduce --profile huge": "unknown profile 'huge'; valid: ", "audit --captions x": "give --image-features"}
 BAD |= {"report none --claims": "give either a run", "report": "give either a run"}
 BAD |= {"audit --dataset scenes --captions x": "give --image-features", "train -s a @x": "-s a '@x' is not YAML"}
 BAD |= {"study --seeds 0..4": "expected something like 0-4", "study --seeds 5-3": "seeds '5-3': expected"}

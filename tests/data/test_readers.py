@@ -159,7 +159,6 @@ BAD_CONTENT = [
     ("x.yaml", {"train": "absent.json"}, "train names 'absent.json'"),
     ("x.yaml", {"train": [], "image_root": "absent"}, "absent is not a folder"),
     ("x.yaml", {"train": [], "split_seed": -1}, "split_seed is -1, expected"),
-    ("x.yaml", {"train": [], "keep_flagged": "no"}, "keep_flagged is 'no', expected true or false"),
     ("x.yaml", {"train": [LONE] * 999}, "train is .{200}, expected text or a list of texts$"),
     ("x.yaml", "train: [a", "is not valid YAML"),
     ("x.csv", "Bild,title\na.jpg,a\n", "columns Bild, title; none of them is a usual image column.*image_column"),

@@ -65,7 +65,7 @@ UNFIT = [("n", "a", "int.*a"), ("n", True, "int"), ("n", None, "'n' needs a valu
 UNFIT += [("arms", ["foo"], "'rvlr'.*foo"), ("baseline", "foo", "'rvlr'"), ("figure_width", "wide", "'column'")]
 UNFIT += [("sede", 1, "unknown parameter 'sede'; valid: arms, baseline"), ("seeds", 0, ">0"), ("arms", [], "least")]
 UNFIT += [("shares", [5], "<=1"), ("text_detail", -1, ">=0"), ("projections", ["tsne"], "'pca'"), ("k", 0, ">0")]
-UNFIT += [("seed", 2**32, "less than 2.32")]
+UNFIT += [("seed", 2**32, "less than 2.32"), ("seed", -1, ">=0")]
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), FIT)
