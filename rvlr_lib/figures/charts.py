@@ -83,15 +83,14 @@ def plot_curves(
     *,
     hue: str = "arm",
     panel: str = "metric",
-    columns: int = 3,
     zero: bool = False,
     xlabel: str = "",
     ylabel: str = "",
 ) -> Figure:
     """Plot values along ``x``, a line per ``hue``, a panel per ``panel``; a dial not among these makes rows of panels.
 
-    Numeric ``x`` is drawn to scale; words keep their order and get no line, as they are categories. ``columns`` is the
-    number of panels side by side on a page; ``zero`` draws the line y = 0.
+    Numeric ``x`` is drawn to scale; words keep their order and get no line, as they are categories. ``zero`` draws
+    the line y = 0.
     """
     names, panels, ticks = levels(frame, hue), levels(frame, panel), levels(frame, x)
     dials = [None] if "dial" in (x, hue, panel) else levels(frame, "dial")
@@ -101,7 +100,7 @@ def plot_curves(
         look = {name: series._replace(line="") for name, series in look.items()}
         shift = frame[hue].map(names.index) - (len(names) - 1) / 2
         frame = frame.assign(**{x: frame[x].map(ticks.index) + shift * min(0.08, 0.6 / len(names))})
-    figure, cells = panel_grid(dials, panels, (1, columns), 1.85)
+    figure, cells = panel_grid(dials, panels, (1, 3), 1.85)
     for axes, dial, title in cells:
         for name, (color, marker, line) in look.items():
             seeds = select(frame, **{"dial": dial, panel: title, hue: name})
@@ -128,7 +127,7 @@ def plot_mix_ratio(frame: pd.DataFrame) -> Figure:
     ideal = frame[frame["metric"].str.endswith("_ideal") & (frame["arm"] == frame["arm"].iloc[0])]
     ideal = ideal.assign(arm="ideal", metric=ideal["metric"].str.removesuffix("_ideal"))
     labels: Any = {"xlabel": "captions in the corpus (%)", "ylabel": "captions in top 10 (%)"}
-    return plot_curves(pd.concat([measured, ideal]), "captions", columns=2, **labels)
+    return plot_curves(pd.concat([measured, ideal]), "captions", **labels)
 
 
 def log_frame(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
