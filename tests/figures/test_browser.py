@@ -44,21 +44,6 @@ def encoders(scenes, space):
     return {"rvlr": encode}
 
 
-def test_bad_queries_are_refused(scenes, space, truth, encoders, refuses):
-    def query(methods, direction, row=0):
-        return browser.make_query(scenes, methods, direction, row, relevance=truth)
-
-    methods = {"rvlr": space}
-    refuses("unknown direction", query, methods, "x2y")
-    refuses("rows are 0 to 39", query, methods, "i2t", 99)
-    refuses(r"features of \[3, 200\]", query, {"rvlr": (space[0][:3], space[1])}, "i2t")
-    refuses("common space", query, {"teachers": space}, "i2t")
-    refuses("not for 'i2i'", browser.example_rows, scenes, space, "i2i")
-    refuses("empty", browser.typed_query, scenes, methods, encoders, " ")
-    refuses("valid: i, t, it", browser.typed_query, scenes, methods, encoders, "x", targets="q")
-    refuses("none of x", browser.typed_query, scenes, {"x": space}, encoders, "x")
-
-
 def test_examples_are_a_hit_a_near_miss_and_a_failure(scenes, space, truth):
     features = (space[0] + 0.6 * np.random.default_rng(1).normal(size=space[0].shape), space[1])
     rows = browser.example_rows(scenes, features)
@@ -71,8 +56,8 @@ def test_examples_are_a_hit_a_near_miss_and_a_failure(scenes, space, truth):
 
 
 def test_typed_words_and_unfamiliar_words(scenes, space, encoders):
-    familiar = browser.typed_query(scenes, {"rvlr": space, "teachers": space}, encoders, scenes.captions[0])
-    assert (list(familiar.results), familiar.title) == (["rvlr"], "")
+    familiar = browser.typed_query(scenes, {"rvlr": space}, encoders, scenes.captions[0])
+    assert familiar.title == ""
     assert familiar.results["rvlr"][0].name == scenes.image_ids[0]
     assert {hit.hit for hit in familiar.results["rvlr"]} == {None}
     unfamiliar = browser.typed_query(scenes, {"rvlr": space}, encoders, "A zeppelin!", targets="it")
