@@ -59,23 +59,19 @@ def make_query(
 def typed_query(
     dataset: Dataset, methods: Spaces, encoders: Encoders, item: Any, *, targets: str = "i", k: int = 5
 ) -> Query:
-    """Retrieve the ``k`` best items for a text or PIL picture; the title warns if a text is unlike all captions.
+    """Retrieve the ``k`` best items for a text or PIL picture; the title names words that are in no caption.
 
     ``encoders`` has one for each method; ``targets`` is a key of ``TARGETS``, where ``it`` ranks both in one list.
     """
     words = item if isinstance(item, str) else ""
-    results, unfamiliar = {}, False
+    results = {}
     for name, pair in methods.items():
         features = _features(pair)
         vector = unit(np.asarray(encoders[name](item), np.float32).reshape(1, -1))[0]
         results[name] = [_hit(dataset, kind, row) for kind, row in _ranked(features, vector, targets)[:k]]
-        sample = features["t"][:: max(1, len(features["t"]) // 500)]
-        nearest = (sample @ sample.T - 2 * np.eye(len(sample))).max(axis=1)
-        unfamiliar |= bool(words) and (features["t"] @ vector).max() < np.quantile(nearest, 0.01)
     unknown = sorted(set(clean_caption(words).split()) - set(" ".join(dataset.captions).split()))
-    notes = [f"in no caption: {', '.join(unknown)}"] if unknown else []
-    notes += ["unlike any caption: unreliable results"] if unfamiliar else []
-    return Query(item, results, words or "uploaded picture", title="; ".join(notes))
+    note = f"in no caption: {', '.join(unknown)}; unreliable results" if unknown else ""
+    return Query(item, results, words or "uploaded picture", title=note)
 
 
 def example_rows(dataset: Dataset, features: Features, direction: str = "t2i", k: int = 5) -> dict[str, int]:
