@@ -61,36 +61,28 @@ class Projection:
 
 
 def project_spaces(
-    spaces: Spaces, *, method: str = "umap", seed: int = 0, max_points: int = 2000, caption_image: Any = None
+    spaces: Spaces, *, caption_image: Any, method: str = "umap", seed: int = 0, max_points: int = 2000
 ) -> Projection:
     """Project several spaces to the plane so that an item's position can be compared across them.
 
     ``umap`` fits all spaces jointly, on concatenated features (cosine, pictures and captions together), then refines
     each on its own graph at a low rate. ``pca`` is the linear control: two principal components of each space, aligned
-    to those of the first by orthogonal Procrustes. ValueError: unknown method, unequal row counts, a picture without a
-    caption, fewer than 5 pictures, features that are not finite.
+    to those of the first by orthogonal Procrustes. ValueError: fewer than 5 pictures.
 
     Args:
         spaces: name -> (image features ``[I, D]``, text features ``[C, E]``); where ``D`` and ``E`` differ, pictures
             and captions share no space and are taken as orthogonal.
+        caption_image: ``[C]`` picture of each caption.
         seed: of the sampled items and the layout; reproducible on the same machine.
         max_points: limit per space, half of it pictures; the first caption of each picture is drawn.
-        caption_image: ``[C]`` picture of each caption; without it caption i belongs to picture i.
     """
-    if method not in ("umap", "pca"):
-        raise ValueError(f"unknown projection {method!r}; valid: umap, pca")
     arrays = {name: (np.asarray(image), np.asarray(text)) for name, (image, text) in spaces.items()}
-    sizes = {name: (len(image), len(text)) for name, (image, text) in arrays.items()}
-    images, captions = next(iter(sizes.values()), (0, 0))
-    n = min(images, max_points // 2)
-    owners, first = np.unique(np.arange(captions) if caption_image is None else caption_image, return_index=True)
-    if n < 5 and images == n:
-        raise ValueError(f"{images} pictures are too few for a map, which needs 5 or more")
-    if len(set(sizes.values())) != 1 or n < 5 or owners.tolist() != list(range(images)):
-        needed = "the same pictures, 5 or more, and captions of each"
-        raise ValueError(f"every space needs {needed}; got rows {sizes} and captions of {len(owners)} pictures")
-    rows = np.sort(np.random.default_rng(seed).choice(images, n, replace=False))
-    points = {name: _stack(name, image[rows], text[first[rows]]) for name, (image, text) in arrays.items()}
+    first = np.unique(caption_image, return_index=True)[1]
+    n = min(len(first), max_points // 2)
+    if n < 5:
+        raise ValueError(f"{n} pictures are too few for a map, which needs 5 or more")
+    rows = np.sort(np.random.default_rng(seed).choice(len(first), n, replace=False))
+    points = {name: _stack(image[rows], text[first[rows]]) for name, (image, text) in arrays.items()}
     if method == "pca":
         layout, description = _pca(points), f"PCA: two components of each of {len(points)} spaces, aligned to the first"
     else:
@@ -154,23 +146,20 @@ def plot_embedding(
 
 
 @style()
-def plot_similarity_blocks(spaces: Spaces, *, order: Any = None, caption_image: Any = None) -> Figure:
+def plot_similarity_blocks(spaces: Spaces, *, caption_image: Any, order: Any = None) -> Figure:
     """Plot per space the cosines of pictures, then captions (blocks II, IT, TI, TT), and their densities.
 
     Args:
-        spaces: name -> (image features ``[I, D]``, text features ``[C, D]``); ValueError for unequal widths.
+        spaces: name -> (image features ``[I, D]``, text features ``[C, D]``).
+        caption_image: ``[C]`` picture of each caption; the first of each picture is drawn.
         order: picture rows in the order to draw, such as by true factors, sampled evenly; default: as stored.
-        caption_image: ``[C]`` picture of each caption, the first of each is drawn; default: row i belongs to row i.
     """
     cosines = {}
     for name, (image, text) in spaces.items():
-        if np.shape(image)[1] != np.shape(text)[1]:
-            widths = f"pictures have {np.shape(image)[1]} columns, captions {np.shape(text)[1]}"
-            raise ValueError(f"{name!r} is not a common space: {widths}")
         rows = np.arange(len(image)) if order is None else np.asarray(order)
         rows = rows[np.linspace(0, len(rows) - 1, min(BLOCK_SIZE, len(rows))).astype(int)]
-        captions = rows if caption_image is None else np.unique(caption_image, return_index=True)[1][rows]
-        points = _stack(name, np.asarray(image)[rows], np.asarray(text)[captions])
+        captions = np.unique(caption_image, return_index=True)[1][rows]
+        points = _stack(np.asarray(image)[rows], np.asarray(text)[captions])
         cosines[name] = points @ points.T
     n, least = len(rows), min(0.0, *(float(np.percentile(matrix, 0.5)) for matrix in cosines.values()))
     off_diagonal = ~np.eye(n, dtype=bool)
@@ -229,10 +218,8 @@ def unit(features: Any) -> np.ndarray:
     return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12))
 
 
-def _stack(name: str, image: np.ndarray, text: np.ndarray) -> np.ndarray:
+def _stack(image: np.ndarray, text: np.ndarray) -> np.ndarray:
     """Stack the unit rows of pictures above those of captions; unequal widths get separate columns."""
-    if not (np.isfinite(image).all() and np.isfinite(text).all()):
-        raise ValueError(f"features of {name!r} are not finite")
     pair = unit(image), unit(text)
     return (np.concatenate(pair) if image.shape[1] == text.shape[1] else block_diag(*pair)).astype(np.float32)
 
