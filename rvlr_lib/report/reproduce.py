@@ -181,7 +181,7 @@ def reproduce(
         command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "rvlr"), *sys.argv[1:]])
         in_order = sorted(entries, key=lambda entry: entry["notebook"])
         record = identity | {"description": settings["description"], "runs": in_order, "command": command}
-        record |= {"finished": False, "provenance": provenance()}
+        record["provenance"] = provenance()
         write_json(out / "run.json", record)
 
         def work(run: Run, entry: dict[str, Any], label: str, key: str) -> None:
@@ -193,7 +193,6 @@ def reproduce(
             say(f"{label} done in {entry['seconds']} s")
 
         _run_in_threads(work, todo, at_once)
-        write_json(out / "run.json", record | {"finished": True})
         page, took = write_report(out, root=root), timedelta(seconds=round(monotonic() - start))
         say(f"all done in {took}: {page}, with figures, tables and results next to it")
         if update_reference:
