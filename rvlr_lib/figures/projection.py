@@ -1,6 +1,5 @@
 """Two-dimensional maps of embedding spaces (UMAP, and PCA as a control), and blocks of similarities."""
 
-import hashlib
 import importlib.metadata
 import os
 import warnings
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import seaborn
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from scipy.linalg import block_diag, orthogonal_procrustes
 
-from rvlr_lib.disk import read_json, sha256, to_json_types, write_json
+from rvlr_lib.disk import read_json, sha256, write_json
 from rvlr_lib.figures.charts import legend_below
 from rvlr_lib.figures.style import MODALITY, Look, is_narrow, looks, new_figure, page_width, style
 from rvlr_lib.tables import arm_label, format_number
@@ -95,11 +95,9 @@ def project_spaces(
 
 def cached_projection(root: Path | str, spaces: Spaces, **options: Any) -> Projection:
     """Cached :func:`project_spaces` in ``root/cache/projection``, keyed by features, options, code and UMAP version."""
-    ingredients = importlib.metadata.version("umap-learn"), sha256(Path(__file__)), to_json_types(options)
-    digest = hashlib.sha256(repr(ingredients).encode())
-    for name, pair in spaces.items():
-        digest.update(name.encode() + b"".join(np.ascontiguousarray(features).tobytes() for features in pair))
-    path = Path(root) / "cache" / "projection" / f"{digest.hexdigest()[:32]}.json"
+    arrays = [(name, *map(np.asarray, pair)) for name, pair in spaces.items()]
+    key = joblib.hash([importlib.metadata.version("umap-learn"), sha256(Path(__file__)), options, arrays])
+    path = Path(root) / "cache" / "projection" / f"{key}.json"
     if not path.exists():
         os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(root, "cache", "numba").absolute()))  # home may be read-only
         write_json(path, asdict(project_spaces(spaces, **options)))
