@@ -19,7 +19,7 @@ from rvlr_lib import models
 from rvlr_lib.config import TrainSettings
 from rvlr_lib.data.dataset import ImageTextDataset, augment
 from rvlr_lib.disk import flush, save_tensors
-from rvlr_lib.models import CachedRows, HeadStudent, Student, Towers, TowerStudent
+from rvlr_lib.models import CachedRows, Student, Towers, TowerStudent
 from rvlr_lib.training.processes import is_main, say_once, shared_work
 
 Outputs = Sequence[Any]  # of a tower: features, tokens or None and, for captions, the mask of real tokens
@@ -147,14 +147,11 @@ def read_features(image_folder: Path, text_folder: Path, split: str) -> FeatureS
 def encode(student: Student, data: ImageTextDataset | FeatureSet, device: torch.device | str = "cpu") -> Features:
     """Common-space features on the CPU in float32: whole towers take a data set, heads a feature set.
 
-    Several processes share the work of whole towers. ValueError if student and data do not go together.
+    Several processes share the work of whole towers.
     """
-    if isinstance(student, TowerStudent) and isinstance(data, ImageTextDataset):
+    if isinstance(data, ImageTextDataset):
         images, texts = _run_towers(student, data, device, tokens=False)
         return images["features"], texts["features"]
-    if not isinstance(student, HeadStudent) or not isinstance(data, FeatureSet):
-        fault = f"{type(student).__name__} cannot encode {type(data).__name__}"
-        raise ValueError(f"{fault}: whole towers take a data set, heads its cached features")
     student.to(device).eval()
     heads = (student.encode_image, data.images[0]), (student.encode_text, data.texts)
     images, texts = ([head(CachedRows(x.to(device))).features.cpu() for x in rows.split(ROWS)] for head, rows in heads)

@@ -48,10 +48,6 @@ class Execution:
     save_every: int = 500  # steps between two checkpoints
     resume: str = "last"  # "no" removes existing checkpoints
 
-    def __post_init__(self) -> None:
-        if self.save_every < 1 or self.resume not in ("last", "no"):
-            raise ValueError(f"save_every={self.save_every} must be 1 or more, resume={self.resume!r} last or no")
-
 
 @dataclass
 class TrainingResult:

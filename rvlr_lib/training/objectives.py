@@ -20,6 +20,7 @@ from rvlr_lib.training.batches import Inputs, captions_by_image, derived_seed
 from rvlr_lib.training.features import Features
 from rvlr_lib.training.processes import gather_rows, local_rows
 
+RIDGE = 0.01  # of warm teacher heads: a fraction of the mean variance of a teacher column
 TOKEN_DROPOUT = 0.1  # makes the second view of a caption that a whole tower encodes
 PAIR_LOSSES = {
     "alignment": losses.pair_alignment_loss,
@@ -39,7 +40,7 @@ class Objective(nn.Module):
         seed: for the random start of the teacher heads.
 
     ``two_views`` and ``tokens`` say whether batches must have second views and cached tokens. ValueError if a term with
-    a weight lacks its teachers or the fusion encoder.
+    a weight lacks the fusion encoder.
     """
 
     def __init__(
@@ -59,8 +60,6 @@ class Objective(nn.Module):
         self.two_views = bool(weights.image_intra or weights.text_intra)
         self.fused_target = self.has_relations and method.structure_target == "fusion"
         self.tokens = student.fusion is not None and bool(weights.matching or self.fused_target)
-        if (self.has_representation or self.has_relations) and teachers is None:
-            raise ValueError("distillation terms have a weight, but there are no teacher features")
         if self.fused_target and student.fusion is None:
             raise ValueError("structure_target 'fusion' needs the fusion encoder: set model.fusion_layers >= 1")
         if self.tokens:  # not compiled: the first step's seed would be built in
@@ -208,17 +207,15 @@ def _draw_negatives(similarity: Tensor, temperature: Tensor, ids: Tensor) -> tup
     return losses.sample_hard_negatives(similarity, temperature, ids, generator)
 
 
-def warm_heads(objective: Objective, features: Features, *, ridge: float = 0.01) -> None:
+def warm_heads(objective: Objective, features: Features) -> None:
     """Set the teacher heads to the ridge regression from teacher rows onto the student's features, in place.
 
-    ``features`` are the student's unit rows of the *training* pictures and captions, in the teachers' order; ``ridge``
-    is a fraction of the mean variance of a teacher column. Does nothing without representation terms.
+    ``features`` are the student's unit rows of the *training* pictures and captions, in the teachers' order.
     """
-    if objective.has_representation:
-        heads = objective.image_head, objective.text_head
-        for head, teacher, student in zip(heads, objective.frozen("teacher"), features, strict=True):
-            weight, bias = ridge_map(teacher, student.to(teacher.device), ridge)
-            head.load_state_dict({"weight": weight, "bias": bias})
+    heads = objective.image_head, objective.text_head
+    for head, teacher, student in zip(heads, objective.frozen("teacher"), features, strict=True):
+        weight, bias = ridge_map(teacher, student.to(teacher.device), RIDGE)
+        head.load_state_dict({"weight": weight, "bias": bias})
 
 
 def shuffle_teachers(teachers: Features, caption_image: Tensor, seed: int) -> Features:

@@ -121,11 +121,6 @@ def test_the_newest_two_stay(two):
     assert [path.name for path in checkpoints_in(two)] == ["step-00000120.pt", "step-01000000.pt"]
 
 
-def test_invalid_execution_settings_are_refused(refuses):
-    for wrong in ({"save_every": 0}, {"resume": "maybe"}):
-        refuses("must be 1 or more, resume=", Execution, **wrong)
-
-
 @pytest.mark.parametrize("number", [float("nan"), float("-inf")])
 def test_values_that_are_not_finite_are_not_written(two, number):
     bad = tensors()

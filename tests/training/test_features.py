@@ -146,14 +146,12 @@ def test_rows_are_halved_until_they_fit_outside_the_handler(monkeypatch):
         features.halve_until_it_fits(lambda chunk_size: compute(10), 4)
 
 
-def test_common_features_and_tokens_of_towers_and_heads(towers, scenes, stored, refuses):
+def test_common_features_and_tokens_of_towers_and_heads(towers, scenes, stored):
     student, heads = TowerStudent(towers, fusion_layers=1), HeadStudent(torch.eye(96, 96), torch.eye(96, 96))
     images, texts = encode(student, scenes)
     torch.testing.assert_close(encode(heads, stored), (images, texts), atol=1e-5, rtol=1e-4)
     cached = encode_tokens(heads, stored, CPU)
     torch.testing.assert_close(encode_tokens(student, scenes, CPU), cached, atol=1e-2, rtol=1e-2)
-    for model, data in ((student, stored), (heads, scenes)):
-        refuses(f"{type(model).__name__} cannot encode {type(data).__name__}", encode, model, data)
 
 
 def test_modules_can_be_trained_after_encoding(towers, scenes, stored, monkeypatch, tmp_path):

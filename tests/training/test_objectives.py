@@ -3,11 +3,10 @@ from itertools import product
 import pytest
 import torch
 
-from rvlr_lib.config import MethodSettings
-from rvlr_lib.losses import LossWeights, structure_distillation_loss
+from rvlr_lib.losses import structure_distillation_loss
 from rvlr_lib.similarity import ridge_map, unit_rows
-from rvlr_lib.training.objectives import Objective, gradient_shares, shuffle_teachers, warm_heads
-from tests.training.conftest import NOTHING, OFFICIAL, OWNER, make_cached, make_objective
+from rvlr_lib.training.objectives import RIDGE, Objective, gradient_shares, shuffle_teachers, warm_heads
+from tests.training.conftest import OFFICIAL, OWNER, make_cached, make_objective
 
 TERMS = """, alignment, structure, mean_relation, anchor, cross_modal_cyclic in_modal_cyclic, image_intra text_intra,
     image_representation text_representation, structure image_teacher_structure text_teacher_structure""".split(",")
@@ -79,13 +78,12 @@ def test_warm_heads_are_the_ridge_regression_onto_the_students_features(refuses)
     objective = make_objective(image_representation=1, text_representation=1)
     features = make_cached()
     targets = tuple(unit_rows(torch.randn(len(rows), 8)) for rows in (features.images[0], features.texts))
-    warm_heads(objective, targets, ridge=0.1)
+    warm_heads(objective, targets)
     heads = objective.image_head, objective.text_head
     for head, rows, target in zip(heads, (features.images[0], features.texts), targets, strict=True):
-        weight, bias = ridge_map(rows, target, 0.1)
+        weight, bias = ridge_map(rows, target, RIDGE)
         torch.testing.assert_close(head(rows), rows @ weight.T + bias)
     refuses("equally many rows", warm_heads, objective, (targets[0][1:], targets[1]))
-    warm_heads(make_objective(), targets)  # has no heads
 
 
 def test_the_anchor_is_at_the_starting_weights(inputs):
@@ -110,9 +108,5 @@ def test_gradient_shares_are_the_norms_of_the_weighted_terms_and_leave_no_trace(
         assert share == pytest.approx(float(norm), rel=1e-4)
 
 
-def test_distillation_needs_teachers_and_the_fusion_target_a_fusion_encoder(refuses):
-    student = make_objective(fusion_layers=0).student
-    for name in ("structure", "image_representation", "mean_relation"):
-        weights = LossWeights(**(NOTHING | {name: 1.0}))
-        refuses("no teacher features", Objective, student, weights, MethodSettings(), seed=0)
+def test_the_fusion_target_needs_a_fusion_encoder(refuses):
     refuses("fusion_layers", make_objective, {"structure_target": "fusion"}, fusion_layers=0, structure=1)
