@@ -41,7 +41,6 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "image_column": (Text, None, "CSV: name of the column with picture paths"),
     "image_features": (File, None, ".npy, .npz, .pt or .safetensors file of shape [pictures, D]"),
     "image_root": (Text, None, "folder of the pictures; by default as the index says, else that of the file"),
-    "insert": (File, None, "also insert the verdicts into this Markdown file, between the markers of the profile"),
     "jobs": (PositiveInt, 1, "number of single-threaded processes that compute cells"),
     "keep_flagged": (bool, False, "also use captions flagged is_rejected or is_precanned"),
     "max_bad_pictures": (NonNegativeInt, None, "missing or unreadable pictures allowed per split"),
@@ -142,7 +141,7 @@ def explore(folder: File, out: File) -> None:
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
 
 
-def report(folder: File, claims: bool, profile: str, results: str, insert: File) -> None:
+def report(folder: File, claims: bool, profile: str, results: str) -> None:
     """Write the report of a run, or the page of claims: what holds, what does not, and how certain that is."""
     if bool(folder) == claims:
         raise ValueError("give either a run folder such as runs/quick or --claims")
@@ -153,7 +152,7 @@ def report(folder: File, claims: bool, profile: str, results: str, insert: File)
         return print(f"{page} and {page.with_suffix('.html').name}, tables in {page.parent / 'tables'}")
     from rvlr_lib.study.claims import write_claims
 
-    print(write_claims(profile, results, insert))
+    print(write_claims(profile, results))
 
 
 def table(run: File, select: str, format: str) -> None:
@@ -201,7 +200,7 @@ COMMANDS: dict[Callable[..., int | None], str] = {  # options of each command; "
     "gradient_checkpointing timeout",
     audit: "image_features text_features captions dataset image_root split model pretrained device out overwrite",
     explore: "folder out",
-    report: "folder claims profile results insert",
+    report: "folder claims profile results",
     table: "run select format",
     data: "file image_root decode max_bad_pictures image_column caption_column keep_flagged",
     config: "presets set",

@@ -13,7 +13,7 @@ from rvlr_lib.disk import read_json, write_text
 from rvlr_lib.metrics.statistics import Effect, Verdict, paired_effect, power, verdicts
 from rvlr_lib.study.plan import Claim, Plan, arm_of, check_seal, load_plan, reference_folder, tuned_by
 from rvlr_lib.study.sweep import mean_score, read_seeds
-from rvlr_lib.tables import arm_label, format_number, insert_between, metric_label, to_markdown
+from rvlr_lib.tables import arm_label, format_number, metric_label, to_markdown
 
 Cells = Mapping[str, Mapping[str, Any]]
 Results = Mapping[str, Mapping[int, Cells]]  # part of the plan -> seed -> cell -> record
@@ -255,22 +255,11 @@ def claims_page(plan: Plan, results: Results, tuned: Mapping[str, Any], seal: Ma
     )
 
 
-def write_claims(profile: str = "study", folder: str | Path = "", page: Path | None = None) -> Path:
-    """Write ``claims.md`` next to a study's results and its verdicts into ``page``; errors as in :func:`read_study`."""
-    folder, study = reference_folder(profile, folder), read_study(profile, folder)
-    write_text(folder / "claims.md", claims_page(*study, read_json(folder / "seal.json")))
-    if page:
-        insert_verdicts(page, *study, profile)
+def write_claims(profile: str = "study", folder: str | Path = "") -> Path:
+    """Write ``claims.md`` next to a study's results; errors as in :func:`read_study`."""
+    folder = reference_folder(profile, folder)
+    write_text(folder / "claims.md", claims_page(*read_study(profile, folder), read_json(folder / "seal.json")))
     return folder / "claims.md"
-
-
-def insert_verdicts(page: Path, plan: Plan, results: Results, tuned: Mapping[str, Any], profile: str = "study") -> None:
-    """Write the tally and a sentence on each claim between the profile's markers in a page; ValueError without them."""
-    judged, text = judge(plan, results), "No verdict yet: seeds are missing."
-    if judged:
-        lines = [f"- {sentence(plan, name, results, judged, tuned)}" for name in judged]
-        text = "\n".join([f"{tally(plan, results, judged)}:", "", *lines])
-    insert_between(page, Path(profile).stem, text)
 
 
 def _estimate(effect: Effect) -> str:
