@@ -62,10 +62,8 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "scheduler": (str, "", "address of a Dask scheduler to compute the cells, such as tcp://host:8786"),
     "seal": (bool, False, "only seal claims and chosen values, before the first seed"),
     "seed": (int, 0, "of everything: training, the scenes' world, the dial's draws"),
-    "seeds": (str, "", "such as 0-4 or 0,3 (default: all planned seeds)"),
     "select": (str, "*", "glob pattern for tables, which are named <dataset>_<notebook>_<table>"),
     "set": (Pairs, [], "a setting such as stage1.epochs, and its value; may be repeated"),
-    "sets": (str, "", "data sets of the plan, such as scenes,emoji (default: all)"),
     "split": (Literal["train", "val", "test"], "test", "split of the data set"),
     "text_features": (File, None, "the same of shape [captions, D], grouped in picture order"),
     "timeout": (PositiveFloat, 1800, "seconds before a process gives up waiting for another"),
@@ -195,7 +193,7 @@ def config(presets: list[str], set: Pairs) -> None:
 
 COMMANDS: dict[Callable[..., int | None], str] = {  # options of each command; "=" overrides the default
     reproduce: "profile=quick parameter device= out overwrite check update_reference",
-    study: "profile tune seal regime_map sets seeds jobs scheduler results device root",
+    study: "profile tune seal regime_map jobs scheduler results device root",
     train: "dataset=scenes arm preset method image_root seed set device out overwrite root resume save_every compile "
     "gradient_checkpointing timeout",
     audit: "image_features text_features captions dataset image_root split model pretrained device out overwrite",

@@ -28,7 +28,7 @@ CELL_SECONDS = 15  # of a CPU core: average of the study's cells, heads at its s
 RECALLS = ("r_mean", "i2t/R@1", "t2i/R@1", "i2t/R@10", "t2i/R@10")
 
 
-def run_study(profile: str = "study", *, seeds: str = "", sets: str = "", results: str = "", **options: Any) -> None:
+def run_study(profile: str = "study", *, results: str = "", **options: Any) -> None:
     """The command ``rvlr study``: compute the confirmation seeds missing from ``results``, or tune, seal, draw the map.
 
     ``options``: ``tune``, ``seal`` or ``regime_map``, and those of :class:`rvlr_lib.study.runner.Runner`. ValueError if
@@ -36,8 +36,8 @@ def run_study(profile: str = "study", *, seeds: str = "", sets: str = "", result
     """
     plan, folder = load_plan(profile), reference_folder(profile, results)
     tune, seal, regime_map = (options.pop(name, False) for name in ("tune", "seal", "regime_map"))
-    if tune + seal + regime_map > 1 or (seeds and (tune or seal)) or (sets and (tune or seal or regime_map)):
-        raise ValueError("give one of tune, seal and regime_map; of these, seeds go with regime_map, sets with none")
+    if tune + seal + regime_map > 1:
+        raise ValueError("give one of tune, seal and regime_map")
     runner = Runner(**options)
     if tune and (folder / "seal.json").is_file():
         raise ValueError(f"{folder} holds a sealed study, whose tuning is final: give another folder with --results")
@@ -48,22 +48,17 @@ def run_study(profile: str = "study", *, seeds: str = "", sets: str = "", result
     elif regime_map:
         if not plan.regime_map.seeds:
             raise ValueError(f"the plan of {profile} has no regime_map")
-        run_map(plan, folder, runner, parse_seeds(seeds) or list(plan.regime_map.seeds))
+        run_map(plan, folder, runner)
     else:
-        confirm(plan, folder, runner, sets.split(",") if sets else list(plan.sets), parse_seeds(seeds))
+        confirm(plan, folder, runner)
 
 
-def confirm(plan: Plan, folder: Path, runner: Runner, sets: Sequence[str], seeds: Sequence[int]) -> None:
+def confirm(plan: Plan, folder: Path, runner: Runner) -> None:
     """Compute the sealed cells that ``folder`` lacks; ``<data set>/seed-<n>.json`` grows as they finish."""
     sealed, chosen = check_seal(plan, folder, adding=True), read_chosen(folder)
-    if unknown := [name for name in sets if name not in plan.sets]:
-        raise ValueError(f"unknown data set {unknown[0]!r}: the plan has {', '.join(plan.sets)}")
     todo = []
-    for name in sets:
-        part = plan.sets[name]
-        if unplanned := [seed for seed in seeds if seed >= part.seeds]:
-            raise ValueError(f"seed {unplanned[0]} of {name} is not planned: 0 to {part.seeds - 1} are")
-        for seed in seeds or range(part.seeds):
+    for name, part in plan.sets.items():
+        for seed in range(part.seeds):
             path = folder / name / f"seed-{seed}.json"
             record = {"seed": seed, "dataset": name, "sealed": sealed, "cells": {}}
             present = _read_seed(path, sealed)["cells"] if path.is_file() else {}
@@ -101,9 +96,9 @@ def compute_cells(cells: Mapping[str, Settings], device: str, root: str | None) 
     return records
 
 
-def run_map(plan: Plan, folder: Path, runner: Runner, seeds: Sequence[int]) -> None:
+def run_map(plan: Plan, folder: Path, runner: Runner) -> None:
     """Compute the seeds of the map that ``folder`` lacks, into ``map/seed-<n>.json`` each."""
-    chosen, dials = read_chosen(folder), plan.regime_map.dials
+    chosen, dials, seeds = read_chosen(folder), plan.regime_map.dials, plan.regime_map.seeds
     files = {seed: folder / "map" / f"seed-{seed}.json" for seed in seeds}
     todo = [(dial, seed) for seed in seeds if not files[seed].is_file() for dial in dials]
     finished: dict[int, dict[str, Any]] = {seed: dict.fromkeys(dials) for seed in seeds}
@@ -188,22 +183,6 @@ def _read_seed(path: Path, sealed: str) -> dict[str, Any]:
     if record["sealed"] != sealed:
         raise ValueError(f"{path} was computed under another seal: give another folder, or remove it")
     return record
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Seeds as the command line gives them.
-
-    >>> parse_seeds("0-2,7")
-    [0, 1, 2, 7]
-    """
-    seeds: list[int] = []
-    for item in text.split(",") if text else ():
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", item.strip())
-        span = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
-        if not span:
-            raise ValueError(f"seeds {text!r}: expected something like 0-4 or 0,3,7")
-        seeds += span
-    return seeds
 
 
 def _rounded(values: Mapping[str, float | None], digits: int) -> dict[str, float | None]:
