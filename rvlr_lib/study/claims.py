@@ -132,8 +132,6 @@ def headline(plan: Plan, results: Results, judged: Judged) -> str:
 def lead(plan: Plan, results: Results, name: str) -> str:
     """One sentence on the companions whose names start alike (``bending, …``): effects, plain intervals, seeds."""
     group = {key: claim for key, claim in plan.claims.items() if key.startswith(name) and not claim.primary}
-    if not group:
-        raise ValueError(f"no companion begins with {name!r}; there are: {', '.join(plan.claims)}")
     complete = {key: effect for key, effect in companions(plan, results).items() if key in group}
     if not complete:
         return f"{name}: no effect yet, some seeds are missing."
