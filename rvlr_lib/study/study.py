@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from rvlr_lib import config
-from rvlr_lib.config import ARMS, Settings
+from rvlr_lib.config import Settings
 from rvlr_lib.data import NAMES, PUBLISHED_SETS
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
 from rvlr_lib.disk import atomic_path, claimed_folder, load_tensors, read_json, write_json
@@ -237,8 +237,6 @@ class Study:
 
     def result_stage(self, name: str) -> Stage:
         """The evaluation of an arm or of a reference row; its key changes with everything that decides the numbers."""
-        if name not in ARMS and name not in REFERENCES:
-            raise ValueError(f"unknown arm {name!r}; valid: {', '.join((*ARMS, *REFERENCES))}")
         settings, method = self.settings, self.settings.method
         parts = {"name": name, "data": data_parts(settings, "both"), "seed": settings.seed}
 
@@ -252,7 +250,7 @@ class Study:
             return Stage("result", parts | size, results.make_reference, lambda: {**common(), **size, "seed": seed})
         parts |= {"model": asdict(settings.model), "rerank_top_k": settings.rerank_top_k, **self._model_files()}
         parts["mixed"] = [method.mixed_t2it, method.mixed_scores]
-        trained = self._student_stage(name) if name in ARMS else None
+        trained = None if name in REFERENCES else self._student_stage(name)
 
         def arguments() -> dict[str, Any]:
             inputs = {**common(), "features": self.test_features(name), "device": self.device}
