@@ -74,7 +74,7 @@ def test_shuffled_teachers_change_the_structure_terms_only(inputs):
     assert changed == {"structure", "image_teacher_structure", "text_teacher_structure"}
 
 
-def test_warm_heads_are_the_ridge_regression_onto_the_students_features(refuses):
+def test_warm_heads_are_the_ridge_regression_onto_the_students_features():
     objective = make_objective(image_representation=1, text_representation=1)
     features = make_cached()
     targets = tuple(unit_rows(torch.randn(len(rows), 8)) for rows in (features.images[0], features.texts))
@@ -83,7 +83,6 @@ def test_warm_heads_are_the_ridge_regression_onto_the_students_features(refuses)
     for head, rows, target in zip(heads, (features.images[0], features.texts), targets, strict=True):
         weight, bias = ridge_map(rows, target, RIDGE)
         torch.testing.assert_close(head(rows), rows @ weight.T + bias)
-    refuses("equally many rows", warm_heads, objective, (targets[0][1:], targets[1]))
 
 
 def test_the_anchor_is_at_the_starting_weights(inputs):
