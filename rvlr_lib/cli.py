@@ -30,7 +30,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {  # name -> type, default, help
     "captions": (File, None, "JSON list with a caption or a list of captions for each picture"),
     "check": (bool, False, "compare the results with data/reference/<profile>.json"),
     "claims": (bool, False, "write the page of claims from the results of rvlr study instead"),
-    "compile": (bool, False, "compile losses and towers together with torch.compile: takes a minute or two"),
+    "compile": (bool, False, "compile losses and towers together with torch.compile: takes about a minute"),
     "dataset": (Text, None, "scenes, emoji, another data set with a preset, or an annotation file"),
     "decode": (bool, False, "decode every picture instead of reading only its header"),
     "device": (Text, "auto", "auto, cpu, cuda or cuda:N; under torchrun, cuda gives each process its own GPU"),

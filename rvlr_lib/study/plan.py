@@ -221,10 +221,11 @@ def _sealed_parts(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def _settings_digest(plan: Plan, folder: Path) -> str:
-    """SHA-256 of the arms, and of the settings that presets, dials and chosen values give every cell."""
+    """SHA-256 of the plan's arms, and of the settings that presets, dials and chosen values give every cell."""
     points = [(name, dial) for name, part in plan.sets.items() for dial in part.dials]
     settings = [dataclasses.asdict(plan.settings(*point, 0, read_chosen(folder))) for point in points]
-    arms = {name: dataclasses.asdict(dataclasses.replace(arm, description="", look=())) for name, arm in ARMS.items()}
+    planned = {"matching", *(arm_of(name) for part in plan.sets.values() for name in part.arms)} & ARMS.keys()
+    arms = [dataclasses.asdict(dataclasses.replace(ARMS[name], description="", look=())) for name in sorted(planned)]
     text = json.dumps(to_json_types([settings, arms]), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

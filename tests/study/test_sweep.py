@@ -34,6 +34,7 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses, cap
     refuses("holds a sealed study, whose tuning is final", run, tune=True)
     with monkeypatch.context() as killed:  # after the first seed's three dial settings
         killed.setattr(Runner, "stream", lambda *args: islice(stream(*args), 3))
+        killed.setitem(config.ARMS, "another", config.ARMS["matching"])  # an arm that the plan does not have
         run()
     refuses("holds confirmation seeds already: a seal comes before them", run, seal=True)
     assert read_study(profile, folder)[1]["scenes"].keys() == {0}
