@@ -94,7 +94,7 @@ def _pictures(report: Report, collection: Collection, full: bool) -> dict[str, s
     bad = find_faults(decode if full else check_header, collection.root, list(splits))
     most = int(used[used.picture.isin(bad)].split.value_counts().max()) if bad else 0
     spoils = most > collection.options.get("max_bad_pictures", 0)
-    way_out = f"to leave them out: max_bad_pictures: {most} in an index (data/README.md)" if spoils else ""
+    way_out = f"to leave them out: max_bad_pictures: {most} in an index (docs/own_pictures.md)" if spoils else ""
     for what, missing in (("missing pictures", True), ("unreadable pictures", False)):
         cases = [fault for fault in bad.values() if (" is missing" in fault) is missing]
         report.add(what, cases, spoils=spoils, way_out=way_out)

@@ -57,7 +57,8 @@ def read_collection(path: str | Path, image_root: str | Path | None = None, **op
         file, base = PUBLISHED / f"{path}.yaml", default_root("data") / path
     if not (os.path.isfile(file) or os.path.isdir(file)):
         fault = "neither a file nor a folder" if os.path.exists(file) else "missing"
-        raise ValueError(f"{file} is {fault}; give an annotation file, a folder or an index; {FORMATS}")
+        known = ", ".join(PUBLISHED_SETS)
+        raise ValueError(f"{file} is {fault}; give an annotation file, a folder, an index, or {known}; {FORMATS}")
     before, index = stamp(file), _index(file)
     sources = index.get("sources", {}).items() if str(path) in PUBLISHED_SETS else ()
     if missing := "".join(f"\n  {name}: {source}" for name, source in sources if not (base / name).exists()):

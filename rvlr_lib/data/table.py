@@ -260,7 +260,8 @@ def _find(
             fault = f"{option} names {chosen!r}, which is none of them or holds something else"
         if what == "image" and names and NAMED.search(names[0]):
             fault += f"; {names[0]!r} looks like a picture: a header is missing, or the tab of a.jpg#0<TAB>caption"
-        raise ValueError(f"{file} has columns {repr(', '.join(names))[1:-1] or 'none'}; {fault}")
+        columns_read = f"has columns {repr(', '.join(names))[1:-1]}" if any(names) else "has no header"
+        raise ValueError(f"{file} {columns_read}; {fault}")
     return list(fits)
 
 

@@ -86,7 +86,11 @@ def build_towers(
                 load_timm_trunk(clip.visual.trunk, timm_name, image_weights)
             elif packaged:
                 load_lite(clip.visual.trunk, "lite0")
-            tokenizer = _tokenizer(model, folder, text_cfg)
+            length = {"context_length": text_cfg["context_length"]}
+            if folder:
+                tokenizer = open_clip.tokenizer.HFTokenizer(folder, local_files_only=True, **length)
+            else:
+                tokenizer = open_clip.get_tokenizer(model, **length)
         except Exception as error:  # missing file, other architecture, refused pickle, no network
             source = pretrained or image_weights or text_weights
             raise ValueError(f"weights {source!r} of model {model!r} cannot be loaded: {error}") from error
@@ -128,14 +132,6 @@ def _text_folder(model: str, text_cfg: dict[str, Any]) -> str | None:
     folder = model.removeprefix("local-dir:")
     exported = folder != model and "hf_model_name" in text_cfg and (Path(folder) / "config.json").is_file()
     return str(Path(folder)) if exported else None
-
-
-def _tokenizer(model: str, folder: str | None, text_cfg: dict[str, Any]) -> Any:
-    import open_clip
-
-    if folder:
-        return open_clip.tokenizer.HFTokenizer(folder, context_length=text_cfg["context_length"], local_files_only=True)
-    return open_clip.get_tokenizer(model, context_length=text_cfg["context_length"])
 
 
 @contextmanager

@@ -164,7 +164,7 @@ BAD_CONTENT = [
     ("x.csv", "Bild,title\na.jpg,a\n", "columns Bild, title; none of them is a usual image column.*image_column"),
     ("x.csv", "filepath,words\na.jpg,a\n", "none of them is a usual caption column \\(title, caption"),
     ("x.csv", "image,path,caption\n", "image, path may all name the picture.*image_column"),
-    ("x.csv", "", "columns none"),
+    ("x.csv", "", "has no header"),
     ("x.csv", "a.jpg,one\nb.jpg,two\n", "'a.jpg' looks like a picture: a header is missing"),
     ("x.csv", 'filepath,title\na.jpg,"one\n', "line 2: unexpected end of data; check the quotes"),
     ("x.csv", b"filepath,title\na.jpg,caf\xe9\n", r"not UTF-8 \(byte 24 is 0xe9\) on line 2"),
