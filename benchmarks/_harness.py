@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from rvlr_lib.disk import write_text
+
 ROOT = Path(__file__).parents[1]
 SIZES = ("tiny", "quick", "full")
 
@@ -248,3 +250,13 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def load(name: str) -> Any:
     """The module of a benchmark."""
     return importlib.import_module(f"benchmarks.{name}")
+
+
+def insert_between(page: Path, marker: str, text: str) -> None:
+    """Replace the text between ``<!-- marker:begin -->`` and ``<!-- marker:end -->``; ValueError without them."""
+    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{page} must hold the lines {begin} and {end}, in this order")
+    write_text(page, f"{before}{begin}\n{text.strip()}\n{end}{after}")

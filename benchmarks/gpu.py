@@ -29,7 +29,7 @@ import numpy as np
 import open_clip
 import torch
 
-from benchmarks._harness import ROOT, machine, synchronize
+from benchmarks._harness import ROOT, insert_between, machine, synchronize
 from rvlr_lib.config import MethodSettings, TrainSettings, load_settings
 from rvlr_lib.data.dataset import SPLITS
 from rvlr_lib.disk import read_json, read_yaml, sha256, write_json
@@ -41,7 +41,7 @@ from rvlr_lib.models import FusionEncoder, HeadStudent, Towers, TowerStudent, bu
 from rvlr_lib.provenance import provenance
 from rvlr_lib.similarity import unit_rows
 from rvlr_lib.study.study import Study
-from rvlr_lib.tables import insert_between, to_markdown
+from rvlr_lib.tables import to_markdown
 from rvlr_lib.training.batches import FeatureBatches, Inputs
 from rvlr_lib.training.features import FeatureSet
 from rvlr_lib.training.loop import Execution, Training, choose_device

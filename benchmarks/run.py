@@ -7,9 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks._harness import ROOT, SIZES, Options, Row, as_json, load, machine, slug, table
+from benchmarks._harness import ROOT, SIZES, Options, Row, as_json, insert_between, load, machine, slug, table
 from rvlr_lib.disk import write_text
-from rvlr_lib.tables import insert_between
 
 NAMES = ("rouge_l", "metric_suite", "hard_negatives", "reranking", "search", "notebook_overhead", "training_step",
          "losses", "structure_loss")  # fmt: skip

@@ -170,13 +170,3 @@ def plain_message(error: object) -> str:
     text = re.sub("does not match regular expression .*", "is empty", text.replace("a typing.Literal", "one of "))
     text = re.sub("does not conform to restriction (.*)", lambda rule: f"is not {rule[1].replace('v', '')}", text)
     return text.replace("it does not accept", "unknown")
-
-
-def insert_between(path: Path | str, marker: str, text: str) -> None:
-    """Replace the text between ``<!-- marker:begin -->`` and ``<!-- marker:end -->``; each must occur exactly once."""
-    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
-    path = Path(path).resolve()  # for a link, the page that it points to
-    content = path.read_bytes().decode("utf-8")  # keeps line endings
-    if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
-        raise ValueError(f"{path} must hold the lines {begin} and {end} once each, in this order")
-    write_text(path, f"{content.split(begin)[0]}{begin}\n{text.strip()}\n{end}{content.split(end)[1]}")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, run
-from benchmarks._harness import Options, Row, load, machine, speed_row, table
+from benchmarks._harness import Options, Row, insert_between, load, machine, speed_row, table
 
 ROOT = Path(__file__).parents[1]
 TINY = Options("tiny")
@@ -74,7 +74,7 @@ def test_rows_of_the_gpu_script_survive_a_failure_and_the_time_limit(tmp_path, m
     assert "heads" not in record
 
 
-def test_table_and_record_are_written_and_name_no_host(tmp_path):
+def test_table_and_record_are_written_and_name_no_host(tmp_path, refuses):
     page = tmp_path / "PERFORMANCE.md"
     page.write_text("before\n<!-- benchmarks:begin -->\nold\n<!-- benchmarks:end -->\nafter\n")
     rows = [Row("what", "against", "3×", "4×", True)]
@@ -85,6 +85,8 @@ def test_table_and_record_are_written_and_name_no_host(tmp_path):
     assert record["rows"][0]["measured"] == "4×"
     assert {"cpu", "cores", "ram_gb", "python", "torch", "threads", "gpu"} <= record["machine"].keys()
     assert platform.node() not in target.read_text() + text
+    refuses("must hold the lines <!-- gpu:begin -->", insert_between, page, "gpu", "new")
+    assert page.read_text() == text
 
 
 def test_smaller_sizes_write_nothing_and_differences_fail(capsys, monkeypatch):

@@ -73,22 +73,3 @@ def test_a_column_of_differences_has_signs_and_two_decimals():
     rows = [row.strip("| ").split(" | ") for row in tables.to_markdown(table).splitlines()[2:]]
     assert rows == [["+0.03", "0.0"], ["−0.10", "0.0"], ["0.00", "0.0"]]
     assert tables.metric_label("r_mean & t2t_no_siblings/NDCG@10") == "r_mean & t2t without siblings NDCG@10"
-
-
-def test_insert_between(tmp_path, refuses):
-    path = tmp_path / "README.md"
-    page, begin, end = "# Title\n{}\nold\n{}\ntail\n", "<!-- results:begin -->", "<!-- results:end -->"
-    path.write_text(page.format(begin, end))
-    for _ in range(2):
-        tables.insert_between(path, "results", "new – line\n")
-        assert path.read_text() == page.format(begin, end).replace("old", "new – line")
-    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    (tmp_path / "link.md").symlink_to(path)
-    path.chmod(0o640)
-    tables.insert_between(tmp_path / "link.md", "results", "newer")
-    assert ({b"# Title\r", b"newer"} <= {*path.read_bytes().split(b"\n")}, path.stat().st_mode & 0o777) == (True, 0o640)
-    markers = ("", ""), (begin, ""), ("", end), (begin + begin, end), (begin, end + end), (end, begin)
-    for bad in (page.format(*pair) for pair in markers):
-        path.write_text(bad)
-        refuses("results:begin", tables.insert_between, path, "results", "new")
-        assert path.read_text() == bad

@@ -71,8 +71,12 @@ def test_readme_and_claims_page_match_the_committed_study(profile):
     """The claims include better, worse and equivalent ones, pairs of effects, and arms that tuning switched off."""
     folder, (plan, results, tuned) = reference_folder(profile), claims.read_study(profile)
     judged = claims.judge(plan, results)
-    lines = [f"- {claims.sentence(plan, name, results, judged, tuned)}" for name in judged]
     readme = (folder.parents[2] / "README.md").read_text(encoding="utf-8")
-    assert "\n".join([f"{claims.tally(plan, results, judged)}:", "", *lines, ""]) in readme
+    after = readme.partition(claims.tally(plan, results, judged).removesuffix(")"))[2]
+    rows = [line for line in after.splitlines() if line.startswith("| ")][1 : len(judged) + 1]
+    for row, (name, verdict) in zip(rows, judged.items(), strict=True):
+        gains = [(verdict.effect, verdict), *((gain, gain) for _, gain in claims.control_of(plan, name, results))]
+        cells = [f"{claims.signed(effect.mean)} ({claims.interval(x.low, x.high)})" for effect, x in gains]
+        assert row.endswith(f" | {' | '.join([verdict.verdict, *cells, *['–'] * (2 - len(cells))])} |")
     written = (folder / "claims.md").read_text(encoding="utf-8")
     assert claims.claims_page(plan, results, tuned, read_json(folder / "seal.json")) == written
