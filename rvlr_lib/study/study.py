@@ -209,7 +209,7 @@ class Study:
         taught = any(getattr(weights, term) for term in TAUGHT)
         if taught:
             teachers = self._teacher_stages(arm.teacher)
-            needs += teachers
+            needs = [*teachers, *needs]  # a wrong teacher fails before any training
             parts["teacher"] = [stage and stage.key for stage in teachers]
             parts["method"] = {key: value for key, value in asdict(method).items() if key not in EVALUATION_SWITCHES}
             parts["shuffled"] = arm.shuffled

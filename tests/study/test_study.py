@@ -29,8 +29,9 @@ def test_every_arm_trains_and_is_evaluated(make_study):
         assert torch.isfinite(study.test_features(name)[0]).all(), name
     assert read_json(study.student_folder("intra_only") / "fit.json")["best_epoch"] == 5  # the last: recall is chance
     assert study._student_stage("centred").parts["method"]["centred"]
-    pair = make_study(**{"model.text_teacher": "weak"})._teacher_stages("lite2")
-    assert [stage.parts["spec"] for stage in pair] == ["lite2", "weak"]
+    weak = make_study(**{"model.text_teacher": "weak"})
+    assert [stage.parts["spec"] for stage in weak._teacher_stages("lite2")] == ["lite2", "weak"]
+    assert weak._student_stage("rvlr").needs[0].name == "teacher"  # a wrong one fails before any training
 
 
 def test_all_seven_terms_train_on_cached_tokens_and_rerank(make_study):
