@@ -126,7 +126,7 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
         for table in audits.audit_tables(record).values():
             print(to_markdown(table), end="\n\n")
         source = record["imbalance"]["index_from"]
-        print(f"The index is from {source}. Peers are measured on 40 % of the pictures: compare them alone.")
+        print(f"The index is from {source}. Baselines are measured on 40 % of the pictures: compare them alone.")
         print(audits.write_audit(record, folder))
 
 

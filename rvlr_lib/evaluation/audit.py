@@ -32,7 +32,7 @@ from rvlr_lib.tables import write_table
 LOADERS: dict[str, Callable[[Path], Any]] = {".npy": np.load, ".npz": np.load, ".safetensors": load_file}  # no pickles
 LOADERS |= dict.fromkeys((".pt", ".pth"), partial(torch.load, map_location="cpu", weights_only=True))
 ALPHAS = np.logspace(-4, 3, 15)  # ridge penalties
-TABLES = "retrieval", "structure", "peers"
+TABLES = "retrieval", "structure", "baselines"
 FILES = ["audit.json", *(f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex"))]
 MIN_PICTURES = 50  # pictures; with fewer, a linear probe is meaningless
 Encoded = tuple[ImageTextDataset, Tensor, Tensor]  # features [I, D] and [C, D]
@@ -107,7 +107,7 @@ def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tens
     """Measure a space ``[I, D]``, ``[C, D]`` of 50 or more pictures (else ValueError) without training.
 
     Keys: ``data``, ``imbalance`` (:class:`ImbalanceReport`), ``retrieval`` and ``floor`` (relevance -> metrics in
-    percent), ``structure`` (also images against text), ``peers`` (rows of ``baselines.training_free``).
+    percent), ``structure`` (also images against text), ``baselines`` (rows of ``baselines.training_free``).
     """
     images, texts = (x.to(device) for x in _checked(dataset, image_features, text_features))
     if images.shape[1] != texts.shape[1]:
@@ -125,7 +125,7 @@ def audit(dataset: ImageTextDataset, image_features: Tensor, text_features: Tens
         "retrieval": retrieval_metrics(pair, dataset, device=device),
         "floor": noise_floor(dataset, images.shape[1], 0, device, queries=5000),
         "structure": geometry,
-        "peers": training_free(pair, dataset, device=device).to_dict("records"),
+        "baselines": training_free(pair, dataset, device=device).to_dict("records"),
     }
 
 
@@ -133,17 +133,17 @@ def audit_tables(record: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """The result of :func:`audit` as tables.
 
     ``retrieval``: every metric under the headline relevance, next to its floor; ``structure``: imbalance, gap and
-    structure of the space, where defined; ``peers``: training-free baselines, their parameters chosen on validation.
+    structure of the space, where defined; ``baselines``: those without training, parameters chosen on validation.
     """
     columns = {"found": next(iter(record["retrieval"].values())), "floor": next(iter(record["floor"].values()))}
     retrieval = pd.DataFrame(columns).rename_axis("metric")
     measures = {**record["imbalance"], **record["structure"]}
     values = {name.replace("_", " "): value for name, value in measures.items() if isinstance(value, float)}
-    baselines = pd.DataFrame(record["peers"]).pivot_table("value", ["arm", "parameters"], "metric", sort=False)
+    baselines = pd.DataFrame(record["baselines"]).pivot_table("value", ["arm", "parameters"], "metric", sort=False)
     return {
         "retrieval": retrieval[~retrieval.index.str.endswith("above_floor")],
         "structure": pd.DataFrame({"found": values}).rename_axis("metric"),
-        "peers": baselines.rename_axis(columns=None).reset_index("parameters"),
+        "baselines": baselines.rename_axis(columns=None).reset_index("parameters"),
     }
 
 

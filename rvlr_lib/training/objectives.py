@@ -30,7 +30,7 @@ PAIR_LOSSES = {
 
 
 class Objective(nn.Module):
-    """Loss terms of the method, its controls and peers; computes those with a weight, and ``contrastive`` always.
+    """Loss terms of all arms; computes those with a weight, and ``contrastive`` always.
 
     Args:
         student: trained in place; ``anchor`` pulls towards its present weights.

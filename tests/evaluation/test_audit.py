@@ -100,7 +100,7 @@ def test_audit_of_arrays(files, tmp_path, capsys, monkeypatch):
     assert result["retrieval"]["rouge_l"]["i2t/R@1"] > 80 > 20 > result["floor"]["rouge_l"]["i2t/R@1"]
     assert result["structure"]["image against text/overlap"] > 30
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*audits.FILES, "made_by.json"}  # nothing else
-    assert {row["arm"] for row in result["peers"]} == {"as given", "centred", "pca", "spectral_cut", "nnn"}
+    assert {row["arm"] for row in result["baselines"]} == {"as given", "centred", "pca", "spectral_cut", "nnn"}
     monkeypatch.chdir(shutil.copytree(tmp_path, tmp_path / "b"))
     assert command(names, tmp_path / "out") == 2  # the same relative paths name other files here
     assert "made of was" in capsys.readouterr().err
