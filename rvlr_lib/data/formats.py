@@ -92,14 +92,15 @@ def _items(collection: Collection, file: Path, kind: str, items: dict[str, Any],
 
 
 def _pairs(collection: Collection, file: Path, kind: str, pictures: Iterable[Any], name: str, text: str) -> list[Row]:
-    """Rows of pictures with captions."""
+    """Rows of pictures with captions; a picture's value that its caption contradicts is kept as ``image_...``."""
     items = dict[str, Any]()
     for place, image, captions in pictures:
         if not captions:
             items[place] = image | {text: []}  # refused later
         for where, caption in captions.items():
-            items[where] = image | caption
-    return _items(collection, file, kind, items, image_column=name, caption_column=text)
+            contradicted = [k for k in image if k not in ("id", name) and caption.get(k, image[k]) != image[k]]
+            items[where] = image | caption | {f"image_{k}": image[k] for k in contradicted} | {name: image[name]}
+    return _items(collection, file, kind, items, image_column=name, caption_key=text)
 
 
 def _karpathy(collection: Collection, file: Path, images: Sequence[Any]) -> list[Row]:

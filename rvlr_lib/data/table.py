@@ -246,9 +246,10 @@ def _find(
     """Column of the picture, or columns of captions whose names differ by a number, without empty ones."""
     option, chosen = f"{what}_column", options.get(f"{what}_column")
     usual, guess = [_joined(chosen)] if chosen else COLUMNS[what].split(), what == "caption" and not chosen
+    key = guess and options.get("caption_key")  # a format's own key: only this one and its numbered variants
     fits = {k: _stem(name) if guess else _joined(name) for k, name in enumerate(names) if k not in skip}
     fits = {k: stem for k, stem in fits.items() if names[k] == chosen} or fits  # an exact match comes first
-    fits = {k: stem for k, stem in fits.items() if stem in usual or (guess and stem)}
+    fits = {k: stem for k, stem in fits.items() if (stem == key if key else stem in usual or (guess and stem))}
     fits = {k: stem for k, stem in fits.items() if any(map(_folded, columns[k]))} or fits
     stems, fitting = list(dict.fromkeys(fits.values())), ", ".join(names[k] for k in fits)
     if len(stems) > 1 or (what == "image" and len(fits) > 1):

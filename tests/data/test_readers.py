@@ -136,6 +136,7 @@ def test_options_columns_categories_and_limit(tmp_path, drawn, refuses):
 
 LONE = {"image": "a", "caption": "a"}
 ONE = {"images": [{"id": 1, "file_name": "a"}]}
+ANNOTATION = {"image_id": 1, "caption": "a", "split": "val"}
 BAD_CONTENT = [
     ("x.json", {"pictures": []}, "dict with keys 'pictures', which is not a known format.*COCO captions"),
     ("x.json", [], "an empty list.*supported formats"),
@@ -148,6 +149,7 @@ BAD_CONTENT = [
     ("x.json", [LONE | {"split": "val"}, LONE | {"image": "b"}], "'b' has no split"),
     ("x.json", {"images": [{"id": 1, "file_name": k} for k in "ab"], "annotations": []}, "duplicate id 1, for 'a' and"),
     ("x.json", ONE | {"annotations": [{"image_id": 2, "caption": "a"}]}, r"annotations\[0\]: image_id 2 is not the id"),
+    ("x.json", {"images": [ONE["images"][0] | {"split": "test"}], "annotations": [ANNOTATION]}, "split, image_split"),
     ("x.json", ONE | {"annotations": []}, "'a' has no caption"),
     ("x.json", {"images": [{"id": None, "file_name": "a"}], "annotations": []}, r"images\[0\] lacks the key 'id'"),
     ("x.txt", "a.jpg#0,a dog\n", "a header is missing, or the tab of a.jpg#0<TAB>caption"),
@@ -245,7 +247,7 @@ READABLE = {
     "crlf.csv": "filepath,title\r\n" + "".join(f"{line[:-2]},a dog {line[-1]}\r\n" for line in TOKENS),
     "cr.jsonl": "\r".join(json.dumps({"image": line[:-2], "caption": f"a dog {line[-1]}"}) for line in TOKENS),
     "comma.csv": rows("a dog 0", "", "", header="image,caption,note") + f"t05.png,a dog 1,{'x' * 140_000},\n",
-    "coco.json": json.dumps(coco([(n, ["a dog 0", "a dog 1"]) for n in NAMES])),
+    "coco.json": json.dumps(coco([(n, ["a dog 0"]) for n in NAMES])).replace('0"}', '0", "caption_2": "a dog 1"}'),
     "k.json": json.dumps({"images": [{"filename": name, "sentences": SENTENCES} for name in NAMES]}),
     "x.csv": rows('"A dog 0"') + "".join(f'{name},"a ""dog,""\n\n1"\n' for name in NAMES),
     "first.csv": "caption,image\n" + "".join(f'"a\n""dog"" {line[-1]}",{line[:-2]}\n' for line in TOKENS),
@@ -265,8 +267,8 @@ def test_tables_and_lines_are_read_by_their_content_in_every_marked_encoding(pla
 
 
 def test_columns_of_coco_and_karpathy_are_chosen_and_flags_of_pictures_hold(place):
-    content, sentence = coco(), {"raw": "a dog", "caption_zh": "一只狗"}
-    content["images"] = [{"is_rejected": not row["id"]} | row for row in content["images"]]
+    content, sentence = coco(), {"raw": "a dog", "caption_zh": "一只狗", "is_rejected": False}
+    content["images"][0]["is_rejected"] = True
     content["annotations"] = [row | sentence for row in content["annotations"]]
     for data in (content, {"images": [{"filename": name, "sentences": [sentence]} for name in NAMES]}):
         texts = captions(path := write(place, "x.json", data), caption_column="caption_zh")
