@@ -3,13 +3,13 @@
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rvlr_lib.disk import read_json, read_yaml, to_json_types, write_json
+from rvlr_lib.disk import read_json, read_yaml, to_json_types, unsafe_names, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, real_path
 from rvlr_lib.tables import MarkdownTable, index_as_columns, plain_message, to_markdown
 
@@ -148,7 +148,13 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     valid = _has(record, "command", "description", "profile", "provenance", "runs") and isinstance(record["runs"], list)
     if not valid or not all(_has(run, "notebook", "dataset", "parameters") for run in record["runs"]):
         raise ValueError(f"{path} is not the record of a run: `rvlr reproduce` writes it again")
+    _check_names(path, (run[key] for run in record["runs"] for key in ("notebook", "dataset")))
     return record
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    if outside := unsafe_names(names):
+        raise ValueError(f"{path} names {outside[0]!r}, which is not a file name: is this a run of yours?")
 
 
 def _has(record: Any, *keys: str) -> bool:
@@ -168,6 +174,7 @@ def read_results(folder: Path | str) -> dict[str, dict[str, Any]]:
             result = results[name] = read_json(path)
             if not _has(result, "metrics", "tables", "figures", "sentences", "settings", "notebook", "dataset"):
                 raise ValueError(f"{path} is not the result of a notebook: remove it and run `rvlr reproduce` again")
+            _check_names(path, [*result["tables"], *result["figures"]])
         elif f"results/{path.name}" in run.get("outputs", ()):
             raise ValueError(f"{path} is missing, though its notebook has finished: `rvlr reproduce` makes it again")
     return results

@@ -92,6 +92,9 @@ def test_plain_papermill_fails_in_the_first_cell(checkout):
 def test_reading_results_names_what_is_wrong(tmp_path, refuses):
     record = {"profile": "x", "description": "", "command": "", "provenance": {}}
     run = {"notebook": "03", "dataset": "mine", "parameters": {}, "outputs": ["results/mine_03.json"]}
+    for part in ({"dataset": ".."}, {"notebook": "../a"}, {"dataset": "/a"}):
+        write_json(tmp_path / "run.json", record | {"runs": [run | part]})
+        refuses("which is not a file name", read_results, tmp_path)
     write_json(tmp_path / "run.json", record | {"runs": [run]})
     refuses(r"mine_03.json is missing, though", read_results, tmp_path)
     (tmp_path / "results").mkdir()
