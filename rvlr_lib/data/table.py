@@ -321,6 +321,8 @@ def read_table(collection: Collection, file: Path) -> list[Row]:
                 way_out = f"{', '.join(names[len(row) :])} missing; complete the line, cut off or broken in two"
             elif mark == "\t":
                 way_out = "a caption contains a tab: replace it with a space"
+            elif any(re.match(r'\s+"', cell) for cell in row):
+                way_out = "remove the blank before the opening quotation mark"
             count = f"{len(row)} field{'s' * (len(row) > 1)}, the header has {len(names)}"
             message = f"{file}, line {first}: {count}: {way_out}"
             collection.refuse_row(f"rows with too {'few' if few else 'many'} fields", message)

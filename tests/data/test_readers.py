@@ -183,6 +183,7 @@ BAD_CONTENT = [
     *(("x.json", [LONE | {"caption": text}], "is a missing value") for text in (None, float("nan"), [None, "one"])),
     ("x.csv", "image,caption,subset,split\na,b,val,val\n", "columns subset, split may all hold the split"),
     ("x.csv", "\u200bimage,caption\na,b\n", r"columns \\u200bimage"),
+    ("x.csv", 'image,caption\na, "b, c"\n', "remove the blank before"),
     ("x.json", '[{"image": "a", "caption": "b", "caption": "c"}]', "the key 'caption' appears twice"),
     ("x.jsonl", '{"image": "a", "caption": "b", "image": "c"}', "line 1 .*the key 'image' appears twice"),
     ("x.yaml", "all: x.csv\nall: y.csv\n", "the key 'all' appears twice"),
