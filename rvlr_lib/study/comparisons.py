@@ -193,8 +193,8 @@ def _each_arm(study: Study, arms: Sequence[str], curve: Callable[..., Any], **op
 def query_encoder(study: Study, name: str) -> Callable[[Any], np.ndarray]:
     """A function from words or a picture to a unit row ``[D]`` in the space of an arm or of the ``start``.
 
-    Words are cleaned like captions, pictures (PIL) resized like those of the data set; ``ValueError`` for words without
-    a letter or digit. The towers are loaded on the first call and kept.
+    Words are cleaned like captions, pictures (PIL) resized like those of the data set; ``ValueError`` for anything
+    else, and for words without a letter or digit. The towers are loaded on the first call and kept.
     """
     student = cache(lambda: study.student(name))
 
@@ -204,8 +204,10 @@ def query_encoder(study: Study, name: str) -> Callable[[Any], np.ndarray]:
             words = clean_caption(item)
             if not words:
                 raise ValueError(f"{item!r} holds no word: type letters or digits")
-        else:
+        elif hasattr(item, "convert"):
             picture = np.asarray(item.convert("RGB"))[None]
+        else:
+            raise ValueError(f"a query is words or a picture (PIL), not {type(item).__name__}")
         pair = ImageTextDataset("query", "test", ["query"], [words], np.zeros(1, np.int64), ArraySource(picture))
         return new_features(study, {name: student()}, pair, int(isinstance(item, str)))[name][0].numpy()
 

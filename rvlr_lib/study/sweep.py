@@ -180,6 +180,8 @@ def read_seeds(folder: Path, dataset: str, sealed: str, planned: int) -> dict[in
 
 def _read_seed(path: Path, sealed: str) -> dict[str, Any]:
     record = read_json(path)
+    if not isinstance(record, dict) or not {"seed", "sealed", "cells"} <= record.keys():
+        raise ValueError(f"{path} is not a result of `rvlr study`: remove it and run again")
     if record["sealed"] != sealed:
         raise ValueError(f"{path} was computed under another seal: give another folder, or remove it")
     return record

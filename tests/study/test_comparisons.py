@@ -103,7 +103,8 @@ def test_a_free_query_is_encoded_like_the_test_split(studies, refuses):
     for row in (0, 7):
         assert encode(data.captions[row]) == pytest.approx(rows[1][row].numpy(), abs=1e-5)
         assert encode(data.image(row)) == pytest.approx(rows[0][row].numpy(), abs=1e-5)
-    refuses("holds no word", encode, "!?")
+    for bad, fault in (("!?", "holds no word"), (5, "words or a picture")):
+        refuses(fault, encode, bad)
 
 
 def test_training_free_baselines_have_their_rows(studies, monkeypatch):

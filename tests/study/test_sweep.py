@@ -70,14 +70,15 @@ def test_all_arms_get_as_many_trials_and_the_same_learning_rates(plan):
     assert [drawn["mean_relation"] for drawn in constant] == [drawn["structure"] for drawn in structure]
 
 
-UNLIKE = [({"sealed": "b"}, "under another seal")]
+UNLIKE = [({"sealed": "b"}, "under another seal"), ({"seed": None}, "is not a result")]
 UNLIKE += [({"cells": {"a": {"device": name}}}, f"results of cpu and {name[:5]}") for name in ("cuda", "cpu without")]
 
 
 @pytest.mark.parametrize(("changed", "fault"), UNLIKE)
 def test_results_that_do_not_belong_together_are_refused(tmp_path, changed, fault, refuses):
     record = {"seed": 0, "sealed": "a", "cells": {"rvlr|text": {"device": "cpu"}}}
-    for seed, content in enumerate((record, {**record, "seed": 1, **changed})):
+    other = {key: value for key, value in {**record, "seed": 1, **changed}.items() if value is not None}
+    for seed, content in enumerate((record, other)):
         write_json(tmp_path / "scenes" / f"seed-{seed}.json", content)
     refuses(fault, read_seeds, tmp_path, "scenes", "a", 2)
 
