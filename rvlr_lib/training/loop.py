@@ -3,6 +3,7 @@
 Between two log lines the host only queues work: losses, norms and checks for finite values stay on the device.
 """
 
+import json
 import math
 import os
 import re
@@ -50,7 +51,7 @@ class Execution:
 
 @dataclass
 class TrainingResult:
-    """Result of a training: the weights of the best epoch, its history, and its log."""
+    """Result of a training: the weights of the best epoch, and its history."""
 
     steps: int
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -58,7 +59,6 @@ class TrainingResult:
     best_score: float = -math.inf
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
-    log: list[dict[str, float]] = field(default_factory=list)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -79,31 +79,40 @@ def fit(
     batches: Batches,
     *,
     validate: Callable[[], dict[str, float]],
+    log_path: Path,
     label: str,
     execution: Execution | None = None,
 ) -> TrainingResult:
     """Train an objective on batches, in one process or, if all call it, in several.
 
     ``batches`` hold the optimisation settings, the device and the seed of all draws. ``validate`` returns scores after
-    each epoch; the weights of the highest ``score`` are kept. The log has a record every ``log_every`` steps and one
-    per epoch. FloatingPointError names the step and the loss term, gradient or temperature that was not finite, before
-    any checkpoint is written.
+    each epoch; the weights of the highest ``score`` are kept. ``log_path`` gets a JSON line every ``log_every`` steps
+    and one per epoch. FloatingPointError names the step and the loss term, gradient or temperature that was not finite,
+    before any checkpoint is written.
     """
     training = Training(objective.to(batches.device).train(), batches, label, execution or Execution())
     training.resume()
-    log = training.fitted.log
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    log = (log_path if is_main() else Path(os.devnull)).open("w", buffering=1, encoding="utf-8")  # line by line
+    log.write(training.log)
+
+    def write_log(record: dict[str, float]) -> None:
+        line = json.dumps(record) + "\n"
+        training.log += line
+        log.write(line)
+
     hidden = not is_main() or "RVLR_HEADLESS" in os.environ
     seconds = 0.5 if sys.stderr.isatty() else 15.0  # notebooks and log files keep every refresh
     options = {"desc": label, "unit": "step", "mininterval": seconds, "disable": hidden}
-    with tqdm(total=training.steps, initial=training.step, **options) as bar:
+    with log, tqdm(total=training.steps, initial=training.step, **options) as bar:
         while training.epoch < batches.optim.epochs:
             for inputs in batches.take(two_views=objective.two_views, tokens=objective.tokens):
                 if record := training.train_step(inputs):
-                    log.append(record)
+                    write_log(record)
                 bar.update()
                 training.save_if_due()
             objective.eval()
-            log.append(training.close_epoch(validate()))
+            write_log(training.close_epoch(validate()))
             objective.train()
     training.fitted.seconds = time.monotonic() - training.started
     training.fitted.state = {name: value.cpu() for name, value in training.fitted.state.items()}
@@ -123,7 +132,7 @@ class Training:
         self.steps = self.optim.epochs * batches.steps_per_epoch
         self.optimizer, self.schedule = build_optimizer(objective, self.optim, self.steps)
         self.stateful: dict[str, Any] = {"weights": objective, "optimizer": self.optimizer, "schedule": self.schedule}
-        self.fitted, self.step, self.epoch = TrainingResult(self.steps), 0, 0
+        self.fitted, self.step, self.epoch, self.log = TrainingResult(self.steps), 0, 0, ""
         self.watched: list[tuple[int, list[str], Tensor]] = []  # step, names, and values on the device
         self.started = time.monotonic()  # minus the time before an interruption
 
@@ -266,7 +275,7 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to resume the training as if it had never stopped."""
         fitted = vars(self.fitted) | {"seconds": time.monotonic() - self.started}
-        state = {"step": self.step, "epoch": self.epoch, "fitted": fitted}
+        state = {"step": self.step, "epoch": self.epoch, "log": self.log, "fitted": fitted}
         return state | {name: item.state_dict() for name, item in self.stateful.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -274,7 +283,7 @@ class Training:
         self.fitted = TrainingResult(**state["fitted"])
         for name, item in self.stateful.items():
             item.load_state_dict(state[name])
-        self.step, self.epoch = state["step"], state["epoch"]
+        self.step, self.epoch, self.log = state["step"], state["epoch"], state["log"]
         self.batches.epoch, self.batches.position = self.epoch, self.step - self.epoch * self.batches.steps_per_epoch
         self.started -= self.fitted.seconds
         self.fitted.state = {name: value.to(self.device) for name, value in self.fitted.state.items()}

@@ -1,6 +1,5 @@
 """Stages of a study: each function fills a folder from data, features and settings alone."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import torch
 
 from rvlr_lib.config import MethodSettings
 from rvlr_lib.data.dataset import ImageTextDataset
-from rvlr_lib.disk import load_tensors, save_tensors, write_json, write_text
+from rvlr_lib.disk import load_tensors, save_tensors, write_json
 from rvlr_lib.losses import LossWeights
 from rvlr_lib.models import Student
 from rvlr_lib.training.batches import Batches, derived_seed
@@ -49,14 +48,13 @@ def train_arm(
         cross_modal = weights.contrastive or weights.matching  # without, recall is at chance and chooses nothing
         return {"score": recalls["r_mean"] if cross_modal else batches.epoch, **recalls}
 
-    fitted = fit(objective, batches, validate=validate, label=label, execution=execution)
+    fitted = fit(objective, batches, validate=validate, log_path=folder / "log.jsonl", label=label, execution=execution)
     objective.load_state_dict(fitted.state)
     save_tensors(folder / "weights.safetensors", student.state_dict())
     for name in ("val", "test"):
         image_features, text_features = splits[name].encode(student, batches.device)
         save_tensors(folder / f"{name}.safetensors", {"images": image_features, "texts": text_features})
-    write_text(folder / "log.jsonl", "".join(f"{json.dumps(record)}\n" for record in fitted.log))
-    write_json(folder / "fit.json", {key: value for key, value in vars(fitted).items() if key not in ("state", "log")})
+    write_json(folder / "fit.json", {key: value for key, value in vars(fitted).items() if key != "state"})
 
 
 def build_objective(

@@ -1,4 +1,6 @@
+import os
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def inputs():
     return next(make_batches(batch_size=16).take(two_views=True, tokens=True))
 
 
-def train(objective, *, execution=None, validate=lambda: {"score": 0.0}, towers=None, **options):
+def train(objective, *, log=os.devnull, execution=None, validate=lambda: {"score": 0.0}, towers=None, **options):
     """Train on batches with the options of :func:`make_batches`, by default for four steps an epoch."""
-    arguments = {"validate": validate, "label": "toy", "execution": execution}
+    arguments = {"validate": validate, "log_path": Path(log), "label": "toy", "execution": execution}
     return fit(objective, make_batches(towers, **options), **arguments)

@@ -99,7 +99,7 @@ def train(folder, stop=""):
         Training.train_step = train_step
     execution = Execution(checkpoints=folder / "checkpoints", save_every=2)
     objective = make_objective(matching=1, image_intra=1, text_intra=1)
-    fitted = conftest.train(objective, execution=execution, rows="captions", batch_size=12)
+    fitted = conftest.train(objective, log=folder / "log", execution=execution, rows="captions", batch_size=12)
     if is_main():
         save_file(fitted.state, folder / "state.safetensors")
 

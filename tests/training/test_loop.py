@@ -1,3 +1,4 @@
+import json
 import shutil
 from contextlib import nullcontext
 from functools import partialmethod
@@ -19,6 +20,10 @@ from tests.training.conftest import OWNER, assert_equal, make_batches, make_cach
 ALL = dict.fromkeys(LossWeights.__dataclass_fields__, 1.0) | {"matching": 2, "anchor": 0.1}
 
 
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_heads_overfit_32_pairs():
     objective = make_objective(fusion_layers=0)
     train(objective, epochs=40, learning_rate=5e-3, batch_size=32)
@@ -32,9 +37,9 @@ def test_whole_towers_overfit_32_pairs(towers):
     assert cross_modal_recall(*encode(objective.student, make_pairs()), OWNER)["r_mean"] > 90
 
 
-def test_the_log_has_learning_rate_and_temperatures():
-    fitted = train(make_objective(fusion_layers=0, structure=1), learning_rate=1e-3, warmup=0.25)
-    steps = [record for record in fitted.log if "total" in record]
+def test_the_log_has_learning_rate_and_temperatures(tmp_path):
+    train(make_objective(fusion_layers=0, structure=1), log=tmp_path / "log", learning_rate=1e-3, warmup=0.25)
+    steps = [line for line in lines(tmp_path / "log") if "total" in line]
     assert {"fusion_weight", "temperature", "relation_temperature"} <= steps[0].keys()
     rates = [1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     assert [1000 * line["learning_rate"] for line in steps] == pytest.approx(rates)
@@ -110,7 +115,7 @@ POISONED = {"loss": "contrastive = inf", "gradient": "gradient norm = nan", "tem
 
 
 @pytest.mark.parametrize(("what", "message"), POISONED.items())
-def test_values_that_are_not_finite_are_reported_at_the_next_log_with_their_step(what, message):
+def test_values_that_are_not_finite_are_reported_at_the_next_log_with_their_step(tmp_path, what, message):
     objective, steps = make_objective(fusion_layers=0), []
 
     def poison(_module, _inputs, terms):
@@ -126,8 +131,9 @@ def test_values_that_are_not_finite_are_reported_at_the_next_log_with_their_step
 
     objective.register_forward_hook(poison)
     with pytest.raises(FloatingPointError, match=f"toy, step 4: not finite: .*{message}"):
-        train(objective, log_every=6, epochs=3)
+        train(objective, log=tmp_path / "log", log_every=6, epochs=3)
     assert len(steps) == 7  # reported at step 6
+    assert [line["step"] for line in lines(tmp_path / "log") if "total" in line] == [0]
 
 
 def test_out_of_memory_errors_name_the_batch_and_the_remedy(monkeypatch, refuses):
