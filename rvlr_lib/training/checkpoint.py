@@ -47,8 +47,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"))
 
 
-def last_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The state of the newest intact checkpoint, or None without checkpoints; damaged ones skipped are printed.
+def last_checkpoint(folder: Path) -> tuple[str, dict[str, Any]] | None:
+    """Name and state of the newest intact checkpoint, or None without checkpoints; damaged ones skipped are printed.
 
     ValueError if all are damaged.
     """
@@ -61,7 +61,7 @@ def last_checkpoint(folder: Path) -> dict[str, Any] | None:
         else:
             if faults:
                 print(f"{'; '.join(faults)}: resuming from {path.name}")
-            return state
+            return path.name, state
     if faults:
         faults.append(f"all checkpoints of {folder} are damaged: --resume no starts this training over")
         raise ValueError("; ".join(faults))

@@ -265,10 +265,10 @@ class Training:
             newest = last_checkpoint(folder)
         elif folder is not None and is_main():
             shutil.rmtree(folder, ignore_errors=True)
-        if len(set(all_gather_objects(newest["step"] if newest else 0))) > 1:
+        if len(set(all_gather_objects(newest[1]["step"] if newest else 0))) > 1:
             raise ValueError(f"processes find different checkpoints in {folder}: all nodes must share this folder")
         if newest is not None:
-            self.load_state_dict(newest)
+            self.load_state_dict(newest[1], f"{newest[0]} in {folder}")
             if is_main():
                 print(f"{self.label}: resuming from step {self.step} of {self.steps}")
 
@@ -278,11 +278,17 @@ class Training:
         state = {"step": self.step, "epoch": self.epoch, "log": self.log, "fitted": fitted}
         return state | {name: item.state_dict() for name, item in self.stateful.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state from :meth:`state_dict`."""
+    def load_state_dict(self, state: Mapping[str, Any], where: str) -> None:
+        """Restore a state from :meth:`state_dict`; ValueError names ``where`` if it belongs to another training."""
         self.fitted = TrainingResult(**state["fitted"])
-        for name, item in self.stateful.items():
-            item.load_state_dict(state[name])
+        if self.fitted.steps != self.steps:
+            lengths = f"a training of {self.fitted.steps} steps, this one has {self.steps}"
+            raise ValueError(f"{where} is of {lengths}: --resume no starts over")
+        try:
+            for name, item in self.stateful.items():
+                item.load_state_dict(state[name])
+        except RuntimeError as error:
+            raise ValueError(f"{where} holds weights of another architecture: {error}") from error
         self.step, self.epoch, self.log = state["step"], state["epoch"], state["log"]
         self.batches.epoch, self.batches.position = self.epoch, self.step - self.epoch * self.batches.steps_per_epoch
         self.started -= self.fitted.seconds

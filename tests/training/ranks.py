@@ -119,7 +119,7 @@ def kills(folder):
         time.sleep(generator.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        steps.append(last_checkpoint(folder / "c")["step"])
+        steps.append(last_checkpoint(folder / "c")[1]["step"])
     print(json.dumps(steps))
 
 

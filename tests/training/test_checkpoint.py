@@ -110,7 +110,7 @@ def cut(path):
 @pytest.mark.parametrize("damage", [flip, cut, lambda path: path.write_bytes(b"")])
 def test_damage_is_named_and_the_checkpoint_before_is_taken(two, damage, capsys, refuses):
     damage(two / "step-00000120.pt")
-    assert last_checkpoint(two)["step"] == 100
+    assert last_checkpoint(two)[1]["step"] == 100
     assert "step-00000120.pt is damaged" in capsys.readouterr().out
     damage(two / "step-00000100.pt")
     refuses(r"step-00000120.*step-00000100.*--resume no starts this training over", last_checkpoint, two)
@@ -127,7 +127,7 @@ def test_values_that_are_not_finite_are_not_written(two, number):
     bad["weights"]["a"][7] = number
     with pytest.raises(FloatingPointError, match=r"shape \[500\] is not finite"):
         write_checkpoint(two, 140, bad)
-    assert last_checkpoint(two)["step"] == 120
+    assert last_checkpoint(two)[1]["step"] == 120
 
 
 def test_a_full_disk_is_an_error_and_older_checkpoints_stay(two):
@@ -139,4 +139,13 @@ def test_a_full_disk_is_an_error_and_older_checkpoints_stay(two):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sorted(path.name for path in two.iterdir()) == ["step-00000100.pt", "step-00000120.pt"]
-    assert last_checkpoint(two)["step"] == 120
+    assert last_checkpoint(two)[1]["step"] == 120
+
+
+def test_a_checkpoint_of_another_training_is_refused(interrupted, refuses):
+    state = read_checkpoint(interrupted / "step-00000012.pt")
+    write_checkpoint(interrupted, 12, state | {"fitted": state["fitted"] | {"steps": 40}})
+    refuses("of a training of 40 steps, this one has 20: --resume no", run, interrupted)
+    state["weights"].pop("student.log_temperature")
+    write_checkpoint(interrupted, 12, state)
+    refuses(r"(?s)step-00000012.*another architecture.*log_temperature", run, interrupted)
