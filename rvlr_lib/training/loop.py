@@ -56,7 +56,7 @@ class TrainingResult:
     steps: int
     state: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = -1
-    best_score: float = -math.inf
+    best_score: float = -sys.float_info.max  # JSON has no infinity
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 

@@ -114,7 +114,7 @@ def kills(folder):
             execution = Execution(checkpoints=folder / "c", save_every=1)
             conftest.train(make_objective(image_intra=1), execution=execution, epochs=500, batch_size=4)
             os._exit(0)
-        while max([int(path.stem[5:]) for path in checkpoints_in(folder / "c")], default=0) == steps[-1]:
+        while max([int(path.name[5:]) for path in checkpoints_in(folder / "c")], default=0) == steps[-1]:
             time.sleep(0.005)
         time.sleep(generator.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)

@@ -64,10 +64,10 @@ def interrupted(original, tmp_path):
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_resumed_training_equals_the_uninterrupted_one(uninterrupted, interrupted, tmp_path, capsys, damaged):
-    assert [path.name for path in checkpoints_in(interrupted)] == ["step-00000006.pt", "step-00000012.pt"]
-    assert read_checkpoint(interrupted / "step-00000012.pt")["epoch"] == 2  # of four steps, not yet validated
+    assert [path.name for path in checkpoints_in(interrupted)] == ["step-000006", "step-000012"]
+    assert read_checkpoint(interrupted / "step-000012")["epoch"] == 2  # of four steps, not yet validated
     if damaged:  # resumes from inside an epoch
-        flip(interrupted / "step-00000012.pt")
+        flip(interrupted / "step-000012" / "state.safetensors")
     resumed, (expected, log) = run(interrupted, log=tmp_path / "log.jsonl"), uninterrupted
     assert_equal(resumed.state, expected.state)
     assert (resumed.best_epoch, resumed.best_score, resumed.history) == (1, 3.0, expected.history)
@@ -75,7 +75,7 @@ def test_a_resumed_training_equals_the_uninterrupted_one(uninterrupted, interrup
     assert not list(interrupted.glob(".*"))
     *skipped, last = capsys.readouterr().out.splitlines()
     assert f"resuming from step {6 if damaged else 12} of 20" in last
-    assert [": resuming from step-00000006" in line for line in skipped] == [True] * damaged
+    assert [": resuming from step-000006" in line for line in skipped] == [True] * damaged
 
 
 def test_resume_no_starts_over(interrupted, capsys):
@@ -103,22 +103,23 @@ def flip(path):
     path.write_bytes(content)
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-3])
-
-
-@pytest.mark.parametrize("damage", [flip, cut, lambda path: path.write_bytes(b"")])
-def test_damage_is_named_and_the_checkpoint_before_is_taken(two, damage, capsys, refuses):
-    damage(two / "step-00000120.pt")
+@pytest.mark.parametrize("damage", [flip, lambda p: p.write_bytes(p.read_bytes()[:-3]), lambda p: p.unlink()])
+@pytest.mark.parametrize("name", ["state.safetensors", "sha256"])
+def test_damage_is_named_and_the_checkpoint_before_is_taken(two, damage, name, capsys, refuses):
+    damage(two / "step-000120" / name)
+    refuses("step-000120", read_checkpoint, two / "step-000120")
     assert last_checkpoint(two)[1]["step"] == 100
-    assert "step-00000120.pt is damaged" in capsys.readouterr().out
-    damage(two / "step-00000100.pt")
-    refuses(r"step-00000120.*step-00000100.*--resume no starts this training over", last_checkpoint, two)
+    assert capsys.readouterr().out.count("\n") == 1
+    damage(two / "step-000100" / name)
+    refuses(r"step-000120.*step-000100.*--resume no starts this training over", last_checkpoint, two)
 
 
 def test_the_newest_two_stay(two):
     write_checkpoint(two, 1_000_000, tensors())
-    assert [path.name for path in checkpoints_in(two)] == ["step-00000120.pt", "step-01000000.pt"]
+    assert [path.name for path in checkpoints_in(two)] == ["step-000120", "step-1000000"]
+    (two / "step-000130.bak").mkdir()  # not a checkpoint
+    write_checkpoint(two, 125, tensors())  # a training that fell back removes the later one
+    assert [path.name for path in checkpoints_in(two)] == ["step-000120", "step-000125"]
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("-inf")])
@@ -138,14 +139,14 @@ def test_a_full_disk_is_an_error_and_older_checkpoints_stay(two):
             write_checkpoint(two, 140, {"a": torch.ones(40_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert sorted(path.name for path in two.iterdir()) == ["step-00000100.pt", "step-00000120.pt"]
+    assert sorted(path.name for path in two.iterdir()) == ["step-000100", "step-000120"]
     assert last_checkpoint(two)[1]["step"] == 120
 
 
 def test_a_checkpoint_of_another_training_is_refused(interrupted, refuses):
-    state = read_checkpoint(interrupted / "step-00000012.pt")
+    state = read_checkpoint(interrupted / "step-000012")
     write_checkpoint(interrupted, 12, state | {"fitted": state["fitted"] | {"steps": 40}})
     refuses("of a training of 40 steps, this one has 20: --resume no", run, interrupted)
     state["weights"].pop("student.log_temperature")
     write_checkpoint(interrupted, 12, state)
-    refuses(r"(?s)step-00000012.*another architecture.*log_temperature", run, interrupted)
+    refuses(r"(?s)step-000012.*another architecture.*log_temperature", run, interrupted)

@@ -75,7 +75,7 @@ def test_every_parameter_gets_the_gradient_of_a_single_process(tmp_path):
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])
 def test_a_dead_or_silent_process_ends_the_job_and_a_single_one_can_resume(tmp_path, capsys, signal):
     run_ranks(2, "train", tmp_path / "interrupted", signal, fault="terminated with")
-    assert [path.name for path in (tmp_path / "interrupted" / "checkpoints").glob("step-*")] == ["step-00000002.pt"]
+    assert [path.name for path in (tmp_path / "interrupted" / "checkpoints").glob("step-*")] == ["step-000002"]
     ranks.train(tmp_path / "interrupted")
     assert "toy: resuming from step 2 of 8" in capsys.readouterr().out
     ranks.train(tmp_path / "alone")
