@@ -143,6 +143,16 @@ def test_a_full_disk_is_an_error_and_older_checkpoints_stay(two):
     assert last_checkpoint(two)[1]["step"] == 120
 
 
+def test_a_parameter_that_is_not_finite_is_not_saved_even_if_no_loss_uses_it(tmp_path):
+    def poison(training):
+        if training.step == 10:
+            training.objective.register_parameter("other", torch.nn.Parameter(torch.tensor(float("nan"))))
+
+    with pytest.raises(FloatingPointError, match="toy, step 10: not finite: other = nan"):
+        run(tmp_path / "c", before_step=poison, log_every=100)
+    assert last_checkpoint(tmp_path / "c")[1]["step"] == 6
+
+
 def test_a_checkpoint_of_another_training_is_refused(interrupted, refuses):
     state = read_checkpoint(interrupted / "step-000012")
     write_checkpoint(interrupted, 12, state | {"fitted": state["fitted"] | {"steps": 40}})
