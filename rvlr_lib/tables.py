@@ -168,5 +168,5 @@ def plain_message(error: object) -> str:
     """
     text = re.sub(r"a <class '(\w+)'>|Not of type \w+: ", lambda kind: kind[1] or "", " ".join(str(error).split()))
     text = re.sub("does not match regular expression .*", "is empty", text.replace("a typing.Literal", "one of "))
-    text = re.sub("does not conform to restriction (.*)", lambda rule: f"is not {rule[1].replace('v', '')}", text)
+    text = re.sub(r"\bv(?=[<>])", "", text.replace("does not conform to restriction", "is not"))
     return text.replace("it does not accept", "unknown")

@@ -199,7 +199,11 @@ def read_array(path: Path) -> Tensor:
     (rows,) = arrays.values()
     if not rows.is_floating_point():
         raise ValueError(f"{path} holds {rows.dtype} {list(rows.shape)}, expected floating-point rows [N, D]")
-    rows = finite_rows(str(path), rows.detach().float())
+    rows = finite_rows(str(path), rows.detach())
+    largest, rows = rows.abs().amax(dim=1), rows.float()
+    if not rows.isfinite().all() or (largest[~rows.any(dim=1)] > 0).any():
+        maxima = f"row maxima from {largest[largest > 0].min():.0e} to {largest.max():.0e}"
+        raise ValueError(f"{path} holds {maxima}, outside float32: rescale them, which leaves cosines unchanged")
     if zeros := int((~rows.any(dim=1)).sum()):
         print(f"{path}: {zeros} of {len(rows)} rows are all zero, so equally far from everything")
     return rows.contiguous()
@@ -210,8 +214,9 @@ def encode_with_model(
 ) -> Encoded:
     """A data set and its features in the space of an open_clip model or ``local-dir:``; ValueError without weights."""
     dataset = load_dataset(name_or_path, split=split, image_root=image_root)
-    model_config(model)  # ValueError if there is no such model
     if not pretrained and not model.startswith("local-dir:"):
+        if ":" not in model:
+            model_config(model)  # ValueError if there is no such model
         way_out = "give --model and --pretrained, a tag or a weight file, or --model local-dir:FOLDER"
         raise ValueError(f"{model} has random weights in its common space: {way_out}")
     spec = f"open_clip:{model}:{pretrained}" if pretrained else model

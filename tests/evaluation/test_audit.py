@@ -144,6 +144,7 @@ BROKEN = {  # file -> its content and the message; damaged bytes are in tests/te
     "module.pt": (torch.nn.Linear(2, 2), NO_ARRAY),  # a pickle
     "sparse.pt": (torch.eye(3).to_sparse(), f"{NO_ARRAY} (it must hold dense real numbers"),
     "meta.pt": (torch.eye(3).to("meta"), f"{NO_ROWS}(3, 3) of"),
+    "tiny.npy": (ONES.astype(np.float64) * 1e-46, "row maxima from 1e-46 to 1e-46, outside float32"),
     "text.npy": ("a text", "it has another format, or holds objects that could run code"),
     "two.npz": ({"a": ONES, "b": ONES}, "holds 2 arrays (a, b)"),
     "missing.npy": (None, "is missing"),
