@@ -46,7 +46,7 @@ def test_karpathy_json_and_an_index_keep_their_splits(tmp_path, drawn, capsys):
     images, parts = [], {"train": pairs[:40], "val": pairs[40:50], "test": pairs[50:]}
     for split, part in parts.items():
         for (folder, file), texts in ((name.split("/"), texts) for name, texts in part):
-            sentences = [{"raw": text, "tokens": text.split()} for text in texts]
+            sentences = [{"raw": text, "tokens": text.split(), "filename": "other.png"} for text in texts]
             images.append({"filepath": folder, "filename": file, "split": split, "sentences": sentences})
         lists = [{"image": name, "caption": texts} for name, texts in part]
         write(tmp_path, f"{split}.json", lists if split == "val" else list_rows(part))
