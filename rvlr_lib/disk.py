@@ -59,11 +59,12 @@ def claimed_folder(
 
     ``identity`` determines the content and is stored in ``file``, next to keys of the caller. ``overwrite`` first
     clears ``file`` and removes only the entries that ``owned`` names, given its content. Yields the earlier content of
-    ``file`` that is kept. A block that fails before it writes leaves the folder empty. ValueError: another process
+    ``file`` that is kept. A new folder is removed if the block fails before it writes. ValueError: another process
     holds the folder, or it contains other files or the output of other settings.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder")
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     handle, record, entries = os.open(folder, os.O_RDONLY), folder / file, [file]
     try:
@@ -88,6 +89,8 @@ def claimed_folder(
     except BaseException:
         if entries == [] and list(folder.iterdir()) == [record]:  # the corrected command will have other settings
             record.unlink()
+            if new:
+                folder.rmdir()
         raise
     finally:
         os.close(handle)  # which also unlocks
