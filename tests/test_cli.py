@@ -41,12 +41,13 @@ WRONG += ["train --out o\udce9"]
 def test_wrong_usage_exits_with_2(argv, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(argv.split())
-    assert re.fullmatch("rvlr: .*; `rvlr.* --help` lists the options\n", capsys.readouterr().err)
+    assert re.fullmatch("rvlr: (?!--check).*; `rvlr.* --help` lists the options\n", capsys.readouterr().err)
 
 
 BAD = {"reproduce --profile huge": "unknown profile 'huge'; valid: ", "audit --captions x": "give --image-features"}
 BAD |= {"report none --claims": "give either a run", "report": "give either a run"}
 BAD |= {"audit --dataset scenes --captions x": "give --image-features", "train -s a @x": "-s a '@x' is not YAML"}
+BAD |= {"study --seal --regime-map": "give one of tune, seal and regime_map"}
 BAD |= {"study --tune --seal": "give one of tune, seal and regime_map"}
 BAD |= {"audit --image-features a --text-features b --captions c --model d": "features are given: omit --model"}
 BAD |= {"reproduce -p dataset my.csv": "write the same files (for a data set of your own: --profile own)"}

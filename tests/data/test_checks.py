@@ -48,8 +48,11 @@ def test_every_fault_is_counted_and_named(tmp_path):
         "captions that several pictures of a split share": "train: 'a dog' of 2 pictures",
     }
     assert {what: findings[what].examples for what in notes} == {what: (example,) for what, example in notes.items()}
-    assert not checked(full=True, max_bad_pictures=np.int64(3))[1]["missing pictures"].spoils
-    assert checked()[1]["unreadable pictures"].count == 1  # a header cannot show that a file is truncated
+    files[45].write_bytes(b"")  # of val
+    findings = checked(full=True, max_bad_pictures=np.int64(3))[1]
+    assert not findings["missing pictures"].spoils
+    assert findings["groups of equal picture files in two splits"].count == 1
+    assert checked()[1]["unreadable pictures"].count == 2  # a header cannot show that a file is truncated
     rows[30]["caption"], rows[31]["caption"], rows[32]["caption"] = "a dog | a cat", "two\nlines", "or|and\n"
     assert any("3 captions contain | or a line break" in what for what in checked()[1])
     for row in rows[20:23]:

@@ -20,6 +20,8 @@ def test_results_are_the_nearest_items_without_the_query(scenes, space, truth, d
     best = np.sort(np.concatenate(others))[::-1][:6]
     assert [score_of[hit.name] for hit in query.results["rvlr"]] == pytest.approx(best, abs=1e-5)
     assert (query.truth is None) == (source == targets)
+    own = [scenes.captions[k] for k in scenes.captions_of(row)] if source == "i" else []
+    assert all(hit.hit for hit in query.results["rvlr"] if hit.name in own)
 
 
 @pytest.mark.parametrize("direction", ["i2i", "t2t"])
@@ -34,6 +36,9 @@ def test_within_a_modality_relevance_is_derived_and_the_most_relevant_are_right(
         candidates = [value for name, value in zip(names, expected, strict=True) if name == hit.name]
         assert min(abs(value - hit.relevance) for value in candidates) < 1e-5
         assert hit.hit == (hit.relevance >= least - 1e-9)
+    unrelated = replace(truth, image_to_image=np.eye(40), text_to_text=np.eye(200))
+    query = browser.make_query(scenes, {"rvlr": space}, direction, 2, relevance=unrelated)
+    assert not any(hit.hit for hit in query.results["rvlr"])
 
 
 @pytest.fixture
@@ -52,7 +57,7 @@ def test_examples_are_a_hit_a_near_miss_and_a_failure(scenes, space, truth):
     assert list(rows) == ["a hit", "a near miss", "a failure"]
     assert hit == 1 < near <= 5 < failure
     assert [item.hit for item in queries[0].results["rvlr"]] == [True] + [False] * 4
-    assert list(browser.example_rows(scenes, space)) == ["a hit"]
+    assert list(browser.example_rows(scenes, space)) == list(browser.example_rows(scenes, space, "i2t")) == ["a hit"]
 
 
 def test_typed_words_and_unfamiliar_words(scenes, space, encoders):
@@ -78,6 +83,9 @@ def test_widget_reaches_every_query_and_clears_words(scenes, space, truth, encod
     words.value = "zeppelin"
     widget.update()
     assert "zeppelin" in texts(widget.result)
+    words.value = " "
+    widget.update()
+    assert "zeppelin" not in texts(widget.result)
     picture.value = ({"name": "x.txt", "type": "", "size": 1, "content": b"no", "last_modified": datetime.now(UTC)},)
     words.value = ""
     widget.update()

@@ -39,6 +39,8 @@ def test_the_first_caption_of_each_picture_is_drawn(spaces):
     drawing = projection.project_spaces(many, method="pca", max_points=20, caption_image=np.repeat(np.arange(40), 3))
     assert len(drawing.image_rows) == 10
     assert drawing.text_rows.tolist() == (3 * drawing.image_rows).tolist()
+    plain = projection.project_spaces(spaces, method="pca", max_points=20, caption_image=range(40))
+    np.testing.assert_allclose(drawing.coords["start"], plain.coords["start"], atol=1e-6)
 
 
 def test_too_few_pictures_are_refused(spaces, refuses):
@@ -57,6 +59,9 @@ def test_a_map_is_computed_once(spaces, tmp_path, monkeypatch):
     assert again.trustworthiness == first.trustworthiness
     with pytest.raises(TypeError):  # other options, not cached
         cached(seed=1)
+    swapped = {"rvlr": spaces["start"], "start": spaces["rvlr"]}
+    with pytest.raises(TypeError):  # other features under the same names
+        projection.cached_projection(tmp_path, swapped, method="pca", caption_image=np.arange(40))
     monkeypatch.setattr(projection, "sha256", lambda _: "of an edited file")
     with pytest.raises(TypeError):
         cached()
@@ -101,8 +106,8 @@ def test_thumbnails_have_the_requested_number_and_hide_no_point(maps, count):
 def test_similarity_blocks_are_the_cosines(spaces):
     image, text = spaces["start"]
     order = np.argsort(image[:, 0])
-    both = {"start": (image, text), "rvlr": (text, image)}
-    figure = drawn(projection.plot_similarity_blocks, both, order=order, caption_image=range(40))
+    both = {"start": (image, text.repeat(2, axis=0)), "rvlr": (text, image.repeat(2, axis=0))}
+    figure = drawn(projection.plot_similarity_blocks, both, order=order, caption_image=np.arange(40).repeat(2))
     unit = [x[order] / np.linalg.norm(x[order], axis=1, keepdims=True) for x in (image, text)]
     np.testing.assert_allclose(figure.axes[0].images[0].get_array()[:40, 40:], unit[0] @ unit[1].T, atol=1e-5)
     assert "picture and its caption" in texts(figure)

@@ -62,9 +62,9 @@ FIT = [("n", "3", 3), ("rate", 2, 2.0), ("rate", "1e-3", 0.001), ("on", "true", 
 FIT += [("shares", "[0, 1]", [0.0, 1.0]), ("text_detail", "0.5", 0.5), ("dials", "[0.6, 1]", [0.6, 1])]
 FIT += [("baseline", "", ""), ("arms", "['rvlr']", ["rvlr"])]
 UNFIT = [("n", "a", "int.*a"), ("n", True, "int"), ("n", None, "'n' needs a value"), ("arms", "rvlr", "list.*rvlr")]
-UNFIT += [("arms", ["foo"], "'rvlr'.*foo"), ("baseline", "foo", "'rvlr'"), ("figure_width", "wide", "'column'")]
+UNFIT += [("arms", ["foo"], "'rvlr'.*foo"), ("baseline", "foo", "'rvlr'"), ("figure_width", "wide", "one of")]
 UNFIT += [("sede", 1, "unknown parameter 'sede'; valid: arms, baseline"), ("seeds", 0, ">0"), ("arms", [], "least")]
-UNFIT += [("shares", [5], "<=1"), ("text_detail", -1, ">=0"), ("projections", ["tsne"], "'pca'"), ("k", 0, ">0")]
+UNFIT += [("shares", [5], "<=1"), ("text_detail", -1, "not >=0"), ("projections", ["tsne"], "'pca'"), ("k", 0, ">0")]
 UNFIT += [("seed", 2**32, "less than 2.32"), ("seed", -1, ">=0")]
 
 

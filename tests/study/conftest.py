@@ -15,13 +15,13 @@ PLAN = """
 preset: smoke
 seeds: 2
 dials: {none: {}, text: {data.text_detail: 0.5}, image: {data.image_visibility: 0.5}}
-arms: [start, matching, matching_longer, rvlr, mean_relation, rvlr/structure]
+arms: [start, matching_longer, rvlr, mean_relation, structure/structure]
 tuning:
   {dataset: scenes, dials: [text, image], seeds: [100, 101], trials: 2, confirmed: 1, learning_rate: [1.0e-4, 1.0e-2],
    strengths: {structure: [0.01, 1], representation: [0.01, 1], mean_relation: [0.01, 1]},
    lengths: [1, 2], visibilities: [0.5, 0.4], kept: [0.0, 9.0]}
 regime_map:
-  {dataset: scenes, dials: [text], seeds: [200], ratios: [0.1],
+  {dataset: scenes, dials: [text, image], seeds: [200, 201], ratios: [0.1],
    teachers: {pretrained: structure, constant: mean_relation}}
 delta: {r_mean: 1.0}
 claims:

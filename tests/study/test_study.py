@@ -39,6 +39,7 @@ def test_all_seven_terms_train_on_cached_tokens_and_rerank(make_study):
     record = study.result("rvlr_published")
     terms = {key for line in study.training_log("rvlr_published") for key in line if key.startswith("loss/")}
     assert len(terms) == 7
+    assert "validation/r_mean" in study.training_log("rvlr_published")[-1]
     assert record["reranked"]["r_mean"] > 0
 
 
@@ -96,6 +97,9 @@ def test_reference_rows_have_the_metrics_that_apply_to_them(make_study, monkeypa
 
 def test_unknown_names_are_listed(make_study, refuses):
     refuses("unknown arm 'rvlx'; valid:", make_study().result, "rvlx")
+    wrong = make_study(**{"model.text_teacher": "sentence:nowhere"})
+    refuses("nowhere", wrong.result, "rvlr")
+    assert not (wrong.cache.root / "cache" / "stage1").exists()
     refuses("split 'dev' is unknown", make_study().dataset, "dev")
     refuses("data.name is 'emoji', but the data set is 'scenes'", open_study, "scenes", **{"data.name": "emoji"})
     refuses("unknown preset 'huge'", open_study, "scenes", preset="huge")
@@ -130,6 +134,7 @@ def test_the_command_trains_whole_towers_or_heads_and_keeps_a_folder_of_other_se
     assert {path.name for path in out.iterdir()} == {*FILES, "made_by.json"}
     assert read_json(out / "result.json")["metrics"]["r_mean"] > 0
     assert read_json(out / "fit.json")["steps"] == 1
+    assert "log" not in read_json(out / "fit.json")
     assert capsys.readouterr().out.count("longer than 8 tokens and are cut") == 3  # a line for each split
     weights, left = load_tensors(out / "weights.safetensors"), load_student(out / "student").state_dict()
     assert all(tensor.equal(weights[name]) for name, tensor in left.items())

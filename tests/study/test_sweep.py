@@ -33,15 +33,17 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses, cap
     run(seal=True)
     refuses("holds a sealed study, whose tuning is final", run, tune=True)
     with monkeypatch.context() as killed:  # after the first seed's three dial settings
-        killed.setattr(Runner, "stream", lambda *args: islice(stream(*args), 3))
+        killed.setattr(Runner, "stream", lambda *args: islice(stream(*args), 2))
+        killed.setitem(config.ARMS, "rvlr", replace(config.ARMS["rvlr"], description="in other words"))
         killed.setitem(config.ARMS, "another", config.ARMS["matching"])  # an arm that the plan does not have
         run()
     refuses("holds confirmation seeds already: a seal comes before them", run, seal=True)
     assert read_study(profile, folder)[1]["scenes"].keys() == {0}
     assert "no verdict" in write_claims(profile, folder).read_text()
-    with monkeypatch.context() as edited:
-        edited.setitem(config.ARMS, "matching", replace(config.ARMS["matching"], shuffled=True))
-        refuses("presets or arms give other settings than", run)
+    for name in ("matching", "structure"):
+        with monkeypatch.context() as edited:
+            edited.setitem(config.ARMS, name, replace(config.ARMS[name], shuffled=True))
+            refuses("presets or arms give other settings than", run)
     path = folder / "scenes" / "seed-1.json"
     theirs = read_json(folder / "scenes" / "seed-0.json") | {"seed": 1, "cells": {}, "provenance": "theirs"}
     with monkeypatch.context() as meanwhile:  # another process writes it
@@ -55,10 +57,16 @@ def test_tune_seal_confirm_claim(write_plan, tmp_path, monkeypatch, refuses, cap
     write_json(folder / "scenes" / "seed-2.json", read_json(folder / "scenes" / "seed-1.json"))  # not planned
     cells = read_seeds(folder, "scenes", read_json(folder / "seal.json")["sha256"], 2)
     assert cells.keys() == {0, 1}
-    assert cells[0].keys() >= {"rvlr|text", "rvlr/structure|image", "start|none"}
+    assert cells[0].keys() >= {"rvlr|text", "structure/structure|image", "start|none"}
     assert "## Verdicts" in write_claims(profile, folder).read_text()
+    with monkeypatch.context() as killed:
+        killed.setattr(Runner, "stream", lambda *args: islice(stream(*args), 3))
+        run(regime_map=True)
+    assert [path.name for path in (folder / "map").iterdir()] == ["seed-200.json"]
+    monkeypatch.setattr(Runner, "stream", lambda *args: stream(*args) if len(args[2]) == 2 else ())  # the other seed's
     run(regime_map=True)
-    assert set(map_frame(folder)["teacher"]) == {"pretrained", "constant"}
+    cells = map_frame(folder)
+    assert (set(cells["teacher"]), set(cells["seed"])) == ({"pretrained", "constant"}, {200, 201})
 
 
 def test_all_arms_get_as_many_trials_and_the_same_learning_rates(plan):

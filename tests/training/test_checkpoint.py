@@ -78,7 +78,10 @@ def test_a_resumed_training_equals_the_uninterrupted_one(uninterrupted, interrup
     assert [": resuming from step-000006" in line for line in skipped] == [True] * damaged
 
 
-def test_resume_no_starts_over(interrupted, capsys):
+def test_resume_no_starts_over(interrupted, capsys, monkeypatch, refuses):
+    with monkeypatch.context() as other:  # process without a checkpoint
+        other.setattr(loop, "all_gather_objects", lambda value: [value, 0])
+        refuses("processes find different checkpoints", run, interrupted)
     train(make_objective(fusion_layers=0), epochs=5, execution=Execution(checkpoints=interrupted, resume="no"))
     assert not interrupted.exists()
     assert "resuming" not in capsys.readouterr().out

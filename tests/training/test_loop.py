@@ -38,6 +38,9 @@ def test_whole_towers_overfit_32_pairs(towers):
 
 
 def test_the_log_has_learning_rate_and_temperatures(tmp_path):
+    fitted = train(make_objective(fusion_layers=0), log=tmp_path / "log", log_every=3)
+    assert [line["step"] for line in lines(tmp_path / "log")] == [0, 3, 4, 6, 7, 8]
+    assert fitted.best_epoch == 0  # though its score is 0
     train(make_objective(fusion_layers=0, structure=1), log=tmp_path / "log", learning_rate=1e-3, warmup=0.25)
     steps = [line for line in lines(tmp_path / "log") if "total" in line]
     assert {"fusion_weight", "temperature", "relation_temperature"} <= steps[0].keys()
