@@ -237,8 +237,11 @@ def perturb(dataset: ImageTextDataset, kind: str, strength: float, seed: int = 0
     ``words_dropped``, ``words_shuffled``, ``synonyms`` (scenes only): each word is dropped, moved or replaced by a
     synonym with probability ``strength``; other kinds are faults of pictures, ``rvlr_lib.data.dial.FAULTS``.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength {strength} of a perturbation: give 0 to 1")
+    kinds = ("words_dropped", "words_shuffled", "synonyms", *FAULTS)
+    if kind not in kinds or not 0 <= strength <= 1:
+        raise ValueError(f"perturbation {kind!r} of strength {strength}: give 0 to 1 of one of {', '.join(kinds)}")
+    if kind == "synonyms" and dataset.scene is None:
+        raise ValueError(f"synonyms are known only for scenes, not for {dataset.name}")
     if kind in FAULTS:
         spec = ImbalanceSpec(image_visibility=1 - strength, image_fault=kind, splits=(dataset.split,), seed=seed)
         return apply_imbalance(dataset, spec)

@@ -7,7 +7,6 @@ from rvlr_lib.evaluation.evaluate import Device, working_bytes
 from rvlr_lib.models import FusionEncoder
 from rvlr_lib.training.features import Features, halve_until_it_fits
 
-QUERIES_AT_ONCE = 1024  # of a shortlist: 100 MB of scores with 25,000 captions
 CAPTIONS_AT_ONCE = 32  # per picture, of similar length, on a CPU; on a CUDA device as many as fit in memory
 
 
@@ -63,6 +62,9 @@ def matching_scores(
 @torch.no_grad()
 def shortlist(queries: Tensor, candidates: Tensor, top_k: int, device: Device = "cpu") -> Tensor:
     """Rows ``[Q, k]`` of each query's ``top_k`` candidates ``[G, D]`` by dot product, best first, on the CPU."""
-    queries, candidates = queries.to(device), candidates.to(device)
-    k, parts = min(top_k, len(candidates)), queries.split(QUERIES_AT_ONCE)
-    return torch.cat([(part @ candidates.T).topk(k, dim=1).indices.cpu() for part in parts])
+    queries, candidates, k = queries.to(device), candidates.to(device), min(top_k, len(candidates))
+
+    def search(chunk_size: int) -> Tensor:
+        return torch.cat([(part @ candidates.T).topk(k, dim=1).indices.cpu() for part in queries.split(chunk_size)])
+
+    return halve_until_it_fits(search, working_bytes(device) // (12 * len(candidates)))

@@ -67,7 +67,7 @@ def project_spaces(
 
     ``umap`` fits all spaces jointly, on concatenated features (cosine, pictures and captions together), then refines
     each on its own graph at a low rate. ``pca`` is the linear control: two principal components of each space, aligned
-    to those of the first by orthogonal Procrustes. ValueError: fewer than 5 pictures.
+    to those of the first by orthogonal Procrustes. ValueError: fewer than 5 pictures, or one without a caption.
 
     Args:
         spaces: name -> (image features ``[I, D]``, text features ``[C, E]``); where ``D`` and ``E`` differ, pictures
@@ -79,8 +79,8 @@ def project_spaces(
     arrays = {name: (np.asarray(image), np.asarray(text)) for name, (image, text) in spaces.items()}
     first = np.unique(caption_image, return_index=True)[1]
     n = min(len(first), max_points // 2)
-    if n < 5:
-        raise ValueError(f"{n} pictures are too few for a map, which needs 5 or more")
+    if n < 5 or {len(image) for image, _ in arrays.values()} != {len(first)}:
+        raise ValueError(f"a map needs 5 or more pictures, each with a caption; {n} have one")
     rows = np.sort(np.random.default_rng(seed).choice(len(first), n, replace=False))
     points = {name: _stack(image[rows], text[first[rows]]) for name, (image, text) in arrays.items()}
     if method == "pca":

@@ -70,7 +70,11 @@ def build_towers(
         raise ValueError(f"image_weights={image_weights!r}: the image tower of {model!r} is not timm's; use pretrained")
     if (text_weights or text_layers) and not hugging_face_name:
         raise ValueError(f"text_weights and text_layers: the text tower of {model!r} is not from Hugging Face")
-    folder = text_weights or _text_folder(model, text_cfg)
+    folder, place = text_weights, Path(model.removeprefix("local-dir:"))
+    if not folder and model == DEFAULT:
+        folder = str(weight_file("minilm").parent)
+    elif not folder and model.startswith("local-dir:") and hugging_face_name and (place / "config.json").is_file():
+        folder = str(place)  # of an exported model, even if moved
     if hugging_face_name and not folder and not complete:
         raise ValueError(f"model {model!r} needs text_weights: a folder with {hugging_face_name}")
     if folder:
@@ -123,15 +127,6 @@ def model_config(model: str, context_length: int = 0) -> dict[str, Any]:
         return config
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"model {model!r} cannot be loaded: {error}") from error
-
-
-def _text_folder(model: str, text_cfg: dict[str, Any]) -> str | None:
-    """Folder of a Hugging Face text tower: in its package, or that of an exported model even if moved; else None."""
-    if model == DEFAULT:
-        return str(weight_file("minilm").parent)
-    folder = model.removeprefix("local-dir:")
-    exported = folder != model and "hf_model_name" in text_cfg and (Path(folder) / "config.json").is_file()
-    return str(Path(folder)) if exported else None
 
 
 @contextmanager

@@ -124,6 +124,8 @@ def test_items_whose_neighbours_moved_most_come_first(emoji):
 
 
 def test_bad_input_is_named(scenes, emoji, refuses):
-    refuses("strength 2 of a perturbation", curves.perturb, scenes, "blur", 2)
+    for kind, strength in (("typos", 0.5), ("blur", 2)):
+        refuses(f"{kind!r} of strength {strength}: give 0 to 1", curves.perturb, scenes, kind, strength)
+    refuses("synonyms are known only for scenes", curves.perturb, emoji, "synonyms", 0.5)
     refuses("shares of captions must be 0 to 1", curves.mix_ratio_curve, None, scenes, shares=(50,))
     refuses("no picture has a second caption", curves.document_recall, random_features(emoji, 4, 0), emoji)

@@ -52,7 +52,7 @@ def test_scores_are_those_of_one_padded_pair_at_a_time(inputs, layers, monkeypat
     assert slow[0][slow[0] > -50].std() > 0.01
     at_once = matching_scores(fusion, *inputs, TOP_K)
     monkeypatch.setattr(rerank, "CAPTIONS_AT_ONCE", 3)
-    monkeypatch.setattr(rerank, "QUERIES_AT_ONCE", 3)
+    monkeypatch.setattr(rerank, "working_bytes", lambda device: 12 * CAPTIONS * 3)
     in_chunks = matching_scores(fusion, *inputs, TOP_K)
     for result in (at_once, in_chunks):
         for ours, expected in zip(result, slow, strict=True):

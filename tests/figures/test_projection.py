@@ -43,9 +43,9 @@ def test_the_first_caption_of_each_picture_is_drawn(spaces):
     np.testing.assert_allclose(drawing.coords["start"], plain.coords["start"], atol=1e-6)
 
 
-def test_too_few_pictures_are_refused(spaces, refuses):
-    few = {"a": [x[:4] for x in spaces["start"]]}
-    refuses("4 pictures are too few for a map", projection.project_spaces, few, caption_image=range(4))
+def test_too_few_pictures_and_pictures_without_captions_are_refused(spaces, refuses):
+    for few, owners in (({"a": [x[:4] for x in spaces["start"]]}, range(4)), (spaces, [*range(39), 0])):
+        refuses("5 or more pictures, each with a caption", projection.project_spaces, few, caption_image=owners)
 
 
 def test_a_map_is_computed_once(spaces, tmp_path, monkeypatch):

@@ -31,7 +31,6 @@ def test_every_arm_trains_and_is_evaluated(make_study):
     assert study._student_stage("centred").parts["method"]["centred"]
     weak = make_study(**{"model.text_teacher": "weak"})
     assert [stage.parts["spec"] for stage in weak._teacher_stages("lite2")] == ["lite2", "weak"]
-    assert weak._student_stage("rvlr").needs[0].name == "teacher"  # a wrong one fails before any training
 
 
 def test_all_seven_terms_train_on_cached_tokens_and_rerank(make_study):
@@ -134,7 +133,6 @@ def test_the_command_trains_whole_towers_or_heads_and_keeps_a_folder_of_other_se
     assert {path.name for path in out.iterdir()} == {*FILES, "made_by.json"}
     assert read_json(out / "result.json")["metrics"]["r_mean"] > 0
     assert read_json(out / "fit.json")["steps"] == 1
-    assert "log" not in read_json(out / "fit.json")
     assert capsys.readouterr().out.count("longer than 8 tokens and are cut") == 3  # a line for each split
     weights, left = load_tensors(out / "weights.safetensors"), load_student(out / "student").state_dict()
     assert all(tensor.equal(weights[name]) for name, tensor in left.items())
