@@ -105,10 +105,10 @@ def train(set: Pairs, **options: Any) -> None:
 def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **options: Any) -> None:
     """Measure imbalance, retrieval, modality gap and structure of any model's features."""
     from rvlr_lib.config import ModelSettings
-    from rvlr_lib.disk import claimed_folder
+    from rvlr_lib.disk import claimed_folder, write_json
     from rvlr_lib.evaluation import audit as audits
-    from rvlr_lib.provenance import data_name, default_root, real_path
-    from rvlr_lib.tables import to_markdown
+    from rvlr_lib.provenance import data_name, default_root, provenance, real_path
+    from rvlr_lib.tables import to_markdown, write_table
     from rvlr_lib.training.loop import choose_device
 
     files = [options.pop(name) for name in ("image_features", "text_features", "captions")]
@@ -123,11 +123,13 @@ def audit(dataset: str, model: str, device: str, out: File, overwrite: bool, **o
     with claimed_folder(folder, identity, overwrite=overwrite, owned=lambda _: audits.FILES):
         encoded = encoded or audits.encode_with_model(dataset, model or ModelSettings().name, device=chosen, **options)
         record = audits.audit(*encoded, device=chosen)
-        for table in audits.audit_tables(record).values():
+        for name, table in audits.audit_tables(record).items():
             print(to_markdown(table), end="\n\n")
+            write_table(table, folder, name)
+        write_json(folder / "audit.json", record | {"provenance": provenance()})
         source = record["imbalance"]["index_from"]
         print(f"The index is from {source}. Baselines are measured on 40 % of the pictures: compare them alone.")
-        print(audits.write_audit(record, folder))
+        print(folder / "audit.json")
 
 
 def explore(folder: File, out: File) -> None:

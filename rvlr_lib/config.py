@@ -16,7 +16,7 @@ import yaml
 from rvlr_lib.disk import read_yaml
 from rvlr_lib.losses.distances import DISTANCES
 from rvlr_lib.losses.weights import LossWeights
-from rvlr_lib.tables import plain_message
+from rvlr_lib.tables import plain_message, refuse_unknown
 
 PRESETS = Path(__file__).parent / "presets"
 SHIPPED = sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "arms")  # presets by name
@@ -178,8 +178,7 @@ ARMS = {name: Arm(**values) for name, values in yaml.safe_load((PRESETS / "arms.
 
 def arm(name: str) -> Arm:
     """The arm of this name; ValueError lists the valid names."""
-    if name not in ARMS:
-        raise ValueError(f"unknown arm {name!r}; valid: {', '.join(ARMS)}")
+    refuse_unknown([name], ARMS, "unknown arm")
     return ARMS[name]
 
 
@@ -297,13 +296,9 @@ def _checked(values: Mapping[str, Any], where: str) -> Settings:
             numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if isinstance(x, int | float)]
             if not all(low <= x <= high for x in numbers) or (value is None and item.default is not None):
                 raise ValueError(f"{where}: {prefix}{item.name} is {value}, expected {low} to {high}")
-    if settings.method.distance not in DISTANCES:
-        raise ValueError(f"{where}: method.distance is {settings.method.distance!r}; valid: {', '.join(DISTANCES)}")
+    refuse_unknown([settings.method.distance], DISTANCES, f"{where}: method.distance is")
     for name, tuned in settings.arms.items():
-        groups = arm(name).groups
-        if wrong := [group for group in tuned.strengths if group not in groups]:
-            valid = ", ".join(groups) or "none"
-            raise ValueError(f"{where}: arms.{name}.strengths names {wrong[0]!r}; valid: {valid}")
+        refuse_unknown(tuned.strengths, arm(name).groups, f"{where}: arms.{name}.strengths names")
     return settings
 
 

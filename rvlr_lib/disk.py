@@ -82,7 +82,10 @@ def claimed_folder(
             way_out = "choose another folder with --out, or replace it with --overwrite"
             raise ValueError("\n  ".join([f"{folder} belongs to other settings:", *changes[:10], way_out]))
         if overwrite:
-            _remove(folder, [*owned(earlier)])
+            if outside := unsafe_names(names := [*owned(earlier)]):
+                raise ValueError(f"{folder} claims {outside[0]!r}, which lies elsewhere: choose another folder")
+            for path in (folder / name for name in names):  # of a link, only the link
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
             earlier = {}
         write_json(record, earlier | current)
         yield earlier
@@ -94,14 +97,6 @@ def claimed_folder(
         raise
     finally:
         os.close(handle)  # which also unlocks
-
-
-def _remove(folder: Path, names: list[str]) -> None:
-    """Remove the named entries of a folder; a link is removed, not its target."""
-    if outside := unsafe_names(names):
-        raise ValueError(f"{folder} claims {outside[0]!r}, which lies elsewhere: choose another folder")
-    for path in (folder / name for name in names):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def unsafe_names(names: Iterable[str]) -> list[str]:
@@ -190,6 +185,11 @@ def to_json_types(value: Any) -> Any:
         return item.tolist() if hasattr(item, "tolist") else os.fspath(item)
 
     return json.loads(json.dumps(value, default=convert), parse_constant=lambda _: None)
+
+
+def digest(value: Any) -> str:
+    """Hexadecimal SHA-256 of nested values as JSON, the same for any order of keys."""
+    return hashlib.sha256(json.dumps(to_json_types(value), sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

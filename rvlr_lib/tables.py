@@ -5,7 +5,7 @@ Results are tidy frames with the columns dataset, dial, arm, seed, metric, value
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from functools import partial
 from pathlib import Path
@@ -170,3 +170,9 @@ def plain_message(error: object) -> str:
     text = re.sub("does not match regular expression .*", "is empty", text.replace("a typing.Literal", "one of "))
     text = re.sub(r"\bv(?=[<>])", "", text.replace("does not conform to restriction", "is not"))
     return text.replace("it does not accept", "unknown")
+
+
+def refuse_unknown(names: Iterable[str], valid: Collection[str], fault: str) -> None:
+    """ValueError with the first of the names that is not valid, after ``fault``, and the valid ones."""
+    if unknown := [name for name in names if name not in valid]:
+        raise ValueError(f"{fault} {unknown[0]!r}; valid: {', '.join(map(str, valid)) or 'none'}")

@@ -19,15 +19,12 @@ from rvlr_lib.data import ImageTextDataset, clean_caption, load_dataset, mention
 from rvlr_lib.data.dataset import ArraySource
 from rvlr_lib.data.formats import parse
 from rvlr_lib.data.table import CAPTION_FAULTS, EMPTY, captions_in
-from rvlr_lib.disk import write_json
 from rvlr_lib.evaluation.baselines import training_free
 from rvlr_lib.evaluation.evaluate import NEIGHBOURS, Device, first_captions, noise_floor, retrieval_metrics, structure
 from rvlr_lib.metrics import finite_rows, knn_overlap, linear_cka, relational_similarity
 from rvlr_lib.models import teacher_features
 from rvlr_lib.models.towers import model_config
-from rvlr_lib.provenance import provenance
 from rvlr_lib.similarity import as_tensor, unit_rows
-from rvlr_lib.tables import write_table
 
 LOADERS: dict[str, Callable[[Path], Any]] = {".npy": np.load, ".npz": np.load, ".safetensors": load_file}  # no pickles
 LOADERS |= dict.fromkeys((".pt", ".pth"), partial(torch.load, map_location="cpu", weights_only=True))
@@ -145,14 +142,6 @@ def audit_tables(record: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
         "structure": pd.DataFrame({"found": values}).rename_axis("metric"),
         "baselines": baselines.rename_axis(columns=None).reset_index("parameters"),
     }
-
-
-def write_audit(record: Mapping[str, Any], folder: Path) -> Path:
-    """Write ``audit.json`` and three tables as CSV, Markdown and LaTeX; returns the path of ``audit.json``."""
-    for name, table in audit_tables(record).items():
-        write_table(table, folder, name)
-    write_json(folder / "audit.json", {**record, "provenance": provenance()})
-    return folder / "audit.json"
 
 
 def read_features(image_path: Path, text_path: Path, captions_path: Path) -> Encoded:

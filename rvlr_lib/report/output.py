@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rvlr_lib.disk import read_json, read_yaml, to_json_types, unsafe_names, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, real_path
-from rvlr_lib.tables import MarkdownTable, index_as_columns, plain_message, to_markdown
+from rvlr_lib.tables import MarkdownTable, index_as_columns, plain_message, refuse_unknown, to_markdown
 
 OPENING = ("dataset", "image_root", "preset", "model", "pretrained")  # notebook parameters that go to open_study
 HEADLESS = "RVLR_HEADLESS"  # environment variable of the kernels that `rvlr reproduce` starts
@@ -119,8 +119,7 @@ def fit_parameters(kinds: Mapping[str, Any], parameters: Mapping[str, Any]) -> d
     choices |= dict.fromkeys(("seeds", "k", "max_points", "perturbed_pictures", "rerank_top_k", "steps"), PositiveInt)
     at_least_0 = ("seed", "fusion_epochs", "fusion_layers", "fusion_seeds", "jobs", "thumbnails")
     choices |= dict.fromkeys(at_least_0, NonNegativeInt)
-    if unknown := sorted(parameters.keys() - kinds.keys()):
-        raise ValueError(f"unknown parameter '{unknown[0]}'; valid: {', '.join(sorted(kinds)) or 'none'}")
+    refuse_unknown(sorted(parameters), sorted(kinds), "unknown parameter")
     if missing := [name for name, value in parameters.items() if value is None]:
         raise ValueError(f"parameter '{missing[0]}' needs a value")
     parser = ArgumentParser(exit_on_error=False)

@@ -6,8 +6,6 @@ them; ``at_once`` (default 1) is the number of notebooks that run at a time, eac
 
 import ast
 import builtins
-import hashlib
-import json
 import logging
 import os
 import re
@@ -32,7 +30,7 @@ from urllib.parse import quote
 import psutil
 from jsonargparse.typing import PositiveInt
 
-from rvlr_lib.disk import claimed_folder, read_json, read_yaml, sha256, write_json, write_text
+from rvlr_lib.disk import claimed_folder, digest, read_json, read_yaml, sha256, write_json, write_text
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, real_path, versions
 from rvlr_lib.report.output import HEADLESS, OPENING, fit_parameters
 from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_report
@@ -379,7 +377,7 @@ def _key(run: Run, root: Path) -> str:
     for named in (Path(paths[name]) for name in sorted(paths.keys() - {"dataset", "image_root"})):
         files += sorted(path for path in (named, *named.rglob("*")) if path.is_file())
     decisive = [str(run), run.parameters | paths, versions(), _data_stamp(run), [*map(sha256, files)]]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return digest(decisive)
 
 
 def _outputs(run: Run, out: Path) -> list[str]:

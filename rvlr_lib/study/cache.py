@@ -8,21 +8,19 @@ version writes files the same way.
 
 import ast
 import fcntl
-import hashlib
-import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rvlr_lib.config import DataSettings, Settings
 from rvlr_lib.data import LOADERS, ImbalanceSpec, dataset_stamp, load_dataset
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset
-from rvlr_lib.disk import atomic_path, sha256, to_json_types, write_json
+from rvlr_lib.disk import atomic_path, digest, sha256, write_json
 from rvlr_lib.provenance import PACKAGE, data_name, versions
 from rvlr_lib.training.processes import all_gather_objects, is_main
 
@@ -46,9 +44,7 @@ class Stage:
     @cached_property
     def key(self) -> str:
         """Sixteen hexadecimal digits that identify the stage."""
-        needs = [stage.key for stage in self.needs]
-        text = json.dumps([to_json_types(self.parts), needs, source_hash(self.maker.__module__)], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest([self.parts, [stage.key for stage in self.needs], source_hash(self.maker.__module__)])[:16]
 
 
 @dataclass(frozen=True)
@@ -83,23 +79,18 @@ class Cache:
             raise ValueError(f"{path} is missing: {self.missing}")
         for needed in stage.needs:
             self.folder(needed)
-        if not is_main():
-            if all_gather_objects(None)[0]:  # asks the main process, which holds the lock: must it be made?
-                with tempfile.TemporaryDirectory() as scratch:
-                    stage.maker(Path(scratch), **stage.arguments())
-            all_gather_objects(None)  # waits until the main process has finished it
-            return path
         lock_file = self.root / "cache" / "locks" / f"{stage.name}-{stage.key}"
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         with lock_file.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if all_gather_objects(not self.has(stage))[0]:  # answers the question above
+            if is_main():
+                fcntl.flock(lock, fcntl.LOCK_EX)
                 for leftover in path.parent.glob(f".{path.name}-*"):  # of killed processes: only we hold the lock
                     shutil.rmtree(leftover, ignore_errors=True)
-                with atomic_path(path, folder=True) as temporary:
-                    stage.maker(temporary, **stage.arguments())
-                    write_json(temporary / "parts.json", stage.parts)
-            all_gather_objects(True)
+            if all_gather_objects(not self.has(stage))[0]:  # waits for the main process to hold the lock and decide
+                with atomic_path(path, folder=True) if is_main() else TemporaryDirectory() as folder:
+                    stage.maker(Path(folder), **stage.arguments())
+                    write_json(Path(folder) / "parts.json", stage.parts)
+            all_gather_objects(None)  # waits until the main process has finished it
         return path
 
 
@@ -123,7 +114,7 @@ def source_hash(module: str) -> str:
             elif isinstance(node, WITH_DOCSTRING) and ast.get_docstring(node) is not None:
                 node.body[0] = ast.Pass()
         syntax[name] = ast.dump(tree)
-    return hashlib.sha256(json.dumps(syntax, sort_keys=True).encode()).hexdigest()
+    return digest(syntax)
 
 
 file_hash = cache(lambda path, *_stamp: sha256(path))

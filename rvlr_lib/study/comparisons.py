@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rvlr_lib.config import ARMS
 from rvlr_lib.data import clean_caption
-from rvlr_lib.data.dataset import ArraySource, ImageTextDataset
+from rvlr_lib.data.dataset import SPLITS, ArraySource, ImageTextDataset
 from rvlr_lib.data.dial import FAULTS
 from rvlr_lib.disk import load_tensors, read_json, write_json
 from rvlr_lib.evaluation import baselines
@@ -108,7 +108,7 @@ def _between(
     student = study.student(path[0])
     for alpha in alphas:
         student.load_state_dict(baselines.interpolate_weights(start, end, alpha))
-        yield alpha, study.split(split).encode(student, study.device)
+        yield alpha, encode(student, study.inputs(split), study.device)
 
 
 def above_path(frame: pd.DataFrame, paths: pd.DataFrame, arm: str, x: str, y: str) -> pd.Series:
@@ -135,8 +135,7 @@ def without_training(study: Study, arm: str) -> pd.DataFrame:
     For an arm of stage 2 the last one interpolates weights between the end of stage 1 and the arm, by ``r_mean``.
     """
     student, device = study.student(arm), study.device
-    splits = {name: study.split(name) for name in ("train", "val", "test")}
-    train, val, test = ((split.encode(student, device), split.dataset) for split in splits.values())
+    train, val, test = ((encode(student, study.inputs(name), device), study.dataset(name)) for name in SPLITS)
     frame = baselines.training_free(*test, splits=(train, val), seed=study.settings.seed, device=device)
     if ARMS[arm].stage == 1:
         return frame

@@ -1,18 +1,17 @@
 """The plan of a study and its seal: what is computed and claimed, fixed before the first confirmation seed."""
 
 import dataclasses
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rvlr_lib.config import ARMS, ArmSettings, Settings, load_settings, parse_dataclass
-from rvlr_lib.disk import read_json, read_yaml, to_json_types, write_json
+from rvlr_lib.disk import digest, read_json, read_yaml, to_json_types, write_json
 from rvlr_lib.metrics.statistics import MAX_CLAIMS
 from rvlr_lib.provenance import PACKAGE, commit
+from rvlr_lib.tables import refuse_unknown
 
 REFERENCES = ("floor", "ceiling", "teachers", "start")  # rows of a table that no arm trains
 BY_STRUCTURE = "/structure"  # suffix of an arm's name: with the trial that validation structure chose
@@ -151,15 +150,15 @@ def load_plan(profile: str = "study") -> Plan:
     dials += [*plan.tuning.dials, *plan.regime_map.dials]
     dials += ["none"] if len(plan.tuning.visibilities) > 1 else []  # where visibilities are compared
     cells = {f"{name}:{cell}" for name, part in plan.sets.items() for cell in part.cells()}
-    _refuse_unknown(arms, (*ARMS, *REFERENCES), f"{path}: unknown arm")
-    _refuse_unknown(plan.regime_map.teachers.values(), ARMS, f"{path}: regime_map: unknown arm")
-    _refuse_unknown(dials, plan.dials, f"{path}: unknown dial setting")
+    refuse_unknown(arms, (*ARMS, *REFERENCES), f"{path}: unknown arm")
+    refuse_unknown(plan.regime_map.teachers.values(), ARMS, f"{path}: regime_map: unknown arm")
+    refuse_unknown(dials, plan.dials, f"{path}: unknown dial setting")
     for name, claim in plan.claims.items():
         where = f"{path}: claim {name}"
         claimed = [f"{dataset}:{cell}" for effect in claim.parts for _, dataset, cell in effect]
-        _refuse_unknown(claimed, cells, f"{where}: unknown cell")
-        _refuse_unknown([claim.control] if claim.control else [], plan.claims, f"{where}: unknown control")
-        _refuse_unknown([claim.metric] if claim.primary else [], plan.delta, f"{where}: no delta for")
+        refuse_unknown(claimed, cells, f"{where}: unknown cell")
+        refuse_unknown([claim.control] if claim.control else [], plan.claims, f"{where}: unknown control")
+        refuse_unknown([claim.metric] if claim.primary else [], plan.delta, f"{where}: no delta for")
     if plan.seeds < 2 or sum(claim.primary for claim in plan.claims.values()) > MAX_CLAIMS:
         raise ValueError(f"{path}: a study needs two seeds or more and at most {MAX_CLAIMS} primary claims")
     for name, part in plan.sets.items():
@@ -226,16 +225,8 @@ def _settings_digest(plan: Plan, folder: Path) -> str:
     settings = [dataclasses.asdict(plan.settings(*point, 0, read_chosen(folder))) for point in points]
     planned = {"matching", *(arm_of(name) for part in plan.sets.values() for name in part.arms)} & ARMS.keys()
     arms = [dataclasses.asdict(dataclasses.replace(ARMS[name], description="", look=())) for name in sorted(planned)]
-    text = json.dumps(to_json_types([settings, arms]), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest([settings, arms])
 
 
 def _seal_digest(seal: Mapping[str, Any]) -> str:
-    covered = {key: seal[key] for key in ("commit", "parts")}
-    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
-
-
-def _refuse_unknown(names: Iterable[str], valid: Iterable[str], fault: str) -> None:
-    valid = list(valid)
-    if unknown := [name for name in names if name not in valid]:
-        raise ValueError(f"{fault} {unknown[0]!r}; valid: {', '.join(map(str, valid))}")
+    return digest({key: seal[key] for key in ("commit", "parts")})

@@ -23,11 +23,10 @@ from rvlr_lib.study.cache import Cache, Stage, data_parts, named_files, read_spl
 from rvlr_lib.study.plan import REFERENCES
 from rvlr_lib.training import features, stages
 from rvlr_lib.training.batches import FeatureBatches, PixelBatches, derived_seed
-from rvlr_lib.training.features import FeatureSet, encode_frozen, encode_tokens, read_features, report_cut_captions
+from rvlr_lib.training.features import Features, FeatureSet, encode, encode_frozen, encode_tokens, read_features
 from rvlr_lib.training.loop import Execution, choose_device
 from rvlr_lib.training.objectives import gradient_shares
 from rvlr_lib.training.processes import is_main, process_group
-from rvlr_lib.training.stages import Features, Split
 
 MODALITIES = ("image", "text")
 # what `rvlr train` writes, and what --overwrite removes
@@ -125,7 +124,7 @@ class Study:
 
     @cached_property
     def _start_features(self) -> Features:
-        return self.split("test").encode(self._fresh_student(), self.device)
+        return encode(self._fresh_student(), self.inputs("test"), self.device)
 
     def training_log(self, name: str) -> list[dict[str, Any]]:
         """The log of an arm: one dict for each logged step or epoch."""
@@ -139,10 +138,7 @@ class Study:
 
     def first_gradients(self, name: str) -> dict[str, float]:
         """Gradient norm of each weighted term, on the first batch of an arm's training."""
-        stage = self._student_stage(name)
-        for needed in stage.needs:
-            self.cache.folder(needed)
-        arguments = stage.arguments()
+        arguments = self._student_stage(name).arguments()
         objective = stages.build_objective(**arguments["arm"], device=self.device).to(self.device)
         batches = arguments["batches"].take(two_views=objective.two_views, tokens=objective.tokens)
         return gradient_shares(objective, next(batches))
@@ -217,12 +213,11 @@ class Study:
         def arguments() -> dict[str, Any]:
             return {
                 "arm": {
-                    "student": self._fresh_student(),
-                    "start": self.cache.path(start) if start else None,
-                    "splits": {split: self.split(split) for split in SPLITS},
+                    "teachers": self.teacher_features("train", arm.teacher) if taught else None,
+                    "student": self.student("matching") if start else self._fresh_student(),
+                    "splits": {split: (self.dataset(split), self.inputs(split)) for split in SPLITS},
                     "weights": weights,
                     "method": method,
-                    "teachers": self.teacher_features("train", arm.teacher) if taught else None,
                     "shuffled": arm.shuffled,
                     "seed": seed,
                 },
@@ -261,7 +256,7 @@ class Study:
                 inputs["training"] = read_json(self.cache.path(trained) / "fit.json")
                 if settings.rerank_top_k and config.arm_weights(settings, name).matching:
                     student = self.student(name)
-                    tokens = encode_tokens(student, self.split("test").inputs, self.device)
+                    tokens = encode_tokens(student, self.inputs("test"), self.device)
                     inputs["rerank"] = student.fusion, tokens, settings.rerank_top_k
             return inputs
 
@@ -283,13 +278,12 @@ class Study:
         if self.settings.model.freeze_towers:
             return FeatureBatches(self.features("train"), train.caption_image, optim, rows, seed, self.device)
         for split in SPLITS:
-            report_cut_captions(self.towers, self.dataset(split))
+            features.report_cut_captions(self.towers, self.dataset(split))
         return PixelBatches(train, self.towers, optim, rows, seed, self.device)
 
-    def split(self, name: str) -> Split:
-        """A split with the inputs that a student encodes: cached features, or the data set for whole towers."""
-        dataset = self.dataset(name)
-        return Split(dataset, self.features(name) if self.settings.model.freeze_towers else dataset)
+    def inputs(self, split: str) -> ImageTextDataset | FeatureSet:
+        """What a student encodes of a split: cached features, or the data set itself for whole towers."""
+        return self.features(split) if self.settings.model.freeze_towers else self.dataset(split)
 
     def _data(self) -> dict[str, Any]:
         return {"splits": {split: self.dataset(split) for split in SPLITS}, "device": self.device}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -16,16 +16,8 @@ from rvlr_lib.training.features import Features, FeatureSet, encode
 from rvlr_lib.training.loop import Execution, cross_modal_recall, fit
 from rvlr_lib.training.objectives import Objective, shuffle_teachers, warm_heads
 
-
-class Split(NamedTuple):
-    """A split and a student's input for it: the data set itself for whole towers, cached features for heads."""
-
-    dataset: ImageTextDataset
-    inputs: ImageTextDataset | FeatureSet
-
-    def encode(self, student: Student, device: torch.device) -> Features:
-        """Common-space features on the CPU in float32."""
-        return encode(student, self.inputs, device)
+# a data set and what a student encodes of it: the same for whole towers, cached features for heads
+Split = tuple[ImageTextDataset, ImageTextDataset | FeatureSet]
 
 
 def train_arm(
@@ -38,11 +30,12 @@ def train_arm(
     """
     objective, splits = build_objective(**arm, device=batches.device), arm["splits"]
     student, weights = objective.student, objective.weights
-    gallery = splits[selection].dataset.gallery_sets()[0]
+    dataset, inputs = splits[selection]
+    gallery = dataset.gallery_sets()[0]
     owner = torch.as_tensor(gallery.caption_image, device=batches.device)
 
     def validate() -> dict[str, float]:
-        images, texts = (rows.to(batches.device) for rows in splits[selection].encode(student, batches.device))
+        images, texts = (rows.to(batches.device) for rows in encode(student, inputs, batches.device))
         # the first gallery's rows come first in the split
         recalls = cross_modal_recall(images[: len(gallery)], texts[: len(gallery.captions)], owner)
         cross_modal = weights.contrastive or weights.matching  # without, recall is at chance and chooses nothing
@@ -52,7 +45,7 @@ def train_arm(
     objective.load_state_dict(fitted.state)
     save_tensors(folder / "weights.safetensors", student.state_dict())
     for name in ("val", "test"):
-        image_features, text_features = splits[name].encode(student, batches.device)
+        image_features, text_features = encode(student, splits[name][1], batches.device)
         save_tensors(folder / f"{name}.safetensors", {"images": image_features, "texts": text_features})
     write_json(folder / "fit.json", {key: value for key, value in vars(fitted).items() if key != "state"})
 
@@ -60,7 +53,6 @@ def train_arm(
 def build_objective(
     *,
     student: Student,
-    start: Path | None,
     splits: Mapping[str, Split],
     weights: LossWeights,
     method: MethodSettings,
@@ -69,20 +61,18 @@ def build_objective(
     seed: int,
     device: torch.device,
 ) -> Objective:
-    """Set up an arm's objective on a fresh ``student``, with the weights of the stage in the folder ``start``, if any.
+    """Set up an arm's objective on the ``student`` that it starts from.
 
     ``teachers`` are unit rows of the training pictures and captions, if a term needs them; ``shuffled`` gives the
     structure term those of other pictures.
     """
-    if start is not None:
-        student.load_state_dict(load_tensors(start / "weights.safetensors"))
-    train, other_teachers = splits["train"], None
+    (dataset, inputs), other_teachers = splits["train"], None
     if shuffled and teachers is not None:  # None if tuning switched the term off
-        other_teachers = shuffle_teachers(teachers, train.dataset.caption_image, derived_seed(seed, "shuffled"))
+        other_teachers = shuffle_teachers(teachers, dataset.caption_image, derived_seed(seed, "shuffled"))
     objective = Objective(student, weights, method, teachers=teachers, structure_teachers=other_teachers, seed=seed)
     if objective.has_representation and method.head_init == "ridge":
-        warm_heads(objective, train.encode(student, device))
-        student.train()
+        warm_heads(objective, encode(student, inputs, device))
+    student.train()
     return objective
 
 
