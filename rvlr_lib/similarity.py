@@ -17,9 +17,9 @@ def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tens
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{name} must hold numbers, got {type(value).__name__} of {array.dtype}")
         native = f"{array.dtype.kind}{min(array.dtype.itemsize, 8)}"  # in native byte order, no long double
-        value = torch.from_numpy(np.asarray(array, native, order="C"))
+        value = torch.from_numpy(np.require(array, native, ["C", "W"]))  # torch warns of read-only arrays
     if value.dtype in (torch.uint16, torch.uint32, torch.uint64):  # few operations of torch support these
-        value = value.to(torch.int64)
+        value = value.to(torch.float64 if value.dtype == torch.uint64 else torch.int64)
     narrow_float = value.is_floating_point() and value.dtype.itemsize < 2  # 8 bits or fewer
     if value.is_complex() or value.is_quantized or narrow_float or value.layout != torch.strided:
         raise ValueError(f"{name} must hold dense real numbers of 16 bits or more, got {value.dtype}, {value.layout}")

@@ -51,8 +51,13 @@ def same_image(image_ids: Any, rows: int, device: torch.device) -> Tensor:
         raise ValueError(f"image_ids has shape {tuple(np.shape(image_ids))}, expected {(rows,)}")
     if not isinstance(image_ids, Tensor):
         try:
+            missing = any(each != each for each in image_ids)
             image_ids = torch.from_numpy(np.unique(np.asarray(image_ids), return_inverse=True)[1])
         except TypeError:
             raise ValueError("image_ids must be numbers or strings, all of one kind") from None
+    else:
+        missing = readable(image_ids) and bool(image_ids.isnan().any())
+    if missing:
+        raise ValueError("image_ids hold NaN: give every row the number or name of its image")
     ids = image_ids.to(device)
     return ids[:, None] == ids

@@ -1,7 +1,7 @@
 """The complete retrieval evaluation: across modalities, within one, and in mixed lists."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -72,8 +72,10 @@ def evaluate_retrieval(
         if choice not in valid:
             raise ValueError(f"unknown {name} {choice!r}; valid: {', '.join(valid)}")
     official, ks_recall = protocol == "official", whole_numbers("cut-offs ks_recall", ks_recall)
+    ks_ndcg = whole_numbers("cut-offs ks_ndcg", ks_ndcg) if np.size(ks_ndcg) else ()
     z, w, owner = paired_rows(image_features, text_features, caption_image)
     images, captions, device = len(z), len(w), z.device
+    to_images, to_captions = _cosines(z), _cosines(w)
     chunk_size = max(1, 1_500_000 // (images + captions)) if chunk_size is None else chunk_size
     (chunk,) = whole_numbers("chunk_size", chunk_size)
     matrices = relevance, scores_i2t, scores_t2i, image_relevance, text_relevance
@@ -93,23 +95,23 @@ def evaluate_retrieval(
     for rows in _chunks(every_image, chunk):
         positives, queries = owner == rows[:, None], q[rows]
         self_image, self_text = every_image == rows[:, None], every_caption == queries[:, None]
-        cosines, relevances = z[rows] @ w.T, R[:, rows].T.contiguous()
+        cosines, relevances = to_captions(z[rows]), R[:, rows].T.contiguous()
         for k, hits in recall_at_k(cosines if i2t is None else i2t[rows], positives, ks_recall, per_query=True).items():
             values[f"i2t/R@{k}"].append(hits)
-        if not np.size(ks_ndcg):
+        if not ks_ndcg:
             continue
 
         # Of each list: scores, relevance and, for the corrected protocol, the candidates to remove
-        i2i = z[rows] @ z.T, R[queries] if between_images is None else between_images[rows], self_image
-        t2t = w[queries] @ w.T, relevances if between_captions is None else between_captions[queries], self_text
+        i2i = to_images(z[rows]), R[queries] if between_images is None else between_images[rows], self_image
+        t2t = to_captions(w[queries]), relevances if between_captions is None else between_captions[queries], self_text
         index = (q, rows[:, None]) if transposed else (queries,)  # transposed: entry (q(j), i) for image j
-        t2i_cosines = z[rows] @ w[q].T if transposed else w[queries] @ z.T
-        to_texts = i2t[rows] if matching and i2t is not None else cosines, relevances, torch.zeros_like(positives)
-        to_images = t2i[index] if matching and t2i is not None else t2i_cosines, R[index], torch.zeros_like(self_image)
+        t2i_cosines = z[rows] @ w[q].T if transposed else to_images(w[queries])
+        texts = i2t[rows] if matching and i2t is not None else cosines, relevances, torch.zeros_like(positives)
+        pictures = t2i[index] if matching and t2i is not None else t2i_cosines, R[index], torch.zeros_like(self_image)
         lists: dict[str, tuple[Tensor, ...]] = {"i2i": i2i, "t2t": t2t}
         if not official:
             lists["t2t_no_siblings"] = (*t2t[:2], positives)
-        for name, within, across in (("i2it", i2i, to_texts), ("t2it", t2t, to_images)):
+        for name, within, across in (("i2it", i2i, texts), ("t2it", t2t, pictures)):
             lists[name] = tuple(torch.cat(pair, dim=1) for pair in zip(within, across, strict=True))
         for name, (scores, gains, exclude) in lists.items():
             if official and name in ("i2i", "t2t"):
@@ -121,7 +123,7 @@ def evaluate_retrieval(
                 if not official:
                     values[f"{name}/NDCG@{k}/above_floor"].append(ranking.above_floor(value, floor))
     for rows in _chunks(every_caption, chunk):
-        scores = w[rows] @ z.T if t2i is None else t2i[rows]
+        scores = to_images(w[rows]) if t2i is None else t2i[rows]
         for k, hits in recall_at_k(scores, owner[rows], ks_recall, per_query=True).items():
             values[f"t2i/R@{k}"].append(hits)
 
@@ -131,6 +133,14 @@ def evaluate_retrieval(
     caption_shares = np.bincount(owner.cpu().numpy(), result["t2i/R@mean"], images) * images / captions
     result["r_mean"] = (result["i2t/R@mean"] + caption_shares) / 2
     return result if per_query else ranking.average(result)
+
+
+def _cosines(candidates: Tensor) -> Callable[[Tensor], Tensor]:
+    """From unit rows ``[n, D]`` to cosines with the candidates; equal candidates tie, however products are rounded."""
+    distinct, number = candidates.unique(dim=0, return_inverse=True)
+    if len(distinct) == len(candidates):
+        return lambda rows: rows @ candidates.T
+    return lambda rows: (rows @ distinct.T)[:, number]
 
 
 def _chunks(rows: Tensor, chunk: int) -> tuple[Tensor, ...]:

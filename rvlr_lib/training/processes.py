@@ -59,8 +59,10 @@ def data_parallel(objective: nn.Module) -> nn.Module:
     if processes()[1] == 1:
         return objective
     devices = [torch.cuda.current_device()] if next(objective.parameters()).is_cuda else None
-    # buffers are frozen teachers and statistics; settings, not batches, decide which parameters have no gradient
-    return nn.parallel.DistributedDataParallel(objective, devices, broadcast_buffers=False, static_graph=True)
+    # settings, not batches, decide which parameters have no gradient
+    model = nn.parallel.DistributedDataParallel(objective, devices, static_graph=True)
+    model.broadcast_buffers = False  # frozen teachers and statistics; as an argument it is deprecated
+    return model
 
 
 def prefetch(items: Sequence[Any], read: Callable[[Any], Any]) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import torch
 from rvlr_lib import losses
 
 ONES, SQUARE, WIDE, LONG = torch.ones(4, 3), torch.zeros(3, 3), torch.ones(3, 2), torch.ones(1, 4)
+NANS = torch.tensor([0, 1, torch.nan, torch.nan])
 
 
 def contrast(student=ONES, teacher=ONES, temperature=0.1, ids=None):
@@ -38,6 +39,7 @@ def match(*shapes):
         (lambda: contrast(temperature="warm"), "temperature must be a number"),
         (lambda: contrast(temperature=torch.tensor(1j)), "temperature must be a real number"),
         (lambda: contrast(ONES.to(torch.float8_e4m3fn)), "of 16 bits or more"),
+        *((lambda ids=ids: contrast(ids=ids), "image_ids hold NaN") for ids in (NANS, ["a", "b", *NANS.tolist()[2:]])),
         (lambda: contrast(ids=[None, 1, 2, 3]), "image_ids must be numbers or strings, all of one kind"),
         (lambda: losses.image_text_contrastive_loss(ONES, ONES[:3], 1), r"image_.* \(4, 3\), text_.* \(3, 3\)"),
         (lambda: structure(distance=["mae"]), "unknown distance"),

@@ -87,6 +87,18 @@ def test_chunks_order_and_scale_change_nothing(protocol):
     assert small["r_mean"] == pytest.approx(expected.expected["r_mean"])
 
 
+@pytest.mark.parametrize(("dtype", "images", "width"), [("f8", 5, 16), ("f8", 119, 264), ("f4", 2, 256), ("f2", 2, 16)])
+def test_equal_features_tie_however_products_are_rounded(dtype, images, width):
+    rng, owner = np.random.default_rng(16), np.repeat(np.arange(images), 5)
+    z, w = (np.tile(rng.normal(size=width), (count, 1)).astype(dtype) for count in (images, 5 * images))
+    for chunk_size in (1, None):
+        report = evaluate_retrieval(
+            z, w, owner, rng.random((5 * images, images)), ks_recall=(1,), chunk_size=chunk_size
+        )
+        tied = [report["r_mean"], *(report[f"{name}/NDCG@10/above_floor"] for name in ("i2i", "t2t") if images > 2)]
+        assert np.allclose(tied, 0, atol=1e-9)
+
+
 @BOTH
 def test_folds_are_the_mean_of_galleries_cut_out_by_hand(protocol):
     rng, z, w, owner, relevance = world(images=30, extra=50)

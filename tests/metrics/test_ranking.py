@@ -38,6 +38,7 @@ def test_unambiguous_inputs_are_accepted():
         assert recall_at_k(scores, index.astype(form), (1, 3)) == recall_at_k(scores, index, (1, 3))
     assert ndcg_at_k(scores[::-1], relevant[::-1], (1, 3), mask[::-1]) == pytest.approx(ndcg)  # negative strides
     assert ndcg_at_k(scores.astype(">f8"), relevant, (1, 3), mask) == ndcg
+    assert recall_at_k(np.array([[1, 2**63]], np.uint64), [1], (1,)) == {1: 100}
     for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.uint16, torch.uint64):
         assert recall_at_k(torch.eye(300)[255:256], torch.tensor([255]).to(dtype), (1,)) == {1: 100}  # > 255 columns
         scores, excluded = torch.tensor([[3, 2, 1], [1, 2, 3]]).to(dtype), [[False] * 3, [True, False, False]]

@@ -45,7 +45,7 @@ PROTOCOL = [
     ({"mixed_t2it": "official"}, "unknown mixed_t2it 'official'"),
     ({"mixed_scores": "itm"}, "unknown mixed_scores 'itm'"),
     ({"chunk_size": 0}, "chunk_size"),
-    ({"ks_ndcg": (0, 10)}, "cut-off"),
+    ({"ks_ndcg": (0, 10)}, "cut-offs ks_ndcg"),
     ({"protocol": "official", "caption_image": np.zeros(33, int)}, "a caption for every image"),
     ({"fold_size": 8}, "fold_size 8 does not divide 13 images"),
     ({"fold_size": 0}, "fold_size"),
