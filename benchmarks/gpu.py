@@ -257,7 +257,7 @@ class Bench:
             settings = load_settings("scenes", size, "corrected", overrides=overrides)
             with tempfile.TemporaryDirectory() as root:
                 study = Study(settings, device=str(self.device), root=root)
-                for gallery in [part for split in SPLITS for part in study.dataset(split).gallery_sets()]:
+                for gallery in [part for split in SPLITS for part in study.dataset(split).gallery_sets]:
                     relevances(gallery)
                 took = self.once(lambda study=study: [study.result(name) for name in arms])
                 scores = {name: study.result(name).metrics["r_mean"] for name in arms}

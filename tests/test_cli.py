@@ -17,19 +17,16 @@ def python(script, **environment):
     return subprocess.run([sys.executable, "-c", script], capture_output=True, env=os.environ | environment)
 
 
-def test_help_lists_the_commands_without_torch():
+def test_help_lists_the_commands_without_torch_and_each_command_has_its_own(capsys):
     check = "assert not {'torch', 'numpy', 'papermill', 'nbconvert', 'IPython'} & set(sys.modules)"
     run = python(f"import sys, rvlr_lib.cli as c\ntry: c.main(['--help'])\nfinally: {check}")
     assert (run.returncode, run.stderr) == (0, b"")
     assert all(f"    {name} " in run.stdout.decode() for name in NAMES)
     assert {option.partition("=")[0] for option in " ".join(cli.COMMANDS.values()).split()} == set(cli.OPTIONS)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_command_has_help(name, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main([name, "--help"])
-    assert f"usage: rvlr {name}" in capsys.readouterr().out
+    for name in NAMES:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([name, "--help"])
+        assert f"usage: rvlr {name}" in capsys.readouterr().out
 
 
 WRONG = ["nonsense", "reproduce --prof smoke", "reproduce -p seed", "data", "data heal x", "train --save-every x"]
@@ -80,7 +77,7 @@ def test_config_prints_what_presets_resolve_to(capsys):
 
 
 def test_options_are_passed_on_and_a_collection_that_would_spoil_a_result_exits_with_1(monkeypatch, tmp_path):
-    (tmp_path / "b.csv").write_text("image,caption\na.jpg,x\n")
+    (tmp_path / "b.csv").write_text("image,caption\na.jpg,a dog\n")
     assert cli.main(["data", "check", str(tmp_path / "b.csv"), "--max-bad-pictures", "1"]) == 1
     passed = {}
     stand_in = lambda *_, **options: passed.update(options) or SimpleNamespace(spoiled=True)  # noqa: E731

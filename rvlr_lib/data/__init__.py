@@ -21,6 +21,7 @@ from rvlr_lib.data.own import PUBLISHED_SETS, load_files, read_once
 from rvlr_lib.data.relevance import clean_caption, embedding_relevance, rouge_l_relevance
 from rvlr_lib.data.scenes import load_scenes
 from rvlr_lib.data.truth import bayes_ceiling, mentioned_share, shown_share
+from rvlr_lib.tables import refuse_unknown
 
 LOADERS: dict[str, Any] = {"clipart": load_clipart, "emoji": load_emoji, "scenes": load_scenes}
 NAMES = (*LOADERS, *PUBLISHED_SETS)  # named data sets, each with a preset
@@ -49,14 +50,12 @@ def load_dataset(
     loader = LOADERS.get(name) or partial(load_files, name)
     parameters = list(inspect.signature(loader).parameters)
     valid = [parameter for parameter in parameters if parameter not in ("split", "image_root")]
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown; valid: {', '.join(SPLITS)}")
+    refuse_unknown([split], SPLITS, "unknown split")
     if not (name in NAMES or Path(name).suffix or "/" in name or os.path.exists(name)):
         raise ValueError(f"data set {name!r} is unknown; valid: {', '.join(NAMES)}, or a file or folder")
     if image_root and "image_root" not in parameters:
         raise ValueError(f"image_root={image_root!r}: {name} has its own pictures; leave it out")
-    if unknown := [option for option in options if option not in valid]:
-        raise ValueError(f"option {unknown[0]!r} is unknown to {name}; valid: {', '.join(valid)}")
+    refuse_unknown(options, valid, f"{name}: unknown option")
     dial = (imbalance or ImbalanceSpec()).for_split(split)
     if name == "scenes" and imbalance:  # dropped as the scenes are drawn, so that the truth stays known
         drawn, visibility = {"text_detail": dial.text_detail}, dial.image_visibility

@@ -155,22 +155,16 @@ class ImageTextDataset:
             full_captions=self.full_captions and [self.full_captions[c] for c in caption_rows],
         )
 
-    def gallery_sets(self) -> "list[ImageTextDataset]":
-        """One data set per gallery, the same objects on every call; itself if there is one gallery."""
-        return self._gallery_sets
-
     @cached_property
-    def _gallery_sets(self) -> "list[ImageTextDataset]":
+    def gallery_sets(self) -> "list[ImageTextDataset]":
+        """One data set per gallery; itself if there is one gallery."""
         if self.galleries is None:
             return [self]
         return [self.subset(np.flatnonzero(self.galleries == g)) for g in np.unique(self.galleries)]
 
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of ids, captions, pictures and truth: equal exactly if the data are equal."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
         texts = (self.image_ids, self.captions, self.categories or [], self.full_captions or [])
         parts = ["\0".join(strings).encode() for strings in texts]
         parts += [self.caption_image.astype("<i8").tobytes()]

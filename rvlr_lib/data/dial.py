@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, PixelSource
+from rvlr_lib.tables import refuse_unknown
 
 FAULTS = ("occlusion", "blur", "noise", "darkness", "low_resolution")  # after VizWiz: Chiu, Zhao and Gurari 2020
 GRID = 8  # tiles per side for occlusion; scenes have their own 3 x 3
@@ -35,10 +36,8 @@ class ImbalanceSpec:
         for name in ("text_detail", "image_visibility", "mismatch_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} lies outside 0 to 1")
-        if self.image_fault not in FAULTS:
-            raise ValueError(f"image_fault={self.image_fault!r} is unknown; valid: {', '.join(FAULTS)}")
-        if unknown := [split for split in self.splits if split not in SPLITS]:
-            raise ValueError(f"the splits of the dial are {', '.join(SPLITS)}, not {unknown[0]!r}")
+        refuse_unknown([self.image_fault], FAULTS, "unknown image_fault")
+        refuse_unknown(self.splits, SPLITS, "the dial: unknown split")
 
     def for_split(self, split: str) -> "ImbalanceSpec":
         """The dial as it acts on one split."""

@@ -13,7 +13,7 @@ import yaml
 
 from rvlr_lib.data.files import Walk, read_text, stamp, walk
 from rvlr_lib.data.pictures import SUFFIXES
-from rvlr_lib.data.table import LIKE_SPLIT, SPLIT_NAMES, SPLIT_WORD, Collection, Row, read_table, to_rows
+from rvlr_lib.data.table import LIKE_SPLIT, SPLIT_NAMES, SPLIT_WORD, Collection, Row, caption_stem, read_table, to_rows
 from rvlr_lib.disk import UniqueKeys, unique_keys
 
 UNSUPPORTED = tuple(".heic .heif .avif .jp2 .jxl .raw .dng .cr2 .nef".split())  # pictures that Pillow cannot open
@@ -93,13 +93,19 @@ def _items(collection: Collection, file: Path, kind: str, items: dict[str, Any],
 
 def _pairs(collection: Collection, file: Path, kind: str, pictures: Iterable[Any], name: str, text: str) -> list[Row]:
     """Rows of pictures with captions; a picture's value that its caption contradicts is kept as ``image_...``."""
-    items = dict[str, Any]()
+    items, stems = dict[str, Any](), {caption_stem(text)} - {""}  # a picture's own captions would be read several times
     for place, image, captions in pictures:
         if not captions:
             items[place] = image | {text: []}  # refused later
+        own = {f"image_{k}" if caption_stem(k) in stems else k: value for k, value in image.items()}
         for where, caption in captions.items():
-            contradicted = [k for k in image if k not in ("id", name) and caption.get(k, image[k]) != image[k]]
-            items[where] = image | caption | {f"image_{k}": image[k] for k in contradicted} | {name: image[name]}
+            caption = {k: value for k, value in caption.items() if value is not None or k not in own}
+            contradicted = [k for k in own if k not in ("id", name) and caption.get(k, own[k]) != own[k]]
+            if "split" in contradicted:
+                contradicted.remove("split")
+                fault = f"{own[name]!r} is in splits {own['split']!r} and {caption['split']!r}: use one"
+                collection.refused["pictures in two splits"].append(f"{file}, {where}: {fault}")
+            items[where] = own | caption | {f"image_{k}": own[k] for k in contradicted} | {name: own[name]}
     return _items(collection, file, kind, items, image_column=name, caption_key=text)
 
 
@@ -149,7 +155,7 @@ def _need(file: Path, where: str, item: Any, *keys: str) -> None:
     for key in keys:
         if not isinstance(item, dict) or key not in item or (key in ("id", "image_id") and item[key] is None):
             has = f"has {', '.join(map(repr, item))}" if isinstance(item, dict) else f"is {str(item)[:60]!r}"
-            raise ValueError(f"{file}, {where} lacks the key {key!r}: it {has}; {FORMATS}")
+            raise ValueError(f"{file}, {where} lacks the key {key!r} or its value: it {has}; {FORMATS}")
 
 
 def _folder(collection: Collection, folder: Path, assigned: bool) -> list[Row]:
@@ -157,7 +163,8 @@ def _folder(collection: Collection, folder: Path, assigned: bool) -> list[Row]:
     if not folder.resolve().is_relative_to(root):
         raise ValueError(f"{folder} lies outside image_root {collection.root}; leave image_root out for a folder")
     contents, inside, kinds = walk(folder, collection.root), folder.resolve().relative_to(root), ", ".join(SUFFIXES)
-    stems = {os.path.splitext(name)[0] for name in contents.files if name.lower().endswith((*SUFFIXES, *UNSUPPORTED))}
+    suffixes = (*SUFFIXES, *UNSUPPORTED)
+    stems = Counter(os.path.splitext(name)[0] for name in contents.files if name.lower().endswith(suffixes))
     for name in [name for name in contents.files if name.lower().endswith(UNSUPPORTED)]:
         message = f"{folder / name} is not supported: save it as one of {kinds}"
         contents.refused.append(("pictures of an unsupported format", message, 1))
@@ -169,7 +176,7 @@ def _folder(collection: Collection, folder: Path, assigned: bool) -> list[Row]:
         raise ValueError(f"{folder} holds no picture ({kinds}); {FORMATS}")
     splits, texts = {} if assigned else _split_folders(folder, pictures, contents), dict[str, str]()
     for name in (name for name in contents.files if name.lower().endswith(".txt")):
-        if (stem := os.path.splitext(name)[0]) not in stems or texts.setdefault(stem, name) != name:
+        if stems[stem := os.path.splitext(name)[0]] != 1 or texts.setdefault(stem, name) != name:
             collection.refuse_row("texts without a picture", f"{folder / name} has no picture of its own: rename it")
     tables = [name for name in contents.files if "/" not in name and name.lower().endswith(TABLES)]
     if pictures and tables and not texts:

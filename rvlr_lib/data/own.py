@@ -15,8 +15,9 @@ from rvlr_lib.data.dataset import SPLITS, ImageTextDataset, evenly_spaced
 from rvlr_lib.data.files import HIDDEN, printable, require_utf8_name, stamp
 from rvlr_lib.data.formats import FORMATS, parse, read_part
 from rvlr_lib.data.pictures import FileSource, check_header, check_name, decode, equal_files, find_faults
-from rvlr_lib.data.table import CAPTION_FAULTS, LIKE_SPLIT, Collection, Row, Unusable, captions_in, split_in
+from rvlr_lib.data.table import CAPTION_FAULTS, COUNT, LIKE_SPLIT, Collection, Row, Unusable, captions_in, split_in
 from rvlr_lib.provenance import default_root
+from rvlr_lib.tables import refuse_unknown
 
 FEWEST = 5  # pictures per split, which the maps of notebook 04 need
 PUBLISHED = Path(__file__).parent / "published"
@@ -96,11 +97,9 @@ def _index(path: Path) -> dict[str, Any]:
     index = parse(path) if path.suffix.lower() in (".json", ".yaml", ".yml") and not path.is_dir() else None
     if not isinstance(index, dict) or not set(index) & set(KEYS):
         return {}
-    if unknown := [key for key in index if key not in INDEX]:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; an index may have: {', '.join(INDEX)}")
+    refuse_unknown(index, INDEX, f"{path}: unknown key")
     index = _checked(path, index)
-    if unknown := [key for key in index.get("folders", {}) if key not in KEYS]:
-        raise ValueError(f"{path}: folders has the unknown key {unknown[0]!r}; it may have: {', '.join(KEYS)}")
+    refuse_unknown(index.get("folders", {}), KEYS, f"{path}: folders has the unknown key")
     return index
 
 
@@ -138,7 +137,9 @@ def _captions(collection: Collection, key: str, rows: list[Row]) -> list[tuple[A
                 message = f"image_id {row.image_id!r} names {owner!r} and {picture!r}; give every picture its own id"
                 raise Unusable("image ids of two pictures", message)
             if (first := splits.setdefault(picture, split)) != split:
-                raise Unusable("pictures in two splits", f"{picture!r} is in splits {first!r} and {split!r}: use one")
+                raise Unusable(
+                    "pictures in two splits", f"{picture!r}: splits {first or '-'!r} and {split or '-'!r}: use one"
+                )
             if (kind := row.category) is not None and str(first := categories.setdefault(picture, kind)) != str(kind):
                 raise Unusable("pictures of two categories", f"{picture!r} is {first!r} and {kind!r}: use one category")
             if split and key not in ("all", split):
@@ -157,6 +158,10 @@ def _captions(collection: Collection, key: str, rows: list[Row]) -> list[tuple[A
             fate = reason or fault or (f"left out as {row.flags}" if flagged else "used")
             captions.append((picture, "" if fault else text, row.category, row.flags, fate, collection.rows_read))
             fates[picture].add(fate)
+    clean = {text for _, text, *_, fate, _ in captions if fate == "used"}
+    if clean and not options.get("caption_column") and all(map(COUNT.fullmatch, clean)):
+        fault = f"every caption is a number, yes, no or a split, such as {min(clean)!r}"
+        raise ValueError(f"{path}: {fault}: give texts, or choose caption_column ({', '.join(collection.columns)})")
     own_splits = any("used" in fates[picture] and splits.get(picture) for picture in order)
     for picture in order:
         if fates[picture] <= CAPTION_FAULTS.keys():

@@ -35,11 +35,12 @@ def check_name(name: str) -> None:
     """Refuse a picture's name that is invalid by its spelling alone: :func:`safe_path` without touching a file."""
     slashed, way_out = name.replace("\\", "/"), "give its path below image_root"
     parts = slashed.split("/")
-    too_long = max(len(part.encode("utf-8", "replace")) for part in parts) > 255
+    too_long = max(len(part.encode("utf-8", "replace")) for part in parts) > 255 or len(slashed) > 1000
     checks = {
         f"is a URL, but pictures are read from disk: {way_out}": "://" in slashed,
         "has an absolute path: write it relative to image_root": re.match("/|[A-Za-z]:", slashed),
-        f"has a name that no file can have (NUL, or over 255 bytes): {way_out}": "\0" in slashed or too_long,
+        f"has a name that no file can have (NUL, over 255 bytes, or a path over 1,000): {way_out}": "\0" in slashed
+        or too_long,
         "climbs out with '..': write it relative to image_root": ".." in parts,
         f"has an empty name: {way_out}": PurePosixPath(slashed.strip()) == PurePosixPath(),
     }

@@ -12,6 +12,7 @@ from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cdist
 
 from rvlr_lib.similarity import finite_rows, row_numbers, unit_rows
+from rvlr_lib.tables import refuse_unknown
 
 VARIANTS = ("coco", "rouge_score", "mean_f1")
 
@@ -68,8 +69,7 @@ def rouge_l_relevance(
            [1.  , 0.  ],
            [0.67, 1.  ]], dtype=float32)
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; valid: {', '.join(VARIANTS)}")
+    refuse_unknown([variant], VARIANTS, "unknown variant")
     if isinstance(captions, str) or not len(captions) or not all(isinstance(text, str) for text in captions):
         raise ValueError(f"captions are {str(captions)[:60]}: give a list of strings")
     for name, number in {"chunk_size": chunk_size, "num_images": num_images}.items():

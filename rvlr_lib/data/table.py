@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rvlr_lib.data.dataset import SPLITS
-from rvlr_lib.data.files import Stamp, Walk, read_text
+from rvlr_lib.data.files import Stamp, Walk, printable, read_text
 from rvlr_lib.data.pictures import SUFFIXES
 from rvlr_lib.data.relevance import clean_caption
 
@@ -41,11 +41,12 @@ YES_NO = YES | NO
 SPLIT_NAMES = {"train": "train", "training": "train", "restval": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys("val valid validation dev development".split(), "val")
 KNOWN = SPLIT_NAMES.keys()
-SPLIT_WORD = re.compile("train(ing)?|trn|restval|eval(uation)?|vld|val(id(ation)?)?|dev(elopment)?|te?st(ing)?", re.I)
+SPLIT_WORDS = "train(ing)? trn restval eval(uat(e|ion))? vld val(id(ation)?)? dev(elopment)? te?st(ing)? tuning"
+SPLIT_WORD = re.compile("|".join([*SPLIT_WORDS.split(), r"h[eo]ld[\W_]?out"]), re.I)
 WORDS = rf"{SPLIT_WORD.pattern}|[^\w/\\]|[\d_]|set|split|data|images?|imgs?|pictures?|photos?|my"
 LIKE_SPLIT = re.compile(rf"(?=.*({SPLIT_WORD.pattern}))({WORDS})*", re.I)
-ONE = rf"({SPLIT_WORD.pattern}|h[eo]ld_?out)(_?(sub)?set)?"  # a column of yes and no for one split
-SPLIT_COLUMN = rf"((.*_)?(split|fold|partition)s?(_.*)?|(used?_)?(i[sn]|for)_?{ONE})|(?P<one>{ONE})"
+ONE = rf"({SPLIT_WORD.pattern})(_?((sub)?set|flag|mask))?"  # a column of yes and no for one split
+SPLIT_COLUMN = rf"((.*_|data)?(split|fold|partition)s?(_.*)?|(used?_)?(i[sn]|for)_?{ONE})|(?P<one>{ONE})"
 SPLIT_COLUMN += "|(sub)?set|usage|phase"
 MISSING_TEXT = r"[\W_]*(nan|none|null|n\W?a|nat|nil|undefined)[\W_]*|\\n|#n/a #?n/a|-?1\.#(ind|qnan)|err:\d+"
 GAP = re.compile(MISSING_TEXT + r"|#(name\?|(ref|value|div/0|num|spill|calc|error)!)|[-–—]+|\[\]|\{\}|\(\)")
@@ -55,10 +56,14 @@ GAPS = r"(None|null|nan|true|false)(\s*[,:].*|\s+(['\"]|(None|null|nan|true|fals
 BRACKETS = rf"[uf]?[\[({{]\s*((([\w.]+\()?[bru]?\\?['\"]|[\[({{\])}}]).*|{GAPS})[\])}}]"
 SPOILT = r"[\[{]\s*[“”„‘’«].*[\]}]|[\[{]\s*[bru]?['\"][^\]}]*"  # quoted like prose; cut off
 SPOILT += r"|['\"]\s*[\[{].*['\"].*[\]}]\s*['\"]"  # quoted twice
-COUNT = re.compile(rf"[-+]?\d[\d.,]*%?|{'|'.join(map(re.escape, YES_NO))}")
-UNQUOTED = re.compile(r"\s*[\[{]\s*[^'\"\[{].*,.*[\]}]\s*", re.S)  # one caption may look like this, not all
+SPOILT += r"|('[^']*'|\"[^\"]*\")(\s*[;|]\s*('[^']*'|\"[^\"]*\"))+"  # other marks than commas
+COUNT = re.compile(rf"[\d\W]+|{'|'.join(map(re.escape, (*YES_NO, *SPLIT_NAMES)))}")  # no caption, if all are such
+UNQUOTED = re.compile(r"\s*[\[({]\s*[^'\"\[({].*[\])}]\s*", re.S)  # one caption may look like this, not all
 PROSE = r"(?!\s*[\[({]\s*(?P<mark>['\"])[^'\"]*(?P=mark)\s+[^\W_])"  # a quoted word, then another: not a list
-STRUCTURE = re.compile(rf"{PROSE}\s*({BRACKETS}|{SPOILT}|[\w.]+\((\s*[\[({{'\"].*)?\)|b'.*'|b\".*\")\s*", re.I | re.S)
+CALLED = r"[\w.]+\((\s*(\w+=)?[\[({'\"].*)?\)|[bu]'.*'|[bu]\".*\""
+STRUCTURE = re.compile(rf"{PROSE}\s*({BRACKETS}|{SPOILT}|{CALLED})\s*", re.I | re.S)
+SEVERAL = re.compile(r"\|\s*\w|\S\s*[\n\r]\s*\S")  # captions in one cell, perhaps
+MARKUP = re.compile(r"&(#\d+|\w+);|</?\w+\s*/?>|\\[nrtu]|\ufffd")
 CAPTION_FAULTS = {  # why a text is not a caption; formatted with the text and its picture
     "empty captions": "the caption {!r} of {!r} has no word: write one or leave it out",
     "placeholders of missing captions": "the caption {!r} of {!r} is a missing value: write one or leave it out",
@@ -209,21 +214,24 @@ def to_rows(
     texts = [text for k in captions for text in columns[k] if _folded(text)]
     if len(texts) > 1 and all(isinstance(text, str) and UNQUOTED.fullmatch(text) for text in texts):
         raise ValueError(f"{file}: every caption is in brackets, like {texts[0]!r}: write lists as JSON, with quotes")
-    if joined := sum(isinstance(text, str) and bool(re.search(r"\|\s*\w|\w\s*\n\s*\w", text)) for text in texts):
-        way_out = "several in one cell are read as one; write caption_1, caption_2, or a list as JSON"
-        collection.notes.append(f"{file}: {joined:,} captions contain | or a line break: {way_out}")
-    sure = options.get("caption_column") or {_stem(names[k]) for k in captions} & {"caption", "sentence"}
-    if not sure and (present := {*map(_value, texts)} - {""}) and all(map(COUNT.fullmatch, present)):
-        raise ValueError(f"{file}: every caption of {names[captions[0]]} is a number, yes or no: give caption_column")
+    several = "| or a line break: several in one cell are read as one; write caption_1, caption_2, or a list as JSON"
+    markup = "HTML, escapes or lost letters, such as &amp; or \\n: their names are read as words; replace them"
+    for pattern, what in ((SEVERAL, several), (MARKUP, markup)):
+        if count := sum(isinstance(text, str) and bool(pattern.search(text)) for text in texts):
+            collection.notes.append(f"{file}: {count:,} captions contain {what}")
     first = {_folded(name): k for k, name in reversed([*enumerate(names)]) if k not in {picture, *captions}}
     fields = {what: first[name] for what in ("category", "image_id") for name in COLUMNS[what].split() if name in first}
     used = {picture, *captions, *fields.values(), *flags}
+    for k in range(max(captions) + 1, len(names)):
+        if not names[k] and (nameless := sorted(value for value in distinct[k] if not COUNT.fullmatch(value))):
+            fault = f"column {k + 1} has no name but holds {nameless[0][:60]!r}"
+            raise ValueError(f"{file}: {fault}: name it, or put quotes around captions that contain the separator")
     splits = _split_columns(names, distinct, [k for k in range(len(names)) if k not in used and distinct[k]])
     if len(splits) > 1:
         raise ValueError(f"{file}: the columns {', '.join(names[k] for k in splits)} may all hold the split: keep one")
     fields |= dict(zip(["split"], splits, strict=False))
     for k, name in enumerate(names):
-        (collection.columns if k in {*used, *splits} else collection.unread)[name or "(no name)"] = None
+        (collection.columns if k in {*used, *splits} else collection.unread)[printable(name) or "(no name)"] = None
 
     def row(place: str, values: Sequence[Any]) -> Row:
         name, text = values[picture], values[captions[0]]
@@ -247,7 +255,7 @@ def _find(
     option, chosen = f"{what}_column", options.get(f"{what}_column")
     usual, guess = [_joined(chosen)] if chosen else COLUMNS[what].split(), what == "caption" and not chosen
     key = guess and options.get("caption_key")  # a format's own key: only this one and its numbered variants
-    fits = {k: _stem(name) if guess else _joined(name) for k, name in enumerate(names) if k not in skip}
+    fits = {k: caption_stem(name) if guess else _joined(name) for k, name in enumerate(names) if k not in skip}
     fits = {k: stem for k, stem in fits.items() if names[k] == chosen} or fits  # an exact match comes first
     fits = {k: stem for k, stem in fits.items() if (stem == key if key else stem in usual or (guess and stem))}
     fits = {k: stem for k, stem in fits.items() if any(map(_folded, columns[k]))} or fits
@@ -273,7 +281,7 @@ def _split_columns(names: Sequence[str], distinct: Sequence[set[str]], free: Seq
     clear = any(distinct[k] <= KNOWN for k in named)  # then the others may be scores or folds
     few = [k for k in free if len(distinct[k]) < 10]
     two = {k for k in few if len({SPLIT_NAMES[split] for split in distinct[k] & KNOWN}) > 1}
-    similar = {k for k in few if not distinct[k] <= KNOWN and all(map(LIKE_SPLIT.fullmatch, distinct[k]))}
+    similar = {k for k in free if not distinct[k] <= KNOWN and all(map(LIKE_SPLIT.fullmatch, distinct[k]))}
     return [k for k in named if distinct[k] & KNOWN or not clear] or sorted(two | similar)
 
 
@@ -287,7 +295,7 @@ def _spelt(name: str) -> str:
     return "_".join(re.findall(r"[^\W\d_]+", _joined(name)))
 
 
-def _stem(name: str) -> str:
+def caption_stem(name: str) -> str:
     """``caption`` for caption_2, caption.1 and Captions; ``long_caption`` for longCaption; "" for caption_id."""
     stem, words = _spelt(name).removesuffix("s"), {*_spelt(name).split("_")}
     of_captions = CAPTION_WORDS & words and not OTHER_WORDS & words
@@ -310,13 +318,14 @@ def read_table(collection: Collection, file: Path) -> list[Row]:
     mark, names = max(headers.items(), key=lambda item: not usual.isdisjoint(map(_joined, item[1])))  # first of several
     collection.formats[(file.suffix[1:].upper() or "table") if headed else "token file"] = None
     picture = next((k for k, name in enumerate(names) if _joined(name) in usual), 0)
-    cells = dict[str, list[str]]()
-    for first, last, row in islice(_split_lines(file, lines, mark, collection.lines), headed, None):
-        row = row if any(map(str.strip, row[len(names) :])) else row[: len(names)]  # ignore separators at the end
+    cells, rows = dict[str, list[str]](), [*islice(_split_lines(file, lines, mark, collection.lines), headed, None)]
+    surplus = all(len(row) > len(names) for *_, row in rows)  # separators at the end of every row, not of one caption's
+    for first, last, row in rows:
+        row = row[: len(names)] if surplus and not any(map(str.strip, row[len(names) :])) else row
         row = row if any(names[len(row) :]) else row + [""] * (len(names) - len(row))
         further = [line for cell in row for line in cell.splitlines()[1:]]  # of quoted fields
         if len(row) != len(names):
-            few, way_out = len(row) < len(names), f"a caption that contains {mark!r} needs quotes"
+            few, way_out = len(row) < len(names), f"a caption with {mark!r} needs quotes, or remove {mark!r} at the end"
             if few:
                 way_out = f"{', '.join(names[len(row) :])} missing; complete the line, cut off or broken in two"
             elif mark == "\t":

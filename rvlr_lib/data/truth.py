@@ -107,7 +107,7 @@ def bayes_ceiling(dataset: ImageTextDataset, ks: Sequence[int] = (1, 5, 10)) -> 
     """
     views = _views(dataset)
     if dataset.galleries is not None and len(np.unique(dataset.galleries)) > 1:
-        raise ValueError(f"{dataset.name}/{dataset.split} has several galleries: take each of dataset.gallery_sets()")
+        raise ValueError(f"{dataset.name}/{dataset.split} has several galleries: take each of dataset.gallery_sets")
     likelihood = caption_likelihood(views)
     posterior = _rounded(likelihood / likelihood.sum(1, keepdims=True))  # t2i: same order and ties as likelihood
     matches = views.caption_image[:, None] == np.arange(len(dataset))

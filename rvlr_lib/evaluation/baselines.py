@@ -276,7 +276,7 @@ def moved_items(
     <a> <b>``, ``neighbours <space>`` (nearest first).
     """
     frames, row = [], {name: row for row, name in enumerate(dataset.image_ids)}
-    for number, gallery in enumerate(dataset.gallery_sets()):
+    for number, gallery in enumerate(dataset.gallery_sets):
         ids, first = np.array(gallery.image_ids), first_captions(gallery)
         frame = pd.DataFrame({"id": ids, "row": [row[i] for i in ids], "caption": [gallery.captions[c] for c in first]})
         images = {name: galleries(pair, dataset)[number][1][0] for name, pair in spaces.items()}

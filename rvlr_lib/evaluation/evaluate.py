@@ -209,7 +209,7 @@ def galleries(
         return [(dataset, (images, texts))]
     of_images, of_captions = dataset.galleries, dataset.galleries[dataset.caption_image]
     pairs = [(images[of_images == number], texts[of_captions == number]) for number in np.unique(of_images)]
-    return list(zip(dataset.gallery_sets(), pairs, strict=True))
+    return list(zip(dataset.gallery_sets, pairs, strict=True))
 
 
 def mean_of(reports: Iterable[Mapping[Any, float]]) -> dict[Any, float]:

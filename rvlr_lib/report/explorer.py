@@ -61,7 +61,7 @@ def explorer_points(record: Mapping[str, Any], dataset: str, root: Path) -> dict
     baseline = parameters.get("baseline") or study.settings.method.baseline
     arms = {UNIMODAL: UNIMODAL, "baseline": baseline, "RVLR": "rvlr"}
     test = study.dataset("test")
-    gallery = test.gallery_sets()[0]
+    gallery = test.gallery_sets[0]
     spaces = {label: galleries(study.test_features(arm), test)[0][1] for label, arm in arms.items()}
     options = {"method": "umap", "seed": study.settings.seed, "max_points": parameters.get("max_points", 1000)}
     layout = cached_projection(root, spaces, caption_image=gallery.caption_image, **options)

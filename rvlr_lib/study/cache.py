@@ -154,7 +154,7 @@ def data_parts(settings: Settings, modality: str) -> dict[str, Any]:
     else:  # the same files in another place are the same data
         parts |= {"name": data_name(data.name), "image_root": None}
         intact = replace(settings.data, text_detail=1.0, image_visibility=1.0, mismatch_rate=0.0)
-        parts["fingerprint"] = [read_split(replace(settings, data=intact), split).fingerprint() for split in SPLITS]
+        parts["fingerprint"] = [read_split(replace(settings, data=intact), split).fingerprint for split in SPLITS]
     if dialled:
         parts["dial"] = source_hash("rvlr_lib.data.dial")
     return parts

@@ -19,7 +19,7 @@ STRUCTURE = ("i2i/NDCG@10/above_floor", "t2t_no_siblings/NDCG@10/above_floor")
 
 def make_reference(folder: Path, *, dataset: ImageTextDataset, info: dict[str, Any], width: int, seed: int) -> None:
     """Write the record of a row without a model: random features of a ``width``, or for 0 the ceiling of scenes."""
-    galleries = [] if width or dataset.scene is None else dataset.gallery_sets()
+    galleries = [] if width or dataset.scene is None else dataset.gallery_sets
     reports = noise_floor(dataset, width, seed) if width else {"latent": mean_of(map(bayes_ceiling, galleries))}
     record = {"metrics": next(iter(reports.values())), "metrics_by_relevance": reports, "structure": {}}
     _write(folder, dataset, info, record)
@@ -42,7 +42,7 @@ def make_result(
     ``rerank``: a fusion encoder; image tokens, text tokens and their mask; and how many candidates it re-ranks.
     """
     matching = None
-    if rerank is not None and len(dataset.gallery_sets()) == 1:
+    if rerank is not None and len(dataset.gallery_sets) == 1:
         fusion, tokens, top_k = rerank
         matching = matching_scores(fusion, *tokens, features, top_k, device=device)
     record = evaluate(features, dataset, matching=matching, official=training is not None, device=device, **options)
@@ -56,5 +56,5 @@ def validation_scores(features: Features, dataset: ImageTextDataset, device: tor
 
 
 def _write(folder: Path, dataset: ImageTextDataset, info: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    data = {"data": dataset.fingerprint(), "data_info": dataset.info, "rouge": "coco" if not dataset.scene else None}
+    data = {"data": dataset.fingerprint, "data_info": dataset.info, "rouge": "coco" if not dataset.scene else None}
     write_json(folder / "result.json", {**record, "provenance": {**info, **data}})

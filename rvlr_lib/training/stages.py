@@ -31,7 +31,7 @@ def train_arm(
     objective, splits = build_objective(**arm, device=batches.device), arm["splits"]
     student, weights = objective.student, objective.weights
     dataset, inputs = splits[selection]
-    gallery = dataset.gallery_sets()[0]
+    gallery = dataset.gallery_sets[0]
     owner = torch.as_tensor(gallery.caption_image, device=batches.device)
 
     def validate() -> dict[str, float]:

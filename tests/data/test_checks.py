@@ -53,8 +53,10 @@ def test_every_fault_is_counted_and_named(tmp_path):
     assert not findings["missing pictures"].spoils
     assert findings["groups of equal picture files in two splits"].count == 1
     assert checked()[1]["unreadable pictures"].count == 2  # a header cannot show that a file is truncated
-    rows[30]["caption"], rows[31]["caption"], rows[32]["caption"] = "a dog | a cat", "two\nlines", "or|and\n"
-    assert any("3 captions contain | or a line break" in what for what in checked()[1])
+    rows[30]["caption"], rows[31]["caption"], rows[32]["caption"] = "a dog | a cat", "Two.\n- lines", "or|and &amp;"
+    notes = "\n".join(checked()[1])
+    assert "3 captions contain | or a line break" in notes
+    assert "1 captions contain HTML" in notes
     for row in rows[20:23]:
         row["split"] = None
     accounts = checked()[0].accounts

@@ -64,7 +64,7 @@ def test_words_of_real_captions_drop_and_relevance_stays():
     assert half.subset([3, 1]).full_captions == expected
     relevance = relevances(half)["rouge_l"].caption_to_image
     np.testing.assert_array_equal(relevance, rouge_l_relevance(complete.captions, complete.caption_image))
-    assert half.fingerprint() != complete.fingerprint()
+    assert half.fingerprint != complete.fingerprint
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -91,10 +91,10 @@ def test_occlusion_leaves_the_stated_share_visible():
 def test_another_seed_drops_other_words_and_covers_other_tiles():
     one, same, other = (emoji(40, text_detail=0.5, image_visibility=0.5, seed=seed) for seed in (0, 0, 1))
     assert one.captions == same.captions != other.captions
-    assert one.fingerprint() == same.fingerprint()
+    assert one.fingerprint == same.fingerprint
     assert [one.image(row) for row in range(40)] != [other.image(row) for row in range(40)]
     dials = {"seed": 1}, {"image_visibility": 0.6}, {"image_fault": "noise"}  # each changes the pictures
-    assert len({emoji(5, **{"image_visibility": 0.5} | dial).fingerprint() for dial in ({}, *dials)}) == 4
+    assert len({emoji(5, **{"image_visibility": 0.5} | dial).fingerprint for dial in ({}, *dials)}) == 4
 
 
 def test_whole_captions_move_with_mixed_pairs():

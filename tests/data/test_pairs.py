@@ -58,8 +58,8 @@ def test_subset_re_indexes_everything():
 
 def test_fingerprint_distinguishes_data():
     dataset = make_dataset()
-    original = dataset.fingerprint()
-    assert original == make_dataset().fingerprint() == replace(dataset, name="other", info={"x": 1}).fingerprint()
+    original = dataset.fingerprint
+    assert original == make_dataset().fingerprint == replace(dataset, name="other", info={"x": 1}).fingerprint
     pixels = dataset.source.array.copy()
     pixels[2, 3, 4, 1] ^= 1
     captions = dataset.captions
@@ -75,7 +75,7 @@ def test_fingerprint_distinguishes_data():
         {"full_captions": captions},
         {"scene": load_dataset("scenes", split="val", size=5).scene},
     ]
-    assert len({original, *(make_dataset(**change).fingerprint() for change in changes)}) == len(changes) + 1
+    assert len({original, *(make_dataset(**change).fingerprint for change in changes)}) == len(changes) + 1
 
 
 def test_augment_keeps_the_full_picture_at_scale_one():

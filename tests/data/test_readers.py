@@ -37,7 +37,10 @@ def expect(path, parts, **options):
 @pytest.mark.parametrize("shape", [coco, list_rows])
 def test_files_without_splits_are_split_by_hash(tmp_path, drawn, shape):
     root, pairs = drawn
-    path = write(tmp_path, "x.json", shape(pairs))
+    content = shape(pairs)
+    if shape is coco:  # a picture's own captions, which are not those of its annotations
+        content["images"][0] |= {"captions": ["a dog", "a cat"], "caption_2": "a cow"}
+    path = write(tmp_path, "x.json", content)
     assert expect(path, hashed(pairs), image_root=root).pixels([0, 2], 16).shape == (2, 3, 16, 16)
 
 
@@ -149,9 +152,9 @@ BAD_CONTENT = [
     ("x.json", [LONE | {"split": "val"}, LONE | {"image": "b"}], "'b' has no split"),
     ("x.json", {"images": [{"id": 1, "file_name": k} for k in "ab"], "annotations": []}, "duplicate id 1, for 'a' and"),
     ("x.json", ONE | {"annotations": [{"image_id": 2, "caption": "a"}]}, r"annotations\[0\]: image_id 2 is not the id"),
-    ("x.json", {"images": [ONE["images"][0] | {"split": "test"}], "annotations": [ANNOTATION]}, "split, image_split"),
+    ("x.json", {"images": [ONE["images"][0] | {"split": "test"}], "annotations": [ANNOTATION]}, "in splits 'test' and"),
     ("x.json", ONE | {"annotations": []}, "'a' has no caption"),
-    ("x.json", {"images": [{"id": None, "file_name": "a"}], "annotations": []}, r"images\[0\] lacks the key 'id'"),
+    ("x.json", {"images": [{"id": None, "file_name": "a"}], "annotations": []}, "lacks the key 'id' or its value"),
     ("x.txt", "a.jpg#0,a dog\n", "a header is missing, or the tab of a.jpg#0<TAB>caption"),
     ("x.json", {"images": [{"sentences": []}]}, r"images\[0\] lacks the key 'filename'"),
     ("x.json", [LONE | {"image": f"{i}.jpg"} for i in range(3)], "needs 5 or more"),
@@ -176,7 +179,7 @@ BAD_CONTENT = [
     ("x.jsonl", '{"image": "a", "caption": "b", "train": true}', "line 1, train: split True is .*rename the column"),
     *(
         ("x.csv", f"image,caption,{k}\na,b,1\nc,d,0.0\n", f"line 2, {k}: split '1' is unknown")
-        for k in "is_test_set for_training inVal valid is_valid isHoldout tst used_for_dev".split()
+        for k in "for_training inVal valid isHoldout tst used_for_dev test_flag train_mask datasplit".split()
     ),
     ("x.csv", "image,caption,train,val,test\na,b,1,0,\nc,d,,,1\n", "columns train, val, test may all hold the split"),
     *(("x.csv", f"image,caption,set\na,b,{name}\n", f"set: split '{name}' is") for name in ("train2014", "eval")),
@@ -197,6 +200,13 @@ BAD_CONTENT = [
     ("x.csv", 'image,caption\na,"""[""""b"""", """"c""""]"""\n', "is a structure"),
     ("x.csv", "image,caption,use\na,b,train\nc,d,test\ne,f,demo\n", "line 4, use: split 'demo' is unknown"),
     ("x.csv", 'image,caption\na,"[b, c]"\nd,"{e, f}"\n', "every caption is in brackets, like .*write lists as JSON"),
+    ("x.csv", 'image,caption\na,(b)\nc,"(d, e)"\n', "every caption is in brackets"),
+    ("x.csv", "image,caption,notes\na,b,\nc,d, e,\n", "line 3: 4 fields, the header has 3"),
+    ("x.csv", "image,caption,,\na,b,c,\n", "column 3 has no name but holds 'c'"),
+    ("x.txt", "a.jpg\ttrain\nb.jpg\t3\n", "is a number, yes, no or a split, such as '3'.*.image, caption"),
+    ("x.csv", "image,caption,why\na,b,train\nc,d,hold-out\n", "why: split 'hold-out' is unknown"),
+    ("x.csv", "image,caption,why\n" + "".join(f"a{k},b,train-{k}\n" for k in range(20)), "why: split 'train-0' is"),
+    ("x.json", [LONE | {"image": "a/" * 600 + "b"}], "a name that no file can have"),
     ("x.parquet", "PAR1", "is a .parquet file, which is not a known format"),
 ]
 

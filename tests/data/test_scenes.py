@@ -12,10 +12,10 @@ def load(split="val", **options):
 
 def test_fewer_scenes_are_the_first_of_more_and_splits_have_their_sizes():
     assert [len(load(split, size=None)) for split in ("train", "val")] == [4000, 500]
-    assert load(size=12).fingerprint() == load().subset(range(12)).fingerprint()
+    assert load(size=12).fingerprint == load().subset(range(12)).fingerprint
     test = load("test", galleries=3, gallery_size=20)
-    assert [len(g) for g in test.gallery_sets()] == [20, 20, 20]
-    assert load("test", galleries=1, gallery_size=20).fingerprint() == test.gallery_sets()[0].fingerprint()
+    assert [len(g) for g in test.gallery_sets] == [20, 20, 20]
+    assert load("test", galleries=1, gallery_size=20).fingerprint == test.gallery_sets[0].fingerprint
 
 
 def test_a_picture_shows_exactly_the_colours_of_its_objects():

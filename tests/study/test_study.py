@@ -99,7 +99,7 @@ def test_unknown_names_are_listed(make_study, refuses):
     wrong = make_study(**{"model.text_teacher": "sentence:nowhere"})
     refuses("nowhere", wrong.result, "rvlr")
     assert not (wrong.cache.root / "cache" / "stage1").exists()
-    refuses("split 'dev' is unknown", make_study().dataset, "dev")
+    refuses("unknown split 'dev'", make_study().dataset, "dev")
     refuses("data.name is 'emoji', but the data set is 'scenes'", open_study, "scenes", **{"data.name": "emoji"})
     refuses("unknown preset 'huge'", open_study, "scenes", preset="huge")
 
