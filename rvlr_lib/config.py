@@ -6,6 +6,7 @@ Order of precedence: dataclass default < preset of the data set < size preset < 
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, reduce
 from pathlib import Path
@@ -265,7 +266,7 @@ def parse_dataclass(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     key = repr(values)  # most studies begin with the same presets
     try:
         if key not in instances:
-            instances[key] = parser.instantiate(parser.parse_object({"value": values})).value
+            instances[key] = parser.instantiate(parser.parse_object({"value": deepcopy(values)})).value
         return instances[key]
     except (ArgumentError, TypeError, RecursionError) as error:
         text = re.sub(r"Parser key \"value\.?([\w.]*)\":\s*", r"\1: ", str(error)).replace("Group 'value'", "it")
@@ -299,6 +300,9 @@ def _checked(values: Mapping[str, Any], where: str) -> Settings:
     refuse_unknown([settings.method.distance], DISTANCES, f"{where}: method.distance is")
     for name, tuned in settings.arms.items():
         refuse_unknown(tuned.strengths, arm(name).groups, f"{where}: arms.{name}.strengths names")
+        for what, value in {**tuned.strengths, "learning_rate": tuned.learning_rate}.items():
+            if not 0 <= value <= LARGEST:
+                raise ValueError(f"{where}: arms.{name}: {what} is {value}, expected 0 to {LARGEST}")
     return settings
 
 

@@ -57,14 +57,14 @@ def claimed_folder(
 ) -> Iterator[dict[str, Any]]:
     """Lock an output folder while it is written, and refuse to replace what other settings produced.
 
-    ``identity`` determines the content and is stored in ``file``, next to keys of the caller. ``overwrite`` first
-    clears ``file`` and removes only the entries that ``owned`` names, given its content. Yields the earlier content of
-    ``file`` that is kept. A new folder is removed if the block fails before it writes. ValueError: another process
-    holds the folder, or it contains other files or the output of other settings.
+    ``identity`` determines the content and is stored in ``file``, next to keys of the caller. ``overwrite``
+    replaces ``file`` and removes only the entries that ``owned`` names, given its content, but keeps both if the block
+    fails before it writes; a new folder is then removed. Yields the earlier content of ``file`` that is kept.
+    ValueError: another process holds the folder, or it contains other files or the output of other settings.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder")
-    new = not folder.exists()
+    new, aside, replaced = not folder.exists(), folder / ".replaced", dict[Path, Path]()
     folder.mkdir(parents=True, exist_ok=True)
     handle, record, entries = os.open(folder, os.O_RDONLY), folder / file, [file]
     try:
@@ -81,21 +81,27 @@ def claimed_folder(
         if changes and not overwrite:
             way_out = "choose another folder with --out, or replace it with --overwrite"
             raise ValueError("\n  ".join([f"{folder} belongs to other settings:", *changes[:10], way_out]))
-        if overwrite:
+        kept = {} if overwrite else earlier
+        if overwrite and entries:
             if outside := unsafe_names(names := [*owned(earlier)]):
                 raise ValueError(f"{folder} claims {outside[0]!r}, which lies elsewhere: choose another folder")
-            for path in (folder / name for name in names):  # of a link, only the link
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-            earlier = {}
-        write_json(record, earlier | current)
-        yield earlier
+            aside.mkdir(exist_ok=True)
+            for path in (folder / name for name in names if os.path.lexists(folder / name)):
+                replaced[path] = path.rename(aside / path.name)
+        write_json(record, kept | current)
+        yield kept
     except BaseException:
+        if replaced and not any(map(os.path.lexists, replaced)):  # nothing new has been written
+            for path, old in replaced.items():
+                old.rename(path)
+            write_json(record, earlier)
         if entries == [] and list(folder.iterdir()) == [record]:  # the corrected command will have other settings
             record.unlink()
             if new:
                 folder.rmdir()
         raise
     finally:
+        shutil.rmtree(aside, ignore_errors=True)
         os.close(handle)  # which also unlocks
 
 
@@ -169,7 +175,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): remove it and run again") from error
+        raise ValueError(
+            f"{path} cannot be read ({error}): remove it (a stage's or run's: its folder) and run again"
+        ) from error
 
 
 def to_json_types(value: Any) -> Any:

@@ -19,6 +19,8 @@ def test_later_presets_win_and_overrides_win_over_all(tmp_path):
     assert (settings.stage2.epochs, settings.stage2.flip) == (3, False)
     assert load_settings("scenes", str(preset)).stage1.batch_size == Settings().stage1.batch_size
     assert load_settings(overrides={"seed": 3, "data.seed": 0}).world_seed == 0  # by default the seed
+    tuned = load_settings("tuned").arms["rvlr"]
+    assert load_settings("tuned", overrides={"arms.rvlr.learning_rate": 9}).arms["rvlr"].strengths == tuned.strengths
 
 
 FAULTS = [({"stage1.epochz": 3}, "stage1.epochz.*valid: epochs, batch_size"), ({"nope": 3}, "valid: data, model")]
@@ -26,6 +28,7 @@ FAULTS += [({"data.image_fault": "fog"}, "occlusion"), ({"data.text_detail": Tru
 FAULTS += [({"stage1.betas": [1, 2, 3]}, "betas"), ({"arms.rvlx.learning_rate": 1.0}, "unknown arm 'rvlx'")]
 FAULTS += [({"stage1": 3, "stage1.epochs": 3}, "stage1 is 3, expected settings under"), ({"seed": "many"}, "seed")]
 FAULTS += [({"arms.rvlr.strengths": {"intra": 1.0}}, "valid: representation, structure")]
+FAULTS += [({"arms.rvlr.strengths": {"structure": -1.0}}, "rvlr: structure is -1.0, expected 0 to")]
 FAULTS += [({"stage1.learning_rate": float("nan")}, "stage1.learning_rate is nan"), ({"data.seed": -2}, "-1 to")]
 FAULTS += [({"seed": 2**32}, "0 to"), ({"stage1.warmup": 2}, "stage1.warmup is 2.0, expected 0 to 1")]
 FAULTS += [({key: -2}, f"{key} is -2, expected 0 to") for key in ("seed", "data.max_bad_pictures", "rerank_top_k")]

@@ -65,7 +65,7 @@ def describe(case):
             pins[f"counts/{side}"] = sha(getattr(views, side).counts().astype("<f4"))
         for kind in ("latent", "shown"):  # cosines differ in the last bit between machines, so they are not hashed
             pins |= {f"truth/{kind}/{name}": weighted_sum(matrix) for name, matrix in vars(views.truth(kind)).items()}
-        pins |= {f"ceiling/{k}": value for k, value in bayes_ceiling(dataset.gallery_sets()[0]).items()}
+        pins |= {f"ceiling/{k}": value for k, value in bayes_ceiling(dataset.gallery_sets[0]).items()}
         pins |= {"told_share": mentioned_share(dataset), "shown_share": shown_share(dataset)}
     return pins
 

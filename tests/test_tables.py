@@ -61,14 +61,11 @@ def test_markdown_latex_and_every_digit_as_csv(tmp_path):
     assert "a\\_b \\\\\n\\midrule\n$-$1.5 \\\\" in tables.to_latex(plain)
 
 
-def test_the_column_metric_decides_how_a_row_is_rounded():
+def test_the_column_metric_decides_how_a_row_is_rounded_and_differences_have_signs():
     frame = pd.DataFrame({"metric": ["r_mean", "modality_gap"], "rvlr": [31.26, 0.126]})
     for table in (frame, frame.set_index("metric")):
         rows = tables.to_markdown(table).splitlines()[2:]
         assert [row.split(" | ")[1].strip(" |") for row in rows] == ["31.3", "0.13"]
-
-
-def test_a_column_of_differences_has_signs_and_two_decimals():
     table = pd.DataFrame({"Δ r_mean": [0.034, -0.1, 0.001], "r_mean": [0.034] * 3})
     rows = [row.strip("| ").split(" | ") for row in tables.to_markdown(table).splitlines()[2:]]
     assert rows == [["+0.03", "0.0"], ["−0.10", "0.0"], ["0.00", "0.0"]]

@@ -98,8 +98,8 @@ def cached_projection(root: Path | str, spaces: Spaces, **options: Any) -> Proje
     arrays = [(name, *map(np.asarray, pair)) for name, pair in spaces.items()]
     key = joblib.hash([importlib.metadata.version("umap-learn"), sha256(Path(__file__)), options, arrays])
     path = Path(root) / "cache" / "projection" / f"{key}.json"
-    if not path.exists():
-        os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(root, "cache", "numba").absolute()))  # home may be read-only
+    if not path.exists():  # numba caches below the home folder, which may be read-only
+        os.environ["NUMBA_CACHE_DIR"] = os.environ.get("NUMBA_CACHE_DIR") or str(Path(root, "cache/numba").absolute())
         write_json(path, asdict(project_spaces(spaces, **options)))
     fields = read_json(path)
     fields["coords"] = {name: tuple(np.array(xy, np.float32) for xy in pair) for name, pair in fields["coords"].items()}

@@ -34,6 +34,7 @@ from rvlr_lib.disk import claimed_folder, digest, read_json, read_yaml, sha256, 
 from rvlr_lib.provenance import PACKAGE, data_name, default_root, provenance, real_path, versions
 from rvlr_lib.report.output import HEADLESS, OPENING, fit_parameters
 from rvlr_lib.report.report import CHECKOUT, compare, write_reference, write_report
+from rvlr_lib.tables import refuse_unknown
 
 PROFILE_KEYS = ("cell_timeout_seconds", "description", "expected_seconds", "parameters", "runs")
 OUTPUTS = {"results", "figures", "tables", "report.md", "report.html", "explore.html"}  # next to the data sets' folders
@@ -96,8 +97,7 @@ def load_profile(
         settings |= fit_parameters(numbers, {key: settings[key] for key in numbers})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a valid profile: {error}") from None
-    if unknown := [name for name, _ in entries if name not in books]:
-        raise ValueError(f"{path}: unknown notebook '{unknown[0]}'; valid: {', '.join(sorted(books))}")
+    refuse_unknown([name for name, _ in entries], sorted(books), f"{path}: unknown notebook")
     signatures = {name: notebook_parameters(books[name]) for name, _ in entries}
     for kinds, _ in signatures.values():
         kinds.pop("output_dir", None)  # set by run_notebook

@@ -165,7 +165,7 @@ def perturbed(
 
     Columns ``dataset, arm, perturbation, strength, metric, value``.
     """
-    gallery = study.dataset("test").gallery_sets()[0]
+    gallery = study.dataset("test").gallery_sets[0]
     clean = gallery.subset(list(range(min(most, len(gallery)))))
     students, owner = {name: study.student(name) for name in arms}, torch.as_tensor(clean.caption_image)
     features = [new_features(study, students, clean, side) for side in (0, 1)]

@@ -161,6 +161,9 @@ def load_plan(profile: str = "study") -> Plan:
         refuse_unknown([claim.metric] if claim.primary else [], plan.delta, f"{where}: no delta for")
     if plan.seeds < 2 or sum(claim.primary for claim in plan.claims.values()) > MAX_CLAIMS:
         raise ValueError(f"{path}: a study needs two seeds or more and at most {MAX_CLAIMS} primary claims")
+    first, free = max((part.seeds for part in plan.sets.values()), default=0), plan.tuning.seeds
+    if plan.tuning.trials < 1 or not free or min(*free, *plan.regime_map.seeds, first) < first:
+        raise ValueError(f"{path}: tuning needs a trial, and like the map seeds that no verdict sees, {first} or more")
     for name, part in plan.sets.items():
         for dial in part.dials:
             plan.settings(name, dial, 0, {})  # every setting is checked before anything runs

@@ -280,5 +280,5 @@ def _store(folder: Path, batches: Iterable[tuple[Tensor, Rows]], total: int, lab
 def _open(folder: Path) -> Rows:
     try:
         return {path.stem: torch.from_numpy(np.load(path, mmap_mode="c")) for path in folder.iterdir()}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{folder} cannot be read ({error}): remove the folder above it and run again") from error

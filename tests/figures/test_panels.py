@@ -19,7 +19,7 @@ def test_examples_are_rows_of_pictures_with_captions():
     assert [(len(one.axes[0].images), "number 4" in texts(one)) for one in (figure, narrow)] == [(10, True), (6, False)]
 
 
-def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth):
+def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth, refuses):
     spaces = {"matching_longer": space, "rvlr": space}
     queries = [browser.make_query(scenes, spaces, way, 0, relevance=truth) for way in ("t2i", "i2t", "t2it")]
     figure = drawn(panels.plot_retrieval_panel, queries)
@@ -32,11 +32,7 @@ def test_panel_shows_the_true_item_the_rank_and_marks(scenes, space, truth):
     table = panels.retrieval_table(queries)
     assert table.columns.tolist() == ["query", "method", "rank", "item", "hit", "relevance", "true_rank"]
     assert len(table) == 3 * 2 * 5
-
-
-def test_a_panel_taller_than_a_page_is_an_error(scenes, space, truth, refuses):
-    query = browser.make_query(scenes, {str(i): space for i in range(3)}, "t2i", 0, relevance=truth)
-    refuses("show fewer rows", panels.plot_retrieval_panel, [query] * 9)
+    refuses("show fewer rows", panels.plot_retrieval_panel, queries[:1] * 20)  # taller than a page
 
 
 def test_captions_of_any_length_stay_in_their_cell():

@@ -53,6 +53,9 @@ def test_a_map_is_computed_once(spaces, tmp_path, monkeypatch):
     cached = partial(projection.cached_projection, tmp_path, spaces, method="pca", caption_image=np.arange(40))
     first = cached()
     assert os.environ["NUMBA_CACHE_DIR"] == "mine"
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    cached(seed=2)
+    assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "cache" / "numba")
     monkeypatch.setattr(projection, "project_spaces", None)
     again = cached()
     np.testing.assert_allclose(again.coords["start"][1], first.coords["start"][1], atol=1e-6)
@@ -67,23 +70,13 @@ def test_a_map_is_computed_once(spaces, tmp_path, monkeypatch):
         cached()
 
 
-def test_numba_uses_the_cache_folder(spaces, tmp_path, monkeypatch):
-    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
-    monkeypatch.delenv("NUMBA_CACHE_DIR")
-    projection.cached_projection(tmp_path, spaces, method="pca", caption_image=np.arange(40))
-    assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path / "cache" / "numba")
-
-
-def test_panels_share_limits_and_colour_shows_the_modality(maps):
+def test_panels_share_limits_colour_shows_the_modality_and_other_never_stands_for_one_label(maps):
     for drawing in maps:
         figure = drawn(projection.plot_embedding, drawing)
         extent = max(np.abs(xy).max() for pair in drawing.coords.values() for xy in pair)
         assert [axes.get_xlim()[1] for axes in figure.axes] == pytest.approx([1.08 * extent] * 2)
     assert legend(figure) == ["picture", "caption"]
     assert len(figure.axes[0].collections[0].get_segments()) == 40  # pairs
-
-
-def test_other_never_stands_for_one_label(maps):
     for kinds, other in ((7, False), (9, True)):
         figure = projection.plot_embedding(maps[1], labels=[f"kind {i % kinds}" for i in range(40)])
         assert ("other" in legend(figure)) == other

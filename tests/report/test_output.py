@@ -36,16 +36,13 @@ def test_a_notebook_writes_figures_tables_sentences_and_one_result(tmp_path):
     assert written == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf", "csv")}
 
 
-def test_interactive_output_does_not_touch_a_headless_run(tmp_path, monkeypatch, refuses):
+def test_results_of_a_headless_run_and_of_another_file_are_kept(tmp_path, monkeypatch, refuses):
     monkeypatch.setenv("RVLR_RUNS", str(tmp_path))
     assert RunOutput("02", "scenes").folder == tmp_path / "lab"
     write_json(tmp_path / "quick" / "run.json", {})
     refuses("quick is a run of `rvlr reproduce`", RunOutput, "02", "scenes", tmp_path / "quick")
     monkeypatch.setenv("RVLR_HEADLESS", "1")
     RunOutput("02", "scenes", tmp_path / "quick")
-
-
-def test_results_of_another_file_with_the_same_name_are_kept(tmp_path, refuses):
     one, two = (tmp_path / name / "mine.csv" for name in ("one", "two"))
     write_text(one, "")
     for path in (one, one):

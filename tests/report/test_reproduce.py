@@ -14,7 +14,7 @@ import pytest
 from joblib import cpu_count
 
 from rvlr_lib import cli
-from rvlr_lib.disk import read_json, write_json
+from rvlr_lib.disk import claimed_folder, read_json, write_json
 from rvlr_lib.report import reproduce as runner
 from rvlr_lib.report.report import compare
 from rvlr_lib.report.reproduce import load_profile, notebook_parameters
@@ -232,6 +232,12 @@ def test_output_of_other_settings_is_never_replaced_silently(checkout, command, 
     assert command("--profile", "good", "--overwrite")[0] == 0
     assert not (out / "results").exists()
     assert (out / "mine.txt").exists()
+    with (
+        pytest.raises(KeyError),
+        claimed_folder(out, {}, file="run.json", overwrite=True, owned=lambda _: ["report.md"]),
+    ):
+        raise KeyError  # before anything is written: what was there stays
+    assert (out / "report.md").exists()
     (out / "run.json").write_text((out / "run.json").read_text().replace('"dataset": "scenes"', '"dataset": ".."', 1))
     assert "'..', which lies elsewhere: choose another folder" in command("--profile", "good", "--overwrite")[2]
     (out / "run.json").unlink()
