@@ -85,13 +85,15 @@ def claimed_folder(
         if overwrite and entries:
             if outside := unsafe_names(names := [*owned(earlier)]):
                 raise ValueError(f"{folder} claims {outside[0]!r}, which lies elsewhere: choose another folder")
-            aside.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)  # of a killed process
+            aside.mkdir()
             for path in (folder / name for name in names if os.path.lexists(folder / name)):
                 replaced[path] = path.rename(aside / path.name)
         write_json(record, kept | current)
         yield kept
     except BaseException:
-        if replaced and not any(map(os.path.lexists, replaced)):  # nothing new has been written
+        present = {path.name for path in folder.glob("[!.]*")}
+        if replaced and present == {*entries} - {path.name for path in replaced}:  # nothing new has been written
             for path, old in replaced.items():
                 old.rename(path)
             write_json(record, earlier)
@@ -175,9 +177,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}): remove it (a stage's or run's: its folder) and run again"
-        ) from error
+        raise ValueError(f"{path} cannot be read ({error}): remove it, or its stage's or run's folder") from error
 
 
 def to_json_types(value: Any) -> Any:

@@ -27,9 +27,7 @@ def test_every_benchmark_runs_and_its_sides_agree(name):
     rows = load(name).rows(TINY)
     assert rows
     for row in rows:
-        assert row.equal, row
-        assert row.what
-        assert row.goal
+        assert all((row.equal, row.what, row.goal)), row
         assert row.values.get("ratio", 1) > 0
         assert row.measured != "not measured" or name == "search"  # where there is no faiss
     json.dumps([dataclasses.asdict(row) for row in rows])

@@ -64,7 +64,7 @@ def test_the_library_stays_small():
     lines = sum(len(path.read_text().splitlines()) for path in LIBRARY)
     top_level = [path.name for path in LIBRARY if path.parent.name == "rvlr_lib" and not path.name.startswith("__")]
     tests = sum(len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py"))
-    assert lines <= 11_635  # a ratchet: take lines out and lower it; the aim is 7,600, and 6,000 for the tests
+    assert lines <= 11_633  # a ratchet: take lines out and lower it; the aim is 7,600, and 6,000 for the tests
     assert len(top_level) <= 6
     assert tests <= 7_793
     assert not [path.name for path in LIBRARY if "fmt: skip" in path.read_text()]

@@ -137,9 +137,8 @@ def _captions(collection: Collection, key: str, rows: list[Row]) -> list[tuple[A
                 message = f"image_id {row.image_id!r} names {owner!r} and {picture!r}; give every picture its own id"
                 raise Unusable("image ids of two pictures", message)
             if (first := splits.setdefault(picture, split)) != split:
-                raise Unusable(
-                    "pictures in two splits", f"{picture!r}: splits {first or '-'!r} and {split or '-'!r}: use one"
-                )
+                message = f"{picture!r} is in splits {first or 'none'!r} and {split or 'none'!r}: use one"
+                raise Unusable("pictures in two splits", message)
             if (kind := row.category) is not None and str(first := categories.setdefault(picture, kind)) != str(kind):
                 raise Unusable("pictures of two categories", f"{picture!r} is {first!r} and {kind!r}: use one category")
             if split and key not in ("all", split):

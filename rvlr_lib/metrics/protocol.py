@@ -144,7 +144,7 @@ def _cosines(candidates: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _chunks(rows: Tensor, chunk: int) -> tuple[Tensor, ...]:
-    """Rows in chunks of about ``chunk``, at least 32: small matrix products round differently and would break ties."""
+    """Rows in chunks of about ``chunk``, at least 32: small products round differently, which changes near-ties."""
     return rows.tensor_split(min(-(-len(rows) // chunk), max(1, len(rows) // 32)))
 
 

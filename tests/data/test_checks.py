@@ -55,8 +55,7 @@ def test_every_fault_is_counted_and_named(tmp_path):
     assert checked()[1]["unreadable pictures"].count == 2  # a header cannot show that a file is truncated
     rows[30]["caption"], rows[31]["caption"], rows[32]["caption"] = "a dog | a cat", "Two.\n- lines", "or|and &amp;"
     notes = "\n".join(checked()[1])
-    assert "3 captions contain | or a line break" in notes
-    assert "1 captions contain HTML" in notes
+    assert all(note in notes for note in ("3 captions contain | or a line break", "1 captions contain HTML"))
     for row in rows[20:23]:
         row["split"] = None
     accounts = checked()[0].accounts

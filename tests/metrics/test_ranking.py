@@ -53,9 +53,7 @@ def test_ndcg_equals_scikit_learn_also_with_ties():
             assert value == pytest.approx(100 * ndcg_score(relevance, scores, k=k), abs=1e-9)
 
 
-def test_ndcg_of_a_constant_score_and_the_mean_over_all_rankings_are_the_floor():
-    for value, floor in ndcg_and_floor(np.zeros((20, 30)), rng.random((20, 30)), (1, 10, 50)).values():
-        assert value == pytest.approx(floor)
+def test_the_mean_over_all_rankings_is_the_floor():
     gains = [0.2, 0.0, 1.0, 0.7]
     ((_, floor),) = ndcg_and_floor([[4.0, 3.0, 2.0, 1.0]], [gains], (3,)).values()
     assert floor[0] == pytest.approx(100 * ndcg_score([gains] * 24, [*permutations(range(4))], k=3))

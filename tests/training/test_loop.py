@@ -62,16 +62,13 @@ def test_the_best_epoch_is_kept():
     assert_equal(fitted.state, states[1])
 
 
-def test_weight_decay_spares_biases_norms_temperatures_and_the_fusion_weight():
+def test_weight_decay_spares_biases_norms_and_scalars_and_the_towers_rate_projections_and_new_modules():
     objective = make_objective(**ALL)
     decayed, spared = loop.build_optimizer(objective, TrainSettings(), 10)[0].param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0)
     assert all(parameter.ndim > 1 for parameter in decayed["params"])
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     assert len(decayed["params"] + spared["params"]) == len(trained)
-
-
-def test_the_towers_learning_rate_excludes_their_projections_and_new_modules():
     names = "visual.conv1 text.transformer visual.proj text.text_projection visual.head.proj fusion.text_in".split()
     assert [bool(loop.TOWER_BODY.match(f"student.{name}.weight")) for name in names] == [True, True, *[False] * 4]
 
